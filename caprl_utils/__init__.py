@@ -1,0 +1,1 @@
+"""Helper package of the CapRL reproduction: the notebooks tell the story, this does the work."""

@@ -1,0 +1,54 @@
+"""Writing files so that a reader never sees half of one, and a full disk is told as such."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+
+
+@contextmanager
+def full_disk_as_user_error(path: Path) -> Iterator[None]:
+    """Turn "no space left" into a UserError that says where and how much is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        folder = next(p for p in [path, *path.absolute().parents] if p.exists())
+        free = shutil.disk_usage(folder).free
+        raise UserError(
+            f"the disk is full: {shown(path)} could not be written "
+            f"({free / 2**20:.1f} MB free in {shown(folder)}). Free some space, or set CAPRL_RUNS to a folder "
+            "on another disk, then run again: it goes on from here."
+        ) from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file: temporary name beside it, fsync, rename. Raises UserError on a full disk."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with full_disk_as_user_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp makes 0600
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """write_atomic of indented JSON; NaN is refused, because missing is None."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,269 @@
+"""Run folders and their records: the one writer of result.json.
+
+runs/<profile>/<stage>/<name>/ holds
+    key.json      what the run depends on, written first
+    config.json   the resolved profile
+    *.jsonl       per-sample rows (`Run.rows`)
+    result.json   the record, written last and atomically: its presence means complete
+
+A run whose key differs from the folder's moves the old content to runs/<profile>/<stage>/.stale/<name> (one
+generation is kept), so rows of two settings never mix. One process at a time works in a folder; others wait.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from caprl_utils import paths, provenance
+from caprl_utils.errors import UserError
+from caprl_utils.files import full_disk_as_user_error, write_json
+from caprl_utils.hashing import cache_key, code_hashes, file_hash, folder_hash, value_hash
+from caprl_utils.paths import shown
+from caprl_utils.rows import RowStore
+from caprl_utils.schema import Profile
+
+__all__ = ["Lock", "RowStore", "Run", "cache_key", "file_hash", "folder_hash", "load_result"]
+
+log = logging.getLogger(__name__)
+_WAIT_LINE_SEC = 10.0
+
+
+class Lock:
+    """An exclusive lock on a file, freed by the kernel when its process dies, however it dies.
+
+    Taking it again in the same process is allowed (a notebook cell run twice). While another process holds it,
+    a line every 10 s names that process.
+    """
+
+    _held: dict[Path, int] = {}  # path -> file descriptor
+
+    def __init__(self, path: Path, what: str):
+        self.path, self.what = path.absolute(), what
+
+    def acquire(self) -> None:
+        """Wait until the lock is ours."""
+        if self.path in self._held:
+            return
+        with full_disk_as_user_error(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        next_line = 0.0
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= next_line:
+                    holder = os.pread(handle, 32, 0).decode() or "unknown"
+                    print(f"waiting: {self.what} is in use by process {holder}", file=sys.stderr, flush=True)
+                    next_line = time.monotonic() + _WAIT_LINE_SEC
+                time.sleep(0.2)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        self._held[self.path] = handle
+
+    def release(self) -> None:
+        """Free the lock; harmless when it is not held."""
+        handle = self._held.pop(self.path, None)
+        if handle is not None:
+            os.close(handle)
+
+
+class Run:
+    """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
+
+    with Run.open(profile, "curation", "answers", {"rl": profile.rl, "data": file_hash(rows)},
+                  modules=["caprl_utils.curation.answer"]) as run:
+        if not run.complete:
+            rows = run.rows("answers")
+            for request in requests:
+                if request.id not in rows:
+                    rows.append(...)
+            run.finish(values={"accuracy": 0.61}, n=320, unit="image", unparsed=3)
+        values = run.result["values"]
+    """
+
+    def __init__(self, folder: Path, profile: Profile, stage: str, name: str, manifest: dict[str, Any]):
+        self.folder, self.profile, self.stage, self.name = folder, profile, stage, name
+        self.key: str = manifest["key"]
+        self._manifest = manifest
+        self._lock = Lock(folder.parent / f".{name}.lock", shown(folder))
+        self._stores: dict[str, RowStore] = {}
+
+    @classmethod
+    def open(
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+    ) -> "Run":
+        """Open or continue a run.
+
+        parts: named JSON values or settings sections that change the output (config, prompts, data and model
+        hashes). modules: the code that does; what they import in this package counts too.
+        """
+        for word in (stage, name):
+            if not word or word.startswith(".") or "/" in word:
+                raise ValueError(f"stage and name are plain folder names, got {word!r}")
+        run = cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, modules))
+        run._lock.acquire()
+        run._prepare()
+        return run
+
+    def _prepare(self) -> None:
+        old = _read_json(self.folder / "key.json")
+        if self.folder.exists() and (old is None or old["key"] != self.key):
+            self._set_aside(old)
+        if not (self.folder / "key.json").exists():
+            write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
+            write_json(self.folder / "key.json", self._manifest)
+        if self.complete:
+            _note_access("read", self.folder)
+            self.close()
+        else:
+            self._start_session()
+
+    def _set_aside(self, old: dict[str, Any] | None) -> None:
+        stale = self.folder.parent / ".stale" / self.name
+        shutil.rmtree(stale, ignore_errors=True)
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.folder, stale)
+        reason = ", ".join(_changed(old, self._manifest)) if old else "it has no key"
+        log.warning(
+            "%s is recomputed (changed: %s); its old content is in %s",
+            shown(self.folder),
+            reason,
+            shown(stale),
+        )
+
+    @property
+    def complete(self) -> bool:
+        """True when result.json of this very key is there."""
+        result = _read_json(self.folder / "result.json")
+        return result is not None and result["key"] == self.key
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The record of the complete run."""
+        return load_result(self.folder)
+
+    def rows(self, name: str) -> RowStore:
+        """The row store <name>.jsonl of this run."""
+        if name not in self._stores:
+            self._stores[name] = RowStore(self.folder / f"{name}.jsonl")
+            if self._stores[name].torn:
+                log.warning("%s: one row cut off by a kill was dropped", shown(self.folder / f"{name}.jsonl"))
+        return self._stores[name]
+
+    def finish(
+        self,
+        values: Mapping[str, Any],
+        n: int | Mapping[str, int],
+        unit: str,
+        unparsed: int | Mapping[str, int] | None = None,
+        intervals: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Write result.json, last and atomically, and free the folder. Returns the record.
+
+        values: raw and unrounded, None for missing. n: how many units (say which: "image", "question").
+        unparsed: answers that could not be read; None where nothing is parsed. more: further JSON values.
+        """
+        for store in self._stores.values():
+            store.close()
+        record = {
+            "profile": self.profile.name, "stage": self.stage, "name": self.name, "key": self.key,
+            "values": dict(values), "n": n, "unit": unit, "unparsed": unparsed, "intervals": intervals,
+            "seeds": list(seeds) if seeds is not None else [self.profile.seed],
+            **more,
+            **provenance.commit(),
+            "hashes": {"config": self.profile.section_hash(), **self._manifest["parts"]},
+            "code": self._manifest["code"],
+            "versions": provenance.versions(), "hardware": provenance.hardware(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_sec": round(self._wall_sec(), 3),
+        }  # fmt: skip
+        write_json(self.folder / "result.json", record)
+        _note_access("write", self.folder)
+        self.close()
+        return record
+
+    def close(self) -> None:
+        """Close the row stores and free the lock; the run can be opened again to continue."""
+        for store in self._stores.values():
+            store.close()
+        self._stores.clear()
+        self._lock.release()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Wall time adds up over restarts. A session that was killed ended when it last wrote a file.
+    def _start_session(self) -> None:
+        sessions = _read_json(self.folder / "sessions.json") or []
+        if sessions and sessions[-1]["sec"] is None:
+            sessions[-1]["sec"] = max(0.0, self._last_write() - sessions[-1]["start"])
+        write_json(self.folder / "sessions.json", [*sessions, {"start": time.time(), "sec": None}])
+
+    def _last_write(self) -> float:
+        return max((f.stat().st_mtime for f in self.folder.rglob("*") if f.is_file()), default=0.0)
+
+    def _wall_sec(self) -> float:
+        *earlier, last = _read_json(self.folder / "sessions.json")
+        return sum(session["sec"] for session in earlier) + time.time() - last["start"]
+
+
+def load_result(path: Path | str) -> dict[str, Any]:
+    """Read a record, given its run folder or file. Raises UserError when it is missing or unreadable."""
+    path = Path(path)
+    file = path if path.suffix == ".json" else path / "result.json"
+    result = _read_json(file)
+    if result is None:
+        raise UserError(
+            f"no result at {shown(file)}: that run has not been made or not been finished; run it first"
+        )
+    _note_access("read", file.parent)
+    return result
+
+
+def _manifest(parts: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+    hashes = {name: value_hash(value) for name, value in parts.items()}
+    code = code_hashes(modules)
+    return {"key": cache_key(parts=hashes, code=code), "parts": hashes, "code": code}
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    names = []
+    for group, label in (("parts", ""), ("code", "code of ")):
+        before, after = old[group], new[group]
+        names += [label + name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+    return names
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{shown(file)} is not valid JSON ({error}); delete {shown(file.parent)} and run again"
+        ) from None
+
+
+def _note_access(kind: str, folder: Path) -> None:
+    """Tell the runner which records a notebook used, so that it knows when the notebook is out of date."""
+    target = os.environ.get("CAPRL_ACCESS_LOG")
+    if target:
+        with open(target, "a", encoding="utf-8") as file:
+            file.write(f"{kind} {folder.absolute()}\n")

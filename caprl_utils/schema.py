@@ -1,0 +1,197 @@
+"""The typed settings of a profile. Every default stands here and nowhere else.
+
+The defaults are the paper's where the paper gives one; a profile's YAML holds only what differs. Each field
+says where its value comes from: "paper" (arXiv 2509.22647), "author script" (the released training and
+evaluation scripts), "author README" (their repository's), or "ours" with the reason. Settings marked
+`affects_output=False` (where a server listens, how often to save) do not enter cache keys, so changing them
+recomputes nothing.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PRISM_BENCHMARKS = [
+    "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
+    "wemath", "mathvision", "mmstar", "seed2k", "mmmu",
+]  # fmt: skip
+
+
+def setting(default: Any, source: str, affects_output: bool = True, **limits: Any) -> Any:
+    """A field with its default, the source of that default, and its limits (ge, gt, le, lt, min_length)."""
+    return Field(default, description=source, json_schema_extra={"affects_output": affects_output}, **limits)
+
+
+class Settings(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    def key_part(self) -> dict[str, Any]:
+        """What of this section can change an output, ready for `runs.cache_key` (JSON values only)."""
+        part = {}
+        for name, field in type(self).model_fields.items():
+            if not (field.json_schema_extra or {}).get("affects_output", True):
+                continue
+            value = getattr(self, name)
+            part[name] = value.key_part() if isinstance(value, Settings) else value
+        return part
+
+
+class ModelConfig(Settings):
+    """One model: what to load and how to reach it."""
+
+    path: str = Field(description="hub id, folder, or zoo:NAME for a model of the small zoo", min_length=1)
+    revision: str | None = setting(None, "ours: the hub's current revision unless a commit hash pins it")
+    backend: Literal["local", "endpoint"] = setting(
+        "local", "ours: transformers in this process, no server needed"
+    )
+    base_urls: list[str] = setting(
+        [], "ours: servers to spread requests over (endpoint)", affects_output=False
+    )
+    api_key_env: str | None = setting(
+        None,
+        "ours: name of the environment variable that holds the API key, never the key",
+        affects_output=False,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "ours: as the checkpoint says")
+    batch_size: int = setting(32, "ours: requests per forward pass (local) or in flight (endpoint)", ge=1)
+    trust_remote_code: bool = setting(False, "ours: off unless a profile says so and why")
+    min_pixels: int | None = setting(None, "ours: the processor's own limit", ge=1)
+    max_pixels: int | None = setting(None, "ours: the processor's own limit", ge=1)
+
+    @model_validator(mode="after")
+    def _endpoint_has_a_server(self) -> "ModelConfig":
+        if self.backend == "endpoint" and not self.base_urls:
+            raise ValueError("backend 'endpoint' needs base_urls, for example ['http://127.0.0.1:8000/v1']")
+        return self
+
+
+def _role(path: str, source: str, port: int | None = None) -> Any:
+    server = {"backend": "endpoint", "base_urls": [f"http://127.0.0.1:{port}/v1"]} if port else {}
+    return setting(ModelConfig(path=path, **server), source)
+
+
+class Models(Settings):
+    """Who plays which part. A profile that names another `path` starts from ModelConfig's defaults."""
+
+    question_writer: ModelConfig = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, QA curation: writes", 8000)
+    question_filter: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, QA curation: answers", 8001)
+    policy: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper: the captioner that RL starts from")
+    captioner_7b: ModelConfig = _role("Qwen/Qwen2.5-VL-7B-Instruct", "paper, Table 3", 8002)
+    captioner_72b: ModelConfig = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3", 8000)
+    reward_reader: ModelConfig = _role("Qwen/Qwen2.5-3B-Instruct", "paper: answers from the caption", 8003)
+    prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
+
+    def __getitem__(self, role: str) -> ModelConfig:
+        if role not in type(self).model_fields:
+            raise KeyError(f"no model role {role!r}; roles: {', '.join(type(self).model_fields)}")
+        return getattr(self, role)
+
+
+class Images(Settings):
+    """Where curation takes its images from."""
+
+    source: str = setting(
+        "images", "ours: mini-world, a folder, a parquet file or a data set id", min_length=1
+    )
+    num_images: int = setting(75_000, "paper: 75k images remain after the filter", ge=1)
+    kinds: list[str] | None = setting(None, "paper: natural scenes, charts and documents; None takes all")
+
+
+class Curation(Settings):
+    """Questions: write, extract, answer, filter (paper, QA curation)."""
+
+    questions_per_image: int = setting(5, "paper: 5 questions per image", ge=1)
+    temperature: float = setting(0.1, "paper: the writer's temperature", ge=0)
+    repetition_penalty: float = setting(1.05, "paper: the writer's repetition penalty", gt=0)
+    max_tokens: int = setting(2048, "ours: five questions of the format take about 600 tokens", ge=1)
+    rounds: int = setting(4, "paper: each question is answered 4 times, options shuffled", ge=1)
+    answer_temperature: float = setting(0.6, "ours: not stated; as the author script's reward reader", ge=0)
+    min_visual_accuracy: float = setting(0.75, "author README: kept when strictly above", ge=0, le=1)
+    max_text_accuracy: float = setting(0.25, "author README: kept when strictly below", ge=0, le=1)
+    max_bad_share: float = setting(0.5, "ours: more bad rows than this stop the stage", False, ge=0, le=1)
+
+
+class RL(Settings):
+    """GRPO with the QA reward (paper, equations 1-3)."""
+
+    num_images: int = setting(75_000, "paper: images of the RL set", ge=1)
+    group_size: int = setting(8, "author script: captions per image (G)", ge=2)
+    prompts_per_step: int = setting(128, "author script: rollout batch, images per step", ge=1)
+    steps: int = setting(1800, "author script: the evaluated checkpoint, about 3 passes over 75k", ge=1)
+    learning_rate: float = setting(1e-6, "author script", gt=0)
+    warmup_steps: int = setting(20, "author script", ge=0)
+    beta: float = setting(0.01, "ours: the paper has a KL penalty but no coefficient (script: 0)", ge=0)
+    epsilon: float = setting(0.2, "ours: TRL's default; inert with one update per rollout", gt=0)
+    scale_rewards: Literal["group", "none"] = setting("group", "paper: group mean and std (script: none)")
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] = setting(
+        "grpo", "paper: mean over each caption's tokens"
+    )
+    temperature: float = setting(1.0, "author script: sampling of captions", gt=0)
+    max_completion_tokens: int = setting(4096, "author script", ge=1)
+    rounds: int = setting(4, "paper: N questions answered per caption (Table 5)", ge=1)
+    reward: Literal["qa_sampled", "qa_expected"] = setting("qa_sampled", "paper, equations 1-3")
+    question_draw: Literal["replacement", "stratified"] = setting("replacement", "author script")
+    reader_temperature: float = setting(0.6, "author script: the reward LLM", gt=0)
+    max_failed_share: float = setting(
+        0.1, "ours: more failed rewards than this stop training", False, ge=0, le=1
+    )
+    save_every: int = setting(50, "author script: steps between checkpoints", False, ge=1)
+    seeds: list[int] = setting([0], "ours: one training per seed; the paper says nothing", min_length=1)
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> "RL":
+        if self.num_images < self.prompts_per_step:
+            raise ValueError(
+                f"num_images {self.num_images} is below prompts_per_step {self.prompts_per_step}"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} holds one seed twice")
+        return self
+
+
+class Prism(Settings):
+    """Evaluation in two stages: caption, then answer from the caption (paper, Table 3)."""
+
+    benchmarks: list[str] = setting(PRISM_BENCHMARKS, "paper, Table 3", min_length=1)
+    num_samples: int | None = setting(None, "ours: all samples of each benchmark", ge=1)
+    captions_per_image: int = setting(4, "author script", ge=1)
+    caption_temperature: float = setting(1.0, "author script", ge=0)
+    caption_max_tokens: int = setting(2048, "author script", ge=1)
+    reader: Literal["choice", "greedy", "sampled"] = setting(
+        "choice", "ours: letter probabilities, no dice (author script: sampled at 1.0)"
+    )
+    bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
+
+
+class Profile(Settings):
+    """All settings of one size of the work."""
+
+    name: str = Field(description="the profile's name; the file name of its YAML", min_length=1)
+    description: str = setting("", "ours: one line for the reader", False)
+    hardware: str = setting("", "ours: what it is made for", False)
+    seed: int = setting(0, "ours: every other seed is derived from it", ge=0)
+    offline: bool = setting(False, "ours: True keeps the hub out", False)
+    torch_threads: int | None = setting(None, "ours: torch's own choice", False, ge=1)
+    models: Models = setting(Models(), "see each role")
+    images: Images = setting(Images(), "see each key")
+    curation: Curation = setting(Curation(), "see each key")
+    rl: RL = setting(RL(), "see each key")
+    prism: Prism = setting(Prism(), "see each key")
+
+    def section_hash(self, *sections: str) -> str:
+        """Hash of what can change an output in the named sections ("rl", "models.policy"), all by default."""
+        every = ("models", "images", "curation", "rl", "prism", "seed")
+        parts = {name: self.lookup(name) for name in sections or every}
+        parts = {k: v.key_part() if isinstance(v, Settings) else v for k, v in parts.items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def lookup(self, dotted: str) -> Any:
+        """The value of a dotted key, e.g. "models.policy.path"."""
+        value: Any = self
+        for name in dotted.split("."):
+            value = getattr(value, name)
+        return value
