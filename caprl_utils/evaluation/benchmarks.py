@@ -1,0 +1,168 @@
+"""The benchmark registry: facts from configs/benchmarks.yaml, typed and checked.
+
+Only facts live there (where the data are, which columns, which metric, which licence); what to do with
+them lives in `loaders` and `scoring`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+
+REGISTRY = paths.CONFIGS / "benchmarks.yaml"
+
+Status = Literal["checked", "derived", "reported", "unknown", "ours"]
+AnswerKind = Literal[
+    "short",
+    "short_list",
+    "accepted_list",
+    "letter",
+    "letter_or_open",
+    "letter_or_math",
+    "letter_or_short",
+    "choice_or_typed",
+    "open",
+]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Caprl(_Facts):
+    """The authors' file of a benchmark and the branch of their scorer that it takes."""
+
+    branch: Literal["chart", "info", "symbolic"]
+    file: str | None = None
+
+
+class Hub(_Facts):
+    """Where the data are. `revision` is None where no commit could be checked: pass one for a real run."""
+
+    id: str
+    alternatives: tuple[str, ...] = ()
+    config: str | None = None
+    other_configs: tuple[str, ...] = ()
+    images_config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    data_files: str | None = None
+    keep: dict[str, str] = Field(default_factory=dict)
+
+
+class Size(_Facts):
+    """Rows of the split that is scored; `about` where only a rough number is known."""
+
+    rows: int | None = None
+    about: int | None = None
+    status: Status
+    detail: str | None = None
+
+
+class Columns(_Facts):
+    """Column names of the hub layout, by role."""
+
+    image: tuple[str, ...] = ()
+    question: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
+class Licence(_Facts):
+    name: str
+    source: str
+    status: Status
+
+
+class Benchmark(_Facts):
+    """One benchmark. `metric` is a code of scoring.standard.METRICS; `caprl` is None where the authors'
+    scorer has no file for it."""
+
+    key: str
+    name: str
+    tables: tuple[int, ...] = ()
+    prism: bool = False
+    pretraining: bool = False
+    caprl: Caprl | None = None
+    hub: Hub | None = None
+    size: Size | None = None
+    columns: Columns | None = None
+    answer: AnswerKind
+    metric: str
+    judge: Literal["no", "optional", "needed"] = "no"
+    letters: str | None = None
+    licence: Licence | None = None
+    prism_fit: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def needs(self) -> str:
+        """One line for a message about absent data: id, config, split, revision, licence, size."""
+        if self.hub is None:
+            return f"{self.name}: made by this project, not downloaded"
+        size = self.size
+        count = (
+            "unknown" if size is None else size.rows or (f"about {size.about}" if size.about else "unknown")
+        )
+        licence = self.licence.name if self.licence else "unknown"
+        return (
+            f"{self.name}: dataset {self.hub.id}, config {self.hub.config or 'default'}, "
+            f"split {self.hub.split or 'unknown'}, revision {self.hub.revision or 'not pinned (give one)'}, "
+            f"{count} rows, licence {licence}"
+        )
+
+
+class Registry(_Facts):
+    benchmarks: tuple[Benchmark, ...]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Registry:
+        keys = [item.key for item in self.benchmarks]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"keys given twice: {', '.join(twice)}")
+        return self
+
+
+@lru_cache(maxsize=4)
+def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
+    """All benchmarks by key, in the file's order. Raises UserError naming the entry that is wrong."""
+    try:
+        registry = Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"no benchmark registry at {paths.shown(path)}") from error
+    except (ValidationError, yaml.YAMLError) as error:
+        raise UserError(f"{paths.shown(path)} does not hold a valid registry: {error}") from error
+    return {item.key: item for item in registry.benchmarks}
+
+
+def get_benchmark(key: str) -> Benchmark:
+    """The benchmark `key`; UserError with the nearest keys otherwise."""
+    registry = load_registry()
+    if key in registry:
+        return registry[key]
+    near = difflib.get_close_matches(key, registry, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(registry)}"
+    raise UserError(f"unknown benchmark {key!r}: {hint}")
+
+
+def prism_benchmarks() -> list[Benchmark]:
+    """The 11 benchmarks of Table 3, in its order."""
+    return [item for item in load_registry().values() if item.prism]
+
+
+def pretraining_benchmarks() -> list[Benchmark]:
+    """The 12 benchmarks of Tables 1 and 2."""
+    return [item for item in load_registry().values() if item.pretraining]
+
+
+def mini_benchmarks() -> list[Benchmark]:
+    """The benchmarks rendered by this project, whose data come from a registered loader."""
+    return [item for item in load_registry().values() if item.key.startswith("mini-")]

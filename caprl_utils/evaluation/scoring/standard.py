@@ -1,0 +1,121 @@
+"""Mode `standard`: each benchmark's own metric, as the field reports it.
+
+One function per metric code of configs/benchmarks.yaml. A metric that needs a judge gives no score
+without one; it never falls back to another rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from caprl_utils.answers import DEFAULT_LETTERS, final_answer
+from caprl_utils.errors import UserError
+from caprl_utils.evaluation.benchmarks import get_benchmark
+from caprl_utils.evaluation.scoring import choices, maths, text
+from caprl_utils.evaluation.scoring.types import Row, Score
+
+NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
+
+
+def _text(metric: Callable[[str, Any], float]) -> Callable[[Row], Score]:
+    def run(row: Row) -> Score:
+        answer = _short_answer(row.prediction)
+        return Score(metric(answer, row.gold), answer or None, None if answer.strip() else "empty answer")
+
+    return run
+
+
+def _short_answer(prediction: str) -> str:
+    """The final answer; a plain short answer keeps its outer spaces, which ANLS counts as the toolkits do."""
+    answer = final_answer(prediction)
+    return prediction if prediction.strip() == answer else answer
+
+
+def _accepted(gold: Any) -> list[str]:
+    """Accepted answers; a single text is one answer, the text of a list is that list."""
+    if isinstance(gold, str):
+        return [str(item) for item in text.literal_list(gold) or [gold]]
+    return [str(item) for item in gold]
+
+
+def _pro(row: Row) -> Score:
+    answer = final_answer(row.prediction)
+    value = text.relaxed_accuracy_pro(answer, row.gold, row.meta.get("year"), row.meta.get("question_type"))
+    return Score(value, answer or None, None if answer else "empty answer")
+
+
+def _options(meta: Mapping[str, Any]) -> list[str] | None:
+    return choices.as_options(meta.get("options"))
+
+
+def _letters(row: Row) -> str:
+    return get_benchmark(row.benchmark).letters or DEFAULT_LETTERS
+
+
+def _letter(row: Row) -> Score:
+    return choices.letter_accuracy(row.prediction, row.gold, _options(row.meta), _letters(row))
+
+
+def _circular(row: Row) -> Score:
+    if row.meta.get("group") == "circular":
+        return choices.circular_accuracy(row.prediction, row.gold, _options(row.meta))
+    return _letter(row)
+
+
+def _mathvista(row: Row) -> Score:
+    meta = row.meta
+    return maths.mathvista_match(
+        row.prediction,
+        row.gold,
+        question_type=meta.get("question_type"),
+        answer_type=meta.get("answer_type"),
+        choices=choices.as_options(meta.get("choices")),
+        precision=meta.get("precision"),
+        extracted=False,
+    )
+
+
+def _equal_or_judge(row: Row) -> Score:
+    answer = final_answer(row.prediction)
+    if answer and answer == str(row.gold).strip():
+        return Score(1.0, answer, "equal text, which needs no judge")
+    return Score(None, answer or None, NEEDS_JUDGE)
+
+
+def _judge_only(row: Row) -> Score:
+    return Score(None, final_answer(row.prediction) or None, NEEDS_JUDGE)
+
+
+METRICS: dict[str, Callable[[Row], Score]] = {
+    "relaxed_accuracy": _text(text.relaxed_accuracy),
+    "relaxed_accuracy_pro": _pro,
+    "anls": _text(lambda answer, gold: text.anls(answer, _accepted(gold))),
+    "exact_match": _text(lambda answer, gold: text.exact_match(answer.strip(), str(gold))),
+    "letter_accuracy": _letter,
+    "letter_or_exact_match": lambda row: choices.letter_or_short(
+        row.prediction, str(row.gold), _options(row.meta), _letters(row)
+    ),
+    "mmmu_accuracy": lambda row: choices.mmmu_accuracy(
+        row.prediction, row.gold, _options(row.meta), row.meta.get("question_type")
+    ),
+    "wemath_four_dimensional": _letter,  # per question; the four dimensions are computed over all rows
+    "circular_accuracy": _circular,
+    "math_equality": lambda row: maths.mathvision_accuracy(row.prediction, row.gold, _options(row.meta)),
+    "llm_extract_then_typed_match": _mathvista,
+    "mathverse_judge": _equal_or_judge,
+    "llm_judge": _judge_only,
+    "llm_judge_graded": _judge_only,
+}
+
+
+def score_standard(row: Row) -> Score:
+    """The benchmark's own metric for one row, without a judge."""
+    metric = get_benchmark(row.benchmark).metric
+    if metric not in METRICS:
+        known = ", ".join(METRICS)
+        raise UserError(f"benchmark {row.benchmark!r} names the unknown metric {metric!r}; known: {known}")
+    if not isinstance(row.prediction, str) and row.meta.get("group") != "circular":
+        kind = type(row.prediction).__name__
+        raise UserError(f"benchmark {row.benchmark!r}: a prediction must be text, not {kind}")
+    return METRICS[metric](row)
