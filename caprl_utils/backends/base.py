@@ -1,0 +1,70 @@
+"""What every model looks like to the rest of the project: requests in, completions out, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Request:
+    """One user turn.
+
+    ``prefill`` starts the assistant's turn; the model continues it (the completion does not repeat it).
+    """
+
+    id: str
+    prompt: str
+    image: Image | None = None
+    prefill: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to decode. ``temperature`` 0 is greedy; ``n`` completions per request; ``seed`` makes a run repeatable."""
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    n: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer to a request: ``text`` is None when ``error`` says why there is none."""
+
+    id: str
+    index: int
+    text: str | None
+    num_tokens: int
+    finish_reason: str  # "stop" | "length" | "error"
+    error: str | None = None
+
+
+class Backend(Protocol):
+    """A model that completes chats."""
+
+    name: str
+    model_hash: str
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
+    ) -> list[Completion]:
+        """``sampling.n`` completions per request, grouped by request in the order given.
+
+        A request that fails gives completions with ``error`` set; the others are not affected.
+        """
+
+    def choice_logprobs(
+        self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
+    ) -> list[list[float] | None]:
+        """Log-probability of each choice (one token each) as the next token of each request, at temperature 1.
+
+        None stands for a request that could not be answered; missing is not zero.
+        """

@@ -1,0 +1,112 @@
+"""The training loop of the zoo: seeded batches, a curve on disk, checkpoints that continue exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from caprl_utils.mini.packing import IGNORED, Batch
+from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and learning rate of one lesson: linear warm-up, then cosine down to a tenth."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: int = 50
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.1 + 0.45 * (1 + torch.cos(torch.tensor(done * torch.pi)).item()))
+
+
+def loss_of(
+    model, batch: Batch, pixels: dict[str, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
+    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
+    if pixels is not None:
+        inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    wanted = batch.labels[:, 1:]
+    learned = wanted != IGNORED
+    logits = model.lm_head(hidden[:, :-1][learned])  # (answer tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits, wanted[learned]), logits.argmax(-1)
+
+
+def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
+    """Shares of predicted answers that are right: ``letters`` of options, and all other ``words``."""
+    wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORED]
+    tokenizer = shared_tokenizer()
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in LETTERS[:5]]))
+    frame = torch.tensor(tokenizer.convert_tokens_to_ids([ANSWER_PREFILL, "<|im_end|>"]))
+    is_letter = torch.isin(wanted, letters)
+    is_word = ~is_letter & ~torch.isin(wanted, frame)
+    right = (predicted == wanted).float()
+    return {"letters": right[is_letter].mean().item(), "words": right[is_word].mean().item()}
+
+
+class Fit:
+    """Trains ``model`` in ``folder``; run again after any stop, it goes on from its last checkpoint."""
+
+    def __init__(self, model, folder: Path, schedule: Schedule, save_every: int = 100) -> None:
+        self.model, self.folder, self.schedule, self.save_every = model, folder, schedule, save_every
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
+        self.state = {"level": 0, "recent": 0.0}
+        self.step = self._resume()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _resume(self) -> int:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._checkpoint.exists():
+            return 0
+        saved = torch.load(self._checkpoint, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        return saved["step"]
+
+    def _save(self) -> None:
+        saved = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        temporary = self._checkpoint.with_suffix(".tmp")
+        torch.save(saved | {"state": self.state, "step": self.step}, temporary)
+        os.replace(temporary, self._checkpoint)
+
+    def run(self, lesson: Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]], steps: int | None = None) -> None:
+        """Take steps until the schedule (or ``steps``) ends; ``lesson(step, state)`` gives the loss and curve figures."""
+        self.model.train()
+        while self.step < (steps or self.schedule.steps):
+            started = time.perf_counter()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.schedule.rate(self.step)
+            loss, figures = lesson(self.step, self.state)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self._log(loss.item(), figures, time.perf_counter() - started)
+            self.step += 1
+            if self.step % self.save_every == 0 or self.step == self.schedule.steps:
+                self._save()
+
+    def _log(self, loss: float, figures: dict[str, float], seconds: float) -> None:
+        row = {"step": self.step, "loss": round(loss, 5), **{k: round(v, 4) for k, v in figures.items()}}
+        row["seconds"] = round(seconds, 3)
+        with open(self.folder / "curve.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.step % 20 == 0:
+            print(f"{self.folder.name} {json.dumps(row)}", flush=True)

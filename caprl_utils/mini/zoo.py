@@ -1,0 +1,255 @@
+"""The model zoo: how each small model came about, and the command that trains it again.
+
+``python -m caprl_utils.mini.zoo`` trains what is missing, in order, from nothing; stop it at any time and run it again.
+The copying circuit comes first, then the reader of captions; the vision-language models start from the reader's
+weights as Qwen2.5-VL started from Qwen2.5. Why this order: reports/lab-log.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from caprl_utils import paths
+from caprl_utils.mini import lessons, models
+from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
+from caprl_utils.mini.lessons import Style
+from caprl_utils.mini.packing import Batch, Packed, collate
+from caprl_utils.mini.render import render
+from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
+from caprl_utils.mini.world import KINDS, Picture, derived_seed, picture
+
+DENSE = Style()
+DENSE_BUT_ERRING = Style(told=(0.6, 1.0), wrong=0.06)
+TERSE_AND_ERRING = Style(told=(0.15, 0.55), wrong=0.15)
+READING_LEVELS = [(1, 2, 0.0), (1, 4, 0.0), (2, 4, 0.0), (2, 4, 0.25), (3, 4, 0.25), (4, 4, 0.25), (6, 4, 0.25), (8, 4, 0.25)]
+"""Curriculum of the reader: facts in the caption, options of a question, share of questions without their fact."""
+LEVEL_UP = 0.88  # letter accuracy (running mean) at which the next level starts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model of the zoo: where its weights start, its lesson and for how long."""
+
+    name: str
+    role: str
+    start: str | None  # another recipe; its language model is taken over by a VLM
+    lesson: str  # "copying" | "reading" | "looking"
+    schedule: Schedule
+    batch_size: int = 64
+    styles: tuple[Style, ...] = ()
+    write: float = 0.0
+    guess: int = 0  # examples without image per batch
+    vision: bool = False
+    shipped: bool = True
+    options: dict = field(default_factory=dict)
+
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("copier", "first lesson of all language models", None, "copying", Schedule(400), 128, shipped=False),
+        Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(1000)),
+        Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
+               Schedule(300, 5e-4), options={"level": len(READING_LEVELS) - 1}),
+        Recipe("vlm-trunk", "shared vision pretraining", "reader-reward", "looking", Schedule(1400), 64, (DENSE,),
+               vision=True, shipped=False),
+        Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vlm-trunk", "looking",
+               Schedule(300, 5e-4), 64, (DENSE,), write=0.7, vision=True),
+        Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-trunk", "looking", Schedule(150, 5e-4), 64,
+               (DENSE_BUT_ERRING,), vision=True),
+        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-trunk", "looking", Schedule(250, 5e-4), 64,
+               (TERSE_AND_ERRING,), guess=16, vision=True),
+    )
+}  # fmt: skip
+
+
+def work_folder(name: str) -> Path:
+    return paths.RUNS / "zoo" / name
+
+
+def weights_folder(name: str) -> Path:
+    return paths.ROOT / "caprl_utils" / "mini" / "weights" / name
+
+
+# --- lessons: (step, state) -> loss and figures for the curve -------------------------------------------------------
+
+
+def copying_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+    """Next-token loss on the second half of random sequences written twice."""
+    size, half = len(shared_tokenizer()), 24
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = random.Random(derived_seed("zoo", recipe.name, step))
+        first = [rng.sample(range(len(SPECIAL), size), half) for _ in range(recipe.batch_size)]
+        ids = torch.tensor([row + row for row in first])
+        logits = model(input_ids=ids).logits[:, half - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, size), ids[:, half:].reshape(-1))
+        return loss, {"right": (logits[:, 1:].argmax(-1) == ids[:, half + 1 :]).float().mean().item()}
+
+    return lesson
+
+
+def reading_examples(recipe: Recipe, step: int, level: int) -> list[Packed]:
+    """The reader's batch of a step: mostly of the current level, a fifth from the levels before."""
+    rng = random.Random(derived_seed("zoo", recipe.name, step))
+    examples = []
+    for number in range(recipe.batch_size):
+        chosen = level if rng.random() < 0.8 else rng.randint(0, level)
+        most, num_options, missing = READING_LEVELS[chosen]
+        shown = picture("zoo", derived_seed(recipe.name, step, number) % 10**6, rng.choice(KINDS))
+        examples.append(lessons.reading(rng, shown, rng.randint(max(1, most // 2), most), num_options, missing))
+    return examples
+
+
+def reading_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+    """Answers about captions, with the curriculum of :data:`READING_LEVELS`."""
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        level = max(state["level"], recipe.options.get("level", 0))
+        batch = collate(reading_examples(recipe, step, level), shared_tokenizer())
+        loss, predicted = loss_of(model, batch)
+        figures = answer_accuracy(batch, predicted)
+        state["recent"] = 0.9 * state["recent"] + 0.1 * figures["letters"]
+        if state["recent"] > LEVEL_UP and level < len(READING_LEVELS) - 1:
+            state.update(level=level + 1, recent=0.5)
+        return loss, figures | {"level": level}
+
+    return lesson
+
+
+def looking_batch(recipe: Recipe, step: int) -> tuple[Batch, dict[str, torch.Tensor], Batch | None]:
+    """Pictures, their packed lessons and pixels, and lessons without pictures, for one step of a VLM."""
+    rng = random.Random(derived_seed("zoo", recipe.name, step))
+    shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+    packed = [lessons.looking(rng, p, recipe.styles, write=recipe.write) for p in shown]
+    blind = [lessons.guessing(rng, p) for p in shown[: recipe.guess]]
+    tokenizer = shared_tokenizer()
+    return (
+        collate(packed, tokenizer, with_image=True),
+        pixels_of(shown),
+        collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
+    )
+
+
+def pixels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:
+    """Vision inputs of rendered pictures, by the real image processor."""
+    import numpy as np
+
+    arrays = np.stack([np.asarray(render(p)) for p in pictures])
+    processor = models.build_processor().image_processor
+    return dict(processor(images=torch.from_numpy(arrays).permute(0, 3, 1, 2), return_tensors="pt"))
+
+
+def _ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:
+    """Results of ``make(first)``, ``make(first + 1)``, ... with the next one always under way in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future = pool.submit(make, first)
+        while True:
+            first += 1
+            ready, coming = coming, pool.submit(make, first)
+            yield ready.result()
+
+
+def looking_lesson(model, recipe: Recipe, first_step: int) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+    """Captions, questions and question writing about rendered pictures."""
+    batches = _ahead(lambda step: looking_batch(recipe, step), first_step)
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        batch, pixels, blind = next(batches)
+        loss, predicted = loss_of(model, batch, pixels)
+        figures = answer_accuracy(batch, predicted)
+        if blind is not None:
+            blind_loss, blind_predicted = loss_of(model, blind)
+            loss = loss + 0.3 * blind_loss
+            figures["blind"] = answer_accuracy(blind, blind_predicted)["letters"]
+        return loss, figures
+
+    return lesson
+
+
+# --- building, training, shipping -----------------------------------------------------------------------------------
+
+
+def build(recipe: Recipe):
+    """The model of a recipe with the weights it starts from."""
+    seed = derived_seed("zoo", recipe.name) % 2**31
+    model = models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
+    if recipe.start is None:
+        return model
+    donor = torch.load(work_folder(recipe.start) / "model.pt", weights_only=True)
+    if recipe.vision and not RECIPES[recipe.start].vision:
+        language = {k.removeprefix("model."): v for k, v in donor.items() if k.startswith("model.")}
+        model.model.language_model.load_state_dict(language)
+        model.lm_head.load_state_dict({"weight": donor["lm_head.weight"]})
+    else:
+        model.load_state_dict(donor)
+    return model
+
+
+def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
+    """Train one recipe (or its first ``steps``) in ``folder``; returns the model."""
+    folder = folder or work_folder(recipe.name)
+    model = build(recipe)
+    fit = Fit(model, folder, recipe.schedule)
+    if recipe.lesson == "looking":
+        lesson = looking_lesson(model, recipe, fit.step)
+    else:
+        lesson = {"copying": copying_lesson, "reading": reading_lesson}[recipe.lesson](model, recipe)
+    fit.run(lesson, steps)
+    return model
+
+
+def ship(recipe: Recipe, model) -> None:
+    """Write the trained model as a Hugging Face folder in 16 bit, with its curve and the record of its making."""
+    folder = weights_folder(recipe.name)
+    models.prepare_generation(model)
+    model.to(torch.float16).save_pretrained(folder)
+    (models.build_processor() if recipe.vision else shared_tokenizer()).save_pretrained(folder)
+    rows = [json.loads(line) for line in (work_folder(recipe.name) / "curve.jsonl").read_text().splitlines()]
+    kept = [r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r["step"] == rows[-1]["step"]]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    record = {
+        "name": recipe.name,
+        "role": recipe.role,
+        "starts_from": recipe.start,
+        "lesson": recipe.lesson,
+        "steps": recipe.schedule.steps,
+        "learning_rate": recipe.schedule.learning_rate,
+        "batch_size": recipe.batch_size,
+        "styles": [vars(s) for s in recipe.styles],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1),
+        "last_figures": rows[-1],
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main() -> None:
+    """Train and ship the zoo, or the models named."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"models to train (default: all): {', '.join(RECIPES)}")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(RECIPES):
+        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+    torch.set_num_threads(arguments.threads)
+    for recipe in RECIPES.values():
+        done = work_folder(recipe.name) / "model.pt"
+        if (arguments.names and recipe.name not in arguments.names) or done.exists():
+            continue
+        model = train(recipe)
+        torch.save(model.state_dict(), done)
+        if recipe.shipped:
+            ship(recipe, model)
+
+
+if __name__ == "__main__":
+    main()
