@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils.errors import UserError
-from caprl_utils.paths import shown
+from caprl_utils.paths import is_report, shown
+
+ACCESS_LOG_ENV = "CAPRL_ACCESS_LOG"
 
 
 @contextmanager
@@ -26,8 +28,8 @@ def full_disk_as_user_error(path: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder).free
         raise UserError(
             f"the disk is full: {shown(path)} could not be written "
-            f"({free / 2**20:.1f} MB free in {shown(folder)}). Free some space, or set CAPRL_RUNS to a folder "
-            "on another disk, then run again: it goes on from here."
+            f"({free / 2**20:.1f} MB free in {shown(folder)}). Free some space, or set CAPRL_RUNS to a "
+            "folder on another disk, then run again: it goes on from here."
         ) from error
 
 
@@ -44,6 +46,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes 0600
             os.replace(temporary, path)
+            if is_report(path):
+                note_access(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -52,3 +56,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """write_atomic of indented JSON; NaN is refused, because missing is None."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def note_access(path: Path) -> None:
+    """Tell the runner that a notebook read or wrote this file, so that it runs again when the file changes.
+
+    Done for run records and for reports written by `write_atomic`; call it for a report written otherwise.
+    """
+    target = os.environ.get(ACCESS_LOG_ENV)
+    if target:
+        with full_disk_as_user_error(Path(target)), open(target, "a", encoding="utf-8") as file:
+            file.write(f"{path.absolute()}\n")

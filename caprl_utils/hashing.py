@@ -20,7 +20,7 @@ PACKAGE = "caprl_utils"
 INFRASTRUCTURE = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        "config", "errors", "files", "hashing", "notebook", "paths", "processes", "progress",
+        "config", "environment", "errors", "files", "hashing", "notebook", "paths", "processes", "progress",
         "provenance", "rows", "runner", "runs", "schema",
     )
 ) | {PACKAGE}  # fmt: skip

@@ -21,6 +21,17 @@ def reports_of(profile: str) -> Path:
     return RUNS / "smoke" / "reports" if profile == "smoke" else REPORTS / profile
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file lies where tables and figures go."""
+    folders = (REPORTS, reports_of("smoke"))
+    return any(path.absolute().is_relative_to(folder) for folder in folders)
+
+
+def zoo_folder(path: str) -> Path:
+    """Where the model "zoo:NAME" lies, whether it is there or not."""
+    return ZOO / path.removeprefix(ZOO_PREFIX)
+
+
 def resolve_model(path: str) -> str:
     """Turn a model's `path` from a config into what from_pretrained takes.
 
@@ -29,7 +40,7 @@ def resolve_model(path: str) -> str:
     """
     if not path.startswith(ZOO_PREFIX):
         return path
-    folder = ZOO / path.removeprefix(ZOO_PREFIX)
+    folder = zoo_folder(path)
     if (folder / "config.json").is_file():
         return str(folder)
     known = sorted(p.parent.name for p in ZOO.glob("*/config.json"))

@@ -25,7 +25,7 @@ from typing import Any
 
 from caprl_utils import paths, provenance
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error, write_json
+from caprl_utils.files import full_disk_as_user_error, note_access, write_json
 from caprl_utils.hashing import cache_key, code_hashes, file_hash, folder_hash, value_hash
 from caprl_utils.paths import shown
 from caprl_utils.rows import RowStore
@@ -40,8 +40,8 @@ _WAIT_LINE_SEC = 10.0
 class Lock:
     """An exclusive lock on a file, freed by the kernel when its process dies, however it dies.
 
-    Taking it again in the same process is allowed (a notebook cell run twice). While another process holds it,
-    a line every 10 s names that process.
+    Taking it again in the same process is allowed (a notebook cell run twice). While another process holds
+    it, a line every 10 s names that process.
     """
 
     _held: dict[Path, int] = {}  # path -> file descriptor
@@ -124,7 +124,7 @@ class Run:
             write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
             write_json(self.folder / "key.json", self._manifest)
         if self.complete:
-            _note_access("read", self.folder)
+            note_access(self.folder / "result.json")
             self.close()
         else:
             self._start_session()
@@ -191,7 +191,7 @@ class Run:
             "wall_sec": round(self._wall_sec(), 3),
         }  # fmt: skip
         write_json(self.folder / "result.json", record)
-        _note_access("write", self.folder)
+        note_access(self.folder / "result.json")
         self.close()
         return record
 
@@ -232,7 +232,7 @@ def load_result(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"no result at {shown(file)}: that run has not been made or not been finished; run it first"
         )
-    _note_access("read", file.parent)
+    note_access(file)
     return result
 
 
@@ -259,11 +259,3 @@ def _read_json(file: Path) -> Any:
         raise UserError(
             f"{shown(file)} is not valid JSON ({error}); delete {shown(file.parent)} and run again"
         ) from None
-
-
-def _note_access(kind: str, folder: Path) -> None:
-    """Tell the runner which records a notebook used, so that it knows when the notebook is out of date."""
-    target = os.environ.get("CAPRL_ACCESS_LOG")
-    if target:
-        with open(target, "a", encoding="utf-8") as file:
-            file.write(f"{kind} {folder.absolute()}\n")

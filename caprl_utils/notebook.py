@@ -1,0 +1,138 @@
+"""The third cell of every notebook: resolve the profile, say what runs where, check what it needs."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from caprl_utils import paths, provenance
+from caprl_utils.config import Settings, load_profile, walk
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.schema import Profile
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a notebook works with."""
+
+    title: str
+    profile: Profile
+    seed: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def run_folder(self, stage: str, name: str) -> Path:
+        """Where the run <stage>/<name> of this profile lies."""
+        return paths.RUNS / self.profile.name / stage / name
+
+    @property
+    def reports(self) -> Path:
+        """Where this profile's tables and figures go."""
+        return paths.reports_of(self.profile.name)
+
+    def seed_for(self, *names: str | int) -> int:
+        """A seed below 2**31 for one purpose, derived from the notebook's seed, the same in every process."""
+        text = "/".join(map(str, (self.seed, *names)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def start(
+    title: str,
+    profile: str,
+    seed: int = 0,
+    needs: Mapping[str, str] | None = None,
+    show: tuple[str, ...] = (),
+    **params: Any,
+) -> Context:
+    """Load the profile, prepare the process and print what is about to run.
+
+    needs: run "stage/name", or path relative to the repository -> notebook that makes it; a missing one stops
+    here. show: sections or keys of the profile to print ("rl", "models.policy"). params: the notebook's other
+    parameters.
+    Raises UserError for an unknown profile, a bad parameter or a missing input.
+    """
+    _errors_in_one_line()
+    loaded = load_profile(profile)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"parameter seed: expected a whole number from 0 on, got {seed!r}")
+    prepare_process(loaded)
+    _check_needs(loaded, needs or {})
+    context = Context(title, loaded, seed, params)
+    print(_summary(context, show))
+    return context
+
+
+def prepare_process(profile: Profile) -> None:
+    """Environment variables and thread counts for this process and those it starts."""
+    os.environ.update(QUIET)
+    if profile.offline:
+        os.environ.update(OFFLINE)
+    if profile.torch_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(profile.torch_threads)
+        if "torch" in sys.modules:  # it has read the variable already
+            sys.modules["torch"].set_num_threads(profile.torch_threads)
+
+
+def _check_needs(profile: Profile, needs: Mapping[str, str]) -> None:
+    problems = []
+    for item, maker in needs.items():
+        run = paths.RUNS / profile.name / item
+        if (paths.ROOT / item).exists() or (run / "result.json").is_file():
+            continue
+        problems.append(f"{shown(run)} is missing; make it: make {maker} PROFILE={profile.name}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _summary(context: Context, show: tuple[str, ...]) -> str:
+    profile, code = context.profile, provenance.commit()
+    state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
+    found = provenance.versions()
+    main = " ".join(
+        f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found
+    )
+    lines = [
+        context.title,
+        f"profile   {profile.name}: {profile.description}",
+        f"made for  {profile.hardware}",
+        f"seed      {context.seed}",
+        *(f"parameter {name} = {value!r}" for name, value in context.params.items()),
+        f"commit    {(code['commit'] or 'none')[:10]}{state}",
+        f"versions  {main}",
+        *_shown_settings(profile, show),
+    ]
+    return "\n".join(lines)
+
+
+def _shown_settings(profile: Profile, show: tuple[str, ...]) -> list[str]:
+    keys = [key for key, _, _ in walk(Profile) if any(key == s or key.startswith(f"{s}.") for s in show)]
+    unknown = [s for s in show if not any(key == s or key.startswith(f"{s}.") for key in keys)]
+    if unknown:
+        raise UserError(f"no setting {unknown[0]!r} to show")
+    rows = [(key, profile.lookup(key)) for key in keys if not isinstance(profile.lookup(key), Settings)]
+    width = max((len(key) for key, _ in rows), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in rows]
+
+
+def _errors_in_one_line() -> None:
+    """In a kernel, show a UserError as its message instead of a traceback through our own code."""
+    if "IPython" not in sys.modules:
+        return
+    shell = sys.modules["IPython"].get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((UserError,), _show_user_error)
+
+
+def _show_user_error(
+    shell: Any, kind: type, error: BaseException, trace: TracebackType, tb_offset: int | None = None
+) -> list[str]:
+    message = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, message)
+    return message
