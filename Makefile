@@ -1,0 +1,112 @@
+# CapRL from images to tables. `make` alone prints what there is to make.
+#   make reproduce PROFILE=smoke     PROFILE is smoke, mini (default), one_gpu or paper
+# What is out of date is decided by content (caprl_utils/runner/stamps.py), so the targets always ask the runner.
+
+PROFILE ?= mini
+PY ?= .venv/bin/python
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+PROFILES := $(basename $(notdir $(wildcard configs/profiles/*.yaml)))
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+$(error unknown profile '$(PROFILE)'; known profiles: $(PROFILES))
+endif
+
+RUNS := $(or $(CAPRL_RUNS),runs)
+REPORT := $(if $(filter smoke,$(PROFILE)),$(RUNS)/smoke/reports,reports/$(PROFILE))
+LOCK := requirements/main-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).lock
+UV := .tools/bin/uv
+RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
+
+# The notebooks in the order in which each needs the ones before it.
+CHAIN := 01_qa_curation 03_caprl_rl_training 05_prism_evaluation 06_tables_and_figures
+
+##@ Set up
+setup: ## build the main environment (.venv) from its lock file
+	@requirements/install.sh .venv $(LOCK)
+
+setup-llamafactory: ## build LLaMA-Factory's own environment (.venv-llamafactory)
+	@requirements/install.sh .venv-llamafactory requirements/llamafactory.lock
+
+setup-all: setup setup-llamafactory ## both environments
+
+lock: ## resolve requirements/*.in again into the lock files
+	@test -x $(UV) || { echo "no uv yet: run \`make setup\`" >&2; exit 1; }
+	$(UV) pip compile --python-version 3.11 requirements/main-gpu.in -o requirements/main-gpu.lock
+	$(UV) pip compile --python-version 3.11 --override requirements/overrides-cpu.txt \
+		requirements/main-cpu.in -o requirements/main-cpu.lock
+	$(UV) pip compile --python-version 3.11 requirements/llamafactory.in -o requirements/llamafactory.lock
+
+##@ Reproduce
+reproduce: environment ## everything there is so far, from images to tables
+	@$(RUN) $(CHAIN)
+
+$(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
+	@$(RUN) $@
+
+table3: $(REPORT)/table3.md ## Table 3: caption quality in the Prism framework
+
+$(REPORT)/table3.md: environment FORCE
+	@$(RUN) $(CHAIN)
+
+table1: later ## Table 1: benchmarks after pretraining (not yet)
+table2: later ## Table 2: the same images with other captions (not yet)
+table4: later ## Table 4: questions per image (not yet)
+table5: later ## Table 5: answer rounds in the reward (not yet)
+table6: later ## Table 6: leaking questions (not yet)
+figures: later ## Figures 1c, 4 and 5 (not yet)
+plan: later ## what a profile needs in hardware, hours and disk (not yet)
+serve: later ## serve a model with vLLM (not yet)
+bench: later ## speed against the baselines (not yet)
+
+later:
+	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1
+
+zoo: environment ## train the small models of the mini world from nothing
+	$(PY) -m caprl_utils.mini.zoo
+
+##@ Look and check
+lab: environment ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks
+
+test: lint test-fast test-notebooks ## all checks: style, unit tests, smoke chain, notebooks
+
+lint: environment ## style, also of the notebooks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test-fast: environment ## unit tests, offline
+	$(PY) -m pytest
+
+test-integration: environment ## tests that train or start servers
+	$(PY) -m pytest -m integration
+
+# The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.
+test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
+test-notebooks: environment ## the smoke chain from nothing, then nbval over the notebooks
+	rm -rf "$$CAPRL_RUNS"
+	$(MAKE) --no-print-directory reproduce PROFILE=smoke
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
+		$(CHAIN:%=notebooks/%.ipynb)
+
+clean: ## remove what PROFILE computed (reports stay)
+	rm -rf "$(RUNS)/$(PROFILE)"
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9_$$()A-Z-]+:.*## / { sub(/^\$$\(CHAIN\)/, "NN_notebook"); printf "  make %-20s %s\n", $$1, $$2 }' \
+		$(firstword $(MAKEFILE_LIST))
+	@printf '\nProfiles: %s (PROFILE=%s)\n' "$(PROFILES)" "$(PROFILE)"
+
+environment:
+	@test -x "$$(command -v $(PY))" || { echo "error: no environment yet ($(PY)); run \`make setup\`" >&2; exit 1; }
+
+FORCE:
+
+.PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) table1 table2 table3 table4 table5 table6 \
+	figures plan serve bench later zoo lab test lint test-fast test-integration test-notebooks clean help \
+	environment FORCE
