@@ -58,7 +58,7 @@ def multiple_choice(
 
 
 def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: int, missing: float) -> Packed:
-    """Questions about a caption of ``num_facts`` facts: three short ones, two with options, sometimes an empty caption."""
+    """Questions about a caption of ``num_facts`` facts: two short ones, four with options, sometimes an empty caption."""
     facts = list(picture.facts)
     rng.shuffle(facts)
     told, silent = facts[:num_facts], facts[num_facts:] or facts[-1:]
@@ -67,12 +67,12 @@ def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: i
     text = caption(told, picture.kind) if told or rng.random() < 0.5 else ""
     head, middle = prompts.READ.split("{caption}")
     packed = Packed(TURN_OPEN + head + text + middle.split("{question}")[0])
-    for number in range(5):
+    for number in range(6):
         known = rng.random() < 0.08
         absent = not told or (silent and rng.random() < missing)
         fact = known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(silent if absent else told)
         answer = fact.value if known or fact in told else None
-        if number < 3:
+        if number < 2:
             packed.ask(fact.question, f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
         else:
             question, letter = multiple_choice(rng, fact, told, answer, num_options, extra=rng.random() < 0.7)

@@ -83,16 +83,27 @@ def weights_folder(name: str) -> Path:
 
 
 def copying_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
-    """Next-token loss on the second half of random sequences written twice."""
+    """Two habits on random tokens: half of the batch repeats a sequence, half names what stood before a token.
+
+    The first is what a short answer needs (what follows the key?), the second what a letter needs (which letter stands
+    before this option?).
+    """
     size, half = len(shared_tokenizer()), 24
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(derived_seed("zoo", recipe.name, step))
-        first = [rng.sample(range(len(SPECIAL), size), half) for _ in range(recipe.batch_size)]
-        ids = torch.tensor([row + row for row in first])
-        logits = model(input_ids=ids).logits[:, half - 1 : -1]
-        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, size), ids[:, half:].reshape(-1))
-        return loss, {"right": (logits[:, 1:].argmax(-1) == ids[:, half + 1 :]).float().mean().item()}
+        rows = []
+        for number in range(recipe.batch_size):
+            first = rng.sample(range(len(SPECIAL), size), half)
+            pairs = [pair for i in rng.sample(range(1, half), half // 2) for pair in (first[i], first[i - 1])]
+            rows.append(first + (first if number % 2 else pairs))
+        ids = torch.tensor(rows)
+        logits, wanted = model(input_ids=ids).logits[:, half:-1], ids[:, half + 1 :]
+        asked = torch.ones_like(wanted, dtype=torch.bool)
+        asked[::2, 1::2] = False  # which token is asked about is chance
+        loss = torch.nn.functional.cross_entropy(logits[asked], wanted[asked])
+        right = (logits.argmax(-1) == wanted).float()
+        return loss, {"after": right[1::2].mean().item(), "before": right[::2, ::2].mean().item()}
 
     return lesson
 
