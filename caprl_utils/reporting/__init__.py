@@ -1,0 +1,1 @@
+"""Tables, figures and the README's map, made from result records alone."""

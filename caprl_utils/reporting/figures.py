@@ -1,0 +1,103 @@
+"""The figures: training curves, and scores as dots with intervals."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.reporting import style
+
+SMOOTH_STEPS = 10  # ours: steps averaged by the heavy line; the thin one is every step
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training: what was measured at each step."""
+
+    label: str
+    steps: Sequence[int]
+    rewards: Sequence[float]
+    lengths: Sequence[float]  # tokens per caption
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One model: value and interval per group, None where there is none."""
+
+    label: str
+    values: Sequence[float | None]
+    intervals: Sequence[tuple[float, float] | None]
+
+
+def read_curve(run_folder: Path, label: str, reward_key: str, length_key: str) -> Curve:
+    """The curve.jsonl of a training run; steps without a reward are left out. Raises UserError when it is
+    missing.
+    """
+    file = run_folder / "curve.jsonl"
+    if not file.is_file():
+        raise UserError(f"missing {shown(file)}: the training has not been run")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for key in ("step", reward_key, length_key):
+        if not any(key in row for row in rows):
+            raise UserError(
+                f"{shown(file)} has no {key!r}; its rows hold {', '.join(rows[0]) if rows else 'nothing'}"
+            )
+    rows = sorted((row for row in rows if row.get(reward_key) is not None), key=lambda row: row["step"])
+    return Curve(
+        label, [r["step"] for r in rows], [r[reward_key] for r in rows], [r[length_key] for r in rows]
+    )
+
+
+def running_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:
+    """Mean of the last `width` values at each place; fewer at the start."""
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
+        for i in range(len(values))
+    ]
+
+
+def plot_curves(curves: Sequence[Curve], stem: Path) -> list[Path]:
+    """Reward and caption length over training steps (as the paper's Figure 1c); writes PNG and SVG."""
+    with style.styled():
+        figure, (left, right) = style.new_figure(2)
+        for curve, look in zip(curves, style.LOOKS, strict=False):
+            for axes, values in ((left, curve.rewards), (right, curve.lengths)):
+                axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
+                axes.plot(
+                    curve.steps,
+                    running_mean(values),
+                    color=look.colour,
+                    linestyle=look.line,
+                    label=curve.label,
+                )
+        left.set(title="Reward", xlabel="training step", ylim=(0, 1))
+        right.set(title="Caption length (tokens)", xlabel="training step")
+        right.set_ylim(bottom=0)
+        if len(curves) > 1:
+            left.legend(loc="best")
+        return style.save(figure, stem)
+
+
+def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, title: str) -> list[Path]:
+    """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG."""
+    with style.styled():
+        rows = len(groups)
+        figure, (axes,) = style.new_figure(1, height_inches=0.9 + rows * (0.16 * len(models) + 0.16))
+        spread = 0.7 / max(1, len(models))
+        for number, (model, look) in enumerate(zip(models, style.LOOKS, strict=False)):
+            offset = (number - (len(models) - 1) / 2) * spread
+            places = [rows - 1 - i - offset for i, v in enumerate(model.values) if v is not None]
+            values = [100 * v for v in model.values if v is not None]
+            for place, bounds in zip(places, [b for v, b in zip(model.values, model.intervals, strict=True)
+                                              if v is not None], strict=True):  # fmt: skip
+                if bounds is not None:
+                    axes.plot([100 * b for b in bounds], [place, place], color=look.colour, linewidth=1.2)
+            axes.plot(
+                values, places, linestyle="none", marker=look.marker, color=look.colour, label=model.label
+            )
+        axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
+        axes.set(xlabel="accuracy (%), 95 % interval", title=title)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return style.save(figure, stem)

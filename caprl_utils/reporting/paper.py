@@ -1,0 +1,53 @@
+"""The paper's own tables, read from reports/paper and never mixed with ours."""
+
+import csv
+from pathlib import Path
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.reporting.tables import Cell, Source, Table, record_path
+
+AVERAGE = "Average"
+
+
+def paper_table(file: str, caption: str, label_columns: tuple[str, ...]) -> Table:
+    """A CSV of reports/paper as a table; digits stay as printed.
+
+    label_columns: columns that name a row; their texts are joined. A printed average that is not the mean
+    of its row gets a note. Raises UserError when the file is missing or has no such column.
+    """
+    path = paths.PAPER / file
+    rows = _read(path, label_columns)
+    columns = [name for name in rows[0] if name not in label_columns]
+    source = record_path(path)
+    body = []
+    for number, row in enumerate(rows):
+        cells = [Cell(row[c], float(row[c]), sources=(Source(source, f"{number}/{c}"),)) for c in columns]
+        body.append((", ".join(row[name] for name in label_columns), cells))
+    return Table(Path(file).stem, caption, label_columns[0], columns, body, _average_notes(body, columns))
+
+
+def _read(path: Path, label_columns: tuple[str, ...]) -> list[dict[str, str]]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise UserError(f"missing {paths.shown(path)}: the paper's values come with the repository") from None
+    for name in label_columns:
+        if not rows or name not in rows[0]:
+            raise UserError(f"{paths.shown(path)} has no column {name!r}")
+    return rows
+
+
+def _average_notes(body: list[tuple[str, list[Cell]]], columns: list[str]) -> list[str]:
+    if AVERAGE not in columns:
+        return []
+    notes = []
+    for label, cells in body:
+        values = [cell.value for cell, column in zip(cells, columns, strict=True) if column != AVERAGE]
+        printed, mean = cells[columns.index(AVERAGE)], sum(values) / len(values)
+        if abs(printed.value - mean) > 0.05 + 1e-9:
+            notes.append(
+                f"{label}: the printed average {printed.text} is not the mean of its row, {mean:.2f}"
+            )
+    return notes
