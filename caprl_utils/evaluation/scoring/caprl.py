@@ -61,11 +61,17 @@ def extract(completion: str) -> str | None:
     return completion[content:closing_brace] if closing_brace >= 0 else None
 
 
-def reference_verdict(answer: str, gold: str) -> Verdict:
-    """The symbolic score by math-verify alone. `answer` is "" where nothing was extracted."""
-    gold_parsed = symbolic.parse_math(f"${gold}$")
-    parsed = symbolic.parse_math(f"${answer}$")
-    answer_text = parsed[-1] if parsed and isinstance(parsed[-1], str) else str(parsed[-1]) if parsed else ""
+def reference_verdict(answer: str, gold: str, *, remember: bool = True) -> Verdict:
+    """The symbolic score by math-verify alone.
+
+    Args:
+        answer: the extracted text, "" where nothing was extracted.
+        remember: keep parsed texts for the next call; changes the time, never the verdict.
+    """
+    parse = symbolic.parse_math_once if remember else symbolic.parse_math
+    gold_parsed = parse(f"${gold}$")
+    parsed = parse(f"${answer}$")
+    answer_text = str(parsed[-1]) if parsed else ""
     if not gold_parsed:
         return Verdict(1.0, answer_text, False)
     try:

@@ -6,14 +6,15 @@ without one; it never falls back to another rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caprl_utils.answers import DEFAULT_LETTERS, final_answer
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.scoring import choices, maths, text
-from caprl_utils.evaluation.scoring.types import Row, Score
+from caprl_utils.evaluation.scoring import judge as judge_module
+from caprl_utils.evaluation.scoring.types import Judge, Row, Score
 
 NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
 
@@ -64,15 +65,8 @@ def _circular(row: Row) -> Score:
 
 
 def _mathvista(row: Row) -> Score:
-    meta = row.meta
     return maths.mathvista_match(
-        row.prediction,
-        row.gold,
-        question_type=meta.get("question_type"),
-        answer_type=meta.get("answer_type"),
-        choices=choices.as_options(meta.get("choices")),
-        precision=meta.get("precision"),
-        extracted=False,
+        row.prediction, row.gold, extracted=False, **judge_module.mathvista_arguments(row.meta)
     )
 
 
@@ -109,8 +103,23 @@ METRICS: dict[str, Callable[[Row], Score]] = {
 }
 
 
-def score_standard(row: Row) -> Score:
-    """The benchmark's own metric for one row, without a judge."""
+def score_standard(rows: Sequence[Row], judge: Judge | None = None) -> list[Score]:
+    """Each row by its benchmark's own metric; what is left to a judge goes to `judge` in batches."""
+    scores = [_score_row(row) for row in rows]
+    if judge is None:
+        return scores
+    left: dict[str, list[int]] = {}
+    for index, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        if score.value is None and get_benchmark(row.benchmark).judge == "needed":
+            left.setdefault(get_benchmark(row.benchmark).metric, []).append(index)
+    for metric, places in left.items():
+        judged = judge_module.judge_rows(metric, [rows[index] for index in places], judge)
+        for index, score in zip(places, judged, strict=True):
+            scores[index] = score
+    return scores
+
+
+def _score_row(row: Row) -> Score:
     metric = get_benchmark(row.benchmark).metric
     if metric not in METRICS:
         known = ", ".join(METRICS)

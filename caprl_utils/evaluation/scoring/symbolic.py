@@ -6,7 +6,7 @@ is pinned here and compared with what is installed; results carry both.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -55,6 +55,16 @@ def parse_math(text: str) -> list[Any]:
     from math_verify import parse
 
     return parse(text, extraction_config=list(_latex_config()), extraction_mode="first_match")
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[Any, ...]:
+    return tuple(parse_math(text))
+
+
+def parse_math_once(text: str) -> list[Any]:
+    """`parse_math`, remembering texts: one gold is compared with the answers from several captions."""
+    return list(_parsed(text))
 
 
 def verify_math(answer: Any, gold: list[Any]) -> bool:
