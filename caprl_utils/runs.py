@@ -106,7 +106,8 @@ class Run:
         """Open or continue a run.
 
         parts: named JSON values or settings sections that change the output (config, prompts, data and model
-        hashes). modules: the code that does; what they import in this package counts too.
+        hashes); versions of the main packages are added. modules: the code that does; what they import in this
+        package counts too.
         """
         for word in (stage, name):
             if not word or word.startswith(".") or "/" in word:
@@ -237,7 +238,7 @@ def load_result(path: Path | str) -> dict[str, Any]:
 
 
 def _manifest(parts: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
-    hashes = {name: value_hash(value) for name, value in parts.items()}
+    hashes = {name: value_hash(value) for name, value in {**parts, "versions": provenance.versions()}.items()}
     code = code_hashes(modules)
     return {"key": cache_key(parts=hashes, code=code), "parts": hashes, "code": code}
 

@@ -1,0 +1,21 @@
+"""For all tests: run folders of their own, no network, patience on a loaded machine."""
+
+import os
+
+import hypothesis
+import pytest
+
+from caprl_utils import paths
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path, monkeypatch):
+    """The folder that stands for runs/ in this test, also in processes that it starts."""
+    folder = tmp_path / "runs"
+    monkeypatch.setattr(paths, "RUNS", folder)
+    monkeypatch.setenv("CAPRL_RUNS", str(folder))
+    return folder

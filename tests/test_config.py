@@ -1,0 +1,128 @@
+"""Profiles: every one loads, and every mistake names file, key, value and the nearest valid one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caprl_utils import config, paths
+from caprl_utils.config import Models, Profile, load_profile, profile_names, walk
+from caprl_utils.errors import UserError
+
+FILES = sorted(paths.PROFILES.glob("*.yaml"))
+SOURCES = ("paper", "author script", "author README", "ours")
+
+
+def test_all_four_profiles_are_there():
+    assert profile_names() == ["mini", "one_gpu", "paper", "smoke"]
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profile_loads_under_its_file_name(name):
+    assert load_profile(name).name == name
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_yaml_holds_only_what_differs(file):
+    given = yaml.safe_load(file.read_text())
+    parent = given.pop("extends", None)
+    base = load_profile(parent) if parent else Profile(name="defaults")
+    for section in ("images", "curation", "rl", "prism"):
+        for key, value in given.get(section, {}).items():
+            assert value != base.lookup(f"{section}.{key}"), (
+                f"{file.name}: {section}.{key} repeats the default"
+            )
+
+
+def test_every_setting_says_where_it_comes_from():
+    for key, source, _ in walk(Profile):
+        if key != "name" and not key.endswith(".path"):
+            assert source.startswith(SOURCES), f"{key}: {source!r}"
+    for role, field in Models.model_fields.items():
+        assert field.description.startswith(SOURCES), role
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"rl.lerning_rate": 1}, ["unknown key rl.lerning_rate", "did you mean rl.learning_rate?"]),
+        ({"rl": {"reward": "qa_expectd"}}, ["rl.reward: 'qa_expectd'", "did you mean qa_expected?"]),
+        ({"group_size": 3}, ["unknown key group_size", "did you mean rl.group_size?"]),
+        ({"rl.group_size": 1}, ["rl.group_size: 1", "greater than or equal to 2"]),
+        ({"models.polcy.path": "x"}, ["unknown key models.polcy", "did you mean models.policy?"]),
+        ({"models.policy.backend": "endpoint"}, ["models.policy", "needs base_urls"]),
+        ({"rl.steps": "many"}, ["rl.steps: 'many'"]),
+        ({"rl": 3}, ["rl: 3"]),
+        ({"rl.num_images": 1}, ["rl: num_images 1 is below prompts_per_step"]),
+        ({"zzzz": 3}, ["unknown key zzzz", "valid keys here: name, description"]),
+    ],
+)
+def test_bad_setting_is_named(overrides, expected):
+    with pytest.raises(UserError) as error:
+        load_profile("smoke", overrides)
+    for text in ["configs/profiles/smoke.yaml", *expected]:
+        assert text in str(error.value)
+
+
+def test_unknown_profile_lists_the_known():
+    with pytest.raises(
+        UserError, match=r"no profile 'smke'; did you mean smoke\?; known profiles: mini, one_gpu"
+    ):
+        load_profile("smke")
+
+
+def _write(folder: Path, text: str) -> str:
+    file = folder / "own.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
+    assert load_profile(_write(tmp_path, "rl: {learning_rate: 1e-5}")).rl.learning_rate == 1e-5
+
+
+def test_key_given_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="key 'seed' stands twice"):
+        load_profile(_write(tmp_path, "seed: 1\nseed: 2\n"))
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    with pytest.raises(UserError, match=r"own\.yaml is not valid YAML"):
+        load_profile(_write(tmp_path, "rl: [1\n"))
+
+
+def test_extends_in_a_circle_is_refused(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"extends: {file}\n")
+    with pytest.raises(UserError, match="circle"):
+        load_profile(str(file))
+
+
+def test_another_model_does_not_inherit_the_papers_server():
+    assert load_profile("paper").models.question_writer.backend == "endpoint"
+    writer = load_profile("mini").models.question_writer
+    assert writer.backend == "local" and writer.base_urls == []
+
+
+def test_hash_follows_what_changes_outputs_and_nothing_else():
+    base = load_profile("smoke")
+    assert load_profile("smoke", {"rl.steps": 9}).section_hash("rl") != base.section_hash("rl")
+    assert load_profile("smoke", {"rl.steps": 9}).section_hash("prism") == base.section_hash("prism")
+    assert load_profile("smoke", {"rl.save_every": 9}).section_hash() == base.section_hash()
+    assert base.section_hash("models.policy") != base.section_hash("models.reward_reader")
+
+
+def test_command_line(capsys):
+    assert config.main(["check"]) == 0
+    assert config.main(["show", "smoke"]) == 0
+    assert "rl.group_size = 4" in capsys.readouterr().out
+    assert config.main(["show", "smke"]) == 1
+    assert config.main(["frobnicate"]) == 2
+
+
+def test_import_brings_no_torch():
+    code = "import caprl_utils.config, caprl_utils.runs, caprl_utils.runner.cli, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,132 @@
+"""Keys follow values and code, and nothing else."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caprl_utils import hashing, paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import cache_key, code_hashes, file_hash, folder_hash, notebook_imports
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=4))
+def test_the_order_of_keys_does_not_count(value):
+    assert cache_key(v=value) == cache_key(v=dict(reversed(value.items())))
+
+
+def test_values_count():
+    assert (
+        len(
+            {cache_key(a=1), cache_key(a=2), cache_key(b=1), cache_key(a="1"), cache_key(a=None), cache_key()}
+        )
+        == 6
+    )
+
+
+def test_settings_count_by_what_changes_outputs():
+    base, saved = load_profile("smoke"), load_profile("smoke", {"rl.save_every": 7})
+    assert cache_key(rl=base.rl) == cache_key(rl=saved.rl)
+
+
+def test_other_objects_are_refused():
+    with pytest.raises(TypeError, match="JSON values"):
+        cache_key(a=object())
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package in a folder of its own: a imports b inside a function, c stands alone, runs is infrastructure."""
+    folder = tmp_path / "caprl_utils"
+    folder.mkdir()
+    sources = {
+        "__init__": "",
+        "a": '"""Doc."""\nfrom caprl_utils import runs\ndef f():\n    from caprl_utils.b import g\n    return g\n',
+        "b": "def g():\n    return 1\n",
+        "c": "x = 1\n",
+        "runs": "y = 1\n",
+    }
+    for name, text in sources.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    return folder
+
+
+def _edit(package, name, old, new):
+    file = package / f"{name}.py"
+    file.write_text(file.read_text().replace(old, new))
+    later = file.stat().st_mtime_ns + 10**9
+    os.utime(file, ns=(later, later))
+
+
+def test_imports_count_even_inside_functions(package):
+    before = code_hashes(["caprl_utils.a"])
+    assert set(before) == {"caprl_utils.a", "caprl_utils.b"}
+    _edit(package, "b", "return 1", "return 2")
+    after = code_hashes(["caprl_utils.a"])
+    assert (
+        after["caprl_utils.b"] != before["caprl_utils.b"]
+        and after["caprl_utils.a"] == before["caprl_utils.a"]
+    )
+
+
+def test_comments_docstrings_and_infrastructure_do_not_count(package):
+    before = code_hashes(["caprl_utils.a"])
+    _edit(package, "a", "Doc.", "Another text.")
+    _edit(package, "b", "def g", "# why\n\n\ndef g")
+    _edit(package, "runs", "y = 1", "y = 2")
+    assert code_hashes(["caprl_utils.a"]) == before
+
+
+def test_an_unknown_module_is_named(package):
+    with pytest.raises(UserError, match=r"no module 'caprl_utils\.z'"):
+        code_hashes(["caprl_utils.z"])
+
+
+def test_a_package_takes_all_its_modules(package):
+    assert {"caprl_utils.a", "caprl_utils.b", "caprl_utils.c"} <= set(code_hashes(["caprl_utils"]))
+
+
+def test_the_infrastructure_list_names_real_modules():
+    for name in hashing.INFRASTRUCTURE:
+        assert hashing._source(name) is not None, name
+
+
+def test_notebook_imports_are_found():
+    cells = [
+        "%matplotlib inline\nfrom caprl_utils.runs import Run",
+        "import caprl_utils.prompts as p",
+        "x = (",
+    ]
+    found = notebook_imports(cells)
+    assert {"caprl_utils.runs", "caprl_utils.prompts"} <= set(found)
+
+
+def test_file_hash_follows_content(tmp_path):
+    file = tmp_path / "data"
+    file.write_text("one")
+    before = file_hash(file)
+    assert file_hash(file) == before
+    file.write_text("other")
+    assert file_hash(file) != before
+    with pytest.raises(UserError, match="missing file"):
+        file_hash(tmp_path / "none")
+
+
+def test_folder_hash_follows_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    before = folder_hash(tmp_path)
+    (tmp_path / ".hidden").write_text("x")
+    assert folder_hash(tmp_path) == before
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert folder_hash(tmp_path) != before
+    with pytest.raises(UserError, match="missing or empty folder"):
+        folder_hash(tmp_path / "none")

@@ -1,0 +1,210 @@
+"""Run folders: complete means this very key, stale rows never mix, one process at a time, nothing half-written."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from caprl_utils import files, paths, runs
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic, write_json
+from caprl_utils.runs import Lock, Run, load_result
+
+MODULES = ["caprl_utils.answers"]
+
+
+def open_run(**parts):
+    return Run.open(load_profile("smoke"), "stage", "name", parts, MODULES)
+
+
+def finish(run):
+    return run.finish(values={"accuracy": 0.5, "missing": None}, n=4, unit="image", unparsed=1)
+
+
+def test_a_run_is_complete_only_after_finish(runs_folder):
+    with open_run(a=1) as run:
+        assert not run.complete
+        assert run.folder == runs_folder / "smoke" / "stage" / "name"
+        finish(run)
+    with open_run(a=1) as again:
+        assert again.complete and again.result["values"] == {"accuracy": 0.5, "missing": None}
+
+
+def test_the_record_answers_without_other_files():
+    with open_run(a=1) as run:
+        record = finish(run)
+    assert record == load_result(run.folder)
+    for key in (
+        "profile",
+        "stage",
+        "name",
+        "key",
+        "n",
+        "unit",
+        "unparsed",
+        "seeds",
+        "commit",
+        "dirty",
+        "hashes",
+    ):
+        assert key in record
+    assert set(record["hashes"]) == {"config", "a", "versions"}
+    assert "caprl_utils.answers" in record["code"]
+    assert record["versions"]["python"] and record["hardware"]["cores"] and record["wall_sec"] >= 0
+
+
+def test_rows_resume_after_a_stop():
+    with open_run(a=1) as run:
+        run.rows("answers").append({"id": "1"})
+    with open_run(a=1) as run:
+        assert run.rows("answers").done_ids() == {"1"}
+        run.rows("answers").append({"id": "2"})
+        finish(run)
+    assert [row["id"] for row in run.rows("answers").read()] == ["1", "2"]
+
+
+def test_another_key_sets_the_old_rows_aside_and_says_why(caplog):
+    with open_run(a=1, b=1) as run:
+        run.rows("answers").append({"id": "1"})
+        finish(run)
+    with open_run(a=2, b=1) as run:
+        assert not run.complete and not run.rows("answers").done_ids()
+    assert "changed: a)" in caplog.text and ".stale/name" in caplog.text
+    assert (run.folder.parent / ".stale" / "name" / "answers.jsonl").is_file()
+
+
+def test_changed_code_changes_the_key(monkeypatch):
+    with open_run(a=1) as run:
+        finish(run)
+    monkeypatch.setattr(runs, "code_hashes", lambda modules: {"caprl_utils.answers": "other"})
+    with open_run(a=1) as run:
+        assert not run.complete
+
+
+def test_nan_is_refused_and_leaves_no_result():
+    with open_run(a=1) as run, pytest.raises(ValueError, match="Out of range float"):
+        run.finish(values={"accuracy": float("nan")}, n=1, unit="image")
+    assert not (run.folder / "result.json").exists()
+    assert not list(run.folder.glob(".*.tmp"))
+
+
+def test_missing_result_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no result at .*run it first"):
+        load_result(tmp_path)
+
+
+def test_damaged_result_says_what_to_do(tmp_path):
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        load_result(tmp_path)
+
+
+def test_wall_time_adds_up_over_a_killed_session():
+    run = open_run(a=1)
+    sessions = run.folder / "sessions.json"
+    write_json(sessions, [{"start": time.time() - 100, "sec": None}])
+    (run.folder / "late.txt").write_text("written after 60 s")
+    os.utime(run.folder / "late.txt", (time.time() - 40,) * 2)
+    for file in run.folder.iterdir():
+        os.utime(file, (time.time() - 40,) * 2)
+    run.close()
+    with open_run(a=1) as again:
+        assert finish(again)["wall_sec"] == pytest.approx(60, abs=5)
+
+
+def test_plain_names_only():
+    with pytest.raises(ValueError, match="plain folder names"):
+        Run.open(load_profile("smoke"), "..", "name", {}, MODULES)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from caprl_utils.runs import Lock
+Lock(Path(sys.argv[1]), "the folder").acquire()
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def _holder(path, sec):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), str(sec)], cwd=paths.ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_waits_and_names_the_first(tmp_path, capsys):
+    holder = _holder(tmp_path / "lock", 1.0)
+    lock = Lock(tmp_path / "lock", "the folder")
+    lock.acquire()
+    lock.release()
+    holder.wait()
+    assert f"waiting: the folder is in use by process {holder.pid}" in capsys.readouterr().err
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path):
+    holder = _holder(tmp_path / "lock", 60)
+    holder.kill()
+    holder.wait()
+    begin = time.monotonic()
+    lock = Lock(tmp_path / "lock", "the folder")
+    lock.acquire()
+    lock.release()
+    assert time.monotonic() - begin < 5
+
+
+def test_one_process_may_take_its_lock_again(tmp_path):
+    first, second = Lock(tmp_path / "lock", "x"), Lock(tmp_path / "lock", "x")
+    first.acquire()
+    second.acquire()
+    second.release()
+
+
+def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, monkeypatch):
+    target = tmp_path / "result.json"
+    write_atomic(target, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full: .*result\.json"):
+        write_atomic(target, "new")
+    assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_other_os_errors_are_not_hidden(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory|File exists"):
+        write_atomic(tmp_path / "file" / "below", "x")
+
+
+def test_access_log_gets_records_and_reports(tmp_path, monkeypatch):
+    log = tmp_path / "access"
+    monkeypatch.setenv(files.ACCESS_LOG_ENV, str(log))
+    with open_run(a=1) as run:
+        finish(run)
+    write_atomic(paths.reports_of("smoke") / "table3.md", "| |")
+    write_atomic(tmp_path / "other.txt", "x")
+    assert log.read_text().splitlines() == [
+        str(run.folder / "result.json"),
+        str(paths.reports_of("smoke") / "table3.md"),
+    ]
+
+
+def test_smoke_stays_out_of_reports():
+    assert not paths.reports_of("smoke").is_relative_to(paths.REPORTS)
+    assert paths.reports_of("mini") == paths.REPORTS / "mini"
+
+
+def test_config_and_key_lie_beside_the_rows():
+    with open_run(a=1) as run:
+        assert json.loads((run.folder / "config.json").read_text())["name"] == "smoke"
+        assert json.loads((run.folder / "key.json").read_text())["key"] == run.key
