@@ -1,0 +1,191 @@
+"""Prism: how much of an image is in its caption, measured by a text-only reader (paper, Table 3).
+
+Stage 1, a captioner describes every image; stage 2, a reader answers the benchmarks' questions from the
+caption alone; stage 3, the answers are scored by each benchmark's metric. The score of a sample is the
+mean over its captions.
+
+How it departs from the released scripts:
+1. The reader reads letter probabilities or decodes greedily by default; "sampled" is the authors'
+   setting.
+2. Answers are scored by each benchmark's own metric ("standard"); "caprl" is the authors' scorer.
+3. Captions and answers are kept, row by row; a stopped evaluation continues with the same result.
+4. An image with several questions is captioned once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils import prompts
+from caprl_utils.backends.base import Backend, Sampling
+from caprl_utils.captioning import Caption
+from caprl_utils.errors import UserError
+from caprl_utils.evaluation import prism_scores
+from caprl_utils.evaluation.prism_answers import ReaderMode, Task, answer_all, answer_id
+from caprl_utils.evaluation.prism_sources import CaptionSource, ModelCaptions, PrismImage
+from caprl_utils.evaluation.scoring import Mode
+from caprl_utils.hashing import value_hash
+from caprl_utils.runs import Run
+from caprl_utils.schema import Profile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from caprl_utils.evaluation.loaders import Sample
+
+STAGE = "prism"
+
+
+def evaluate(
+    profile: Profile,
+    model_name: str,
+    captioner: Backend | CaptionSource,
+    reader: Backend,
+    samples: Sequence[Sample],
+    seed: int | None = None,
+    reader_mode: ReaderMode | None = None,
+    scoring: Mode = "standard",
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Run the three stages, or what is left of them, and return the record of
+    runs/<profile>/prism/<model_name>.
+
+    captioner: a model, sampled as profile.prism says, or a `CaptionSource`. reader: a text-only model;
+    for `ImageItself` a VLM. seed and reader_mode: the profile's by default. label: the model's name in
+    samples.parquet. Raises UserError when a caption or an answer could not be had; finished rows stay on
+    disk.
+    """
+    seed = profile.seed if seed is None else seed
+    mode = reader_mode or profile.prism.reader
+    if scoring == "caprl" and mode != "sampled":
+        raise UserError(
+            f"scoring 'caprl' reads <answer> tags, which reader mode {mode!r} never writes: use 'sampled'"
+        )
+    source = as_source(captioner, profile, seed)
+    images = images_of(samples)
+    parts = {
+        "prism": {"reader": mode, "bootstrap_draws": profile.prism.bootstrap_draws, "scoring": scoring},
+        "captioner": source.fingerprint(),
+        "reader": reader.model_hash,
+        "prompts": prompts.prompt_hash(),
+        "samples": samples_hash(samples),
+        "seed": seed,
+        "label": label or model_name,
+    }
+    with Run.open(profile, STAGE, model_name, parts, _modules(source, reader)) as run:
+        if run.complete:
+            return run.result
+        captions = source.captions(images, run.rows("captions"))
+        tasks = make_tasks(samples, captions, source.looks)
+        answers = answer_all(tasks, reader, mode, run.rows("answers"), seed)
+        rows = prism_scores.score_rows(tasks, answers, caption_facts(tasks, captions), scoring)
+        prism_scores.write_samples(run.folder / "samples.parquet", rows, label or model_name)
+        summary = prism_scores.summarise(rows, profile.prism.bootstrap_draws, profile.seed)
+        return run.finish(
+            **summary, unit="sample", seeds=[seed], label=label or model_name, captioner=source.name,
+            reader={"name": reader.name, "mode": mode}, scoring=scoring,
+            captions_per_image=max(len(found) for found in captions.values()),
+        )  # fmt: skip
+
+
+def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int) -> CaptionSource:
+    """A source as it is; a model with the profile's caption sampling."""
+    if hasattr(captioner, "fingerprint"):
+        return captioner
+    settings = profile.prism
+    sampling = Sampling(
+        max_tokens=settings.caption_max_tokens,
+        temperature=settings.caption_temperature,
+        n=settings.captions_per_image,
+        seed=seed,
+    )
+    return ModelCaptions(captioner, sampling)
+
+
+def image_ids(sample: Sample) -> list[str]:
+    """Ids of a sample's images, unique over benchmarks: its loader's `image_id`, numbered if there are
+    several.
+    """
+    name = f"{sample.benchmark}/{sample.meta.get('image_id', sample.id)}"
+    return [name] if len(sample.images) == 1 else [f"{name}/{i}" for i in range(1, len(sample.images) + 1)]
+
+
+def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
+    """Every image once, in the order of the samples."""
+    found: dict[str, PrismImage] = {}
+    for sample in samples:
+        if not sample.images:
+            raise UserError(f"{sample.benchmark}, sample {sample.id}: no image to caption")
+        for image_id, image in zip(image_ids(sample), sample.images, strict=True):
+            if image_id not in found:
+                found[image_id] = PrismImage(
+                    image_id, sample.benchmark, image, sample.meta.get("true_caption")
+                )
+    return list(found.values())
+
+
+def make_tasks(samples: Sequence[Sample], captions: Mapping[str, list[Caption]], looks: bool) -> list[Task]:
+    """One task per sample and caption; the captions of several images are numbered and joined."""
+    tasks = []
+    for sample in samples:
+        per_image = [captions[image_id] for image_id in image_ids(sample)]
+        for index in range(min(len(found) for found in per_image)):
+            texts = [found[index].text for found in per_image]
+            joined = (
+                texts[0] if len(texts) == 1 else "\n".join(f"Image {i}: {t}" for i, t in enumerate(texts, 1))
+            )
+            tasks.append(Task(answer_id(sample, index), sample, index, None if looks else joined))
+    return tasks
+
+
+def caption_facts(tasks: Sequence[Task], captions: Mapping[str, list[Caption]]) -> dict[str, dict[str, Any]]:
+    """Task id -> cluster (first image), caption text, tokens (None if unknown) and whether it was cut."""
+    facts = {}
+    for task in tasks:
+        ids = image_ids(task.sample)
+        used = [captions[image_id][task.caption_index] for image_id in ids]
+        tokens = [caption.num_tokens for caption in used]
+        facts[task.id] = {
+            "image_id": ids[0],
+            "caption": task.caption,
+            "num_tokens": None if None in tokens else sum(tokens),
+            "finish_reason": "length" if any(c.finish_reason == "length" for c in used) else "stop",
+        }
+    return facts
+
+
+def samples_hash(samples: Sequence[Sample]) -> str:
+    """Hash of everything of the samples that can change a score: texts, golds and pixels."""
+    pixels = {image.id: pixel_hash(image.open) for image in images_of(samples)}
+    rows = [
+        [s.benchmark, s.id, s.question, list(s.options), s.gold, _plain(s.meta), image_ids(s)]
+        for s in samples
+    ]
+    return value_hash({"rows": rows, "pixels": pixels})
+
+
+def pixel_hash(image: Callable[[], Image]) -> str:
+    """Hash of an image's size, mode and pixels."""
+    opened = image()
+    digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode())
+    digest.update(opened.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Metadata as JSON values; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _modules(source: CaptionSource, reader: Backend) -> list[str]:
+    """This module and the project's code of the models in use."""
+    used = [type(reader).__module__, type(source).__module__]
+    if isinstance(source, ModelCaptions):
+        used.append(type(source.backend).__module__)
+    return [__name__, *sorted({name for name in used if name.startswith("caprl_utils.")})]

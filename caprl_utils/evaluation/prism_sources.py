@@ -1,0 +1,156 @@
+"""Where the captions of a Prism evaluation come from: a model, or a pseudo-captioner that bounds it.
+
+Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent
+but unrelated text gives away). Ceilings: the complete true facts (what the reader can reach, mini world
+only) and the image itself (what a VLM answers when it looks, so the caption is no bottleneck). All are
+ours; the paper's table has none of them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from caprl_utils import prompts
+from caprl_utils.backends.base import Backend, Sampling
+from caprl_utils.captioning import Caption, caption_id, caption_images
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.rows import RowStore
+from caprl_utils.runs import load_result
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class PrismImage:
+    """One image to caption: `id` is unique over all benchmarks, `true_caption` is there in the mini world
+    only.
+    """
+
+    id: str
+    benchmark: str
+    open: "Callable[[], Image]"
+    true_caption: str | None = None
+
+
+class CaptionSource(Protocol):
+    """Gives every image its captions."""
+
+    name: str
+    looks: bool  # True: the reader gets the image instead of a caption
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """JSON values that change the captions, for the run's key."""
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """At least one caption for every image id, in the same number for all."""
+
+
+class ModelCaptions:
+    """Captions written by a model, kept in the run's captions.jsonl."""
+
+    looks = False
+
+    def __init__(self, backend: Backend, sampling: Sampling, prompt: str = prompts.CAPTION):
+        self.name, self.backend, self.sampling, self.prompt = backend.name, backend, sampling, prompt
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The model, the sampling and the instruction."""
+        return {"model": self.backend.model_hash, "sampling": asdict(self.sampling), "prompt": self.prompt}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """`sampling.n` captions of every image; each image is captioned once, however many questions it
+        has.
+        """
+        pairs = [(image.id, image.open) for image in images]
+        return caption_images(pairs, self.backend, self.sampling, store, self.prompt).captions
+
+
+class EmptyCaptions:
+    """Floor: the caption is empty."""
+
+    name, looks = "empty caption", False
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Nothing varies."""
+        return {"source": "empty"}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """One empty caption an image."""
+        return {image.id: [_written(image.id, 0, "", self.name, num_tokens=0)] for image in images}
+
+
+class TrueCaptions:
+    """Ceiling: every fact of the image, from the benchmark itself."""
+
+    name, looks = "complete true facts", False
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Nothing varies; the facts are part of the samples' own hash."""
+        return {"source": "true"}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """One complete caption an image. Raises UserError for a benchmark that knows no facts."""
+        without = sorted({image.benchmark for image in images if not image.true_caption})
+        if without:
+            raise UserError(
+                f"no true captions for {', '.join(without)}: only rendered images come with facts"
+            )
+        return {image.id: [_written(image.id, 0, image.true_caption, self.name)] for image in images}
+
+
+class OtherImageCaptions:
+    """Floor: each image gets the captions of the next image of its benchmark, from a finished Prism run."""
+
+    looks = False
+
+    def __init__(self, run_folder: Path):
+        self.name, self.run_folder = "another image's caption", run_folder
+        self.key = load_result(run_folder)["key"]
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The run that the captions were taken from."""
+        return {"source": "other image", "run": self.key}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """Captions moved on by one image inside each benchmark; a benchmark of one image has no other."""
+        there: dict[str, list[Caption]] = {}
+        for row in RowStore(self.run_folder / "captions.jsonl").read(Caption):
+            there.setdefault(row.image_id, []).append(row)
+        moved: dict[str, list[Caption]] = {}
+        for benchmark in dict.fromkeys(image.benchmark for image in images):
+            ids = [image.id for image in images if image.benchmark == benchmark]
+            if len(ids) < 2:
+                raise UserError(f"{benchmark} has one image, so there is no other image's caption")
+            for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
+                if other not in there:
+                    raise UserError(f"{shown(self.run_folder)} has no captions of image {other}")
+                rows = sorted(there[other], key=lambda row: row.index)
+                moved[image_id] = [
+                    row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
+                    for row in rows
+                ]
+        return moved
+
+
+class ImageItself:
+    """Ceiling: the reader, a VLM, looks at the image (direct VQA)."""
+
+    name, looks = "the image itself", True
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Nothing varies but the reader, which the run's key names."""
+        return {"source": "image"}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """One placeholder an image, so that all rows have the same shape."""
+        return {image.id: [_written(image.id, 0, "", self.name)] for image in images}
+
+
+def _written(image_id: str, index: int, text: str, name: str, num_tokens: int | None = None) -> Caption:
+    return Caption(
+        id=caption_id(image_id, index), image_id=image_id, index=index, text=text, num_tokens=num_tokens,
+        finish_reason="stop", model=name, model_hash="",
+    )  # fmt: skip
