@@ -85,7 +85,8 @@ class Licence(_Facts):
 
 class Benchmark(_Facts):
     """One benchmark. `metric` is a code of scoring.standard.METRICS; `caprl` is None where the authors'
-    scorer has no file for it."""
+    scorer has no file for it. `loader` ("module:function") makes the samples of a rendered benchmark;
+    it is called with (key, num_samples, seed)."""
 
     key: str
     name: str
@@ -100,6 +101,7 @@ class Benchmark(_Facts):
     metric: str
     judge: Literal["no", "optional", "needed"] = "no"
     letters: str | None = None
+    loader: str | None = None
     licence: Licence | None = None
     prism_fit: str | None = None
     notes: tuple[str, ...] = ()
