@@ -1,0 +1,100 @@
+"""Curated questions as the data set that GRPOTrainer takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils import paths, prompts
+from caprl_utils.errors import UserError
+from caprl_utils.rl.experiment import Data
+from caprl_utils.rl.rewards import Question
+from caprl_utils.schema import Profile
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMNS = ("id", "image", "reward_model")
+
+
+def data_file(profile: Profile, data: Data) -> Path:
+    """Where the questions of a run lie. Raises UserError when they were not made yet."""
+    file = paths.RUNS / profile.name / data.file
+    if not file.is_file():
+        raise UserError(
+            f"no questions at {paths.shown(file)}: notebook 01_qa_curation makes them "
+            f"(PROFILE={profile.name}), or put a parquet file in CapRL-QA-75K's schema there"
+        )
+    return file
+
+
+def load_data(file: Path, data: Data, num_images: int, min_images: int = 1) -> Dataset:
+    """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt, image and questions.
+
+    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: decoded to
+    PIL when read. questions: JSON text of Question rows, because nested columns change between versions of
+    `datasets`. Of more than `num_images` images those with the smallest hash of their id are taken, so a
+    smaller set is part of a larger one (Figure 5 right). Raises UserError for a bad row and when fewer than
+    `min_images` remain.
+    """
+    import datasets
+
+    cache = paths.RUNS / ".cache" / "datasets"
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(cache))
+    if missing := [name for name in COLUMNS if name not in rows.column_names]:
+        raise UserError(
+            f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}"
+        )
+    questions = [_questions(file, row, data) for row in rows.select_columns(["id", "reward_model"])]
+    kept = _chosen(rows["id"], questions, data, num_images)
+    if len(kept) < min_images:
+        raise UserError(
+            f"{paths.shown(file)}: {len(kept)} images of {len(rows)} remain, the run needs {min_images}; "
+            "curate more images (images.num_images) or relax the experiment's section data"
+        )
+    ids = [rows["id"][i] for i in kept]
+    chosen = rows.select(kept).select_columns(["image"]).cast_column("image", datasets.Image())
+    chosen = chosen.add_column("id", ids)
+    chosen = chosen.add_column("prompt", [[{"role": "user", "content": prompts.CAPTION}]] * len(kept))
+    return chosen.add_column("questions", [_dump(questions[i]) for i in kept])
+
+
+def _questions(file: Path, row: dict[str, Any], data: Data) -> list[Question]:
+    where = f"{paths.shown(file)}, row {row['id']!r}"
+    try:
+        questions = [Question.from_row(q, where) for q in row["reward_model"]["ground_truth"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: reward_model.ground_truth is not in CapRL-QA-75K's schema ({error!r})"
+        ) from None
+    if len(questions) < data.min_questions:
+        return []
+    if data.questions_per_image is None:
+        return questions
+    order = sorted(range(len(questions)), key=lambda i: _rank(f"{row['id']}/{questions[i].text}"))
+    return [questions[i] for i in sorted(order[: data.questions_per_image])]
+
+
+def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_images: int) -> list[int]:
+    wanted = [
+        i for i, name in enumerate(ids)
+        if questions[i] and (not data.ids or any(fnmatchcase(name, pattern) for pattern in data.ids))
+    ]  # fmt: skip
+    limit = data.num_images or num_images
+    return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[:limit])
+
+
+def _rank(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _dump(questions: list[Question]) -> str:
+    return json.dumps([[q.text, list(q.options), q.answer] for q in questions], ensure_ascii=False)
+
+
+def parse_questions(text: str) -> list[Question]:
+    """The questions of a row's `questions` column."""
+    return [Question(question, tuple(options), answer) for question, options, answer in json.loads(text)]

@@ -1,0 +1,78 @@
+"""Start trainings from a notebook: a process of its own, watched, with a bar, ended with the notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths, processes
+from caprl_utils.errors import UserError
+from caprl_utils.progress import PROGRESS_ENV, Progress
+from caprl_utils.provenance import gpu_names
+from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.rl.train import STAGE, run_name
+from caprl_utils.runs import load_result
+
+_POLL_SEC = 0.5
+
+
+def launch(experiment: str, profile: str, seed: int = 0) -> dict[str, Any]:
+    """Make a training run, or return the record of a complete one.
+
+    The process writes to runs/<profile>/rl/.logs/<run>.log. Raises UserError with the log's last lines when
+    it fails.
+    """
+    loaded, resolved = load_experiment(experiment, profile)
+    name = run_name(loaded.name, seed)
+    logs = paths.RUNS / resolved.name / STAGE / ".logs"
+    log, state = logs / f"{name}.log", logs / f"{name}.progress.json"
+    log.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    process = processes.popen(
+        command(experiment, profile, seed, len(gpu_names()), loaded.training.accelerate_config), log,
+        env={PROGRESS_ENV: str(state), "PYTHONPATH": path},
+    )  # fmt: skip
+    try:
+        with Progress(f"train {name}", total=resolved.rl.steps) as bar:
+            while process.poll() is None:
+                _mirror(state, bar)
+                time.sleep(_POLL_SEC)
+            _mirror(state, bar)
+    finally:
+        processes.stop(process)
+    if process.returncode:
+        raise UserError(
+            f"the training {name} ended with status {process.returncode}; the end of {paths.shown(log)}:\n"
+            f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
+        )
+    return load_result(paths.RUNS / resolved.name / STAGE / name)
+
+
+def command(
+    experiment: str, profile: str, seed: int, num_gpus: int, accelerate_config: str | None
+) -> list[str]:
+    """The command line of a training: plain Python, or `accelerate launch` with several GPUs or a config of
+    it.
+    """
+    module = ["caprl_utils.rl.train", "--experiment", experiment, "--profile", profile, "--seed", str(seed)]
+    if num_gpus <= 1 and accelerate_config is None:
+        return [sys.executable, "-m", *module]
+    how = ["--num_processes", str(num_gpus)]
+    if accelerate_config is not None:
+        how = ["--config_file", str(paths.CONFIGS / "accelerate" / accelerate_config)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *how, "--module", *module]
+
+
+def _mirror(state: Path, bar: Progress) -> None:
+    """Show what the training wrote to its progress file."""
+    try:
+        now = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not started yet
+        return
+    if now["done"] != bar.done or now["note"] != bar.note:
+        bar.update(now["done"] - bar.done, note=now["note"])

@@ -1,0 +1,225 @@
+"""The QA reward (paper, equations 1-3), pure and batched: captions in, rewards out.
+
+How it departs from the paper and the released code, each on purpose:
+1. `qa_expected` takes the expectation over the reader's sampled letter instead of one draw of it (ours).
+2. The extra option carries the letter after the last option (E after four); the author code skips to F.
+3. A reward that could not be computed is None and is left out of its group; the author code scores it 0.
+4. Draws and shuffles are a function of (seed, step, image, caption, round), so a resumed run repeats them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from caprl_utils import prompts
+from caprl_utils.answers import parse_letter
+from caprl_utils.backends.base import Request
+from caprl_utils.errors import UserError
+from caprl_utils.rl.reader import Reader
+
+_LABEL = re.compile(r"^\s*([A-Z])[).:]\s*")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple choice question; `options` without their letters, `answer` the index of the right one."""
+
+    text: str
+    options: tuple[str, ...]
+    answer: int
+
+    @classmethod
+    def from_row(cls, row: dict, where: str) -> Question:
+        """From CapRL-QA-75K's {question, choices: ["A) ...", ...], answer: "C"}; `where` names the row in
+        errors.
+        """
+        labels = [_LABEL.match(choice) for choice in row["choices"]]
+        letters = [m[1] if m else prompts.LETTERS[i] for i, m in enumerate(labels)]
+        options = tuple(_LABEL.sub("", choice, count=1) for choice in row["choices"])
+        problem = None
+        if row["answer"] not in letters:
+            problem = f"answer {row['answer']!r} is not one of {', '.join(letters)}"
+        elif not 2 <= len(options) < len(prompts.LETTERS):
+            problem = f"{len(options)} choices; 2 to {len(prompts.LETTERS) - 1} are possible"
+        elif len(set(options)) < len(options):
+            problem = "two choices are the same"
+        if problem:
+            raise UserError(f"{where}, question {row['question']!r}: {problem}")
+        return cls(row["question"], options, letters.index(row["answer"]))
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """One caption to score, the questions of its image, and the names its random draws derive from."""
+
+    caption: str
+    questions: Sequence[Question]
+    key: tuple[str | int, ...]  # (seed, step, image id, caption index)
+
+
+@dataclass(frozen=True)
+class QASettings:
+    """Settings of the reward; the values come from the profile and the experiment."""
+
+    kind: Literal["qa_sampled", "qa_expected"]
+    rounds: int
+    draw: Literal["replacement", "stratified"]
+    temperature: float
+    min_letter_mass: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One question as the reader gets it."""
+
+    request: Request
+    gold: str  # the letter of the right option after shuffling
+    letters: str  # all letters of this question, the extra option's last
+
+
+@dataclass
+class RewardBatch:
+    """Rewards in the order of the captions, None where one could not be computed, and what was seen on the
+    way.
+    """
+
+    rewards: list[float | None]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failed_share(self) -> float:
+        """Share of captions without a reward."""
+        return sum(r is None for r in self.rewards) / max(1, len(self.rewards))
+
+
+def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: QASettings) -> RewardBatch:
+    """Mean share of right answers of each caption over its rounds.
+
+    qa_sampled: r(c) = 1/N sum_i [LLM(c, q_i) = a_i]            (paper, equations 1-3)
+    qa_expected: r(c) = 1/N sum_i p(a_i), p = softmax(log p / T) over the letters of q_i   (ours)
+
+    An answer without a letter is wrong and counted (`unparsed`); a caption with a round that the reader
+    could not answer has reward None.
+    """
+    rounds = [draw_rounds(task, settings.rounds, settings.draw) for task in tasks]
+    flat = [r for rows in rounds for r in rows]
+    score = sampled_scores if settings.kind == "qa_sampled" else expected_scores
+    scores, metrics = score(flat, reader, settings)
+    parts = iter(scores)
+    grouped = [[next(parts) for _ in rows] for rows in rounds]
+    return RewardBatch([_mean(group) for group in grouped], metrics)
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+    return None if None in scores or not scores else sum(scores) / len(scores)
+
+
+def draw_rounds(task: CaptionTask, rounds: int, draw: str) -> list[Round]:
+    """N questions of the image, each with its options shuffled and the extra option last.
+
+    draw: "replacement" (author code) or "stratified" (ours): every question once before any is asked again.
+    """
+    return [
+        _ask(task, task.questions[index], number)
+        for number, index in enumerate(_draw(task, rounds, draw, _random(*task.key, "draw")))
+    ]
+
+
+def _draw(task: CaptionTask, rounds: int, draw: str, rng: random.Random) -> list[int]:
+    count = len(task.questions)
+    if draw == "replacement":
+        return [rng.randrange(count) for _ in range(rounds)]
+    passes = [rng.sample(range(count), count) for _ in range(math.ceil(rounds / count))]
+    return [index for one_pass in passes for index in one_pass][:rounds]
+
+
+def _ask(task: CaptionTask, question: Question, number: int) -> Round:
+    name = "/".join(map(str, (*task.key, number)))
+    order = list(range(len(question.options)))
+    _random(name).shuffle(order)
+    options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
+    prompt = prompts.read_question(task.caption, question.text, options)
+    request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
+    return Round(request, prompts.LETTERS[order.index(question.answer)], prompts.LETTERS[: len(options)])
+
+
+def _random(*names: str | int) -> random.Random:
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def sampled_scores(
+    rounds: Sequence[Round], reader: Reader, settings: QASettings
+) -> tuple[list[float | None], dict[str, float]]:
+    """1 or 0 per round from one sampled answer; None where the reader failed."""
+    texts = reader.answers([r.request for r in rounds], settings.temperature)
+    letters = [None if text is None else parse_letter(text, mode="first_capital") for text in texts]
+    scores = [
+        None if text is None else float(letter == r.gold)
+        for text, letter, r in zip(texts, letters, rounds, strict=True)
+    ]
+    answered = [
+        (letter, r) for text, letter, r in zip(texts, letters, rounds, strict=True) if text is not None
+    ]
+    return scores, {
+        "unparsed": _share(letter is None for letter, _ in answered),
+        "cannot_answer": _share(letter == r.letters[-1] for letter, r in answered),
+    }
+
+
+def expected_scores(
+    rounds: Sequence[Round], reader: Reader, settings: QASettings
+) -> tuple[list[float | None], dict[str, float]]:
+    """Probability of the right letter per round at the reader's temperature; None where the reader failed.
+
+    A round whose letters hold less than `min_letter_mass` of the probability is sampled instead
+    (`fallback`): there the letters do not say what the reader would answer.
+    """
+    if not rounds:
+        return [], {}
+    widest = max((r.letters for r in rounds), key=len)
+    logprobs = reader.letter_logprobs([r.request for r in rounds], widest)
+    masses, scores, low, cannot = [], [], [], []
+    for index, (row, r) in enumerate(zip(logprobs, rounds, strict=True)):
+        scores.append(None)
+        if row is None:
+            continue
+        row = row[: len(r.letters)]
+        masses.append(sum(map(math.exp, row)))
+        if masses[-1] < settings.min_letter_mass:
+            low.append(index)
+            continue
+        chances = _softmax(row, settings.temperature)
+        scores[-1] = chances[r.letters.index(r.gold)]
+        cannot.append(chances[-1])
+    metrics = {
+        "letter_mass": _average(masses),
+        "fallback": len(low) / len(rounds),
+        "cannot_answer": _average(cannot),
+    }
+    if low:
+        drawn, more = sampled_scores([rounds[i] for i in low], reader, settings)
+        for index, score in zip(low, drawn, strict=True):
+            scores[index] = score
+        metrics["unparsed"] = more["unparsed"] * len(low) / len(rounds)
+    return scores, metrics
+
+
+def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
+    top = max(logprobs)
+    weights = [math.exp((value - top) / temperature) for value in logprobs]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _share(flags) -> float:
+    return _average([float(flag) for flag in flags])

@@ -1,0 +1,185 @@
+"""One training run, as the process that a notebook or a terminal starts.
+
+    python -m caprl_utils.rl.train --experiment caprl --profile mini --seed 0
+
+Complete runs are skipped, stopped ones go on from their last whole checkpoint. Exit status: 0 done, 143
+stopped by SIGTERM after saving, 1 an error that the user can mend (its message is the last line).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils import paths, prompts
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import file_hash, folder_hash
+from caprl_utils.notebook import prepare_process
+from caprl_utils.processes import die_with_parent
+from caprl_utils.rl.data import data_file
+from caprl_utils.rl.experiment import Experiment, load_experiment
+from caprl_utils.runs import Run
+from caprl_utils.schema import ModelConfig, Profile
+
+if TYPE_CHECKING:
+    from caprl_utils.rl.monitor import Monitor
+    from caprl_utils.rl.trainer import CaptionTrainer
+
+STAGE = "rl"
+STOPPED = 143  # 128 + SIGTERM
+_WINDOW = 10  # steps at either end that the record averages
+
+
+def run_name(experiment: str, seed: int) -> str:
+    """Name of a run's folder."""
+    return f"{experiment}-seed{seed}"
+
+
+def open_run(experiment: Experiment, profile: Profile, seed: int) -> Run:
+    """The run's folder, locked; its key covers settings, data, models, prompts and code."""
+    settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
+    parts = {
+        "rl": profile.rl, **settings, "seed": seed, "prompts": prompts.prompt_hash(),
+        "questions": file_hash(data_file(profile, experiment.data)),
+        "policy": _identity(profile.models.policy), "reader": _identity(profile.models.reward_reader),
+    }  # fmt: skip
+    return Run.open(profile, STAGE, run_name(experiment.name, seed), parts, modules=["caprl_utils.rl.train"])
+
+
+def _identity(model: ModelConfig) -> Any:
+    folder = Path(paths.resolve_model(model.path))
+    return [model.key_part(), folder_hash(folder)] if folder.is_dir() else model.key_part()
+
+
+def train(experiment: Experiment, profile: Profile, seed: int) -> int:
+    """Make the run unless it is complete; returns the exit status."""
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not _has_gpu())
+    run = open_run(experiment, profile, seed) if state.is_main_process else None
+    folder = paths.RUNS / profile.name / STAGE / run_name(experiment.name, seed)
+    try:
+        state.wait_for_everyone()
+        if run.complete if run else (folder / "result.json").is_file():
+            return 0
+        trainer, monitor = build(experiment, profile, seed, folder)
+        try:
+            finished = trainer.fit(_last_checkpoint(folder, state))
+        finally:
+            monitor.close()
+        if not finished:
+            return STOPPED
+        if run:
+            _finish(run, trainer, experiment, seed)
+        return 0
+    finally:
+        if run:
+            run.close()
+
+
+def build(
+    experiment: Experiment, profile: Profile, seed: int, folder: Path
+) -> tuple[CaptionTrainer, Monitor]:
+    """Model, data, reader and trainer of a run, ready to fit."""
+    from trl import GRPOConfig
+
+    from caprl_utils.rl.arguments import grpo_arguments
+    from caprl_utils.rl.checkpoints import last_complete, step_of
+    from caprl_utils.rl.data import load_data
+    from caprl_utils.rl.monitor import Monitor
+    from caprl_utils.rl.policy import load_policy, load_processor, lora_config
+    from caprl_utils.rl.reader import open_reader
+    from caprl_utils.rl.scoring import QAReward
+    from caprl_utils.rl.trainer import CaptionTrainer
+
+    rl, training = profile.rl, experiment.training
+    rows = load_data(data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step)
+    arguments = grpo_arguments(profile, experiment, seed, folder, _num_processes(), _has_gpu())
+    reward = QAReward(open_reader(profile.models.reward_reader, profile), rl, experiment, seed)
+    trainer = CaptionTrainer(
+        model=load_policy(profile.models.policy, training), args=GRPOConfig(**arguments), train_dataset=rows,
+        reward_funcs=[reward], processing_class=load_processor(profile.models.policy), peft_config=lora_config(training),
+    )  # fmt: skip
+    checkpoint = last_complete(folder)
+    monitor = Monitor(folder, rl.steps, step_of(checkpoint) if checkpoint else 0)
+    monitor.attach(trainer)
+    return trainer, monitor
+
+
+def _last_checkpoint(folder: Path, state: Any) -> Path | None:
+    from caprl_utils.rl.checkpoints import last_complete
+
+    state.wait_for_everyone()
+    return last_complete(folder)
+
+
+def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int) -> None:
+    """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses
+    nothing.
+    """
+    from caprl_utils.rl.checkpoints import delete_all
+    from caprl_utils.rl.policy import counts, save_final
+
+    parameters = counts(trainer.accelerator.unwrap_model(trainer.model))
+    save_final(
+        trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, run.folder / "final"
+    )
+    curve = list(run.rows("curve").read())
+    values = {
+        "steps": len(curve),
+        **{
+            f"{name}_{end}": _window(curve, name, end)
+            for name in ("reward", "completion_tokens")
+            for end in ("first", "last")
+        },
+        "seconds_per_step": _window(curve, "seconds", "all"),
+        "seconds_generate": _window(curve, "seconds_generate", "all"),
+        "seconds_reward": _window(curve, "seconds_reward", "all"),
+    }
+    run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
+               parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
+    delete_all(run.folder)
+
+
+def _window(curve: list[dict[str, Any]], name: str, end: str) -> float | None:
+    """Mean of a column over the first, the last, or all steps; None when it was never known."""
+    rows = {"first": curve[:_WINDOW], "last": curve[-_WINDOW:], "all": curve}[end]
+    known = [row[name] for row in rows if row[name] is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _num_processes() -> int:
+    from accelerate import PartialState
+
+    return PartialState().num_processes
+
+
+def main(argv: list[str]) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m caprl_utils.rl.train", description="Train a captioner by GRPO."
+    )
+    parser.add_argument("--experiment", required=True, help="name in configs/experiments, or a YAML file")
+    parser.add_argument("--profile", required=True, help="smoke | mini | one_gpu | paper")
+    parser.add_argument("--seed", type=int, default=0, help="of the run; everything random derives from it")
+    arguments = parser.parse_args(argv)
+    die_with_parent()
+    try:
+        experiment, profile = load_experiment(arguments.experiment, arguments.profile)
+        prepare_process(profile)
+        return train(experiment, profile, arguments.seed)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""A training in small: fresh random models of the mini world's shape, a handful of plain images and
+questions.
+"""
+
+import io
+from pathlib import Path
+
+import pytest
+import yaml
+
+from caprl_utils import paths
+
+STEPS = 4
+
+
+def write_questions(file: Path, num_images: int) -> None:
+    """A parquet file in CapRL-QA-75K's schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    rows = []
+    for i in range(num_images):
+        picture = io.BytesIO()
+        Image.new("RGB", (140, 140), (10 * i % 255, 90, 200 - 10 * i % 200)).save(picture, "PNG")
+        questions = [
+            {"question": f"What is the value of {city}?", "choices": ["A) 1", "B) 2", "C) 3", "D) 4"], "answer": "BCD"[i % 3]}
+            for city in ("Rome", "Oslo", "Lima")
+        ]  # fmt: skip
+        rows.append({
+            "id": f"image-{i:02d}", "image": {"bytes": picture.getvalue(), "path": None},
+            "prompt": [{"role": "user", "content": "<image> Please describe this image in detail."}],
+            "data_source": "image_caption_rl", "reward_model": {"ground_truth": questions},
+        })  # fmt: skip
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory) -> dict[str, Path]:
+    """Folders of a random policy and a random reader."""
+    from caprl_utils.mini.models import build_language_model, build_processor, build_vlm, prepare_generation
+    from caprl_utils.mini.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("models")
+    for name, model, processor in (
+        ("policy", build_vlm(0), build_processor()),
+        ("reader", build_language_model(1), build_tokenizer()),
+    ):
+        prepare_generation(model)
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return {name: folder / name for name in ("policy", "reader")}
+
+
+@pytest.fixture(scope="session")
+def world(models, tmp_path_factory) -> Path:
+    """A folder with a profile `tiny.yaml`, an experiment `small.yaml` and the questions the profile's runs
+    need.
+    """
+    folder = tmp_path_factory.mktemp("world")
+    profile = {
+        "extends": "mini", "torch_threads": 1,
+        "models": {"policy": {"path": str(models["policy"])}, "reward_reader": {"path": str(models["reader"])}},
+        "rl": {
+            "num_images": 6, "prompts_per_step": 4, "group_size": 2, "steps": STEPS, "warmup_steps": 1,
+            "max_completion_tokens": 10, "rounds": 2, "beta": 0.05, "learning_rate": 1.0e-3, "save_every": 2,
+        },
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(profile))
+    (folder / "small.yaml").write_text(
+        yaml.safe_dump({"description": "a test", "reward": {"min_letter_mass": 0.0}})
+    )
+    write_questions(folder / "runs" / "tiny" / "curation" / "main" / "qa.parquet", num_images=6)
+    return folder
+
+
+@pytest.fixture
+def runs(world, monkeypatch) -> Path:
+    """The run folders of the small world, as paths.RUNS."""
+    monkeypatch.setattr(paths, "RUNS", world / "runs")
+    return world / "runs"
