@@ -55,8 +55,8 @@ def grpo_arguments(
         "gradient_checkpointing": checkpointing,
         # what is kept and shown
         "save_strategy": "steps", "save_steps": rl.save_every, "save_total_limit": 2,
-        "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": ["tensorboard"], "disable_tqdm": True,
-        "log_completions": False, "log_multimodal": False,
+        "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": ["tensorboard"],
+        "disable_tqdm": True, "log_completions": False, "log_multimodal": False,
         **_rollout(profile, experiment),
     }  # fmt: skip
 

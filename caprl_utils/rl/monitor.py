@@ -90,8 +90,11 @@ def _step_of(line: str, otherwise: int) -> int:
 class Monitor(TrainerCallback):
     """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving)."""
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int):
-        self.folder, self.stopping, self.trainer = folder, False, None
+    def __init__(self, folder: Path, total_steps: int, start_step: int, writes: bool = True):
+        """writes: whether this is the process of several that writes the files."""
+        self.folder, self.stopping, self.trainer, self.writes = folder, False, None, writes
+        if not writes:
+            return
         for name in ("curve", "samples"):
             cut_after(folder / f"{name}.jsonl", start_step)
         self.curve = RowStore(folder / "curve.jsonl")
@@ -115,7 +118,7 @@ class Monitor(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **unused: Any) -> None:
         """Write the step's rows."""
-        if not state.is_world_process_zero or "loss" not in logs:  # the summary at the end has no loss
+        if not self.writes or "loss" not in logs:  # the summary at the end has no loss
             return
         self._refuse_nan(state.global_step, logs)
         kept = self.trainer._logs
@@ -146,6 +149,8 @@ class Monitor(TrainerCallback):
 
     def close(self) -> None:
         """Flush the files."""
+        if not self.writes:
+            return
         self.curve.close()
         self.samples.close()
         self.progress.close()

@@ -57,6 +57,8 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
     """Make the run unless it is complete; returns the exit status."""
     from accelerate import PartialState
 
+    from caprl_utils.rl.checkpoints import last_complete
+
     state = PartialState(cpu=not _has_gpu())
     run = open_run(experiment, profile, seed) if state.is_main_process else None
     folder = paths.RUNS / profile.name / STAGE / run_name(experiment.name, seed)
@@ -64,9 +66,13 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         state.wait_for_everyone()
         if run.complete if run else (folder / "result.json").is_file():
             return 0
-        trainer, monitor = build(experiment, profile, seed, folder)
+        if run:
+            last_complete(folder)  # deletes half-written ones before any process looks
+        state.wait_for_everyone()
+        checkpoint = last_complete(folder)
+        trainer, monitor = build(experiment, profile, seed, folder, checkpoint)
         try:
-            finished = trainer.fit(_last_checkpoint(folder, state))
+            finished = trainer.fit(checkpoint)
         finally:
             monitor.close()
         if not finished:
@@ -80,13 +86,14 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
 
 
 def build(
-    experiment: Experiment, profile: Profile, seed: int, folder: Path
+    experiment: Experiment, profile: Profile, seed: int, folder: Path, checkpoint: Path | None
 ) -> tuple[CaptionTrainer, Monitor]:
-    """Model, data, reader and trainer of a run, ready to fit."""
+    """Model, data, reader and trainer of a run, ready to fit from the checkpoint or from the start."""
+    from accelerate import PartialState
     from trl import GRPOConfig
 
     from caprl_utils.rl.arguments import grpo_arguments
-    from caprl_utils.rl.checkpoints import last_complete, step_of
+    from caprl_utils.rl.checkpoints import step_of
     from caprl_utils.rl.data import load_data
     from caprl_utils.rl.monitor import Monitor
     from caprl_utils.rl.policy import load_policy, load_processor, lora_config
@@ -96,23 +103,17 @@ def build(
 
     rl, training = profile.rl, experiment.training
     rows = load_data(data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step)
-    arguments = grpo_arguments(profile, experiment, seed, folder, _num_processes(), _has_gpu())
+    arguments = grpo_arguments(profile, experiment, seed, folder, PartialState().num_processes, _has_gpu())
     reward = QAReward(open_reader(profile.models.reward_reader, profile), rl, experiment, seed)
     trainer = CaptionTrainer(
-        model=load_policy(profile.models.policy, training), args=GRPOConfig(**arguments), train_dataset=rows,
-        reward_funcs=[reward], processing_class=load_processor(profile.models.policy), peft_config=lora_config(training),
+        model=load_policy(profile.models.policy, training), args=GRPOConfig(**arguments),
+        train_dataset=rows, reward_funcs=[reward], processing_class=load_processor(profile.models.policy),
+        peft_config=lora_config(training),
     )  # fmt: skip
-    checkpoint = last_complete(folder)
-    monitor = Monitor(folder, rl.steps, step_of(checkpoint) if checkpoint else 0)
+    done = step_of(checkpoint) if checkpoint else 0
+    monitor = Monitor(folder, rl.steps, done, writes=PartialState().is_main_process)
     monitor.attach(trainer)
     return trainer, monitor
-
-
-def _last_checkpoint(folder: Path, state: Any) -> Path | None:
-    from caprl_utils.rl.checkpoints import last_complete
-
-    state.wait_for_everyone()
-    return last_complete(folder)
 
 
 def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int) -> None:
@@ -127,17 +128,13 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int
         trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, run.folder / "final"
     )
     curve = list(run.rows("curve").read())
-    values = {
-        "steps": len(curve),
-        **{
-            f"{name}_{end}": _window(curve, name, end)
-            for name in ("reward", "completion_tokens")
-            for end in ("first", "last")
-        },
-        "seconds_per_step": _window(curve, "seconds", "all"),
-        "seconds_generate": _window(curve, "seconds_generate", "all"),
-        "seconds_reward": _window(curve, "seconds_reward", "all"),
+    ends = {
+        f"{name}_{end}": _window(curve, name, end)
+        for name in ("reward", "completion_tokens")
+        for end in ("first", "last")
     }
+    means = {name: _window(curve, name, "all") for name in ("seconds", "seconds_generate", "seconds_reward")}
+    values = {"steps": len(curve), **ends, **means}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
     delete_all(run.folder)
@@ -154,12 +151,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _num_processes() -> int:
-    from accelerate import PartialState
-
-    return PartialState().num_processes
 
 
 def main(argv: list[str]) -> int:

@@ -24,7 +24,10 @@ def write_questions(file: Path, num_images: int) -> None:
         picture = io.BytesIO()
         Image.new("RGB", (140, 140), (10 * i % 255, 90, 200 - 10 * i % 200)).save(picture, "PNG")
         questions = [
-            {"question": f"What is the value of {city}?", "choices": ["A) 1", "B) 2", "C) 3", "D) 4"], "answer": "BCD"[i % 3]}
+            {
+                "question": f"What is the value of {city}?",
+                "choices": ["A) 1", "B) 2", "C) 3", "D) 4"], "answer": "BCD"[i % 3],
+            }
             for city in ("Rome", "Oslo", "Lima")
         ]  # fmt: skip
         rows.append({
@@ -61,7 +64,9 @@ def world(models, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     profile = {
         "extends": "mini", "torch_threads": 1,
-        "models": {"policy": {"path": str(models["policy"])}, "reward_reader": {"path": str(models["reader"])}},
+        "models": {
+            "policy": {"path": str(models["policy"])}, "reward_reader": {"path": str(models["reader"])},
+        },
         "rl": {
             "num_images": 6, "prompts_per_step": 4, "group_size": 2, "steps": STEPS, "warmup_steps": 1,
             "max_completion_tokens": 10, "rounds": 2, "beta": 0.05, "learning_rate": 1.0e-3, "save_every": 2,
