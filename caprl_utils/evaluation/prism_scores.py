@@ -22,6 +22,10 @@ from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 
 LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
+COLUMNS = (
+    "benchmark", "sample_id", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
+    "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason",
+)  # fmt: skip
 _LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
 
 
@@ -60,15 +64,10 @@ def write_samples(path: Path, rows: Sequence[Mapping[str, Any]], model: str) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text, whole, real = pa.string(), pa.int64(), pa.float64()
-    types = {
-        "benchmark": text, "sample_id": text, "image_id": text, "model": text, "caption_index": whole,
-        "caption": text, "num_tokens": whole, "finish_reason": text, "question": text,
-        "options": pa.list_(text), "gold": text, "answer": text, "letter_mass": real, "parsed": text, "score": real, "reason": text,
-    }  # fmt: skip
-    table = pa.Table.from_pylist(
-        [{**row, "model": model} for row in rows], schema=pa.schema(list(types.items()))
-    )
+    kinds = {"caption_index": pa.int64(), "num_tokens": pa.int64(), "options": pa.list_(pa.string())}
+    kinds |= {"letter_mass": pa.float64(), "score": pa.float64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    table = pa.Table.from_pylist([{**row, "model": model} for row in rows], schema=schema)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())

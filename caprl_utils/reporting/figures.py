@@ -31,23 +31,18 @@ class Dots:
     intervals: Sequence[tuple[float, float] | None]
 
 
-def read_curve(run_folder: Path, label: str, reward_key: str, length_key: str) -> Curve:
-    """The curve.jsonl of a training run; steps without a reward are left out. Raises UserError when it is
-    missing.
+def read_curve(run_folder: Path, label: str) -> Curve:
+    """The curve.jsonl of a training run; steps without a reward are left out. Raises UserError without
+    any.
     """
     file = run_folder / "curve.jsonl"
-    if not file.is_file():
-        raise UserError(f"missing {shown(file)}: the training has not been run")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for key in ("step", reward_key, length_key):
-        if not any(key in row for row in rows):
-            raise UserError(
-                f"{shown(file)} has no {key!r}; its rows hold {', '.join(rows[0]) if rows else 'nothing'}"
-            )
-    rows = sorted((row for row in rows if row.get(reward_key) is not None), key=lambda row: row["step"])
-    return Curve(
-        label, [r["step"] for r in rows], [r[reward_key] for r in rows], [r[length_key] for r in rows]
-    )
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
+    if not rows:
+        raise UserError(f"no training curve in {shown(file)}; make it: make 03_caprl_rl_training")
+    rows.sort(key=lambda row: row["step"])
+    columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
+    return Curve(label, *columns)
 
 
 def running_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:
@@ -80,7 +75,7 @@ def plot_curves(curves: Sequence[Curve], stem: Path) -> list[Path]:
         return style.save(figure, stem)
 
 
-def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, title: str) -> list[Path]:
+def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list[Path]:
     """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG."""
     with style.styled():
         rows = len(groups)
@@ -98,6 +93,6 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, title: 
                 values, places, linestyle="none", marker=look.marker, color=look.colour, label=model.label
             )
         axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
-        axes.set(xlabel="accuracy (%), 95 % interval", title=title)
+        axes.set(xlabel="accuracy (%), 95 % interval")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return style.save(figure, stem)

@@ -22,7 +22,7 @@ def paper_table(file: str, caption: str, label_columns: tuple[str, ...]) -> Tabl
     source = record_path(path)
     body = []
     for number, row in enumerate(rows):
-        cells = [Cell(row[c], float(row[c]), sources=(Source(source, f"{number}/{c}"),)) for c in columns]
+        cells = [Cell(row[c], _value(row[c]), sources=(Source(source, f"{number}/{c}"),)) for c in columns]
         body.append((", ".join(row[name] for name in label_columns), cells))
     return Table(Path(file).stem, caption, label_columns[0], columns, body, _average_notes(body, columns))
 
@@ -39,13 +39,21 @@ def _read(path: Path, label_columns: tuple[str, ...]) -> list[dict[str, str]]:
     return rows
 
 
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # a column such as "trained by GRPO": yes or no
+
+
 def _average_notes(body: list[tuple[str, list[Cell]]], columns: list[str]) -> list[str]:
     if AVERAGE not in columns:
         return []
     notes = []
     for label, cells in body:
-        values = [cell.value for cell, column in zip(cells, columns, strict=True) if column != AVERAGE]
-        printed, mean = cells[columns.index(AVERAGE)], sum(values) / len(values)
+        printed = cells[columns.index(AVERAGE)]
+        values = [c.value for c in cells if isinstance(c.value, float) and c is not printed]
+        mean = sum(values) / len(values)
         if abs(printed.value - mean) > 0.05 + 1e-9:
             notes.append(
                 f"{label}: the printed average {printed.text} is not the mean of its row, {mean:.2f}"

@@ -255,17 +255,12 @@ def test_models_of_other_samples_are_refused():
 
 
 def test_unscored_samples_are_counted_and_left_out():
-    shared = {
-        "benchmark": "b",
-        "caption_index": 0,
-        "num_tokens": 3,
-        "finish_reason": "stop",
-        "letter_mass": None,
-    }
+    shared = {"benchmark": "b", "caption_index": 0, "num_tokens": 3, "finish_reason": "stop"}
+    shared |= {"letter_mass": None, "parsed": "x", "answer": "x", "reason": None}
     rows = [
-        {**shared, "sample_id": "1", "image_id": "1", "score": 1.0, "parsed": "x", "answer": "x", "reason": None},
-        {**shared, "sample_id": "2", "image_id": "2", "score": None, "parsed": "x", "answer": "x", "reason": "judge"},
-    ]  # fmt: skip
+        {**shared, "sample_id": "1", "image_id": "1", "score": 1.0},
+        {**shared, "sample_id": "2", "image_id": "2", "score": None},
+    ]
     values = prism_scores.summarise(rows, 100, 0)["values"]["benchmarks"]["b"]
     assert values["mean"] == 1.0 and values["unscored"] == 1
     assert sample_scores(rows) == {"b": {("1", "1"): 1.0}}

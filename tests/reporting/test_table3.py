@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.reporting import report3, table3
+from caprl_utils.reporting.tables import from_record_path, look_up
+from caprl_utils.runs import load_result
+
+
+def test_rows_values_and_differences(finished):
+    results = table3.load(finished)
+    table = table3.scores_table(results, bounds=False)
+    assert [label for label, _ in table.rows] == ["3B (base)", "72B", "CapRL-3B"]
+    assert table.columns == ["Mini Chart", "Mini Scene", "Average", "Caption tokens"]
+    cell = table.cell("CapRL-3B", "Mini Chart")
+    assert cell.value == pytest.approx(0.7) and cell.text.startswith("70.0 [")
+    assert cell.interval[0] < 0.7 < cell.interval[1]
+    assert table.cell("CapRL-3B", "Caption tokens").text == "40.0"
+    gaps = table3.differences_table(results)
+    assert [label for label, _ in gaps.rows] == ["CapRL-3B − 3B (base)", "CapRL-3B − 72B"]
+    gap = gaps.cell("CapRL-3B − 3B (base)", "Average")
+    assert gap.value == pytest.approx(0.3) and gap.interval[0] > 0 and gap.text.startswith("+30.0 [+")
+    bounds = table3.scores_table(results, bounds=True)
+    assert [label for label, _ in bounds.rows] == ["floor: empty caption"]
+
+
+def test_every_number_is_in_the_record_that_its_cell_names(finished):
+    results = table3.load(finished)
+    for table in (table3.scores_table(results, False), table3.scores_table(results, True)):
+        for _, cells in table.rows:
+            for cell in cells:
+                (source,) = cell.sources
+                assert look_up(load_result(from_record_path(source.file)), source.key) == cell.value
+
+
+def test_the_interval_is_that_of_the_run_record(finished):
+    results = table3.load(finished)
+    record = results.measured["CapRL-3B"].records[0]
+    interval = results.interval("CapRL-3B", "mini-chart")
+    assert [interval.low, interval.high] == record["intervals"]["mini-chart"]
+
+
+def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
+    for name in ("one", "two"):
+        report3.write(finished, tmp_path / name)
+    names = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert names == [
+        "table3.csv", "table3.json", "table3.md", "table3_curves.png", "table3_curves.svg",
+        "table3_dots.png", "table3_dots.svg",
+    ]  # fmt: skip
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    text = (tmp_path / "one" / "table3.md").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text and "supported (+30.0 points" in text and "Qwen2.5-VL-72B" in text
+    assert "the printed average 48.3 is not the mean of its row" in text
+    content = json.loads((tmp_path / "one" / "table3.json").read_text(encoding="utf-8"))
+    assert content["facts"]["verdict"] == "supported" and content["runs"][0]["key"]
+    assert str(tmp_path) not in json.dumps(content)
+
+
+def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_path):
+    two = load_profile("mini", {"rl.seeds": [0, 1], "prism.bootstrap_draws": 500})
+    with pytest.raises(UserError, match="CapRL-3B: 1 of 2 training seeds"):
+        table3.load(two)
+    prism_run(two, "caprl-3b-seed1", right=16)
+    rl_run(two, seed=1)
+    cell = table3.scores_table(table3.load(two), False).cell("CapRL-3B", "Average")
+    assert cell.value == pytest.approx(0.75) and len(cell.sources) == 2
+    report3.write(two, tmp_path / "seeds")
+
+
+def test_a_missing_run_is_named_with_its_command(profile, prism_run):
+    prism_run(profile, "base-3b", right=8)
+    with pytest.raises(UserError, match=r"no Prism result of CapRL-3B .* make 05_prism_evaluation"):
+        table3.load(profile)
+
+
+def test_a_missing_curve_writes_nothing(profile, prism_run, tmp_path):
+    prism_run(profile, "base-3b", right=8)
+    prism_run(profile, "caprl-3b-seed0", right=14)
+    with pytest.raises(UserError, match="no training curve"):
+        report3.write(profile, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_disagrees_with_its_rows_is_refused(finished):
+    file = paths.RUNS / "mini" / "prism" / "base-3b" / "result.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record["values"]["benchmarks"]["mini-chart"]["mean"] = 0.9
+    file.write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match=r"says 0\.4"):
+        table3.scores_table(table3.load(finished), bounds=False)
+
+
+def test_smoke_stays_out_of_reports(profile, tmp_path):
+    with pytest.raises(UserError, match="smoke does not write"):
+        report3.write(load_profile("smoke"), paths.REPORTS / "mini")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [(0.01, 0.1, "supported"), (-0.1, -0.01, "not supported"), (-0.1, 0.1, "undecided")],
+)
+def test_verdict(low, high, word):
+    assert table3.verdict(low, high) == word
