@@ -156,7 +156,7 @@ def get_benchmark(key: str) -> Benchmark:
 
 
 def prism_benchmarks() -> list[Benchmark]:
-    """The 11 benchmarks of Table 3, in its order."""
+    """The 11 benchmarks of Table 3, in its order of columns."""
     return [item for item in load_registry().values() if item.prism]
 
 

@@ -129,12 +129,14 @@ def bootstrap(
 def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> Any:
     """How often each image is drawn, (block of draws, images): drawing n of n with replacement."""
     block = max(1, _BLOCK_VALUES // num_clusters)
+    narrow = np.uint16 if num_clusters <= 2**16 else np.uint32  # half the random bits, half the memory
     for start in range(0, draws, block):
         size = min(block, draws - start)
-        picks = generator.integers(num_clusters, size=(size, num_clusters), dtype=np.int32)
-        picks += (np.arange(size, dtype=np.int32) * num_clusters)[:, None]
-        counts = np.bincount(picks.ravel(), minlength=size * num_clusters)
-        yield counts.reshape(size, num_clusters).astype(float)
+        weights = np.empty((size, num_clusters))
+        picks = generator.integers(num_clusters, size=weights.shape, dtype=narrow)
+        for row, pick in zip(weights, picks, strict=True):
+            row[:] = np.bincount(pick, minlength=num_clusters)
+        yield weights
 
 
 def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:

@@ -24,7 +24,27 @@ _IMAGE_ID_COLUMNS = (
 )  # fmt: skip
 
 _YES_NO_STARTS = frozenset(
-    ["is", "are", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would", "should", "shall", "may", "might", "must"]
+    [
+        "is",
+        "are",
+        "was",
+        "were",
+        "do",
+        "does",
+        "did",
+        "have",
+        "has",
+        "had",
+        "can",
+        "could",
+        "will",
+        "would",
+        "should",
+        "shall",
+        "may",
+        "might",
+        "must",
+    ]
 )
 
 Layout = Callable[[Record, Benchmark], list[Sample]]

@@ -73,8 +73,8 @@ class Loaded(Sequence[Sample]):
         if len(self.rejected) > max_rejected_share * total:
             raise UserError(
                 f"benchmark {self.benchmark!r}: {len(self.rejected)} of {total} rows of {_source(self)} were "
-                f"set aside, more than {max_rejected_share:.0%}{first}. Check that the files are of the expected "
-                "layout, or raise max_rejected_share"
+                f"set aside, more than {max_rejected_share:.0%}{first}. Check that the files have the "
+                "expected layout, or raise max_rejected_share"
             )
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
-from caprl_utils.evaluation.scoring import caprl, fast, workers
+from caprl_utils.evaluation.scoring import caprl, fast, symbolic, workers
 from caprl_utils.evaluation.scoring.standard import score_standard
 from caprl_utils.evaluation.scoring.types import Judge, Mode, Row, Score
 
@@ -74,6 +74,13 @@ def symbolic_verdicts(
         _verified.clear()
     _verified.update((pair, verdict) for pair, verdict in found.items() if verdict is not None)
     return known | found
+
+
+def forget() -> None:
+    """Drop everything remembered from earlier calls (for timing)."""
+    _verified.clear()
+    fast.shape.cache_clear()
+    symbolic.forget()
 
 
 def _text(row: Row) -> str:

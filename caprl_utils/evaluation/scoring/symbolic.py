@@ -67,6 +67,11 @@ def parse_math_once(text: str) -> list[Any]:
     return list(_parsed(text))
 
 
+def forget() -> None:
+    """Drop the remembered texts."""
+    _parsed.cache_clear()
+
+
 def verify_math(answer: Any, gold: list[Any]) -> bool:
     """math-verify's comparison with the answer in first place, as the authors call it (Q22)."""
     from math_verify import verify
