@@ -25,7 +25,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. ``temperature`` 0 is greedy; ``n`` completions per request; ``seed`` makes a run repeatable."""
+    """How to decode: ``temperature`` 0 is greedy; ``n`` completions per request; ``seed`` for repeating."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -64,7 +64,7 @@ class Backend(Protocol):
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
     ) -> list[list[float] | None]:
-        """Log-probability of each choice (one token each) as the next token of each request, at temperature 1.
+        """Log-probability of each choice (one token each) as the next token, at temperature 1.
 
         None stands for a request that could not be answered; missing is not zero.
         """

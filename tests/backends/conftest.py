@@ -1,0 +1,33 @@
+"""Fresh random models of the real classes, saved once per test session."""
+
+from pathlib import Path
+
+import pytest
+
+from caprl_utils.config import load_profile
+from caprl_utils.mini.models import build_language_model, build_processor, build_vlm, prepare_generation
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vlm")
+    model = build_vlm(seed=1)
+    prepare_generation(model)
+    model.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reader")
+    model = build_language_model(seed=2)
+    prepare_generation(model)
+    model.save_pretrained(folder)
+    build_processor().tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def profile():
+    return load_profile("smoke").model_copy(update={"torch_threads": 1})
