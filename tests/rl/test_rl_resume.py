@@ -1,0 +1,175 @@
+"""A training that stops and goes on equals one that did not stop."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trl import GRPOTrainer
+
+from caprl_utils.errors import UserError
+from caprl_utils.rl import checkpoints
+from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.rl.train import build
+from caprl_utils.rl.trainer import RewardsFailedError
+
+SAME = ("loss", "grad_norm", "kl", "reward", "group_std", "completion_tokens", "entropy", "learning_rate")
+
+
+class Training:
+    """One run folder; `fit` goes on from what is there, as caprl_utils.rl.train does."""
+
+    def __init__(self, world: Path, folder: Path, overrides: str = ""):
+        self.experiment, self.profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def fit(self, stop_after: int | None = None, reader=None) -> bool:
+        checkpoint = checkpoints.last_complete(self.folder)
+        self.trainer, monitor = build(self.experiment, self.profile, 0, self.folder, checkpoint)
+        if reader is not None:
+            self.trainer.reward_funcs[0].reader = reader(self.trainer)
+        if stop_after is not None:
+            self.trainer.add_callback(stop_after_step(monitor, stop_after))
+        try:
+            return self.trainer.fit(checkpoint)
+        finally:
+            monitor.close()
+
+    @property
+    def curve(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "curve.jsonl").read_text().splitlines()]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
+
+
+def stop_after_step(monitor, step):
+    """Asks for a stop as SIGTERM does."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **unused):
+            monitor.stopping = monitor.stopping or state.global_step + 1 >= step
+
+    return Stop()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("caprl_utils.paths.RUNS", world / "runs")
+        training = Training(world, tmp_path_factory.mktemp("whole"))
+        assert training.fit()
+        return training
+
+
+def assert_same(a: Training, b: Training) -> None:
+    assert [row["step"] for row in b.curve] == [1, 2, 3, 4]
+    for one, other in zip(a.curve, b.curve, strict=True):
+        for name in SAME:
+            assert other[name] == pytest.approx(one[name], abs=1e-5), (one["step"], name)
+    for name, weight in a.weights.items():
+        torch.testing.assert_close(b.weights[name], weight, atol=1e-5, rtol=0)
+
+
+def test_resumed_equals_uninterrupted(world, runs, uninterrupted, tmp_path):
+    """Stopped after step 3 (between two regular checkpoints), then on to step 4: KL reference included."""
+    training = Training(world, tmp_path / "run")
+    assert training.fit(stop_after=3) is False
+    assert training.fit() is True
+    assert_same(uninterrupted, training)
+    assert training.curve[-1]["kl"] > 0
+
+
+@pytest.mark.integration
+def test_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, uninterrupted, tmp_path):
+    """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
+    training = Training(world, tmp_path / "run")
+    training.fit(stop_after=3)
+    (training.folder / "checkpoint-3" / checkpoints.MARKER).unlink()
+    with open(training.folder / "curve.jsonl", "a") as curve:
+        curve.write('{"id": "4", "st')
+    assert training.fit()
+    assert_same(uninterrupted, training)
+
+
+def test_trls_own_loading_loads_nothing(world, runs, uninterrupted, tmp_path):
+    """The reason for our override. When this fails, TRL and transformers were mended and it can go."""
+    checkpoint = uninterrupted.folder / "checkpoint-4"
+    training = Training(world, tmp_path / "run")
+    trainer, monitor = build(training.experiment, training.profile, 0, training.folder, None)
+    monitor.close()
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    GRPOTrainer._load_from_checkpoint(trainer, str(checkpoint))
+    body = {name: p for name, p in trainer.model.named_parameters() if name != "lm_head.weight"}
+    assert all(torch.equal(p, before[name]) for name, p in body.items())
+
+    trainer._load_from_checkpoint(str(checkpoint))
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter, uninterrupted.weights[name], atol=0, rtol=0)
+    assert not torch.equal(trainer.ref_model.lm_head.weight, trainer.model.lm_head.weight)
+
+
+def test_checkpoint_that_does_not_fit_is_refused(world, runs, uninterrupted, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    for file in (uninterrupted.folder / "checkpoint-4").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights.popitem()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    training = Training(world, tmp_path / "run")
+    trainer, monitor = build(training.experiment, training.profile, 0, training.folder, None)
+    monitor.close()
+    with pytest.raises(UserError, match="checkpoint-1 does not fit the model"):
+        trainer._load_from_checkpoint(str(folder))
+
+
+def dying(at_step: int):
+    """A reader that fails on everything from a step on."""
+
+    def wrap(trainer):
+        real = trainer.reward_funcs[0].reader
+
+        class Dying:
+            model_hash = real.model_hash
+
+            def letter_logprobs(self, requests, letters):
+                if trainer.state.global_step >= at_step:
+                    return [None] * len(requests)
+                return real.letter_logprobs(requests, letters)
+
+        return Dying()
+
+    return wrap
+
+
+@pytest.mark.integration
+def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupted, tmp_path):
+    """It stops with a checkpoint of the last finished step; when it is back, the run equals any other."""
+    training = Training(world, tmp_path / "run")
+    with pytest.raises(RewardsFailedError, match=r"8 of 8 captions.*step 3 is saved in .*checkpoint-3"):
+        training.fit(reader=dying(3))
+    assert len(training.curve) == 3
+    assert training.fit()
+    assert_same(uninterrupted, training)
+
+
+def test_curve_and_samples(uninterrupted):
+    rows = [json.loads(line) for line in (uninterrupted.folder / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 * 8 and {row["image_id"][:6] for row in rows} == {"image-"}
+    first = [row for row in rows if row["step"] == 1]
+    mean = sum(row["reward"] for row in first) / len(first)
+    assert mean == pytest.approx(uninterrupted.curve[0]["reward"], abs=1e-6)
+    spread = [
+        abs(a["reward"] - b["reward"]) / math.sqrt(2) for a, b in zip(first[::2], first[1::2], strict=True)
+    ]
+    assert sum(spread) / len(spread) == pytest.approx(uninterrupted.curve[0]["group_std"], abs=1e-6)
+    assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert uninterrupted.curve[0]["unparsed"] is None
