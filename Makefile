@@ -65,6 +65,9 @@ bench: later ## speed against the baselines (not yet)
 later:
 	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1
 
+config: environment ## all settings of PROFILE, each with its source
+	@$(PY) -m caprl_utils.config show $(PROFILE)
+
 zoo: environment ## train the small models of the mini world from nothing
 	$(PY) -m caprl_utils.mini.zoo
 
@@ -108,5 +111,5 @@ environment:
 FORCE:
 
 .PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) table1 table2 table3 table4 table5 table6 \
-	figures plan serve bench later zoo lab test lint test-fast test-integration test-notebooks clean help \
+	figures plan serve bench later config zoo lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE

@@ -88,7 +88,8 @@ def line(state: dict[str, Any]) -> str:
 
 
 def _in_kernel() -> bool:
-    return "ipykernel" in sys.modules
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
 
 
 def _tqdm() -> Any:

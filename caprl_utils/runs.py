@@ -106,8 +106,7 @@ class Run:
         """Open or continue a run.
 
         parts: named JSON values or settings sections that change the output (config, prompts, data and model
-        hashes); versions of the main packages are added. modules: the code that does; what they import in this
-        package counts too.
+        hashes); versions of the main packages are added. modules: the code that does; their imports too.
         """
         for word in (stage, name):
             if not word or word.startswith(".") or "/" in word:

@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from caprl_utils.runner.parameters import check_parameters
 
 _ENGINE = "caprl"
 _MESSAGE_LINES = 12
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KERNEL_START_SEC = 120  # a loaded machine takes long to import
 
 
@@ -61,8 +63,9 @@ def execute(
     """
     check_parameters(source, parameters)
     state = _State()
-    code = [i for i, cell in enumerate(papermill.iorw.load_notebook_node(str(source)).cells) if _runs(cell)]
-    with full_disk_as_user_error(target), Monitor(source.stem, len(code) + 1, progress_file) as monitor:
+    code = [cell for cell in papermill.iorw.load_notebook_node(str(source)).cells if _runs(cell)]
+    monitor = Monitor(source.stem, len(code) + 1, progress_file)  # one more: the cell that papermill adds
+    with full_disk_as_user_error(target), _signals_restored(), monitor:
 
         def on_cell(index: int, cell: Any) -> None:
             _interrupt_at_once()
@@ -78,7 +81,9 @@ def execute(
             )  # fmt: skip
         except PapermillExecutionError as error:
             raise NotebookFailed(_cell_message(source, error.cell_index, error.source, error)) from None
-        except DeadKernelError:
+        except (DeadKernelError, RuntimeError) as error:
+            if not (isinstance(error, DeadKernelError) or state.count == 0):
+                raise
             raise NotebookFailed(_dead_kernel_message(source, state, kernel_log)) from None
     _all_cells_ran(source, notebook)
 
@@ -97,13 +102,23 @@ def _runs(cell: Any) -> bool:
     return cell.cell_type == "code" and bool(cell.source.strip())
 
 
-def _interrupt_at_once(*_: Any) -> None:
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt_at_once() -> None:
     """Put our handlers over nbclient's, which would report Ctrl-C as a dead kernel."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, stop)
 
 
@@ -122,6 +137,10 @@ def _cell_message(source: Path, index: int, cell: str, error: PapermillExecution
 
 
 def _dead_kernel_message(source: Path, state: _State, kernel_log: Path) -> str:
+    if state.count == 0:
+        return (
+            f"{shown(source)}\nthe kernel did not start; the end of {shown(kernel_log)}:\n{tail(kernel_log)}"
+        )
     return (
         f"{_where(source, state.index, state.source)}\n"
         "the kernel died: its process was killed (often the system being out of memory) or crashed. "

@@ -1,0 +1,89 @@
+"""One list of dependencies, one lock for each environment, and all files that name them agree."""
+
+import tomllib
+from importlib import metadata
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from caprl_utils import environment, paths
+from caprl_utils.environment import check_environment, direct, pins
+from caprl_utils.errors import UserError
+
+LOCKS = ("main-cpu.lock", "main-gpu.lock")
+PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+
+
+def requirements(name):
+    lines = (paths.ROOT / "requirements" / name).read_text().splitlines()
+    return [
+        Requirement(text)
+        for line in lines
+        if (text := line.split("#")[0].strip()) and not text.startswith("-")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "lock"),
+    [("main.in", lock) for lock in LOCKS]
+    + [(f"{name}.in", f"{name}.lock") for name in ("main-cpu", "main-gpu", "llamafactory")],
+)
+def test_lock_answers_every_direct_requirement(source, lock):
+    locked = pins(lock)
+    assert requirements(source)
+    for requirement in requirements(source):
+        version = locked.get(environment.normal(requirement.name))
+        assert version is not None and requirement.specifier.contains(version), (
+            f"{requirement} in {lock}: {version}"
+        )
+
+
+def test_both_main_locks_agree_where_both_name_a_package():
+    cpu, gpu = (pins(lock) for lock in LOCKS)
+    different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert not different & {*direct(), "numpy", "tokenizers", "huggingface-hub"}
+
+
+def test_pyproject_reads_the_same_list():
+    assert PYPROJECT["project"]["dynamic"] == ["dependencies"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements/main.in"]
+
+
+def test_conda_takes_python_of_the_locks_and_their_pins():
+    conda = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+    pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
+    assert pip == ["-r requirements/main-cpu.lock"]
+    (python,) = (item for item in conda["dependencies"] if str(item).startswith("python="))
+    version = python.removeprefix("python=")
+    for lock in (*LOCKS, "llamafactory.lock"):
+        assert f"--python-version {version}" in (paths.ROOT / "requirements" / lock).read_text()
+    assert PYPROJECT["project"]["requires-python"] == f">={version}"
+
+
+def test_makefile_resolves_the_locks_as_their_headers_say():
+    makefile = (paths.ROOT / "Makefile").read_text().replace("\\\n\t\t", "").replace("$(UV) ", "uv ")
+    for lock in (*LOCKS, "llamafactory.lock"):
+        command = (paths.ROOT / "requirements" / lock).read_text().splitlines()[1].removeprefix("#").strip()
+        assert command in makefile
+
+
+def test_the_environment_of_these_tests_is_the_locked_one():
+    check_environment()
+
+
+def test_a_wrong_version_and_a_missing_package_point_to_setup(monkeypatch):
+    real = metadata.version
+
+    def version(name):
+        if name == "trl":
+            return "0.1"
+        if name == "peft":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(environment.metadata, "version", version)
+    with pytest.raises(
+        UserError, match=r"trl is 0\.1, the lock says 1\.16\.0; peft is missing\. Run `make setup`"
+    ):
+        check_environment()

@@ -1,0 +1,79 @@
+"""What make says, and what README and notebooks may rely on."""
+
+import re
+import subprocess
+
+import pytest
+
+from caprl_utils import paths
+
+MAKEFILE = (paths.ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+CHAIN = re.search(r"^CHAIN := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+
+
+def make(*arguments):
+    return subprocess.run(["make", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_plain_make_prints_help_made_from_the_comments():
+    shown = make().stdout
+    for target in re.findall(r"^([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE):
+        assert re.search(rf"^  make {target} +\S", shown, re.MULTILINE), target
+    assert "Profiles: mini one_gpu paper smoke (PROFILE=mini)" in shown
+
+
+@pytest.mark.parametrize("target", ["table1", "figures", "plan", "serve", "bench"])
+def test_what_is_not_there_yet_says_so(target):
+    done = make(target)
+    assert done.returncode != 0 and f"not part of the repository yet: {target}" in done.stderr
+
+
+def test_unknown_profile_lists_the_known():
+    done = make("reproduce", "PROFILE=mno")
+    assert done.returncode != 0
+    assert "unknown profile 'mno'; known profiles: mini one_gpu paper smoke" in done.stderr
+
+
+def test_missing_environment_points_to_setup():
+    done = make("reproduce", "PY=.nowhere/bin/python")
+    assert done.returncode != 0 and "make setup" in done.stderr
+
+
+def test_a_failed_step_stops_make():
+    assert ".DELETE_ON_ERROR:" in MAKEFILE and not re.search(r"^\t-", MAKEFILE, re.MULTILINE)
+
+
+def test_the_chain_goes_in_the_order_of_the_numbers_and_its_notebooks_exist():
+    assert sorted(CHAIN) == CHAIN
+    for name in CHAIN:
+        assert (paths.NOTEBOOKS / f"{name}.ipynb").is_file(), name
+
+
+def test_smoke_tables_stay_out_of_reports():
+    # a file that make asks for by this name: the rule must know it
+    assert make("-n", "runs/smoke/reports/table3.md", "PROFILE=smoke", "CAPRL_RUNS=runs").returncode == 0
+    assert make("-n", "reports/smoke/table3.md", "PROFILE=smoke").returncode != 0
+    assert make("-n", "reports/mini/table3.md").returncode == 0
+
+
+README = (paths.ROOT / "README.md").read_text()
+
+
+def test_every_make_target_in_readme_exists():
+    named = set(re.findall(r"\bmake ([a-z0-9_-]+)", README))
+    assert {"setup", "reproduce", "test"} <= named
+    assert named <= TARGETS | set(CHAIN), named - TARGETS - set(CHAIN)
+
+
+def test_every_path_and_notebook_in_readme_exists():
+    code = re.findall(r"`([^`\n]+)`", README) + re.findall(r"\]\(([^)#]+)\)", README)
+    named = {
+        text.split()[0] for text in code if "/" in text and "://" not in text and not text.startswith("make")
+    }
+    missing = [
+        p for p in named if not p.startswith("runs") and "<" not in p and not (paths.ROOT / p).exists()
+    ]
+    assert named and not missing
+    for name in re.findall(r"\b\d\d_[a-z0-9_]+", README):
+        assert (paths.NOTEBOOKS / f"{name}.ipynb").is_file(), name

@@ -1,0 +1,45 @@
+"""Progress reaches the runner's file, at most once a second."""
+
+import json
+
+import pytest
+
+from caprl_utils import progress
+from caprl_utils.progress import PROGRESS_ENV, Progress, line, track
+
+
+@pytest.fixture
+def state_file(tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRESS_ENV, str(tmp_path / "progress"))
+    return tmp_path / "progress"
+
+
+def test_track_yields_all_and_leaves_the_last_state(state_file):
+    assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
+    state = json.loads(state_file.read_text())
+    assert (state["label"], state["done"], state["total"]) == ("counting", 3, 3)
+
+
+def test_a_generator_has_no_total(state_file):
+    list(track((i for i in range(2)), "stream"))
+    assert line(json.loads(state_file.read_text())) == "stream 2"
+
+
+def test_many_updates_are_few_writes(state_file, monkeypatch):
+    writes = []
+    monkeypatch.setattr(progress, "write_json", lambda path, state: writes.append(state))
+    with Progress("train", total=1000) as bar:
+        for _ in range(1000):
+            bar.update(note="reward 0.5")
+    assert len(writes) <= 4 and writes[-1]["done"] == 1000 and writes[-1]["note"] == "reward 0.5"
+
+
+def test_line_tells_what_is_left():
+    state = {"label": "train", "done": 40, "total": 100, "note": "reward 0.53", "sec": 20.0}
+    assert line(state) == "train 40/100, reward 0.53, about 30 s left"
+
+
+def test_without_a_runner_and_a_terminal_it_is_silent(monkeypatch, capsys):
+    monkeypatch.delenv(PROGRESS_ENV, raising=False)
+    list(track(range(3), "quiet"))
+    assert capsys.readouterr().err == ""
