@@ -67,8 +67,9 @@ def plot_curves(curves: Sequence[Curve], stem: Path) -> list[Path]:
                     linestyle=look.line,
                     label=curve.label,
                 )
-        left.set(title="Reward", xlabel="training step", ylim=(0, 1))
-        right.set(title="Caption length (tokens)", xlabel="training step")
+        step = f"training step (heavy: mean of the last {SMOOTH_STEPS})"
+        left.set(title="Reward", xlabel=step, ylim=(0, 1))
+        right.set(title="Caption length (tokens)", xlabel=step)
         right.set_ylim(bottom=0)
         if len(curves) > 1:
             left.legend(loc="best")
@@ -93,6 +94,6 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
                 values, places, linestyle="none", marker=look.marker, color=look.colour, label=model.label
             )
         axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
-        axes.set(xlabel="accuracy (%), 95 % interval")
+        axes.set(xlabel="accuracy (%), 95 % interval", ylim=(-0.6, rows - 0.4))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return style.save(figure, stem)

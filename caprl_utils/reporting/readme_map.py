@@ -1,0 +1,151 @@
+"""The README's map: paper item -> notebook -> target -> the paper's value, our value, profile and commit.
+
+    python -m caprl_utils.reporting.readme_map            write it into README.md
+    python -m caprl_utils.reporting.readme_map --check    exit status 1 when README.md is out of date
+
+Values come from reports/ alone, so the map cannot drift; what has no result yet says so.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
+from caprl_utils.reporting import numbers
+
+START, END = "<!-- map:start -->", "<!-- map:end -->"
+NOT_YET = "not yet"
+PROFILES = ("paper", "one_gpu", "mini")  # the largest that has a result is shown; smoke never is
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the map. ours: what to say of the report's JSON; None as long as nothing makes the
+    report.
+    """
+
+    name: str
+    notebook: str
+    target: str
+    paper: Callable[[], str]
+    report: str | None = None
+    ours: Callable[[Mapping[str, Any]], str] | None = None
+
+
+def _paper_average(file: str, column: str, *rows: str) -> Callable[[], str]:
+    """Text such as "39.9 to 48.3" from the last column of a CSV of reports/paper."""
+
+    def text() -> str:
+        with open(paths.PAPER / file, encoding="utf-8", newline="") as lines:
+            found = [(row[column], list(row.values())[-1]) for row in csv.DictReader(lines)]
+        values = dict(reversed(found))  # the first row of a name: the paper's first setting
+        return " to ".join(values[row] for row in rows)
+
+    return text
+
+
+def _table3(content: Mapping[str, Any]) -> str:
+    rows = {row["label"]: row["cells"] for row in content["tables"][0]["rows"]}
+    place = content["tables"][0]["columns"].index("Average")
+    base, caprl = numbers.percents([rows[label][place]["value"] for label in ("3B (base)", "CapRL-3B")])
+    facts = content["facts"]
+    gain = f"{numbers.difference(facts['gain'])} {numbers.interval(facts['gain_interval'], signed=True)}"
+    return f"{base} to {caprl} ({gain})"
+
+
+ITEMS = (
+    Item(
+        "Table 1: VLMs pretrained on caption sets", "04_llamafactory_pretraining", "table1",
+        _paper_average("table1_pretraining.csv", "dataset", "Vanilla", "CapRL-1M"),
+    ),
+    Item(
+        "Table 2: the same images, other captions", "04_llamafactory_pretraining", "table2",
+        _paper_average("table2_image_sources.csv", "dataset", "ShareGPT4V-1M", "CapRL-ShareGPT4V-1M"),
+    ),
+    Item(
+        "Table 3: caption quality in Prism, base to CapRL", "05_prism_evaluation", "table3",
+        _paper_average("table3_prism.csv", "caption_model", "Qwen2.5-VL-3B", "CapRL-3B"),
+        "table3.json", _table3,
+    ),
+    Item(
+        "Table 4: questions per image, 1 to 3", "03_caprl_rl_training", "table4",
+        _paper_average("table4_qa_per_image.csv", "caption_model", "CapRL-1QA-20k", "CapRL-3QA-20k"),
+    ),
+    Item(
+        "Table 5: answer rounds, 1 to 8", "03_caprl_rl_training", "table5",
+        _paper_average("table5_sampling_rounds.csv", "sampling_rounds", "N=1", "N=8"),
+    ),
+    Item(
+        "Table 6: leaking to filtered questions", "03_caprl_rl_training", "table6",
+        _paper_average("table6_leakage.csv", "training_data", "Leaking20k", "Refined20k"),
+    ),
+    Item("Figures 1c, 4, 5", "06_tables_and_figures", "figures", lambda: "curves"),
+)  # fmt: skip
+
+
+def render() -> str:
+    """The map as a Markdown table."""
+    head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " :--- |" * len(head)]
+    lines += ["| " + " | ".join(_row(item)) + " |" for item in ITEMS]
+    return "\n".join(lines)
+
+
+def _row(item: Item) -> list[str]:
+    notebook, target = f"`{item.notebook}`", f"`make {item.target}`"
+    for profile in PROFILES:
+        file = paths.REPORTS / profile / (item.report or "")
+        if item.report and file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            where = f"[{item.ours(content)}](reports/{profile}/{Path(item.report).stem}.md)"
+            return [item.name, notebook, target, item.paper(), where, profile, _commit(content)]
+    return [item.name, notebook, target, item.paper(), NOT_YET, "", ""]
+
+
+def _commit(content: Mapping[str, Any]) -> str:
+    """Short commits of the runs behind a report; a star where the code had uncommitted changes."""
+    found = {(run["commit"], run.get("dirty")) for run in content["runs"] if run.get("commit")}
+    return ", ".join(sorted(f"{commit[:10]}{'*' if dirty else ''}" for commit, dirty in found))
+
+
+def update(readme: Path, check: bool = False) -> bool:
+    """Put the map between its marks; returns whether the file was up to date. check: change nothing.
+
+    Raises UserError when the file or its marks are missing.
+    """
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise UserError(f"{paths.shown(readme)} needs the lines {START} and {END}, once each, in this order")
+    before, after = text.split(START)[0], text.split(END)[1]
+    wanted = f"{before}{START}\n{render()}\n{END}{after}"
+    if wanted != text and not check:
+        write_atomic(readme, wanted)
+    return wanted == text
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit status."""
+    check = list(argv) == ["--check"]
+    if argv and not check:
+        print("usage: python -m caprl_utils.reporting.readme_map [--check]", file=sys.stderr)
+        return 2
+    readme = paths.ROOT / "README.md"
+    try:
+        current = update(readme, check)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if check and not current:
+        print("error: the map in README.md is out of date; run: python -m caprl_utils.reporting.readme_map")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

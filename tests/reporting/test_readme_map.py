@@ -1,0 +1,50 @@
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.reporting import readme_map, report3
+
+
+@pytest.fixture
+def readme(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(f"# Title\n\n{readme_map.START}\nold\n{readme_map.END}\n\nThe end.\n", encoding="utf-8")
+    return file
+
+
+def test_the_map_is_filled_between_its_marks(readme, profile):
+    assert not readme_map.update(readme, check=True)
+    assert "old" in readme.read_text(encoding="utf-8")
+    assert not readme_map.update(readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "old" not in text
+    assert readme_map.update(readme, check=True)
+    assert (
+        "| Table 3: caption quality in Prism, base to CapRL | `05_prism_evaluation` | `make table3` | 39.9 to 48.3 | not yet |"
+        in text
+    )  # noqa: E501
+
+
+def test_a_result_puts_the_map_out_of_date(readme, finished):
+    readme_map.update(readme)
+    report3.write(finished, paths.REPORTS / "mini")
+    assert not readme_map.update(readme, check=True)
+    readme_map.update(readme)
+    assert "[40.0 to 70.0 (+30.0 [+20.0, +40.0])](reports/mini/table3.md) | mini |" in readme.read_text(
+        encoding="utf-8"
+    )
+
+
+def test_missing_marks_are_told(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("no marks", encoding="utf-8")
+    with pytest.raises(UserError, match="map:start"):
+        readme_map.update(file)
+
+
+def test_the_readme_of_the_repository_is_up_to_date():
+    if not (paths.ROOT / "README.md").is_file():
+        pytest.skip("no README.md yet")
+    assert readme_map.update(paths.ROOT / "README.md", check=True), (
+        "run: python -m caprl_utils.reporting.readme_map"
+    )
