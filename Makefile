@@ -43,6 +43,7 @@ lock: ## resolve requirements/*.in again into the lock files
 ##@ Reproduce
 reproduce: environment ## everything there is so far, from images to tables
 	@$(RUN) $(CHAIN)
+	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reporting.readme_map)  # README's map, from results
 
 $(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
 	@$(RUN) $@

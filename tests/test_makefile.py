@@ -75,5 +75,6 @@ def test_every_path_and_notebook_in_readme_exists():
         p for p in named if not p.startswith("runs") and "<" not in p and not (paths.ROOT / p).exists()
     ]
     assert named and not missing
-    for name in re.findall(r"\b\d\d_[a-z0-9_]+", README):
+    there = "\n".join(line for line in README.splitlines() if "| not yet |" not in line)
+    for name in re.findall(r"\b\d\d_[a-z0-9_]+", there):
         assert (paths.NOTEBOOKS / f"{name}.ipynb").is_file(), name
