@@ -90,6 +90,18 @@ def evaluate(
         )  # fmt: skip
 
 
+def load_samples(profile: Profile) -> list[Sample]:
+    """The samples of all benchmarks of a profile, in its order. Raises UserError when data are missing."""
+    from caprl_utils.evaluation import loaders
+
+    settings = profile.prism
+    return [
+        sample
+        for name in settings.benchmarks
+        for sample in loaders.load(name, num_samples=settings.num_samples, seed=profile.seed)
+    ]
+
+
 def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int) -> CaptionSource:
     """A source as it is; a model with the profile's caption sampling."""
     if hasattr(captioner, "fingerprint"):

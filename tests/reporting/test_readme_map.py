@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from caprl_utils import paths
@@ -19,10 +21,8 @@ def test_the_map_is_filled_between_its_marks(readme, profile):
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "old" not in text
     assert readme_map.update(readme, check=True)
-    assert (
-        "| Table 3: caption quality in Prism, base to CapRL | `05_prism_evaluation` | `make table3` | 39.9 to 48.3 | not yet |"
-        in text
-    )  # noqa: E501
+    assert "`make table3` | 39.9 to 48.3 | not yet |" in text
+    assert "55.5 to 59.7" in text  # the first of Table 1's settings
 
 
 def test_a_result_puts_the_map_out_of_date(readme, finished):
@@ -30,9 +30,8 @@ def test_a_result_puts_the_map_out_of_date(readme, finished):
     report3.write(finished, paths.REPORTS / "mini")
     assert not readme_map.update(readme, check=True)
     readme_map.update(readme)
-    assert "[40.0 to 70.0 (+30.0 [+20.0, +40.0])](reports/mini/table3.md) | mini |" in readme.read_text(
-        encoding="utf-8"
-    )
+    text = readme.read_text(encoding="utf-8")
+    assert re.search(r"\[40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|", text)
 
 
 def test_missing_marks_are_told(tmp_path):
