@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
+from caprl_utils.records import Question
 from caprl_utils.rl.experiment import Data
-from caprl_utils.rl.rewards import Question
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -65,16 +65,19 @@ def load_data(file: Path, data: Data, num_images: int, min_images: int = 1) -> D
 def _questions(file: Path, row: dict[str, Any], data: Data) -> list[Question]:
     where = f"{paths.shown(file)}, row {row['id']!r}"
     try:
-        questions = [Question.from_row(q, where) for q in row["reward_model"]["ground_truth"]]
-    except (KeyError, TypeError) as error:
+        questions = [Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"]]
+    except (KeyError, TypeError, ValueError) as error:
+        problem = "; ".join(str(error).splitlines())
         raise UserError(
-            f"{where}: reward_model.ground_truth is not in CapRL-QA-75K's schema ({error!r})"
+            f"{where}: reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
         ) from None
+    if any(len(q.options) == len(prompts.LETTERS) for q in questions):
+        raise UserError(f"{where}: {len(prompts.LETTERS)} options leave no letter for the extra option")
     if len(questions) < data.min_questions:
         return []
     if data.questions_per_image is None:
         return questions
-    order = sorted(range(len(questions)), key=lambda i: _rank(f"{row['id']}/{questions[i].text}"))
+    order = sorted(range(len(questions)), key=lambda i: _rank(f"{row['id']}/{questions[i].question}"))
     return [questions[i] for i in sorted(order[: data.questions_per_image])]
 
 
@@ -92,9 +95,9 @@ def _rank(name: str) -> bytes:
 
 
 def _dump(questions: list[Question]) -> str:
-    return json.dumps([[q.text, list(q.options), q.answer] for q in questions], ensure_ascii=False)
+    return json.dumps([q.model_dump(mode="json") for q in questions], ensure_ascii=False)
 
 
 def parse_questions(text: str) -> list[Question]:
     """The questions of a row's `questions` column."""
-    return [Question(question, tuple(options), answer) for question, options, answer in json.loads(text)]
+    return [Question.model_validate(row) for row in json.loads(text)]

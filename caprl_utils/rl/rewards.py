@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,38 +19,8 @@ from typing import Literal
 from caprl_utils import prompts
 from caprl_utils.answers import parse_letter
 from caprl_utils.backends.base import Request
-from caprl_utils.errors import UserError
+from caprl_utils.records import Question
 from caprl_utils.rl.reader import Reader
-
-_LABEL = re.compile(r"^\s*([A-Z])[).:]\s*")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A multiple choice question; `options` without their letters, `answer` the index of the right one."""
-
-    text: str
-    options: tuple[str, ...]
-    answer: int
-
-    @classmethod
-    def from_row(cls, row: dict, where: str) -> Question:
-        """From CapRL-QA-75K's {question, choices: ["A) ...", ...], answer: "C"}; `where` names the row in
-        errors.
-        """
-        labels = [_LABEL.match(choice) for choice in row["choices"]]
-        letters = [m[1] if m else prompts.LETTERS[i] for i, m in enumerate(labels)]
-        options = tuple(_LABEL.sub("", choice, count=1) for choice in row["choices"])
-        problem = None
-        if row["answer"] not in letters:
-            problem = f"answer {row['answer']!r} is not one of {', '.join(letters)}"
-        elif not 2 <= len(options) < len(prompts.LETTERS):
-            problem = f"{len(options)} choices; 2 to {len(prompts.LETTERS) - 1} are possible"
-        elif len(set(options)) < len(options):
-            problem = "two choices are the same"
-        if problem:
-            raise UserError(f"{where}, question {row['question']!r}: {problem}")
-        return cls(row["question"], options, letters.index(row["answer"]))
 
 
 @dataclass(frozen=True)
@@ -81,6 +50,7 @@ class Round:
     request: Request
     gold: str  # the letter of the right option after shuffling
     letters: str  # all letters of this question, the extra option's last
+    question: str
 
 
 @dataclass
@@ -144,9 +114,10 @@ def _ask(task: CaptionTask, question: Question, number: int) -> Round:
     order = list(range(len(question.options)))
     _random(name).shuffle(order)
     options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
-    prompt = prompts.read_question(task.caption, question.text, options)
+    prompt = prompts.read_question(task.caption, question.question, options)
     request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
-    return Round(request, prompts.LETTERS[order.index(question.answer)], prompts.LETTERS[: len(options)])
+    gold = order.index(prompts.LETTERS.index(question.answer))
+    return Round(request, prompts.LETTERS[gold], prompts.LETTERS[: len(options)], question.question)
 
 
 def _random(*names: str | int) -> random.Random:

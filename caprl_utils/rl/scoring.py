@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from caprl_utils.rl.data import parse_questions
@@ -34,6 +35,9 @@ def repeated_share(text: str) -> float:
     words = text.split()
     grams = [tuple(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+_questions = lru_cache(maxsize=4096)(parse_questions)
 
 
 class QAReward:
@@ -83,7 +87,7 @@ class QAReward:
         seen: Counter[str] = Counter()
         tasks = []
         for caption, name, text in zip(captions, ids, questions, strict=True):
-            tasks.append(CaptionTask(caption, parse_questions(text), (self.seed, step, name, seen[name])))
+            tasks.append(CaptionTask(caption, _questions(text), (self.seed, step, name, seen[name])))
             seen[name] += 1
         return qa_rewards(tasks, self.reader, self.settings)
 

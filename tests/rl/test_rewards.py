@@ -5,13 +5,13 @@ import pytest
 from reader_fakes import ChanceReader, options_of
 
 from caprl_utils import prompts
-from caprl_utils.errors import UserError
-from caprl_utils.rl.rewards import CaptionTask, QASettings, Question, draw_rounds, expected_scores, qa_rewards
+from caprl_utils.records import Question
+from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, expected_scores, qa_rewards
 
 QUESTIONS = [
-    Question("What is the value of Rome?", ("17", "42", "5", "8"), 1),
-    Question("What is the topic?", ("sales", "rain", "cats", "books"), 0),
-    Question("Who wrote it?", ("Ann", "Bob"), 1),
+    Question(question="What is the value of Rome?", options=("17", "42", "5", "8"), answer="B"),
+    Question(question="What is the topic?", options=("sales", "rain", "cats", "books"), answer="A"),
+    Question(question="Who wrote it?", options=("Ann", "Bob"), answer="B"),
 ]
 EXPECTED = QASettings("qa_expected", rounds=6, draw="stratified", temperature=1.0, min_letter_mass=0.5)
 SAMPLED = replace(EXPECTED, kind="qa_sampled")
@@ -25,7 +25,7 @@ def knows(chance: float):
     """A reader that finds the right option with a probability of `chance`."""
 
     def chances(request, options):
-        right = {q.text: q.options[q.answer] for q in QUESTIONS}
+        right = {q.question: q.answer_text for q in QUESTIONS}
         gold = next(answer for text, answer in right.items() if text in request.prompt)
         rest = (1 - chance) / (len(options) - 1)
         return {letter: chance if text == gold else rest for letter, text in options.items()}
@@ -111,8 +111,8 @@ def test_draws_repeat_and_differ():
 def test_stratified_asks_each_question_before_any_twice():
     for index in range(50):
         asked = [r.request.prompt for r in draw_rounds(task(index=index), 4, "stratified")]
-        first = {q.text for q in QUESTIONS for prompt in asked[:3] if q.text in prompt}
-        assert first == {q.text for q in QUESTIONS}
+        first = {q.question for q in QUESTIONS for prompt in asked[:3] if q.question in prompt}
+        assert first == {q.question for q in QUESTIONS}
 
 
 @pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
@@ -154,21 +154,3 @@ def test_little_mass_on_letters_falls_back_to_sampling():
     assert metrics["fallback"] == 1.0 and set(scores) <= {0.0, 1.0}
     scores, metrics = expected_scores(rounds, reader, replace(EXPECTED, min_letter_mass=0.0))
     assert metrics["fallback"] == 0.0 and all(0 < s < 1 for s in scores)
-
-
-@pytest.mark.parametrize(
-    ("row", "problem"),
-    [
-        ({"question": "q", "choices": ["A) x", "B) y"], "answer": "C"}, "answer 'C' is not one of A, B"),
-        ({"question": "q", "choices": ["A) x"], "answer": "A"}, "1 choices"),
-        ({"question": "q", "choices": ["A) x", "B) x"], "answer": "A"}, "two choices are the same"),
-    ],
-)
-def test_bad_question_names_row_and_problem(row, problem):
-    with pytest.raises(UserError, match=f"file, row 7.*{problem}"):
-        Question.from_row(row, "file, row 7")
-
-
-def test_question_from_the_data_sets_schema():
-    row = {"question": "q", "choices": ["A) x", "B) 3) y", "C) z"], "answer": "B"}
-    assert Question.from_row(row, "") == Question("q", ("x", "3) y", "z"), 1)

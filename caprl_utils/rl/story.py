@@ -1,0 +1,182 @@
+"""What notebook 03 shows: questions asked by hand, captions to compare, noise of the reward, questions won
+and lost.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils import prompts
+from caprl_utils.backends import Request, Sampling, open_backend
+from caprl_utils.curation.images import open_images
+from caprl_utils.errors import UserError
+from caprl_utils.records import Question
+from caprl_utils.rl.data import data_file, load_data, parse_questions
+from caprl_utils.rl.experiment import Experiment
+from caprl_utils.rl.reader import Reader
+from caprl_utils.rl.rewards import (
+    CaptionTask,
+    QASettings,
+    Round,
+    draw_rounds,
+    expected_scores,
+    qa_rewards,
+    sampled_scores,
+)
+from caprl_utils.schema import Profile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_WHAT_IS = re.compile(r"^What is the (.+)\?$")
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the training set with its questions."""
+
+    id: str
+    image: Image
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A caption, and each question of its image with the probability that the reader answers it rightly."""
+
+    caption: str
+    num_tokens: int
+    chances: dict[str, float | None]
+
+    @property
+    def reward(self) -> float | None:
+        """Mean over all questions; None when one could not be asked."""
+        values = list(self.chances.values())
+        return None if None in values else sum(values) / len(values)
+
+
+def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[Example]:
+    """The first `count` images of the run's data set."""
+    rows = load_data(data_file(profile, experiment.data), experiment.data, profile.rl.num_images)
+    rows = rows.select(range(min(count, len(rows))))
+    return [Example(row["id"], row["image"], parse_questions(row["questions"])) for row in rows]
+
+
+def statement(question: str, answer: str) -> str:
+    """A sentence that answers a question: "What is the topic?", "rain" -> "The topic is rain."."""
+    match = _WHAT_IS.match(question)
+    return f"The {match[1]} is {answer}." if match else f"{question} {answer}."
+
+
+def stated(questions: Sequence[Question]) -> str:
+    """A caption that states the right answer of every question, and nothing else."""
+    return " ".join(statement(q.question, q.answer_text) for q in questions)
+
+
+def everything(questions: Sequence[Question]) -> str:
+    """A caption that claims every option of every question: what a policy writes that hacks a weak reader."""
+    return " ".join(statement(q.question, option) for q in questions for option in q.options)
+
+
+def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
+    """True captions of the images where their source knows them, else what the questions' answers state."""
+    wanted = {e.id for e in examples}
+    known = {}
+    for item in open_images(profile, "rl"):
+        if item.id in wanted and "true_caption" in item.meta:
+            known[item.id] = item.meta["true_caption"]
+    return [known.get(e.id) or stated(e.questions) for e in examples]
+
+
+def ask(
+    caption: str, questions: Sequence[Question], reader: Reader, settings: QASettings
+) -> list[dict[str, Any]]:
+    """Every question once: what the reader was asked, and how likely it answers rightly, one row each."""
+    rounds = _each_once(caption, questions)
+    scores, _ = expected_scores(rounds, reader, settings)
+    drawn, _ = sampled_scores(rounds, reader, settings)
+    return [
+        {"question": r.question, "options": _options(r), "right": r.gold, "chance": score, "one draw": one}
+        for r, score, one in zip(rounds, scores, drawn, strict=True)
+    ]
+
+
+def _each_once(caption: str, questions: Sequence[Question], name: str = "story") -> list[Round]:
+    return draw_rounds(CaptionTask(caption, questions, (name,)), len(questions), "stratified")
+
+
+def _options(r: Round) -> str:
+    return "  ".join(r.request.prompt.splitlines()[-len(r.letters) :])
+
+
+def mean_reward(
+    captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: QASettings
+) -> float:
+    """Mean expected reward of one caption per image, every question asked once. Raises UserError on a
+    failure.
+    """
+    tasks = [CaptionTask(c, e.questions, ("story", e.id)) for c, e in zip(captions, examples, strict=True)]
+    rewards = []
+    for task in tasks:
+        one = replace(settings, kind="qa_expected", rounds=len(task.questions), draw="stratified")
+        rewards += qa_rewards([task], reader, one).rewards
+    if None in rewards:
+        raise UserError("the reader could not answer some questions; is its server up?")
+    return sum(rewards) / len(rewards)
+
+
+def noise(
+    captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: QASettings, repeats: int
+) -> list[dict[str, Any]]:
+    """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each
+    kind.
+
+    Equal cost: every kind asks the reader `settings.rounds` questions per caption.
+    """
+    table = []
+    for kind in ("qa_sampled", "qa_expected"):
+        for draw in ("replacement", "stratified"):
+            how = replace(settings, kind=kind, draw=draw)
+            tasks = [
+                CaptionTask(c, e.questions, ("noise", e.id, repeat))
+                for c, e in zip(captions, examples, strict=True)
+                for repeat in range(repeats)
+            ]
+            rewards = qa_rewards(tasks, reader, how).rewards
+            groups = [rewards[i : i + repeats] for i in range(0, len(rewards), repeats)]
+            table.append({
+                "reward": kind, "draw": draw,
+                "mean": statistics.mean(r for g in groups for r in g),
+                "std": statistics.mean(statistics.stdev(g) for g in groups),
+            })  # fmt: skip
+    return table
+
+
+def outcomes(
+    model: str, profile: Profile, examples: Sequence[Example], reader: Reader, settings: QASettings
+) -> list[Outcome]:
+    """Greedy captions of a model (a path as in profiles), each question of their image asked once."""
+    policy = profile.models.policy.model_copy(update={"path": model, "backend": "local"})
+    requests = [Request(e.id, prompts.CAPTION, e.image) for e in examples]
+    completions = open_backend(policy, profile).generate(requests, Sampling(profile.rl.max_completion_tokens))
+    found = []
+    for example, completion in zip(examples, completions, strict=True):
+        if completion.text is None:
+            raise UserError(f"{model} did not caption {example.id}: {completion.error}")
+        rounds = _each_once(completion.text, example.questions, example.id)
+        scores, _ = expected_scores(rounds, reader, settings)
+        chances = {r.question: score for r, score in zip(rounds, scores, strict=True)}
+        found.append(Outcome(completion.text.strip(), completion.num_tokens, chances))
+    return found
+
+
+def won_and_lost(before: Outcome, after: Outcome) -> tuple[list[str], list[str]]:
+    """Questions that are answered rightly (probability above one half) only after, and only before the
+    training.
+    """
+    rows = [(q, before.chances[q] or 0.0, after.chances[q] or 0.0) for q in before.chances]
+    return [q for q, b, a in rows if b <= 0.5 < a], [q for q, b, a in rows if a <= 0.5 < b]
