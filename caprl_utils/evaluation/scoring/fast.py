@@ -1,19 +1,21 @@
 """Verdicts of math-verify that can be known without calling it.
 
-math-verify takes 2 to 60 ms an answer, nearly all of it for answers whose verdict is plain: the same
+math-verify takes 2 to 100 ms an answer, nearly all of it for answers whose verdict is plain: the same
 text, another letter, another number, another word. A shortcut is taken only where the outcome follows
-from what math-verify does (0.8.0):
+from what math-verify 0.8.0 does. Each text parses to [expression, normalised text], or to the normalised
+text alone; expressions are compared with expressions, texts with texts, and one hit is enough. So:
 
-* Equal texts: both parse to the same list, whose last item is the same non-empty text, and equal texts
-  verify. Score 1.
+* Same normalised text (or the raw answer is the gold's normalised text): texts agree. Score 1.
 * No answer: an empty text parses to nothing and verifies with nothing. Score 0.
+* One side cannot be parsed, because its lexer rejects a character or a full stop is left over, which no
+  rule of the grammar takes: only texts are compared. Score 0 if they differ.
 * Different values: if the texts parse at all, they parse to numbers, or to a number times a product of
-  one-letter (sometimes two-letter) symbols. Two such products can only be equal if they hold the same
-  letters and the same factor; if letters differ, or factors by more than the rounding to six places,
-  no comparison of math-verify can call them equal. Score 0.
+  symbols of one or two letters. Such products can only be equal if they hold the same letters and the
+  same factor; where letters differ, or factors by more than the rounding to six places, no comparison of
+  math-verify can call them equal. Score 0.
 
-Everything else (equal value in another writing, anagrams, units, sets, LaTeX, what cannot be parsed)
-goes to math-verify. The differential test compares the two on generated answers.
+Everything else (equal value in another writing, anagrams, units in one of the two, sets, LaTeX) goes to
+math-verify. A differential test compares the two on generated answers.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from caprl_utils.evaluation.scoring.caprl import Verdict
 
 CACHE_SIZE = 100_000  # texts; a shape takes well under a kilobyte
-MAX_LENGTH = 60  # longer texts are rare and gain least
+MAX_LENGTH = 100  # texts of plain characters this long parse in well under a second, far from the time limit
 
-# One math region, nothing that opens another: the whole text is what math-verify extracts.
-_SAFE = re.compile(r"[A-Za-z0-9 .,%/\-]+|\\[dt]?frac\{-?\d{1,6}\}\{\d{1,6}\}")
+# What could start or end a math region of its own, or be found with a higher priority than the whole text.
+_PARTIAL = re.compile(r"[$\n\[\]]|\\[()]|\\$|boxed|fbox|answer", re.IGNORECASE)
+_PLAIN = re.compile(r"[^\\{}()\[\]^_|&$<>=~!*+#@\n]+")
+_ASCII = re.compile(r"[A-Za-z0-9 .,%/\-]+|\\[dt]?frac\{-?\d{1,6}\}\{\d{1,6}\}")
 _NUMBER = re.compile(r"(-?\d{1,9}(?:\.\d{1,6})?)(%?)")
 _GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3}){1,3}")
 _FRACTION = re.compile(r"\\frac\{(-?\d{1,6})\}\{(\d{1,6})\}")
@@ -40,24 +44,28 @@ _FACTOR = re.compile(r"\d{1,8}|\d{1,5}\.\d{1,3}")
 _LETTER_TOKENS = frozenset({"LETTER_NO_E", "EXP_E", "E_NOTATION_E", "DIFFERENTIAL"})
 _MARGIN = Fraction(1, 10**5)  # math-verify rounds to six places; nearer values are left to it
 
+Kind = Literal["product", "unparsable", "unknown"]
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a text is if math-verify can parse it: `factor` times the product of `letters`.
+    """What math-verify makes of a text.
 
-    text: math-verify's normalised text, never empty.
-    letters: the letters, lower case, with their counts; empty for a plain number.
-    constant: letters are only e and i, which may be numbers (Euler's, the imaginary unit).
+    text: its normalised text, never empty.
+    kind: "product" (if it parses at all: `factor` times the product of `letters`, no letters for a
+        plain number), "unparsable" (it never parses), or "unknown".
+    letters: lower case, with their counts.
     """
 
     text: str
-    factor: Fraction
-    letters: frozenset[tuple[str, int]]
-    constant: bool
+    kind: Kind
+    factor: Fraction = Fraction(1)
+    letters: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def is_number(self) -> bool:
-        return self.constant or not self.letters
+        """A number, or letters that may be numbers: e (Euler's) and i (the imaginary unit)."""
+        return all(letter in "ei" for letter, _ in self.letters)
 
 
 def known_verdict(answer: str, gold: str) -> Verdict | None:
@@ -65,38 +73,44 @@ def known_verdict(answer: str, gold: str) -> Verdict | None:
     reference = shape(gold)
     if reference is None:
         return None
-    if answer == gold:
-        return Verdict(1.0, reference.text, True)
     if not answer:
-        return Verdict(0.0, "", True)
+        return None if reference.kind == "unknown" else Verdict(0.0, "", True)
     given = shape(answer)
-    if given is None or answer.strip() == reference.text or not _differ(given, reference):
+    if given is None:
         return None
-    return Verdict(0.0, given.text, True)
+    if given.text == reference.text or answer.strip() == reference.text:
+        return Verdict(1.0, given.text, True)
+    if "unparsable" in (given.kind, reference.kind):
+        return None if "unknown" in (given.kind, reference.kind) else Verdict(0.0, given.text, True)
+    return Verdict(0.0, given.text, True) if _differ(given, reference) else None
 
 
 def _differ(left: Shape, right: Shape) -> bool:
-    if left.text == right.text:
+    if left.kind != "product" or right.kind != "product":
         return False
     if left.letters == right.letters:
-        return not left.constant and abs(left.factor - right.factor) > _MARGIN
-    # e and i may be numbers, so against a number or each other they are left to math-verify; any other
-    # letter makes two products unlike.
+        constant = bool(left.letters) and left.is_number
+        return not constant and abs(left.factor - right.factor) > _MARGIN
+    # Two numbers are left to math-verify; a letter that only one of the two holds makes them unlike.
     return not (left.is_number and right.is_number)
 
 
 @lru_cache(maxsize=CACHE_SIZE)
 def shape(raw: str) -> Shape | None:
-    """The shape of a text as it stands between dollar signs, None if it is not of a known kind."""
-    if len(raw) > MAX_LENGTH or not _SAFE.fullmatch(raw):
+    """The shape of a text as it stands between dollar signs; None if math-verify may take a part of it."""
+    if not raw or len(raw) > MAX_LENGTH or _PARTIAL.search(raw):
         return None
     text = _normalise(raw)
     if not text:
         return None
-    value = _value(text)
-    if value is not None:
-        return Shape(text, value, frozenset(), False)
-    return _product(text)
+    if _ASCII.fullmatch(raw) and (value := _value(text)) is not None:
+        return Shape(text, "product", value)
+    if not _PLAIN.fullmatch(text) or not _PLAIN.fullmatch(raw):
+        return Shape(text, "unknown")
+    tokens = _tokens(text)
+    if tokens is None or any(kind == "PERIOD" for kind, _ in tokens):
+        return Shape(text, "unparsable")
+    return _product(text, tokens) or Shape(text, "unknown")
 
 
 def _normalise(raw: str) -> str:
@@ -124,15 +138,14 @@ def _value(text: str) -> Fraction | None:
     return None
 
 
-def _product(text: str) -> Shape | None:
+def _product(text: str, tokens: tuple[tuple[str, str], ...]) -> Shape | None:
     """Letters with at most one number among them, each token a symbol or the number."""
-    tokens = _tokens(text)
     if len(tokens) == 1 and tokens[0][0] == "DIFFERENTIAL":
         return None  # a two-letter symbol alone is compared letter by letter with products
     factor: Fraction | None = None
     letters: Counter[str] = Counter()
     for kind, token in tokens:
-        if kind in _LETTER_TOKENS:
+        if kind in _LETTER_TOKENS and re.fullmatch("[A-Za-z ]+", token):
             letters.update(token.replace(" ", ""))
         elif kind == "NUMBER" and factor is None and _FACTOR.fullmatch(token) and float(token):
             factor = Fraction(token)
@@ -143,19 +156,26 @@ def _product(text: str) -> Shape | None:
     folded: Counter[str] = Counter()
     for letter, count in letters.items():
         folded[letter.lower()] += count
-    if not all("a" <= letter <= "z" for letter in folded):
-        return None
-    constant = not set(folded) - {"e", "i"}
-    return Shape(text, factor or Fraction(1), frozenset(folded.items()), constant)
+    return Shape(text, "product", factor or Fraction(1), frozenset(folded.items()))
 
 
-def _tokens(text: str) -> tuple[tuple[str, str], ...]:
+def _tokens(text: str) -> tuple[tuple[str, str], ...] | None:
+    """The lexer's tokens; None if it rejects a character, which ends the parse."""
     from antlr4 import InputStream, Token
+    from antlr4.error.ErrorListener import ErrorListener
     from latex2sympy2_extended.antlr_parser import PSLexer, PSParser
+
+    class Reject(ErrorListener):
+        def syntaxError(self, *details: Any) -> None:
+            raise ValueError("not a token")
 
     lexer = PSLexer(InputStream(text))
     lexer.removeErrorListeners()
+    lexer.addErrorListener(Reject())
     tokens = []
-    while (token := lexer.nextToken()).type != Token.EOF:
-        tokens.append((PSParser.symbolicNames[token.type], token.text))
+    try:
+        while (token := lexer.nextToken()).type != Token.EOF:
+            tokens.append((PSParser.symbolicNames[token.type], token.text))
+    except ValueError:
+        return None
     return tuple(tokens)
