@@ -22,11 +22,22 @@ FIXTURES = Path(__file__).parent / "fixtures"
 pytestmark = pytest.mark.notebooks
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "caprl_utils.runner", *arguments, "--profile", "smoke"],
-        cwd=paths.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+@pytest.fixture
+def start(runs_folder):
+    """Start the runner as a process of its own; none of them outlives the test."""
+    started = []
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "caprl_utils.runner", *arguments, "--profile", "smoke"]
+        process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -126,7 +137,7 @@ def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected):
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
-def test_interrupt_stops_cleanly(runs_folder):
+def test_interrupt_stops_cleanly(runs_folder, start):
     process = start(fixture("slow"))
     pids = wait_for(lambda: _pids(runs_folder))
     process.send_signal(signal.SIGINT)
@@ -135,7 +146,7 @@ def test_interrupt_stops_cleanly(runs_folder):
     wait_for(lambda: not _alive(pids), 15)
 
 
-def test_a_killed_runner_takes_kernel_and_children_along(runs_folder):
+def test_a_killed_runner_takes_kernel_and_children_along(runs_folder, start):
     process = start(fixture("slow"))
     pids = wait_for(lambda: _pids(runs_folder))
     process.kill()
@@ -144,7 +155,7 @@ def test_a_killed_runner_takes_kernel_and_children_along(runs_folder):
     assert not list(runs_folder.rglob("slow.ipynb"))
 
 
-def test_a_second_runner_waits_for_the_first(runs_folder):
+def test_a_second_runner_waits_for_the_first(runs_folder, start):
     first = start(fixture("slow"))
     wait_for(lambda: _pids(runs_folder))
     second = start(fixture("slow"))
