@@ -138,7 +138,8 @@ class PackedReader(BackendReader):
         weights = np.exp((logprobs - logprobs.max()) / temperature).cumsum(dtype=np.float64)
         draw = uniforms(0, request.id, 0, 1)[0]
         token = min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(weights) - 1)
-        return "" if token in self._loaded.end_ids else self._loaded.tokenizer.decode([token])
+        # as a backend's completion: the end of the turn and other special tokens leave no text
+        return self._loaded.tokenizer.decode([token], skip_special_tokens=True)
 
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take."""

@@ -124,9 +124,13 @@ def mean_reward(
     for task in tasks:
         one = replace(settings, kind="qa_expected", rounds=len(task.questions), draw="stratified")
         rewards += qa_rewards([task], reader, one).rewards
+    return statistics.mean(_all_known(rewards))
+
+
+def _all_known(rewards: list[float | None]) -> list[float]:
     if None in rewards:
         raise UserError("the reader could not answer some questions; is its server up?")
-    return sum(rewards) / len(rewards)
+    return rewards
 
 
 def noise(
@@ -146,7 +150,7 @@ def noise(
                 for c, e in zip(captions, examples, strict=True)
                 for repeat in range(repeats)
             ]
-            rewards = qa_rewards(tasks, reader, how).rewards
+            rewards = _all_known(qa_rewards(tasks, reader, how).rewards)
             groups = [rewards[i : i + repeats] for i in range(0, len(rewards), repeats)]
             table.append({
                 "reward": kind, "draw": draw,
