@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import prompts
@@ -27,6 +29,7 @@ from caprl_utils.evaluation.prism_answers import ReaderMode, Task, answer_all, a
 from caprl_utils.evaluation.prism_sources import CaptionSource, ModelCaptions, PrismImage
 from caprl_utils.evaluation.scoring import Mode
 from caprl_utils.hashing import value_hash
+from caprl_utils.rows import RowStore
 from caprl_utils.runs import Run
 from caprl_utils.schema import Profile
 
@@ -88,6 +91,18 @@ def evaluate(
             reader={"name": reader.name, "mode": mode}, scoring=scoring,
             captions_per_image=max(len(found) for found in captions.values()),
         )  # fmt: skip
+
+
+def preview(
+    sample: Sample, captions: Sequence[Caption], reader: Backend, reader_mode: ReaderMode
+) -> list[dict[str, Any]]:
+    """Stages 2 and 3 for one question with one image: a row per caption, kept nowhere."""
+    by_image = {image_ids(sample)[0]: list(captions)}
+    tasks = make_tasks([sample], by_image, looks=False)
+    with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:
+        answers = answer_all(tasks, reader, reader_mode, store, seed=0)
+    rows = prism_scores.score_rows(tasks, answers, caption_facts(tasks, by_image), "standard")
+    return [{key: row[key] for key in ("caption", "answer", "letter_mass", "score")} for row in rows]
 
 
 def load_samples(profile: Profile) -> list[Sample]:

@@ -4,6 +4,7 @@ The image is the unit: all its questions are drawn together. The average counts 
 as the paper's does.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,3 +60,26 @@ def _check_same(first: str, ours: Scores, other: str, theirs: Scores, benchmark:
             f"{benchmark}: {first} and {other} were not scored on the same samples ({len(odd)} differ, first "
             f"{'/'.join(odd[0])}); evaluate both again with one profile and seed"
         )
+
+
+def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not
+    (ours).
+
+    The right answer is looked up as words in the caption, so a value told of another thing counts as
+    held.
+    """
+    counts = {"right": 0, "wrong, but told": 0, "wrong, not told": 0}
+    scored = [row for row in rows if row["score"] is not None]
+    for row in scored:
+        if row["score"] == 1:
+            counts["right"] += 1
+        else:
+            counts["wrong, but told" if _told(row) else "wrong, not told"] += 1
+    return {name: count / len(scored) for name, count in counts.items()} if scored else {}
+
+
+def _told(row: Mapping[str, Any]) -> bool:
+    place = ord(row["gold"][0]) - ord("A") if len(row["gold"]) == 1 else -1
+    wanted = row["options"][place] if 0 <= place < len(row["options"]) else row["gold"]
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", row["caption"] or "", re.IGNORECASE) is not None

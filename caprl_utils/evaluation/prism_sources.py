@@ -9,6 +9,7 @@ ours; the paper's table has none of them.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 from caprl_utils import prompts
@@ -21,6 +22,8 @@ from caprl_utils.runs import load_result
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from caprl_utils.evaluation.loaders import Sample
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class ModelCaptions:
         """
         pairs = [(image.id, image.open) for image in images]
         return caption_images(pairs, self.backend, self.sampling, store, self.prompt).captions
+
+    def draw(self, image: PrismImage) -> list[Caption]:
+        """`sampling.n` captions of one image, kept nowhere."""
+        with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
+            return self.captions([image], store)[image.id]
 
 
 class EmptyCaptions:
@@ -147,6 +155,20 @@ class ImageItself:
     def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
         """One placeholder an image, so that all rows have the same shape."""
         return {image.id: [_written(image.id, 0, "", self.name)] for image in images}
+
+
+def bounds(samples: "Sequence[Sample]", model_run: Path) -> dict[str, CaptionSource]:
+    """Floors and ceilings that need no model, by run name; the true facts only where every sample has them.
+
+    model_run: a finished Prism run, whose captions the other-image floor moves around.
+    """
+    found: dict[str, CaptionSource] = {
+        "floor-empty": EmptyCaptions(),
+        "floor-other-image": OtherImageCaptions(model_run),
+    }
+    if all(sample.meta.get("true_caption") for sample in samples):
+        found["ceiling-true-facts"] = TrueCaptions()
+    return found
 
 
 def _written(image_id: str, index: int, text: str, name: str, num_tokens: int | None = None) -> Caption:

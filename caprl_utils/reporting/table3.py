@@ -39,13 +39,11 @@ ENTRIES = (
     Entry(BASE, "base-3b", "Qwen2.5-VL-3B"),
     Entry("7B", "base-7b", "Qwen2.5-VL-7B"),
     Entry("72B", "base-72b", "Qwen2.5-VL-72B"),
-    Entry("UnifiedRW-as-Judge-3B", "unifiedrw-judge-3b-seed{seed}", "UnifiedRW-as-Judge-3B"),
-    Entry("Qwen2.5VL-as-Judge-3B", "qwenvl-judge-3b-seed{seed}", "Qwen2.5VL-as-Judge-3B"),
-    Entry(CAPRL, "caprl-3b-seed{seed}", "CapRL-3B"),
+    Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
     Entry("floor: empty caption", "floor-empty", bound=True),
     Entry("floor: another image's caption", "floor-other-image", bound=True),
     Entry("ceiling: complete true facts", "ceiling-true-facts", bound=True),
-    Entry("ceiling: the 3B looks at the image", "ceiling-image", bound=True),
+    Entry("ceiling: the 72B looks at the image", "ceiling-image", bound=True),
 )
 
 

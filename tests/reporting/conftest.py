@@ -74,7 +74,7 @@ def profile(tmp_path, monkeypatch):
 def finished(profile):
     """Base, CapRL, 72B, a floor and the training are done."""
     prism_run(profile, "base-3b", right=8)
-    prism_run(profile, "caprl-3b-seed0", right=14, tokens=40.0)
+    prism_run(profile, "caprl-seed0", right=14, tokens=40.0)
     prism_run(profile, "base-72b", right=18, tokens=45.0)
     prism_run(profile, "floor-empty", right=1, tokens=0.0)
     rl_run(profile)

@@ -65,7 +65,7 @@ def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_pa
     two = load_profile("mini", {"rl.seeds": [0, 1], "prism.bootstrap_draws": 500})
     with pytest.raises(UserError, match="CapRL-3B: 1 of 2 training seeds"):
         table3.load(two)
-    prism_run(two, "caprl-3b-seed1", right=16)
+    prism_run(two, "caprl-seed1", right=16)
     rl_run(two, seed=1)
     cell = table3.scores_table(table3.load(two), False).cell("CapRL-3B", "Average")
     assert cell.value == pytest.approx(0.75) and len(cell.sources) == 2
@@ -80,7 +80,7 @@ def test_a_missing_run_is_named_with_its_command(profile, prism_run):
 
 def test_a_missing_curve_writes_nothing(profile, prism_run, tmp_path):
     prism_run(profile, "base-3b", right=8)
-    prism_run(profile, "caprl-3b-seed0", right=14)
+    prism_run(profile, "caprl-seed0", right=14)
     with pytest.raises(UserError, match="no training curve"):
         report3.write(profile, tmp_path / "out")
     assert not (tmp_path / "out").exists()
