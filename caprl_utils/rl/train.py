@@ -9,6 +9,7 @@ stopped by SIGTERM after saving, 1 an error that the user can mend (its message 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,16 +101,21 @@ def build(
     from caprl_utils.rl.reader import open_reader
     from caprl_utils.rl.scoring import QAReward
     from caprl_utils.rl.trainer import CaptionTrainer
+    from caprl_utils.rl.vision import share_images
 
     rl, training = profile.rl, experiment.training
     rows = load_data(data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step)
     arguments = grpo_arguments(profile, experiment, seed, folder, PartialState().num_processes, _has_gpu())
     reward = QAReward(open_reader(profile.models.reward_reader, profile), rl, experiment, seed)
+    policy = load_policy(profile.models.policy, training)
+    share_images(policy)
     trainer = CaptionTrainer(
-        model=load_policy(profile.models.policy, training), args=GRPOConfig(**arguments),
+        model=policy, args=GRPOConfig(**arguments),
         train_dataset=rows, reward_funcs=[reward], processing_class=load_processor(profile.models.policy),
         peft_config=lora_config(training),
     )  # fmt: skip
+    if trainer.ref_model is not None:
+        share_images(trainer.accelerator.unwrap_model(trainer.ref_model))
     done = step_of(checkpoint) if checkpoint else 0
     monitor = Monitor(folder, rl.steps, done, writes=PartialState().is_main_process)
     monitor.attach(trainer)
@@ -162,7 +168,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--profile", required=True, help="smoke | mini | one_gpu | paper")
     parser.add_argument("--seed", type=int, default=0, help="of the run; everything random derives from it")
     arguments = parser.parse_args(argv)
-    die_with_parent()
+    if "LOCAL_RANK" in os.environ:  # a worker of `accelerate launch`, which itself dies with the notebook
+        die_with_parent()
     try:
         experiment, profile = load_experiment(arguments.experiment, arguments.profile)
         prepare_process(profile)

@@ -2,11 +2,11 @@ import math
 from dataclasses import replace
 
 import pytest
-from reader_fakes import ChanceReader, options_of
 
 from caprl_utils import prompts
 from caprl_utils.records import Question
 from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, expected_scores, qa_rewards
+from tests.rl.reader_fakes import ChanceReader, options_of
 
 QUESTIONS = [
     Question(question="What is the value of Rome?", options=("17", "42", "5", "8"), answer="B"),

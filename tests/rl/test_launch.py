@@ -1,0 +1,82 @@
+import json
+import sys
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.progress import PROGRESS_ENV
+from caprl_utils.rl import launch as launching
+
+WORK = """
+import json, os, sys
+from pathlib import Path
+print("loading weights")
+progress = {"label": "train", "done": 3, "total": 4, "note": "reward 0.5", "sec": 1, "time": 1}
+Path(os.environ["PROGRESS"]).write_text(json.dumps(progress))
+if sys.argv[1] == "fail":
+    sys.exit("error: the reader is gone")
+folder = Path(sys.argv[2])
+folder.mkdir(parents=True)
+(folder / "result.json").write_text(json.dumps({"key": "k", "values": {"steps": 4}}))
+""".replace('"PROGRESS"', f'"{PROGRESS_ENV}"')
+
+
+@pytest.fixture
+def work(world, monkeypatch, tmp_path):
+    """`launch` on the small world, with a stand-in for the training's process."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        launching.Progress, "update", lambda bar, n, note: seen.append((n, note)), raising=True
+    )
+
+    def run(how: str):
+        folder = tmp_path / "tiny" / "rl" / "small-seed0"
+        monkeypatch.setattr(launching, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
+        return launching.launch(str(world / "small.yaml"), str(world / "tiny.yaml"))
+
+    run.seen = seen
+    return run
+
+
+def test_launch_returns_the_record_and_shows_progress(work):
+    assert work("well")["values"] == {"steps": 4}
+    assert (3, "reward 0.5") in work.seen
+
+
+def test_failure_shows_the_end_of_the_log(work):
+    with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
+        work("fail")
+
+
+def test_command_with_one_and_several_gpus():
+    plain = launching.command("caprl", "mini", 1, 0, None)
+    assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
+    several = launching.command("caprl", "paper", 0, 8, None)
+    assert "accelerate.commands.launch" in several and several[several.index("--num_processes") + 1] == "8"
+    configured = launching.command("caprl", "paper", 0, 8, "one_node.yaml")
+    assert configured[configured.index("--config_file") + 1] == str(
+        paths.CONFIGS / "accelerate" / "one_node.yaml"
+    )
+
+
+@pytest.mark.parametrize("name", ["one_node.yaml", "two_nodes.yaml"])
+def test_accelerate_configs_parse(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(paths.CONFIGS / "accelerate" / name))
+    assert str(config.distributed_type).endswith("DEEPSPEED")
+    assert (paths.ROOT / config.deepspeed_config["deepspeed_config_file"]).is_file()
+    assert config.num_processes == 8 * config.num_machines
+
+
+def test_deepspeed_configs_parse():
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    files = sorted((paths.CONFIGS / "accelerate").glob("*.json"))
+    assert len(files) == 2
+    for file in files:
+        config = HfDeepSpeedConfig(json.loads(file.read_text()))
+        assert config.get_value("zero_optimization.stage") == int(file.stem[-1])
+        assert config.get_value("train_batch_size") == "auto"  # it follows GRPOConfig

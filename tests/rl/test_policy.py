@@ -1,0 +1,66 @@
+import pytest
+
+from caprl_utils.errors import UserError
+from caprl_utils.rl.experiment import Lora, Training
+from caprl_utils.rl.policy import counts, freeze, lora_config, part_of
+
+
+@pytest.fixture(scope="module")
+def model():
+    from caprl_utils.mini.models import build_vlm
+
+    return build_vlm(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("model.visual.blocks.0.attn.qkv.weight", "vision_tower"),  # Qwen2.5-VL, Qwen3-VL
+        ("model.visual.merger.mlp.0.weight", "projector"),
+        ("model.visual.deepstack_merger_list.0.norm.weight", "projector"),  # Qwen3-VL
+        ("model.vision_tower.encoder.layer.0.attention.q_proj.weight", "vision_tower"),  # InternVL, LLaVA
+        ("model.multi_modal_projector.linear_1.weight", "projector"),
+        ("model.language_model.layers.0.mlp.up_proj.weight", "language_model"),
+        ("base_model.model.model.visual.blocks.0.attn.qkv.lora_A.default.weight", "vision_tower"),
+        ("lm_head.weight", "language_model"),
+    ],
+)
+def test_part_of(name, part):
+    assert part_of(name) == part
+
+
+def test_freezing_and_counts(model):
+    freeze(model, Training(vision_tower=False))
+    table = counts(model)
+    assert table["vision_tower"]["trainable"] == 0 < table["vision_tower"]["all"]
+    assert all(table[part]["trainable"] == table[part]["all"] for part in ("projector", "language_model"))
+    assert sum(row["all"] for row in table.values()) == sum(p.numel() for p in model.parameters())
+    freeze(model, Training())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_nothing_to_train(model):
+    with pytest.raises(UserError, match="nothing would train"):
+        freeze(model, Training(vision_tower=False, projector=False, language_model=False))
+
+
+def test_missing_part():
+    from caprl_utils.mini.models import build_language_model
+
+    with pytest.raises(
+        UserError, match=r"training.projector is false, but Qwen2ForCausalLM has no such part"
+    ):
+        freeze(build_language_model(0), Training(projector=False))
+
+
+def test_lora_sits_in_the_parts_that_train():
+    from peft import get_peft_model
+
+    from caprl_utils.mini.models import build_vlm
+
+    training = Training(lora=Lora(rank=4, alpha=8), vision_tower=False)
+    table = counts(get_peft_model(build_vlm(0), lora_config(training)))
+    assert table["vision_tower"]["trainable"] == 0
+    assert 0 < table["projector"]["trainable"] < table["projector"]["all"]
+    assert 0 < table["language_model"]["trainable"] < table["language_model"]["all"] / 4
+    assert lora_config(Training()) is None
