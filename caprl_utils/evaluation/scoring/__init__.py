@@ -9,7 +9,10 @@
 from __future__ import annotations
 
 from caprl_utils.evaluation.scoring.batch import score, score_batch
+from caprl_utils.evaluation.scoring.summary import Summary, summarise
 from caprl_utils.evaluation.scoring.symbolic import version_record
 from caprl_utils.evaluation.scoring.types import Judge, Mode, Row, Score
 
-__all__ = ["Judge", "Mode", "Row", "Score", "score", "score_batch", "version_record"]
+__all__ = [
+    "Judge", "Mode", "Row", "Score", "Summary", "score", "score_batch", "summarise", "version_record",
+]  # fmt: skip

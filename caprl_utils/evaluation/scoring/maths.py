@@ -14,7 +14,7 @@ from caprl_utils.evaluation.scoring.choices import letters_for
 from caprl_utils.evaluation.scoring.types import Score
 
 DECIMALS = 2  # MATH-Vision's official rounding
-MAX_SHORT_WORDS = 6  # ours: a MathVista answer of more words needs the judge's extraction
+MAX_SHORT_WORDS = 8  # ours: a MathVista answer of more words needs the judge's extraction
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")

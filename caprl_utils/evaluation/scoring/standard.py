@@ -86,6 +86,7 @@ METRICS: dict[str, Callable[[Row], Score]] = {
     "relaxed_accuracy_pro": _pro,
     "anls": _text(lambda answer, gold: text.anls(answer, _accepted(gold))),
     "exact_match": _text(lambda answer, gold: text.exact_match(answer.strip(), str(gold))),
+    "vqa_accuracy": _text(lambda answer, gold: text.vqa_accuracy(answer, _accepted(gold))),
     "letter_accuracy": _letter,
     "letter_or_exact_match": lambda row: choices.letter_or_short(
         row.prediction, str(row.gold), _options(row.meta), _letters(row)

@@ -83,6 +83,34 @@ def short_match(prediction: str, gold: str) -> float:
     return float(key(prediction) == key(gold))
 
 
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = "zero one two three four five six seven eight nine ten"
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
+
+
+def vqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
+    """VQA accuracy (VQAv2, TextVQA): an answer that three annotators gave is right.
+
+    Mean over all sets that leave one annotator out of min(1, matching answers / 3), after lower case,
+    without articles and punctuation (points inside numbers stay), number words as digits.
+    """
+    keys = [_vqa_key(str(gold)) for gold in golds]
+    matches = sum(key == _vqa_key(prediction) for key in keys)
+    if not keys:
+        return 0.0
+    if len(keys) == 1:
+        return float(matches)
+    left_out = [min(1.0, (matches - (key == _vqa_key(prediction))) / 3) for key in keys]
+    return sum(left_out) / len(left_out)
+
+
+def _vqa_key(text: str) -> str:
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\d),(?=\d)", "", text.lower().strip())
+    text = re.sub(r"[^\w\s.']", " ", text)
+    words = (_NUMBER_WORDS.get(word, word) for word in text.split())
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
 def relaxed_accuracy_pro(
     prediction: str, gold: Any, year: Any = None, question_type: str | None = None
 ) -> float:

@@ -1,0 +1,120 @@
+"""The answer parser: forms it reads, forms it refuses, and what it does with any text at all."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caprl_utils.answers import final_answer, has_answer_mark, last_box, parse_letter, read_letter
+
+STATED = [
+    "B", " B", "(B)", "[B]", "B.", "B)", "B!", "B?", "B) red", "(B) red", "B. dog", "B: pig", "B (red)",
+    "The answer is B", "The answer is (B).", "The answer is B) Vitamin C", "The correct option is (B).",
+    "The best answer is B", "Answer: B", "ANSWER: B", "**B**", "**Answer: B**", "The answer: **B**",
+    "Option B", "Choice: B", "answer is\nB", "B because it is red", "B is correct", "I'd go with B",
+    "It's B", "$B$", '"B"', r"\boxed{B}", r"\boxed{\text{B}}", r"\textbf{B}",
+    "B\n\nBecause the bar is red.", "B, not A", "so B", "The answer is B.\nExplanation: A is wrong",
+]  # fmt: skip
+UNCLEAR = [
+    "", "   ", "None", "Vitamin C", "A dog", "It is a dog", "The answer is A dog", "A or B", "B, C", "B/C",
+    "A. B", "Both A) and B)", "C) A", "The answer is not B", "B is wrong", "neither A nor B",
+    "A and B are wrong, so C", "b", "(b)", "The answer is F", "F", "I think so", "red",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STATED)
+def test_strict_reads_a_stated_letter(text):
+    assert parse_letter(text, "ABCDE") == "B"
+
+
+@pytest.mark.parametrize("text", UNCLEAR)
+def test_strict_never_guesses(text):
+    reading = read_letter(text, "ABCDE")
+    assert reading.letter is None
+    assert reading.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        (" B", "B"),
+        ("B) red", "B"),
+        ("Answer: B", "A"),
+        ("answer j", None),
+        ("J", None),
+        ("I", "I"),
+        ("", None),
+    ],
+)
+def test_first_capital_is_the_authors_rule(text, letter):
+    assert parse_letter(text, mode="first_capital") == letter
+
+
+def test_the_letters_of_the_question_count():
+    assert parse_letter("J", "ABCDEFGHIJ") == "J"
+    assert parse_letter("E", "ABCD") is None
+
+
+def test_option_texts_only_on_request_and_told_apart():
+    options = ["cat", "dog", "a red car"]
+    assert parse_letter("dog", "ABC") is None
+    assert read_letter(" Dog. ", "ABC", options=options).source == "option_text"
+    assert parse_letter("A red  car", "ABC", options=options) == "C"
+    assert read_letter("B", "ABC", options=options).source == "letter"
+    assert parse_letter("dog", "ABC", options=["dog", "dog", "cat"]) is None
+
+
+def test_capitals_inside_an_option_are_no_answers():
+    assert parse_letter("B) A or C", "ABCD", options=["A", "A or C", "B", "none"]) == "B"
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="letter mode"):
+        parse_letter("A", mode="random")
+
+
+@given(st.text(max_size=60), st.sampled_from(["strict", "first_capital"]))
+@settings(max_examples=80, deadline=None)
+def test_any_text_gives_a_known_letter_or_none(text, mode):
+    letter = parse_letter(text, "ABCD", mode=mode)
+    assert letter is None or letter in "ABCDEFGHI"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("42", "42"),
+        (" New York ", "New York"),
+        (r"<think>so</think><answer>\boxed{42}</answer>", "42"),
+        (r"<think>x</think>\boxed{1} and \boxed{2}", "2"),
+        ("<think>a</think><think>b</think> red", "red"),
+        ("<answer>first</answer> then <answer>second</answer>", "second"),
+        ("<answer>done</answer><answer>cut off", "done"),
+        ("<answer>cut off", "<answer>cut off"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\text{North America}}", "North America"),
+        (r"\textbf{\text{B}}", "B"),
+        (r"\boxed{open", r"\boxed{open"),
+        (r"\boxed{\{B\}}", r"\{B\}"),
+        ("", ""),
+    ],
+)
+def test_final_answer(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_nested_boxes_and_marks():
+    assert last_box(r"\boxed{a \boxed{b} c}") == r"a \boxed{b} c"
+    assert last_box("no box") is None
+    assert has_answer_mark(r"so \boxed{4}")
+    assert not has_answer_mark("so 4")
+
+
+@given(st.text(alphabet="\\boxed{}answer<>/think text", max_size=80))
+@settings(max_examples=80, deadline=None)
+def test_final_answer_takes_any_text(text):
+    answer = final_answer(text)
+    assert answer == answer.strip()
+
+
+def test_a_completion_stuck_in_a_loop_is_read_in_linear_time():
+    assert final_answer("\\boxed{" * 20_000).startswith("\\boxed{")
