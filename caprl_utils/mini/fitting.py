@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,17 +19,18 @@ from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of one lesson: linear warm-up, then cosine down to a tenth."""
+    """Length and learning rate of one lesson: linear warm-up, then cosine down to a ``floor`` share of the rate."""
 
     steps: int
     learning_rate: float = 1e-3
     warmup: int = 50
+    floor: float = 0.1
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.45 * (1 + torch.cos(torch.tensor(done * torch.pi)).item()))
+        return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(done * math.pi)) / 2)
 
 
 def loss_of(

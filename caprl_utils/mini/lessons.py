@@ -6,6 +6,7 @@ curriculum of :mod:`caprl_utils.mini.zoo`.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from caprl_utils import prompts
 from caprl_utils.mini import vocabulary as words
 from caprl_utils.mini.packing import IMAGE_PREFIX, TURN_OPEN, Packed
+from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
 from caprl_utils.mini.world import Fact, Picture, caption, distractors, known_fact
 
 UNKNOWN = "unknown"
@@ -58,24 +60,29 @@ def multiple_choice(
 
 
 def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: int, missing: float) -> Packed:
-    """Questions about a caption of ``num_facts`` facts: two short ones, four with options, sometimes an empty caption."""
+    """Questions about a caption of ``num_facts`` facts: two short ones and four with options.
+
+    With ``missing`` above 0 also the rest of a reader's life: facts that the caption does not tell, empty captions,
+    the option that it cannot be answered, and questions that need no caption.
+    """
+    easy = missing == 0
     facts = list(picture.facts)
     rng.shuffle(facts)
     told, silent = facts[:num_facts], facts[num_facts:] or facts[-1:]
-    if rng.random() < 0.06:
+    if not easy and rng.random() < 0.06:
         told, silent = [], facts
     text = caption(told, picture.kind) if told or rng.random() < 0.5 else ""
     head, middle = prompts.READ.split("{caption}")
     packed = Packed(TURN_OPEN + head + text + middle.split("{question}")[0])
     for number in range(6):
-        known = rng.random() < 0.08
-        absent = not told or (silent and rng.random() < missing)
+        known = not easy and rng.random() < 0.1
+        absent = not told or rng.random() < missing
         fact = known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(silent if absent else told)
         answer = fact.value if known or fact in told else None
         if number < 2:
             packed.ask(fact.question, f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
         else:
-            question, letter = multiple_choice(rng, fact, told, answer, num_options, extra=rng.random() < 0.7)
+            question, letter = multiple_choice(rng, fact, told, answer, num_options, not easy and rng.random() < 0.7)
             packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
     return packed
 
@@ -125,7 +132,44 @@ def written_questions(rng: random.Random, picture: Picture, leaking: float = 0.2
     return "\n".join(blocks)
 
 
-def copying(rng: random.Random, vocabulary_size: int, first_id: int) -> list[int]:
-    """Random token ids written twice, none repeated inside a half: teaches copying before any language."""
-    half = rng.sample(range(first_id, vocabulary_size), rng.randint(8, 28))
-    return half + half
+MOST_OPTIONS = 5
+
+
+def repeated(rng: random.Random, size: int, length: int = 56) -> tuple[list[int], list[bool]]:
+    """Ids of random words in which one stretch comes twice, and which ids can be copied from its first coming.
+
+    Length and distance of the two vary: at a fixed distance a model learns to look that far back, not for the word.
+    """
+    half = rng.randint(8, 24)
+    others = rng.sample(range(len(SPECIAL), size), length - half)
+    start = rng.randint(0, length - 2 * half)
+    ids = others + others[start : start + half]
+    copied = length - half + 1
+    return ids, [False] * copied + [True] * (length - copied)
+
+
+def lettered(rng: random.Random, size: int, num_options: int) -> list[int]:
+    """Ids of a list of random words as options, one of them again, and its letter: "A) x B) y ? y The answer is B"."""
+    marks, letters, (mark, prefill) = letter_ids()
+    options = rng.sample(range(len(SPECIAL), size), num_options)
+    asked = rng.randrange(num_options)
+    listed = [i for pair in zip(marks, options, strict=False) for i in pair]
+    return [*listed, mark, options[asked], prefill, letters[asked]]
+
+
+def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
+    """Ids of pairs of random words, one key again, and its value: "k v l w ? l The answer is w"."""
+    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
+    asked = 2 * rng.randrange(num_pairs)
+    _, _, (mark, prefill) = letter_ids()
+    return [*chosen, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
+
+
+@functools.lru_cache
+def letter_ids() -> tuple[list[int], list[int], list[int]]:
+    """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
+    convert = shared_tokenizer().convert_tokens_to_ids
+    letters = prompts.LETTERS[:MOST_OPTIONS]
+    return convert([f"\n{letter})" for letter in letters]), convert([f" {letter}" for letter in letters]), convert(
+        ["?", prompts.ANSWER_PREFILL]
+    )

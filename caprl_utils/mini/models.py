@@ -13,8 +13,7 @@ from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenize
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2ForCausalLM
 
-import os
-WIDTH, LAYERS, HEADS, MLP = 128, int(os.environ.get("L",4)), 4, int(os.environ.get("M",320))
+WIDTH, LAYERS, HEADS, MLP = 128, 5, 4, 256
 VISION_WIDTH, VISION_LAYERS, VISION_MLP = 128, 4, 256
 PATCH, MERGE = 14, 2
 IMAGE_PIXELS = 140 * 140  # 25 visual tokens

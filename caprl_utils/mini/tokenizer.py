@@ -40,12 +40,24 @@ def prompt_phrases() -> list[str]:
     options = [f"\n{letter})" for letter in prompts.LETTERS]
     numbered = [f"**{n}." for n in range(1, 6)]
     keys = ["value of", "share of", "length of", "country of", "season of", "source of", "number of sides of a",
-            "chart type", "chart colour", "header colour", "line colour", "document type", *words.POSITIONS]  # fmt: skip
+            "chart type", "chart colour", "header colour", "line colour", "document type",
+            *(f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour"))]  # fmt: skip
     phrases = [prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, look_head, prompts.ANSWER_PREFILL,
                f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, ". The", "What is the", " What is the", "?**",
                "\n**Answer:**", "system\n", "user\n", "assistant\n", "You are a helpful assistant.",
                *options, *numbered, *words.INTRODUCTION.values(), *(f" {key}" for key in keys), read_tail]  # fmt: skip
     return sorted({p for p in phrases if p.strip()}, key=lambda p: (-len(p), p))
+
+
+def told_keys() -> dict[str, str]:
+    """Last words of keys, with the " is" that follows them in a caption -> without it, as a question has them.
+
+    Fused, so that in a caption the value stands right after its key (reports/lab-log.md).
+    """
+    last = [*words.CITIES, *words.GOODS, "AB", "BC", "CD", "DA", "CA", "topic", "name", "city", "month", "total", "room",
+            "figure", "chart type", "chart colour", "header colour", "line colour",
+            "document type", *(f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour"))]  # fmt: skip
+    return {f" {word} is": f" {word}" for word in last}
 
 
 def _words() -> list[str]:
@@ -65,13 +77,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = [*SPECIAL, *prompt_phrases(), *_words()]
+    vocabulary = [*SPECIAL, *prompt_phrases(), *_words(), *told_keys()]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(p, normalized=False) for p in prompt_phrases()])
+    tokenizer.add_tokens([AddedToken(p, normalized=False) for p in [*prompt_phrases(), *told_keys()]])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

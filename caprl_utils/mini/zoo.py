@@ -23,13 +23,13 @@ from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
 from caprl_utils.mini.lessons import Style
 from caprl_utils.mini.packing import Batch, Packed, collate
 from caprl_utils.mini.render import render
-from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
+from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
 from caprl_utils.mini.world import KINDS, Picture, derived_seed, picture
 
 DENSE = Style()
 DENSE_BUT_ERRING = Style(told=(0.6, 1.0), wrong=0.06)
 TERSE_AND_ERRING = Style(told=(0.15, 0.55), wrong=0.15)
-READING_LEVELS = [(1, 2, 0.0), (1, 4, 0.0), (2, 4, 0.0), (2, 4, 0.25), (3, 4, 0.25), (4, 4, 0.25), (6, 4, 0.25), (8, 4, 0.25)]
+READING_LEVELS = [(1, 2, 0.0), (2, 4, 0.0), (3, 4, 0.0), (5, 4, 0.0), (8, 4, 0.0), (8, 4, 0.25)]
 """Curriculum of the reader: facts in the caption, options of a question, share of questions without their fact."""
 LEVEL_UP = 0.88  # letter accuracy (running mean) at which the next level starts
 
@@ -55,18 +55,17 @@ class Recipe:
 RECIPES = {
     r.name: r
     for r in (
-        Recipe("copier", "first lesson of all language models", None, "copying", Schedule(400), 128, shipped=False),
-        Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(1000)),
+        Recipe("copier", "first lesson of all language models", None, "copying",
+               Schedule(300, 1.5e-3, floor=1.0), 384, shipped=False),
+        Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(500)),
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
-               Schedule(300, 5e-4), options={"level": len(READING_LEVELS) - 1}),
-        Recipe("vlm-trunk", "shared vision pretraining", "reader-reward", "looking", Schedule(1400), 64, (DENSE,),
-               vision=True, shipped=False),
-        Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vlm-trunk", "looking",
-               Schedule(300, 5e-4), 64, (DENSE,), write=0.7, vision=True),
-        Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-trunk", "looking", Schedule(150, 5e-4), 64,
-               (DENSE_BUT_ERRING,), vision=True),
-        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-trunk", "looking", Schedule(250, 5e-4), 64,
+               Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
+        Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "reader-reward", "looking",
+               Schedule(700), 64, (DENSE,), write=0.35, vision=True),
+        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
+        Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(60, 5e-4), 64,
+               (DENSE_BUT_ERRING,), vision=True),
     )
 }  # fmt: skip
 
@@ -83,27 +82,34 @@ def weights_folder(name: str) -> Path:
 
 
 def copying_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
-    """Two habits on random tokens: half of the batch repeats a sequence, half names what stood before a token.
+    """Three habits on random words: to repeat a stretch, then to recall a value by its key and name an option's letter.
 
-    The first is what a short answer needs (what follows the key?), the second what a letter needs (which letter stands
-    before this option?).
+    Repeating comes first and is asked of the second layer, so that the layers above can build on it. Pairs and options
+    grow from two to five.
     """
-    size, half = len(shared_tokenizer()), 24
+    size = len(shared_tokenizer()) - len(told_keys())
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         rng = random.Random(derived_seed("zoo", recipe.name, step))
-        rows = []
-        for number in range(recipe.batch_size):
-            first = rng.sample(range(len(SPECIAL), size), half)
-            pairs = [pair for i in rng.sample(range(1, half), half // 2) for pair in (first[i], first[i - 1])]
-            rows.append(first + (first if number % 2 else pairs))
-        ids = torch.tensor(rows)
-        logits, wanted = model(input_ids=ids).logits[:, half:-1], ids[:, half + 1 :]
-        asked = torch.ones_like(wanted, dtype=torch.bool)
-        asked[::2, 1::2] = False  # which token is asked about is chance
-        loss = torch.nn.functional.cross_entropy(logits[asked], wanted[asked])
-        right = (logits.argmax(-1) == wanted).float()
-        return loss, {"after": right[1::2].mean().item(), "before": right[::2, ::2].mean().item()}
+        ready = state.get("after", 0.0) > LEVEL_UP
+        rows = [lessons.repeated(rng, size) for _ in range(recipe.batch_size // (6 if ready else 3))]
+        ids, copied = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])[:, 1:]
+        early = model.model(input_ids=ids, output_hidden_states=True).hidden_states[2]
+        logits, wanted = model.lm_head(model.model.norm(early)[:, :-1][copied]), ids[:, 1:][copied]
+        loss = torch.nn.functional.cross_entropy(logits, wanted)
+        state["after"] = (logits.argmax(-1) == wanted).float().mean().item()
+        figures = {"after": state["after"], "level": state["level"]}
+        if not ready:
+            return loss, figures
+        for name, habit in (("recall", lessons.recalled), ("letters", lessons.lettered)):
+            rows = torch.tensor([habit(rng, size, 2 + state["level"]) for _ in range(recipe.batch_size)])
+            last = model(input_ids=rows).logits[:, -2]
+            loss = loss + torch.nn.functional.cross_entropy(last, rows[:, -1])
+            figures[name] = (last.argmax(-1) == rows[:, -1]).float().mean().item()
+        state["recent"] = 0.9 * state["recent"] + 0.1 * min(figures["letters"], figures["recall"])
+        if state["recent"] > LEVEL_UP and state["level"] + 2 < lessons.MOST_OPTIONS:
+            state.update(level=state["level"] + 1, recent=0.5)
+        return loss, figures
 
     return lesson
 
@@ -196,6 +202,8 @@ def build(recipe: Recipe):
     if recipe.start is None:
         return model
     donor = torch.load(work_folder(recipe.start) / "model.pt", weights_only=True)
+    if recipe.start == "copier":
+        _equate(donor["model.embed_tokens.weight"])
     if recipe.vision and not RECIPES[recipe.start].vision:
         language = {k.removeprefix("model."): v for k, v in donor.items() if k.startswith("model.")}
         model.model.language_model.load_state_dict(language)
@@ -203,6 +211,13 @@ def build(recipe: Recipe):
     else:
         model.load_state_dict(donor)
     return model
+
+
+def _equate(embeddings: torch.Tensor) -> None:
+    """Start the fused key words (" Rome is") from the words that questions use (" Rome"), in place."""
+    convert = shared_tokenizer().convert_tokens_to_ids
+    for told, asked in told_keys().items():
+        embeddings[convert(told)] = embeddings[convert(asked)]
 
 
 def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
