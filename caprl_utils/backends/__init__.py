@@ -1,7 +1,7 @@
 """One interface to a model: transformers in this process, or an OpenAI-compatible server.
 
-    backend = open_backend(profile.models.policy, profile)
-    completions = backend.generate([Request("1", prompts.CAPTION, image)], Sampling(max_tokens=128))
+backend = open_backend(profile.models.policy, profile)
+completions = backend.generate([Request("1", prompts.CAPTION, image)], Sampling(max_tokens=128))
 """
 
 from __future__ import annotations

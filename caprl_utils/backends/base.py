@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +59,12 @@ class Backend(Protocol):
         """``sampling.n`` completions per request, grouped by request in the order given.
 
         A request that fails gives completions with ``error`` set; the others are not affected.
+        """
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """As `generate`, for any number of requests: they are taken one by one as there is room for them.
+
+        Completions come as they are ready, in any order; each request gets all of its own.
         """
 
     def choice_logprobs(

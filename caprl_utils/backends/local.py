@@ -8,26 +8,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.backends.base import Completion, Request, Sampling
 from caprl_utils.backends.images import share_images
+from caprl_utils.backends.weights import files_hash
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import file_hash, value_hash
+from caprl_utils.hashing import value_hash
 from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_FILES = (
-    "*.safetensors*", "config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt",
-    "*processor*.json", "chat_template.*",
-)  # fmt: skip
+STREAM_BATCHES = 8
 
 
 class LocalBackend:
@@ -46,8 +45,7 @@ class LocalBackend:
         """Hash of weights, config and tokenizer of a folder; of name and commit for a model of the hub."""
         folder = Path(self._path)
         if folder.is_dir():
-            files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
-            return value_hash({file.name: file_hash(file) for file in files})
+            return files_hash(folder)
         return value_hash([self._path, self._loaded.commit])
 
     @cached_property
@@ -67,6 +65,12 @@ class LocalBackend:
                     found[job] = completion
                 bar.update(len(batch))
         return [found[job] for job in jobs]
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
+        waiting = iter(requests)
+        while some := list(islice(waiting, STREAM_BATCHES * self.config.batch_size)):
+            yield from self.generate(some, sampling)
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None

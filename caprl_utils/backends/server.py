@@ -1,0 +1,176 @@
+"""Start and stop a vLLM server for one model.
+
+    with serve(profile.models.policy) as server:
+        backend = EndpointBackend(server.config)
+
+    python -m caprl_utils.backends.server zoo:vlm-3b        serve until interrupted (`make serve MODEL=...`)
+
+It listens on 127.0.0.1 at a free port, logs to a file, and ends with this process however that ends. On a
+machine without GPU the CPU build serves the small models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from caprl_utils import paths, processes
+from caprl_utils.errors import UserError
+from caprl_utils.provenance import gpu_names
+from caprl_utils.schema import ModelConfig
+
+HOST = "127.0.0.1"
+READY_SEC = 900.0  # a 72B model loads for minutes
+_POLL_SEC = 1.0
+_LINE_SEC = 10.0  # between progress lines
+CPU_MEMORY_SHARE = 0.2  # on CPU this flag is a share of the machine's memory, and its default of 0.92 fails
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it is, and the model's config that reaches it."""
+
+    url: str
+    config: ModelConfig
+    log: Path
+
+
+@contextmanager
+def serve(
+    model: ModelConfig, port: int | None = None, max_model_len: int | None = None, log: Path | None = None
+) -> Iterator[Server]:
+    """Run a vLLM server for `model` as long as the block lasts.
+
+    port: a free one by default. max_model_len: tokens of prompt and completion; the model's own limit by
+    default. Raises UserError for a missing model, a port in use, or a server that does not come up, with the
+    end of its log.
+    """
+    port = port or free_port()
+    _check_port(port)
+    log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
+    process = processes.popen(command(model, port, max_model_len), log, environment(model))
+    url = f"http://{HOST}:{port}/v1"
+    try:
+        _wait_until_ready(process, url, model.path, log)
+        served = model.model_dump() | {"backend": "endpoint", "base_urls": [url]}
+        yield Server(url, ModelConfig(**served), log)
+    finally:
+        processes.stop(process)
+
+
+def command(model: ModelConfig, port: int, max_model_len: int | None = None) -> list[str]:
+    """The command line of the server. vLLM's own program is run as a module: it works with both builds."""
+    arguments = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", paths.resolve_model(model.path), "--served-model-name", model.path,
+        "--host", HOST, "--port", str(port),
+        "--generation-config", "vllm",  # the model's own sampling defaults stay out
+        "--seed", "0",
+    ]  # fmt: skip
+    if max_model_len is not None:
+        arguments += ["--max-model-len", str(max_model_len)]
+    if model.revision is not None:
+        arguments += ["--revision", model.revision]
+    if model.trust_remote_code:
+        arguments.append("--trust-remote-code")
+    if gpu_names():
+        return [*arguments, "--dtype", model.dtype, "--max-num-seqs", str(model.batch_size)]
+    dtype = "float32" if model.dtype == "auto" else model.dtype
+    return [
+        *arguments, "--dtype", dtype, "--enforce-eager",
+        "--gpu-memory-utilization", str(CPU_MEMORY_SHARE),
+    ]  # fmt: skip
+
+
+def environment(model: ModelConfig) -> dict[str, str]:
+    """Variables for the server's process: no telemetry, no hub for a local model, the API key if any."""
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if Path(paths.resolve_model(model.path)).is_dir():
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if model.api_key_env is not None and os.environ.get(model.api_key_env):
+        env["VLLM_API_KEY"] = os.environ[
+            model.api_key_env
+        ]  # not on the command line, which everybody can read
+    return env
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise UserError(
+                f"port {port} on {HOST} is in use; stop what listens there or choose another"
+            ) from None
+
+
+def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path) -> None:
+    import httpx
+
+    start = time.monotonic()
+    next_line = start + _LINE_SEC
+    while True:
+        waited = time.monotonic() - start
+        if process.poll() is not None:
+            raise UserError(
+                f"the server for {name} ended with status {process.returncode}; the end of "
+                f"{paths.shown(log)}:\n{processes.tail(log)}"
+            )
+        try:
+            if httpx.get(url.removesuffix("/v1") + "/health", timeout=5.0).status_code == 200:
+                print(f"{name} is served at {url} after {waited:.0f} s", file=sys.stderr, flush=True)
+                return
+        except httpx.HTTPError:
+            pass  # not up yet
+        if waited > READY_SEC:
+            raise UserError(
+                f"the server for {name} was not ready after {READY_SEC:.0f} s; the end of "
+                f"{paths.shown(log)}:\n{processes.tail(log)}"
+            )
+        if time.monotonic() >= next_line:
+            print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)
+            next_line += _LINE_SEC
+        time.sleep(_POLL_SEC)
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: serve a model until interrupted; returns the exit status."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m caprl_utils.backends.server", description=__doc__)
+    parser.add_argument("model", help="zoo:NAME, a folder, or a hub id")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--max-model-len", type=int, help="tokens of prompt and completion")
+    given = parser.parse_args(arguments)
+    try:
+        with serve(ModelConfig(path=given.model), given.port, given.max_model_len) as server:
+            print(
+                f"{given.model} at {server.url}, log in {paths.shown(server.log)}; Ctrl-C stops it",
+                flush=True,
+            )
+            while True:
+                time.sleep(3600)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""Which images are worth a question: large enough, not plain, not seen before (paper, appendix D).
+
+The paper removes near-duplicates by SemDeDup-style clusters, low resolution and too simple images, without
+numbers; the limits here are ours. Perceptual hashes find copies: the same picture scaled, recompressed or
+slightly edited. Two charts that differ in their numbers alone have different hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import imagehash
+import numpy as np
+
+from caprl_utils.curation.images import BadImage, ImageItem
+from caprl_utils.records import CheckedImage
+
+MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
+MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); below it there is nothing to ask
+HASH_SIDE = 16  # ours: 256 bits; the usual 64 cannot tell two charts of one style apart
+MAX_DISTANCE = 8  # ours: bits of 256 in which copies may differ
+_BAND_BITS = 16
+
+
+class DuplicateFinder:
+    """Finds hashes near one seen before, in time that hardly grows with their number.
+
+    A hash is cut into bands of 16 bits. Hashes that differ in 8 bits differ in at most 8 bands, so of any
+    nine bands one is equal, and looking up nine finds every neighbour.
+    """
+
+    def __init__(self, max_distance: int = MAX_DISTANCE) -> None:
+        self._max_distance = max_distance
+        self._hashes: list[tuple[str, int]] = []
+        self._bands: list[dict[int, list[int]]] = [{} for _ in range(max_distance + 1)]
+
+    def add(self, name: str, phash: str) -> None:
+        """Remember a hash (hex digits)."""
+        value = int(phash, 16)
+        for band, places in zip(self._split(value), self._bands, strict=False):
+            places.setdefault(band, []).append(len(self._hashes))
+        self._hashes.append((name, value))
+
+    def nearest(self, phash: str) -> str | None:
+        """Name of a remembered image that this one copies, or None."""
+        value = int(phash, 16)
+        tried: set[int] = set()
+        for band, places in zip(self._split(value), self._bands, strict=False):
+            for place in places.get(band, ()):
+                if place not in tried:
+                    tried.add(place)
+                    name, other = self._hashes[place]
+                    if (value ^ other).bit_count() <= self._max_distance:
+                        return name
+        return None
+
+    @staticmethod
+    def _split(value: int) -> list[int]:
+        count = HASH_SIDE * HASH_SIDE // _BAND_BITS
+        return [(value >> (_BAND_BITS * band)) & ((1 << _BAND_BITS) - 1) for band in range(count)]
+
+
+def finder_of(hashes: Iterable[tuple[str, str]]) -> DuplicateFinder:
+    """A finder that knows these (name, hash) pairs, for example of benchmark images."""
+    finder = DuplicateFinder()
+    for name, phash in hashes:
+        finder.add(name, phash)
+    return finder
+
+
+def perceptual_hash(item: ImageItem) -> str:
+    """64 hex digits; pictures that look alike differ in few bits."""
+    return str(imagehash.phash(item.image, hash_size=HASH_SIDE))
+
+
+def check_image(
+    item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder | None = None
+) -> CheckedImage:
+    """One image's row; a good one is remembered in `seen`."""
+    if item.problem is not None:
+        return _row(item, item.problem, item.detail)
+    width, height = item.image.size
+    if min(width, height) < MIN_SIDE:
+        return _row(item, BadImage.TOO_SMALL, f"{width} x {height}")
+    spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())
+    if spread < MIN_SPREAD:
+        return _row(item, BadImage.TOO_PLAIN, f"grey values spread by {spread:.1f}")
+    phash = perceptual_hash(item)
+    if benchmarks is not None and (copy := benchmarks.nearest(phash)) is not None:
+        return _row(item, BadImage.BENCHMARK, copy, phash)
+    if (copy := seen.nearest(phash)) is not None:
+        return _row(item, BadImage.DUPLICATE, copy, phash)
+    seen.add(item.id, phash)
+    return _row(item, None, None, phash)
+
+
+def _row(
+    item: ImageItem, reason: BadImage | None, detail: str | None = None, phash: str | None = None
+) -> CheckedImage:
+    width, height = item.image.size if item.image is not None else (None, None)
+    return CheckedImage(
+        id=item.id, kind=item.kind, width=width, height=height, phash=phash, reason=reason, detail=detail
+    )

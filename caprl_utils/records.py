@@ -1,0 +1,157 @@
+"""Rows that travel between the stages of the work, as typed records.
+
+The layout of `ImageQA` is that of the released data set internlm/CapRL-QA-75K, so that its files drop in
+and ours can go to verl or OpenRLHF.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from caprl_utils import prompts
+
+DATA_SOURCE = "image_caption_rl"
+"""`data_source` of every row of CapRL-QA-75K."""
+
+RL_PROMPT = f"<image> {prompts.CAPTION}"
+"""User turn of every row of CapRL-QA-75K."""
+
+
+class Row(BaseModel):
+    """Base of all rows: frozen, and an unknown column is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Question(Row):
+    """One multiple-choice question; ``options`` are texts without letters, ``answer`` is a letter."""
+
+    question: str
+    options: tuple[str, ...]
+    answer: str
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        letters = prompts.LETTERS[: len(self.options)]
+        if not self.question.strip() or not all(option.strip() for option in self.options):
+            raise ValueError("question and options must not be empty")
+        if len(self.options) < 2 or len(self.options) > len(prompts.LETTERS):
+            raise ValueError(f"{len(self.options)} options; 2 to {len(prompts.LETTERS)} are possible")
+        if len({text_key(option) for option in self.options}) < len(self.options):
+            raise ValueError("two options have the same text")
+        if len(self.answer) != 1 or self.answer not in letters:
+            raise ValueError(f"answer {self.answer!r} is not one of {letters}")
+        return self
+
+    @property
+    def answer_text(self) -> str:
+        """Text of the right option."""
+        return self.options[prompts.LETTERS.index(self.answer)]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """As CapRL-QA-75K stores it: choices with their letters, "A) text"."""
+        choices = [f"{letter}) {text}" for letter, text in zip(prompts.LETTERS, self.options, strict=False)]
+        return {"question": self.question, "choices": choices, "answer": self.answer}
+
+    @classmethod
+    def from_ground_truth(cls, value: dict[str, Any]) -> Self:
+        """The reverse of `ground_truth`. Raises ValueError for what is not in that form."""
+        options = []
+        for letter, choice in zip(prompts.LETTERS, value["choices"], strict=False):
+            if not choice.startswith(f"{letter})"):
+                raise ValueError(f"choice {choice!r} does not start with '{letter})'")
+            options.append(choice[2:].strip())
+        return cls(question=value["question"], options=tuple(options), answer=value["answer"])
+
+
+class ImageQA(Row):
+    """One image with its questions: a row of CapRL-QA-75K."""
+
+    id: str
+    image: bytes
+    path: str | None
+    questions: tuple[Question, ...]
+
+    def to_row(self) -> dict[str, Any]:
+        """In the columns of CapRL-QA-75K."""
+        return {
+            "id": self.id,
+            "image": {"bytes": self.image, "path": self.path},
+            "prompt": [{"role": "user", "content": RL_PROMPT}],
+            "data_source": DATA_SOURCE,
+            "reward_model": {"ground_truth": [question.ground_truth() for question in self.questions]},
+        }
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """Raises ValueError (or KeyError for a missing column) for a row that is not in that form."""
+        questions = [Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"]]
+        image = row["image"]
+        return cls(id=row["id"], image=image["bytes"], path=image["path"], questions=tuple(questions))
+
+
+class CheckedImage(Row):
+    """What the image checks found; ``reason`` says why an image was set aside."""
+
+    id: str
+    kind: str | None
+    width: int | None
+    height: int | None
+    phash: str | None  # 16 hex digits, 64 bits
+    reason: str | None
+    detail: str | None = None
+
+
+class Written(Row):
+    """What the question writer wrote about one image (`id` is the image's)."""
+
+    id: str
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+class Rejection(Row):
+    """A piece of the writer's text that is no question of the asked form, and why."""
+
+    reason: str
+    number: int | None
+    text: str
+
+
+class Extracted(Row):
+    """Questions found in the writer's text about one image, by their number, and what was rejected."""
+
+    id: str
+    questions: dict[int, Question]
+    rejected: tuple[Rejection, ...]
+
+
+class Answers(Row):
+    """How the filter model answered one question; letters are those of the unshuffled options.
+
+    visual, text: one letter per round with and without the image, None where no letter could be read.
+    other: one letter per round with the picture of another image. open_answer: its words when it sees the
+    image but no options.
+    """
+
+    number: int
+    visual: tuple[str | None, ...]
+    text: tuple[str | None, ...]
+    other: tuple[str | None, ...]
+    open_answer: str | None
+
+
+class Answered(Row):
+    """All answers about one image (`id` is the image's)."""
+
+    id: str
+    answers: tuple[Answers, ...]
+
+
+def text_key(text: str) -> str:
+    """What makes two option texts the same: case, spaces, Unicode form and a final full stop do not count."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).removesuffix(".")

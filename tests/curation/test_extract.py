@@ -1,0 +1,100 @@
+"""Extraction never guesses: a corpus of malformed answers, and properties that hold for any text."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caprl_utils import prompts
+from caprl_utils.curation.extract import Reason, extract
+from caprl_utils.records import Question, text_key
+
+CORPUS = Path(__file__).parents[1] / "data" / "malformed_answers.jsonl"
+CASES = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
+def test_corpus(case):
+    questions, rejected = extract(case["text"], case["finish_reason"])
+    assert [piece.reason for piece in rejected] == case["reasons"]
+    assert len(questions) == case["questions"]
+
+
+def test_the_corpus_is_large_and_covers_every_reason():
+    malformed = [case for case in CASES if case["reasons"]]
+    assert len(malformed) >= 100
+    assert {reason for case in malformed for reason in case["reasons"]} == set(map(str, Reason))
+
+
+def written(number: int, question: str, options: list[str], answer: int) -> str:
+    letter = prompts.LETTERS[answer]
+    head = f"**{number}. {question}**{prompts.format_options(options)}"
+    return f"{head}\n**Answer:** {letter}) {options[answer]}"
+
+
+WORDS = st.text("abcxyzé漢字ب0123456789 $\\{}^_()[].,?!'\"/+-", min_size=1, max_size=30).map(
+    lambda text: " ".join(text.split())
+)
+OPTION = WORDS.filter(lambda text: text_key(text) and not text.startswith((")", ".", ":")))
+OPTIONS = st.lists(OPTION, min_size=4, max_size=4, unique_by=text_key)
+STATEMENT = WORDS.filter(lambda text: text and text[0].isalpha())
+
+
+QUESTION = st.tuples(STATEMENT, OPTIONS, st.integers(0, 3))
+
+
+@given(st.lists(QUESTION, max_size=5, unique_by=lambda question: text_key(question[0])))
+def test_what_is_written_as_asked_comes_back_unchanged(questions):
+    text = "\n".join(written(number, *question) for number, question in enumerate(questions, start=1))
+    found, rejected = extract(text)
+    if questions:
+        assert rejected == []
+    expected = {
+        number: Question(question=question, options=tuple(options), answer=prompts.LETTERS[answer])
+        for number, (question, options, answer) in enumerate(questions, start=1)
+    }
+    assert found == expected
+
+
+@given(OPTIONS, st.integers(0, 3), st.integers(0, 3))
+def test_an_answer_of_another_letter_is_never_taken(options, answer, stated):
+    text = written(1, "what?", options, answer)
+    head, _, _ = text.rpartition("\n")
+    found, rejected = extract(f"{head}\n**Answer:** {prompts.LETTERS[stated]}) {options[answer]}")
+    assert bool(found) == (stated == answer)
+    assert [piece.reason for piece in rejected] == ([] if found else [Reason.ANSWER_DISAGREES])
+
+
+PIECES = st.sampled_from(
+    ["**1. q?**", "**2. r?**", "A) one", "B) two", "C) three", "D) four", "**Answer:** B) two", "Answer: A",
+     "**Answer:** B", "**", "1. q", "\n", "---", "A) ", "E) five", "text", "答案", "\ufffd"]
+)  # fmt: skip
+
+
+TEXT = st.lists(PIECES, max_size=20).map("\n".join) | st.text(max_size=200)
+
+
+@settings(max_examples=300)
+@given(TEXT, st.sampled_from(["stop", "length"]))
+def test_any_text_gives_sound_questions_or_reasons(text, finish_reason):
+    found, rejected = extract(text, finish_reason)
+    assert found or rejected
+    for number, question in found.items():
+        assert 1 <= number <= 5
+        assert len(question.options) == 4
+        assert f"{question.answer})" in text
+    assert all(isinstance(Reason(piece.reason), Reason) for piece in rejected)
+    assert max(Counter(text_key(q.question) for q in found.values()).values(), default=1) == 1
+
+
+@given(st.text(max_size=80))
+def test_cutting_a_text_never_changes_an_answer(tail):
+    whole = written(1, "what?", ["one", "two", "three", "four"], 1)
+    for end in range(len(whole)):
+        found, _ = extract(whole[:end], "length")
+        assert all(question.answer_text == "two" for question in found.values())
+    found, _ = extract(f"{whole}\n{tail}".replace("**", ""))
+    assert not found

@@ -1,0 +1,59 @@
+"""Rows in the schema of CapRL-QA-75K and back."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from caprl_utils.records import ImageQA, Question, text_key
+
+TEXT = st.text(min_size=1, max_size=20).map(str.strip).filter(bool)
+OPTIONS = st.lists(TEXT.filter(text_key), min_size=2, max_size=10, unique_by=text_key)
+ANSWERS = st.integers(min_value=0)
+
+
+@st.composite
+def questions(draw):
+    options = tuple(draw(OPTIONS))
+    answer = "ABCDEFGHIJ"[draw(st.integers(0, len(options) - 1))]
+    return Question(question=draw(TEXT), options=options, answer=answer)
+
+
+@given(st.lists(questions(), max_size=5))
+def test_rows_go_to_the_released_layout_and_back(found):
+    row = ImageQA(id="x", image=b"png", path=None, questions=tuple(found))
+    assert ImageQA.from_row(row.to_row()) == row
+
+
+def test_the_released_layout():
+    question = Question(question="What colour?", options=("red", "blue"), answer="B")
+    row = ImageQA(id="7", image=b"png", path="7.png", questions=(question,)).to_row()
+    assert row == {
+        "id": "7",
+        "image": {"bytes": b"png", "path": "7.png"},
+        "prompt": [{"role": "user", "content": "<image> Please describe this image in detail."}],
+        "data_source": "image_caption_rl",
+        "reward_model": {
+            "ground_truth": [{"question": "What colour?", "choices": ["A) red", "B) blue"], "answer": "B"}]
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "problem"),
+    [
+        (("red", "blue"), "C", "not one of AB"),
+        (("red", "Red."), "A", "same text"),
+        (("red",), "A", "1 options"),
+        (("red", " "), "A", "empty"),
+        (("red", "blue"), "AB", "not one of"),
+    ],
+)
+def test_unsound_questions_are_refused(options, answer, problem):
+    with pytest.raises(ValidationError, match=problem):
+        Question(question="What?", options=options, answer=answer)
+
+
+def test_choices_without_their_letters_are_refused():
+    with pytest.raises(ValueError, match=r"does not start with 'B\)'"):
+        Question.from_ground_truth({"question": "What?", "choices": ["A) red", "blue"], "answer": "A"})
