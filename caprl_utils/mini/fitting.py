@@ -37,7 +37,11 @@ def loss_of(
     model, batch: Batch, pixels: dict[str, torch.Tensor] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
+    inputs = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "attention_mask": batch.attention_mask,
+    }
     if pixels is not None:
         inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
@@ -88,8 +92,10 @@ class Fit:
         torch.save(saved | {"state": self.state, "step": self.step}, temporary)
         os.replace(temporary, self._checkpoint)
 
-    def run(self, lesson: Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]], steps: int | None = None) -> None:
-        """Take steps until the schedule (or ``steps``) ends; ``lesson(step, state)`` gives the loss and curve figures."""
+    def run(
+        self, lesson: Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]], steps: int | None = None
+    ) -> None:
+        """Take steps to the schedule's end (or ``steps``); ``lesson(step, state)`` gives loss and curve figures."""
         self.model.train()
         while self.step < (steps or self.schedule.steps):
             started = time.perf_counter()

@@ -46,7 +46,12 @@ def styled_facts(rng: random.Random, facts: Sequence[Fact], style: Style) -> lis
 
 
 def multiple_choice(
-    rng: random.Random, fact: Fact, others: Sequence[Fact], answer: str | None, count: int = 4, extra: bool = True
+    rng: random.Random,
+    fact: Fact,
+    others: Sequence[Fact],
+    answer: str | None,
+    count: int = 4,
+    extra: bool = True,
 ) -> tuple[str, str]:
     """A question with options and the letter to answer (``unknown`` when ``answer`` is not to be had)."""
     options = [fact.value, *distractors(rng, fact, others)][:count]
@@ -77,17 +82,23 @@ def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: i
     for number in range(6):
         known = not easy and rng.random() < 0.1
         absent = not told or rng.random() < missing
-        fact = known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(silent if absent else told)
+        fact = (
+            known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(silent if absent else told)
+        )
         answer = fact.value if known or fact in told else None
         if number < 2:
             packed.ask(fact.question, f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
         else:
-            question, letter = multiple_choice(rng, fact, told, answer, num_options, not easy and rng.random() < 0.7)
+            question, letter = multiple_choice(
+                rng, fact, told, answer, num_options, not easy and rng.random() < 0.7
+            )
             packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
     return packed
 
 
-def looking(rng: random.Random, picture: Picture, styles: Sequence[Style], questions: int = 4, write: float = 0.0) -> Packed:
+def looking(
+    rng: random.Random, picture: Picture, styles: Sequence[Style], questions: int = 4, write: float = 0.0
+) -> Packed:
     """Captions and questions about an image: a caption per style, short questions and questions with options."""
     packed = Packed(IMAGE_PREFIX)
     for style in styles:
@@ -128,7 +139,9 @@ def written_questions(rng: random.Random, picture: Picture, leaking: float = 0.2
         options = [fact.value, *distractors(rng, fact, picture.facts)]
         rng.shuffle(options)
         letter = prompts.LETTERS[options.index(fact.value)]
-        blocks.append(f"**{number}. {fact.question}**{prompts.format_options(options)}\n**Answer:** {letter}) {fact.value}")
+        blocks.append(
+            f"**{number}. {fact.question}**{prompts.format_options(options)}\n**Answer:** {letter}) {fact.value}"
+        )
     return "\n".join(blocks)
 
 
@@ -170,6 +183,8 @@ def letter_ids() -> tuple[list[int], list[int], list[int]]:
     """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
     convert = shared_tokenizer().convert_tokens_to_ids
     letters = prompts.LETTERS[:MOST_OPTIONS]
-    return convert([f"\n{letter})" for letter in letters]), convert([f" {letter}" for letter in letters]), convert(
-        ["?", prompts.ANSWER_PREFILL]
+    return (
+        convert([f"\n{letter})" for letter in letters]),
+        convert([f" {letter}" for letter in letters]),
+        convert(["?", prompts.ANSWER_PREFILL]),
     )

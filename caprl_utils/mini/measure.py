@@ -40,7 +40,9 @@ def reader_accuracy(reader: Backend, captions: Sequence[tuple[Picture, str]], kn
             requests.append(Request(str(len(requests)), prompt, prefill=prompts.ANSWER_PREFILL))
             gold.append(letter)
     scores = reader.choice_logprobs(requests, LETTERS)
-    return sum(LETTERS[row.index(max(row))].strip() == g for row, g in zip(scores, gold, strict=True)) / len(gold)
+    return sum(LETTERS[row.index(max(row))].strip() == g for row, g in zip(scores, gold, strict=True)) / len(
+        gold
+    )
 
 
 def reader_figures(reader: Backend, count: int = 60) -> dict[str, float]:
@@ -118,8 +120,8 @@ def main() -> None:
     import argparse
 
     from caprl_utils.backends import open_backend
-    from caprl_utils.mini.zoo import RECIPES
     from caprl_utils.config import load_profile
+    from caprl_utils.mini.zoo import RECIPES
     from caprl_utils.schema import ModelConfig
 
     parser = argparse.ArgumentParser(description=main.__doc__)

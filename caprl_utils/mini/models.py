@@ -46,7 +46,9 @@ def build_language_model(seed: int) -> Qwen2ForCausalLM:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(**text_config(), rope_parameters={"rope_type": "default", "rope_theta": 1e4}))
+    return Qwen2ForCausalLM(
+        Qwen2Config(**text_config(), rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    )
 
 
 def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:

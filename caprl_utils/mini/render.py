@@ -163,14 +163,23 @@ def _shape(draw, shape: str, x: float, y: float, radius: float, fill) -> None:
         half = radius / 2
         draw.ellipse([x - radius, y - radius, x, y], fill=fill)
         draw.ellipse([x, y - radius, x + radius, y], fill=fill)
-        draw.polygon([(x - radius * 0.93, y - half * 0.6), (x + radius * 0.93, y - half * 0.6), (x, y + radius)], fill=fill)
+        draw.polygon(
+            [(x - radius * 0.93, y - half * 0.6), (x + radius * 0.93, y - half * 0.6), (x, y + radius)],
+            fill=fill,
+        )
         return
     draw.polygon(_corners(shape, x, y, radius), fill=fill, outline=INK)
 
 
 def _corners(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """Corner points of a regular shape or star around (x, y)."""
-    count, start = {"square": (4, 45), "triangle": (3, -90), "diamond": (4, 0), "hexagon": (6, 0), "star": (10, -90)}[shape]
+    count, start = {
+        "square": (4, 45),
+        "triangle": (3, -90),
+        "diamond": (4, 0),
+        "hexagon": (6, 0),
+        "star": (10, -90),
+    }[shape]
     corners = []
     for k in range(count):
         reach = radius * (0.42 if shape == "star" and k % 2 else 1.0)

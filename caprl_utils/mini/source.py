@@ -22,7 +22,9 @@ def images(
     """(id, PIL image, kind, meta) of a split, kinds in turn; ``meta`` holds the true caption and the leaking keys."""
     chosen = tuple(kinds or KINDS)
     if unknown := set(chosen) - set(KINDS):
-        raise UserError(f"images.kinds: the mini world has no {', '.join(sorted(unknown))}; it has {', '.join(KINDS)}")
+        raise UserError(
+            f"images.kinds: the mini world has no {', '.join(sorted(unknown))}; it has {', '.join(KINDS)}"
+        )
     for number in range(num_images):
         shown = picture(split, number // len(chosen), chosen[number % len(chosen)], seed)
         yield shown.id, render(shown), shown.kind, truth(shown)

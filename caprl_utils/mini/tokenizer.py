@@ -41,7 +41,7 @@ def prompt_phrases() -> list[str]:
     numbered = [f"**{n}." for n in range(1, 6)]
     keys = ["value of", "share of", "length of", "country of", "season of", "source of", "number of sides of a",
             "chart type", "chart colour", "header colour", "line colour", "document type",
-            *(f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour"))]  # fmt: skip
+            *place_keys()]  # fmt: skip
     phrases = [prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, look_head, prompts.ANSWER_PREFILL,
                f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, ". The", "What is the", " What is the", "?**",
                "\n**Answer:**", "system\n", "user\n", "assistant\n", "You are a helpful assistant.",
@@ -49,14 +49,20 @@ def prompt_phrases() -> list[str]:
     return sorted({p for p in phrases if p.strip()}, key=lambda p: (-len(p), p))
 
 
+def place_keys() -> list[str]:
+    """Keys of a scene, "top left shape" and so on: one token each, so that every key ends in a token of its own."""
+    return [f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour")]
+
+
 def told_keys() -> dict[str, str]:
     """Last words of keys, with the " is" that follows them in a caption -> without it, as a question has them.
 
     Fused, so that in a caption the value stands right after its key (reports/lab-log.md).
     """
-    last = [*words.CITIES, *words.GOODS, "AB", "BC", "CD", "DA", "CA", "topic", "name", "city", "month", "total", "room",
+    last = [*words.CITIES, *words.GOODS, "AB", "BC", "CD", "DA", "CA",
+            "topic", "name", "city", "month", "total", "room",
             "figure", "chart type", "chart colour", "header colour", "line colour",
-            "document type", *(f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour"))]  # fmt: skip
+            "document type", *place_keys()]  # fmt: skip
     return {f" {word} is": f" {word}" for word in last}
 
 
