@@ -61,7 +61,7 @@ RECIPES = {
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
                Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "reader-reward", "looking",
-               Schedule(700), 64, (DENSE,), write=0.35, vision=True),
+               Schedule(600), 64, (DENSE,), write=0.35, vision=True),
         Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(60, 5e-4), 64,
