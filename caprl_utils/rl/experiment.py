@@ -1,5 +1,7 @@
 """Experiments: one YAML in configs/experiments per training run, over the settings of a profile.
 
+    python -m caprl_utils.rl.experiment caprl mini     what the run would use
+
     extends: paper              # another experiment; its values first
     item: Table 5, N = 1        # what of the paper it belongs to
     rl: {rounds: 1}             # values over the profile's section rl
@@ -13,18 +15,20 @@ valid key.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from caprl_utils import paths
 from caprl_utils.config import _merge as merge
 from caprl_utils.config import _read_yaml as read_yaml
 from caprl_utils.config import load_profile, nearest
 from caprl_utils.errors import UserError
-from caprl_utils.schema import Profile, Settings, setting
+from caprl_utils.schema import ModelConfig, Profile, Settings, setting
 
 EXPERIMENTS = paths.CONFIGS / "experiments"
 
@@ -61,10 +65,21 @@ class Reward(Settings):
     judge: Literal["qa", "vlm", "unified"] = setting(
         "qa", "paper: QA; its Figure 1c compares a VLM judge (1-5) and UnifiedReward"
     )
+    judge_model: ModelConfig | None = setting(
+        None, "the judge; paper: Qwen2.5-VL-3B and UnifiedReward-2.0-qwen-3b"
+    )
     min_letter_mass: float = setting(
         0.5, "ours: below it the option letters do not say what the reader would answer", ge=0, le=1
     )
     length: Length | None = setting(None, "paper: no length term")
+
+    @model_validator(mode="after")
+    def _judge_is_named(self) -> Reward:
+        if (self.judge == "qa") != (self.judge_model is None):
+            raise ValueError(
+                f"judge {self.judge!r} goes {'without' if self.judge == 'qa' else 'with'} a judge_model"
+            )
+        return self
 
 
 class Lora(Settings):
@@ -179,3 +194,22 @@ def _section(loc: tuple[str | int, ...]) -> type[BaseModel]:
         if get_origin(section) in (Union, UnionType):
             section = next(kind for kind in get_args(section) if kind is not type(None))
     return section
+
+
+def main(argv: list[str]) -> int:
+    """Show an experiment over a profile; returns the exit status."""
+    if len(argv) != 2:
+        print("usage: python -m caprl_utils.rl.experiment EXPERIMENT PROFILE", file=sys.stderr)
+        return 2
+    try:
+        experiment, profile = load_experiment(*argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    shown = {**experiment.model_dump(mode="json"), "rl": profile.rl.model_dump(mode="json")}
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -143,19 +143,14 @@ class PackedReader(BackendReader):
 
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take."""
-        _, reasons = self._loaded.measure(requests, 1)
-        texts = {
-            r.prompt: self._loaded.prompt_text(r)
-            for r, why in zip(requests, reasons, strict=True)
-            if why is None
-        }
+        unique = list({r.prompt: r for r in requests}.values())
+        texts = [self._loaded.prompt_text(r) for r in unique]
+        prompts = self._loaded.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        good = [i for i, ids in enumerate(prompts) if self._loaded._reason(unique[i], len(ids) + 1) is None]
         found: dict[str, np.ndarray] = {}
-        if texts:
-            prompts = self._loaded.tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
-            names = list(texts)
-            for batch in batches(pack(prompts, TOKENS_PER_PASS // 8), TOKENS_PER_PASS):
-                rows = [row for p in batch for row in p.rows]
-                found.update(zip((names[row] for row in rows), self._pass(batch), strict=True))
+        for batch in batches(pack([prompts[i] for i in good], TOKENS_PER_PASS // 8), TOKENS_PER_PASS):
+            rows = [good[row] for p in batch for row in p.rows]
+            found.update(zip((unique[row].prompt for row in rows), self._pass(batch), strict=True))
         return [found.get(r.prompt) for r in requests]
 
     def _pass(self, packs: Sequence[Pack]) -> np.ndarray:

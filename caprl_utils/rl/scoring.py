@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from caprl_utils.backends import Backend, open_backend
 from caprl_utils.rl.data import parse_questions
 from caprl_utils.rl.experiment import Experiment, Length
-from caprl_utils.rl.reader import Reader
+from caprl_utils.rl.judges import unified_rewards, vlm_rewards
+from caprl_utils.rl.reader import Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, QASettings, RewardBatch, qa_rewards
 from caprl_utils.rl.trainer import RewardsFailedError
-from caprl_utils.schema import RL
+from caprl_utils.schema import RL, Profile
 
 _GRAM = 4
+Rows = Mapping[str, Sequence[Any]]  # column name -> one value per caption
 
 
 def qa_settings(rl: RL, experiment: Experiment) -> QASettings:
@@ -40,38 +43,34 @@ def repeated_share(text: str) -> float:
 _questions = lru_cache(maxsize=4096)(parse_questions)
 
 
-class QAReward:
-    """Scores a rollout's captions with the QA reward, and stops training when too many could not be
-    scored.
-    """
+class CaptionReward:
+    """Scores a rollout's captions, and stops training when too many could not be scored."""
 
-    __name__ = "qa"  # TRL names its metrics after it
+    def __init__(self, rl: RL, experiment: Experiment):
+        self.length, self.max_failed_share = experiment.reward.length, rl.max_failed_share
 
-    def __init__(self, reader: Reader, rl: RL, experiment: Experiment, seed: int):
-        self.reader, self.settings, self.seed = reader, qa_settings(rl, experiment), seed
-        self.length = experiment.reward.length
-        self.max_failed_share = rl.max_failed_share
+    def score(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
+        """One reward per caption, None where it could not be computed."""
+        raise NotImplementedError
 
     def __call__(
         self,
         completions: Sequence[Any],
         completion_ids: Sequence[Sequence[int]],
-        id: Sequence[str],
-        questions: Sequence[str],
         trainer_state: Any,
         log_extra: Any,
         log_metric: Any,
-        **unused: Any,
+        **columns: Any,
     ) -> list[float | None]:
-        """One reward per completion; None where it could not be computed. Raises RewardsFailedError."""
+        """As TRL calls it; `columns` are the data set's. Raises RewardsFailedError."""
         captions = [completion[0]["content"] for completion in completions]
-        batch = self.score(captions, id, questions, trainer_state.global_step)
+        batch = self.score(captions, columns, trainer_state.global_step)
         self._check(batch)
         lengths = [len(ids) for ids in completion_ids]
         if self.length is not None:
             terms = [length_term(n, self.length) for n in lengths]
             batch.rewards = [None if r is None else r + t for r, t in zip(batch.rewards, terms, strict=True)]
-        log_extra("image_id", list(id))
+        log_extra("image_id", list(columns["id"]))
         log_extra("num_tokens", lengths)
         log_metric("failed_share", batch.failed_share)
         log_metric("repetition", sum(map(repeated_share, captions)) / len(captions))
@@ -80,17 +79,6 @@ class QAReward:
                 log_metric(name, value)
         return batch.rewards
 
-    def score(
-        self, captions: Sequence[str], ids: Sequence[str], questions: Sequence[str], step: int
-    ) -> RewardBatch:
-        """QA rewards of captions of the images `ids`; `questions` is the data set's column of that name."""
-        seen: Counter[str] = Counter()
-        tasks = []
-        for caption, name, text in zip(captions, ids, questions, strict=True):
-            tasks.append(CaptionTask(caption, _questions(text), (self.seed, step, name, seen[name])))
-            seen[name] += 1
-        return qa_rewards(tasks, self.reader, self.settings)
-
     def _check(self, batch: RewardBatch) -> None:
         from accelerate.utils import gather_object
 
@@ -98,6 +86,50 @@ class QAReward:
         failed, total = sum(counts[0::2]), sum(counts[1::2])
         if failed > self.max_failed_share * total:
             raise RewardsFailedError(
-                f"{failed} of {total} captions could not be scored by the reader (rl.max_failed_share is "
-                f"{self.max_failed_share}); is its server up, and are the captions within its context?"
+                f"{failed} of {total} captions could not be scored (rl.max_failed_share is "
+                f"{self.max_failed_share}); is the reader's or judge's server up, and are the captions within "
+                "its context?"
             )
+
+
+class QAReward(CaptionReward):
+    """The QA reward (paper, equations 1-3)."""
+
+    __name__ = "qa"  # TRL names its metrics after it
+
+    def __init__(self, reader: Reader, rl: RL, experiment: Experiment, seed: int):
+        super().__init__(rl, experiment)
+        self.reader, self.settings, self.seed = reader, qa_settings(rl, experiment), seed
+
+    def score(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
+        """See `qa_rewards`; draws derive from the run's seed, the step, the image and the caption's
+        number.
+        """
+        seen: Counter[str] = Counter()
+        tasks = []
+        for caption, name, text in zip(captions, rows["id"], rows["questions"], strict=True):
+            tasks.append(CaptionTask(caption, _questions(text), (self.seed, step, name, seen[name])))
+            seen[name] += 1
+        return qa_rewards(tasks, self.reader, self.settings)
+
+
+class JudgeReward(CaptionReward):
+    """A judge's score (paper, Figure 1c)."""
+
+    __name__ = "judge"
+
+    def __init__(self, judge: Backend, rl: RL, experiment: Experiment):
+        super().__init__(rl, experiment)
+        self.judge = judge
+        self.rate = vlm_rewards if experiment.reward.judge == "vlm" else unified_rewards
+
+    def score(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
+        """See `judges`."""
+        return self.rate(captions, rows["image"], rows["id"], self.judge)
+
+
+def open_reward(profile: Profile, experiment: Experiment, seed: int) -> CaptionReward:
+    """The reward that the experiment asks for, with its reader or judge."""
+    if experiment.reward.judge == "qa":
+        return QAReward(open_reader(profile.models.reward_reader, profile), profile.rl, experiment, seed)
+    return JudgeReward(open_backend(experiment.reward.judge_model, profile), profile.rl, experiment)

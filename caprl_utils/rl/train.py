@@ -98,15 +98,14 @@ def build(
     from caprl_utils.rl.data import load_data
     from caprl_utils.rl.monitor import Monitor
     from caprl_utils.rl.policy import load_policy, load_processor, lora_config
-    from caprl_utils.rl.reader import open_reader
-    from caprl_utils.rl.scoring import QAReward
+    from caprl_utils.rl.scoring import open_reward
     from caprl_utils.rl.trainer import CaptionTrainer
     from caprl_utils.rl.vision import share_images
 
     rl, training = profile.rl, experiment.training
     rows = load_data(data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step)
     arguments = grpo_arguments(profile, experiment, seed, folder, PartialState().num_processes, _has_gpu())
-    reward = QAReward(open_reader(profile.models.reward_reader, profile), rl, experiment, seed)
+    reward = open_reward(profile, experiment, seed)
     policy = load_policy(profile.models.policy, training)
     share_images(policy)
     trainer = CaptionTrainer(

@@ -58,6 +58,7 @@ def test_profile_keeps_its_sizes():
         ),
         ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
         ("data: {num_images: 0}", r"data.num_images: 0: "),
+        ("reward: {judge: vlm}", r"reward: .*judge 'vlm' goes with a judge_model"),
         ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
     ],
 )
@@ -84,3 +85,11 @@ def test_batch_layout():
         batch_layout(1024, None, 3, on_gpu=True)
     with pytest.raises(UserError, match="micro_batch_size 5 does not divide 64"):
         batch_layout(64, 5, 1, on_gpu=False)
+
+
+def test_show(capsys):
+    assert ex.main(["rounds_8", "mini"]) == 0
+    shown = capsys.readouterr().out
+    assert "rounds: 8" in shown and "name: rounds_8" in shown
+    assert ex.main(["round_8", "mini"]) == 1
+    assert "did you mean rounds_8?" in capsys.readouterr().err

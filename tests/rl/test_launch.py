@@ -1,4 +1,3 @@
-import json
 import sys
 
 import pytest
@@ -8,6 +7,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import launch as launching
 
+ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
 WORK = """
 import json, os, sys
 from pathlib import Path
@@ -61,22 +61,19 @@ def test_command_with_one_and_several_gpus():
     )
 
 
-@pytest.mark.parametrize("name", ["one_node.yaml", "two_nodes.yaml"])
-def test_accelerate_configs_parse(name):
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_accelerate_configs_parse(file):
+    """By accelerate's own reader; what stands under deepspeed_config has to be an option of its launcher."""
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
 
-    config = load_config_from_file(str(paths.CONFIGS / "accelerate" / name))
+    config = load_config_from_file(str(file))
     assert str(config.distributed_type).endswith("DEEPSPEED")
-    assert (paths.ROOT / config.deepspeed_config["deepspeed_config_file"]).is_file()
     assert config.num_processes == 8 * config.num_machines
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.deepspeed_config) <= options
+    assert config.deepspeed_config["zero_stage"] in (2, 3)
 
 
-def test_deepspeed_configs_parse():
-    from accelerate.utils.deepspeed import HfDeepSpeedConfig
-
-    files = sorted((paths.CONFIGS / "accelerate").glob("*.json"))
-    assert len(files) == 2
-    for file in files:
-        config = HfDeepSpeedConfig(json.loads(file.read_text()))
-        assert config.get_value("zero_optimization.stage") == int(file.stem[-1])
-        assert config.get_value("train_batch_size") == "auto"  # it follows GRPOConfig
+def test_there_are_accelerate_configs():
+    assert len(ACCELERATE) >= 3

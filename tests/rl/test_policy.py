@@ -29,6 +29,27 @@ def test_part_of(name, part):
     assert part_of(name) == part
 
 
+@pytest.mark.parametrize(
+    ("config", "model_class"),
+    [
+        ("Qwen2_5_VLConfig", "Qwen2_5_VLForConditionalGeneration"),
+        ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
+        ("InternVLConfig", "InternVLForConditionalGeneration"),
+        ("LlavaConfig", "LlavaForConditionalGeneration"),
+    ],
+)
+def test_every_family_has_all_three_parts(config, model_class):
+    """On the meta device at the class's default size: no part may be missed by its parameter names."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        whole = getattr(transformers, model_class)(getattr(transformers, config)())
+    table = counts(whole)
+    assert all(table[part]["all"] > 0 for part in table)
+    assert table["language_model"]["all"] > table["vision_tower"]["all"] > table["projector"]["all"]
+
+
 def test_freezing_and_counts(model):
     freeze(model, Training(vision_tower=False))
     table = counts(model)

@@ -173,3 +173,33 @@ def test_curve_and_samples(uninterrupted):
     assert sum(spread) / len(spread) == pytest.approx(uninterrupted.curve[0]["group_std"], abs=1e-6)
     assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert uninterrupted.curve[0]["unparsed"] is None
+    assert list((uninterrupted.folder).glob("**/events.out.tfevents*")), "no TensorBoard file"
+
+
+@pytest.mark.integration
+def test_lora_trains_resumes_and_ends_as_a_whole_model(world, runs, tmp_path):
+    """Adapters alone train; a resumed run equals the whole one; the final folder needs no PEFT to load."""
+    from caprl_utils.rl.experiment import Lora
+    from caprl_utils.rl.experiment import Training as Parts
+    from caprl_utils.rl.policy import counts, save_final
+
+    trainings = [Training(world, tmp_path / name) for name in ("whole", "resumed")]
+    for training in trainings:
+        parts = Parts(lora=Lora(rank=4, alpha=8), vision_tower=False)
+        training.experiment = training.experiment.model_copy(update={"training": parts})
+    assert trainings[0].fit()
+    assert trainings[1].fit(stop_after=3) is False
+    assert trainings[1].fit()
+    assert_same(*trainings)
+    assert trainings[0].curve[-1]["kl"] > 0
+
+    model = trainings[0].trainer.model
+    assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
+    save_final(model, trainings[0].trainer.processing_class, tmp_path / "final")
+    from transformers import AutoModelForImageTextToText
+
+    loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
+    assert not any(report.values())
+    base = AutoModelForImageTextToText.from_pretrained(training.profile.models.policy.path)
+    changed = [n for n, p in loaded.named_parameters() if not torch.equal(p, base.get_parameter(n))]
+    assert any("language_model" in n for n in changed) and not any("visual.blocks" in n for n in changed)

@@ -1,0 +1,92 @@
+"""Judge rewards, what the paper compares the QA reward with (Figure 1c): a model looks at the image and
+rates the caption.
+
+1. `vlm`: a vision-language model is asked for a score from 1 to 5; the score is the expectation over the
+   five digits' probabilities, one forward pass (ours; the paper does not say how the score is read).
+2. `unified`: UnifiedReward's contract: an explanation, then a number after "Final Score:" (its repository's
+   point_score_image_understanding), here on the paper's scale of 1 to 5.
+
+Both give (score - 1) / 4, from 0 to 1; a caption that could not be rated has None.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from caprl_utils import prompts
+from caprl_utils.backends.base import Backend, Request, Sampling
+from caprl_utils.rl.rewards import RewardBatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SCORES = (1, 2, 3, 4, 5)
+SCORE_PREFILL = "The score is"
+RATE = (
+    "Rate this description of the image with one whole number from 1 (poor) to 5 (excellent), for how correct and "
+    "how complete it is.\nDescription: {caption}"
+)
+"""Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known)."""
+
+UNIFIED = (
+    "You are provided with an image and a question for this image. Please review the corresponding response based on "
+    "its accuracy in describing objects, relationships and attributes, its helpfulness and its ethical side. "
+    "From 1 to 5, how much do you rate this response in terms of the correct and comprehensive description "
+    "of the image?\n"
+    'Provide a few lines for explanation and the rate number at last after "Final Score:".\n'
+    "Your task is provided as follows:\nQuestion: [{question}]\nResponse: [{caption}]\n"
+)
+"""Question to UnifiedReward (shortened from its repository; the scale is the paper's)."""
+
+UNIFIED_MAX_TOKENS = 512
+_FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
+
+
+def vlm_rewards(
+    captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
+) -> RewardBatch:
+    """Expected score of each caption over the digits 1 to 5 (see the module); `score_mass` is their
+    probability.
+    """
+    requests = [
+        Request(f"{name}/{i}", RATE.format(caption=caption), image, prefill=SCORE_PREFILL)
+        for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
+    ]
+    rows = judge.choice_logprobs(requests, [f" {score}" for score in SCORES])
+    masses = [sum(map(math.exp, row)) for row in rows if row is not None]
+    rewards = [None if row is None else _expected(row) for row in rows]
+    return RewardBatch(rewards, {"score_mass": sum(masses) / len(masses)} if masses else {})
+
+
+def _expected(logprobs: Sequence[float]) -> float:
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    return _scaled(sum(s * w for s, w in zip(SCORES, weights, strict=True)) / sum(weights))
+
+
+def unified_rewards(
+    captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
+) -> RewardBatch:
+    """The number after "Final Score:"; None where the judge failed or gave none (`unparsed`)."""
+    requests = [
+        Request(f"{name}/{i}", UNIFIED.format(question=prompts.CAPTION, caption=caption), image)
+        for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
+    ]
+    texts = [c.text for c in judge.generate(requests, Sampling(UNIFIED_MAX_TOKENS))]
+    rewards = [None if text is None else final_score(text) for text in texts]
+    answered = [r for r, text in zip(rewards, texts, strict=True) if text is not None]
+    return RewardBatch(rewards, {"unparsed": answered.count(None) / len(answered)} if answered else {})
+
+
+def final_score(text: str) -> float | None:
+    """The last final score of an answer, scaled to 0 to 1; None without one on the scale."""
+    found = _FINAL.findall(text)
+    score = float(found[-1]) if found else math.nan
+    return _scaled(score) if SCORES[0] <= score <= SCORES[-1] else None
+
+
+def _scaled(score: float) -> float:
+    return (score - SCORES[0]) / (SCORES[-1] - SCORES[0])
