@@ -161,14 +161,14 @@ def wemath(record: Record, facts: Benchmark) -> list[Sample]:
 
 
 def split_options(text: str) -> list[str]:
-    """ "A. red; B. blue" -> ["red", "blue"]; the letters must run from A without a gap."""
+    """The options of "A. red; B. blue"; the letters must run from A without a gap."""
     marks = [m for m in re.finditer(r"(?:^|[;\n]|\s)\(?([A-J])[.):]\s*", text)]
     options: list[str] = []
     places = []
     for mark in marks:
         if mark[1] == ascii_uppercase[len(places)]:
             places.append(mark)
-    for place, following in zip(places, [*places[1:], None], strict=True):
+    for place, following in zip(places, [*places[1:], None], strict=False):
         end = following.start() if following else len(text)
         options.append(text[place.end() : end].strip(" ;\n"))
     if len(options) < 2:

@@ -7,6 +7,7 @@ Where this departs from the released script, on purpose:
    list; a gold like "list(range(3))" or "exit()" stays text here (Q16).
 3. An empty list of alternatives, on which the script stops, leaves the symbolic score alone.
 4. Items of a gold list that are not text are compared as text by the similarity too (the script stops).
+5. math-verify's limit of 5 s counts CPU time, not the clock, so that a busy machine changes no verdict.
 
 Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1),
 scale search (Q2), golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22).
