@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from caprl_utils import prompts
 from caprl_utils.backends.base import Backend, Sampling
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from caprl_utils.evaluation.loaders import Sample
 
 STAGE = "prism"
+# several captioners are evaluated on the same samples: each image is hashed once
+_PIXEL_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
 
 
 def evaluate(
@@ -52,12 +55,12 @@ def evaluate(
     scoring: Mode = "standard",
     label: str | None = None,
 ) -> dict[str, Any]:
-    """Run the three stages, or what is left of them, and return the record of
-    runs/<profile>/prism/<model_name>.
+    """Run the three stages, or what is left of them; returns the run's record.
 
-    captioner: a model, sampled as profile.prism says, or a `CaptionSource`. reader: a text-only model;
-    for `ImageItself` a VLM. seed and reader_mode: the profile's by default. label: the model's name in
-    samples.parquet. Raises UserError when a caption or an answer could not be had; finished rows stay on
+    model_name: the run is runs/<profile>/prism/<model_name>. captioner: a model, sampled as profile.prism
+    says, or a `CaptionSource`. reader: a text-only model; for `ImageItself` a VLM. seed (of captions and
+    sampled answers) and reader_mode: the profile's by default. label: the model's name in samples.parquet.
+    Raises UserError when a caption or an answer could not be had; finished rows stay on
     disk.
     """
     seed = profile.seed if seed is None else seed
@@ -117,7 +120,7 @@ def load_samples(profile: Profile) -> list[Sample]:
     ]
 
 
-def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int) -> CaptionSource:
+def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int | None = None) -> CaptionSource:
     """A source as it is; a model with the profile's caption sampling."""
     if hasattr(captioner, "fingerprint"):
         return captioner
@@ -126,7 +129,7 @@ def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int) -
         max_tokens=settings.caption_max_tokens,
         temperature=settings.caption_temperature,
         n=settings.captions_per_image,
-        seed=seed,
+        seed=profile.seed if seed is None else seed,
     )
     return ModelCaptions(captioner, sampling)
 
@@ -194,11 +197,13 @@ def samples_hash(samples: Sequence[Sample]) -> str:
 
 
 def pixel_hash(image: Callable[[], Image]) -> str:
-    """Hash of an image's size, mode and pixels."""
-    opened = image()
-    digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode())
-    digest.update(opened.tobytes())
-    return digest.hexdigest()[:16]
+    """Hash of an image's size, mode and pixels; remembered for the function that opens it."""
+    if image not in _PIXEL_HASHES:
+        opened = image()
+        digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode())
+        digest.update(opened.tobytes())
+        _PIXEL_HASHES[image] = digest.hexdigest()[:16]
+    return _PIXEL_HASHES[image]
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import figures, numbers, table3
 from caprl_utils.reporting.paper import paper_table
-from caprl_utils.reporting.table3 import BASE, CAPRL, Results
+from caprl_utils.reporting.results import BASE, CAPRL, Results, load
 from caprl_utils.reporting.tables import Table, json_text, record_path
 from caprl_utils.schema import Profile
 
@@ -35,12 +35,15 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     """
     folder = report_folder(profile) if folder is None else folder
     refuse_smoke(profile, folder)
-    results = table3.load(profile)
+    results = load(profile)
     curves = training_curves(profile)
     tables = [
         table3.scores_table(results, bounds=False),
         table3.differences_table(results),
         table3.scores_table(results, bounds=True),
+        table3.matched_table(results),
+        table3.best_table(results),
+        table3.variance_table(results),
     ]
     paper = paper_table("table3_prism.csv", "The paper's Table 3, accuracy (%)", ("caption_model",))
     figures.plot_curves(curves, folder / "table3_curves")
@@ -122,7 +125,7 @@ def markdown(
     curves: Sequence[figures.Curve],
 ) -> str:
     """The report as Markdown."""
-    scores, gaps, bounds = tables
+    scores, gaps, bounds, *more = tables
     parts = [
         f"# Table 3, profile {facts['profile']}: caption quality in the Prism framework",
         *([f"> {SMOKE_WARNING}"] if facts["profile"] == "smoke" else []),
@@ -130,6 +133,7 @@ def markdown(
         scores.markdown(),
         gaps.markdown(),
         *([bounds.markdown()] if bounds.rows else []),
+        *(table.markdown() for table in more),
         "![Accuracy per benchmark](table3_dots.svg)",
         "## What the data say",
         _words(results, facts, curves),

@@ -13,7 +13,12 @@ from caprl_utils.errors import UserError
 from caprl_utils.evaluation import prism_scores
 from caprl_utils.evaluation.loaders import Sample
 from caprl_utils.evaluation.prism import evaluate
-from caprl_utils.evaluation.prism_compare import bootstrap_models, sample_scores
+from caprl_utils.evaluation.prism_compare import (
+    bootstrap_models,
+    length_matched,
+    sample_scores,
+    where_lost,
+)
 from caprl_utils.evaluation.prism_scores import read_samples
 from caprl_utils.evaluation.prism_sources import (
     EmptyCaptions,
@@ -264,3 +269,38 @@ def test_unscored_samples_are_counted_and_left_out():
     values = prism_scores.summarise(rows, 100, 0)["values"]["benchmarks"]["b"]
     assert values["mean"] == 1.0 and values["unscored"] == 1
     assert sample_scores(rows) == {"b": {("1", "1"): 1.0}}
+
+
+def test_length_matching_pairs_the_nearest():
+    def row(model_tokens, score, index):
+        return {
+            "benchmark": "b",
+            "image_id": "i",
+            "sample_id": "s",
+            "caption_index": index,
+            "num_tokens": model_tokens,
+            "score": score,
+        }
+
+    ours = [row(100, 1.0, 0), row(20, 0.0, 1), row(50, 1.0, 2)]
+    theirs = [row(21, 1.0, 0), row(52, 0.0, 1), row(60, 0.0, 2)]
+    matched = length_matched(ours, theirs, 100, 0)
+    assert matched.pairs == {"b": 2} and matched.share == pytest.approx(2 / 3)
+    assert matched.parts["b"].difference("ours", "theirs").value == pytest.approx(0.0)  # 0-1 and 1-0
+    assert matched.parts["average"].means == pytest.approx([0.5, 0.5])
+    assert length_matched(ours[:1], theirs, 100, 0).parts == {}
+
+
+def test_where_answers_are_lost():
+    def row(score, caption, gold="42", options=()):
+        return {"score": score, "caption": caption, "gold": gold, "options": options}
+
+    lost = where_lost(
+        [
+            row(1.0, "The value is 42."),
+            row(0.0, "The value is 42."),
+            row(0.0, "The value is 142."),
+            row(0.0, "It is blue.", "B", ["red", "Blue"]),
+        ]
+    )
+    assert lost == {"right": 0.25, "wrong, but told": 0.5, "wrong, not told": 0.25}

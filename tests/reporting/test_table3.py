@@ -6,12 +6,13 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.reporting import report3, table3
+from caprl_utils.reporting.results import load
 from caprl_utils.reporting.tables import from_record_path, look_up
 from caprl_utils.runs import load_result
 
 
 def test_rows_values_and_differences(finished):
-    results = table3.load(finished)
+    results = load(finished)
     table = table3.scores_table(results, bounds=False)
     assert [label for label, _ in table.rows] == ["3B (base)", "72B", "CapRL-3B"]
     assert table.columns == ["Mini Chart", "Mini Scene", "Average", "Caption tokens"]
@@ -28,7 +29,7 @@ def test_rows_values_and_differences(finished):
 
 
 def test_every_number_is_in_the_record_that_its_cell_names(finished):
-    results = table3.load(finished)
+    results = load(finished)
     for table in (table3.scores_table(results, False), table3.scores_table(results, True)):
         for _, cells in table.rows:
             for cell in cells:
@@ -37,7 +38,7 @@ def test_every_number_is_in_the_record_that_its_cell_names(finished):
 
 
 def test_the_interval_is_that_of_the_run_record(finished):
-    results = table3.load(finished)
+    results = load(finished)
     record = results.measured["CapRL-3B"].records[0]
     interval = results.interval("CapRL-3B", "mini-chart")
     assert [interval.low, interval.high] == record["intervals"]["mini-chart"]
@@ -64,10 +65,10 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
 def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_path):
     two = load_profile("mini", {"rl.seeds": [0, 1], "prism.bootstrap_draws": 500})
     with pytest.raises(UserError, match="CapRL-3B: 1 of 2 training seeds"):
-        table3.load(two)
+        load(two)
     prism_run(two, "caprl-seed1", right=16)
     rl_run(two, seed=1)
-    cell = table3.scores_table(table3.load(two), False).cell("CapRL-3B", "Average")
+    cell = table3.scores_table(load(two), False).cell("CapRL-3B", "Average")
     assert cell.value == pytest.approx(0.75) and len(cell.sources) == 2
     report3.write(two, tmp_path / "seeds")
 
@@ -75,7 +76,7 @@ def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_pa
 def test_a_missing_run_is_named_with_its_command(profile, prism_run):
     prism_run(profile, "base-3b", right=8)
     with pytest.raises(UserError, match=r"no Prism result of CapRL-3B .* make 05_prism_evaluation"):
-        table3.load(profile)
+        load(profile)
 
 
 def test_a_missing_curve_writes_nothing(profile, prism_run, tmp_path):
@@ -92,7 +93,7 @@ def test_a_record_that_disagrees_with_its_rows_is_refused(finished):
     record["values"]["benchmarks"]["mini-chart"]["mean"] = 0.9
     file.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=r"says 0\.4"):
-        table3.scores_table(table3.load(finished), bounds=False)
+        table3.scores_table(load(finished), bounds=False)
 
 
 def test_smoke_stays_out_of_reports(profile, tmp_path):
@@ -106,3 +107,36 @@ def test_smoke_stays_out_of_reports(profile, tmp_path):
 )
 def test_verdict(low, high, word):
     assert table3.verdict(low, high) == word
+
+
+def test_captions_of_equal_length_are_compared_alone(profile, prism_run):
+    prism_run(profile, "base-3b", right=8, tokens=20)
+    prism_run(profile, "caprl-seed0", right=14, tokens=21)
+    table = table3.matched_table(load(profile))
+    cell = table.cell("CapRL-3B − 3B (base)", "Average")
+    assert cell.value == pytest.approx(0.3) and cell.text.endswith("160 pairs")
+    assert "100.0 % of the captions" in table.notes[0]
+
+
+def test_without_equal_lengths_there_is_no_such_number(finished):
+    cell = table3.matched_table(load(finished)).cell("CapRL-3B − 3B (base)", "Mini Chart")
+    assert cell.value is None and cell.text == "–"
+
+
+def test_best_of_n_stands_apart(finished):
+    table = table3.best_table(load(finished))
+    assert table.columns == ["Mean", "Best of 2"]
+    assert table.cell("72B", "Best of 2").value == pytest.approx(0.9)
+
+
+def test_variance_by_source(finished):
+    table = table3.variance_table(load(finished))
+    cell = table.cell("CapRL-3B", "Between questions")
+    assert cell.value == pytest.approx((0.7 * 0.3 * 80 / 79) ** 0.5)  # 80 questions, 70 % right
+    assert table.cell("CapRL-3B", "Between captions").value == 0.0  # both captions score the same
+    assert table.cell("CapRL-3B", "Between training seeds").text == "–"
+
+
+def test_smallest_difference_that_the_images_can_show(finished):
+    # 12 of 40 images differ by 1: sd 0.464; (1.96 + 0.84) * 0.464 / sqrt(40)
+    assert table3.detectable_difference(load(finished), "mini-chart") == pytest.approx(0.2056, abs=1e-3)

@@ -1,0 +1,132 @@
+"""The measured captioners of a profile: finished Prism runs as rows of Table 3, resampled together.
+
+A row stands for one captioner; several training seeds of one captioner are averaged sample by sample.
+Rows whose runs are not there are left out, but for the two that the paper's claim needs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.evaluation.prism_compare import AVERAGE, bootstrap_models, sample_scores
+from caprl_utils.evaluation.prism_scores import read_samples
+from caprl_utils.evaluation.statistics import Bootstrap, Interval
+from caprl_utils.reporting.tables import Source, record_path
+from caprl_utils.runs import load_result
+from caprl_utils.schema import Profile
+
+BASE, CAPRL = "3B (base)", "CapRL-3B"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each training seed."""
+
+    label: str
+    runs: str
+    paper: str | None = None  # the row of the paper's table that it stands for
+    bound: bool = False  # a floor or ceiling, no captioner of the paper
+
+
+ENTRIES = (
+    Entry(BASE, "base-3b", "Qwen2.5-VL-3B"),
+    Entry("7B", "base-7b", "Qwen2.5-VL-7B"),
+    Entry("72B", "base-72b", "Qwen2.5-VL-72B"),
+    Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
+    Entry("floor: empty caption", "floor-empty", bound=True),
+    Entry("floor: another image's caption", "floor-other-image", bound=True),
+    Entry("ceiling: complete true facts", "ceiling-true-facts", bound=True),
+    Entry("ceiling: the 72B looks at the image", "ceiling-image", bound=True),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the runs of one entry say."""
+
+    entry: Entry
+    files: tuple[str, ...]  # record_path of each run's result.json
+    records: tuple[Mapping[str, Any], ...]
+    rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]  # samples.parquet of each run
+    scores: Mapping[str, Any]  # benchmark -> (image, sample) -> score
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """Rows of all runs together."""
+        return [row for rows in self.rows_of_runs for row in rows]
+
+    def mean_of(self, *keys: str) -> float | None:
+        """Mean over the runs of a value of their records; None where one misses it."""
+        found: list[Any] = []
+        for record in self.records:
+            value: Any = record["values"]
+            for key in keys:
+                value = value[key]
+            found.append(value)
+        return None if None in found else sum(found) / len(found)
+
+    def sources(self, *keys: str) -> tuple[Source, ...]:
+        """Where those values stand."""
+        return tuple(Source(file, "/".join(("values", *keys))) for file in self.files)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All entries that were measured, and their resampled means."""
+
+    profile: Profile
+    measured: Mapping[str, Measured]
+    parts: Mapping[str, Bootstrap]  # benchmark or "average" -> means of all entries
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Keys of the benchmarks, in the profile's order."""
+        return [name for name in self.parts if name != AVERAGE]
+
+    def interval(self, label: str, benchmark: str) -> Interval:
+        """Mean and 95 % interval of an entry."""
+        return self.parts[benchmark].interval(label)
+
+    def difference(self, label: str, baseline: str, benchmark: str) -> Interval:
+        """Paired difference of two entries."""
+        return self.parts[benchmark].difference(label, baseline)
+
+
+def load(
+    profile: Profile, entries: Sequence[Entry] = ENTRIES, needed: Sequence[str] = (BASE, CAPRL)
+) -> Results:
+    """Read the Prism runs of a profile; entries without a run are left out, but for the labels in `needed`.
+
+    Raises UserError naming what is missing and how to make it.
+    """
+    measured = {}
+    for entry in entries:
+        if (found := _measure(profile, entry)) is not None:
+            measured[entry.label] = found
+    missing = [label for label in needed if label not in measured]
+    if missing:
+        raise UserError(
+            f"no Prism result of {' and '.join(missing)} in profile {profile.name}; "
+            f"make it: make 05_prism_evaluation PROFILE={profile.name}"
+        )
+    scores = {label: found.scores for label, found in measured.items()}
+    return Results(profile, measured, bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed))
+
+
+def _measure(profile: Profile, entry: Entry) -> Measured | None:
+    names = [entry.runs.format(seed=seed) for seed in (profile.rl.seeds if "{seed}" in entry.runs else [0])]
+    folders = [paths.RUNS / profile.name / "prism" / name for name in names]
+    there = [folder for folder in folders if (folder / "result.json").is_file()]
+    if not there:
+        return None
+    if len(there) < len(folders):
+        raise UserError(
+            f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
+            f"make the rest: make 05_prism_evaluation PROFILE={profile.name}"
+        )
+    rows = tuple(read_samples(folder) for folder in folders)
+    files = tuple(record_path(folder / "result.json") for folder in folders)
+    scores = sample_scores([row for run in rows for row in run])
+    return Measured(entry, files, tuple(load_result(f) for f in folders), rows, scores)
