@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import imagehash
 import numpy as np
+from PIL.Image import Image
 
 from caprl_utils.curation.images import BadImage, ImageItem
 from caprl_utils.records import CheckedImage
@@ -68,14 +69,12 @@ def finder_of(hashes: Iterable[tuple[str, str]]) -> DuplicateFinder:
     return finder
 
 
-def perceptual_hash(item: ImageItem) -> str:
+def perceptual_hash(image: Image) -> str:
     """64 hex digits; pictures that look alike differ in few bits."""
-    return str(imagehash.phash(item.image, hash_size=HASH_SIDE))
+    return str(imagehash.phash(image, hash_size=HASH_SIDE))
 
 
-def check_image(
-    item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder | None = None
-) -> CheckedImage:
+def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder) -> CheckedImage:
     """One image's row; a good one is remembered in `seen`."""
     if item.problem is not None:
         return _row(item, item.problem, item.detail)
@@ -85,8 +84,8 @@ def check_image(
     spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())
     if spread < MIN_SPREAD:
         return _row(item, BadImage.TOO_PLAIN, f"grey values spread by {spread:.1f}")
-    phash = perceptual_hash(item)
-    if benchmarks is not None and (copy := benchmarks.nearest(phash)) is not None:
+    phash = perceptual_hash(item.image)
+    if (copy := benchmarks.nearest(phash)) is not None:
         return _row(item, BadImage.BENCHMARK, copy, phash)
     if (copy := seen.nearest(phash)) is not None:
         return _row(item, BadImage.DUPLICATE, copy, phash)

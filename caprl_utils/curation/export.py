@@ -1,6 +1,10 @@
-"""Curated questions as parquet: qa.parquet in CapRL-QA-75K's schema, questions.parquet with all measurements.
+"""Curated questions as parquet.
 
-Both are written row group by row group to a temporary name and renamed when complete.
+qa.parquet         the kept questions in CapRL-QA-75K's schema
+leaking.parquet    those answered with and without the image, in the same schema (paper, Table 6)
+questions.parquet  all questions with their measurements
+
+All are written row group by row group to a temporary name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ from caprl_utils.curation.index import RowIndex
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.paths import shown
-from caprl_utils.records import Answered, Extracted, ImageQA
+from caprl_utils.records import Answered, Extracted, ImageQA, Question
 from caprl_utils.schema import Curation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QA_FILE, QUESTIONS_FILE = "qa.parquet", "questions.parquet"
+QA_FILE, LEAKING_FILE, QUESTIONS_FILE = "qa.parquet", "leaking.parquet", "questions.parquet"
 _QA_ROWS, _QUESTION_ROWS = 100, 5000  # rows of a row group: images are large
 
 
@@ -143,19 +147,20 @@ def write_tables(
     answered: RowIndex[Answered],
     settings: Curation,
 ) -> dict[str, Any]:
-    """Judge every answered question, write both tables, and return counts and rates for the record."""
+    """Judge every answered question, write the three tables, and return counts and rates for the record."""
     verdicts: Counter[str] = Counter()
     known: Counter[tuple[str, bool | None, str]] = Counter()
     totals: Counter[str] = Counter()
     with (
         TableWriter(folder / QA_FILE, qa_schema(), _QA_ROWS) as qa,
+        TableWriter(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as leaking,
         TableWriter(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as table,
     ):
         for item in images:
             found, answers = extracted.get(item.id), answered.get(item.id)
             if found is None or answers is None:
                 continue
-            kept = []
+            sets: dict[Verdict, list[Question]] = {Verdict.KEPT: [], Verdict.LEAKS: []}
             for judged in judge(found, answers, settings):
                 question = judged.as_question()
                 truth = truth_of(question, item.meta)
@@ -164,12 +169,13 @@ def write_tables(
                 totals["unparsed"] += judged.unparsed
                 if truth is not None:
                     known[truth, judged.open_correct, judged.verdict] += 1
-                if judged.verdict is Verdict.KEPT:
-                    kept.append(question)
-            if kept:
-                totals["images"] += 1
-                row = ImageQA(id=item.id, image=item.encoded(), path=item.path, questions=tuple(kept))
-                qa.add(row.to_row())
+                if judged.verdict in sets:
+                    sets[judged.verdict].append(question)
+            totals["images"] += bool(sets[Verdict.KEPT])
+            for target, chosen in ((qa, sets[Verdict.KEPT]), (leaking, sets[Verdict.LEAKS])):
+                if chosen:
+                    row = ImageQA(id=item.id, image=item.encoded(), path=item.path, questions=tuple(chosen))
+                    target.add(row.to_row())
     return {
         "questions_kept": verdicts[Verdict.KEPT],
         "images_kept": totals["images"],

@@ -14,7 +14,7 @@ fails is listed in <stage>.failed.json and tried again when the stage runs again
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from caprl_utils import prompts
 from caprl_utils.backends import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.curation import answering, sources
-from caprl_utils.curation.checks import DuplicateFinder, check_image
+from caprl_utils.curation.checks import DuplicateFinder, check_image, finder_of
 from caprl_utils.curation.export import write_tables
 from caprl_utils.curation.extract import extract
 from caprl_utils.curation.images import MINI_WORLD, BadImage, ImageItem, open_images
@@ -50,6 +50,7 @@ class Job:
     run: Run
     writer: Backend
     reader: Backend
+    benchmarks: DuplicateFinder
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def images(self) -> Iterator[ImageItem]:
@@ -70,8 +71,18 @@ class Job:
         return {row["id"] for row in self.rows(CHECKED).read() if row["reason"] is None}
 
 
-def open_job(profile: Profile, seed: int = 0, split: str = "rl", name: str = "main") -> Job:
-    """Open or continue the run runs/<profile>/curation/<name>."""
+def open_job(
+    profile: Profile,
+    seed: int = 0,
+    benchmark_hashes: Sequence[tuple[str, str]] = (),
+    split: str = "rl",
+    name: str = "main",
+) -> Job:
+    """Open or continue the run runs/<profile>/curation/<name>.
+
+    benchmark_hashes: (name, `checks.perceptual_hash`) of evaluation images; training images close to them are
+    set aside.
+    """
     writer = open_backend(profile.models.question_writer, profile)
     reader = open_backend(profile.models.question_filter, profile)
     source = profile.images.source
@@ -82,16 +93,17 @@ def open_job(profile: Profile, seed: int = 0, split: str = "rl", name: str = "ma
         "image_seed": profile.seed,
         "seed": seed,
         "split": split,
+        "benchmarks": sorted(benchmark_hashes),
         "prompts": prompts.prompt_hash(),
         "writer": writer.model_hash,
         "reader": reader.model_hash,
     }
     run = Run.open(profile, STAGE, name, parts, modules=[__name__])
-    return Job(profile, seed, split, run, writer, reader)
+    return Job(profile, seed, split, run, writer, reader, finder_of(benchmark_hashes))
 
 
 def check_images(job: Job) -> None:
-    """Set aside what cannot be used: undecodable, too small, too plain, near-duplicates."""
+    """Set aside what cannot be used: undecodable, too small, too plain, near-duplicates, benchmark images."""
     if job.run.complete:
         return
     store, finder = job.rows(CHECKED), DuplicateFinder()
@@ -101,7 +113,7 @@ def check_images(job: Job) -> None:
     with Progress("check images", job.profile.images.num_images) as bar:
         for item in job.images():
             if item.id not in store:
-                row = check_image(item, finder)
+                row = check_image(item, finder, job.benchmarks)
                 store.append(row)
             bar.update()
     if len(store) == 0:

@@ -61,11 +61,8 @@ def test_a_refused_request_is_one_error_and_not_retried():
 
 def test_the_server_is_kept_full_and_never_overfull():
     with FakeServer(delay_sec=0.05) as server:
-        start = time.monotonic()
         backend(server).generate(requests(160), Sampling(max_tokens=9))
-        seconds = time.monotonic() - start
         assert server.most_busy == 16
-        assert seconds < 5  # 0.5 s of waiting at 16 at a time, 8 s one after the other
 
 
 def test_two_servers_share_the_work_and_one_may_go_down():

@@ -35,14 +35,19 @@ def written(number: int, question: str, options: list[str], answer: int) -> str:
     return f"{head}\n**Answer:** {letter}) {options[answer]}"
 
 
-WORDS = st.text("abcxyzé漢字ب0123456789 $\\{}^_()[].,?!'\"/+-", min_size=1, max_size=30).map(
-    lambda text: " ".join(text.split())
-)
-OPTION = WORDS.filter(lambda text: text_key(text) and not text.startswith((")", ".", ":")))
+WORDS = st.text("abcxyzé漢字ب0123456789 $\\{}^_()[].,?!'\"/+-", max_size=30)
+
+
+def tidy(parts: tuple[str, str]) -> str:
+    """One line without spaces at its ends, that starts with the first part."""
+    return " ".join("".join(parts).split())
+
+
+OPTION = st.tuples(
+    st.sampled_from(["o", "é", "$x$", "漢", "17", "-1", "(a)", "[0, 1)", "A", "B) "]), WORDS
+).map(tidy)
+STATEMENT = st.tuples(st.sampled_from(["What", "Où", "哪", "$x$ is", "3.5"]), WORDS).map(tidy)
 OPTIONS = st.lists(OPTION, min_size=4, max_size=4, unique_by=text_key)
-STATEMENT = WORDS.filter(lambda text: text and text[0].isalpha())
-
-
 QUESTION = st.tuples(STATEMENT, OPTIONS, st.integers(0, 3))
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from caprl_utils.config import load_profile
-from caprl_utils.curation.checks import MAX_DISTANCE, DuplicateFinder, check_image
+from caprl_utils.curation.checks import MAX_DISTANCE, DuplicateFinder, check_image, perceptual_hash
 from caprl_utils.curation.images import BadImage, ImageItem, decode, open_images
 from caprl_utils.curation.sources import RawImage
 from caprl_utils.errors import UserError
@@ -142,9 +142,9 @@ def test_sources_that_are_not_there(tmp_path):
 
 def test_small_plain_and_copied_images():
     finder, benchmarks = DuplicateFinder(), DuplicateFinder()
-    first = check_image(ImageItem("first", picture(0)), finder)
+    first = check_image(ImageItem("first", picture(0)), finder, benchmarks)
     assert first.reason is None
-    benchmarks.add("benchmark 7", check_image(ImageItem("b", picture(5)), DuplicateFinder()).phash)
+    benchmarks.add("benchmark 7", perceptual_hash(picture(5)))
     cases = {
         "copy": (picture(0), BadImage.DUPLICATE, "first"),
         "scaled": (picture(0, (256, 192)), BadImage.DUPLICATE, "first"),
