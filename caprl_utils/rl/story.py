@@ -77,6 +77,12 @@ def stated(questions: Sequence[Question]) -> str:
     return " ".join(statement(q.question, q.answer_text) for q in questions)
 
 
+def half(caption: str) -> str:
+    """The first half of a caption's sentences: true, and terse."""
+    sentences = re.split(r"(?<=\.)\s+", caption.strip())
+    return " ".join(sentences[: max(1, len(sentences) // 2)])
+
+
 def everything(questions: Sequence[Question]) -> str:
     """A caption that claims every option of every question: what a policy writes that hacks a weak reader."""
     return " ".join(statement(q.question, option) for q in questions for option in q.options)

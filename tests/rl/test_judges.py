@@ -53,8 +53,8 @@ def test_unified_final_score(text, reward):
 
 
 def test_unified_counts_what_has_no_score():
-    judge = Judge({"one": "Final Score: 5", "two": "Good.", "gone": None})
-    batch = unified_rewards(["one", "two", "gone"], ["image"] * 3, ["a", "b", "c"], judge)
+    judge = Judge({"first": "Final Score: 5", "second": "Good.", "third": None})
+    batch = unified_rewards(["first", "second", "third"], ["image"] * 3, ["a", "b", "c"], judge)
     assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
 
 
