@@ -147,8 +147,8 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def write(folder, rows, image_columns, name="data.parquet"):
-    """A parquet file with Image features, as the hub serves them."""
+def write(folder, rows, image_columns, parquet=False):
+    """A saved dataset (quick to open) or a parquet file with Image features, as the hub serves them."""
     from datasets import Dataset, List
     from datasets import Image as ImageFeature
 
@@ -156,15 +156,19 @@ def write(folder, rows, image_columns, name="data.parquet"):
     for column in image_columns:
         feature = List(ImageFeature()) if isinstance(column, list) else ImageFeature()
         data = data.cast_column(column[0] if isinstance(column, list) else column, feature)
-    folder.mkdir(parents=True, exist_ok=True)
-    data.to_parquet(folder / name)
-    return folder / name
+    if not parquet:
+        data.save_to_disk(folder)
+        return folder
+    folder.mkdir(parents=True)
+    data.to_parquet(folder / "data.parquet")
+    return folder / "data.parquet"
 
 
 @pytest.mark.parametrize("key", LAYOUTS)
 def test_hub_layouts(key, tmp_path):
     rows, image_columns, first = LAYOUTS[key]
-    loaded = load(key, path=write(tmp_path / "hub", rows, image_columns))
+    in_parquet = key in ("chartqa", "infovqa", "seed2k", "mme_realworld")
+    loaded = load(key, path=write(tmp_path / "hub", rows, image_columns, in_parquet))
     sample = loaded[0]
     assert loaded.rejected == ()
     assert (sample.question, sample.options, sample.gold) == first

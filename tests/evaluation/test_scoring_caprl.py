@@ -140,7 +140,7 @@ PLAIN = [
 
 def test_shortcuts_equal_math_verify_on_a_table():
     """A sample of all pairs here, all of them and generated ones in the integration tier."""
-    pairs = [(a, g) for i, a in enumerate(PLAIN) for j, g in enumerate(PLAIN) if (i * 7 + j) % 19 == 0]
+    pairs = [(a, g) for i, a in enumerate(PLAIN) for j, g in enumerate(PLAIN) if (i * 7 + j) % 41 == 0]
     known = {pair: verdict for pair in pairs if (verdict := known_verdict(*pair)) is not None}
     assert len(known) > len(pairs) // 2
     for pair, verdict in known.items():
@@ -176,14 +176,14 @@ def test_texts_of_which_math_verify_may_take_a_part_have_no_shape(text):
 
 
 def test_a_batch_equals_its_rows_and_the_reference():
-    rows = mixed_rows(40, seed=3)
+    rows = mixed_rows(24, seed=3)
     batch = score_batch(rows, "caprl")
     assert batch == [score(row.benchmark, row.prediction, row.gold, "caprl") for row in rows]
     assert batch[:12] == [reference_score(row) for row in rows[:12]]
 
 
 @given(st.text(max_size=30), st.text(max_size=20), st.sampled_from(["chartqa", "infovqa", "mmstar"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_no_text_breaks_the_scorer(answer, gold, benchmark):
     value = score(benchmark, complete(answer), gold, "caprl").value
     assert value is not None and 0.0 <= value <= 1.0

@@ -135,10 +135,8 @@ def mmmu(record: Record, facts: Benchmark) -> list[Sample]:
         images = (record.image("image"),)  # MMMU-Pro, config vision: the question is in the picture
     gold: Any = record.text("answer")
     open_question = record.get("question_type") == "open" or not options
-    if open_question:
-        gold = [str(item) for item in literal_list(gold) or [gold]]
-    else:
-        gold = _letter(gold, options, facts)
+    accepted = [str(item) for item in literal_list(gold) or [gold]]
+    gold = accepted if open_question else _letter(gold, options, facts)
     kind = "open" if open_question else "multiple-choice"
     return [sample(record, facts, question, gold, options, images, question_type=kind)]
 

@@ -23,7 +23,7 @@ from caprl_utils import paths
 from caprl_utils.evaluation.scoring.caprl import Verdict, reference_verdict
 
 MAX_WORKERS = 4
-MIN_PAIRS_FOR_POOL = 400  # below, starting processes (about 2 s of imports each) costs more than it saves
+MIN_PAIRS_FOR_POOL = 1500  # below, starting processes (about 4 s of imports each) costs more than it saves
 HARD_LIMIT_SEC = 60.0  # far above math-verify's own limit of 5 s a parse or comparison
 
 Pair = tuple[str, str]
