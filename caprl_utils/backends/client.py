@@ -192,6 +192,9 @@ class Client:
         except httpx.HTTPError as error:
             server.failures += 1
             raise _RetryableError(f"{type(error).__name__}: {error} ({server.url})") from None
+        except _RetryableError:
+            server.failures += 1
+            raise
         finally:
             server.busy -= 1
         server.failures = 0
