@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from caprl_utils import prompts
+from caprl_utils import paths, prompts
 from caprl_utils.backends.base import Backend, Completion, Request, Sampling
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
 from caprl_utils.rows import RowStore
+from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,6 +88,18 @@ def caption_images(
         if row.image_id in wanted and row.image_id not in failed and row.index < sampling.n:
             found[row.image_id].append(row)
     return CaptionSet({k: sorted(rows, key=lambda row: row.index) for k, rows in found.items()}, failed)
+
+
+def token_counter(model: ModelConfig) -> Callable[[str], int]:
+    """A function that counts a text's tokens as this model's captions are counted, the end of turn
+    included.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        paths.resolve_model(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
 
 def caption_id(image_id: str, index: int) -> str:

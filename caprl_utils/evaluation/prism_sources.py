@@ -6,6 +6,7 @@ only) and the image itself (what a VLM answers when it looks, so the caption is 
 ours; the paper's table has none of them.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class EmptyCaptions:
 
     def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
         """One empty caption an image."""
-        return {image.id: [_written(image.id, 0, "", self.name, num_tokens=0)] for image in images}
+        return {image.id: [_written(image.id, 0, "", self.name, len)] for image in images}
 
 
 class TrueCaptions:
@@ -95,9 +96,12 @@ class TrueCaptions:
 
     name, looks = "complete true facts", False
 
+    def __init__(self, count_tokens: Callable[[str], int] | None = None):
+        self.count_tokens = count_tokens
+
     def fingerprint(self) -> Mapping[str, Any]:
         """Nothing varies; the facts are part of the samples' own hash."""
-        return {"source": "true"}
+        return {"source": "true", "counted": self.count_tokens is not None}
 
     def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
         """One complete caption an image. Raises UserError for a benchmark that knows no facts."""
@@ -106,7 +110,10 @@ class TrueCaptions:
             raise UserError(
                 f"no true captions for {', '.join(without)}: only rendered images come with facts"
             )
-        return {image.id: [_written(image.id, 0, image.true_caption, self.name)] for image in images}
+        return {
+            image.id: [_written(image.id, 0, image.true_caption, self.name, self.count_tokens)]
+            for image in images
+        }
 
 
 class OtherImageCaptions:
@@ -124,23 +131,61 @@ class OtherImageCaptions:
 
     def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
         """Captions moved on by one image inside each benchmark; a benchmark of one image has no other."""
-        there: dict[str, list[Caption]] = {}
-        for row in RowStore(self.run_folder / "captions.jsonl").read(Caption):
-            there.setdefault(row.image_id, []).append(row)
+        there = _captions_of(self.run_folder)
         moved: dict[str, list[Caption]] = {}
         for benchmark in dict.fromkeys(image.benchmark for image in images):
             ids = [image.id for image in images if image.benchmark == benchmark]
             if len(ids) < 2:
                 raise UserError(f"{benchmark} has one image, so there is no other image's caption")
             for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
-                if other not in there:
-                    raise UserError(f"{shown(self.run_folder)} has no captions of image {other}")
-                rows = sorted(there[other], key=lambda row: row.index)
                 moved[image_id] = [
                     row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
-                    for row in rows
+                    for row in _of(there, other, self.run_folder)
                 ]
         return moved
+
+
+class CutCaptions:
+    """Control for length: a run's captions, each cut to the words that another run's caption of the image
+    has.
+
+    Whole sentences are kept while they fit; where not even the first fits, its first words.
+    """
+
+    looks = False
+
+    def __init__(self, run_folder: Path, shorter: Path, count_tokens: Callable[[str], int] | None = None):
+        self.name = f"{run_folder.name} cut to the length of {shorter.name}"
+        self.folders, self.count_tokens = (run_folder, shorter), count_tokens
+        self.keys = [load_result(folder)["key"] for folder in self.folders]
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The two runs."""
+        return {"source": "cut", "runs": self.keys, "counted": self.count_tokens is not None}
+
+    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+        """As many captions an image as both runs have."""
+        long, short = (_captions_of(folder) for folder in self.folders)
+        found = {}
+        for image in images:
+            rows = zip(
+                _of(long, image.id, self.folders[0]), _of(short, image.id, self.folders[1]), strict=False
+            )
+            found[image.id] = [
+                _written(image.id, a.index, cut(a.text, len(b.text.split())), self.name, self.count_tokens)
+                for a, b in rows
+            ]
+        return found
+
+
+def cut(text: str, num_words: int) -> str:
+    """The first whole sentences of a text that have at most `num_words` words; else its first words."""
+    kept: list[str] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
+        if len(" ".join([*kept, sentence]).split()) > num_words:
+            break
+        kept.append(sentence)
+    return " ".join(kept) if kept else " ".join(text.split()[:num_words])
 
 
 class ImageItself:
@@ -157,22 +202,43 @@ class ImageItself:
         return {image.id: [_written(image.id, 0, "", self.name)] for image in images}
 
 
-def bounds(samples: "Sequence[Sample]", model_run: Path) -> dict[str, CaptionSource]:
-    """Floors and ceilings that need no model, by run name; the true facts only where every sample has them.
+def controls(
+    samples: "Sequence[Sample]", base: Path, trained: Path, count_tokens: Callable[[str], int] | None = None
+) -> dict[str, CaptionSource]:
+    """Floors, ceilings and the control for length that need no captioner, by run name.
 
-    model_run: a finished Prism run, whose captions the other-image floor moves around.
+    base, trained: finished Prism runs; base's captions are moved around for the other-image floor,
+    trained's are cut to base's length. The true facts come only where every sample has them.
+    count_tokens: see `captioning.token_counter`.
     """
     found: dict[str, CaptionSource] = {
         "floor-empty": EmptyCaptions(),
-        "floor-other-image": OtherImageCaptions(model_run),
+        "floor-other-image": OtherImageCaptions(base),
+        f"{trained.name}-cut": CutCaptions(trained, base, count_tokens),
     }
     if all(sample.meta.get("true_caption") for sample in samples):
-        found["ceiling-true-facts"] = TrueCaptions()
+        found["ceiling-true-facts"] = TrueCaptions(count_tokens)
     return found
 
 
-def _written(image_id: str, index: int, text: str, name: str, num_tokens: int | None = None) -> Caption:
+def _captions_of(run_folder: Path) -> dict[str, list[Caption]]:
+    """Image id -> captions of a run, by index."""
+    found: dict[str, list[Caption]] = {}
+    for row in RowStore(run_folder / "captions.jsonl").read(Caption):
+        found.setdefault(row.image_id, []).append(row)
+    return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
+
+
+def _of(captions: Mapping[str, list[Caption]], image_id: str, run_folder: Path) -> list[Caption]:
+    if image_id not in captions:
+        raise UserError(f"{shown(run_folder)} has no captions of image {image_id}")
+    return captions[image_id]
+
+
+def _written(
+    image_id: str, index: int, text: str, name: str, count_tokens: Callable[[str], int] | None = None
+) -> Caption:
     return Caption(
-        id=caption_id(image_id, index), image_id=image_id, index=index, text=text, num_tokens=num_tokens,
-        finish_reason="stop", model=name, model_hash="",
+        id=caption_id(image_id, index), image_id=image_id, index=index, text=text, model=name, model_hash="",
+        num_tokens=count_tokens(text) if count_tokens else None, finish_reason="stop",
     )  # fmt: skip

@@ -27,16 +27,19 @@ class Entry:
     label: str
     runs: str
     paper: str | None = None  # the row of the paper's table that it stands for
-    bound: bool = False  # a floor or ceiling, no captioner of the paper
+    bound: bool = False  # a floor, ceiling or control, no captioner of the paper
 
 
 ENTRIES = (
     Entry(BASE, "base-3b", "Qwen2.5-VL-3B"),
     Entry("7B", "base-7b", "Qwen2.5-VL-7B"),
     Entry("72B", "base-72b", "Qwen2.5-VL-72B"),
+    Entry("UnifiedRW-as-Judge-3B", "judge_unified-seed{seed}", "UnifiedRW-as-Judge-3B"),
+    Entry("Qwen2.5VL-as-Judge-3B", "judge_vlm-seed{seed}", "Qwen2.5VL-as-Judge-3B"),
     Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
     Entry("floor: empty caption", "floor-empty", bound=True),
     Entry("floor: another image's caption", "floor-other-image", bound=True),
+    Entry("control: CapRL-3B cut to the base's length", "caprl-seed{seed}-cut", bound=True),
     Entry("ceiling: complete true facts", "ceiling-true-facts", bound=True),
     Entry("ceiling: the 72B looks at the image", "ceiling-image", bound=True),
 )

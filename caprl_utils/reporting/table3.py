@@ -41,7 +41,11 @@ def scores_table(results: Results, bounds: bool) -> Table:
         ]
         rows.append((found.entry.label, [*cells, _token_cell(found)]))
     heads = [get_benchmark(name).name for name in results.benchmarks]
-    caption = "Floors and ceilings" if bounds else "Accuracy (%) with 95 % interval"
+    caption = (
+        "Floors, ceilings and a control for length, accuracy (%)"
+        if bounds
+        else "Accuracy (%) with 95 % interval"
+    )
     return Table("bounds" if bounds else "table3", caption, "Captioner", [*heads, "Average", TOKENS], rows)
 
 

@@ -25,6 +25,8 @@ from caprl_utils.evaluation.prism_sources import (
     ImageItself,
     OtherImageCaptions,
     TrueCaptions,
+    controls,
+    cut,
 )
 
 COLOURS = ["red", "blue", "green", "white"]
@@ -195,6 +197,38 @@ def test_floors_and_ceilings(profile, samples):
         profile, "other", OtherImageCaptions(paths.RUNS / "smoke" / "prism" / "base"), Reader(), samples
     )
     assert other["values"]["average"] == pytest.approx(0.0)  # neighbours differ in colour
+
+
+def test_longer_captions_are_cut_to_the_length_of_the_shorter(profile, samples):
+    class Wordy(Captioner):
+        model_hash = "w0"
+
+        def _one(self, request, index):
+            short = super()._one(request, index)
+            return replace(short, text=f"This is a scene. It is nice and large. {short.text}", num_tokens=16)
+
+    evaluate(profile, "base", Captioner(), Reader(), samples)
+    evaluate(profile, "wordy", Wordy(), Reader(), samples)
+    folder = paths.RUNS / "smoke" / "prism"
+    found = controls(samples, folder / "base", folder / "wordy", lambda text: len(text.split()))
+    assert list(found) == ["floor-empty", "floor-other-image", "wordy-cut", "ceiling-true-facts"]
+    record = evaluate(profile, "wordy-cut", found["wordy-cut"], Reader(), samples)
+    rows = read_samples(folder / "wordy-cut")
+    assert {row["caption"] for row in rows} == {"This is a scene."}  # the second sentence does not fit
+    assert record["values"]["caption_tokens"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("text", "num_words", "kept"),
+    [
+        ("One two. Three four. Five.", 4, "One two. Three four."),
+        ("One two three. Four.", 2, "One two"),
+        ("One two.", 9, "One two."),
+        ("", 3, ""),
+    ],
+)
+def test_cut(text, num_words, kept):
+    assert cut(text, num_words) == kept
 
 
 def test_the_image_itself_goes_to_the_reader(profile, samples):
