@@ -79,12 +79,20 @@ class Fit:
     def _resume(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._checkpoint.exists():
+            (self.folder / "curve.jsonl").unlink(missing_ok=True)
             return 0
         saved = torch.load(self._checkpoint, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = saved["state"]
+        self._cut_curve(saved["step"])
         return saved["step"]
+
+    def _cut_curve(self, step: int) -> None:
+        """Drop rows that a stop left behind after the checkpoint: their steps are taken again."""
+        curve = self.folder / "curve.jsonl"
+        rows = [line for line in curve.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        curve.write_text("".join(line for line in rows if json.loads(line)["step"] < step))
 
     def _save(self) -> None:
         saved = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -97,7 +105,8 @@ class Fit:
     ) -> None:
         """Take steps to the schedule's end (or ``steps``); ``lesson(step, state)`` gives loss and curve figures."""
         self.model.train()
-        while self.step < (steps or self.schedule.steps):
+        last = steps or self.schedule.steps
+        while self.step < last:
             started = time.perf_counter()
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
@@ -108,7 +117,7 @@ class Fit:
             self.optimizer.zero_grad(set_to_none=True)
             self._log(loss.item(), figures, time.perf_counter() - started)
             self.step += 1
-            if self.step % self.save_every == 0 or self.step == self.schedule.steps:
+            if self.step % self.save_every == 0 or self.step == last:
                 self._save()
 
     def _log(self, loss: float, figures: dict[str, float], seconds: float) -> None:

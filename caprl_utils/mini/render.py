@@ -224,3 +224,39 @@ _PAINTERS: dict[str, Callable[[ImageDraw.ImageDraw, dict], None]] = {
     "scene": _scene,
     "geometry": _geometry,
 }
+
+
+def shown_words(picture: Picture) -> dict[tuple[int, int], list[str]]:
+    """What stands in which grid cell (column, row): the words that a vision tower should see there.
+
+    Properties of the whole picture (type and colour of a chart) are put on a cell of their own.
+    """
+    layout = picture.layout
+    if picture.kind == "chart":
+        cells = {(2, 0): [layout["topic"]], (0, 0): [layout["type"]], (4, 0): [layout["colour"]]}
+        for i, pair in enumerate(zip(layout["labels"], layout["values"], strict=True), start=1):
+            cells |= _chart_cells(layout["type"], i, *pair)
+        return cells
+    if picture.kind == "infographic":
+        cells = {(2, 0): [layout["topic"]], (0, 0): [layout["colour"]]}
+        for row, (label, value) in enumerate(zip(layout["labels"], layout["values"], strict=True), start=1):
+            cells |= {(1, row): [label], (3, row): [value]}
+        return cells
+    if picture.kind == "document":
+        cells = {(1, 0): [layout["type"]]}
+        for row, (key, value) in enumerate(layout["fields"], start=1):
+            cells |= {(0, row): [key], (2, row): [value]}
+        return cells
+    if picture.kind == "scene":
+        pairs = zip(layout["shapes"], layout["colours"], strict=True)
+        return dict(zip([(1, 1), (3, 1), (1, 3), (3, 3)], map(list, pairs), strict=True))
+    sides = zip(_SIDE_LABELS[layout["figure"]], layout["values"], strict=True)
+    return {(2, 2): [layout["figure"], layout["colour"]]} | {cell: [value] for cell, value in sides}
+
+
+def _chart_cells(kind: str, number: int, label: str, value: str) -> dict[tuple[int, int], list[str]]:
+    if kind == "bars":
+        return {(0, number): [label], (1, number): [value]}
+    if kind == "columns":
+        return {(number, 4): [label], (number, 3): [value]}
+    return {(number, 4): [label, value]}

@@ -21,8 +21,8 @@ from caprl_utils import paths
 from caprl_utils.mini import lessons, models
 from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
 from caprl_utils.mini.lessons import Style
-from caprl_utils.mini.packing import Batch, Packed, collate
-from caprl_utils.mini.render import render
+from caprl_utils.mini.packing import IMAGE_TOKENS_PER_SIDE, Batch, Packed, collate
+from caprl_utils.mini.render import render, shown_words
 from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
 from caprl_utils.mini.world import KINDS, Picture, derived_seed, picture
 
@@ -41,7 +41,7 @@ class Recipe:
     name: str
     role: str
     start: str | None  # another recipe; its language model is taken over by a VLM
-    lesson: str  # "copying" | "reading" | "looking"
+    lesson: str  # a key of LESSONS
     schedule: Schedule
     batch_size: int = 64
     styles: tuple[Style, ...] = ()
@@ -60,9 +60,11 @@ RECIPES = {
         Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600)),
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
                Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
-        Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "reader-reward", "looking",
-               Schedule(600), 64, (DENSE,), write=0.35, vision=True),
-        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
+        Recipe("vision-tower", "the vision tower, taught to see words and numbers", "reader-reward", "naming",
+               Schedule(350, 1.5e-3), 64, vision=True, shipped=False),
+        Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vision-tower", "looking",
+               Schedule(260), 64, (DENSE,), write=0.35, vision=True),
+        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(90, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(60, 5e-4), 64,
                (DENSE_BUT_ERRING,), vision=True),
@@ -78,10 +80,13 @@ def weights_folder(name: str) -> Path:
     return paths.ROOT / "caprl_utils" / "mini" / "weights" / name
 
 
-# --- lessons: (step, state) -> loss and figures for the curve -------------------------------------------------------
+Lesson = Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]
+"""(step, state that checkpoints keep) -> loss and figures for the curve."""
+
+# --- lessons -------------------------------------------------------
 
 
-def copying_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Three habits on random words: to repeat a stretch, then to recall a value by its key and name an option's letter.
 
     Repeating comes first and is asked of the second layer, so that the layers above can build on it. Pairs and options
@@ -128,7 +133,7 @@ def reading_examples(recipe: Recipe, step: int, level: int) -> list[Packed]:
     return examples
 
 
-def reading_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Answers about captions, with the curriculum of :data:`READING_LEVELS`."""
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
@@ -140,6 +145,40 @@ def reading_lesson(model, recipe: Recipe) -> Callable[[int, dict], tuple[torch.T
         if state["recent"] > LEVEL_UP and level < len(READING_LEVELS) - 1:
             state.update(level=level + 1, recent=0.5)
         return loss, figures | {"level": level}
+
+    return lesson
+
+
+def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """What the vision tower sees in each grid cell, as words of the language model's own (frozen) embeddings.
+
+    A visual token should be closest to the words that stand in its cell, so that the language model can read it as
+    text. Cross-entropy with the cell's words as equally likely.
+    """
+    words = model.get_input_embeddings().weight.detach()
+    scale = 20 / words.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
+    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
+
+    def batch(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+        wanted = torch.zeros(len(shown) * side**2, len(words))
+        for number, one in enumerate(shown):
+            for (column, row), texts in shown_words(one).items():
+                for text in texts:
+                    wanted[number * side**2 + row * side + column, convert(f" {text}")] = 1 / len(texts)
+        return pixels_of(shown), wanted
+
+    batches = _ahead(batch, first_step)
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, wanted = next(batches)
+        seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
+        filled = wanted.sum(1) > 0
+        logits = scale * seen[filled] @ words.T
+        right = wanted[filled].gather(1, logits.argmax(1, keepdim=True)) > 0
+        return torch.nn.functional.cross_entropy(logits, wanted[filled]), {
+            "cells": right.float().mean().item()
+        }
 
     return lesson
 
@@ -177,9 +216,7 @@ def _ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:
             yield ready.result()
 
 
-def looking_lesson(
-    model, recipe: Recipe, first_step: int
-) -> Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]:
+def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Captions, questions and question writing about rendered pictures."""
     batches = _ahead(lambda step: looking_batch(recipe, step), first_step)
 
@@ -195,6 +232,13 @@ def looking_lesson(
 
     return lesson
 
+
+LESSONS = {
+    "copying": copying_lesson,
+    "reading": reading_lesson,
+    "naming": naming_lesson,
+    "looking": looking_lesson,
+}
 
 # --- building, training, shipping -----------------------------------------------------------------------------------
 
@@ -234,10 +278,7 @@ def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
     folder = folder or work_folder(recipe.name)
     model = build(recipe)
     fit = Fit(model, folder, recipe.schedule)
-    if recipe.lesson == "looking":
-        lesson = looking_lesson(model, recipe, fit.step)
-    else:
-        lesson = {"copying": copying_lesson, "reading": reading_lesson}[recipe.lesson](model, recipe)
+    lesson = LESSONS[recipe.lesson](model, recipe, fit.step)
     fit.run(lesson, steps)
     return model
 

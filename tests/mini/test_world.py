@@ -1,0 +1,100 @@
+"""The mini world: seeded, true, varied; its benchmarks never show a training image."""
+
+import random
+
+import numpy as np
+import pytest
+
+from caprl_utils import prompts
+from caprl_utils.errors import UserError
+from caprl_utils.mini import lessons, measure, source
+from caprl_utils.mini.render import SIZE, render
+from caprl_utils.mini.world import KINDS, caption, distractors, known_fact, picture
+from caprl_utils.mini.zoo import TERSE_AND_ERRING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_a_function_of_its_seed(kind):
+    first, again, other = picture("rl", 7, kind), picture("rl", 7, kind), picture("rl", 7, kind, seed=1)
+    assert first == again and first.facts != other.facts
+    assert np.array_equal(render(first), render(again))
+    assert render(first).size == (SIZE, SIZE)
+
+
+def test_splits_share_no_picture():
+    contents = {
+        split: {picture(split, i).facts for i in range(1000)} for split in ("zoo", "rl", "benchmark", "pretraining")
+    }
+    for split, facts in contents.items():
+        assert len(facts) > 990, split
+        assert not facts & contents["benchmark"] or split == "benchmark"
+
+
+def test_a_split_nobody_knows_is_named():
+    with pytest.raises(ValueError, match="unknown split 'test'"):
+        picture("test", 0)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_facts_have_their_value_among_the_options_and_keys_are_unique(index):
+    shown = picture("rl", index)
+    keys = [fact.key for fact in shown.facts]
+    assert len(set(keys)) == len(keys)
+    for fact in (*shown.facts, *shown.known):
+        assert fact.value in fact.options
+        wrong = distractors(random.Random(index), fact, shown.facts)
+        assert len(set(wrong)) == 3 and fact.value not in wrong
+
+
+def test_pictures_of_one_kind_differ_where_their_facts_differ():
+    pictures = [picture("rl", i, "chart") for i in range(20)]
+    images = {render(p).tobytes() for p in pictures}
+    assert len(images) == len({p.facts for p in pictures}) == 20
+
+
+def test_knowledge_is_the_same_in_every_picture():
+    assert known_fact("country of Rome").value == "Italy"
+    assert known_fact("number of sides of a hexagon").value == "six"
+
+
+def test_a_complete_caption_tells_every_fact_and_a_misplaced_one_none():
+    shown = picture("rl", 0, "chart")
+    assert measure.told_facts(caption(shown.facts, shown.kind), shown) == (len(shown.facts), 0)
+    assert measure.told_facts(measure.misplaced(shown), shown) == (0, len(shown.facts))
+    assert measure.told_facts("", shown) == (0, 0)
+
+
+def test_a_terse_style_omits_and_errs():
+    rng, told, wrong, total = random.Random(0), 0, 0, 0
+    for index in range(400):
+        shown = picture("rl", index)
+        facts = lessons.styled_facts(rng, shown.facts, TERSE_AND_ERRING)
+        total += len(shown.facts)
+        told += len(facts)
+        wrong += sum(fact not in shown.facts for fact in facts)
+    assert 0.25 < told / total < 0.5
+    assert 0.1 < wrong / told < 0.2
+
+
+def test_written_questions_keep_the_contract():
+    text = lessons.written_questions(random.Random(0), picture("rl", 3))
+    assert text.count("**Answer:**") == 5 and text.startswith("**1. What is the ")
+    for letter in "ABCD":
+        assert text.count(f"\n{letter}) ") == 5
+
+
+@pytest.mark.parametrize("name", list(source.BENCHMARK_KINDS))
+def test_benchmark_samples_are_answerable_and_seeded(name):
+    samples = source.benchmark(name, 10)
+    again = source.benchmark(name, 10)
+    assert [s.id for s in samples] == [s.id for s in again] and len({s.id for s in samples}) == 10
+    for sample in samples:
+        answer = sample.options[prompts.LETTERS.index(sample.gold)] if sample.options else sample.gold
+        assert answer in sample.meta["true_caption"]
+
+
+def test_wrong_names_are_named():
+    with pytest.raises(UserError, match="no mini benchmark 'mini-maps'"):
+        source.benchmark("mini-maps")
+    with pytest.raises(UserError, match="has no cartoons"):
+        list(source.images("rl", 4, ["cartoons"]))
