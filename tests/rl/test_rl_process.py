@@ -33,6 +33,11 @@ def wait_for(process: subprocess.Popen, happened, log: Path, patience_sec: float
         time.sleep(0.02)
 
 
+def steps_in(curve: Path) -> int:
+    """Whole rows of a training's curve so far."""
+    return curve.read_text().count("\n") if curve.exists() else 0
+
+
 @pytest.fixture
 def copied(world, tmp_path) -> Path:
     """Run folders of this test's own, with the questions in them."""
@@ -49,13 +54,13 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, copied, tmp_path
     curve = folder / "curve.jsonl"
 
     process = start(world, copied, log)
-    wait_for(process, lambda: curve.exists() and curve.read_text().count("\n") >= 1, log)
+    wait_for(process, lambda: steps_in(curve) >= 1, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == STOPPED, log.read_text()
     assert checkpoints.last_complete(folder) is not None and not (folder / "result.json").exists()
 
     process = start(world, copied, log)
-    wait_for(process, lambda: (folder / "checkpoint-4").exists() or curve.read_text().count("\n") >= 4, log)
+    wait_for(process, lambda: (folder / "checkpoint-4").exists() or steps_in(curve) >= 4, log)
     process.kill()
     process.wait()
 
