@@ -27,7 +27,7 @@ from caprl_utils.captioning import Caption
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation import prism_scores
 from caprl_utils.evaluation.prism_answers import ReaderMode, Task, answer_all, answer_id
-from caprl_utils.evaluation.prism_sources import CaptionSource, ModelCaptions, PrismImage
+from caprl_utils.evaluation.prism_sources import CAPTIONS_STAGE, CaptionSource, ModelCaptions, PrismImage
 from caprl_utils.evaluation.scoring import Mode
 from caprl_utils.hashing import value_hash
 from caprl_utils.rows import RowStore
@@ -47,7 +47,7 @@ _PIXEL_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
 def evaluate(
     profile: Profile,
     model_name: str,
-    captioner: Backend | CaptionSource,
+    captioner: Backend | CaptionSource | ModelCaptions,
     reader: Backend,
     samples: Sequence[Sample],
     seed: int | None = None,
@@ -70,7 +70,6 @@ def evaluate(
             f"scoring 'caprl' reads <answer> tags, which reader mode {mode!r} never writes: use 'sampled'"
         )
     source = as_source(captioner, profile, seed)
-    images = images_of(samples)
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": profile.prism.bootstrap_draws, "scoring": scoring},
         "captioner": source.fingerprint(),
@@ -83,7 +82,7 @@ def evaluate(
     with Run.open(profile, STAGE, model_name, parts, _modules(source, reader)) as run:
         if run.complete:
             return run.result
-        captions = source.captions(images, run.rows("captions"))
+        captions = all_captions(profile, model_name, source, images_of(samples))
         tasks = make_tasks(samples, captions, source.looks)
         answers = answer_all(tasks, reader, mode, run.rows("answers"), seed)
         rows = prism_scores.score_rows(tasks, answers, caption_facts(tasks, captions), scoring)
@@ -94,6 +93,30 @@ def evaluate(
             reader={"name": reader.name, "mode": mode}, scoring=scoring,
             captions_per_image=max(len(found) for found in captions.values()),
         )  # fmt: skip
+
+
+def all_captions(
+    profile: Profile, model_name: str, source: CaptionSource | ModelCaptions, images: Sequence[PrismImage]
+) -> Mapping[str, list[Caption]]:
+    """Image id -> captions. Those of a model are a run of their own,
+    runs/<profile>/captions/<model_name>, so that another reader or scorer does not caption again.
+    """
+    if not isinstance(source, ModelCaptions):
+        return source.captions(images)
+    parts = {
+        "captioner": source.fingerprint(),
+        "images": {image.id: pixel_hash(image.open) for image in images},
+    }
+    modules = ["caprl_utils.captioning", *_project_modules(source.backend)]
+    with Run.open(profile, CAPTIONS_STAGE, model_name, parts, modules) as run:
+        captions = source.write(images, run.rows("captions"))
+        if not run.complete:
+            tokens = [caption.num_tokens for found in captions.values() for caption in found]
+            run.finish(
+                values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(captions), unit="image",
+                seeds=[source.sampling.seed], captions_per_image=source.sampling.n,
+            )  # fmt: skip
+    return captions
 
 
 def preview(
@@ -120,7 +143,9 @@ def load_samples(profile: Profile) -> list[Sample]:
     ]
 
 
-def as_source(captioner: Backend | CaptionSource, profile: Profile, seed: int | None = None) -> CaptionSource:
+def as_source(
+    captioner: Backend | CaptionSource | ModelCaptions, profile: Profile, seed: int | None = None
+) -> CaptionSource | ModelCaptions:
     """A source as it is; a model with the profile's caption sampling."""
     if hasattr(captioner, "fingerprint"):
         return captioner
@@ -215,9 +240,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _modules(source: CaptionSource, reader: Backend) -> list[str]:
+def _modules(source: CaptionSource | ModelCaptions, reader: Backend) -> list[str]:
     """This module and the project's code of the models in use."""
-    used = [type(reader).__module__, type(source).__module__]
-    if isinstance(source, ModelCaptions):
-        used.append(type(source.backend).__module__)
-    return [__name__, *sorted({name for name in used if name.startswith("caprl_utils.")})]
+    captioner = source.backend if isinstance(source, ModelCaptions) else source
+    return [__name__, *_project_modules(reader, captioner)]
+
+
+def _project_modules(*objects: Any) -> list[str]:
+    """Modules of this project in which the objects' classes stand."""
+    names = {type(found).__module__ for found in objects}
+    return sorted(name for name in names if name.startswith("caprl_utils."))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from caprl_utils.evaluation.loaders import Sample
 
 
+CAPTIONS_STAGE = "captions"
+
+
 @dataclass(frozen=True)
 class PrismImage:
     """One image to caption: `id` is unique over all benchmarks, `true_caption` is there in the mini world
@@ -48,12 +51,12 @@ class CaptionSource(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """JSON values that change the captions, for the run's key."""
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
-        """At least one caption for every image id, in the same number for all."""
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
+        """At least one caption for every image id."""
 
 
 class ModelCaptions:
-    """Captions written by a model, kept in the run's captions.jsonl."""
+    """Captions written by a model, kept in a row store."""
 
     looks = False
 
@@ -64,7 +67,7 @@ class ModelCaptions:
         """The model, the sampling and the instruction."""
         return {"model": self.backend.model_hash, "sampling": asdict(self.sampling), "prompt": self.prompt}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def write(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
         """`sampling.n` captions of every image; each image is captioned once, however many questions it
         has.
         """
@@ -74,7 +77,7 @@ class ModelCaptions:
     def draw(self, image: PrismImage) -> list[Caption]:
         """`sampling.n` captions of one image, kept nowhere."""
         with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
-            return self.captions([image], store)[image.id]
+            return self.write([image], store)[image.id]
 
 
 class EmptyCaptions:
@@ -86,7 +89,7 @@ class EmptyCaptions:
         """Nothing varies."""
         return {"source": "empty"}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
         """One empty caption an image."""
         return {image.id: [_written(image.id, 0, "", self.name, len)] for image in images}
 
@@ -103,7 +106,7 @@ class TrueCaptions:
         """Nothing varies; the facts are part of the samples' own hash."""
         return {"source": "true", "counted": self.count_tokens is not None}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
         """One complete caption an image. Raises UserError for a benchmark that knows no facts."""
         without = sorted({image.benchmark for image in images if not image.true_caption})
         if without:
@@ -129,7 +132,7 @@ class OtherImageCaptions:
         """The run that the captions were taken from."""
         return {"source": "other image", "run": self.key}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
         """Captions moved on by one image inside each benchmark; a benchmark of one image has no other."""
         there = _captions_of(self.run_folder)
         moved: dict[str, list[Caption]] = {}
@@ -163,7 +166,7 @@ class CutCaptions:
         """The two runs."""
         return {"source": "cut", "runs": self.keys, "counted": self.count_tokens is not None}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
         """As many captions an image as both runs have."""
         long, short = (_captions_of(folder) for folder in self.folders)
         found = {}
@@ -197,7 +200,7 @@ class ImageItself:
         """Nothing varies but the reader, which the run's key names."""
         return {"source": "image"}
 
-    def captions(self, images: Sequence[PrismImage], store: RowStore) -> Mapping[str, list[Caption]]:
+    def captions(self, images: Sequence[PrismImage]) -> Mapping[str, list[Caption]]:
         """One placeholder an image, so that all rows have the same shape."""
         return {image.id: [_written(image.id, 0, "", self.name)] for image in images}
 
@@ -222,9 +225,10 @@ def controls(
 
 
 def _captions_of(run_folder: Path) -> dict[str, list[Caption]]:
-    """Image id -> captions of a run, by index."""
+    """Image id -> captions of a Prism run, by index."""
     found: dict[str, list[Caption]] = {}
-    for row in RowStore(run_folder / "captions.jsonl").read(Caption):
+    folder = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name
+    for row in RowStore(folder / "captions.jsonl").read(Caption):
         found.setdefault(row.image_id, []).append(row)
     return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
 

@@ -185,6 +185,14 @@ def test_another_model_makes_another_run(profile, samples):
     assert other.seen
 
 
+def test_another_reader_does_not_caption_again(profile, samples):
+    evaluate(profile, "base", Captioner(), Reader(), samples)
+    captioner, reader = Captioner(), Reader()
+    reader.model_hash = "r1"
+    evaluate(profile, "base", captioner, reader, samples)
+    assert reader.asked and not captioner.seen
+
+
 def test_floors_and_ceilings(profile, samples):
     evaluate(profile, "base", Captioner(), Reader(), samples)
     empty = evaluate(profile, "empty", EmptyCaptions(), Reader(), samples)
