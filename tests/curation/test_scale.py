@@ -1,14 +1,15 @@
 """Time is linear in the rows, and memory grows by the ids alone: a million images fit in one gigabyte."""
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
 import resource, sys, time
-from collections.abc import Iterable
 from PIL import Image
 from caprl_utils.backends import Completion
 from caprl_utils.config import load_profile
@@ -58,10 +59,11 @@ print(time.process_time() - start, memory, peak)
 """
 
 
-def measure(count: int, folder) -> tuple[float, int]:
+def measure(count: int, folder: Path) -> tuple[float, int]:
     """CPU seconds of the stages and peak memory in KiB."""
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    env = os.environ | {"CAPRL_RUNS": str(folder / str(count))}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     seconds, _, peak = done.stdout.split()[-3:]
     return float(seconds), int(peak)
 
