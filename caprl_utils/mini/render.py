@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from caprl_utils.mini.vocabulary import COLOURS
+from caprl_utils.mini.vocabulary import COLOURS, POSITIONS
 from caprl_utils.mini.world import Picture
 
 SIZE = 280  # pixels, both ways
@@ -226,37 +226,34 @@ _PAINTERS: dict[str, Callable[[ImageDraw.ImageDraw, dict], None]] = {
 }
 
 
-def shown_words(picture: Picture) -> dict[tuple[int, int], list[str]]:
-    """What stands in which grid cell (column, row): the words that a vision tower should see there.
+def shown_words(picture: Picture) -> dict[tuple[int, int], tuple[str, str]]:
+    """The fact that a grid cell (column, row) stands for, as two words: the end of its key, and its value.
 
-    Properties of the whole picture (type and colour of a chart) are put on a cell of their own.
+    A fact belongs to the cell where its label stands, or to a cell of its own where it has none. Key and value share
+    one cell, so that the vision tower, which sees both ways, binds them before the language model reads them.
     """
+    by_key = {fact.key: fact.value for fact in picture.facts}
+    cells = _fact_cells(picture)
+    return {cell: (key.rsplit(" of ", 1)[-1], by_key[key]) for key, cell in cells.items()}
+
+
+def _fact_cells(picture: Picture) -> dict[str, tuple[int, int]]:
     layout = picture.layout
     if picture.kind == "chart":
-        cells = {(2, 0): [layout["topic"]], (0, 0): [layout["type"]], (4, 0): [layout["colour"]]}
-        for i, pair in enumerate(zip(layout["labels"], layout["values"], strict=True), start=1):
-            cells |= _chart_cells(layout["type"], i, *pair)
-        return cells
+        bars = layout["type"] == "bars"
+        labels = {f"value of {c}": (0, i) if bars else (i, 4) for i, c in enumerate(layout["labels"], start=1)}
+        return {"topic": (2, 0), "chart type": (0, 0), "chart colour": (4, 0)} | labels
     if picture.kind == "infographic":
-        cells = {(2, 0): [layout["topic"]], (0, 0): [layout["colour"]]}
-        for row, (label, value) in enumerate(zip(layout["labels"], layout["values"], strict=True), start=1):
-            cells |= {(1, row): [label], (3, row): [value]}
-        return cells
+        labels = {f"share of {g}": (1, i) for i, g in enumerate(layout["labels"], start=1)}
+        return {"topic": (2, 0), "header colour": (0, 0)} | labels
     if picture.kind == "document":
-        cells = {(1, 0): [layout["type"]]}
-        for row, (key, value) in enumerate(layout["fields"], start=1):
-            cells |= {(0, row): [key], (2, row): [value]}
-        return cells
+        return {"document type": (1, 0)} | {k: (0, i) for i, (k, _) in enumerate(layout["fields"], start=1)}
     if picture.kind == "scene":
-        pairs = zip(layout["shapes"], layout["colours"], strict=True)
-        return dict(zip([(1, 1), (3, 1), (1, 3), (3, 3)], map(list, pairs), strict=True))
-    sides = zip(_SIDE_LABELS[layout["figure"]], layout["values"], strict=True)
-    return {(2, 2): [layout["figure"], layout["colour"]]} | {cell: [value] for cell, value in sides}
-
-
-def _chart_cells(kind: str, number: int, label: str, value: str) -> dict[tuple[int, int], list[str]]:
-    if kind == "bars":
-        return {(0, number): [label], (1, number): [value]}
-    if kind == "columns":
-        return {(number, 4): [label], (number, 3): [value]}
-    return {(number, 4): [label, value]}
+        places = zip(POSITIONS, [(1, 1), (3, 1), (1, 3), (3, 3)], strict=True)
+        return {
+            f"{place} {what}": (column + beside, row)
+            for place, (column, row) in places
+            for what, beside in (("shape", 0), ("colour", 1))
+        }
+    sides = zip(layout["sides"], _SIDE_LABELS[layout["figure"]], strict=True)
+    return {"figure": (2, 2), "line colour": (2, 1)} | {f"length of {side}": cell for side, cell in sides}

@@ -59,14 +59,14 @@ RECIPES = {
                Schedule(300, 1.5e-3, floor=1.0), 384, shipped=False),
         Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600)),
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
-               Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
+               Schedule(60, 5e-4), options={"level": len(READING_LEVELS) - 1}),
         Recipe("vision-tower", "the vision tower, taught to see words and numbers", "reader-reward", "naming",
                Schedule(350, 1.5e-3), 64, vision=True, shipped=False),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vision-tower", "looking",
-               Schedule(260), 64, (DENSE,), write=0.35, vision=True),
-        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(90, 5e-4), 64,
+               Schedule(200), 64, (DENSE,), write=0.35, vision=True),
+        Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(40, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
-        Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(60, 5e-4), 64,
+        Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(40, 5e-4), 64,
                (DENSE_BUT_ERRING,), vision=True),
     )
 }  # fmt: skip
@@ -150,10 +150,10 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """What the vision tower sees in each grid cell, as words of the language model's own (frozen) embeddings.
+    """The facts that grid cells stand for, as words of the language model's own (frozen) embeddings.
 
-    A visual token should be closest to the words that stand in its cell, so that the language model can read it as
-    text. Cross-entropy with the cell's words as equally likely.
+    A visual token should be closest to the key and the value of its cell's fact, so that the language model can read
+    it as text. Cross-entropy with the two words as equally likely; right when they are the two likeliest.
     """
     words = model.get_input_embeddings().weight.detach()
     scale = 20 / words.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
@@ -165,7 +165,7 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         for number, one in enumerate(shown):
             for (column, row), texts in shown_words(one).items():
                 for text in texts:
-                    wanted[number * side**2 + row * side + column, convert(f" {text}")] = 1 / len(texts)
+                    wanted[number * side**2 + row * side + column, convert(f" {text}")] = 0.5
         return pixels_of(shown), wanted
 
     batches = _ahead(batch, first_step)
