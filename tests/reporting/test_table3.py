@@ -62,7 +62,7 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
     assert str(tmp_path) not in json.dumps(content)
 
 
-def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_path):
+def test_several_training_seeds_are_averaged(finished, prism_run, rl_run):
     two = load_profile("mini", {"rl.seeds": [0, 1], "prism.bootstrap_draws": 500})
     with pytest.raises(UserError, match="CapRL-3B: 1 of 2 training seeds"):
         load(two)
@@ -70,7 +70,7 @@ def test_several_training_seeds_are_averaged(finished, prism_run, rl_run, tmp_pa
     rl_run(two, seed=1)
     cell = table3.scores_table(load(two), False).cell("CapRL-3B", "Average")
     assert cell.value == pytest.approx(0.75) and len(cell.sources) == 2
-    report3.write(two, tmp_path / "seeds")
+    assert [curve.label for curve in report3.training_curves(two)] == ["CapRL, seed 0", "CapRL, seed 1"]
 
 
 def test_a_missing_run_is_named_with_its_command(profile, prism_run):
