@@ -178,6 +178,13 @@ def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     return [*chosen, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
 
 
+def bound(rng: random.Random, size: int, num_pairs: int) -> tuple[list[int], list[int], int, int]:
+    """Random keys and values that share a token each, the key asked, and its value: as visual tokens bind them."""
+    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
+    asked = rng.randrange(num_pairs)
+    return chosen[:num_pairs], chosen[num_pairs:], chosen[asked], chosen[num_pairs + asked]
+
+
 @functools.lru_cache
 def letter_ids() -> tuple[list[int], list[int], list[int]]:
     """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""

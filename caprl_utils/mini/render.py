@@ -241,7 +241,9 @@ def _fact_cells(picture: Picture) -> dict[str, tuple[int, int]]:
     layout = picture.layout
     if picture.kind == "chart":
         bars = layout["type"] == "bars"
-        labels = {f"value of {c}": (0, i) if bars else (i, 4) for i, c in enumerate(layout["labels"], start=1)}
+        labels = {
+            f"value of {c}": (0, i) if bars else (i, 4) for i, c in enumerate(layout["labels"], start=1)
+        }
         return {"topic": (2, 0), "chart type": (0, 0), "chart colour": (4, 0)} | labels
     if picture.kind == "infographic":
         labels = {f"share of {g}": (1, i) for i, g in enumerate(layout["labels"], start=1)}

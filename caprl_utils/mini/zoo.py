@@ -60,10 +60,12 @@ RECIPES = {
         Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600)),
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
                Schedule(60, 5e-4), options={"level": len(READING_LEVELS) - 1}),
+        Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
+               Schedule(300, 1e-3), 384, shipped=False),
         Recipe("vision-tower", "the vision tower, taught to see words and numbers", "reader-reward", "naming",
                Schedule(350, 1.5e-3), 64, vision=True, shipped=False),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vision-tower", "looking",
-               Schedule(200), 64, (DENSE,), write=0.35, vision=True),
+               Schedule(200), 64, (DENSE,), write=0.35, vision=True, options={"language": "binder"}),
         Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(40, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(40, 5e-4), 64,
@@ -145,6 +147,38 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         if state["recent"] > LEVEL_UP and level < len(READING_LEVELS) - 1:
             state.update(level=level + 1, recent=0.5)
         return loss, figures | {"level": level}
+
+    return lesson
+
+
+def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """To read tokens that are the sum of a key and a value, as the vision tower makes them: before any picture.
+
+    Two forms on random words: the value right after the key (as in a caption), and after "? key The answer is" (as in
+    an answer); half of the rows have all keys in the fused form that captions use. The embeddings stay as they are.
+    """
+    table = model.get_input_embeddings()
+    table.weight.requires_grad_(False)
+    size = len(shared_tokenizer()) - len(told_keys())
+    _, _, (mark, prefill) = lessons.letter_ids()
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = random.Random(derived_seed("zoo", recipe.name, step))
+        loss, figures = torch.zeros(()), {"level": state["level"]}
+        for name in ("caption", "answer"):
+            num_pairs = rng.randint(2, 2 + state["level"])
+            rows = [lessons.bound(rng, size, num_pairs) for _ in range(recipe.batch_size)]
+            keys, values, asked, wanted = (torch.tensor(part) for part in zip(*rows, strict=True))
+            tail = [mark, None] if name == "caption" else [mark, None, mark, prefill]
+            query = torch.stack([asked if t is None else torch.full_like(asked, t) for t in tail], dim=1)
+            seen = table(keys) + table(values) + 0.05 * torch.randn(*keys.shape, table.embedding_dim)
+            last = model(inputs_embeds=torch.cat([seen, table(query)], dim=1)).logits[:, -1]
+            loss = loss + torch.nn.functional.cross_entropy(last, wanted)
+            figures[name] = (last.argmax(-1) == wanted).float().mean().item()
+        state["recent"] = 0.9 * state["recent"] + 0.1 * min(figures["caption"], figures["answer"])
+        if state["recent"] > LEVEL_UP and state["level"] < 6:
+            state.update(level=state["level"] + 1, recent=0.5)
+        return loss, figures
 
     return lesson
 
@@ -236,6 +270,7 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 LESSONS = {
     "copying": copying_lesson,
     "reading": reading_lesson,
+    "binding": binding_lesson,
     "naming": naming_lesson,
     "looking": looking_lesson,
 }
@@ -258,12 +293,21 @@ def build(recipe: Recipe):
     if recipe.start == "copier":
         _equate(donor["model.embed_tokens.weight"])
     if recipe.vision and not RECIPES[recipe.start].vision:
-        language = {k.removeprefix("model."): v for k, v in donor.items() if k.startswith("model.")}
-        model.model.language_model.load_state_dict(language)
-        model.lm_head.load_state_dict({"weight": donor["lm_head.weight"]})
+        _take_language(model, donor)
     else:
         model.load_state_dict(donor)
+    if "language" in recipe.options:
+        _take_language(
+            model, torch.load(work_folder(recipe.options["language"]) / "model.pt", weights_only=True)
+        )
     return model
+
+
+def _take_language(vlm, donor: dict[str, torch.Tensor]) -> None:
+    """Replace the language model of a VLM by a text model's weights."""
+    language = {k.removeprefix("model."): v for k, v in donor.items() if k.startswith("model.")}
+    vlm.model.language_model.load_state_dict(language)
+    vlm.lm_head.load_state_dict({"weight": donor["lm_head.weight"]})
 
 
 def _equate(embeddings: torch.Tensor) -> None:
