@@ -91,7 +91,13 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
                 if bounds is not None:
                     axes.plot([100 * b for b in bounds], [place, place], color=look.colour, linewidth=1.2)
             axes.plot(
-                values, places, linestyle="none", marker=look.marker, color=look.colour, label=model.label
+                values,
+                places,
+                linestyle="none",
+                marker=look.marker,
+                color=look.colour,
+                label=model.label,
+                clip_on=False,
             )
         axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
         axes.set(xlabel="accuracy (%), 95 % interval", ylim=(-0.6, rows - 0.4))
