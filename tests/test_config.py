@@ -123,6 +123,6 @@ def test_command_line(capsys):
 
 
 def test_import_brings_no_torch():
-    code = "import caprl_utils.config, caprl_utils.runs, caprl_utils.runner.cli, sys; print('torch' in sys.modules)"
+    code = "import caprl_utils.runs, caprl_utils.runner.cli, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -1,4 +1,4 @@
-"""Run folders: complete means this very key, stale rows never mix, one process at a time, nothing half-written."""
+"""Run folders: complete means this very key, stale rows never mix, one process at a time, no half files."""
 
 import errno
 import json
@@ -94,7 +94,7 @@ def test_nan_is_refused_and_leaves_no_result():
 
 
 def test_missing_result_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="no result at .*run it first"):
+    with pytest.raises(UserError, match=r"no result at .*run it first"):
         load_result(tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, monkeypatch):
 
 def test_other_os_errors_are_not_hidden(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="Not a directory|File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
         write_atomic(tmp_path / "file" / "below", "x")
 
 
