@@ -6,17 +6,25 @@ copying circuit does not appear.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2ForCausalLM
+    from transformers import (
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2ForCausalLM,
+        Qwen2VLImageProcessor,
+    )
 
 WIDTH, LAYERS, HEADS, MLP = 128, 5, 4, 256
 VISION_WIDTH, VISION_LAYERS, VISION_MLP = 128, 4, 256
 PATCH, MERGE = 14, 2
 IMAGE_PIXELS = 140 * 140  # 25 visual tokens
+_SIZE = {"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS}
+_SHAPE = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
 
 
 def _special_id(token: str) -> int:
@@ -84,16 +92,22 @@ def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
+@functools.lru_cache
+def image_processor() -> Qwen2VLImageProcessor:
+    """The real image processor, at 140 x 140 pixels; one object, because lessons use it at every step."""
+    from transformers import Qwen2VLImageProcessor
+
+    return Qwen2VLImageProcessor(size=_SIZE, **_SHAPE)
+
+
 def build_processor() -> Qwen2_5_VLProcessor:
     """The real processor: image and video halves, our tokenizer, the image size fixed at 140 x 140."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
-    size = {"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS}
-    shape = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     tokenizer = build_tokenizer()
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size, **shape),
-        video_processor=Qwen2VLVideoProcessor(size=size, **shape),
+        image_processor=image_processor(),
+        video_processor=Qwen2VLVideoProcessor(size=_SIZE, **_SHAPE),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )

@@ -263,8 +263,9 @@ def pixels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:
     import numpy as np
 
     arrays = np.stack([np.asarray(render(p)) for p in pictures])
-    processor = models.build_processor().image_processor
-    return dict(processor(images=torch.from_numpy(arrays).permute(0, 3, 1, 2), return_tensors="pt"))
+    return dict(
+        models.image_processor()(images=torch.from_numpy(arrays).permute(0, 3, 1, 2), return_tensors="pt")
+    )
 
 
 def _ahead(make: Callable[[int], tuple], first: int) -> Iterator[tuple]:

@@ -7,6 +7,7 @@ import torch
 
 from caprl_utils.mini import lessons, models, zoo
 from caprl_utils.mini.packing import IGNORED, IMAGE_PAD, collate
+from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
 
@@ -49,16 +50,10 @@ def test_image_branches_equal_separate_prompts():
         alone = []
         for asked, answered in packed.branches:
             text = (packed.prefix + asked + answered).replace(IMAGE_PAD * 25, IMAGE_PAD)
-            inputs = processor(text=[text], images=[lessons_image(shown)], return_tensors="pt")
+            inputs = processor(text=[text], images=[render(shown)], return_tensors="pt")
             count = len(processor.tokenizer(answered).input_ids)
             alone.append(model(**inputs).logits[0, -count - 1 : -1])
     torch.testing.assert_close(branch_logits(together, batch.labels), torch.cat(alone), atol=1e-4, rtol=1e-4)
-
-
-def lessons_image(shown):
-    from caprl_utils.mini.render import render
-
-    return render(shown)
 
 
 @pytest.mark.parametrize("index", range(10))
