@@ -51,7 +51,7 @@ def _chart(draw: ImageDraw.ImageDraw, layout: dict) -> None:
 
 
 def _bars(draw, layout: dict, colour) -> None:
-    left, right = CELL + 6, SIZE - 10
+    left, right = CELL + 6, SIZE - CELL
     for tick in range(0, 101, 25):
         x = left + (right - left) * tick / 100
         draw.line([(x, CELL), (x, SIZE - 4)], fill=GRID)
@@ -59,7 +59,7 @@ def _bars(draw, layout: dict, colour) -> None:
         _, y = _centre(0, row)
         _text(draw, (CELL, y), label, anchor="rm")
         draw.rectangle([left, y - 17, left + (right - left) * int(value) / 100, y + 17], fill=colour)
-        _text(draw, (left + 22, y), value, 21, "white", bold=True)
+        _text(draw, (_centre(4, 0)[0], y), value, 21, bold=True)
     draw.line([(left, CELL), (left, SIZE - 4)], fill=INK, width=2)
 
 
@@ -75,11 +75,9 @@ def _columns(draw, layout: dict, colour) -> None:
         y = base - (base - top) * int(value) / 100
         points.append((x, y))
         _text(draw, (x, base + 14), label)
+        _text(draw, (x, base + 38), value, 21, bold=True)
         if kind == "columns":
             draw.rectangle([x - 19, y, x + 19, base], fill=colour)
-            _text(draw, (x, base - 16), value, 21, "white", bold=True)
-        else:
-            _text(draw, (x, base + 38), value, 21, bold=True)
     if kind == "line":
         draw.line(points, fill=colour, width=5)
     if kind in ("line", "dots"):

@@ -56,6 +56,7 @@ class Recipe:
     guess: int = 0  # examples without image per batch
     vision: bool = False
     shipped: bool = True
+    note: str = ""  # what a new run from nothing would do differently
     options: dict = field(default_factory=dict)
 
 
@@ -64,13 +65,16 @@ RECIPES = {
     for r in (
         Recipe("copier", "first lesson of all language models", None, "copying",
                Schedule(300, 1.5e-3, floor=1.0), 384, shipped=False),
-        Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600)),
+        Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600),
+               note="stopped at step 300: until then the gate between levels was 0.88 and the schedule 500 steps"),
         Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
                Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
         Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
                Schedule(300), 192, vision=True, shipped=False),
         Recipe("vision-tower", "the vision tower, taught to see words and numbers", "binder", "naming",
-               Schedule(400, 1.5e-3), 64, vision=True, shipped=False),
+               Schedule(700, 1.5e-3), 64, vision=True, shipped=False,
+               note="stopped at step 500 of 600, went on to 700: from there on values of bars and columns were drawn "
+                    "beside them (they had been white on the bar, and unreadable in small ones)"),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vision-tower", "looking",
                Schedule(400), 64, (DENSE,), write=0.35, vision=True),
         Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
@@ -379,7 +383,7 @@ def ship(recipe: Recipe) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(sum(r["seconds"] for r in rows) / 60, 1),
         "last_figures": rows[-1],
-    }
+    } | ({"note": recipe.note} if recipe.note else {})
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
