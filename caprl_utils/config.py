@@ -22,7 +22,7 @@ from caprl_utils.schema import RL, Curation, Images, ModelConfig, Models, Prism,
 
 __all__ = [
     "RL", "Curation", "Images", "ModelConfig", "Models", "Prism", "Profile", "Settings",
-    "load_profile", "nearest", "profile_names",
+    "load_profile", "merge", "nearest", "profile_names", "read_yaml",
 ]  # fmt: skip
 
 
@@ -52,8 +52,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """
     file = _profile_file(name)
     merged = _read_layers(file, seen=[])
-    given = _merge({}, _nested(overrides or {}))
-    merged = _merge(merged, given)
+    given = merge({}, _nested(overrides or {}))
+    merged = merge(merged, given)
     merged.setdefault("name", file.stem)
     try:
         return Profile.model_validate(merged)
@@ -80,15 +80,16 @@ def _read_layers(file: Path, seen: list[Path]) -> dict[str, Any]:
     """The file's values over those of the profile it extends."""
     if file in seen:
         raise UserError(f"{paths.shown(file)}: `extends` goes round in a circle")
-    values = _read_yaml(file)
+    values = read_yaml(file)
     parent = values.pop("extends", None)
     if parent is None:
         return values
     base = _read_layers(_profile_file(str(parent)), [*seen, file])
-    return _merge(base, {"name": file.stem, "description": "", **values})
+    return merge(base, {"name": file.stem, "description": "", **values})
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError for anything else, and for a key given twice."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -105,15 +106,16 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         for part in reversed(str(key).split(".")):
             value = {part: value}
-        result = _merge(result, value)
+        result = merge(result, value)
     return result
 
 
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, section by section."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
@@ -152,7 +154,8 @@ def _hint(word: str, candidates: list[str]) -> str:
 def _section_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Profile
     for part in loc:
-        section = section.model_fields[str(part)].annotation
+        kind = section.model_fields[str(part)].annotation
+        section = next((choice for choice in get_args(kind) if choice is not type(None)), kind)  # X | None
     return section
 
 

@@ -35,6 +35,67 @@ WRITE_QUESTIONS = (
 """Question writing (ours: the paper gives the contract, five MCQs in a fixed Markdown format, but not the words)."""
 
 
+GRADE = (
+    "Grade an answer to a question about an image against the reference answer.\n"
+    "In the reference, <AND> joins parts that must all be there, <OR> joins parts of which one is enough.\n"
+    "Give the share of the required parts that the answer states correctly, from 0.0 to 1.0 in steps of 0.1; "
+    "wording, order and further correct details do not matter.\n"
+    "Question: {question}\nReference: {gold}\nAnswer: {answer}\n"
+    'Reply with one line: "Grade: X".'
+)
+"""MM-Vet's contract: a grade from 0.0 to 1.0 in tenths (the wording of all judge prompts is ours)."""
+
+EXTRACT = (
+    "Copy the final answer out of a response to a question, without solving the question yourself: the "
+    "letter for a multiple-choice question, else the number, expression or words.{hint}\n"
+    "Question: {question}\nResponse: {answer}\n"
+    'Reply with one line: "Extracted: X". If the response gives no answer, reply "Extracted: none".'
+)
+"""First call of MathVerse and MathVista: the answer out of a response, without solving anything."""
+
+COMPARE = (
+    "Decide whether an answer agrees with the correct answer of a question.{rule}\n"
+    "Question: {question}\nCorrect answer: {gold}\nAnswer: {answer}\n"
+    'Reply with one line: "Verdict: yes" or "Verdict: no".'
+)
+"""Verdict of MathVerse and CharXiv; `rule` is one of the texts below."""
+
+MATH_RULE = " Equal values in another notation, and a letter or its option's text, agree."
+
+CHARXIV_RULES = {
+    1: " The answer must be the same text of the chart, whatever its notation or case.",
+    2: " The answer must mean the same; another wording is fine.",
+    3: " The answer must be the same number, whatever its notation; a near value is wrong.",
+    4: " The answer must be the same number to the precision asked for; a near value is wrong.",
+}
+"""By CharXiv's reasoning_q_source: text in the chart, text in general, number in the chart, number in general."""
+
+TYPE_HINTS = {
+    "integer": " Give an integer.",
+    "float": " Give a decimal number.",
+    "list": " Give a Python list.",
+}
+
+SCORE_PREFILL = "The score is"
+"""Start of the VLM judge's turn, so that the next token is the digit (ours)."""
+
+RATE = (
+    "Rate this description of the image with one whole number from 1 (poor) to 5 (excellent), for how correct and "
+    "how complete it is.\nDescription: {caption}"
+)
+"""Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known)."""
+
+UNIFIED = (
+    "You are provided with an image and a question for this image. Please review the corresponding response based on "
+    "its accuracy in describing objects, relationships and attributes, its helpfulness and its ethical side. "
+    "From 1 to 5, how much do you rate this response in terms of the correct and comprehensive description "
+    "of the image?\n"
+    'Provide a few lines for explanation and the rate number at last after "Final Score:".\n'
+    "Your task is provided as follows:\nQuestion: [{question}]\nResponse: [{caption}]\n"
+)
+"""Question to UnifiedReward (shortened from its repository; the scale is the paper's)."""
+
+
 def format_options(options: Sequence[str]) -> str:
     """Options as lines ``A) text``, in the order given."""
     return "".join(f"\n{letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
@@ -53,4 +114,10 @@ def look_question(question: str, options: Sequence[str] = ()) -> str:
 def prompt_hash() -> str:
     """Hash over all prompt texts of this module: part of every cache key and run record."""
     texts = [CAPTION, ANSWER_PREFILL, CANNOT_ANSWER, READ, LOOK, WRITE_QUESTIONS, format_options(["x", "y"])]
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
+
+
+def judge_prompt_hash() -> str:
+    """Hash over the texts that only the judge of a benchmark's metric reads: part of the keys of runs with one."""
+    texts = [GRADE, EXTRACT, COMPARE, MATH_RULE, *CHARXIV_RULES.values(), *TYPE_HINTS.values()]
     return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]

@@ -17,6 +17,11 @@ PRISM_BENCHMARKS = [
     "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
     "wemath", "mathvision", "mmstar", "seed2k", "mmmu",
 ]  # fmt: skip
+ABLATIONS = [
+    "judge_vlm", "judge_unified", "short", "rounds_1", "rounds_2", "rounds_8", "questions_1", "questions_2",
+    "questions_3", "leaking", "refined", "documents", "natural", "images_10", "images_30", "length_term",
+    "expected", "replacement", "other_reader",
+]  # fmt: skip
 
 
 def setting(default: Any, source: str, affects_output: bool = True, **limits: Any) -> Any:
@@ -84,6 +89,10 @@ class Models(Settings):
     captioner_72b: ModelConfig = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3", 8000)
     reward_reader: ModelConfig = _role("Qwen/Qwen2.5-3B-Instruct", "paper: answers from the caption", 8003)
     prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
+    vlm_judge: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, Figure 1c: rates from 1 to 5", 8005)
+    reward_judge: ModelConfig = _role(
+        "CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c: UnifiedReward rates from 1 to 5", 8006
+    )
 
     def __getitem__(self, role: str) -> ModelConfig:
         if role not in type(self).model_fields:
@@ -153,6 +162,16 @@ class RL(Settings):
         return self
 
 
+class Ablations(Settings):
+    """The trainings beside the main one (paper, Tables 4 to 6, Figures 1c and 5, and ours)."""
+
+    experiments: list[str] = setting(ABLATIONS, "ours: names in configs/experiments, each trained once")
+    steps: int | None = setting(
+        None, "ours: steps of experiments with size `ablation`; None takes rl.steps, the paper says nothing", ge=1
+    )
+    num_images: int = setting(20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1)
+
+
 class Prism(Settings):
     """Evaluation in two stages: caption, then answer from the caption (paper, Table 3)."""
 
@@ -163,6 +182,12 @@ class Prism(Settings):
     caption_max_tokens: int = setting(2048, "author script", ge=1)
     reader: Literal["choice", "greedy", "sampled"] = setting(
         "choice", "ours: letter probabilities, no dice (author script: sampled at 1.0)"
+    )
+    scoring: Literal["standard", "caprl"] = setting(
+        "standard", "ours: each benchmark's own metric (author script: caprl, which needs reader sampled)"
+    )
+    judge_model: ModelConfig | None = setting(
+        None, "ours: for metrics that need a judge; without it their samples have no score and are counted"
     )
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
@@ -180,11 +205,12 @@ class Profile(Settings):
     images: Images = setting(Images(), "see each key")
     curation: Curation = setting(Curation(), "see each key")
     rl: RL = setting(RL(), "see each key")
+    ablations: Ablations = setting(Ablations(), "see each key")
     prism: Prism = setting(Prism(), "see each key")
 
     def section_hash(self, *sections: str) -> str:
         """Hash of what can change an output in the named sections ("rl", "models.policy"), all by default."""
-        every = ("models", "images", "curation", "rl", "prism", "seed")
+        every = ("models", "images", "curation", "rl", "ablations", "prism", "seed")
         parts = {name: self.lookup(name) for name in sections or every}
         parts = {k: v.key_part() if isinstance(v, Settings) else v for k, v in parts.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

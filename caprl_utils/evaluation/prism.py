@@ -25,10 +25,10 @@ from caprl_utils import prompts
 from caprl_utils.backends.base import Backend, Sampling
 from caprl_utils.captioning import Caption
 from caprl_utils.errors import UserError
-from caprl_utils.evaluation import prism_scores
+from caprl_utils.evaluation import judging, prism_scores
 from caprl_utils.evaluation.prism_answers import ReaderMode, Task, answer_all, answer_id
 from caprl_utils.evaluation.prism_sources import CAPTIONS_STAGE, CaptionSource, ModelCaptions, PrismImage
-from caprl_utils.evaluation.scoring import Mode
+from caprl_utils.evaluation.scoring import Judge, Mode
 from caprl_utils.hashing import value_hash
 from caprl_utils.rows import RowStore
 from caprl_utils.runs import Run
@@ -52,23 +52,24 @@ def evaluate(
     samples: Sequence[Sample],
     seed: int | None = None,
     reader_mode: ReaderMode | None = None,
-    scoring: Mode = "standard",
+    scoring: Mode | None = None,
     label: str | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Run the three stages, or what is left of them; returns the run's record.
 
     model_name: the run is runs/<profile>/prism/<model_name>. captioner: a model, sampled as profile.prism
     says, or a `CaptionSource`. reader: a text-only model; for `ImageItself` a VLM. seed (of captions and
-    sampled answers) and reader_mode: the profile's by default. label: the model's name in samples.parquet.
+    sampled answers), reader_mode and scoring: the profile's by default. label: the model's name in
+    samples.parquet. judge: for metrics that need one (`judging.judge_of`); without it those samples have no
+    score and are counted.
     Raises UserError when a caption or an answer could not be had; finished rows stay on
     disk.
     """
     seed = profile.seed if seed is None else seed
     mode = reader_mode or profile.prism.reader
-    if scoring == "caprl" and mode != "sampled":
-        raise UserError(
-            f"scoring 'caprl' reads <answer> tags, which reader mode {mode!r} never writes: use 'sampled'"
-        )
+    scoring = scoring or profile.prism.scoring
+    prism_scores.check_modes(scoring, mode)
     source = as_source(captioner, profile, seed)
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": profile.prism.bootstrap_draws, "scoring": scoring},
@@ -78,6 +79,7 @@ def evaluate(
         "samples": samples_hash(samples),
         "seed": seed,
         "label": label or model_name,
+        "judge": judging.fingerprint(judge),
     }
     with Run.open(profile, STAGE, model_name, parts, _modules(source, reader)) as run:
         if run.complete:
@@ -85,12 +87,14 @@ def evaluate(
         captions = all_captions(profile, model_name, source, images_of(samples))
         tasks = make_tasks(samples, captions, source.looks)
         answers = answer_all(tasks, reader, mode, run.rows("answers"), seed)
-        rows = prism_scores.score_rows(tasks, answers, caption_facts(tasks, captions), scoring)
+        facts = caption_facts(tasks, captions)
+        rows = prism_scores.score_rows(tasks, answers, facts, scoring, judging.stored(judge, run))
         prism_scores.write_samples(run.folder / "samples.parquet", rows, label or model_name)
         summary = prism_scores.summarise(rows, profile.prism.bootstrap_draws, profile.seed)
         return run.finish(
             **summary, unit="sample", seeds=[seed], label=label or model_name, captioner=source.name,
             reader={"name": reader.name, "mode": mode}, scoring=scoring,
+            judge=judge.name if judge else None,
             captions_per_image=max(len(found) for found in captions.values()),
         )  # fmt: skip
 
@@ -107,7 +111,7 @@ def all_captions(
         "captioner": source.fingerprint(),
         "images": {image.id: pixel_hash(image.open) for image in images},
     }
-    modules = ["caprl_utils.captioning", *_project_modules(source.backend)]
+    modules = ["caprl_utils.captioning", *project_modules(source.backend)]
     with Run.open(profile, CAPTIONS_STAGE, model_name, parts, modules) as run:
         captions = source.write(images, run.rows("captions"))
         if not run.complete:
@@ -131,15 +135,22 @@ def preview(
     return [{key: row[key] for key in ("caption", "answer", "letter_mass", "score")} for row in rows]
 
 
-def load_samples(profile: Profile) -> list[Sample]:
-    """The samples of all benchmarks of a profile, in its order. Raises UserError when data are missing."""
+def load_samples(
+    profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None
+) -> list[Sample]:
+    """The samples of several benchmarks, in the order given.
+
+    benchmarks, num_samples (of each): the profile's Prism settings by default.
+    Raises UserError when data are missing.
+    """
     from caprl_utils.evaluation import loaders
 
     settings = profile.prism
+    count = settings.num_samples if num_samples is None else num_samples
     return [
         sample
-        for name in settings.benchmarks
-        for sample in loaders.load(name, num_samples=settings.num_samples, seed=profile.seed)
+        for name in (settings.benchmarks if benchmarks is None else benchmarks)
+        for sample in loaders.load(name, num_samples=count, seed=profile.seed)
     ]
 
 
@@ -243,10 +254,10 @@ def _plain(value: Any) -> Any:
 def _modules(source: CaptionSource | ModelCaptions, reader: Backend) -> list[str]:
     """This module and the project's code of the models in use."""
     captioner = source.backend if isinstance(source, ModelCaptions) else source
-    return [__name__, *_project_modules(reader, captioner)]
+    return [__name__, *project_modules(reader, captioner)]
 
 
-def _project_modules(*objects: Any) -> list[str]:
-    """Modules of this project in which the objects' classes stand."""
+def project_modules(*objects: Any) -> list[str]:
+    """Modules of this project in which the objects' classes stand, for a run's key."""
     names = {type(found).__module__ for found in objects}
     return sorted(name for name in names if name.startswith("caprl_utils."))

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from caprl_utils.errors import UserError
-from caprl_utils.evaluation.prism_answers import Answer, Task
+from caprl_utils.evaluation.benchmarks import get_benchmark
+from caprl_utils.evaluation.prism_answers import Answer, ReaderMode, Task
 from caprl_utils.evaluation.prism_compare import AVERAGE, bootstrap_models, sample_scores
-from caprl_utils.evaluation.scoring import Mode, Row, score_batch
+from caprl_utils.evaluation.scoring import Judge, Mode, Row, Score, score_batch
 from caprl_utils.evaluation.statistics import best_of_n
 from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
@@ -29,34 +30,72 @@ COLUMNS = (
 _LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
 
 
+def check_modes(scoring: Mode, mode: ReaderMode) -> None:
+    """Raise UserError for a scorer that cannot read what the reader writes."""
+    if scoring == "caprl" and mode != "sampled":
+        raise UserError(
+            f"scoring 'caprl' reads <answer> tags, which reader mode {mode!r} never writes: use 'sampled'"
+        )
+
+
 def score_rows(
     tasks: Sequence[Task],
     answers: Mapping[str, Answer],
     facts: Mapping[str, Mapping[str, Any]],
     scoring: Mode,
+    judge: Judge | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
-    verdicts = score_batch([_to_score(task, answers[task.id]) for task in tasks], scoring)
-    rows = []
-    for task, verdict in zip(tasks, verdicts, strict=True):
-        sample, answer, about = task.sample, answers[task.id], facts[task.id]
-        tie = answer.text is None
-        rows.append({
-            "benchmark": sample.benchmark, "sample_id": sample.id, "image_id": about["image_id"],
-            "caption_index": task.caption_index, "caption": about["caption"],
-            "num_tokens": about["num_tokens"], "finish_reason": about["finish_reason"],
-            "question": sample.question, "options": list(sample.options),
-            "gold": sample.gold if isinstance(sample.gold, str) else json.dumps(sample.gold),
-            "answer": answer.text, "letter_mass": answer.letter_mass,
-            "parsed": verdict.parsed, "score": verdict.value,
-            "reason": "two letters equally likely" if tie else verdict.reason,
-        })  # fmt: skip
-    return rows
+    """One row per sample and caption, in the order of the tasks: what samples.parquet holds.
+
+    The rotations of one MMBench question make one row: it is right if all of them are.
+    """
+    units = _units(tasks) if scoring == "standard" else [[task] for task in tasks]
+    verdicts = score_batch([_to_score(unit, answers) for unit in units], scoring, judge=judge)
+    return [_row(unit, answers, facts, verdict) for unit, verdict in zip(units, verdicts, strict=True)]
 
 
-def _to_score(task: Task, answer: Answer) -> Row:
-    meta = {**task.sample.meta, "options": list(task.sample.options), "question": task.sample.question}
-    return Row(task.sample.benchmark, answer.text or "", task.sample.gold, meta)
+def _units(tasks: Sequence[Task]) -> list[list[Task]]:
+    """Tasks that are scored together: the rotations of a circular question, every other one alone."""
+    units: dict[Any, list[Task]] = {}
+    for task in tasks:
+        sample = task.sample
+        circular = "rotation" in sample.meta and get_benchmark(sample.benchmark).metric == "circular_accuracy"
+        key = (sample.benchmark, sample.meta["image_id"], task.caption_index) if circular else task.id
+        units.setdefault(key, []).append(task)
+    return list(units.values())
+
+
+def _row(
+    unit: Sequence[Task],
+    answers: Mapping[str, Answer],
+    facts: Mapping[str, Mapping[str, Any]],
+    verdict: Score,
+) -> dict[str, Any]:
+    """The published row of one unit; of several rotations answers and golds are JSON lists."""
+    task, sample, several = unit[0], unit[0].sample, len(unit) > 1
+    about, found = facts[task.id], [answers[task.id] for task in unit]
+    masses = [answer.letter_mass for answer in found if answer.letter_mass is not None]
+    golds = [task.sample.gold for task in unit] if several else sample.gold
+    return {
+        "benchmark": sample.benchmark, "sample_id": sample.id, "image_id": about["image_id"],
+        "caption_index": task.caption_index, "caption": about["caption"],
+        "num_tokens": about["num_tokens"], "finish_reason": about["finish_reason"],
+        "question": sample.question, "options": list(sample.options),
+        "gold": golds if isinstance(golds, str) else json.dumps(golds),
+        "answer": json.dumps([answer.text for answer in found]) if several else found[0].text,
+        "letter_mass": min(masses) if masses else None,
+        "parsed": verdict.parsed, "score": verdict.value,
+        "reason": "two letters equally likely" if not several and found[0].text is None else verdict.reason,
+    }  # fmt: skip
+
+
+def _to_score(unit: Sequence[Task], answers: Mapping[str, Answer]) -> Row:
+    sample = unit[0].sample
+    meta = {**sample.meta, "options": list(sample.options), "question": sample.question}
+    texts = [answers[task.id].text or "" for task in unit]
+    if len(unit) == 1:
+        return Row(sample.benchmark, texts[0], sample.gold, meta)
+    return Row(sample.benchmark, texts, [task.sample.gold for task in unit], {**meta, "group": "circular"})
 
 
 def write_samples(path: Path, rows: Sequence[Mapping[str, Any]], model: str) -> None:

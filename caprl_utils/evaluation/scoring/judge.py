@@ -9,55 +9,17 @@ keep to its form gives no score; it is never read loosely.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from caprl_utils import prompts
 from caprl_utils.answers import final_answer
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.scoring.choices import as_options
 from caprl_utils.evaluation.scoring.maths import mathvista_match
 from caprl_utils.evaluation.scoring.types import Judge, Row, Score
-
-GRADE = (
-    "Grade an answer to a question about an image against the reference answer.\n"
-    "In the reference, <AND> joins parts that must all be there, <OR> joins parts of which one is enough.\n"
-    "Give the share of the required parts that the answer states correctly, from 0.0 to 1.0 in steps of 0.1; "
-    "wording, order and further correct details do not matter.\n"
-    "Question: {question}\nReference: {gold}\nAnswer: {answer}\n"
-    'Reply with one line: "Grade: X".'
-)
-EXTRACT = (
-    "Copy the final answer out of a response to a question, without solving the question yourself: the "
-    "letter for a multiple-choice question, else the number, expression or words.{hint}\n"
-    "Question: {question}\nResponse: {answer}\n"
-    'Reply with one line: "Extracted: X". If the response gives no answer, reply "Extracted: none".'
-)
-COMPARE = (
-    "Decide whether an answer agrees with the correct answer of a question.{rule}\n"
-    "Question: {question}\nCorrect answer: {gold}\nAnswer: {answer}\n"
-    'Reply with one line: "Verdict: yes" or "Verdict: no".'
-)
-MATH_RULE = " Equal values in another notation, and a letter or its option's text, agree."
-CHARXIV_RULES = {
-    1: " The answer must be the same text of the chart, whatever its notation or case.",
-    2: " The answer must mean the same; another wording is fine.",
-    3: " The answer must be the same number, whatever its notation; a near value is wrong.",
-    4: " The answer must be the same number to the precision asked for; a near value is wrong.",
-}
-TYPE_HINTS = {
-    "integer": " Give an integer.",
-    "float": " Give a decimal number.",
-    "list": " Give a Python list.",
-}
-
-
-def prompt_hash() -> str:
-    """Hash of every judge prompt, for the result record."""
-    texts = [GRADE, EXTRACT, COMPARE, MATH_RULE, *CHARXIV_RULES.values(), *TYPE_HINTS.values()]
-    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
 
 
 def judge_rows(metric: str, rows: Sequence[Row], judge: Judge) -> list[Score]:
@@ -65,20 +27,20 @@ def judge_rows(metric: str, rows: Sequence[Row], judge: Judge) -> list[Score]:
     return _METRICS[metric](rows, judge)
 
 
-def _ask(judge: Judge, prompts: Sequence[str]) -> list[str | None]:
-    if not prompts:
+def _ask(judge: Judge, texts: Sequence[str]) -> list[str | None]:
+    if not texts:
         return []
-    replies = list(judge(prompts))
-    if len(replies) != len(prompts):
-        raise UserError(f"judge {judge.name!r} returned {len(replies)} replies for {len(prompts)} prompts")
+    replies = list(judge(texts))
+    if len(replies) != len(texts):
+        raise UserError(f"judge {judge.name!r} returned {len(replies)} replies for {len(texts)} prompts")
     return replies
 
 
 def _graded(rows: Sequence[Row], judge: Judge) -> list[Score]:
     answers = [final_answer(row.prediction) for row in rows]
-    prompts = [_fill(GRADE, row, answer) for row, answer in zip(rows, answers, strict=True)]
+    texts = [_fill(prompts.GRADE, row, answer) for row, answer in zip(rows, answers, strict=True)]
     scores = []
-    for answer, reply in zip(answers, _ask(judge, prompts), strict=True):
+    for answer, reply in zip(answers, _ask(judge, texts), strict=True):
         found = re.search(r"Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$", reply or "", re.MULTILINE)
         scores.append(Score(float(found[1]), answer) if found else _unread(judge, reply, answer))
     return scores
@@ -87,9 +49,11 @@ def _graded(rows: Sequence[Row], judge: Judge) -> list[Score]:
 def _compared(
     rows: Sequence[Row], judge: Judge, answers: Sequence[str], rule: Callable[[Row], str]
 ) -> list[Score]:
-    prompts = [_fill(COMPARE, row, answer, rule=rule(row)) for row, answer in zip(rows, answers, strict=True)]
+    texts = [
+        _fill(prompts.COMPARE, row, answer, rule=rule(row)) for row, answer in zip(rows, answers, strict=True)
+    ]
     scores = []
-    for answer, reply in zip(answers, _ask(judge, prompts), strict=True):
+    for answer, reply in zip(answers, _ask(judge, texts), strict=True):
         found = re.search(r"Verdict:\s*(yes|no)\b", reply or "", re.IGNORECASE)
         scores.append(
             Score(float(found[1].lower() == "yes"), answer, f"judged by {judge.name}")
@@ -102,11 +66,11 @@ def _compared(
 def _charxiv(rows: Sequence[Row], judge: Judge) -> list[Score]:
     def rule(row: Row) -> str:
         category = row.meta.get("reasoning_q_source")
-        if category not in CHARXIV_RULES:
+        if category not in prompts.CHARXIV_RULES:
             raise UserError(
                 f"benchmark {row.benchmark!r}: meta.reasoning_q_source is {category!r}, not 1 to 4"
             )
-        return CHARXIV_RULES[category]
+        return prompts.CHARXIV_RULES[category]
 
     return _compared(rows, judge, [final_answer(row.prediction) for row in rows], rule)
 
@@ -125,7 +89,7 @@ def _mathverse(rows: Sequence[Row], judge: Judge) -> list[Score]:
             scores.append(None)
     rest = [index for index, score in enumerate(scores) if score is None]
     answers = [str(extracted[index][0]) for index in rest]
-    judged = _compared([rows[index] for index in rest], judge, answers, lambda row: MATH_RULE)
+    judged = _compared([rows[index] for index in rest], judge, answers, lambda row: prompts.MATH_RULE)
     for index, score in zip(rest, judged, strict=True):
         scores[index] = score
     return [score for score in scores if score is not None]
@@ -154,17 +118,17 @@ def mathvista_arguments(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _extracted(rows: Sequence[Row], judge: Judge) -> list[tuple[str | None, Score | None]]:
     """(answer, None); (None, None) where the response gives none; (None, score) for an unread reply."""
-    prompts = [
+    texts = [
         _fill(
-            EXTRACT,
+            prompts.EXTRACT,
             row,
             final_answer(row.prediction),
-            hint=TYPE_HINTS.get(str(row.meta.get("answer_type")), ""),
+            hint=prompts.TYPE_HINTS.get(str(row.meta.get("answer_type")), ""),
         )
         for row in rows
     ]
     results: list[tuple[str | None, Score | None]] = []
-    for reply in _ask(judge, prompts):
+    for reply in _ask(judge, texts):
         found = re.search(r"Extracted:[ \t]*(.+)", reply or "")
         if found is None:
             results.append((None, _unread(judge, reply, None)))
