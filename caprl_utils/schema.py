@@ -167,9 +167,13 @@ class Ablations(Settings):
 
     experiments: list[str] = setting(ABLATIONS, "ours: names in configs/experiments, each trained once")
     steps: int | None = setting(
-        None, "ours: steps of experiments with size `ablation`; None takes rl.steps, the paper says nothing", ge=1
+        None,
+        "ours: steps of experiments with size `ablation`; None takes rl.steps, the paper says nothing",
+        ge=1,
     )
-    num_images: int = setting(20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1)
+    num_images: int = setting(
+        20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1
+    )
 
 
 class Prism(Settings):

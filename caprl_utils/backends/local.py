@@ -46,11 +46,12 @@ class LocalBackend:
         folder = Path(self._path)
         if folder.is_dir():
             return files_hash(folder)
-        return value_hash([self._path, self._loaded.commit])
+        return value_hash([self._path, self.loaded.commit])
 
     @cached_property
-    def _loaded(self) -> _Loaded:
-        return _Loaded(self._path, self.config, self._torch_threads)
+    def loaded(self) -> LoadedModel:
+        """The weights in memory, for callers that compute with them directly (a packed reader)."""
+        return LoadedModel(self._path, self.config, self._torch_threads)
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
@@ -61,7 +62,7 @@ class LocalBackend:
         with Progress(progress, len(jobs)) if progress else _Silent() as bar:
             for batch in self._batches(requests, jobs, sampling.max_tokens, found):
                 rows = [(requests[row], index) for row, index in batch]
-                for job, completion in zip(batch, self._loaded.complete(rows, sampling), strict=True):
+                for job, completion in zip(batch, self.loaded.complete(rows, sampling), strict=True):
                     found[job] = completion
                 bar.update(len(batch))
         return [found[job] for job in jobs]
@@ -76,14 +77,14 @@ class LocalBackend:
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
-        ids = self._loaded.choice_ids(choices)
+        ids = self.loaded.choice_ids(choices)
         refused: dict[tuple[int, int], Completion] = {}
         scores: list[list[float] | None] = [None] * len(requests)
         jobs = [(row, 0) for row in range(len(requests))]
         with Progress(progress, len(jobs)) if progress else _Silent() as bar:
             for batch in self._batches(requests, jobs, 0, refused):
                 rows = [requests[row] for row, _ in batch]
-                for (row, _), values in zip(batch, self._loaded.next_logprobs(rows, ids), strict=True):
+                for (row, _), values in zip(batch, self.loaded.next_logprobs(rows, ids), strict=True):
                     scores[row] = values
                 bar.update(len(batch))
         return scores
@@ -96,7 +97,7 @@ class LocalBackend:
         refused: dict[tuple[int, int], Completion],
     ) -> Iterator[list[tuple[int, int]]]:
         """Jobs in batches of one image or of similar length; what the model cannot take goes to `refused`."""
-        lengths, reasons = self._loaded.measure(requests, room)
+        lengths, reasons = self.loaded.measure(requests, room)
         for row, index in jobs:
             if reasons[row] is not None:
                 refused[row, index] = Completion(requests[row].id, index, None, 0, "error", reasons[row])
@@ -121,7 +122,7 @@ class _Silent:
         """Show nothing."""
 
 
-class _Loaded:
+class LoadedModel:
     """Weights and processor in memory, and the forward passes."""
 
     def __init__(self, path: str, config: ModelConfig, torch_threads: int | None) -> None:
@@ -164,9 +165,10 @@ class _Loaded:
         texts = [self.prompt_text(request) for request in requests]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         lengths = [len(row) for row in ids]
-        return lengths, [self._reason(r, n + room) for r, n in zip(requests, lengths, strict=True)]
+        return lengths, [self.refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
 
-    def _reason(self, request: Request, tokens: int) -> str | None:
+    def refusal(self, request: Request, tokens: int) -> str | None:
+        """Why the model cannot take a request of so many tokens, completion included; None when it can."""
         if request.image is not None and not self.sees:
             return "this model takes no images"
         for special in self._special:

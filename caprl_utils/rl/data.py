@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,8 +87,8 @@ def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_ima
         i for i, name in enumerate(ids)
         if questions[i] and (not data.ids or any(fnmatchcase(name, pattern) for pattern in data.ids))
     ]  # fmt: skip
-    limit = data.num_images or num_images
-    return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[:limit])
+    limit = min(data.num_images or num_images, len(wanted))
+    return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])
 
 
 def _rank(name: str) -> bytes:

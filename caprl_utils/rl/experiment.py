@@ -18,17 +18,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from caprl_utils import paths
-from caprl_utils.config import _merge as merge
-from caprl_utils.config import _read_yaml as read_yaml
-from caprl_utils.config import load_profile, nearest
+from caprl_utils.config import load_profile, merge, nearest, read_yaml
 from caprl_utils.errors import UserError
-from caprl_utils.schema import ModelConfig, Profile, Settings, setting
+from caprl_utils.schema import Profile, Settings, setting
 
 EXPERIMENTS = paths.CONFIGS / "experiments"
 
@@ -39,7 +37,10 @@ class Data(Settings):
     file: str = setting(
         "curation/main/qa.parquet", "ours: under the profile's run folder (CapRL-QA-75K's schema)"
     )
-    num_images: int | None = setting(None, "ours: None takes rl.num_images of the profile", ge=1)
+    num_images: Annotated[int, Field(ge=1)] | Literal["ablation"] | None = setting(
+        None, "ours: None takes rl.num_images of the profile, `ablation` its ablations.num_images"
+    )
+    image_share: float = setting(1.0, "ours: of those images, so many (Figure 5 right)", gt=0, le=1)
     ids: list[str] = setting(
         [], "ours: shell patterns of image ids; empty takes all (Figure 5 left: kinds of images)"
     )
@@ -50,12 +51,12 @@ class Data(Settings):
 
 
 class Length(Settings):
-    """Length term: `weight` up to `full_tokens`, falling linearly to 0 at `zero_tokens` (CapRL++, arXiv
-    2606.09393).
+    """Length term: `weight` up to `full_share` of rl.max_completion_tokens, falling linearly to 0 at
+    `zero_share` (CapRL++, arXiv 2606.09393).
     """
 
-    full_tokens: int = setting(2048, "CapRL++: tau1", ge=0)
-    zero_tokens: int = setting(3072, "CapRL++: tau2", ge=1)
+    full_share: float = setting(0.5, "CapRL++: tau1, 2048 of 4096 tokens", ge=0, le=1)
+    zero_share: float = setting(0.75, "CapRL++: tau2, 3072 of 4096 tokens", gt=0, le=1)
     weight: float = setting(0.2, "CapRL++", gt=0)
 
 
@@ -65,21 +66,18 @@ class Reward(Settings):
     judge: Literal["qa", "vlm", "unified"] = setting(
         "qa", "paper: QA; its Figure 1c compares a VLM judge (1-5) and UnifiedReward"
     )
-    judge_model: ModelConfig | None = setting(
-        None, "the judge; paper: Qwen2.5-VL-3B and UnifiedReward-2.0-qwen-3b"
+    reader: Literal["reward_reader", "prism_reader"] = setting(
+        "reward_reader", "paper: the reward's own reader; ours: the evaluation's, for the swap of readers"
     )
     min_letter_mass: float = setting(
         0.5, "ours: below it the option letters do not say what the reader would answer", ge=0, le=1
     )
     length: Length | None = setting(None, "paper: no length term")
 
-    @model_validator(mode="after")
-    def _judge_is_named(self) -> Reward:
-        if (self.judge == "qa") != (self.judge_model is None):
-            raise ValueError(
-                f"judge {self.judge!r} goes {'without' if self.judge == 'qa' else 'with'} a judge_model"
-            )
-        return self
+    @property
+    def role(self) -> str:
+        """Which of the profile's models scores the captions."""
+        return {"qa": self.reader, "vlm": "vlm_judge", "unified": "reward_judge"}[self.judge]
 
 
 class Lora(Settings):
@@ -127,6 +125,9 @@ class Experiment(Settings):
     name: str = Field(description="the file's name", min_length=1)
     description: str = setting("", "ours: one line for the reader", affects_output=False)
     item: str = setting("", "what of the paper it belongs to", affects_output=False)
+    size: Literal["main", "ablation"] = setting(
+        "main", "ours: `ablation` takes ablations.steps of the profile"
+    )
     rl: dict[str, Any] = setting({}, "values over the profile's section rl")
     data: Data = setting(Data(), "see each key")
     reward: Reward = setting(Reward(), "see each key")
@@ -150,11 +151,16 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
         raise UserError(f"{paths.shown(file)}:\n{problems}") from None
-    if not experiment.rl:
-        return experiment, load_profile(profile)
-    load_profile(profile)  # an error of the profile alone is told as such
+    base = load_profile(profile)  # an error of the profile alone is told as such
+    if experiment.data.num_images == "ablation":
+        data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
+        experiment = experiment.model_copy(update={"data": data})
+    steps = base.ablations.steps if experiment.size == "ablation" else None
+    over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
+    if not over:
+        return experiment, base
     try:
-        return experiment, load_profile(profile, {"rl": experiment.rl})
+        return experiment, load_profile(profile, {"rl": over})
     except UserError as error:
         raise UserError(f"{paths.shown(file)}, section rl, over profile {profile}: {error}") from None
 

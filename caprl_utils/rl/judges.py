@@ -24,23 +24,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SCORES = (1, 2, 3, 4, 5)
-SCORE_PREFILL = "The score is"
-RATE = (
-    "Rate this description of the image with one whole number from 1 (poor) to 5 (excellent), for how correct and "
-    "how complete it is.\nDescription: {caption}"
-)
-"""Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known)."""
-
-UNIFIED = (
-    "You are provided with an image and a question for this image. Please review the corresponding response based on "
-    "its accuracy in describing objects, relationships and attributes, its helpfulness and its ethical side. "
-    "From 1 to 5, how much do you rate this response in terms of the correct and comprehensive description "
-    "of the image?\n"
-    'Provide a few lines for explanation and the rate number at last after "Final Score:".\n'
-    "Your task is provided as follows:\nQuestion: [{question}]\nResponse: [{caption}]\n"
-)
-"""Question to UnifiedReward (shortened from its repository; the scale is the paper's)."""
-
 UNIFIED_MAX_TOKENS = 512
 _FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
 
@@ -52,7 +35,7 @@ def vlm_rewards(
     probability.
     """
     requests = [
-        Request(f"{name}/{i}", RATE.format(caption=caption), image, prefill=SCORE_PREFILL)
+        Request(f"{name}/{i}", prompts.RATE.format(caption=caption), image, prefill=prompts.SCORE_PREFILL)
         for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
     ]
     rows = judge.choice_logprobs(requests, [f" {score}" for score in SCORES])
@@ -72,7 +55,7 @@ def unified_rewards(
 ) -> RewardBatch:
     """The number after "Final Score:"; None where the judge failed or gave none (`unparsed`)."""
     requests = [
-        Request(f"{name}/{i}", UNIFIED.format(question=prompts.CAPTION, caption=caption), image)
+        Request(f"{name}/{i}", prompts.UNIFIED.format(question=prompts.CAPTION, caption=caption), image)
         for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
     ]
     texts = [c.text for c in judge.generate(requests, Sampling(UNIFIED_MAX_TOKENS))]

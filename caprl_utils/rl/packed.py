@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -113,14 +113,14 @@ class PackedReader(BackendReader):
 
     def __init__(self, backend: LocalBackend):
         super().__init__(backend)
-        self._loaded: Any = backend._loaded
+        self._model = backend.loaded
         self._checked: bool | None = None  # None until the first call
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader.letter_logprobs`."""
         if not self._usable(requests):
             return super().letter_logprobs(requests, letters)
-        ids = self._loaded.choice_ids([f" {letter}" for letter in letters])
+        ids = self._model.choice_ids([f" {letter}" for letter in letters])
         return [None if row is None else row[ids].tolist() for row in self._next_logprobs(requests)]
 
     def _first_tokens(self, requests: Sequence[Request], temperature: float) -> list[str | None]:
@@ -139,14 +139,14 @@ class PackedReader(BackendReader):
         draw = uniforms(0, request.id, 0, 1)[0]
         token = min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(weights) - 1)
         # as a backend's completion: the end of the turn and other special tokens leave no text
-        return self._loaded.tokenizer.decode([token], skip_special_tokens=True)
+        return self._model.tokenizer.decode([token], skip_special_tokens=True)
 
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take."""
         unique = list({r.prompt: r for r in requests}.values())
-        texts = [self._loaded.prompt_text(r) for r in unique]
-        prompts = self._loaded.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        good = [i for i, ids in enumerate(prompts) if self._loaded._reason(unique[i], len(ids) + 1) is None]
+        texts = [self._model.prompt_text(r) for r in unique]
+        prompts = self._model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        good = [i for i, ids in enumerate(prompts) if self._model.refusal(unique[i], len(ids) + 1) is None]
         found: dict[str, np.ndarray] = {}
         for batch in batches(pack([prompts[i] for i in good], TOKENS_PER_PASS // 8), TOKENS_PER_PASS):
             rows = [good[row] for p in batch for row in p.rows]
@@ -157,7 +157,7 @@ class PackedReader(BackendReader):
         """(R, V) log-probabilities after each prompt of the packs, in their order."""
         import torch
 
-        device, model = self._loaded.device, self._loaded.model
+        device, model = self._model.device, self._model.model
         ids, positions, mask, ends = (x.to(device) for x in tensors(packs))
         with torch.inference_mode():
             hidden = model.model(
@@ -183,8 +183,8 @@ class PackedReader(BackendReader):
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             log.warning("%s takes no packed prompts: %s", self.backend.name, error)
             return False
-        ids = self._loaded.choice_ids(choices)
-        limit = _TOLERANCE.get(str(self._loaded.model.dtype).removeprefix("torch."), _TOLERANCE_16_BIT)
+        ids = self._model.choice_ids(choices)
+        limit = _TOLERANCE.get(str(self._model.model.dtype).removeprefix("torch."), _TOLERANCE_16_BIT)
         return all(
             (a is None) == (b is None) and (a is None or np.abs(b[ids] - a).max() < limit)
             for a, b in zip(plain, rows, strict=True)

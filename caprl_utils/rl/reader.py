@@ -84,6 +84,6 @@ def open_reader(model: ModelConfig, profile: Profile) -> Reader:
     if model.backend == "local":
         from caprl_utils.rl.packed import PackedReader
 
-        if not backend._loaded.sees:
+        if not backend.loaded.sees:
             return PackedReader(backend)
     return BackendReader(backend)

@@ -27,10 +27,12 @@ def qa_settings(rl: RL, experiment: Experiment) -> QASettings:
     return QASettings(rl.reward, rl.rounds, rl.question_draw, rl.reader_temperature, mass)
 
 
-def length_term(num_tokens: int, length: Length) -> float:
-    """`weight` up to `full_tokens`, 0 from `zero_tokens` on, linear between (CapRL++, arXiv 2606.09393)."""
-    span = max(1, length.zero_tokens - length.full_tokens)
-    return length.weight * min(1.0, max(0.0, (length.zero_tokens - num_tokens) / span))
+def length_term(num_tokens: int, length: Length, limit: int) -> float:
+    """`weight` up to `full_share` of `limit` tokens, 0 from `zero_share` on, linear between (CapRL++, arXiv
+    2606.09393).
+    """
+    full, zero = length.full_share * limit, length.zero_share * limit
+    return length.weight * min(1.0, max(0.0, (zero - num_tokens) / max(1.0, zero - full)))
 
 
 def repeated_share(text: str) -> float:
@@ -47,7 +49,8 @@ class CaptionReward:
     """Scores a rollout's captions, and stops training when too many could not be scored."""
 
     def __init__(self, rl: RL, experiment: Experiment):
-        self.length, self.max_failed_share = experiment.reward.length, rl.max_failed_share
+        self.length, self.limit = experiment.reward.length, rl.max_completion_tokens
+        self.max_failed_share = rl.max_failed_share
 
     def score(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
         """One reward per caption, None where it could not be computed."""
@@ -68,7 +71,7 @@ class CaptionReward:
         self._check(batch)
         lengths = [len(ids) for ids in completion_ids]
         if self.length is not None:
-            terms = [length_term(n, self.length) for n in lengths]
+            terms = [length_term(n, self.length, self.limit) for n in lengths]
             batch.rewards = [None if r is None else r + t for r, t in zip(batch.rewards, terms, strict=True)]
         log_extra("image_id", list(columns["id"]))
         log_extra("num_tokens", lengths)
@@ -130,6 +133,7 @@ class JudgeReward(CaptionReward):
 
 def open_reward(profile: Profile, experiment: Experiment, seed: int) -> CaptionReward:
     """The reward that the experiment asks for, with its reader or judge."""
+    model = profile.models[experiment.reward.role]
     if experiment.reward.judge == "qa":
-        return QAReward(open_reader(profile.models.reward_reader, profile), profile.rl, experiment, seed)
-    return JudgeReward(open_backend(experiment.reward.judge_model, profile), profile.rl, experiment)
+        return QAReward(open_reader(model, profile), profile.rl, experiment, seed)
+    return JudgeReward(open_backend(model, profile), profile.rl, experiment)

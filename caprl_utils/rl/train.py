@@ -44,7 +44,7 @@ def open_run(experiment: Experiment, profile: Profile, seed: int) -> Run:
     parts = {
         "rl": profile.rl, **settings, "seed": seed, "prompts": prompts.prompt_hash(),
         "questions": file_hash(data_file(profile, experiment.data)),
-        "policy": _identity(profile.models.policy), "reader": _identity(profile.models.reward_reader),
+        "policy": _identity(profile.models.policy), "scorer": _identity(profile.models[experiment.reward.role]),
     }  # fmt: skip
     return Run.open(profile, STAGE, run_name(experiment.name, seed), parts, modules=["caprl_utils.rl.train"])
 

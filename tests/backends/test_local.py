@@ -61,7 +61,7 @@ def test_an_image_shown_often_is_seen_once(vlm):
     questions = [prompts.look_question(f"What is the {key}?") for key in ("topic", "figure", "name")]
     shared = [Request(f"{q}{k}", q, i) for k, i in enumerate((first, second)) for q in questions]
     sizes = []
-    tower = vlm._loaded.model.model.visual
+    tower = vlm.loaded.model.model.visual
     hook = tower.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
     together = vlm.choice_logprobs(shared, LETTERS)
     hook.remove()
@@ -80,7 +80,7 @@ def test_seed_and_index_change_a_sampled_completion(vlm):
 def test_greedy_equals_plain_transformers(vlm):
     request = mixed_requests()[0]
     ours = vlm.generate([request], Sampling(max_tokens=6))[0]
-    loaded = vlm._loaded
+    loaded = vlm.loaded
     inputs = loaded.encode([request])
     tokens = loaded.model.generate(**inputs, max_new_tokens=6, do_sample=False)
     new = tokens[0, inputs["input_ids"].shape[1] :]
@@ -91,10 +91,10 @@ def test_choice_logprobs_equal_the_unpadded_forward_pass(vlm, reader):
     blind = [replace(request, image=None) for request in mixed_requests()]
     for backend, requests in ((vlm, mixed_requests()), (reader, blind)):
         scores = backend.choice_logprobs(requests, LETTERS)
-        ids = backend._loaded.choice_ids(LETTERS)
+        ids = backend.loaded.choice_ids(LETTERS)
         for request, row in zip(requests, scores, strict=True):
             with torch.inference_mode():
-                logits = backend._loaded.model(**backend._loaded.encode([request])).logits[0, -1]
+                logits = backend.loaded.model(**backend.loaded.encode([request])).logits[0, -1]
             expected = torch.log_softmax(logits, -1)[ids].tolist()
             assert row == pytest.approx(expected, abs=2e-4)
             assert sum(map(math.exp, row)) < 1
@@ -121,8 +121,8 @@ def test_requests_that_cannot_be_answered_say_why(reader):
 
 
 def test_the_models_own_sampling_defaults_stay_out(reader):
-    assert reader._loaded.model.generation_config.repetition_penalty in (None, 1.0)
-    assert reader._loaded.model.generation_config.temperature in (None, 1.0)
+    assert reader.loaded.model.generation_config.repetition_penalty in (None, 1.0)
+    assert reader.loaded.model.generation_config.temperature in (None, 1.0)
 
 
 def test_the_tokenizer_of_a_text_model_is_the_one_in_its_folder(reader):
@@ -130,7 +130,7 @@ def test_the_tokenizer_of_a_text_model_is_the_one_in_its_folder(reader):
 
     text = prompts.read_question("The value of Rome is 42.", "What is the value of Rome?", ["42", "45"])
     ours = build_tokenizer()(text, add_special_tokens=False)["input_ids"]
-    assert reader._loaded.tokenizer(text, add_special_tokens=False)["input_ids"] == ours
+    assert reader.loaded.tokenizer(text, add_special_tokens=False)["input_ids"] == ours
 
 
 def test_hash_follows_the_weights_and_not_the_place(vlm_folder, reader_folder, profile, tmp_path):

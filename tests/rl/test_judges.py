@@ -7,7 +7,7 @@ from caprl_utils.rl.experiment import Experiment, Length, Reward
 from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
 from caprl_utils.rl.scoring import JudgeReward, length_term, repeated_share
 from caprl_utils.rl.trainer import RewardsFailedError
-from caprl_utils.schema import RL, ModelConfig
+from caprl_utils.schema import RL
 
 
 class Judge:
@@ -59,7 +59,7 @@ def test_unified_counts_what_has_no_score():
 
 
 def experiment(**reward) -> Experiment:
-    return Experiment(name="x", reward=Reward(judge="vlm", judge_model=ModelConfig(path="m"), **reward))
+    return Experiment(name="x", reward=Reward(judge="vlm", **reward))
 
 
 def call(reward, captions, lengths):
@@ -76,8 +76,9 @@ def call(reward, captions, lengths):
 def test_reward_function_adds_the_length_term_and_logs():
     judge = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None})
     reward = JudgeReward(
-        judge, RL(max_failed_share=0.5), experiment(length=Length(full_tokens=10, zero_tokens=20))
-    )
+        judge, RL(max_failed_share=0.5, max_completion_tokens=20),
+        experiment(length=Length(full_share=0.5, zero_share=1.0)),
+    )  # fmt: skip
     values, extra, metrics = call(reward, ["good", "gone", "good"], [5, 5, 15])
     assert values == [pytest.approx(1.2), None, pytest.approx(1.1)]
     assert extra["num_tokens"] == [5, 5, 15] and metrics["failed_share"] == pytest.approx(1 / 3)
@@ -90,8 +91,8 @@ def test_too_many_failures_stop():
 
 
 def test_length_term_by_hand():
-    length = Length(full_tokens=2048, zero_tokens=3072, weight=0.2)
-    assert [length_term(n, length) for n in (0, 2048, 2560, 3072, 9999)] == [0.2, 0.2, 0.1, 0.0, 0.0]
+    length = Length(full_share=0.5, zero_share=0.75, weight=0.2)
+    assert [length_term(n, length, 4096) for n in (0, 2048, 2560, 3072, 9999)] == [0.2, 0.2, 0.1, 0.0, 0.0]
 
 
 def test_repeated_share_by_hand():
