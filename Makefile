@@ -75,6 +75,9 @@ config: environment ## all settings of PROFILE, each with its source
 zoo: environment ## train the small models of the mini world from nothing
 	$(PY) -m caprl_utils.mini.zoo
 
+trace: environment ## a printed number back to its run: make trace ITEM="table3 CapRL mini-chart"
+	@$(PY) -m caprl_utils.reporting.trace "$(ITEM)" --profile $(PROFILE)
+
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks
@@ -118,5 +121,5 @@ environment:
 FORCE:
 
 .PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) table1 table2 table3 table4 table5 table6 \
-	figures plan serve bench later config zoo zoo-unfinished lab test lint test-fast test-integration test-notebooks clean help \
+	figures plan serve bench later config trace zoo zoo-unfinished lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from caprl_utils import paths
-from caprl_utils.mini import lessons, models
+from caprl_utils.mini import judging, lessons, models
 from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
 from caprl_utils.mini.lessons import Style
 from caprl_utils.mini.packing import (
@@ -56,6 +56,7 @@ class Recipe:
     guess: int = 0  # examples without image per batch
     vision: bool = False
     shipped: bool = True
+    words: tuple[str, ...] = ()  # phrases that it has behind the shared vocabulary
     note: str = ""  # what a new run from nothing would do differently
     options: dict = field(default_factory=dict)
 
@@ -72,8 +73,8 @@ RECIPES = {
         Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
                Schedule(300), 192, vision=True, shipped=False),
         Recipe("vision-tower", "the vision tower, taught to see words and numbers", "binder", "naming",
-               Schedule(700, 1.5e-3), 64, vision=True, shipped=False,
-               note="stopped at step 500 of 600, went on to 700: from there on values of bars and columns were drawn "
+               Schedule(750, 1.5e-3), 64, vision=True, shipped=False,
+               note="ended at step 600 and went on to 750: from there on values of bars and columns were drawn "
                     "beside them (they had been white on the bar, and unreadable in small ones)"),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "vision-tower", "looking",
                Schedule(400), 64, (DENSE,), write=0.35, vision=True),
@@ -81,6 +82,8 @@ RECIPES = {
                (TERSE_AND_ERRING,), guess=16, vision=True),
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(80, 5e-4), 64,
                (DENSE_BUT_ERRING,), vision=True),
+        Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "vlm-72b", "judging",
+               Schedule(90, 7e-4), 48, vision=True, words=judging.WORDS),
     )
 }  # fmt: skip
 
@@ -299,7 +302,27 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return lesson
 
 
+def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """Ratings of captions beside their pictures (see :mod:`caprl_utils.mini.judging`)."""
+
+    def make(step: int) -> tuple[Batch, dict[str, torch.Tensor]]:
+        rng = random.Random(derived_seed("zoo", recipe.name, step))
+        shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+        packed = [judging.judged(rng, p) for p in shown]
+        return collate(packed, judging.judge_tokenizer(), with_image=True), pixels_of(shown)
+
+    batches = _ahead(make, first_step)
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        batch, pixels = next(batches)
+        loss, predicted = loss_of(model, batch, pixels)
+        return loss, judging.score_accuracy(batch, predicted)
+
+    return lesson
+
+
 LESSONS = {
+    "judging": judging_lesson,
     "copying": copying_lesson,
     "reading": reading_lesson,
     "binding": binding_lesson,
@@ -310,15 +333,16 @@ LESSONS = {
 # --- building, training, shipping -----------------------------------------------------------------------------------
 
 
-def untrained(recipe: Recipe):
-    """The model of a recipe with fresh weights."""
+def untrained(recipe: Recipe, words: bool = True):
+    """The model of a recipe with fresh weights, with its own words or without."""
     seed = derived_seed("zoo", recipe.name) % 2**31
-    return models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
+    model = models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
+    return models.widen(model, len(recipe.words)) if words and recipe.words else model
 
 
 def build(recipe: Recipe):
     """The model of a recipe with the weights it starts from."""
-    model = untrained(recipe)
+    model = untrained(recipe, words=False)
     if recipe.start is None:
         return model
     donor = torch.load(work_folder(recipe.start) / "model.pt", weights_only=True)
@@ -328,7 +352,7 @@ def build(recipe: Recipe):
         _take_language(model, donor)
     else:
         model.load_state_dict(donor)
-    return model
+    return models.widen(model, len(recipe.words)) if recipe.words else model
 
 
 def _take_language(vlm, donor: dict[str, torch.Tensor]) -> None:
@@ -367,7 +391,8 @@ def ship(recipe: Recipe) -> None:
     if recipe.shipped:
         models.prepare_generation(model)
         model.to(torch.float16).save_pretrained(folder)
-        (models.build_processor() if recipe.vision else shared_tokenizer()).save_pretrained(folder)
+        tokenizer = judging.judge_tokenizer() if recipe.words else None
+        (models.build_processor(tokenizer) if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (work_folder(recipe.name) / "curve.jsonl").read_text().splitlines()]
     kept = [r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r["step"] == rows[-1]["step"]]
     (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
