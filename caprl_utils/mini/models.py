@@ -13,6 +13,7 @@ from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenize
 
 if TYPE_CHECKING:
     from transformers import (
+        PreTrainedTokenizerFast,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
         Qwen2ForCausalLM,
@@ -100,17 +101,30 @@ def image_processor() -> Qwen2VLImageProcessor:
     return Qwen2VLImageProcessor(size=_SIZE, **_SHAPE)
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
-    """The real processor: image and video halves, our tokenizer, the image size fixed at 140 x 140."""
+def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Qwen2_5_VLProcessor:
+    """The real processor: image and video halves, the image size fixed at 140 x 140, our tokenizer (the shared
+    one unless a model has its own).
+    """
     from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
 
-    tokenizer = build_tokenizer()
+    tokenizer = tokenizer or build_tokenizer()
     return Qwen2_5_VLProcessor(
         image_processor=image_processor(),
         video_processor=Qwen2VLVideoProcessor(size=_SIZE, **_SHAPE),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )
+
+
+def widen(model, words: int):
+    """The model with so many more words; they start as the mean of the others, which keeps them unlikely."""
+    model.resize_token_embeddings(len(shared_tokenizer()) + words, mean_resizing=False)
+    import torch
+
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, model.lm_head.weight):
+            table[-words:] = table[:-words].mean(0)
+    return model
 
 
 def prepare_generation(model) -> None:
