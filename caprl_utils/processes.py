@@ -1,9 +1,14 @@
-"""Child processes that are watched, logged to a file, and never outlive their parent."""
+"""Child processes that are watched, logged to a file, and never outlive their parent.
+
+``python -m caprl_utils.processes COMMAND`` is the guard of `popen(..., guarded=True)`: Linux tells only the direct
+child that its parent died, so a server's own children would stay behind after `kill -9`. The guard ends them all.
+"""
 
 import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,24 +23,29 @@ _GRACE_SEC = 10.0
 _TAIL_LINES = 15
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Have Linux kill this process when its parent dies, also by `kill -9`. Elsewhere it does nothing.
+def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have Linux send this process a signal when its parent dies, also by `kill -9`. Elsewhere it does nothing.
 
     Call it in the child, first thing. parent: the parent's process id, to notice that it is gone already.
     """
     if _PRCTL is None:
         return
-    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _PRCTL(_PR_SET_PDEATHSIG, by, 0, 0, 0)
     if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
 
-def popen(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
+def popen(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, guarded: bool = False
+) -> subprocess.Popen:
     """Start a command in its own process group with stdout and stderr in `log`; it dies with this process.
 
-    env: variables on top of ours.
+    env: variables on top of ours. guarded: its children die with this process, too; the process returned is then
+    the guard's, which ends with the status of the command.
     """
     parent = os.getpid()
+    if guarded:
+        command = [sys.executable, "-m", __name__, str(parent), *command]
     with full_disk_as_user_error(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
@@ -65,9 +75,9 @@ def run(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None)
         raise UserError(f"{' '.join(command[:4])} ... failed ({how}); the end of {shown(log)}:\n{tail(log)}")
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End a process started by `popen` and its whole group: SIGTERM, ten seconds of grace, SIGKILL."""
-    for signal_number, patience in ((signal.SIGTERM, _GRACE_SEC), (signal.SIGKILL, _GRACE_SEC)):
+def stop(process: subprocess.Popen, grace_sec: float = _GRACE_SEC) -> None:
+    """End a process started by `popen` and its whole group: SIGTERM, some seconds of grace, SIGKILL."""
+    for signal_number, patience in ((signal.SIGTERM, grace_sec), (signal.SIGKILL, _GRACE_SEC)):
         try:
             os.killpg(process.pid, signal_number)
         except ProcessLookupError:
@@ -92,3 +102,27 @@ def tail(log: Path, lines: int = _TAIL_LINES) -> str:
     if not log.exists():
         return "(no log)"
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _guard(parent: int, command: Sequence[str]) -> int:
+    """Run a command in a group of its own; SIGTERM or the parent's death ends the whole group."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    die_with_parent(parent, by=signal.SIGTERM)
+    here = os.getpid()
+    process = subprocess.Popen(
+        list(command), start_new_session=True, preexec_fn=lambda: die_with_parent(here)
+    )
+    try:
+        status = process.wait()
+        return status if status >= 0 else 128 - status
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop(process, grace_sec=_GRACE_SEC / 2)  # sooner than whoever stops us runs out of patience
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(int(sys.argv[1]), sys.argv[2:]))

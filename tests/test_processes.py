@@ -61,3 +61,33 @@ def test_a_child_dies_with_its_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     assert gone(child)
+
+
+def test_a_guarded_command_takes_its_children_along_when_the_parent_is_killed(tmp_path):
+    command = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
+    code = (
+        "import sys, time; from pathlib import Path; from caprl_utils.processes import popen;"
+        f"popen([sys.executable, '-c', {command!r}], Path({str(tmp_path / 'out.log')!r}), guarded=True);"
+        "time.sleep(100)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.log").exists() or not (tmp_path / "out.log").read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert gone(int((tmp_path / "out.log").read_text()))
+
+
+def test_a_guard_passes_on_status_and_stop(tmp_path):
+    process = processes.popen(
+        [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "out.log", guarded=True
+    )
+    assert process.wait() == 3
+    command = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
+    process = processes.popen([sys.executable, "-c", command], tmp_path / "two.log", guarded=True)
+    while not (tmp_path / "two.log").read_text().endswith("\n"):
+        time.sleep(0.05)
+    processes.stop(process)
+    assert gone(int((tmp_path / "two.log").read_text()))
