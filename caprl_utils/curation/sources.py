@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
@@ -21,23 +22,31 @@ _PARQUET_ROWS = 64  # rows held at once
 
 @dataclass(frozen=True)
 class RawImage:
-    """An undecoded image. `problem`: why there are no bytes (OUTSIDE or UNREADABLE)."""
+    """An undecoded image. `problem`: why there are no bytes (OUTSIDE or UNREADABLE).
+
+    file and at: where it stands, so that it can be read again alone (`captioning.places`): the shard's name and
+    the row (parquet) or the first byte (tar); the row of a data set; both None for a file of a folder.
+    """
 
     id: str
     data: bytes | None
     path: str | None = None
     kind: str | None = None
     problem: str | None = None
+    file: str | None = None
+    at: int | None = None
 
 
 def read_source(source: str, kinds: Sequence[str] | None = None) -> Iterator[RawImage]:
-    """Images of a folder, a .parquet file, a .tar file, a folder of such files, or a data set id.
+    """Images of a folder, a .parquet file, a .tar file, a folder of such files, or a data set (id or saved to disk).
 
     kinds: only images whose first folder (or `kind` column) is one of these. Raises UserError when nothing is
     there.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if is_saved_data_set(path):
+        images = _saved(path)
+    elif path.is_dir():
         shards = sorted([*path.glob("*.parquet"), *path.glob("*.tar")])
         images = (image for file in shards for image in _read_file(file)) if shards else _folder(path)
     elif path.is_file():
@@ -111,12 +120,13 @@ def _parquet(file: Path) -> Iterator[RawImage]:
         for row in batch.to_pylist():
             image = row["image"] if isinstance(row["image"], dict) else {"bytes": row["image"], "path": None}
             name = str(row.get("id") or f"{file.stem}-{number:08d}")
-            number += 1
             if image.get("bytes") is None and image.get("path"):
                 inside = read_inside(file.parent.resolve(), image["path"], row.get("kind"))
-                yield RawImage(name, inside.data, inside.path, inside.kind, inside.problem)
+                yield replace(inside, id=name, file=file.name, at=number)
             else:
-                yield RawImage(name, image.get("bytes"), image.get("path"), row.get("kind"))
+                data, path = image.get("bytes"), image.get("path")
+                yield RawImage(name, data, path, row.get("kind"), file=file.name, at=number)
+            number += 1
 
 
 def _tar(file: Path) -> Iterator[RawImage]:
@@ -125,7 +135,8 @@ def _tar(file: Path) -> Iterator[RawImage]:
         for member in archive:
             if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
                 handle = archive.extractfile(member)
-                yield RawImage(f"{file.stem}/{member.name}", handle.read() if handle else None, member.name)
+                data, start = handle.read() if handle else None, member.offset_data
+                yield RawImage(f"{file.stem}/{member.name}", data, member.name, file=file.name, at=start)
 
 
 def _hub(name: str) -> Iterator[RawImage]:
@@ -139,7 +150,27 @@ def _hub(name: str) -> Iterator[RawImage]:
         raise UserError(
             f"images.source: {name!r} is no folder here and cannot be loaded as a data set ({error})"
         ) from None
+    yield from _rows(rows)
+
+
+def is_saved_data_set(path: Path) -> bool:
+    """Whether a folder was written by `datasets.Dataset.save_to_disk`."""
+    return (path / "state.json").is_file()
+
+
+def _saved(path: Path) -> Iterator[RawImage]:
+    """A data set of Hugging Face that was saved to disk."""
+    import datasets
+
+    yield from _rows(datasets.load_from_disk(str(path)))
+
+
+def _rows(rows: Any) -> Iterator[RawImage]:
+    import datasets
+
     rows = rows.cast_column("image", datasets.Image(decode=False))
     for number, row in enumerate(rows):
         image = row["image"]
-        yield RawImage(str(row.get("id") or number), image["bytes"], image["path"], row.get("kind"))
+        yield RawImage(
+            str(row.get("id") or number), image["bytes"], image["path"], row.get("kind"), at=number
+        )

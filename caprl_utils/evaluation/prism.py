@@ -111,7 +111,7 @@ def all_captions(
         "captioner": source.fingerprint(),
         "images": {image.id: pixel_hash(image.open) for image in images},
     }
-    modules = ["caprl_utils.captioning", *project_modules(source.backend)]
+    modules = ["caprl_utils.captioning.rows", *project_modules(source.backend)]
     with Run.open(profile, CAPTIONS_STAGE, model_name, parts, modules) as run:
         captions = source.write(images, run.rows("captions"))
         if not run.complete:

@@ -20,14 +20,21 @@ def images(
     split: str, num_images: int, kinds: Sequence[str] | None = None, seed: int = 0
 ) -> Iterator[tuple[str, object, str, dict]]:
     """(id, PIL image, kind, meta) of a split, kinds in turn; ``meta`` holds the true caption and the leaking keys."""
+    for number in range(num_images):
+        yield image_at(split, number, kinds, seed)
+
+
+def image_at(
+    split: str, number: int, kinds: Sequence[str] | None = None, seed: int = 0
+) -> tuple[str, object, str, dict]:
+    """Image ``number`` of those that `images` yields."""
     chosen = tuple(kinds or KINDS)
     if unknown := set(chosen) - set(KINDS):
         raise UserError(
             f"images.kinds: the mini world has no {', '.join(sorted(unknown))}; it has {', '.join(KINDS)}"
         )
-    for number in range(num_images):
-        shown = picture(split, number // len(chosen), chosen[number % len(chosen)], seed)
-        yield shown.id, render(shown), shown.kind, truth(shown)
+    shown = picture(split, number // len(chosen), chosen[number % len(chosen)], seed)
+    return shown.id, render(shown), shown.kind, truth(shown)
 
 
 def truth(shown: Picture) -> dict:

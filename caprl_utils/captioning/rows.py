@@ -1,4 +1,4 @@
-"""Caption image sets with any captioner, row by row on disk, so that a stopped job goes on where it was.
+"""Captions of a list of images, row by row in one JSONL file.
 
 Images are worked on in chunks that depend on the whole list alone, each with a seed of its own. A chunk
 of which any caption is missing is generated anew and only the missing rows are added, so a restarted job
