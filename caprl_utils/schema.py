@@ -196,6 +196,85 @@ class Prism(Settings):
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 
+_PARTS = Literal["vision_tower", "projector", "language_model"]
+_EVERYTHING = ["vision_tower", "projector", "language_model"]
+_APPENDIX = "paper, appendix F"
+
+
+class PretrainingStage(Settings):
+    """What the three stages of pretraining a VLM share."""
+
+    trains: list[_PARTS] = setting(_EVERYTHING, f"{_APPENDIX}: everything", min_length=1)
+    num_epochs: float = setting(1.0, "author script", gt=0)
+    micro_batch_size: int = setting(4, "ours: rows per GPU and forward pass", False, ge=1)
+
+
+class Align(PretrainingStage):
+    """Initial alignment on short captions: the new projector learns what the language model reads."""
+
+    data: str = setting("data/pretraining/blip-558k.json", "ours: a LLaVA file, or mini-world")
+    num_rows: int = setting(558_000, f"{_APPENDIX}: BLIP-558K", ge=1)
+    trains: list[_PARTS] = setting(["projector"], _APPENDIX, min_length=1)
+    learning_rate: float = setting(1e-3, _APPENDIX, gt=0)
+    batch_size: int = setting(256, _APPENDIX, ge=1)
+    micro_batch_size: int = setting(
+        2, "ours: LLaMA-Factory keeps all activations of frozen layers", False, ge=1
+    )
+
+
+class Further(PretrainingStage):
+    """Further pretraining on a caption set, what the paper compares. Vanilla goes without it."""
+
+    data: str = setting(
+        "data/pretraining/{name}.json", "ours: LLaVA file of a caption set ({name}: sets.py), or mini-world"
+    )
+    num_rows: int = setting(1_000_000, "paper: pairs of a set", ge=1)
+    num_rows_large: int = setting(5_000_000, "paper: CapRL-5M", ge=1)
+    growth: list[float] = setting(
+        [0.2, 0.4, 0.6, 0.8], "paper, Figure 4: 200k to 800k; none and all are rows of Table 1"
+    )
+    learning_rate: float = setting(4e-5, _APPENDIX, gt=0)
+    batch_size: int = setting(256, _APPENDIX, ge=1)
+
+
+class Sft(PretrainingStage):
+    """Supervised fine-tuning on questions and answers, the same for every row of the tables."""
+
+    data: str = setting("data/pretraining/open-llava-next-1m.json", "ours: a LLaVA file, or mini-world")
+    num_rows: int = setting(1_000_000, f"{_APPENDIX}: Open-LLaVA-NeXT-1M", ge=1)
+    learning_rate: float = setting(2e-5, _APPENDIX, gt=0)
+    batch_size: int = setting(128, _APPENDIX, ge=1)
+
+
+class Pretraining(Settings):
+    """VLMs pretrained on caption sets by LLaMA-Factory (paper, Tables 1 and 2, Figure 4, appendix F)."""
+
+    settings: list[str] = setting(
+        ["qwen-3b", "qwen-7b", "internlm-clip"],
+        "paper: three pairs of language model and vision tower",
+        min_length=1,
+    )
+    align: Align = setting(Align(), "see each key")
+    further: Further = setting(Further(), "see each key")
+    sft: Sft = setting(Sft(), "see each key")
+    media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")
+    cutoff_tokens: int = setting(6144, "author script", ge=16)
+    max_pixels: int = setting(1024 * 28 * 28, "author script", ge=1)
+    min_pixels: int = setting(32 * 32, "LLaMA-Factory's default", ge=1)
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "author script")
+    warmup_ratio: float = setting(0.1, "author script", ge=0, lt=1)
+    precision: Literal["bf16", "float32"] = setting("bf16", "author script")
+    deepspeed: Literal["zero2", "zero3"] | None = setting(
+        "zero3", "author script; None trains in one process", False
+    )
+    nodes: int = setting(2, "ours: as the author script's RL", False, ge=1)
+    gpus_per_node: int = setting(8, "as nodes; 0 trains on the CPU", False, ge=0)
+    parallel_runs: int = setting(1, "ours: trainings side by side on one machine", False, ge=1)
+    save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
+    max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
+    caption_max_tokens: int = setting(2048, "as prism.caption_max_tokens", ge=1)
+
+
 class Profile(Settings):
     """All settings of one size of the work."""
 
@@ -211,10 +290,11 @@ class Profile(Settings):
     rl: RL = setting(RL(), "see each key")
     ablations: Ablations = setting(Ablations(), "see each key")
     prism: Prism = setting(Prism(), "see each key")
+    pretraining: Pretraining = setting(Pretraining(), "see each key")
 
     def section_hash(self, *sections: str) -> str:
         """Hash of what can change an output in the named sections ("rl", "models.policy"), all by default."""
-        every = ("models", "images", "curation", "rl", "ablations", "prism", "seed")
+        every = ("models", "images", "curation", "rl", "ablations", "prism", "pretraining", "seed")
         parts = {name: self.lookup(name) for name in sections or every}
         parts = {k: v.key_part() if isinstance(v, Settings) else v for k, v in parts.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
