@@ -178,11 +178,27 @@ def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     return [*chosen, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
 
 
-def bound(rng: random.Random, size: int, num_pairs: int) -> tuple[list[int], list[int], int, int]:
-    """Random keys and values that share a token each, the key asked, and its value: as visual tokens bind them."""
-    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
+def bound(
+    rng: random.Random, size: int, num_pairs: int, form: str, num_options: int
+) -> tuple[list[int], list[int], list[int], int]:
+    """Random keys and values that share a token each, as visual tokens bind them: keys, values, a query, what it asks.
+
+    form: "caption" (the value right after the key, as a caption tells it), "answer" ("? key The answer is" and the
+    value), or "letters" (the same with options, and the letter of the value's).
+    """
+    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs + num_options)
+    keys, values, strange = chosen[:num_pairs], chosen[num_pairs : 2 * num_pairs], chosen[2 * num_pairs :]
     asked = rng.randrange(num_pairs)
-    return chosen[:num_pairs], chosen[num_pairs:], chosen[asked], chosen[num_pairs + asked]
+    marks, letters, (mark, prefill) = letter_ids()
+    if form == "caption":
+        return keys, values, [mark, keys[asked]], values[asked]
+    if form == "answer":
+        return keys, values, [mark, keys[asked], mark, prefill], values[asked]
+    near = rng.sample([v for v in values if v != values[asked]], min(num_pairs, num_options) - 1)
+    options = [values[asked], *near, *strange][:num_options]
+    rng.shuffle(options)
+    listed = [i for pair in zip(marks, options, strict=False) for i in pair]
+    return keys, values, [mark, keys[asked], *listed, mark, prefill], letters[options.index(values[asked])]
 
 
 @functools.lru_cache
