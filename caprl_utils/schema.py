@@ -260,7 +260,7 @@ class Pretraining(Settings):
     media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")
     cutoff_tokens: int = setting(6144, "author script", ge=16)
     max_pixels: int = setting(1024 * 28 * 28, "author script", ge=1)
-    min_pixels: int = setting(32 * 32, "LLaMA-Factory's default", ge=1)
+    min_pixels: int = setting(32 * 32, "ours: LLaMA-Factory's default", ge=1)
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "author script")
     warmup_ratio: float = setting(0.1, "author script", ge=0, lt=1)
     precision: Literal["bf16", "float32"] = setting("bf16", "author script")
