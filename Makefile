@@ -63,7 +63,6 @@ table5: later ## Table 5: answer rounds in the reward (not yet)
 table6: later ## Table 6: leaking questions (not yet)
 figures: later ## Figures 1c, 4 and 5 (not yet)
 plan: later ## what a profile needs in hardware, hours and disk (not yet)
-serve: later ## serve a model with vLLM (not yet)
 bench: later ## speed against the baselines (not yet)
 
 later:
@@ -77,6 +76,11 @@ zoo: environment ## train the small models of the mini world from nothing
 
 trace: environment ## a printed number back to its run: make trace ITEM="table3 CapRL mini-chart"
 	@$(PY) -m caprl_utils.reporting.trace "$(ITEM)" --profile $(PROFILE)
+
+##@ Use
+serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PORT until Ctrl-C
+	@test -n "$(MODEL)" || { echo "error: name a model, for example: make serve MODEL=zoo:vlm-3b" >&2; exit 1; }
+	@$(PY) -m caprl_utils.backends.server "$(MODEL)" $(if $(PORT),--port $(PORT))
 
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths
 from caprl_utils.backends.base import Completion, Request, Sampling
 from caprl_utils.backends.images import share_images
-from caprl_utils.backends.weights import files_hash
+from caprl_utils.backends.weights import GENERAL_TOKENIZERS, check_folder, files_hash
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
 from caprl_utils.progress import Progress
@@ -38,7 +38,7 @@ class LocalBackend:
         self.config = config
         self._path = paths.resolve_model(config.path)
         self._torch_threads = torch_threads
-        _check_folder(self._path, config.path)
+        check_folder(self._path, config.path)
 
     @cached_property
     def model_hash(self) -> str:
@@ -238,14 +238,6 @@ class LoadedModel:
             return torch.log_softmax(logits.float(), dim=-1)[:, list(ids)].tolist()
 
 
-def _check_folder(path: str, name: str) -> None:
-    """Refuse a path that looks like a folder and is no model; hub ids pass."""
-    folder = Path(path)
-    looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir()
-    if looks_local and not (folder / "config.json").is_file():
-        raise UserError(f"no model at {paths.shown(folder)} (models path {name!r}): config.json is missing")
-
-
 def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
     """(processor, tokenizer, model); for a text model processor and tokenizer are the same."""
     import torch
@@ -274,17 +266,13 @@ def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
 
 
 def load_tokenizer(path: str, **options: Any) -> Any:
-    """The tokenizer as its folder says.
-
-    AutoTokenizer puts Qwen2Tokenizer in the place of any other class beside a Qwen2 model, which silently
-    splits words differently (transformers 5.17); a folder that names the general class gets that one.
-    """
+    """The tokenizer as its folder says: one that names the general class gets that one."""
     import transformers as hf
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     named = get_tokenizer_config(path, **options).get("tokenizer_class")
-    general = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return (hf.PreTrainedTokenizerFast if general else hf.AutoTokenizer).from_pretrained(path, **options)
+    kind = hf.PreTrainedTokenizerFast if named in GENERAL_TOKENIZERS else hf.AutoTokenizer
+    return kind.from_pretrained(path, **options)
 
 
 def _remedy(config: ModelConfig) -> str:

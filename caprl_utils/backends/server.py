@@ -11,8 +11,12 @@ machine without GPU the CPU build serves the small models.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,12 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caprl_utils import paths, processes
+from caprl_utils.backends.weights import check_folder, misread_tokenizer
 from caprl_utils.errors import UserError
 from caprl_utils.provenance import gpu_names
 from caprl_utils.schema import ModelConfig
 
 HOST = "127.0.0.1"
-READY_SEC = 900.0  # a 72B model loads for minutes
+READY_SEC = float(os.environ.get("CAPRL_READY_SEC") or 900)  # a 72B model loads for minutes
 _POLL_SEC = 1.0
 _LINE_SEC = 10.0  # between progress lines
 CPU_MEMORY_SHARE = 0.2  # on CPU this flag is a share of the machine's memory, and its default of 0.92 fails
@@ -41,6 +46,7 @@ class Server:
     url: str
     config: ModelConfig
     log: Path
+    process: subprocess.Popen
 
 
 @contextmanager
@@ -54,19 +60,23 @@ def serve(
     end of its log.
     """
     port = port or free_port()
-    _check_port(port)
+    _check(model, port)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
-    process = processes.popen(command(model, port, max_model_len), log, environment(model))
+    tokenizer = tokenizer_folder(Path(paths.resolve_model(model.path)), log.with_suffix(".tokenizer"))
+    line = command(model, port, max_model_len, tokenizer)
+    process = processes.popen(line, log, environment(model), guarded=True)
     url = f"http://{HOST}:{port}/v1"
     try:
         _wait_until_ready(process, url, model.path, log)
         served = model.model_dump() | {"backend": "endpoint", "base_urls": [url]}
-        yield Server(url, ModelConfig(**served), log)
+        yield Server(url, ModelConfig(**served), log, process)
     finally:
         processes.stop(process)
 
 
-def command(model: ModelConfig, port: int, max_model_len: int | None = None) -> list[str]:
+def command(
+    model: ModelConfig, port: int, max_model_len: int | None = None, tokenizer: Path | None = None
+) -> list[str]:
     """The command line of the server. vLLM's own program is run as a module: it works with both builds."""
     arguments = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
@@ -81,6 +91,10 @@ def command(model: ModelConfig, port: int, max_model_len: int | None = None) -> 
         arguments += ["--revision", model.revision]
     if model.trust_remote_code:
         arguments.append("--trust-remote-code")
+    if tokenizer is not None:
+        arguments += ["--tokenizer", str(tokenizer)]
+    if pixels := _pixel_limits(model):
+        arguments += ["--mm-processor-kwargs", json.dumps(pixels)]
     if gpu_names():
         return [*arguments, "--dtype", model.dtype, "--max-num-seqs", str(model.batch_size)]
     dtype = "float32" if model.dtype == "auto" else model.dtype
@@ -90,15 +104,35 @@ def command(model: ModelConfig, port: int, max_model_len: int | None = None) -> 
     ]  # fmt: skip
 
 
+def _pixel_limits(model: ModelConfig) -> dict[str, int]:
+    limits = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def tokenizer_folder(model: Path, target: Path) -> Path | None:
+    """A copy of a model's tokenizer that vLLM loads as it is, or None where the model's own folder will do.
+
+    vLLM asks AutoTokenizer (see `weights.GENERAL_TOKENIZERS`), which takes the class that the tokenizer names when
+    the config beside it says nothing.
+    """
+    if not misread_tokenizer(model):
+        return None
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (*model.glob("*token*.json"), *model.glob("chat_template.*")):
+        shutil.copy(file, target)
+    (target / "config.json").write_text("{}")
+    return target
+
+
 def environment(model: ModelConfig) -> dict[str, str]:
     """Variables for the server's process: no telemetry, no hub for a local model, the API key if any."""
     env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if Path(paths.resolve_model(model.path)).is_dir():
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if model.api_key_env is not None and os.environ.get(model.api_key_env):
-        env["VLLM_API_KEY"] = os.environ[
-            model.api_key_env
-        ]  # not on the command line, which everybody can read
+    if model.api_key_env is not None:
+        if not os.environ.get(model.api_key_env):
+            raise UserError(f"{model.path}: set the environment variable {model.api_key_env} to the API key")
+        env["VLLM_API_KEY"] = os.environ[model.api_key_env]  # everybody can read a command line
     return env
 
 
@@ -109,7 +143,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _check_port(port: int) -> None:
+def _check(model: ModelConfig, port: int) -> None:
+    """Refuse what cannot work before vLLM spends a minute on finding out."""
+    check_folder(paths.resolve_model(model.path), model.path)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed in this environment; run `make setup`")
     with socket.socket() as probe:
         try:
             probe.bind((HOST, port))
@@ -127,10 +165,7 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
     while True:
         waited = time.monotonic() - start
         if process.poll() is not None:
-            raise UserError(
-                f"the server for {name} ended with status {process.returncode}; the end of "
-                f"{paths.shown(log)}:\n{processes.tail(log)}"
-            )
+            raise UserError(_why_ended(process.returncode, name, log))
         try:
             if httpx.get(url.removesuffix("/v1") + "/health", timeout=5.0).status_code == 200:
                 print(f"{name} is served at {url} after {waited:.0f} s", file=sys.stderr, flush=True)
@@ -139,13 +174,40 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
             pass  # not up yet
         if waited > READY_SEC:
             raise UserError(
-                f"the server for {name} was not ready after {READY_SEC:.0f} s; the end of "
-                f"{paths.shown(log)}:\n{processes.tail(log)}"
+                f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more); the "
+                f"end of {paths.shown(log)}:\n{processes.tail(log)}"
             )
         if time.monotonic() >= next_line:
             print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)
             next_line += _LINE_SEC
         time.sleep(_POLL_SEC)
+
+
+_REMEDIES = {
+    r"desired GPU memory utilization|No available memory for the cache|free memory on|MemoryError|out of memory": (
+        "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)"
+    ),
+    r"max_model_len|max model len": "the model takes fewer tokens: lower --max-model-len",
+    r"not recognize this architecture|architectures .* (?:are|is) not supported": (
+        "this vLLM does not know the model's architecture"
+    ),
+    r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect": (
+        "the model is no folder here and the hub did not give it: check its name and the connection"
+    ),
+    r"Illegal instruction|SIGILL": "this processor lacks instructions that this build of vLLM uses",
+}
+
+
+def _why_ended(status: int, name: str, log: Path) -> str:
+    """What a user reads when the server is gone: status, the likely cause, and the end of its log."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    errors = "\n".join(line for line in text.splitlines() if re.search(r"Error|ERROR|error:|Illegal", line))
+    causes = [remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, errors)]
+    likely = f" Likely: {causes[0]}." if causes else ""
+    return (
+        f"the server for {name} ended with status {status}.{likely} The end of {paths.shown(log)}:\n"
+        f"{processes.tail(log)}"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -156,15 +218,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model", help="zoo:NAME, a folder, or a hub id")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-model-len", type=int, help="tokens of prompt and completion")
+    parser.add_argument("--revision", help="commit of a model of the hub")
+    parser.add_argument("--max-pixels", type=int, help="pixels of an image; larger ones are scaled down")
+    parser.add_argument("--api-key-env", help="variable that holds the key clients must send")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, the server included
     try:
-        with serve(ModelConfig(path=given.model), given.port, given.max_model_len) as server:
+        model = ModelConfig(
+            path=given.model,
+            revision=given.revision,
+            max_pixels=given.max_pixels,
+            api_key_env=given.api_key_env,
+        )
+        with serve(model, given.port, given.max_model_len) as server:
             print(
                 f"{given.model} at {server.url}, log in {paths.shown(server.log)}; Ctrl-C stops it",
                 flush=True,
             )
-            while True:
-                time.sleep(3600)
+            raise UserError(_why_ended(server.process.wait(), given.model, server.log))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

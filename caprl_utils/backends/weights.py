@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from caprl_utils import paths
+from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash, value_hash
 
 MODEL_FILES = (
@@ -16,3 +19,24 @@ def files_hash(folder: Path) -> str:
     """Hash of the files that make the model; notes and training logs beside them do not count."""
     files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
     return value_hash({file.name: file_hash(file) for file in files})
+
+
+GENERAL_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes that take tokenizer.json as it is. Beside a Qwen2 model AutoTokenizer puts Qwen2Tokenizer in their place,
+which splits words differently, without a word (transformers 5.17)."""
+
+
+def check_folder(path: str, name: str) -> None:
+    """Refuse a path that looks like a folder and is no model; hub ids pass."""
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir()
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"no model at {paths.shown(folder)} (models path {name!r}): config.json is missing")
+
+
+def misread_tokenizer(folder: Path) -> bool:
+    """Whether this is a text model's folder whose tokenizer AutoTokenizer replaces by another."""
+    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
+    if not (config.is_file() and tokenizer.is_file()) or "vision_config" in json.loads(config.read_text()):
+        return False
+    return json.loads(tokenizer.read_text()).get("tokenizer_class") in GENERAL_TOKENIZERS

@@ -1,5 +1,6 @@
 """The server manager: its command line, and what a user is told when it cannot start."""
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import pytest
 
 from caprl_utils import processes
 from caprl_utils.backends import server
+from caprl_utils.backends.local import load_tokenizer
 from caprl_utils.errors import UserError
 from caprl_utils.schema import ModelConfig
 
@@ -31,6 +33,56 @@ def test_the_key_is_not_on_the_command_line(reader_folder, monkeypatch):
     model = ModelConfig(path=str(reader_folder), api_key_env="MY_KEY")
     assert server.environment(model)["VLLM_API_KEY"] == "secret"
     assert "secret" not in " ".join(server.command(model, 8123))
+
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(UserError, match="MY_KEY"):
+        server.environment(model)
+
+
+def test_pixel_limits_reach_the_server(reader_folder):
+    line = server.command(ModelConfig(path=str(reader_folder), max_pixels=4096), 8123)
+    assert json.loads(line[line.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
+
+
+def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
+    """AutoTokenizer, which vLLM uses, reads the copy as the tokenizer is, and the model's own folder not."""
+    from transformers import AutoTokenizer
+
+    text = "The value of Rome is 42."
+    own = load_tokenizer(str(reader_folder))
+    copied = AutoTokenizer.from_pretrained(server.tokenizer_folder(reader_folder, tmp_path / "copy"))
+    assert copied(text)["input_ids"] == own(text)["input_ids"]
+    assert copied.decode(copied(text)["input_ids"]) == text
+    chat = [{"role": "user", "content": "What is the topic?"}]
+    assert copied.apply_chat_template(chat, tokenize=False) == own.apply_chat_template(chat, tokenize=False)
+    assert AutoTokenizer.from_pretrained(reader_folder)(text)["input_ids"] != own(text)["input_ids"]
+    assert server.tokenizer_folder(vlm_folder, tmp_path / "none") is None
+
+
+def test_a_folder_without_model_is_refused_at_once(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"config\.json is missing"),
+        server.serve(ModelConfig(path=str(tmp_path))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "likely"),
+    [
+        (
+            "ValueError: Free memory on device (1/23 GiB) is less than desired GPU memory utilization",
+            "too little",
+        ),
+        ("ValueError: User-specified max_model_len (9) is greater than the derived", "lower --max-model-len"),
+        ("RepositoryNotFoundError: 404", "check its name"),
+        ("ValueError: all is well otherwise", None),
+    ],
+)
+def test_the_likely_cause_is_named(line, likely, tmp_path):
+    (tmp_path / "log").write_text(f"INFO starting\n{line}\n")
+    message = server._why_ended(1, "zoo:x", tmp_path / "log")
+    assert line in message and ("Likely" in message) == (likely is not None) and (likely or "") in message
 
 
 def test_a_port_in_use_is_named(reader_folder):
@@ -75,7 +127,7 @@ def alive(pid: int) -> bool:
 
 
 def test_the_whole_process_group_ends(reader_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "command", lambda model, port, _: [sys.executable, "-c", HEALTHY, str(port)])
+    monkeypatch.setattr(server, "command", lambda model, port, *_: [sys.executable, "-c", HEALTHY, str(port)])
     log = tmp_path / "log"
     with (
         pytest.raises(KeyboardInterrupt),
