@@ -22,20 +22,27 @@ BASE, CAPRL = "3B (base)", "CapRL-3B"
 
 @dataclass(frozen=True)
 class Entry:
-    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each training seed."""
+    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each training seed,
+    "{first}" for the first of them.
+    """
 
     label: str
     runs: str
     paper: str | None = None  # the row of the paper's table that it stands for
     bound: bool = False  # a floor, ceiling or control, no captioner of the paper
 
+    def names(self, profile: Profile) -> list[str]:
+        """Names of its runs."""
+        seeds = profile.rl.seeds if "{seed}" in self.runs else profile.rl.seeds[:1]
+        return [self.runs.format(seed=seed, first=profile.rl.seeds[0]) for seed in seeds]
+
 
 ENTRIES = (
     Entry(BASE, "base-3b", "Qwen2.5-VL-3B"),
     Entry("7B", "base-7b", "Qwen2.5-VL-7B"),
     Entry("72B", "base-72b", "Qwen2.5-VL-72B"),
-    Entry("UnifiedRW-as-Judge-3B", "judge_unified-seed{seed}", "UnifiedRW-as-Judge-3B"),
-    Entry("Qwen2.5VL-as-Judge-3B", "judge_vlm-seed{seed}", "Qwen2.5VL-as-Judge-3B"),
+    Entry("UnifiedRW-as-Judge-3B", "judge_unified-seed{first}", "UnifiedRW-as-Judge-3B"),
+    Entry("Qwen2.5VL-as-Judge-3B", "judge_vlm-seed{first}", "Qwen2.5VL-as-Judge-3B"),
     Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
     Entry("floor: empty caption", "floor-empty", bound=True),
     Entry("floor: another image's caption", "floor-other-image", bound=True),
@@ -119,8 +126,7 @@ def load(
 
 
 def _measure(profile: Profile, entry: Entry) -> Measured | None:
-    names = [entry.runs.format(seed=seed) for seed in (profile.rl.seeds if "{seed}" in entry.runs else [0])]
-    folders = [paths.RUNS / profile.name / "prism" / name for name in names]
+    folders = [paths.RUNS / profile.name / "prism" / name for name in entry.names(profile)]
     there = [folder for folder in folders if (folder / "result.json").is_file()]
     if not there:
         return None

@@ -33,8 +33,8 @@ STOPPED = 143  # 128 + SIGTERM
 _WINDOW = 10  # steps at either end that the record averages
 
 
-def run_name(experiment: str, seed: int) -> str:
-    """Name of a run's folder."""
+def run_name(experiment: str, seed: int | str) -> str:
+    """Name of a run's folder; the seed may be a placeholder."""
     return f"{experiment}-seed{seed}"
 
 

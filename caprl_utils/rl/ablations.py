@@ -1,0 +1,175 @@
+"""All trainings of a profile in one loop, each followed by its Prism evaluation.
+
+    python -m caprl_utils.rl.ablations [NAME ...] --profile mini      all of the profile, or those named
+
+The main experiment is trained once per seed of `rl.seeds`, every other of `ablations.experiments` once, with the first
+seed. A run that several tables share is trained once; complete ones are read back, a stopped one goes on. The
+captioner of every run, and the one that training starts from, is evaluated on the same samples by the same reader, so
+that tables can compare them image by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile, nearest
+from caprl_utils.errors import UserError
+from caprl_utils.notebook import prepare_process
+from caprl_utils.progress import Progress
+from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.rl.launch import launch
+from caprl_utils.rl.train import STAGE, run_name
+from caprl_utils.schema import ModelConfig, Profile
+
+MAIN = "caprl"
+BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 05 names it
+SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One training."""
+
+    experiment: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder, and of its Prism run."""
+        return run_name(self.experiment, self.seed)
+
+
+def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
+    """The trainings of a profile in their order, or those of the experiments named.
+
+    Raises UserError for a name that is none of the profile's.
+    """
+    known = [MAIN, *profile.ablations.experiments]
+    for name in names:
+        if name not in known:
+            close = nearest(name, known)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(
+                f"experiment {name!r} is none of profile {profile.name}{hint} "
+                f"It has {', '.join(known)} (ablations.experiments)"
+            )
+    chosen = [name for name in dict.fromkeys(known) if not names or name in names]
+    first = profile.rl.seeds[0]
+    return [
+        Planned(name, seed)
+        for name in chosen
+        for seed in (profile.rl.seeds if name == MAIN else [first])
+    ]  # fmt: skip
+
+
+def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Train and evaluate what is not there yet; one row per run, as `summary` gives it."""
+    profile = load_profile(profile_name)
+    runs = planned(profile, names)
+    for one in runs:
+        load_experiment(
+            one.experiment, profile_name
+        )  # a mistake in the last of them shows before the first starts
+    evaluation = Evaluation(profile)
+    rows = []
+    with Progress("trainings", len(runs)) as bar:
+        evaluation.base()
+        for one in runs:
+            record = launch(one.experiment, profile_name, one.seed)
+            rows.append(summary(one, record, evaluation.of(one)))
+            bar.update(note=one.name)
+    return rows
+
+
+def summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:
+    """What a table of all runs shows of one."""
+    values = record["values"]
+    return {
+        "run": one.name,
+        "steps": values["steps"],
+        "images": record["n"],
+        "minutes": record["wall_sec"] / 60 if record.get("wall_sec") is not None else None,
+        "reward first": values["reward_first"],
+        "last": values["reward_last"],
+        "tokens first": values["completion_tokens_first"],
+        "tokens last": values["completion_tokens_last"],
+        "accuracy": prism["values"]["average"],
+    }
+
+
+class Evaluation:
+    """Prism over the captioners of trainings; samples and readers are loaded when first needed."""
+
+    def __init__(self, profile: Profile):
+        self.profile = profile
+        self._samples: list[Any] | None = None
+        self._readers: dict[str, Any] = {}
+
+    def base(self) -> list[dict[str, Any]]:
+        """The captioner that training starts from, by every reader."""
+        policy = self.profile.models.policy
+        readers = self._readers_of(SWAPPED[0])
+        return [self._evaluate(BASE_RUN, policy, role) for role in readers]
+
+    def of(self, one: Planned) -> dict[str, Any]:
+        """The captioner of a training; returns the record by the evaluation's own reader."""
+        folder = paths.RUNS / self.profile.name / STAGE / one.name / "final"
+        trained = self.profile.models.policy.model_copy(
+            update={"path": str(folder), "revision": None, "backend": "local"}
+        )
+        records = [self._evaluate(one.name, trained, role) for role in self._readers_of(one.experiment)]
+        return records[0]
+
+    def _readers_of(self, experiment: str) -> Iterator[str]:
+        yield "prism_reader"
+        if experiment in SWAPPED and SWAPPED[1] in self.profile.ablations.experiments:
+            yield "reward_reader"
+
+    def _evaluate(self, name: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
+        from caprl_utils.backends import open_backend
+        from caprl_utils.evaluation import prism
+
+        if self._samples is None:
+            self._samples = prism.load_samples(self.profile)
+        if role not in self._readers:
+            self._readers[role] = open_backend(self.profile.models[role], self.profile)
+        return prism.evaluate(
+            self.profile, prism_name(name, role), open_backend(captioner, self.profile),
+            self._readers[role], self._samples,
+        )  # fmt: skip
+
+
+def prism_name(run: str, role: str = "prism_reader") -> str:
+    """Name of the Prism run of a captioner read by one of the profile's models."""
+    return run if role == "prism_reader" else f"{run}-by-{role}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m caprl_utils.rl.ablations", description="Train and evaluate all runs of a profile."
+    )
+    parser.add_argument("names", nargs="*", help="experiments (default: all of the profile)")
+    parser.add_argument("--profile", default="mini", help="smoke | mini | one_gpu | paper")
+    arguments = parser.parse_args(argv)
+    try:
+        prepare_process(load_profile(arguments.profile))
+        for row in run_all(arguments.profile, arguments.names):
+            print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
