@@ -32,6 +32,7 @@ _MARKED = re.compile(r"[(\[]\s*([A-Z])\s*[)\]]|(?<![A-Za-z0-9(\[])([A-Z])\s?[)\]
 # "B. dog", "B: dog", "B, because", "B" at the very start.
 _LEADING = re.compile(r"^([A-Z])(?:\s*[.:,;!?)\]]|\s*$|\s+(?=because|since|as|is|[-\u2013\u2014]))")
 _LEADING_BARE = re.compile(r"^([B-HJ-Z])\s")  # not A and I, which are words
+_BARE_OPTION = re.compile(r"^([A-Z])\s+(.+)$", re.DOTALL)
 # "the answer is B", "Answer: B", "option B", "I choose B", "so B".
 _CUE = re.compile(
     r"\b(?i:answers?|option|choice|letter|is|be|are|choose|chose|select|pick|so|thus|therefore|hence|with|it['\u2019]s)\b"
@@ -117,6 +118,9 @@ def _read_strict(text: str, letters: str, options: Sequence[str] | None) -> Lett
         rest = text[leading.end() :].strip(" .:)]")
         if leading[1] in letters and _option_index(rest, options) is not None:
             return LetterReading(leading[1], "letter")
+    bare = _BARE_OPTION.match(text) if options is not None else None
+    if bare and bare[1] in letters and _option_index(bare[2], options) == letters.index(bare[1]):
+        return LetterReading(bare[1], "letter")  # "A cat" before its own option: no article
     stated = {letter for match in _MARKED.finditer(text) for letter in match.groups() if letter}
     stated.update(match[1] for match in _CUE.finditer(text))
     if leading:

@@ -118,3 +118,10 @@ def test_final_answer_takes_any_text(text):
 
 def test_a_completion_stuck_in_a_loop_is_read_in_linear_time():
     assert final_answer("\\boxed{" * 20_000).startswith("\\boxed{")
+
+
+def test_a_bare_letter_before_its_own_option():
+    options = ["cat", "dog", "cow"]
+    assert parse_letter("A cat", "ABC", options=options) == "A"
+    assert parse_letter("A dog", "ABC", options=options) is None  # an article
+    assert parse_letter("A cat", "ABC") is None

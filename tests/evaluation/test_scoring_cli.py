@@ -49,15 +49,29 @@ def test_the_value_for_the_pinned_version_wins(tmp_path, capsys):
     assert "1 passed, 0 failed" in capsys.readouterr().out
 
 
+def test_a_line_that_is_no_vector_fails_alone(tmp_path, capsys):
+    file = tmp_path / "v.jsonl"
+    bad = [
+        "{broken", '["a list"]', json.dumps({"benchmark": "gqa", "mode": "standard"}), json.dumps(vector(mode="other")),
+        json.dumps(vector(benchmark="gqqa")), json.dumps(vector(expected="yes")), json.dumps(vector(meta=[1])),
+        json.dumps(vector(prediction=7)), json.dumps(vector(mode="caprl")),
+    ]  # fmt: skip
+    file.write_text("\n".join([*bad, json.dumps(vector()), ""]), encoding="utf-8")
+    assert main(["--vectors", str(file)]) == 1
+    out = capsys.readouterr().out
+    assert out.endswith("1 passed, 9 failed\n")
+    for text in (
+        "line 2 of", "not list", "missing prediction, gold, expected", "mode is 'other'", "'gqqa': did you mean",
+        "expected is 'yes'", "meta is list", "must be text, not int", "use mode 'standard'",
+    ):  # fmt: skip
+        assert text in out, text
+
+
 def test_unusable_files_are_named(tmp_path, capsys):
     assert main(["--vectors", str(tmp_path / "none.jsonl")]) == 2
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"benchmark": "gqa"}\n', encoding="utf-8")
-    assert main(["--vectors", str(broken)]) == 2
-    assert main(["--vectors", write(tmp_path / "mode.jsonl", vector(mode="other"))]) == 2
-    assert main(["--vectors", write(tmp_path / "key.jsonl", vector(benchmark="gqqa"))]) == 2
+    assert main(["--vectors", write(tmp_path / "empty.jsonl")]) == 2
     err = capsys.readouterr().err
-    assert "none.jsonl" in err and "broken.jsonl, line 1" in err and "'other'" in err and "gqa" in err
+    assert "none.jsonl" in err and "empty.jsonl is empty" in err
 
 
 def test_it_runs_as_a_module(tmp_path):

@@ -259,3 +259,9 @@ def test_similarity_is_symmetric(left, right):
         right.replace("\\", "").replace("<", "").strip(),
     )
     assert score("docvqa", left, [right]).value == pytest.approx(score("docvqa", right, [left]).value)
+
+
+@pytest.mark.parametrize("text", ["\\text{North America}", "5\\ \\text{cm}^2", "\\mathbf{B}"])
+@pytest.mark.parametrize("benchmark", ["chartqa", "chartqapro", "infovqa", "gqa"])
+def test_a_gold_with_text_commands_equals_itself(benchmark, text):
+    assert score(benchmark, text, [text] if benchmark == "infovqa" else text).value == 1.0

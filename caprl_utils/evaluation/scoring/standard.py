@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from caprl_utils.answers import DEFAULT_LETTERS, final_answer
+from caprl_utils.answers import DEFAULT_LETTERS, final_answer, unwrap_commands
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.scoring import choices, maths, text
@@ -22,7 +22,8 @@ NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
 def _text(metric: Callable[[str, Any], float]) -> Callable[[Row], Score]:
     def run(row: Row) -> Score:
         answer = _short_answer(row.prediction)
-        return Score(metric(answer, row.gold), answer or None, None if answer.strip() else "empty answer")
+        value = metric(answer, _unwrapped(row.gold))
+        return Score(value, answer or None, None if answer.strip() else "empty answer")
 
     return run
 
@@ -31,6 +32,13 @@ def _short_answer(prediction: str) -> str:
     """The final answer; a plain short answer keeps its outer spaces, which ANLS counts as the toolkits do."""
     answer = final_answer(prediction)
     return prediction if prediction.strip() == answer else answer
+
+
+def _unwrapped(gold: Any) -> Any:
+    r"""A gold without `\text{...}` and its like, which the answer has lost too."""
+    if isinstance(gold, (list, tuple)):
+        return [_unwrapped(item) for item in gold]
+    return unwrap_commands(gold) if isinstance(gold, str) else gold
 
 
 def _accepted(gold: Any) -> list[str]:
@@ -42,7 +50,9 @@ def _accepted(gold: Any) -> list[str]:
 
 def _pro(row: Row) -> Score:
     answer = final_answer(row.prediction)
-    value = text.relaxed_accuracy_pro(answer, row.gold, row.meta.get("year"), row.meta.get("question_type"))
+    value = text.relaxed_accuracy_pro(
+        answer, _unwrapped(row.gold), row.meta.get("year"), row.meta.get("question_type")
+    )
     return Score(value, answer or None, None if answer else "empty answer")
 
 

@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caprl_utils.errors import UserError
+from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.scoring.symbolic import MATH_VERIFY_VERSION
 from caprl_utils.evaluation.scoring.types import Mode, Row
 
+FIELDS = ("benchmark", "prediction", "gold", "mode", "expected")
 TOLERANCE = 1e-6  # expected values are rounded to six decimals
 
 
@@ -29,25 +32,53 @@ class Vector:
         return abs(value - self.expected) <= TOLERANCE
 
 
-def read_vectors(path: Path) -> list[Vector]:
-    """All vectors of a JSONL file. Raises UserError naming file and line."""
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A line that is no vector, and why."""
+
+    line: int
+    reason: str
+
+
+def read_vectors(path: Path) -> tuple[list[Vector], list[Broken]]:
+    """All vectors of a JSONL file, and the lines that are none. Raises UserError where there is no such
+    file, or nothing in it.
+    """
     if not path.is_file():
         raise UserError(f"no test vectors at {path}: give a JSONL file")
-    return list(_parse(path))
+    found = list(_parse(path))
+    if not found:
+        raise UserError(f"{path} is empty: one JSON object a line with {', '.join(FIELDS)}")
+    vectors = [item for item in found if isinstance(item, Vector)]
+    return vectors, [item for item in found if isinstance(item, Broken)]
 
 
-def _parse(path: Path) -> Iterator[Vector]:
+def _parse(path: Path) -> Iterator[Vector | Broken]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
             continue
         try:
-            data = json.loads(text)
-            meta = data.get("meta") or {}
-            if data["mode"] not in ("caprl", "standard"):
-                raise UserError(f"{path}, line {number}: mode is {data['mode']!r}, not 'caprl' or 'standard'")
-            row = Row(data["benchmark"], data["prediction"], data["gold"], meta)
-            expected = (meta.get("math_verify") or {}).get(MATH_VERIFY_VERSION, data["expected"])
-            yield Vector(number, row, data["mode"], None if expected is None else float(expected))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            detail = f"{type(error).__name__}: {error}"
-            raise UserError(f"{path}, line {number}: not a test vector ({detail})") from error
+            yield _vector(number, json.loads(text))
+        except (ValueError, UserError) as error:
+            yield Broken(number, str(error))
+
+
+def _vector(line: int, data: Any) -> Vector:
+    if not isinstance(data, dict):
+        raise UserError(f"a vector is a JSON object, not {type(data).__name__}")
+    if missing := [name for name in FIELDS if name not in data]:
+        raise UserError(f"missing {', '.join(missing)}")
+    if data["mode"] not in ("caprl", "standard"):
+        raise UserError(f"mode is {data['mode']!r}, not 'caprl' or 'standard'")
+    meta = data.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise UserError(f"meta is {type(meta).__name__}, not a JSON object")
+    versions = meta.get("math_verify")
+    expected = data["expected"]
+    if isinstance(versions, dict):
+        expected = versions.get(MATH_VERIFY_VERSION, expected)
+    if expected is not None and (isinstance(expected, str) or not isinstance(expected, int | float)):
+        raise UserError(f"expected is {expected!r}, not a number or null")
+    row = Row(data["benchmark"], data["prediction"], data["gold"], meta)
+    get_benchmark(str(row.benchmark))
+    return Vector(line, row, data["mode"], None if expected is None else float(expected))
