@@ -100,7 +100,28 @@ class _BadImageError(Exception):
         self.reason, self.detail = reason, None if detail is None else str(detail)[:200]
 
 
+def look_at_header(raw: RawImage) -> dict[str, Any]:
+    """Width, height, problem and detail without decoding: a truncated file is not noticed."""
+    found: dict[str, Any] = {"width": None, "height": None, "problem": raw.problem, "detail": None}
+    if raw.problem is not None:
+        return found
+    try:
+        found["width"], found["height"] = _open(raw).size
+    except _BadImageError as error:
+        found |= {"problem": error.reason, "detail": error.detail}
+    return found
+
+
 def _decode(raw: RawImage) -> Image.Image:
+    opened = _open(raw)
+    try:
+        opened.load()
+        return _as_rgb(ImageOps.exif_transpose(opened))
+    except Exception as error:
+        raise _BadImageError(BadImage.TRUNCATED, error) from None
+
+
+def _open(raw: RawImage) -> Image.Image:
     if not raw.data:
         raise _BadImageError(BadImage.EMPTY)
     try:
@@ -114,11 +135,7 @@ def _decode(raw: RawImage) -> Image.Image:
     except Exception as error:  # decoders raise what they like on broken headers
         raise _BadImageError(BadImage.TRUNCATED, error) from None
     _check_header(opened, raw.path)
-    try:
-        opened.load()
-        return _as_rgb(ImageOps.exif_transpose(opened))
-    except Exception as error:
-        raise _BadImageError(BadImage.TRUNCATED, error) from None
+    return opened
 
 
 def _check_header(opened: Image.Image, path: str | None) -> None:

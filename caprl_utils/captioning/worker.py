@@ -1,0 +1,27 @@
+"""One worker process: python -m caprl_utils.captioning.worker FOLDER (`engines.run_workers` starts it).
+
+Start it by hand, on this machine or another one that sees the folder, to lend a running job a hand.
+"""
+
+import sys
+from pathlib import Path
+
+from caprl_utils.captioning.engines import work_in
+from caprl_utils.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Work on the job of the folder named; returns the exit status."""
+    if len(arguments) != 1:
+        print("usage: python -m caprl_utils.captioning.worker FOLDER", file=sys.stderr)
+        return 2
+    try:
+        work_in(Path(arguments[0]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
