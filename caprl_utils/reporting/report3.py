@@ -35,8 +35,8 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     """
     folder = report_folder(profile) if folder is None else folder
     refuse_smoke(profile, folder)
-    results = load(profile)
-    curves = training_curves(profile)
+    results = load(profile, some_seeds=True)
+    curves = training_curves(profile, results.training_seeds)
     tables = [
         table3.scores_table(results, bounds=False),
         table3.differences_table(results),
@@ -74,9 +74,10 @@ def refuse_smoke(profile: Profile, folder: Path) -> None:
         )
 
 
-def training_curves(profile: Profile, experiment: str = EXPERIMENT) -> list[figures.Curve]:
-    """Reward and caption length of every training seed."""
-    seeds = profile.rl.seeds
+def training_curves(
+    profile: Profile, seeds: Sequence[int], experiment: str = EXPERIMENT
+) -> list[figures.Curve]:
+    """Reward and caption length over each training."""
     labels = ["CapRL"] if len(seeds) == 1 else [f"CapRL, seed {seed}" for seed in seeds]
     found = []
     for seed, label in zip(seeds, labels, strict=True):
@@ -111,7 +112,7 @@ def provenance(results: Results, profile: Profile) -> list[dict[str, Any]]:
         for measured in results.measured.values()
         for file, record in zip(measured.files, measured.records, strict=True)
     ]
-    for seed in profile.rl.seeds:
+    for seed in results.training_seeds:
         file = paths.RUNS / profile.name / "rl" / f"{EXPERIMENT}-seed{seed}" / "curve.jsonl"
         found.append({"file": record_path(file), "seeds": [seed]})
     return found

@@ -5,7 +5,8 @@ Rows whose runs are not there are left out, but for the two that the paper's cla
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
@@ -57,6 +58,7 @@ class Measured:
     """What the runs of one entry say."""
 
     entry: Entry
+    names: tuple[str, ...]  # of the runs
     files: tuple[str, ...]  # record_path of each run's result.json
     records: tuple[Mapping[str, Any], ...]
     rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]  # samples.parquet of each run
@@ -89,11 +91,19 @@ class Results:
     profile: Profile
     measured: Mapping[str, Measured]
     parts: Mapping[str, Bootstrap]  # benchmark or "average" -> means of all entries
+    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label -> runs that are not there
 
     @property
     def benchmarks(self) -> list[str]:
         """Keys of the benchmarks, in the profile's order."""
         return [name for name in self.parts if name != AVERAGE]
+
+    @property
+    def training_seeds(self) -> list[int]:
+        """Those of CapRL that were evaluated."""
+        found = self.measured[CAPRL]
+        runs = found.entry.runs
+        return [seed for seed in self.profile.rl.seeds if runs.format(seed=seed) in found.names]
 
     def interval(self, label: str, benchmark: str) -> Interval:
         """Mean and 95 % interval of an entry."""
@@ -105,37 +115,44 @@ class Results:
 
 
 def load(
-    profile: Profile, entries: Sequence[Entry] = ENTRIES, needed: Sequence[str] = (BASE, CAPRL)
+    profile: Profile,
+    entries: Sequence[Entry] = ENTRIES,
+    needed: Sequence[str] = (BASE, CAPRL),
+    some_seeds: bool = False,
 ) -> Results:
     """Read the Prism runs of a profile; entries without a run are left out, but for the labels in `needed`.
 
+    some_seeds: take the training seeds that were evaluated; otherwise all must be there. Whatever is not
+    there is named in the result's `missing`.
     Raises UserError naming what is missing and how to make it.
     """
-    measured = {}
+    measured, missing = {}, {}
     for entry in entries:
-        if (found := _measure(profile, entry)) is not None:
-            measured[entry.label] = found
-    missing = [label for label in needed if label not in measured]
-    if missing:
+        folders = [paths.RUNS / profile.name / "prism" / name for name in entry.names(profile)]
+        there = [folder for folder in folders if (folder / "result.json").is_file()]
+        if there and len(there) < len(folders) and not some_seeds:
+            raise UserError(
+                f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
+                f"make the rest: make 05_prism_evaluation PROFILE={profile.name}"
+            )
+        if there:
+            measured[entry.label] = _measure(entry, there)
+        if len(there) < len(folders):
+            missing[entry.label] = [folder.name for folder in folders if folder not in there]
+    absent = [label for label in needed if label not in measured]
+    if absent:
         raise UserError(
-            f"no Prism result of {' and '.join(missing)} in profile {profile.name}; "
+            f"no Prism result of {' and '.join(absent)} in profile {profile.name}; "
             f"make it: make 05_prism_evaluation PROFILE={profile.name}"
         )
     scores = {label: found.scores for label, found in measured.items()}
-    return Results(profile, measured, bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed))
+    parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
+    return Results(profile, measured, parts, missing)
 
 
-def _measure(profile: Profile, entry: Entry) -> Measured | None:
-    folders = [paths.RUNS / profile.name / "prism" / name for name in entry.names(profile)]
-    there = [folder for folder in folders if (folder / "result.json").is_file()]
-    if not there:
-        return None
-    if len(there) < len(folders):
-        raise UserError(
-            f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
-            f"make the rest: make 05_prism_evaluation PROFILE={profile.name}"
-        )
+def _measure(entry: Entry, folders: Sequence[Path]) -> Measured:
     rows = tuple(read_samples(folder) for folder in folders)
     files = tuple(record_path(folder / "result.json") for folder in folders)
     scores = sample_scores([row for run in rows for row in run])
-    return Measured(entry, files, tuple(load_result(f) for f in folders), rows, scores)
+    names = tuple(folder.name for folder in folders)
+    return Measured(entry, names, files, tuple(load_result(f) for f in folders), rows, scores)

@@ -46,7 +46,25 @@ def scores_table(results: Results, bounds: bool) -> Table:
         if bounds
         else "Accuracy (%) with 95 % interval"
     )
-    return Table("bounds" if bounds else "table3", caption, "Captioner", [*heads, "Average", TOKENS], rows)
+    columns_ = [*heads, "Average", TOKENS]
+    notes = [] if bounds else missing_notes(results)
+    return Table("bounds" if bounds else "table3", caption, "Captioner", columns_, rows, notes)
+
+
+def missing_notes(results: Results) -> list[str]:
+    """What of the whole table was not evaluated, by row and run."""
+    rows = [
+        f"{label} ({', '.join(names)})"
+        for label, names in results.missing.items()
+        if label not in results.measured
+    ]
+    seeds = [
+        f"{label} is averaged over {len(results.measured[label].names)} of "
+        f"{len(results.measured[label].names) + len(names)} training seeds; not evaluated: {', '.join(names)}."
+        for label, names in results.missing.items()
+        if label in results.measured
+    ]
+    return [*([f"Not evaluated, so not in the tables: {'; '.join(rows)}."] if rows else []), *seeds]
 
 
 def _score_cells(results: Results, found: Measured, benchmark: str) -> Cell:
@@ -215,7 +233,8 @@ def facts(results: Results) -> dict[str, Any]:
         "num_images": {name: base["values"]["benchmarks"][name]["num_images"] for name in results.benchmarks},
         "captions_per_image": base["captions_per_image"],
         "reader": base["reader"]["mode"],
-        "training_seeds": list(results.profile.rl.seeds),
+        "training_seeds": results.training_seeds,
+        "missing": {label: list(names) for label, names in results.missing.items()},
         "draws": results.profile.prism.bootstrap_draws,
         "unparsed": {m.entry.label: [r["unparsed"] for r in m.records] for m in results.measured.values()},
         "gain": gap.value,

@@ -70,7 +70,28 @@ def test_several_training_seeds_are_averaged(finished, prism_run, rl_run):
     rl_run(two, seed=1)
     cell = table3.scores_table(load(two), False).cell("CapRL-3B", "Average")
     assert cell.value == pytest.approx(0.75) and len(cell.sources) == 2
-    assert [curve.label for curve in report3.training_curves(two)] == ["CapRL, seed 0", "CapRL, seed 1"]
+    assert [curve.label for curve in report3.training_curves(two, [0, 1])] == [
+        "CapRL, seed 0",
+        "CapRL, seed 1",
+    ]
+
+
+def test_the_table_says_what_was_not_evaluated(profile, prism_run, rl_run, tmp_path):
+    two = load_profile("mini", {"rl.seeds": [0, 1], "prism.bootstrap_draws": 500})
+    prism_run(two, "base-3b", right=8)
+    prism_run(two, "caprl-seed1", right=14)
+    rl_run(two, seed=1)
+    content = report3.write(two, tmp_path / "out")
+    first = content["tables"][0]
+    assert [row["label"] for row in first["rows"]] == ["3B (base)", "CapRL-3B"]
+    assert first["notes"][0].startswith(
+        "Not evaluated, so not in the tables: 7B (base-7b); 72B (base-72b); Unified"
+    )
+    assert first["notes"][1] == (
+        "CapRL-3B is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
+    )
+    assert content["facts"]["training_seeds"] == [1]
+    assert "judge_vlm-seed0" in (tmp_path / "out" / "table3.md").read_text(encoding="utf-8")
 
 
 def test_a_missing_run_is_named_with_its_command(profile, prism_run):
