@@ -1,0 +1,141 @@
+"""Before training: does every row fit, image tokens included? (ours)
+
+LLaMA-Factory cuts a row that is longer than the cutoff anywhere, image tokens too, and the step that meets it
+dies of "Image features and image tokens do not match" hours later (hiyouga/LlamaFactory#5968). A missing image
+only warns there and fails in the middle of the training. Both are found here, by the row's id.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.pretraining.data import PLACEHOLDER, Example
+from caprl_utils.progress import track
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+_MAX_ASPECT = 200  # Qwen2.5-VL's limit; LLaMA-Factory reshapes beyond it
+_NAMED = 5  # bad rows in a message
+MAX_IMAGE_PIXELS = 200_000_000  # ours: nothing larger is opened
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the rows of a data set need. bad: row id -> reason."""
+
+    num_rows: int
+    longest: int
+    total_tokens: int
+    image_tokens: int
+    cutoff: int
+    bad: dict[str, str]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"{self.num_rows} rows, {self.total_tokens} tokens, {self.image_tokens} of them images; "
+            f"longest row {self.longest} of {self.cutoff}",
+            *([f"{len(self.bad)} rows do not fit: {_first(self.bad)}"] if self.bad else []),
+        ]
+
+
+class TokenCounter:
+    """Tokens of a row as LLaMA-Factory makes them: image features by the processor, text by the chat template."""
+
+    def __init__(self, processor: ProcessorMixin, min_pixels: int, max_pixels: int):
+        self.processor, self.min_pixels, self.max_pixels = processor, min_pixels, max_pixels
+        self.image_tokens = functools.lru_cache(maxsize=None)(self._image_tokens)
+
+    def text(self, example: Example) -> str:
+        """The row as the model sees it, each image as one placeholder."""
+        messages = []
+        for message in example.messages:
+            parts: list[dict[str, Any]] = []
+            for number, piece in enumerate(message.content.split(PLACEHOLDER)):
+                parts += [{"type": "image"}] if number else []
+                parts += [{"type": "text", "text": piece}] if piece else []
+            messages.append({"role": message.role, "content": parts})
+        return self.processor.apply_chat_template(messages, tokenize=False)
+
+    def text_tokens(self, example: Example) -> int:
+        """Tokens of the text, without the images' placeholders."""
+        ids = self.processor.tokenizer(self.text(example), add_special_tokens=False)["input_ids"]
+        return len(ids) - len(example.images)
+
+    def _image_tokens(self, width: int, height: int) -> int:
+        width, height = resized(width, height, self.min_pixels, self.max_pixels)
+        found = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return found["num_image_tokens"][0]
+
+
+def resized(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Size of an image after LLaMA-Factory's own resizing, which comes before the processor's."""
+    if width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    if width * height < min_pixels:
+        factor = math.sqrt(min_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    return width, height
+
+
+def check(examples: Sequence[Example], media: Path, counter: TokenCounter, cutoff: int) -> Budget:
+    """Open every image's head and count every row's tokens."""
+    bad: dict[str, str] = {}
+    longest = total = images = 0
+    for example in track(examples, "token budget"):
+        try:
+            image_tokens = sum(counter.image_tokens(*_size(media / name)) for name in example.images)
+        except (OSError, ValueError, SyntaxError) as error:
+            bad[example.id] = str(error)
+            continue
+        tokens = counter.text_tokens(example) + image_tokens
+        if tokens > cutoff:
+            bad[example.id] = f"{tokens} tokens ({image_tokens} of images) are over the cutoff {cutoff}"
+            continue
+        longest, total, images = max(longest, tokens), total + tokens, images + image_tokens
+    return Budget(len(examples), longest, total, images, cutoff, bad)
+
+
+def refuse(budget: Budget, name: str, max_bad_share: float) -> None:
+    """Raise UserError naming the rows when more than the allowed share do not fit."""
+    if len(budget.bad) > max_bad_share * budget.num_rows:
+        raise UserError(
+            f"data set {name}: {len(budget.bad)} of {budget.num_rows} rows cannot be trained on: "
+            f"{_first(budget.bad)}. Mend or remove them, lower pretraining.max_pixels or raise "
+            "pretraining.cutoff_tokens; pretraining.max_bad_share lets a share of them be left out."
+        )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height. Raises ValueError or OSError with what is wrong."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise ValueError(f"image {shown(path)} has {width} x {height} pixels")
+            image.verify()
+    except FileNotFoundError:
+        raise ValueError(f"no image {shown(path)}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{shown(path)} is no image that can be read") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"image {shown(path)} has too many pixels to open") from None
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {_MAX_ASPECT} to 1")
+    return width, height
+
+
+def _first(bad: dict[str, str]) -> str:
+    named = [f"row {row}: {reason}" for row, reason in list(bad.items())[:_NAMED]]
+    return "; ".join(named) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")

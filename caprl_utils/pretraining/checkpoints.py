@@ -1,0 +1,74 @@
+"""Which of LLaMA-Factory's checkpoints are whole: a kill may come while one is written.
+
+Seen from outside, because LLaMA-Factory writes no marker: every file that resuming needs is there and ends
+where it should. DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+from caprl_utils.rl.checkpoints import all_checkpoints, delete_all, step_of
+
+__all__ = ["delete_all", "last_whole", "problem", "step_of"]
+
+_JSON = ("config.json", "tokenizer_config.json", "trainer_state.json")
+_ZIPPED = ("optimizer.pt", "scheduler.pt")
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None; broken ones are deleted."""
+    whole = []
+    for checkpoint in all_checkpoints(folder):
+        if problem(checkpoint) is None:
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
+
+
+def problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    for name in _JSON:
+        if not _is_json(checkpoint / name):
+            return f"{name} is missing or cut off"
+    # the processor comes after trainer_state.json, and a model folder without it cannot be trained on
+    if not any(_is_json(checkpoint / name) for name in ("processor_config.json", "preprocessor_config.json")):
+        return "the processor's configuration is missing or cut off"
+    weights = list(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "no weights"
+    if broken := [file.name for file in weights if not _is_whole_safetensors(file)]:
+        return f"{broken[0]} is cut off"
+    if (checkpoint / "latest").is_file():  # DeepSpeed
+        return None
+    for name in _ZIPPED:
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is missing or cut off"
+    if not any(zipfile.is_zipfile(file) for file in checkpoint.glob("rng_state*.pth")):
+        return "rng_state.pth is missing or cut off"
+    return None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    """Whether the file is as long as its head says."""
+    try:
+        with open(file, "rb") as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            head = json.loads(data.read(length))
+    except (OSError, ValueError, struct.error):
+        return False
+    end = max((entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"), default=0)
+    return file.stat().st_size == 8 + length + end

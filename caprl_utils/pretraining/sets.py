@@ -1,0 +1,127 @@
+"""Which trainings stand behind Table 1, Table 2 and Figure 4, and which of them share stages.
+
+The rows of the paper's tables are caption sets: whose images, who captioned them, how many. One training of a
+stage is made once and serves every row that begins with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from caprl_utils.schema import Pretraining
+
+VANILLA = "Vanilla"
+CAPRL = "caprl"
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """One caption set. images: the image set. captioner: "sharegpt4v" and "densefusion" are the baselines' own
+    captions, "caprl" those of the RL-trained model. large: all images of the set instead of a million.
+    """
+
+    name: str
+    images: str
+    captioner: str
+    large: bool = False
+    share: float = 1.0  # of the rows (Figure 4)
+
+    @property
+    def slug(self) -> str:
+        """Name in paths."""
+        return self.name.lower() + (f"-x{self.share:g}" if self.share < 1 else "")
+
+    @property
+    def pairs_name(self) -> str:
+        """The captions that it draws from: a smaller set is a sample of the largest with those images."""
+        return f"{self.images}-by-{self.captioner}"
+
+
+SHAREGPT4V = CaptionSet("ShareGPT4V-1M", "sharegpt4v", "sharegpt4v")
+DENSEFUSION = CaptionSet("DenseFusion-1M", "densefusion", "densefusion")
+CAPRL_1M = CaptionSet("CapRL-1M", "caprl", CAPRL)
+CAPRL_5M = CaptionSet("CapRL-5M", "caprl", CAPRL, large=True)
+CAPRL_SHAREGPT4V = CaptionSet("CapRL-ShareGPT4V-1M", "sharegpt4v", CAPRL)
+CAPRL_DENSEFUSION = CaptionSet("CapRL-DenseFusion-1M", "densefusion", CAPRL)
+TABLE_1 = (None, SHAREGPT4V, DENSEFUSION, CAPRL_1M, CAPRL_5M)  # None: Vanilla
+TABLE_2 = (None, SHAREGPT4V, CAPRL_SHAREGPT4V, DENSEFUSION, CAPRL_DENSEFUSION)
+FIGURE_4 = (DENSEFUSION, CAPRL_1M)
+
+# Who captions a set where the data are rendered: a role of the profile's models. CapRL's is a training's result.
+CAPTIONERS = {"sharegpt4v": "policy", "densefusion": "captioner_7b"}
+IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage of one row: a run runs/<profile>/pretraining/<name>. start: the training before it, or None for
+    the assembled model. captions: of stage "further" only.
+    """
+
+    name: str
+    setting: str
+    stage: str
+    start: str | None
+    captions: CaptionSet | None = None
+
+    def num_rows(self, settings: Pretraining) -> int:
+        """Rows that it trains on."""
+        if self.captions is None:
+            return getattr(settings, self.stage).num_rows
+        return rows_of(self.captions, settings)
+
+
+def rows_of(captions: CaptionSet, settings: Pretraining) -> int:
+    """Rows of a caption set."""
+    further = settings.further
+    return max(1, round((further.num_rows_large if captions.large else further.num_rows) * captions.share))
+
+
+def final_name(setting: str, captions: CaptionSet | None) -> str:
+    """Name of the last training of a row, and of its evaluation."""
+    return f"{setting}-{VANILLA.lower() if captions is None else captions.slug}-sft"
+
+
+def growth_sets(settings: Pretraining) -> list[CaptionSet]:
+    """Figure 4's caption sets between none and all, the smallest first."""
+    shares = sorted({share for share in settings.further.growth if 0 < share < 1})
+    return [
+        CaptionSet(base.name, base.images, base.captioner, share=share)
+        for share in shares
+        for base in FIGURE_4
+    ]
+
+
+def wanted(settings: Pretraining, items: tuple[str, ...] = ("table1", "table2", "figure4")) -> list[Training]:
+    """All trainings that the items need, each once, the ones that others start from first."""
+    found: dict[str, Training] = {}
+    for setting, captions in _rows(settings, items):
+        for training in chain(setting, captions):
+            found.setdefault(training.name, training)
+    order = {"align": 0, "further": 1, "sft": 2}
+    return sorted(found.values(), key=lambda t: order[t.stage])  # stable: rows stay in order
+
+
+def finals(settings: Pretraining, items: tuple[str, ...] = ("table1", "table2", "figure4")) -> list[str]:
+    """Names of the trainings that are evaluated."""
+    return list(dict.fromkeys(final_name(*row) for row in _rows(settings, items)))
+
+
+def chain(setting: str, captions: CaptionSet | None) -> list[Training]:
+    """The trainings of one row, in order."""
+    align = Training(f"{setting}-align", setting, "align", None)
+    done = [align]
+    if captions is not None:
+        done.append(Training(f"{setting}-{captions.slug}-further", setting, "further", align.name, captions))
+    return [*done, Training(final_name(setting, captions), setting, "sft", done[-1].name)]
+
+
+def _rows(settings: Pretraining, items: tuple[str, ...]) -> Iterator[tuple[str, CaptionSet | None]]:
+    first = settings.settings[0]
+    if "table1" in items:
+        yield from ((setting, captions) for setting in settings.settings for captions in TABLE_1)
+    if "table2" in items:
+        yield from ((first, captions) for captions in TABLE_2)
+    if "figure4" in items:
+        yield from ((first, captions) for captions in (None, *FIGURE_4, *growth_sets(settings)))

@@ -1,0 +1,116 @@
+"""What a stage trained, read from the model folders: parameters per part, and how far each part moved."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+
+PARTS = ("vision_tower", "projector", "language_model")
+_LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
+
+
+def part_of(name: str) -> str:
+    """The part that a tensor belongs to, in any of the layouts that transformers writes."""
+    if "multi_modal_projector" in name or "visual.merger." in name:
+        return "projector"
+    return "vision_tower" if "visual." in name or "vision_tower." in name else "language_model"
+
+
+def tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Tensor name -> (file, shape), from the heads of the safetensors files. A tied head is left out.
+
+    Raises UserError when there are no weights.
+    """
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            head = json.loads(data.read(length))
+        found |= {name: (file, tuple(e["shape"])) for name, e in head.items() if name != "__metadata__"}
+    if not found:
+        raise UserError(f"no *.safetensors in {shown(folder)}: that model is not there or not whole")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("tie_word_embeddings"):
+        found = {name: entry for name, entry in found.items() if not name.endswith("lm_head.weight")}
+    return found
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """Parameters per part."""
+    found = dict.fromkeys(PARTS, 0)
+    for name, (_, shape) in tensors(folder).items():
+        size = 1
+        for side in shape:
+            size *= side
+        found[part_of(name)] += size
+    return found
+
+
+def assert_trainable(log: Path, model: Path, trains: Iterable[str]) -> dict[str, int]:
+    """Compare LLaMA-Factory's count of trainable parameters with the parts that should train.
+
+    Returns {"trainable", "all"}. Raises UserError when they differ or the log says nothing.
+    """
+    logged = _LOGGED.findall(log.read_text(encoding="utf-8", errors="replace"))
+    if not logged:
+        raise UserError(f"{shown(log)} does not say how many parameters trained")
+    trained, everything = (int(text.replace(",", "")) for text in logged[-1])
+    parts = counts(model)
+    wanted, total = sum(parts[part] for part in set(trains)), sum(parts.values())
+    if (trained, everything) != (wanted, total):
+        raise UserError(
+            f"{shown(log)}: {trained:,} of {everything:,} parameters trained, expected {wanted:,} of {total:,} "
+            f"({', '.join(sorted(set(trains)))} of {shown(model)}: {parts})"
+        )
+    return {"trainable": trained, "all": everything}
+
+
+def changes(before: Path, after: Path) -> dict[str, float]:
+    """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same.
+
+    Tensor by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
+    """
+    old, new = _by_plain_name(before), _by_plain_name(after)
+    if old.keys() != new.keys():
+        odd = sorted(old.keys() ^ new.keys())
+        raise UserError(f"{shown(before)} and {shown(after)} hold different tensors, first {odd[0]}")
+    moved, norm = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    for plain, (name, file) in old.items():
+        first, last = _read(file, name), _read(new[plain][1], new[plain][0])
+        part = part_of(name)
+        moved[part] += float((last - first).square().sum())
+        norm[part] += float(first.square().sum())
+    return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
+
+
+def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
+    """Raise UserError when a frozen part moved or a part that should train stood still."""
+    for part, moved in found.items():
+        if (moved > 0) != (part in set(trains)):
+            state = "moved" if moved > 0 else "did not move"
+            raise UserError(
+                f"the {part} {state} ({moved:.2e} of its norm), but {', '.join(trains)} should train; "
+                "the model is not what the stage asked for"
+            )
+
+
+def _by_plain_name(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Name without the prefixes in which layouts differ -> (stored name, file)."""
+    found = {}
+    for name, (file, _) in tensors(folder).items():
+        plain = ".".join(piece for piece in name.split(".") if piece not in ("model", "language_model"))
+        found[plain] = (name, file)
+    return found
+
+
+def _read(file: Path, name: str):
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as data:
+        return data.get_tensor(name).double()
