@@ -1,0 +1,87 @@
+"""Donors of the mini world for assembled models: the zoo's own, and one in InternLM2's layout made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from caprl_utils import paths
+from caprl_utils.backends.weights import files_hash
+from caprl_utils.files import write_json
+
+REWRITTEN = {"zoo:reader-internlm": "zoo:reader-reward"}
+
+
+def folder(name: str) -> Path:
+    """The folder of a zoo model that gives weights; made on the first call for those that are not shipped.
+
+    Raises UserError for a model that the zoo lacks.
+    """
+    if name not in REWRITTEN:
+        return Path(paths.resolve_model(name))
+    source = Path(paths.resolve_model(REWRITTEN[name]))
+    target = paths.RUNS / "zoo" / f"{name.removeprefix(paths.ZOO_PREFIX)}-{files_hash(source)}"
+    if not target.is_dir():
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        write_internlm2(source, partial)
+        try:
+            partial.rename(target)
+        except OSError:  # another process was first
+            shutil.rmtree(partial)
+    return target
+
+
+def write_internlm2(source: Path, target: Path) -> None:
+    """A Qwen2 or Llama model in the layout of InternLM2: the same function, fused wqkv, other names.
+
+    Qwen2 has biases on q, k and v alone, InternLM2's flag has one on the output too: it is zero there.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from caprl_utils.vlm_init.internlm import LAYER_NAMES, TOP_NAMES, fuse
+
+    given = json.loads((source / "config.json").read_text())
+    tensors, config = load_file(source / "model.safetensors"), _Shape(given)
+    bias = "model.layers.0.self_attn.q_proj.bias" in tensors
+    out = {TOP_NAMES.get(name, name): t for name, t in tensors.items() if ".layers." not in name}
+    for layer in range(given["num_hidden_layers"]):
+        stem = f"model.layers.{layer}."
+        for kind in ("weight", "bias") if bias else ("weight",):
+            parts = (tensors[f"{stem}self_attn.{letter}_proj.{kind}"] for letter in "qkv")
+            out[f"{stem}attention.wqkv.{kind}"] = fuse(*parts, config).contiguous()
+        for new, old in LAYER_NAMES.items():
+            out[f"{stem}{old}.weight"] = tensors[f"{stem}{new}.weight"]
+        if bias:
+            zeros = torch.zeros_like(tensors[f"{stem}input_layernorm.weight"])
+            out[f"{stem}attention.wo.bias"] = tensors.get(f"{stem}self_attn.o_proj.bias", zeros)
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(out, target / "model.safetensors", metadata={"format": "pt"})
+    write_json(target / "config.json", _internlm2_config(given, bias))
+    for file in source.iterdir():
+        if "token" in file.name or file.name in ("chat_template.jinja", "generation_config.json"):
+            shutil.copyfile(file, target / file.name)
+
+
+class _Shape:
+    """The few sizes that fusing needs."""
+
+    def __init__(self, config: dict) -> None:
+        self.hidden_size = config["hidden_size"]
+        self.num_attention_heads = config["num_attention_heads"]
+        self.num_key_value_heads = config["num_key_value_heads"]
+
+
+def _internlm2_config(given: dict, bias: bool) -> dict:
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+            "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # fmt: skip
+    return {key: given[key] for key in same if key in given} | {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        "bias": bias,
+        "rope_theta": given["rope_parameters"]["rope_theta"],
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    }
