@@ -54,7 +54,7 @@ class EndpointBackend:
         return value_hash([self.config.path, self.config.revision])
 
     @cached_property
-    def _served(self) -> str:
+    def served(self) -> str:
         """The model's name, once every server has said that it serves it."""
         for url, answer in self.client.get("models"):
             names = [model.get("id") for model in answer.get("data", [])]
@@ -80,7 +80,7 @@ class EndpointBackend:
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. The servers stay full as long as there are requests."""
-        model = self._served
+        model = self.served
         jobs = (
             (request, index, self._body(model, request, sampling, index))
             for request in requests
@@ -100,7 +100,7 @@ class EndpointBackend:
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
-        model, ids = self._served, self._choice_ids(tuple(choices))
+        model, ids = self.served, self.choice_ids(tuple(choices))
         extra = {"logprobs": True, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
         jobs = (
             (place, self._body(model, request, Sampling(max_tokens=1), 0) | extra, ids)
@@ -112,14 +112,14 @@ class EndpointBackend:
             scores[place] = values
         return scores
 
-    def _choice_ids(self, choices: tuple[str, ...]) -> list[int]:
+    def choice_ids(self, choices: tuple[str, ...]) -> list[int]:
         """Token id of each choice, from the server's own tokenizer."""
         import httpx
 
         ids = []
         url = f"{self.config.base_urls[0].rstrip('/').removesuffix('/v1')}/{TOKENIZE}"  # beside /v1 in vLLM
         for choice in choices:
-            body = {"model": self._served, "prompt": choice, "add_special_tokens": False}
+            body = {"model": self.served, "prompt": choice, "add_special_tokens": False}
             try:
                 answer = httpx.post(url, json=body, headers=self.client.headers, timeout=30.0)
                 answer.raise_for_status()

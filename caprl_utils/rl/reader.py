@@ -78,12 +78,15 @@ class BackendReader:
 def open_reader(model: ModelConfig, profile: Profile) -> Reader:
     """The fastest reader for a model: packed prompts for a text model in this process, else plain requests.
 
-    A server reuses the caption's prefix by itself (prefix caching), so it gets plain requests.
+    A server reuses the caption's prefix by itself (prefix caching); it gets many prompts in one request.
     """
     backend = open_backend(model, profile)
-    if model.backend == "local":
+    if model.backend == "endpoint":
+        from caprl_utils.rl.served import ServedReader
+
+        return ServedReader(backend)
+    if not backend.loaded.sees:
         from caprl_utils.rl.packed import PackedReader
 
-        if not backend.loaded.sees:
-            return PackedReader(backend)
+        return PackedReader(backend)
     return BackendReader(backend)

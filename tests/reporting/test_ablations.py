@@ -149,5 +149,6 @@ def test_rise_by_hand():
     value, low, high = claims.rise([0.0, 0.2, 0.5, 0.7])
     # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
     assert value == pytest.approx(0.5)
-    assert high - value == value - low == pytest.approx(1.959964 * math.sqrt(0.02))
+    half = 1.959964 * math.sqrt(0.02)
+    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert claims.rise([0.5])[1] == -math.inf

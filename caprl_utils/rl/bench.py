@@ -1,0 +1,221 @@
+"""Speed and noise of the reward, for `make bench`.
+
+    python -m caprl_utils.rl.bench        one vLLM server for the mini world's reader, and this process
+
+The tasks are the mini world's: true captions of its pictures cut at several lengths, a question about every fact. Wall
+times: say what else runs on the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from caprl_utils.answers import parse_letter
+from caprl_utils.backends import Sampling, open_backend
+from caprl_utils.backends.base import Backend
+from caprl_utils.config import load_profile
+from caprl_utils.curation.images import open_images
+from caprl_utils.errors import UserError
+from caprl_utils.records import Question
+from caprl_utils.rl.reader import MAX_ANSWER_TOKENS, BackendReader, Reader, open_reader
+from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, qa_rewards
+from caprl_utils.rl.story import statement
+from caprl_utils.schema import Profile
+
+EXPECTED_GOAL, SAMPLED_GOAL = 5.0, 3.0  # times the client that sends one request per question
+SHARE_GOAL = 0.15  # of a training step
+GROUP = 8  # captions of an image, as in a rollout
+REPEATS = 3
+_OPTIONS = 4
+
+
+def mini_tasks(profile: Profile, images: int, seed: int = 0) -> list[CaptionTask]:
+    """`GROUP` captions of each image, from one fact to all, with a question about every fact."""
+    tasks = []
+    for item in open_images(profile, "rl"):
+        if len(tasks) == images * GROUP:
+            break
+        facts = item.meta.get("facts")
+        if not facts:
+            raise UserError("the bench asks about known facts: it needs images.source mini-world")
+        rng = random.Random(f"{seed}/{item.id}")
+        questions = [_question(rng, key, value, list(facts.values())) for key, value in facts.items()]
+        for index in range(GROUP):
+            told = rng.sample(list(facts.items()), 1 + index * (len(facts) - 1) // (GROUP - 1))
+            caption = " ".join(statement(f"What is the {key}?", value) for key, value in told)
+            tasks.append(CaptionTask(caption, questions, (seed, 0, item.id, index)))
+    return tasks
+
+
+def _question(rng: random.Random, key: str, value: str, values: Sequence[str]) -> Question:
+    others = sorted({v for v in values if v != value})
+    options = [value, *rng.sample(others, min(_OPTIONS - 1, len(others)))]
+    rng.shuffle(options)
+    return Question(
+        question=f"What is the {key}?", options=tuple(options), answer="ABCD"[options.index(value)]
+    )
+
+
+def one_by_one(tasks: Sequence[CaptionTask], backend: Backend, settings: QASettings) -> list[float]:
+    """The baseline, as the released reward server asks: one request per question, an answer of up to ten tokens
+    sampled, the first capital counts. Its connections are kept and its requests are sent at once, which the released
+    client does not.
+    """
+    rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.draw)]
+    sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.temperature)
+    texts = [c.text for c in backend.generate([r.request for r in rounds], sampling)]
+    if None in texts:
+        raise UserError("the server failed on some requests; its log says why")
+    right = [parse_letter(t, mode="first_capital") == r.gold for t, r in zip(texts, rounds, strict=True)]
+    size = settings.rounds
+    return [sum(right[i : i + size]) / size for i in range(0, len(right), size)]
+
+
+def bench_rewards(images: int = 16, repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """Rewards per second over one vLLM server: expected and sampled against one request per question.
+
+    Each way is timed `repeats` times in turn with other draws of the questions; the median counts.
+    """
+    from caprl_utils.backends.server import serve
+
+    profile = load_profile("mini")
+    model = profile.models.reward_reader.model_copy(update={"batch_size": 64})
+    settings = _settings(profile)
+    with serve(model, max_model_len=1024) as server:
+        backend = open_backend(server.config, profile)
+        reader = open_reader(server.config, profile)
+        ways: dict[str, Callable[[Sequence[CaptionTask]], Any]] = {
+            "baseline": lambda tasks: one_by_one(tasks, backend, settings),
+            "expected": lambda tasks: qa_rewards(tasks, reader, settings).rewards,
+            "sampled": lambda tasks: qa_rewards(tasks, reader, replace(settings, kind="qa_sampled")).rewards,
+        }
+        rates = _rates(ways, profile, images, repeats)
+    goals = {"expected": EXPECTED_GOAL, "sampled": SAMPLED_GOAL}
+    return [
+        _row(
+            f"reward qa_{name}, one vLLM server", rates[name], rates["baseline"], goals[name], images * GROUP
+        )
+        for name in goals
+    ]
+
+
+def bench_packed(images: int = 16, repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """Rewards per second in this process: packed prompts against separate ones."""
+    profile = load_profile("mini")
+    settings = _settings(profile)
+    packed = open_reader(profile.models.reward_reader, profile)
+    plain = BackendReader(open_backend(profile.models.reward_reader, profile))
+    ways = {
+        "packed": lambda tasks: qa_rewards(tasks, packed, settings).rewards,
+        "baseline": lambda tasks: qa_rewards(tasks, plain, settings).rewards,
+    }
+    rates = _rates(ways, profile, images, repeats)
+    name = "reward qa_expected in this process, packed prompts"
+    return [_row(name, rates["packed"], rates["baseline"], 1.0, images * GROUP)]
+
+
+def bench_noise(images: int = 8, repeats: int = 20) -> list[dict[str, Any]]:
+    """Standard deviation of a fixed caption's reward over draws, at four questions each: the paper's dice against
+    the expected answer, questions drawn with replacement and each once.
+    """
+    profile = load_profile("mini")
+    reader: Reader = open_reader(profile.models.reward_reader, profile)
+    tasks = mini_tasks(profile, images)
+    paper = _spread(
+        tasks, reader, replace(_settings(profile), kind="qa_sampled", draw="replacement"), repeats
+    )
+    rows = []
+    for kind, draw in (
+        ("qa_expected", "replacement"),
+        ("qa_sampled", "stratified"),
+        ("qa_expected", "stratified"),
+    ):
+        ours = _spread(tasks, reader, replace(_settings(profile), kind=kind, draw=draw), repeats)
+        row = _row(f"noise of the reward, {kind}, {draw}", ours, paper, 1.0, len(tasks) * repeats, "std")
+        rows.append(row | {"ratio": paper / ours if ours else None})
+    return rows
+
+
+def reward_share(run_folder: Path) -> dict[str, Any]:
+    """Share of a training's time that the reward takes, from its curve."""
+    lines = (run_folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in lines]
+    spent, whole = (sum(step[name] for step in steps) for name in ("seconds_reward", "seconds"))
+    row = _row(
+        f"reward's share of a step, {run_folder.name}", spent / whole, SHARE_GOAL, 1.0, len(steps), "share"
+    )
+    return row | {"ratio": SHARE_GOAL / (spent / whole)}
+
+
+def _settings(profile: Profile) -> QASettings:
+    rl = profile.rl
+    return QASettings("qa_expected", rl.rounds, rl.question_draw, rl.reader_temperature, min_letter_mass=0.5)
+
+
+def _spread(tasks: Sequence[CaptionTask], reader: Reader, settings: QASettings, repeats: int) -> float:
+    drawn = [replace(t, key=("noise", *t.key, n)) for t in tasks for n in range(repeats)]
+    rewards = qa_rewards(drawn, reader, settings).rewards
+    if None in rewards:
+        raise UserError("the reader failed on some questions")
+    groups = [rewards[i : i + repeats] for i in range(0, len(rewards), repeats)]
+    return statistics.mean(statistics.stdev(group) for group in groups)
+
+
+def _rates(
+    ways: dict[str, Callable[[Sequence[CaptionTask]], Any]], profile: Profile, images: int, repeats: int
+) -> dict[str, float]:
+    """Way -> captions per second, the median of the repeats."""
+    for way in ways.values():
+        way(mini_tasks(profile, 1, seed=-1))  # warm
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats):
+        for number, (name, way) in enumerate(ways.items()):
+            tasks = mini_tasks(profile, images, seed=repeat * len(ways) + number)
+            start = perf_counter()
+            way(tasks)
+            found[name].append(len(tasks) / (perf_counter() - start))
+    return {name: statistics.median(rates) for name, rates in found.items()}
+
+
+def _row(
+    name: str, ours: float, baseline: float, goal: float, n: int, unit: str = "captions/s"
+) -> dict[str, Any]:
+    ratio = ours / baseline
+    return {
+        "name": name,
+        "ours": ours,
+        "baseline": baseline,
+        "ratio": ratio,
+        "goal": goal,
+        "unit": unit,
+        "n": n,
+    }
+
+
+def bench() -> list[dict[str, Any]]:
+    """All rows that need no training."""
+    return [*bench_rewards(), *bench_packed(), *bench_noise()]
+
+
+def main() -> int:
+    """Command line; returns the exit status."""
+    try:
+        rows = bench()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for row in rows:
+        print(json.dumps(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""What a training needs before anybody rents a machine: steps, tokens, memory, GPU-hours, each with its formula.
+
+Estimates, good to a factor of two: they say whether a run fits and what it costs, not when it will be done. Paid for in
+tokens; the reader's and judges' servers run on GPUs of their own and are counted apart.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caprl_utils import paths
+from caprl_utils.rl.ablations import MAIN, planned
+from caprl_utils.rl.arguments import GPU_MICRO_BATCH
+from caprl_utils.rl.experiment import Experiment, load_experiment
+from caprl_utils.schema import Profile
+
+GPU_GB = 80.0
+GPU_FLOPS = 312e12  # an 80 GB A100 in bfloat16; an H100 has three times as many
+TRAIN_USE, GENERATE_USE, READ_USE = 0.35, 0.10, 0.25
+"""Ours: shares of those that training, sampling captions and reading single tokens reach."""
+CAPTION_TOKENS = 800  # ours: mean caption after training; the limit counts where it is lower
+IMAGE_TOKENS = 1300  # ours: an image of a million pixels (28 x 28 pixels a token)
+QUESTION_TOKENS = 80
+LORA_SHARE = 0.03  # ours: rank 64 on all linear layers of a 3B model
+GRADIENTS_AND_ADAM = 12  # bytes a trainable weight: float32 gradient and two moments
+FLOAT32 = 4
+PRESETS = {"paper": "two_nodes", "one_gpu": "one_gpu"}  # profile -> experiment made for its hardware
+
+
+@dataclass(frozen=True)
+class Size:
+    """Weights and shape of a model; shape None where only the files are known."""
+
+    weights: float
+    layers: int | None = None
+    hidden: int | None = None
+
+
+SIZES = {  # from the models' published configs
+    "Qwen/Qwen2.5-VL-3B-Instruct": Size(3.75e9, 36, 2048),
+    "Qwen/Qwen2.5-VL-7B-Instruct": Size(8.29e9, 28, 3584),
+    "Qwen/Qwen2.5-VL-72B-Instruct": Size(73.4e9, 80, 8192),
+    "Qwen/Qwen2.5-3B-Instruct": Size(3.09e9, 36, 2048),
+    "internlm/CapRL-Eval-3B": Size(3.09e9, 36, 2048),
+    "CodeGoat24/UnifiedReward-2.0-qwen-3b": Size(3.75e9, 36, 2048),
+}
+
+
+def size_of(path: str) -> Size | None:
+    """Size of a known hub model, or of a folder by the heads of its safetensors; None when neither is at hand."""
+    if path in SIZES:
+        return SIZES[path]
+    folder = paths.zoo_folder(path) if path.startswith(paths.ZOO_PREFIX) else Path(path)
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        return None
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    return Size(sum(map(_weights_in, files)), text.get("num_hidden_layers"), text.get("hidden_size"))
+
+
+def _weights_in(file: Path) -> int:
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        head = json.loads(stream.read(length))
+    total = 0
+    for name, tensor in head.items():
+        if name != "__metadata__":
+            count = 1
+            for side in tensor["shape"]:
+                count *= side
+            total += count
+    return total
+
+
+def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, Any]]:
+    """Rows {part, item, value, unit, formula} for one training of a profile, and for all of them.
+
+    experiment: by default the preset for the profile's hardware, else the main one. value is None where a model's size
+    is not known.
+    """
+    experiment = experiment or PRESETS.get(profile.name, MAIN)
+    loaded, resolved = load_experiment(experiment, profile.name)
+    rl, policy = resolved.rl, size_of(resolved.models.policy.path)
+    reader = size_of(resolved.models[loaded.reward.role].path)
+    captions = rl.prompts_per_step * rl.group_size
+    length = min(CAPTION_TOKENS, rl.max_completion_tokens)
+    rows = [
+        _row("experiment", experiment, "", ""),
+        _row("steps", rl.steps, "", "rl.steps"),
+        _row("passes over the images", rl.steps * rl.prompts_per_step / rl.num_images, "",
+             "rl.steps x rl.prompts_per_step / rl.num_images"),
+        _row("captions a step", captions, "", "rl.prompts_per_step x rl.group_size"),
+        _row("tokens a caption, with its image", length + IMAGE_TOKENS, "tokens",
+             f"min({CAPTION_TOKENS}, rl.max_completion_tokens) + {IMAGE_TOKENS}"),
+        *_memory(loaded, rl.beta, policy, length + IMAGE_TOKENS),
+        *_hours(resolved, policy, reader, captions, length),
+    ]  # fmt: skip
+    one = next(row["value"] for row in rows if row["item"] == "GPU-hours of the training")
+    steps = [load_experiment(p.experiment, profile.name)[1].rl.steps for p in planned(resolved)]
+    every = None if one is None else one * sum(steps) / rl.steps
+    rows.append(
+        _row(f"GPU-hours of all {len(steps)} trainings", every, "h", "one training x sum of steps / rl.steps")
+    )
+    return rows
+
+
+def _memory(experiment: Experiment, beta: float, policy: Size | None, tokens: int) -> list[dict[str, Any]]:
+    training = experiment.training
+    processes, zero = _layout(training.accelerate_config)
+    formula = (
+        "float32 weights 4P (sharded by ZeRO-3) + gradients and Adam 12 x trainable (sharded by ZeRO-2 and 3) + "
+        "KL reference 4P (rl.beta > 0, no adapters) + activations micro batch x tokens x hidden x (2 layers + 68)"
+    )
+    if policy is None or policy.layers is None:
+        return [_row("memory of a GPU", None, "GB", formula)]
+    trainable = policy.weights * (LORA_SHARE if training.lora else 1)
+    weights = FLOAT32 * policy.weights / (processes if zero == 3 else 1)
+    state = GRADIENTS_AND_ADAM * trainable / (processes if zero >= 2 else 1)
+    reference = weights if beta > 0 and not training.lora else 0.0
+    micro = training.micro_batch_size or GPU_MICRO_BATCH
+    activations = micro * tokens * policy.hidden * (2 * policy.layers + 68)
+    total = (weights + state + reference + activations) / 1e9
+    note = "fits" if total < 0.9 * GPU_GB else "does not fit: training.lora, more GPUs, or ZeRO-3"
+    return [
+        _row("processes", processes, "", f"training.accelerate_config, ZeRO stage {zero}"),
+        _row("memory of a GPU", total, "GB", formula),
+        _row(f"on a GPU of {GPU_GB:.0f} GB", note, "", "below 90 % of it"),
+    ]
+
+
+def _layout(config: str | None) -> tuple[int, int]:
+    """(processes, ZeRO stage) of an accelerate config; one process without one."""
+    if config is None:
+        return 1, 0
+    values = yaml.safe_load((paths.CONFIGS / "accelerate" / config).read_text(encoding="utf-8"))
+    return values["num_processes"], values["deepspeed_config"]["zero_stage"]
+
+
+def _hours(
+    profile: Profile, policy: Size | None, reader: Size | None, captions: int, length: int
+) -> list[dict[str, Any]]:
+    rl = profile.rl
+    passes = 8 + 2 * (rl.beta > 0)  # forward and backward 6, log-probabilities 2, reference 2
+    train = "(8 + 2 if rl.beta) P x captions x tokens"
+    formulas = {
+        "training": f"steps x {train} / ({GPU_FLOPS:.3g} x {TRAIN_USE})",
+        "sampling captions": f"steps x 2P x captions x tokens / ({GPU_FLOPS:.3g} x {GENERATE_USE})",
+        "reward": "steps x 2P(reader) x captions x (caption + rounds x "
+        f"{QUESTION_TOKENS}) / ({GPU_FLOPS:.3g} x {READ_USE})",
+    }
+    tokens = captions * (length + IMAGE_TOKENS)
+    hours: dict[str, float | None] = dict.fromkeys(formulas)
+    if policy is not None:
+        hours["training"] = rl.steps * passes * policy.weights * tokens / (GPU_FLOPS * TRAIN_USE) / 3600
+        hours["sampling captions"] = (
+            rl.steps * 2 * policy.weights * tokens / (GPU_FLOPS * GENERATE_USE) / 3600
+        )
+    if reader is not None:
+        read = captions * (
+            length + rl.rounds * QUESTION_TOKENS
+        )  # one pass over the caption serves all questions
+        hours["reward"] = rl.steps * 2 * reader.weights * read / (GPU_FLOPS * READ_USE) / 3600
+    rows = [_row(f"GPU-hours, {name}", hours[name], "h", formula) for name, formula in formulas.items()]
+    known = [value for value in hours.values() if value is not None]
+    total = sum(known) if len(known) == len(hours) else None
+    return [*rows, _row("GPU-hours of the training", total, "h", "sum of the three")]
+
+
+def _row(item: str, value: Any, unit: str, formula: str) -> dict[str, Any]:
+    return {"part": "RL", "item": item, "value": value, "unit": unit, "formula": formula}

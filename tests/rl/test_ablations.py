@@ -1,0 +1,72 @@
+"""The loop over experiments: what is trained, in which order, and evaluated how."""
+
+import pytest
+
+from caprl_utils.config import load_profile, profile_names
+from caprl_utils.errors import UserError
+from caprl_utils.rl import ablations
+from caprl_utils.rl.experiment import experiment_names, load_experiment
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_names_experiments_that_exist(name):
+    profile = load_profile(name)
+    runs = ablations.planned(profile)
+    assert {run.experiment for run in runs} <= set(experiment_names())
+    assert len({run.name for run in runs}) == len(runs)  # nothing is trained twice
+    assert [r.seed for r in runs if r.experiment == "caprl"] == profile.rl.seeds
+
+
+def test_main_run_has_all_seeds_and_others_one():
+    profile = load_profile("mini", {"rl.seeds": [3, 4]})
+    runs = ablations.planned(profile, ["rounds_1", "caprl"])
+    assert [run.name for run in runs] == ["caprl-seed3", "caprl-seed4", "rounds_1-seed3"]
+
+
+def test_unknown_experiment_is_named():
+    with pytest.raises(
+        UserError, match=r"experiment 'round_1' is none of profile mini; did you mean rounds_1\?"
+    ):
+        ablations.planned(load_profile("mini"), ["round_1"])
+
+
+def test_ablations_have_their_own_size():
+    profile = load_profile("mini")
+    short, resolved = load_experiment("short", "mini")
+    assert short.size == "ablation" and resolved.rl.steps == profile.ablations.steps
+    _, main = load_experiment("caprl", "mini")
+    assert main.rl.steps == profile.rl.steps
+    leaking, _ = load_experiment("leaking", "mini")
+    assert leaking.data.num_images == profile.ablations.num_images
+    paper, _ = load_experiment("refined", "paper")
+    assert paper.data.num_images == 20_000
+
+
+def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
+    calls = []
+    record = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
+        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
+
+    def train(experiment, profile, seed):
+        calls.append(("train", experiment, seed))
+        return record
+
+    def judge(self, name, captioner, role):
+        calls.append(("evaluate", name, role, captioner.path.split("/")[-1]))
+        return {"values": {"average": 0.5}}
+
+    monkeypatch.setattr(ablations, "launch", train)
+    monkeypatch.setattr(ablations.Evaluation, "_evaluate", judge)
+    rows = ablations.run_all("mini", ["short", "rounds_1"])
+    assert [row["run"] for row in rows] == ["short-seed0", "rounds_1-seed0"]
+    assert rows[0]["accuracy"] == 0.5 and rows[0]["minutes"] == 1.0
+    assert calls == [
+        ("evaluate", "base-3b", "prism_reader", "zoo:vlm-3b"),
+        ("evaluate", "base-3b", "reward_reader", "zoo:vlm-3b"),
+        ("train", "short", 0),
+        ("evaluate", "short-seed0", "prism_reader", "final"),
+        ("evaluate", "short-seed0", "reward_reader", "final"),
+        ("train", "rounds_1", 0),
+        ("evaluate", "rounds_1-seed0", "prism_reader", "final"),
+    ]
+    assert ablations.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
