@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from caprl_utils import paths
-from caprl_utils.mini import judging, lessons, models
+from caprl_utils.mini import judging, lessons, models, naming
 from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
 from caprl_utils.mini.lessons import Style
 from caprl_utils.mini.packing import (
@@ -29,7 +29,7 @@ from caprl_utils.mini.packing import (
     collate,
     image_positions,
 )
-from caprl_utils.mini.render import render, shown_words
+from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
 from caprl_utils.mini.world import KINDS, Picture, derived_seed, picture
 
@@ -77,6 +77,7 @@ RECIPES = {
                Schedule(750, 1.5e-3), 64, vision=True, shipped=False,
                note="ended at step 600 and went on to 750: from there on values of bars and columns were drawn "
                     "beside them (they had been white on the bar, and unreadable in small ones)"),
+        Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(1000, 1.5e-3), 64),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "binder", "looking",
                Schedule(260), 64, (DENSE,), write=0.35, vision=True, tower="vision-tower"),
         Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
@@ -219,38 +220,33 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The facts that grid cells stand for, as words of the language model's own (frozen) embeddings.
-
-    A visual token should be the sum of the embeddings of its cell's key and value, and nothing where the cell stands
-    for no fact. Cross-entropy with the two words as equally likely, plus the squared distance from that sum: without it
-    tokens had three times its length and empty cells were as loud as full ones. Right: the two words are the likeliest.
-    """
+    """The facts that grid cells stand for, as words of the language model's own (frozen) embeddings (see `naming`)."""
     words = model.get_input_embeddings().weight.detach()
-    scale = 20 / words.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
-    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
-
-    def batch(step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
-        wanted = torch.zeros(len(shown) * side**2, len(words))
-        for number, one in enumerate(shown):
-            for (column, row), texts in shown_words(one).items():
-                for text in texts:
-                    wanted[number * side**2 + row * side + column, convert(f" {text}")] = 0.5
-        return pixels_of(shown), wanted
-
-    batches = _ahead(batch, first_step)
+    batches = _ahead(lambda step: _named(recipe, step, pixels_of, len(words)), first_step)
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, wanted = next(batches)
         seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
-        filled = wanted.sum(1) > 0
-        logits = scale * seen[filled] @ words.T
-        right = (wanted[filled].gather(1, logits.topk(2).indices) > 0).all(1)
-        away = (seen - 2 * wanted @ words).square().sum(1).mean() / words.square().sum(1).mean()
-        loss = torch.nn.functional.cross_entropy(logits, wanted[filled]) + away
-        return loss, {"cells": right.float().mean().item(), "away": away.item()}
+        return naming.naming_loss(seen, wanted, words)
 
     return lesson
+
+
+def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """The same for the small CLIP tower and its projector."""
+    batches = _ahead(lambda step: _named(recipe, step, naming.clip_pixels, len(model.words)), first_step)
+
+    def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, wanted = next(batches)
+        return naming.naming_loss(model(pixels), wanted, model.words)
+
+    return lesson
+
+
+def _named(recipe: Recipe, step: int, pixels: Callable, num_words: int) -> tuple:
+    """Pixels of a step's pictures, and the words that their cells stand for."""
+    shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+    return pixels(shown), naming.word_targets(shown, num_words)
 
 
 def looking_batch(recipe: Recipe, step: int) -> tuple[Batch, dict[str, torch.Tensor], Batch | None]:
@@ -329,6 +325,7 @@ LESSONS = {
     "reading": reading_lesson,
     "binding": binding_lesson,
     "naming": naming_lesson,
+    "clip naming": clip_naming_lesson,
     "looking": looking_lesson,
 }
 
@@ -338,6 +335,8 @@ LESSONS = {
 def untrained(recipe: Recipe, words: bool = True):
     """The model of a recipe with fresh weights, with its own words or without."""
     seed = derived_seed("zoo", recipe.name) % 2**31
+    if recipe.lesson == "clip naming":
+        return naming.clip_reader(seed)
     model = models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
     return models.widen(model, len(recipe.words)) if words and recipe.words else model
 
@@ -390,7 +389,9 @@ def ship(recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = untrained(recipe)
     model.load_state_dict(torch.load(work_folder(recipe.name) / "model.pt", weights_only=True))
-    if recipe.shipped:
+    if recipe.lesson == "clip naming":
+        naming.save_clip_tower(model, folder)
+    elif recipe.shipped:
         models.prepare_generation(model)
         model.to(torch.float16).save_pretrained(folder)
         tokenizer = judging.judge_tokenizer() if recipe.words else None
