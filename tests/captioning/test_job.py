@@ -164,7 +164,9 @@ def test_failed_images_are_named_and_tried_again_by_the_next_run(images, tmp_pat
 
 def test_a_dead_captioner_stops_the_job(images, tmp_path):
     everything = [file.name for file in images.iterdir()]
-    with pytest.raises(UserError, match="none of the first 4 images was captioned; p000.png: server said no"):
+    with pytest.raises(
+        UserError, match=r"none of the first 4 images was captioned; p000.png: server said no"
+    ):
         caption(images, tmp_path / "c.parquet", Scripted(broken=everything))
     assert caption(images, tmp_path / "c.parquet").images == IMAGES
 
@@ -172,7 +174,7 @@ def test_a_dead_captioner_stops_the_job(images, tmp_path):
 def test_other_settings_and_changed_images_are_refused(images, tmp_path):
     out = tmp_path / "c.parquet"
     caption(images, out)
-    with pytest.raises(UserError, match="made otherwise .prompt: .*now 'Say it.'"):
+    with pytest.raises(UserError, match=r"made otherwise .prompt: .*now 'Say it.'"):
         caption(images, out, prompt="Say it.")
     other = Scripted()
     other.model_hash = "ba7"
@@ -184,15 +186,15 @@ def test_other_settings_and_changed_images_are_refused(images, tmp_path):
 
 
 def test_sources_that_cannot_be_captioned_are_named(tmp_path):
-    with pytest.raises(UserError, match="no .*nowhere"):
+    with pytest.raises(UserError, match=r"no .*nowhere"):
         caption("/nowhere/images", tmp_path / "a.parquet")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no image .* can be used: .*1 empty file"):
+    with pytest.raises(UserError, match=r"no image .* can be used: .*1 empty file"):
         caption(tmp_path / "bad", tmp_path / "b.parquet")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty .thesis.txt is there"):
+    with pytest.raises(UserError, match=r"not empty .thesis.txt is there"):
         caption(fill(tmp_path / "images", 2), tmp_path / "full")
 
 
@@ -201,7 +203,7 @@ def test_a_damaged_shard_is_named(images, tmp_path):
     caption(images, out)
     shard = tmp_path / "c.parquet.work" / "shards" / "00001.parquet"
     shard.write_bytes(shard.read_bytes()[:50])
-    with pytest.raises(UserError, match="00001.parquet is half-written or damaged"):
+    with pytest.raises(UserError, match=r"00001.parquet is half-written or damaged"):
         caption(images, out)
     shard.unlink()
     captioner = Scripted()

@@ -1,0 +1,72 @@
+"""Workers as Ray actors: each claims shards of the manifest as a process would, on any node of a cluster.
+
+Plain `ray` is enough (`ray[llm]` brings a vLLM of its own). The nodes must see the job's folder and the images
+under the same paths. The driver only counts finished shards, so its memory does not grow with the images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.captioning.engines import follow, work_in, worker_environment
+from caprl_utils.captioning.manifest import Manifest
+from caprl_utils.errors import UserError
+from caprl_utils.provenance import gpu_names
+
+
+def run_actors(folder: Path, workers: int) -> None:
+    """Run `workers` actors, one GPU each where the cluster has some, else one core each.
+
+    Uses the cluster that RAY_ADDRESS names, or starts Ray on this machine. Raises UserError when Ray is not
+    installed, has no room for any worker, or when all workers failed.
+    """
+    ray = _ray()
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": _environment()})
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+        remote = ray.remote(max_retries=0, **needs)(_work)
+        running = [remote.remote(str(folder.absolute())) for _ in range(workers)]
+        follow(Manifest(folder), lambda: ray.wait(running, num_returns=len(running), timeout=0)[1])
+        _check(ray, running, folder)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _work(folder: str) -> None:
+    work_in(Path(folder))
+
+
+def _environment() -> dict[str, str]:
+    parts = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    share = {} if gpu_names() else worker_environment(0, 0)  # Ray itself hands out the GPUs
+    return {"PYTHONPATH": os.pathsep.join(parts)} | share
+
+
+def _check(ray: Any, running: list[Any], folder: Path) -> None:
+    """Ask the workers for their errors when shards are left; a few failures only left more to the others."""
+    manifest = Manifest(folder)
+    if len(manifest.finished()) == manifest.num_shards:
+        return
+    try:
+        ray.get(running)
+    except ray.exceptions.RayError as error:
+        raise UserError(f"all Ray workers ended before the captions were finished: {error}") from None
+    raise UserError(f"the Ray workers ended, but shards of {paths.shown(folder)} are left; run again")
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "Ray is not installed: `pip install ray` in this environment (plain ray, not ray[llm], which pins "
+            "another vLLM), or use --runner processes on each machine; they share the same --out."
+        ) from None
+    return ray

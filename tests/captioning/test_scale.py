@@ -1,0 +1,219 @@
+"""Real processes: the command line killed and shared, workers on cores of their own, Ray, vLLM's engine."""
+
+import importlib.util
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from scripted_captioner import fill
+
+from caprl_utils import paths, processes
+from caprl_utils.backends.base import Sampling
+from caprl_utils.captioning.job import caption_source, make_job, prepare, read_job
+from caprl_utils.schema import ModelConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "backends"))
+from fake_server import FakeServer
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+
+IMAGES, IN_FLIGHT = 120, 4
+
+
+@pytest.fixture
+def images(tmp_path):
+    return fill(tmp_path / "images", IMAGES)
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    from caprl_utils.mini.models import build_processor, build_vlm, prepare_generation
+
+    folder = tmp_path_factory.mktemp("vlm")
+    model = build_vlm(seed=0)
+    prepare_generation(model)
+    model.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+def command(images, out, url, *more):
+    return [
+        sys.executable, "-m", "caprl_utils.captioning", str(images), "--out", str(out), "--model", "fake",
+        "--base-url", url, "--batch-size", str(IN_FLIGHT), "--shard-images", "8", "--max-tokens", "32", *more,
+    ]  # fmt: skip
+
+
+def start(command, log):
+    return processes.popen(command, log, {"PYTHONPATH": str(paths.ROOT)})
+
+
+def table(file):
+    return pq.read_table(file).to_pylist()
+
+
+def test_the_command_line_survives_ten_kills(images, tmp_path):
+    with FakeServer() as server:
+        processes.run(command(images, tmp_path / "whole.parquet", server.url), tmp_path / "whole.log")
+        assert sum(server.attempts.values()) == IMAGES
+    kills, draw = 0, random.Random(0)
+    out = tmp_path / "captions.parquet"
+    with FakeServer(delay_sec=0.1) as server:
+        while kills < 10:
+            asked = sum(server.attempts.values())
+            process = start(command(images, out, server.url), tmp_path / "killed.log")
+            target = asked + draw.randint(1, 12)
+            while process.poll() is None and sum(server.attempts.values()) < target:
+                time.sleep(0.005)
+            if process.poll() is not None:
+                break
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        server.delay_sec = 0
+        processes.run(command(images, out, server.url), tmp_path / "last.log")
+        twice = sum(server.attempts.values()) - len(server.attempts)
+    assert kills >= 8
+    assert table(out) == table(tmp_path / "whole.parquet")
+    assert len(server.attempts) == IMAGES and twice <= kills * IN_FLIGHT
+    print(f"{kills} kills, {twice} requests were in flight and asked again")
+
+
+def test_two_command_lines_share_one_manifest(images, tmp_path):
+    out = tmp_path / "captions.parquet"
+    with FakeServer(delay_sec=0.2) as server:
+        started = [start(command(images, out, server.url), tmp_path / f"{n}.log") for n in (0, 1)]
+        assert [process.wait() for process in started] == [0, 0]
+        assert set(server.attempts.values()) == {1} and len(server.attempts) == IMAGES
+        assert server.most_busy > IN_FLIGHT  # both had work at the same time
+    assert len({row["id"] for row in table(out)}) == IMAGES
+
+
+def test_the_drivers_memory_does_not_grow_with_the_images(tmp_path):
+    code = (
+        "import resource, sys; from caprl_utils.captioning.__main__ import main; status = main(sys.argv[1:]); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
+    )
+    peaks = {}
+    with FakeServer() as server:
+        for count in (300, 3000):
+            folder = tmp_path / f"images{count}"
+            fill(folder, 30)
+            for number in range(30, count):
+                shutil.copy(folder / f"p{number % 30:03d}.png", folder / f"p{number:03d}.png")
+            arguments = command(folder, tmp_path / f"{count}.parquet", server.url, "--workers", "2")[3:]
+            log = tmp_path / f"{count}.log"
+            processes.run([sys.executable, "-c", code, *arguments], log, {"PYTHONPATH": str(paths.ROOT)})
+            peaks[count] = int(re.search(r"peak (\d+)", log.read_text())[1]) / 1024
+            assert len(table(tmp_path / f"{count}.parquet")) == count
+    print(f"driver's peak memory in MiB: {peaks}")
+    assert peaks[3000] < peaks[300] + 15
+
+
+def pinned(tmp_path, vlm, cores, num_images):
+    """(wall seconds, CPU seconds of each worker) for workers on these cores, models loaded beforehand."""
+    name = f"{len(cores)}-workers"
+    model = ModelConfig(path=str(vlm), batch_size=8)
+    sampling = Sampling(max_tokens=24, temperature=1.0)
+    folder = tmp_path / name
+    job = make_job(f"mini-world:rl:{num_images}", model, sampling, "local", retries=0, shard_images=16)
+    manifest = prepare(job, folder)
+    ready, go = [tmp_path / f"{name}-ready-{core}" for core in cores], tmp_path / f"{name}-go"
+    logs = [tmp_path / f"{name}-{core}.log" for core in cores]
+    script = str(Path(__file__).with_name("pinned_worker.py"))
+    started = [
+        processes.popen(
+            [sys.executable, script, str(folder), str(core), str(flag), str(go)], log,
+            {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        for core, flag, log in zip(cores, ready, logs, strict=True)
+    ]  # fmt: skip
+    try:
+        while not all(flag.exists() for flag in ready):
+            assert all(process.poll() is None for process in started), [processes.tail(log) for log in logs]
+            time.sleep(0.1)
+        go.touch()
+        begin = time.monotonic()
+        assert [process.wait() for process in started] == [0] * len(cores)
+        wall = time.monotonic() - begin
+    finally:
+        for process in started:
+            processes.stop(process)
+    assert len(manifest.finished()) == manifest.num_shards
+    return wall, [float(re.search(r"cpu ([\d.]+)", log.read_text())[1]) for log in logs]
+
+
+def test_two_workers_on_two_cores_are_at_least_1_8_times_as_fast(tmp_path, vlm):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    others = psutil.cpu_percent(interval=2.0)
+    one, (alone,) = pinned(tmp_path, vlm, cores[:1], 480)
+    two, shared = pinned(tmp_path, vlm, cores, 480)
+    by_cpu = alone / max(shared)  # what the clock would say if each had its core for itself
+    print(f"machine busy {others:.0f} %; seconds {one:.1f} and {two:.1f}: {one / two:.2f} times; CPU seconds "
+          f"{alone:.1f} and {shared}: {by_cpu:.2f} times")  # fmt: skip
+    assert by_cpu >= 1.8
+    if others > 10:
+        pytest.skip(f"the clock says {one / two:.2f} times, but others use {others:.0f} % of the machine")
+    assert one / two >= 1.8
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_actors_work_on_the_same_manifest(images, tmp_path):
+    with FakeServer(delay_sec=0.05) as server:
+        model = ModelConfig(path="fake", backend="endpoint", base_urls=[server.url], batch_size=IN_FLIGHT)
+        sampling = Sampling(max_tokens=32, temperature=1.0)
+        result = caption_source(
+            images, tmp_path / "ray.parquet", model, sampling, engine="endpoint", workers=2, runner="ray",
+            shard_images=8,
+        )  # fmt: skip
+        assert result.num_captions == IMAGES
+        assert set(server.attempts.values()) == {1} and server.most_busy > IN_FLIGHT
+
+
+def test_vllm_refuses_a_wrong_argument_before_loading(vlm, monkeypatch):
+    from caprl_utils.captioning import vllm_offline
+    from caprl_utils.errors import UserError
+
+    options = vllm_offline.engine_options(ModelConfig(path=str(vlm)), max_model_len=256)
+    assert (options.max_model_len, options.limit_mm_per_prompt) == (256, {"image": 1})
+    good = vllm_offline.engine_arguments(ModelConfig(path=str(vlm)))
+    monkeypatch.setattr(vllm_offline, "engine_arguments", lambda *_: [*good, "--max-nun-seqs", "4"])
+    with pytest.raises(UserError, match=r"vLLM knows no --max-nun-seqs"):
+        vllm_offline.engine_options(ModelConfig(path=str(vlm)))
+
+
+def test_vllm_in_process_writes_what_transformers_writes(vlm, tmp_path):
+    """In a process of its own: vLLM's engine keeps what it has taken until the process ends."""
+    from caprl_utils.backends.local import LocalBackend
+
+    source, sampling = "mini-world:rl:6", Sampling(max_tokens=12)
+    arguments = [
+        source, "--out", str(tmp_path / "vllm.parquet"), "--model", str(vlm), "--engine", "vllm",
+        "--max-tokens", "12", "--temperature", "0", "--retries", "0",
+    ]  # fmt: skip
+    log = tmp_path / "vllm.log"
+    processes.run(
+        [sys.executable, "-m", "caprl_utils.captioning", *arguments], log, {"PYTHONPATH": str(paths.ROOT)}
+    )
+    local = LocalBackend(ModelConfig(path=str(vlm)))
+    caption_source(source, tmp_path / "local.parquet", local, sampling, retries=0)
+    assert table(tmp_path / "vllm.parquet") == table(tmp_path / "local.parquet")
+    assert read_job(tmp_path / "vllm.parquet.work")["job"]["engine"] == "vllm"
+
+
+def test_a_worker_that_fails_is_told_with_the_end_of_its_log(images, tmp_path):
+    gone = ModelConfig(path="fake", backend="endpoint", base_urls=["http://127.0.0.1:9/v1"])
+    from caprl_utils.errors import UserError
+
+    with pytest.raises(UserError, match=r"(?s)all 2 workers ended .* no model server answers"):
+        caption_source(images, tmp_path / "c.parquet", gone, Sampling(8), engine="endpoint", workers=2)
