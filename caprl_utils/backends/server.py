@@ -59,8 +59,11 @@ def serve(
     default. Raises UserError for a missing model, a port in use, or a server that does not come up, with the
     end of its log.
     """
+    check_folder(paths.resolve_model(model.path), model.path)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed in this environment; run `make setup`")
     port = port or free_port()
-    _check(model, port)
+    check_port(port)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
     tokenizer = tokenizer_folder(Path(paths.resolve_model(model.path)), log.with_suffix(".tokenizer"))
     line = command(model, port, max_model_len, tokenizer)
@@ -143,11 +146,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _check(model: ModelConfig, port: int) -> None:
-    """Refuse what cannot work before vLLM spends a minute on finding out."""
-    check_folder(paths.resolve_model(model.path), model.path)
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed in this environment; run `make setup`")
+def check_port(port: int) -> None:
+    """Raises UserError when somebody listens on the port already."""
     with socket.socket() as probe:
         try:
             probe.bind((HOST, port))

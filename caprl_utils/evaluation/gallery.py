@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,15 @@ def collect(samples: Sequence["Sample"], runs: Mapping[str, Path]) -> list[dict[
     -> texts), `questions` (question, options, gold, scores and answers by label), `score` (label ->
     mean), `disagreement`. Raises UserError when a run is missing or was made on other samples.
     """
+    rows = {label: read_samples(folder) for label, folder in runs.items()}
+    items = collect_rows(samples, rows)
+    return sorted(items, key=lambda item: (-item["disagreement"], item["id"]))
+
+
+def collect_rows(
+    samples: Sequence["Sample"], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """`collect` from rows (see `prism_scores.score_rows`) by label, in the order of the samples."""
     items: dict[str, dict[str, Any]] = {}
     questions: dict[tuple[str, str], dict[str, Any]] = {}
     for sample in samples:
@@ -42,8 +51,8 @@ def collect(samples: Sequence["Sample"], runs: Mapping[str, Path]) -> list[dict[
         item = items.setdefault(first, _new_item(first, sample))
         questions[sample.benchmark, sample.id] = question = _new_question(sample)
         item["questions"].append(question)
-    for label, folder in runs.items():
-        for row in read_samples(folder):
+    for label, found in rows.items():
+        for row in found:
             if (row["benchmark"], row["sample_id"]) not in questions:
                 raise UserError(
                     f"{label}: sample {row['sample_id']} of {row['benchmark']} is not in the gallery"
@@ -51,7 +60,15 @@ def collect(samples: Sequence["Sample"], runs: Mapping[str, Path]) -> list[dict[
             _add_row(items[row["image_id"]], questions[row["benchmark"], row["sample_id"]], label, row)
     for item in items.values():
         _finish(item)
-    return sorted(items.values(), key=lambda item: (-item["disagreement"], item["id"]))
+    return list(items.values())
+
+
+def item_without_questions(name: str, image: Callable[[], "Image"]) -> dict[str, Any]:
+    """An item for an image about which nothing is asked; its captions are to be filled in."""
+    return {
+        "id": name, "benchmark": "", "open": image, "captions": {}, "questions": [], "score": {},
+        "disagreement": 0.0,
+    }  # fmt: skip
 
 
 def _new_item(image_id: str, sample: "Sample") -> dict[str, Any]:
@@ -106,7 +123,7 @@ def data_uri(image: "Image", max_side_pixels: int = MAX_SIDE_PIXELS) -> str:
 
 def write(items: Sequence[Mapping[str, Any]], file: Path, title: str) -> Path:
     """Write the gallery of `collect`'s items as one HTML file; the same items give the same bytes."""
-    labels = list(dict.fromkeys(label for item in items for label in item["score"]))
+    labels = list(dict.fromkeys(label for item in items for label in (*item["score"], *item["captions"])))
     content = [
         {**{k: v for k, v in item.items() if k != "open"}, "image": data_uri(item["open"]())}
         for item in items

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that answers from the request alone, and a list of ways to fail on the way."""
+"""An OpenAI-compatible server that answers from the request alone; `fault_proxy` spoils its answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections import Counter
 
 from aiohttp import web
 
-FAULTS = ("500", "429", "cut", "truncated", "hang")
-
 
 def answer_of(body: dict) -> str:
     """What the server says: a function of prompt and seed, so that a retry says the same."""
@@ -20,12 +18,11 @@ def answer_of(body: dict) -> str:
 
 
 class FakeServer:
-    """Runs in a thread. ``fault_share``: how many attempts fail, each in the next way of FAULTS."""
+    """Runs in a thread. ``down``: answers every request with HTTP 500."""
 
-    def __init__(self, fault_share: float = 0.0, delay_sec: float = 0.0, models=("fake",), key=None) -> None:
-        self.fault_share, self.delay_sec, self.models, self.key = fault_share, delay_sec, models, key
+    def __init__(self, delay_sec: float = 0.0, models=("fake",), key=None) -> None:
+        self.delay_sec, self.models, self.key = delay_sec, models, key
         self.attempts: Counter[str] = Counter()  # by prompt and seed
-        self.faults: Counter[str] = Counter()
         self.busy = self.most_busy = 0
         self.down = False
         self._loop = asyncio.new_event_loop()
@@ -66,36 +63,13 @@ class FakeServer:
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:
-            fault = self._fault(answer_of(body))
-            if fault is not None:
-                return await self._fail(request, fault)
+            self.attempts[answer_of(body)] += 1
+            if self.down:
+                return web.Response(status=500, text="something broke")
             await asyncio.sleep(self.delay_sec)
             return self._answer(body)
         finally:
             self.busy -= 1
-
-    def _fault(self, key: str) -> str | None:
-        self.attempts[key] += 1
-        if self.down:
-            return "500"
-        draw = hashlib.sha256(f"{key}/{self.attempts[key]}".encode()).digest()
-        if draw[0] >= 256 * self.fault_share:
-            return None
-        fault = FAULTS[draw[1] % len(FAULTS)]
-        self.faults[fault] += 1
-        return fault
-
-    async def _fail(self, request: web.Request, fault: str) -> web.StreamResponse:
-        if fault == "500":
-            return web.Response(status=500, text="something broke")
-        if fault == "429":
-            return web.Response(status=429, headers={"Retry-After": "0.02"})
-        if fault == "hang":
-            await asyncio.sleep(30)
-        if fault == "cut":
-            request.transport.close()
-            return web.Response()
-        return web.Response(text='{"choices": [{"message": {"cont', content_type="application/json")
 
     def _answer(self, body: dict) -> web.Response:
         text = answer_of(body)

@@ -1,6 +1,7 @@
 """The client against a server that misbehaves: same rows, none lost, none twice, and the server kept full."""
 
 import asyncio
+import random
 import subprocess
 import sys
 import textwrap
@@ -8,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_server import FAULTS, FakeServer, answer_of
+from fake_server import FakeServer, answer_of
+from fault_proxy import FAULTS, FaultProxy
 from PIL import Image
 
 from caprl_utils.backends import Request, Sampling
@@ -21,7 +23,7 @@ from caprl_utils.schema import ModelConfig
 QUICK = Limits(in_flight=16, request_sec=2.0, first_wait_sec=0.01, longest_wait_sec=0.1, give_up_after=20)
 
 
-def backend(*servers: FakeServer, limits: Limits = QUICK, **settings) -> EndpointBackend:
+def backend(*servers: FakeServer | FaultProxy, limits: Limits = QUICK, **settings) -> EndpointBackend:
     urls = [server.url for server in servers]
     return EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=urls, **settings), limits)
 
@@ -38,14 +40,20 @@ def test_completions_come_in_the_order_asked():
     assert len({c.text for c in found}) == 100
 
 
-def test_a_faulty_server_gives_the_same_rows():
-    with FakeServer() as good, FakeServer(fault_share=0.2) as faulty:
-        expected = backend(good).generate(requests(400), Sampling(max_tokens=9))
-        client = backend(faulty)
-        found = client.generate(requests(400), Sampling(max_tokens=9))
-        assert found == expected
-        assert set(faulty.faults) == set(FAULTS)
-        assert client.client.retries >= sum(faulty.faults.values())
+def test_a_faulty_way_gives_the_same_rows(tmp_path):
+    sampling = Sampling(max_tokens=9, n=2)
+    with FakeServer() as server, FaultProxy(server.url, share=0.2) as proxy:
+        expected = backend(server).generate(requests(400), sampling)
+        client = backend(proxy)
+        with RowStore(tmp_path / "rows.jsonl") as store:
+            for done in client.stream(requests(400), sampling):
+                store.append({"id": f"{done.id}#{done.index}", "text": done.text})
+    assert set(proxy.faults) == set(FAULTS)
+    assert 0.15 < sum(proxy.faults.values()) / proxy.posts < 0.25
+    assert client.client.retries >= sum(proxy.faults.values())
+    rows = {row["id"]: row["text"] for row in RowStore(tmp_path / "rows.jsonl").read()}
+    assert rows == {f"{c.id}#{c.index}": c.text for c in expected}
+    assert len(rows) == len(expected) == 800
 
 
 def test_a_refused_request_is_one_error_and_not_retried():
@@ -60,8 +68,8 @@ def test_a_refused_request_is_one_error_and_not_retried():
 
 
 def test_the_server_is_kept_full_and_never_overfull():
-    with FakeServer(delay_sec=0.05) as server:
-        backend(server).generate(requests(160), Sampling(max_tokens=9))
+    with FakeServer(delay_sec=0.5) as server:  # slow enough for a busy machine to fill it
+        backend(server).generate(requests(64), Sampling(max_tokens=9))
         assert server.most_busy == 16
 
 
@@ -80,7 +88,7 @@ def test_servers_that_are_gone_stop_the_run():
         client = backend(server)
         client.generate(requests(1), Sampling(max_tokens=9))
         server.down = True
-        with pytest.raises(UserError, match=r"all failed: HTTP 500.*run again"):
+        with pytest.raises(UserError, match=r"all failed: .*run again"):
             client.generate(requests(100), Sampling(max_tokens=9))
 
 
@@ -171,10 +179,12 @@ for done in EndpointBackend(config, limits).stream(todo, Sampling(max_tokens=9))
 @pytest.mark.integration
 def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
     rows, count = tmp_path / "rows.jsonl", 3000
+    moments = sorted(random.sample(range(1, count - 100), 10))  # rows on disk when it is killed
+    print(f"killed after {moments} rows")
     with FakeServer(delay_sec=0.01) as server:
         command = [sys.executable, "-c", textwrap.dedent(WORKER), server.url, str(rows), str(count)]
         kills = 0
-        for stop_after in range(150, 3000, 270):  # rows on disk when it is killed
+        for stop_after in moments:
             process = subprocess.Popen(command)
             while process.poll() is None and (not rows.exists() or rows.stat().st_size < 35 * stop_after):
                 time.sleep(0.005)
@@ -184,7 +194,7 @@ def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
         subprocess.run(command, check=True)
         found = [(row["id"], row["text"]) for row in RowStore(rows).read()]
         expected = backend(server).generate(requests(count), Sampling(max_tokens=9))
-    assert kills >= 10
+    assert kills == 10
     assert sorted(found) == sorted((c.id, c.text) for c in expected)
 
 
