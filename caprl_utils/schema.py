@@ -193,6 +193,9 @@ class Prism(Settings):
     judge_model: ModelConfig | None = setting(
         None, "ours: for metrics that need a judge; without it their samples have no score and are counted"
     )
+    image_reader: Literal["choice", "greedy", "sampled"] = setting(
+        "greedy", "ours: a model that looks at the image writes its answer, as evaluation harnesses ask it"
+    )
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 
@@ -250,7 +253,7 @@ class Pretraining(Settings):
     """VLMs pretrained on caption sets by LLaMA-Factory (paper, Tables 1 and 2, Figure 4, appendix F)."""
 
     settings: list[str] = setting(
-        ["qwen-3b", "qwen-7b", "internlm-clip"],
+        ["qwen2.5-3b", "qwen2.5-7b", "internlm2.5-7b-clip"],
         "paper: three pairs of language model and vision tower",
         min_length=1,
     )

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from caprl_utils import prompts
+from caprl_utils import paths, prompts
 from caprl_utils.backends.base import Backend, Sampling
 from caprl_utils.captioning import Caption
 from caprl_utils.errors import UserError
@@ -32,7 +32,7 @@ from caprl_utils.evaluation.scoring import Judge, Mode
 from caprl_utils.hashing import value_hash
 from caprl_utils.rows import RowStore
 from caprl_utils.runs import Run
-from caprl_utils.schema import Profile
+from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,16 +61,16 @@ def evaluate(
     model_name: the run is runs/<profile>/prism/<model_name>. captioner: a model, sampled as profile.prism
     says, or a `CaptionSource`. reader: a text-only model; for `ImageItself` a VLM. seed (of captions and
     sampled answers), reader_mode and scoring: the profile's by default. label: the model's name in
-    samples.parquet. judge: for metrics that need one (`judging.judge_of`); without it those samples have no
-    score and are counted.
+    samples.parquet. judge: for metrics that need one, the profile's by default; without any those samples
+    have no score and are counted.
     Raises UserError when a caption or an answer could not be had; finished rows stay on
     disk.
     """
     seed = profile.seed if seed is None else seed
-    mode = reader_mode or profile.prism.reader
-    scoring = scoring or profile.prism.scoring
-    prism_scores.check_modes(scoring, mode)
+    scoring, judge = scoring or profile.prism.scoring, judge or judging.judge_of(profile)
     source = as_source(captioner, profile, seed)
+    mode = reader_mode or (profile.prism.image_reader if source.looks else profile.prism.reader)
+    prism_scores.check_modes(scoring, mode)
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": profile.prism.bootstrap_draws, "scoring": scoring},
         "captioner": source.fingerprint(),
@@ -152,6 +152,23 @@ def load_samples(
         for name in (settings.benchmarks if benchmarks is None else benchmarks)
         for sample in loaders.load(name, num_samples=count, seed=profile.seed)
     ]
+
+
+def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
+    """Run name -> captioner of every finished training of the named experiments, seeds in order."""
+    stage = paths.RUNS / profile.name / "rl"
+    names = [
+        folder.name
+        for experiment in experiments
+        for folder in sorted(stage.glob(f"{experiment}-seed*"), key=lambda f: (len(f.name), f.name))
+        if (folder / "result.json").is_file()
+    ]
+    return {
+        name: profile.models.policy.model_copy(
+            update={"path": str(stage / name / "final"), "revision": None, "backend": "local"}
+        )
+        for name in names
+    }
 
 
 def as_source(

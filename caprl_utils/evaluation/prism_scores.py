@@ -95,7 +95,8 @@ def _to_score(unit: Sequence[Task], answers: Mapping[str, Answer]) -> Row:
     texts = [answers[task.id].text or "" for task in unit]
     if len(unit) == 1:
         return Row(sample.benchmark, texts[0], sample.gold, meta)
-    return Row(sample.benchmark, texts, [task.sample.gold for task in unit], {**meta, "group": "circular"})
+    meta |= {"group": "circular", "rotations": [list(task.sample.options) for task in unit]}
+    return Row(sample.benchmark, texts, [task.sample.gold for task in unit], meta)
 
 
 def write_samples(path: Path, rows: Sequence[Mapping[str, Any]], model: str) -> None:

@@ -206,18 +206,21 @@ class ImageItself:
 
 
 def controls(
-    samples: "Sequence[Sample]", base: Path, trained: Path, count_tokens: Callable[[str], int] | None = None
+    samples: "Sequence[Sample]",
+    base: Path,
+    trained: Sequence[Path],
+    count_tokens: Callable[[str], int] | None = None,
 ) -> dict[str, CaptionSource]:
     """Floors, ceilings and the control for length that need no captioner, by run name.
 
-    base, trained: finished Prism runs; base's captions are moved around for the other-image floor,
-    trained's are cut to base's length. The true facts come only where every sample has them.
+    base, trained: finished Prism runs; base's captions are moved around for the other-image floor, those of
+    each in trained are cut to base's length. The true facts come only where every sample has them.
     count_tokens: see `captioning.token_counter`.
     """
     found: dict[str, CaptionSource] = {
         "floor-empty": EmptyCaptions(),
         "floor-other-image": OtherImageCaptions(base),
-        f"{trained.name}-cut": CutCaptions(trained, base, count_tokens),
+        **{f"{run.name}-cut": CutCaptions(run, base, count_tokens) for run in trained},
     }
     if all(sample.meta.get("true_caption") for sample in samples):
         found["ceiling-true-facts"] = TrueCaptions(count_tokens)

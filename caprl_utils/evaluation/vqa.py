@@ -6,8 +6,8 @@ only by what the model sees.
     python -m caprl_utils.evaluation.vqa --profile mini --model zoo:vlm-3b --name base-3b
 
 How it departs from the toolkits that the paper may have used:
-1. Letters are read from their probabilities by default (profile.prism.reader), short answers are decoded
-   greedily, both after "The answer is".
+1. Answers are decoded greedily after "The answer is" by default (profile.prism.image_reader); one that is exactly an
+   option's text counts as its letter.
 2. One image a question: a question about several is left out, counted and listed.
 """
 
@@ -56,14 +56,14 @@ def evaluate_vqa(
     result.json (values by benchmark and their average, intervals over images, unparsed answers). A stopped
     evaluation goes on where it was, a finished one is read back.
 
-    samples: see `prism.load_samples`. reader_mode, scoring and seed: the profile's by
-    default. judge: for metrics that
-    need one; without it those samples have no score and are counted. label: the model's name in
-    samples.parquet.
+    samples: see `prism.load_samples`. reader_mode, scoring and seed: the profile's by default. judge: for
+    metrics that need one, the profile's by default; without any those samples have no score and are counted.
+    label: the model's name in samples.parquet.
     Raises UserError when an answer could not be had; the finished rows stay on disk.
     """
     seed = profile.seed if seed is None else seed
-    mode, scoring = reader_mode or profile.prism.reader, scoring or profile.prism.scoring
+    mode, scoring = reader_mode or profile.prism.image_reader, scoring or profile.prism.scoring
+    judge = judge or judging.judge_of(profile)
     prism_scores.check_modes(scoring, mode)
     asked, left_out = one_image_each(samples)
     parts = {
@@ -149,7 +149,7 @@ def _evaluate(arguments: argparse.Namespace) -> str:
     model = ModelConfig(path=arguments.model, revision=arguments.revision, **server)
     record = evaluate_vqa(
         profile, arguments.name, open_backend(model, profile), samples,
-        reader_mode=arguments.reader, scoring=arguments.scoring, judge=judging.judge_of(profile),
+        reader_mode=arguments.reader, scoring=arguments.scoring,
     )  # fmt: skip
     return _lines(record)
 

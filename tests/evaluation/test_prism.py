@@ -218,7 +218,7 @@ def test_longer_captions_are_cut_to_the_length_of_the_shorter(profile, samples):
     evaluate(profile, "base", Captioner(), Reader(), samples)
     evaluate(profile, "wordy", Wordy(), Reader(), samples)
     folder = paths.RUNS / "smoke" / "prism"
-    found = controls(samples, folder / "base", folder / "wordy", lambda text: len(text.split()))
+    found = controls(samples, folder / "base", [folder / "wordy"], lambda text: len(text.split()))
     assert list(found) == ["floor-empty", "floor-other-image", "wordy-cut", "ceiling-true-facts"]
     record = evaluate(profile, "wordy-cut", found["wordy-cut"], Reader(), samples)
     rows = read_samples(folder / "wordy-cut")

@@ -117,12 +117,9 @@ def test_a_circular_question_is_right_if_all_rotations_are(profile):
             )  # fmt: skip
 
     class OnceWrong(Looker):
-        def choice_logprobs(self, requests, choices, progress=None):
-            rows = super().choice_logprobs(requests, choices)
-            return [
-                row[::-1] if r.id == "mmbench/2000002#0" else row
-                for r, row in zip(requests, rows, strict=True)
-            ]
+        def generate(self, requests, sampling, progress=None):
+            found = super().generate(requests, sampling)
+            return [replace(c, text="white") if c.id == "mmbench/2000002#0" else c for c in found]
 
     samples = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)]
     record = evaluate_vqa(profile, "base", OnceWrong(), samples)

@@ -58,13 +58,24 @@ def letter_or_short(prediction: str, gold: str, options: Sequence[str] | None, l
 
 
 def circular_accuracy(
-    predictions: Sequence[str], golds: Sequence[Any], options: Sequence[str] | None
+    predictions: Sequence[str],
+    golds: Sequence[Any],
+    options: Sequence[str] | None,
+    rotations: Sequence[Sequence[str]] | None = None,
 ) -> Score:
-    """MMBench: 1 only if every rotation of the question is answered right."""
-    if len(predictions) != len(golds) or not golds:
+    """MMBench: 1 only if every rotation of the question is answered right.
+
+    options: of one rotation, only their number is used. rotations: the options of each, in their order, so
+    that an answer in an option's words can be read.
+    """
+    if len(predictions) != len(golds) or not golds or (rotations and len(rotations) != len(golds)):
         return Score(None, None, f"{len(predictions)} answers for {len(golds)} rotations of one question")
-    letters = letters_for(options)  # the option texts move with each rotation, so only their number is used
-    scores = [letter_accuracy(p, g, None, letters) for p, g in zip(predictions, golds, strict=True)]
+    each = rotations or [None] * len(golds)
+    letters = letters_for(options)
+    scores = [
+        letter_accuracy(prediction, gold, own, letters)
+        for prediction, gold, own in zip(predictions, golds, each, strict=True)
+    ]
     unread = sum(score.parsed is None for score in scores)
     return Score(
         float(all(score.value == 1.0 for score in scores)),

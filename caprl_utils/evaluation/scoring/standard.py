@@ -70,7 +70,8 @@ def _letter(row: Row) -> Score:
 
 def _circular(row: Row) -> Score:
     if row.meta.get("group") == "circular":
-        return choices.circular_accuracy(row.prediction, row.gold, _options(row.meta))
+        rotations = row.meta.get("rotations")
+        return choices.circular_accuracy(row.prediction, row.gold, _options(row.meta), rotations)
     return _letter(row)
 
 

@@ -33,7 +33,7 @@ class Row:
         or a short answer. A list over the rotations for a circular question.
     gold: one gold answer, or the list of accepted ones where the benchmark has a list.
     meta: what the metric needs: options, question_type, year, answer_type, choices, precision, group,
-        question (for a judge).
+        rotations (options of each), question (for a judge).
     """
 
     benchmark: str
