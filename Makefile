@@ -23,6 +23,8 @@ RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
 
 # The notebooks in the order in which each needs the ones before it.
 CHAIN := 01_qa_curation 03_caprl_rl_training 05_prism_evaluation 06_tables_and_figures
+# Notebooks that no table needs.
+EXTRA := 00_quickstart_captioning
 
 # The smoke chain needs the whole model zoo; until its vision-language models are trained, `make test` says so.
 ZOO_CHECKS := $(if $(wildcard caprl_utils/mini/weights/vlm-3b/config.json),test-notebooks,zoo-unfinished)
@@ -49,6 +51,9 @@ reproduce: environment ## everything there is so far, from images to tables
 	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reporting.readme_map)  # README's map, from results
 
 $(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
+	@$(RUN) $@
+
+$(EXTRA): environment
 	@$(RUN) $@
 
 table3: $(REPORT)/table3.md ## Table 3: caption quality in the Prism framework
@@ -107,7 +112,7 @@ test-notebooks: environment ## the smoke chain from nothing, then nbval over the
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
-		$(CHAIN:%=notebooks/%.ipynb)
+		$(EXTRA:%=notebooks/%.ipynb) $(CHAIN:%=notebooks/%.ipynb)
 
 clean: ## remove what PROFILE computed (reports stay)
 	rm -rf "$(RUNS)/$(PROFILE)"
@@ -124,6 +129,6 @@ environment:
 
 FORCE:
 
-.PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) table1 table2 table3 table4 table5 table6 \
+.PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 \
 	figures plan serve bench later config trace zoo zoo-unfinished lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE
