@@ -257,6 +257,9 @@ class Pretraining(Settings):
         "paper: three pairs of language model and vision tower",
         min_length=1,
     )
+    items: list[Literal["table1", "table2", "figure4"]] = setting(
+        ["table1", "table2", "figure4"], "paper: all three", min_length=1
+    )
     align: Align = setting(Align(), "see each key")
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")

@@ -30,8 +30,9 @@ from caprl_utils.schema import Profile
 ITEMS = ("table1", "table2", "figure4")
 
 
-def run(profile: Profile, items: tuple[str, ...] = ITEMS) -> dict[str, dict[str, Any]]:
-    """Everything that the items need; returns evaluation name -> its record."""
+def run(profile: Profile, items: tuple[str, ...] | None = None) -> dict[str, dict[str, Any]]:
+    """Everything that the items need (the profile's by default); returns evaluation name -> its record."""
+    items = items or tuple(profile.pretraining.items)
     trainings = wanted(profile.pretraining, items)
     models = assemble(profile)
     prepared = prepare(profile, trainings, models)
@@ -131,12 +132,14 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m caprl_utils.pretraining.chain", description="Pretrain on caption sets and evaluate."
     )
     parser.add_argument("--profile", default="mini")
-    parser.add_argument("--item", action="append", choices=ITEMS, help="what to make; all by default")
+    parser.add_argument(
+        "--item", action="append", choices=ITEMS, help="what to make; the profile's items by default"
+    )
     arguments = parser.parse_args(argv)
     try:
         profile = load_profile(arguments.profile)
         prepare_process(profile)
-        records = run(profile, tuple(arguments.item or ITEMS))
+        records = run(profile, tuple(arguments.item or ()) or None)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

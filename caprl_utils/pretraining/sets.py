@@ -6,7 +6,7 @@ stage is made once and serves every row that begins with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from caprl_utils.schema import Pretraining
@@ -93,19 +93,19 @@ def growth_sets(settings: Pretraining) -> list[CaptionSet]:
     ]
 
 
-def wanted(settings: Pretraining, items: tuple[str, ...] = ("table1", "table2", "figure4")) -> list[Training]:
-    """All trainings that the items need, each once, the ones that others start from first."""
+def wanted(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
+    """All trainings that the items (the settings' own by default) need, each once, after the one it starts from."""
     found: dict[str, Training] = {}
-    for setting, captions in _rows(settings, items):
+    for setting, captions in _rows(settings, items or settings.items):
         for training in chain(setting, captions):
             found.setdefault(training.name, training)
     order = {"align": 0, "further": 1, "sft": 2}
     return sorted(found.values(), key=lambda t: order[t.stage])  # stable: rows stay in order
 
 
-def finals(settings: Pretraining, items: tuple[str, ...] = ("table1", "table2", "figure4")) -> list[str]:
+def finals(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
     """Names of the trainings that are evaluated."""
-    return list(dict.fromkeys(final_name(*row) for row in _rows(settings, items)))
+    return list(dict.fromkeys(final_name(*row) for row in _rows(settings, items or settings.items)))
 
 
 def chain(setting: str, captions: CaptionSet | None) -> list[Training]:
@@ -117,7 +117,7 @@ def chain(setting: str, captions: CaptionSet | None) -> list[Training]:
     return [*done, Training(final_name(setting, captions), setting, "sft", done[-1].name)]
 
 
-def _rows(settings: Pretraining, items: tuple[str, ...]) -> Iterator[tuple[str, CaptionSet | None]]:
+def _rows(settings: Pretraining, items: Sequence[str]) -> Iterator[tuple[str, CaptionSet | None]]:
     first = settings.settings[0]
     if "table1" in items:
         yield from ((setting, captions) for setting in settings.settings for captions in TABLE_1)

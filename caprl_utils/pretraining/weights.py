@@ -12,6 +12,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 
 PARTS = ("vision_tower", "projector", "language_model")
+_LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
 _LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
 
 
@@ -104,7 +105,7 @@ def _by_plain_name(folder: Path) -> dict[str, tuple[str, Path]]:
     """Name without the prefixes in which layouts differ -> (stored name, file)."""
     found = {}
     for name, (file, _) in tensors(folder).items():
-        plain = ".".join(piece for piece in name.split(".") if piece not in ("model", "language_model"))
+        plain = ".".join(piece for piece in name.split(".") if piece not in _LAYOUT)
         found[plain] = (name, file)
     return found
 

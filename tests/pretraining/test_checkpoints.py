@@ -1,0 +1,105 @@
+"""Checkpoints and weights as files: whole or not, what moved."""
+
+import json
+import zipfile
+
+import pytest
+
+from caprl_utils.errors import UserError
+from caprl_utils.pretraining import checkpoints, weights
+
+torch = pytest.importorskip("torch")
+NEW = {
+    "model.visual.blocks.0.w": 2.0,
+    "model.visual.merger.mlp.0.w": 3.0,
+    "model.language_model.layers.0.w": 4.0,
+}
+OLD = {"visual.blocks.0.w": 2.0, "visual.merger.mlp.0.w": 3.0, "model.layers.0.w": 4.0}
+
+
+def model(folder, values, **config):
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    save_file({name: torch.full((5,), value) for name, value in values.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def checkpoint(folder):
+    model(folder, NEW)
+    for name in ("tokenizer_config.json", "trainer_state.json", "processor_config.json"):
+        (folder / name).write_text("{}")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data", "x" * 100)
+    return folder
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
+    checkpoint(tmp_path / "checkpoint-2")
+    checkpoint(tmp_path / "checkpoint-10")
+    broken = checkpoint(tmp_path / "checkpoint-12")
+    (broken / "optimizer.pt").write_bytes((broken / "optimizer.pt").read_bytes()[:50])
+    assert checkpoints.last_whole(tmp_path).name == "checkpoint-10"
+    assert not broken.exists()
+    assert checkpoints.last_whole(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainer_state.json",
+        "processor_config.json",
+        "model.safetensors",
+        "optimizer.pt",
+        "rng_state.pth",
+        "config.json",
+    ],
+)
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_every_file_counts(tmp_path, name, how):
+    folder = checkpoint(tmp_path / "checkpoint-1")
+    assert checkpoints.problem(folder) is None
+    file = folder / name
+    file.unlink() if how == "missing" else file.write_bytes(file.read_bytes()[:-1])
+    assert checkpoints.problem(folder)
+
+
+def test_parts_are_known_in_both_layouts(tmp_path):
+    for name, values in (("new", NEW), ("old", OLD)):
+        assert weights.counts(model(tmp_path / name, values)) == dict.fromkeys(weights.PARTS, 5)
+    assert weights.part_of("vision_tower.vision_model.encoder.w") == "vision_tower"
+    assert weights.part_of("multi_modal_projector.linear_1.weight") == "projector"
+
+
+def test_what_moved_is_measured_across_layouts(tmp_path):
+    before = model(tmp_path / "before", OLD)
+    after = model(tmp_path / "after", NEW | {"model.visual.merger.mlp.0.w": 3.3})
+    moved = weights.changes(before, after)
+    assert moved["vision_tower"] == moved["language_model"] == 0
+    assert moved["projector"] == pytest.approx(0.1, rel=1e-4)
+    weights.assert_changes(moved, ["projector"])
+    with pytest.raises(UserError, match="projector moved"):
+        weights.assert_changes(moved, ["language_model"])
+    with pytest.raises(UserError, match="vision_tower did not move"):
+        weights.assert_changes(moved, ["projector", "vision_tower"])
+
+
+def test_the_count_of_the_log_must_be_the_stages(tmp_path):
+    folder, log = model(tmp_path / "model", NEW), tmp_path / "train.log"
+    log.write_text("[INFO] trainable params: 5 || all params: 15 || trainable%: 33.3333\n")
+    assert weights.assert_trainable(log, folder, ["projector"]) == {"trainable": 5, "all": 15}
+    with pytest.raises(UserError, match="5 of 15 parameters trained, expected 15 of 15"):
+        weights.assert_trainable(log, folder, weights.PARTS)
+    log.write_text("nothing")
+    with pytest.raises(UserError, match="does not say"):
+        weights.assert_trainable(log, folder, ["projector"])
+
+
+def test_other_tensors_and_no_tensors_are_named(tmp_path):
+    before = model(tmp_path / "before", NEW)
+    with pytest.raises(UserError, match="different tensors"):
+        weights.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
+    with pytest.raises(UserError, match="no .*safetensors"):
+        weights.counts(tmp_path)

@@ -1,0 +1,179 @@
+"""The real LLaMA-Factory on fresh small models: its parser, its tokens, what trains, and `kill -9`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import file_hash
+from caprl_utils.pretraining import arguments, budget, data, launch, stages
+from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining.stages import Inputs
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        not launch.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
+    ),
+]
+PROBE = Path(__file__).with_name("lf_probe.py")
+STEPS, BATCH = 6, 2
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    from caprl_utils.mini import models
+
+    folder = tmp_path_factory.mktemp("model")
+    model = models.build_vlm(0)
+    models.prepare_generation(model)
+    model.save_pretrained(folder)
+    models.build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A data folder with conversations of the mini world; returns folder and rows."""
+    from caprl_utils.mini.pretraining import conversations
+
+    folder = tmp_path_factory.mktemp("data")
+    examples = []
+    for name, image, turns in conversations(STEPS * BATCH, seed=1):
+        image.save(folder / f"{name}.png")
+        examples.append(data.about_image(name, f"{name}.png", turns))
+    data.write_examples(folder, "sft", examples)
+    return folder, examples
+
+
+def small_profile():
+    stage = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH}
+    changed = {"align": stage, "further": stage, "sft": stage, "save_every": 2, "parallel_runs": 1}
+    return load_profile("mini", {"pretraining": changed})
+
+
+def inputs_of(model, rows):
+    folder, examples = rows
+    return Inputs(model, folder, "sft", file_hash(folder / "sft.jsonl"), folder, len(examples))
+
+
+def probe(kind, config, *overrides, distributed=False):
+    env = {"PYTHONPATH": str(launch.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env["HF_DATASETS_CACHE"] = str(config.parent / "cache")
+    if distributed:
+        env |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29613",
+        }
+    python = launch.ENVIRONMENT / "bin" / "python"
+    done = subprocess.run(
+        [str(python), str(PROBE), kind, str(config), *overrides],
+        env=os.environ | env, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(Path(f"{config}.json").read_text())
+
+
+@pytest.mark.parametrize("profile", ["paper", "one_gpu", "mini"])
+@pytest.mark.parametrize("stage", arguments.STAGES)
+def test_llama_factorys_parser_reads_what_we_write(profile, stage, tmp_path):
+    settings = load_profile(profile).pretraining
+    chat = arguments.Chat(arguments.LLAVA if stage == "sft" else arguments.QWEN)
+    files = arguments.Files("model", tmp_path, "rows", tmp_path, tmp_path / "out")
+    values = arguments.stage_arguments(settings, stage, chat, files, seed=0)
+    config = tmp_path / "train.yaml"
+    config.write_text(arguments.to_yaml(values, "test"))
+    # a machine without GPU has no bf16 there; everything else is as written
+    read = probe("parse", config, "use_cpu=true", distributed=settings.deepspeed is not None)
+    chosen = arguments.stage_of(settings, stage)
+    assert read["learning_rate"] == chosen.learning_rate
+    world = arguments.world_size(settings)
+    assert read["batch"] * read["accumulation"] * world == chosen.batch_size
+    assert read["cutoff_len"] == settings.cutoff_tokens and read["max_pixels"] == settings.max_pixels
+    assert read["schedule"] == settings.lr_schedule
+    assert settings.warmup_ratio in (read["warmup_ratio"], read["warmup_steps"])
+    assert read["frozen"] == [
+        part not in chosen.trains for part in ("vision_tower", "projector", "language_model")
+    ]
+    assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
+    assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
+
+
+def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(small_model, rows, tmp_path):
+    from transformers import AutoProcessor
+
+    folder, examples = rows
+    settings = small_profile().pretraining
+    files = arguments.Files(small_model, folder, "sft", folder, tmp_path / "out")
+    config = tmp_path / "train.yaml"
+    values = arguments.stage_arguments(settings, "sft", stages.chat_of(small_model), files, seed=0)
+    config.write_text(arguments.to_yaml(values, "test"))
+    encoded = probe("encode", config)
+    processor = AutoProcessor.from_pretrained(small_model)
+    counter = budget.TokenCounter(processor, settings.min_pixels, settings.max_pixels)
+    assert len(encoded) == len(examples)
+    for row, example in zip(encoded, examples, strict=True):
+        image_tokens = counter.image_tokens(140, 140)
+        text = counter.text(example).replace("<|image_pad|>", "<|image_pad|>" * image_tokens)
+        assert row["input_ids"] == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(row["input_ids"]) == counter.text_tokens(example) + image_tokens
+        learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert processor.tokenizer.decode(learned).startswith(example.messages[1].content + "<|im_end|>")
+
+
+@pytest.mark.parametrize("stage", ["align", "sft"])
+def test_killed_in_the_middle_it_ends_with_the_same_model(stage, small_model, rows):
+    profile, inputs = small_profile(), inputs_of(small_model, rows)
+    undisturbed = stages.train(profile, Training("undisturbed", "mini-qwen-3b", stage, None), inputs)
+    training = Training("killed", "mini-qwen-3b", stage, None)
+    killer = threading.Thread(target=kill_at, args=(stages.folder_of(profile, "killed") / "work", 4))
+    killer.start()
+    with pytest.raises(UserError, match="llamafactory-cli ended"):
+        stages.train(profile, training, inputs)
+    killer.join()
+    resumed = stages.train(profile, training, inputs)
+    config = (stages.folder_of(profile, "killed") / "train.yaml").read_text()
+    assert "resume_from_checkpoint" in config and "/checkpoint-" in config
+    assert resumed["values"] == undisturbed["values"]
+    models = [
+        stages.folder_of(profile, name) / "final" / "model.safetensors" for name in ("undisturbed", "killed")
+    ]
+    assert file_hash(models[0]) == file_hash(models[1])
+    moved = resumed["values"]["moved"]
+    assert (moved["language_model"] > 0) == (stage == "sft") and moved["projector"] > 0
+    assert resumed["values"]["steps"] == STEPS
+    assert not (stages.folder_of(profile, "killed") / "work").exists()
+
+
+def kill_at(work, step):
+    """`kill -9` LLaMA-Factory once the checkpoint of this step is begun."""
+    while not (work / f"checkpoint-{step}" / "trainer_state.json").exists():
+        time.sleep(0.02)
+    for child in psutil.Process().children(recursive=True):
+        if any("llamafactory-cli" in part for part in child.cmdline()):
+            os.kill(child.pid, signal.SIGKILL)
+
+
+def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
+    folder, _ = rows
+    broken = tmp_path / "broken"
+    shutil.copytree(small_model, broken)
+    (broken / "model.safetensors").write_bytes(b"cut off")
+    profile = small_profile()
+    with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
+        stages.train(profile, Training("broken", "mini-qwen-3b", "sft", None), inputs_of(broken, rows))
+    assert paths.shown(stages.folder_of(profile, "broken") / "train.log") in str(error.value)

@@ -1,0 +1,57 @@
+"""Which trainings stand behind the tables."""
+
+from caprl_utils.config import load_profile
+from caprl_utils.pretraining import sets
+from caprl_utils.pretraining.plan import plan_pretraining, state_bytes
+
+PAPER = load_profile("paper")
+SETTINGS = PAPER.pretraining
+
+
+def test_table_1_has_the_papers_rows_and_shares_the_alignment():
+    found = sets.wanted(SETTINGS, ("table1",))
+    assert len({t.name for t in found}) == len(found)
+    stages = [t.stage for t in found]
+    assert (stages.count("align"), stages.count("further"), stages.count("sft")) == (3, 12, 15)
+    assert len(sets.finals(SETTINGS, ("table1",))) == 15
+
+
+def test_items_share_trainings():
+    everything = {t.name for t in sets.wanted(SETTINGS)}
+    parts = [len(sets.wanted(SETTINGS, (item,))) for item in ("table1", "table2", "figure4")]
+    assert len(everything) < sum(parts)
+    assert "qwen2.5-3b-vanilla-sft" in everything and "qwen2.5-3b-capRL-1m-sft".lower() in everything
+
+
+def test_every_start_comes_before():
+    done = set()
+    for training in sets.wanted(SETTINGS):
+        assert training.start is None or training.start in done, training
+        done.add(training.name)
+
+
+def test_rows():
+    rows = {t.name: t.num_rows(SETTINGS) for t in sets.wanted(SETTINGS)}
+    assert rows["qwen2.5-3b-capRL-5m-further".lower()] == 5_000_000
+    assert rows["qwen2.5-3b-caprl-1m-further"] == 1_000_000
+    assert rows["qwen2.5-3b-caprl-1m-x0.2-further"] == 200_000
+    assert rows["qwen2.5-3b-align"] == 558_000
+
+
+def test_the_plan_has_a_row_for_each_setting_and_stage():
+    rows = plan_pretraining(PAPER)
+    assert len(rows) == 9
+    for row in rows:
+        assert row.hours > 0 and row.disk_gb > 0 and 0 < row.memory_gb < 80
+        assert {"batch", "memory", "hours", "disk"} <= set(row.formulas)
+        assert any("llamafactory-cli train" in command for command in row.commands)
+        assert str(SETTINGS.nodes) in row.lines()[0]
+
+
+def test_zero_stages_divide_what_they_shard():
+    parts = {"vision_tower": 0.0, "projector": 0.0, "language_model": 1e9}
+    sizes = [
+        state_bytes(parts, ["language_model"], SETTINGS.model_copy(update={"deepspeed": name}))
+        for name in ("zero3", "zero2", None)
+    ]
+    assert sizes == [1e9, 2e9 + 14e9 / 16, 16e9]
