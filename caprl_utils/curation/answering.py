@@ -1,8 +1,8 @@
 """Can the question be answered from the image, and only from it? (paper, QA curation, step 4)
 
 The filter model answers each question several times, options shuffled, with the image and without it.
-Letters are read by the project's one parser; an answer without a clear letter counts as wrong. Two further
-probes, ours: the question with another image, and the question without its options.
+Letters are read by the project's one parser, which takes an option's exact text for its letter; an answer that
+states neither counts as wrong. Two further probes, ours: the question with another image, and the question without its options.
 """
 
 from __future__ import annotations
@@ -71,10 +71,13 @@ def requests_for(
         yield probe, Request(probe.id, bare, image, prompts.ANSWER_PREFILL)
 
 
-def letter_of(completion: Completion, order: Sequence[int]) -> str | None:
-    """The letter, in the options' own order, that a completion states; None when it states none clearly."""
+def letter_of(completion: Completion, order: Sequence[int], options: Sequence[str]) -> str | None:
+    """The letter of `options` (in their own order) that a completion to the shuffled question states.
+
+    A completion that is exactly one option's text states its letter; None when nothing is stated clearly.
+    """
     letters = prompts.LETTERS[: len(order)]
-    stated = parse_letter(completion.text, letters)
+    stated = parse_letter(completion.text, letters, options=[options[index] for index in order])
     return None if stated is None else letters[order[letters.index(stated)]]
 
 
@@ -94,7 +97,7 @@ def collect(
             for view, given in letters.items():
                 completion = found.get(Probe(image_id, number, round_, view))
                 if completion is not None:
-                    given.append(letter_of(completion, order))
+                    given.append(letter_of(completion, order, question.options))
         bare = found[Probe(image_id, number, 0, OPEN)].text
         rows.append(
             Answers(

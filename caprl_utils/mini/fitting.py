@@ -60,7 +60,8 @@ def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
     is_letter = torch.isin(wanted, letters)
     is_word = ~is_letter & ~torch.isin(wanted, frame)
     right = (predicted == wanted).float()
-    return {"letters": right[is_letter].mean().item(), "words": right[is_word].mean().item()}
+    shares = {"letters": right[is_letter], "words": right[is_word]}
+    return {name: share.mean().item() for name, share in shares.items() if len(share)}
 
 
 class Fit:
