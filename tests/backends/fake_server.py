@@ -18,12 +18,13 @@ def answer_of(body: dict) -> str:
 
 
 class FakeServer:
-    """Runs in a thread. ``down``: answers every request with HTTP 500."""
+    """Runs in a thread. ``down``: answers every request with HTTP 500. ``hold_until``: the first answers wait (30 s at
+    most) until so many requests are there."""
 
     def __init__(self, delay_sec: float = 0.0, models=("fake",), key=None) -> None:
         self.delay_sec, self.models, self.key = delay_sec, models, key
         self.attempts: Counter[str] = Counter()  # by prompt and seed
-        self.busy = self.most_busy = 0
+        self.busy = self.most_busy = self.hold_until = 0
         self.down = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -67,6 +68,10 @@ class FakeServer:
             if self.down:
                 return web.Response(status=500, text="something broke")
             await asyncio.sleep(self.delay_sec)
+            for _ in range(3000):
+                if self.most_busy >= self.hold_until:
+                    break
+                await asyncio.sleep(0.01)
             return self._answer(body)
         finally:
             self.busy -= 1

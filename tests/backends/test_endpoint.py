@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,11 @@ def test_a_refused_request_is_one_error_and_not_retried():
 
 
 def test_the_server_is_kept_full_and_never_overfull():
-    with FakeServer(delay_sec=0.5) as server:  # slow enough for a busy machine to fill it
-        backend(server).generate(requests(64), Sampling(max_tokens=9))
+    with FakeServer() as server:
+        server.hold_until = 16  # however slowly a busy machine sends them
+        backend(server, limits=replace(QUICK, request_sec=60.0)).generate(
+            requests(64), Sampling(max_tokens=9)
+        )
         assert server.most_busy == 16
 
 
