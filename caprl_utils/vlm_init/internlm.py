@@ -1,8 +1,8 @@
 """InternLM2 and 2.5 weights as transformers' own Llama class: the same function without remote code.
 
 What differs is layout only (modeling_internlm2.py of the model's repository, and InternLM's own
-tools/convert2llama.py): the fused ``wqkv`` holds, for each key-value head in turn, the rows of its query heads, then its
-key, then its value. Two points are ours:
+tools/convert2llama.py): the fused ``wqkv`` holds, for each key-value head in turn, the rows of its query heads, then
+its key, then its value. Two points are ours:
 
 - `bias: true` converts too (Llama's attention_bias covers q, k, v and o alike, as InternLM2's flag does).
 - "dynamic" rope scaling is left out: it acts beyond max_position_embeddings (32,768, kept) only, farther than any text

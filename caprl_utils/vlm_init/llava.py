@@ -1,8 +1,8 @@
 """InternLM2.5 (or another Llama-like model) + CLIP, as LlavaForConditionalGeneration.
 
-Choices that the paper leaves open, all ours: features of CLIP's last layer but one without the class token and a projector
-of two layers with GELU (LLaVA-1.5); pictures padded to a square, because CLIP's own centre crop cuts off the sides of
-charts and documents; ``<image>`` and the chat marks on reserved rows of the embedding, so that none is added.
+Choices that the paper leaves open, all ours: features of CLIP's last layer but one without the class token and a
+projector of two layers with GELU (LLaVA-1.5); pictures padded to a square, because CLIP's own centre crop cuts off the
+sides of charts and documents; ``<image>`` and the chat marks on reserved rows of the embedding, so that none is added.
 """
 
 from __future__ import annotations
@@ -38,66 +38,94 @@ def make_plan(setting: Assembly) -> Plan:
     language = donor_folder(setting.language, ["model.", "lm_head.", "output."])
     parts = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
     vision = donor_folder(setting.vision, [p + q for p in TOWER_PREFIXES for q in parts])
-    text, fused = _text_config(setting, language)
-    tower = _vision_config(setting, vision)
-    depth = tower.num_hidden_layers
-    require(-depth - 1 <= setting.vision_feature_layer,
-            f"vision_feature_layer {setting.vision_feature_layer}: the tower has {depth} layers")  # fmt: skip
+    raw = read_config(language)
+    text = _text_config(setting, raw)
     tokenizer = renamed(fast_tokenizer(language), setting.rename_tokens)
-    image_id = tokenizer.get_vocab().get(setting.image_token)
-    require(image_id is not None, f"image_token {setting.image_token!r} is not in the tokenizer of "
-            f"{setting.language.path}; give a reserved token that name by rename_tokens")  # fmt: skip
-    require(max(tokenizer.get_vocab().values()) < text.vocab_size,
-            f"the tokenizer of {setting.language.path} has ids beyond vocab_size {text.vocab_size}")  # fmt: skip
-    config = _config(setting, text, tower, image_id)
+    config = _config(
+        setting, text, _tower_config(setting, read_config(vision)), _image_id(setting, tokenizer, text)
+    )
     donors: dict[Part, Checkpoint] = {
         "language model": Checkpoint(language),
         "vision tower": Checkpoint(vision),
     }
+    fused = raw["model_type"] == "internlm2"
     takes = _takes(config, donors["vision tower"], text if fused else None)
-    notes = [f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
-             for old, new in setting.rename_tokens.items()]  # fmt: skip
+    notes = [
+        f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
+        for old, new in setting.rename_tokens.items()
+    ]
     if fused:
         notes.append(
             "InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"
         )
     groups = {"text_model.": "CLIP's text half", "language_model.": "the donor's language model"}
-    left_out = unused(donors["vision tower"], takes, groups)
-    return Plan(config, takes, donors, lambda folder: _save_processor(setting, tokenizer, vision, tower, folder),
-                language_facts(text), notes, left_out)  # fmt: skip
+    return Plan(
+        config=config,
+        takes=takes,
+        donors=donors,
+        save_processor=lambda folder: _save_processor(
+            setting, tokenizer, vision, config.vision_config, folder
+        ),
+        agreed=language_facts(text),
+        notes=notes,
+        left_out=unused(donors["vision tower"], takes, groups),
+    )
 
 
-def _text_config(setting: Assembly, folder: Path) -> tuple[Any, bool]:
-    """(config of a native class, whether the weights are in InternLM2's layout)."""
-    import transformers
-
-    raw = read_config(folder)
-    kind = raw.get("model_type")
-    if kind == "internlm2":
-        return internlm.llama_config(raw), True
-    require(kind in LANGUAGE_CLASSES, f"{setting.language.path} is a {kind!r} model; a LLaVA takes "
-            f"internlm2, {', '.join(LANGUAGE_CLASSES)}")  # fmt: skip
-    return getattr(transformers, LANGUAGE_CLASSES[kind]).from_pretrained(folder), False
+def combined(
+    setting: Assembly, language: dict[str, Any], vision: dict[str, Any], image_id: int = 0
+) -> tuple[Any, list[str]]:
+    """The new model's config from both config.json. Raises UserError for classes that do not belong here."""
+    return _config(setting, _text_config(setting, language), _tower_config(setting, vision), image_id), []
 
 
-def _vision_config(setting: Assembly, folder: Path) -> Any:
-    from transformers import CLIPVisionConfig
-
-    raw = read_config(folder)
-    values = raw if raw.get("model_type") == "clip_vision_model" else raw.get("vision_config", {})
-    known = raw.get("model_type") in ("clip", "clip_vision_model") or (
-        values.get("model_type") == "clip_vision_model"
+def _image_id(setting: Assembly, tokenizer: Any, text: Any) -> int:
+    vocabulary = tokenizer.get_vocab()
+    require(
+        setting.image_token in vocabulary,
+        f"image_token {setting.image_token!r} is not in the tokenizer of {setting.language.path}; give a reserved "
+        "token that name by rename_tokens",
     )
     require(
-        known,
-        f"{setting.vision.path} is a {raw.get('model_type')!r} model, not CLIP or one with a CLIP tower",
+        max(vocabulary.values()) < text.vocab_size,
+        f"the tokenizer of {setting.language.path} has ids beyond vocab_size {text.vocab_size}",
     )
-    config = CLIPVisionConfig(
-        **{k: v for k, v in values.items() if k not in ("model_type", "dtype", "torch_dtype")}
+    return vocabulary[setting.image_token]
+
+
+def _text_config(setting: Assembly, raw: dict[str, Any]) -> Any:
+    """Config of a native class, also of InternLM2's layout."""
+    import transformers
+
+    kind = raw.get("model_type")
+    if kind == "internlm2":
+        return internlm.llama_config(raw)
+    require(
+        kind in LANGUAGE_CLASSES,
+        f"{setting.language.path} is a {kind!r} model; a LLaVA takes internlm2, {', '.join(LANGUAGE_CLASSES)}",
     )
-    require(config.image_size % config.patch_size == 0,
-            f"image_size {config.image_size} of {setting.vision.path} is no multiple of its patch_size "
-            f"{config.patch_size}")  # fmt: skip
+    return getattr(transformers, LANGUAGE_CLASSES[kind]).from_dict(raw)
+
+
+def _tower_config(setting: Assembly, raw: dict[str, Any]) -> Any:
+    from transformers import CLIPVisionConfig
+
+    kind = raw.get("model_type")
+    values = raw if kind == "clip_vision_model" else raw.get("vision_config", {})
+    known = kind == "clip" or values.get("model_type") == "clip_vision_model"
+    require(known, f"{setting.vision.path} is a {kind!r} model, not CLIP and none with a CLIP tower")
+    drop = ("model_type", "dtype", "torch_dtype", "architectures", "transformers_version")
+    config = CLIPVisionConfig(**{k: v for k, v in values.items() if k not in drop})
+    require(
+        config.image_size % config.patch_size == 0,
+        f"image_size {config.image_size} of {setting.vision.path} is no multiple of its patch_size "
+        f"{config.patch_size}",
+    )
+    require(
+        -config.num_hidden_layers - 1 <= setting.vision_feature_layer,
+        f"vision_feature_layer {setting.vision_feature_layer}: the tower of {setting.vision.path} has "
+        f"{config.num_hidden_layers} layers",
+    )
     return config
 
 
@@ -116,25 +144,37 @@ def _config(setting: Assembly, text: Any, tower: Any, image_id: int) -> Any:
     )
 
 
+def targets(config: Any) -> list[tuple[str, Part, tuple[int, ...]]]:
+    """(name in the checkpoint, part, shape) of every tensor of the new model."""
+    parts: dict[str, Part] = {
+        "model.vision_tower.": "vision tower",
+        "model.multi_modal_projector.": "projector",
+    }
+    found: list[tuple[str, Part, tuple[int, ...]]] = []
+    for name, shape in expected_shapes(config).items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        old, new = next((a, b) for a, b in RENAMED.items() if name.startswith(a))
+        found.append((name.replace(old, new, 1), parts.get(old, "language model"), shape))
+    return found
+
+
 def _takes(config: Any, vision: Checkpoint, fused: Any | None) -> list[Take]:
+    """fused: the text config when the language donor has InternLM2's layout."""
     prefix = next((p for p in TOWER_PREFIXES if p + TOWER_FIRST in vision.tensors), None)
     require(
         prefix is not None, f"{vision.folder} has no CLIP vision tower ({TOWER_FIRST} under no known prefix)"
     )
     takes = []
-    for name, shape in expected_shapes(config).items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        old, new = next((a, b) for a, b in RENAMED.items() if name.startswith(a))
-        target, rest = name.replace(old, new, 1), name.removeprefix(old)
-        if "projector" in old:
-            takes.append(Take(target, "projector", shape))
-        elif "vision_tower" in old:
-            takes.append(Take(target, "vision tower", shape, prefix + rest))
-        else:
-            own = name if name.startswith("lm_head.") else f"model.{rest}"
-            source, pick = internlm.source_of(own, fused) if fused is not None else (own, None)
-            takes.append(Take(target, "language model", shape, source, pick))
+    for target, part, shape in targets(config):
+        source, pick = None, None
+        if part == "vision tower":
+            source = prefix + target.removeprefix("vision_tower.vision_model.")
+        elif part == "language model":
+            source = target.removeprefix("language_model.")
+            if fused is not None:
+                source, pick = internlm.source_of(source, fused)
+        takes.append(Take(target, part, shape, source, pick))
     return takes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from caprl_utils.errors import UserError
@@ -63,14 +64,7 @@ class Plan:
 
     def parameters(self) -> dict[Part, int]:
         """Number of parameters of each part."""
-        return {part: sum(_size(t.shape) for t in self.takes if t.part == part) for part in PARTS}
-
-
-def _size(shape: Iterable[int]) -> int:
-    number = 1
-    for side in shape:
-        number *= side
-    return number
+        return {part: sum(prod(t.shape) for t in self.takes if t.part == part) for part in PARTS}
 
 
 def unused(donor: Checkpoint, takes: Iterable[Take], groups: Mapping[str, str]) -> dict[str, int]:
@@ -80,7 +74,7 @@ def unused(donor: Checkpoint, takes: Iterable[Take], groups: Mapping[str, str]) 
     for name, stored in donor.tensors.items():
         if name not in used:
             group = next((g for prefix, g in groups.items() if name.startswith(prefix)), name)
-            counts[group] += _size(stored.shape)
+            counts[group] += prod(stored.shape)
     return dict(counts)
 
 

@@ -13,6 +13,12 @@ from caprl_utils.vlm_init.settings import Assembly
 from caprl_utils.vlm_init.tokens import fast_tokenizer, same_ids
 
 MERGER = "visual.merger."
+IMAGE_TOKENS = {
+    "<|image_pad|>": "image_token_id",
+    "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|vision_end|>": "vision_end_token_id",
+}
 RENAMED = {
     "model.visual.": "visual.",
     "model.language_model.": "model.",
@@ -23,55 +29,83 @@ def make_plan(setting: Assembly) -> Plan:
     """Open and compare both donors. Raises UserError for whatever keeps them from fitting together."""
     language = donor_folder(setting.language, ["model.", "lm_head."])
     vision = donor_folder(setting.vision, ["visual.", "model.visual."])
-    text, frame = _configs(setting, language, vision)
-    remedy = "Take the vision tower from the Qwen2.5-VL whose language model has the donor's size"
-    accepted = require_same(
-        language_facts(text), language_facts(frame.text_config),
-        (f"{setting.language.path} and the language model inside", setting.vision.path),
-        setting.accepted_differences, remedy,
-    )  # fmt: skip
-    config = _config(frame, text)
-    tokenizer = fast_tokenizer(language)
-    same_ids(tokenizer, fast_tokenizer(vision), setting.language.path, setting.vision.path)
-    for token, key in (("<|image_pad|>", "image_token_id"), ("<|vision_start|>", "vision_start_token_id")):
-        found = tokenizer.convert_tokens_to_ids(token)
-        require(found == getattr(config, key),
-                f"{token} has id {found} in the tokenizer of {setting.language.path}, but {key} is "
-                f"{getattr(config, key)} in {setting.vision.path}")  # fmt: skip
+    config, notes = combined(setting, read_config(language), read_config(vision))
+    _check_tokens(setting, config, language, vision)
     donors: dict[Part, Checkpoint] = {
         "language model": Checkpoint(language),
         "vision tower": Checkpoint(vision, ["visual.", "model.visual."]),
     }
-    takes = _takes(config, donors["vision tower"])
-    notes = [f"{key} is the language model's {ours!r}; the vision donor's own has {theirs!r}"
-             for key, (ours, theirs) in accepted.items()]  # fmt: skip
-    notes.append("embeddings of the vision special tokens are the language model's own, untrained there")
-    left_out = unused(
-        donors["vision tower"],
-        takes,
-        {
-            "visual.merger.": "the vision donor's own patch merger",
-            "model.visual.merger.": "the vision donor's own patch merger",
-        },
+    deep = "model." if any(n.startswith("model.visual.") for n in donors["vision tower"].tensors) else ""
+    sources = {"language model": "", "vision tower": deep}
+    takes = [
+        Take(target, part, shape, None if part == "projector" else sources[part] + target)
+        for target, part, shape in targets(config)
+    ]
+    groups = {f"{deep}{MERGER}": "the vision donor's own patch merger"}
+    return Plan(
+        config=config,
+        takes=takes,
+        donors=donors,
+        save_processor=lambda folder: _save_processor(setting, vision, folder),
+        agreed=language_facts(config.text_config),
+        notes=[
+            *notes,
+            "embeddings of the vision special tokens are the language model's own, untrained there",
+        ],
+        left_out=unused(donors["vision tower"], takes, groups),
     )
-    return Plan(config, takes, donors, lambda folder: _save_processor(setting, vision, folder),
-                language_facts(text), notes, left_out)  # fmt: skip
 
 
-def _configs(setting: Assembly, language: Path, vision: Path) -> tuple[Any, Any]:
-    """Text config of the language donor and the whole config of the vision donor, each of the right class."""
+def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The new model's config from both config.json, and notes on accepted differences.
+
+    Raises UserError when a config is of another class, or hyperparameters that must agree do not.
+    """
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
-    found = []
-    for folder, donor, name, kind in (
-        (language, setting.language, "qwen2", Qwen2Config),
-        (vision, setting.vision, "qwen2_5_vl", Qwen2_5_VLConfig),
-    ):
-        raw = read_config(folder)
-        require(raw.get("model_type") == name,
-                f"{donor.path} is a {raw.get('model_type')!r} model; this setting needs {name!r} here")  # fmt: skip
-        found.append(kind.from_pretrained(folder))
-    return found[0], found[1]
+    for donor, raw, name in ((setting.language, language, "qwen2"), (setting.vision, vision, "qwen2_5_vl")):
+        require(
+            raw.get("model_type") == name,
+            f"{donor.path} is a {raw.get('model_type')!r} model; this setting needs {name!r} here",
+        )
+    text, frame = Qwen2Config.from_dict(language), Qwen2_5_VLConfig.from_dict(vision)
+    accepted = require_same(
+        language_facts(text),
+        language_facts(frame.text_config),
+        (setting.language.path, f"the language model inside {setting.vision.path}"),
+        setting.accepted_differences,
+        "Take the vision tower from the Qwen2.5-VL whose language model has the donor's size",
+    )
+    notes = [
+        f"{key} is the language model's {ours!r}; the vision donor's own has {theirs!r}"
+        for key, (ours, theirs) in accepted.items()
+    ]
+    return _config(frame, text), notes
+
+
+def targets(config: Any) -> list[tuple[str, Part, tuple[int, ...]]]:
+    """(name in the checkpoint, part, shape) of every tensor of the new model."""
+    found: list[tuple[str, Part, tuple[int, ...]]] = []
+    for name, shape in expected_shapes(config).items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        target = next((name.replace(a, b, 1) for a, b in RENAMED.items() if name.startswith(a)), name)
+        part: Part = "vision tower" if target.startswith("visual.") else "language model"
+        found.append((target, "projector" if target.startswith(MERGER) else part, shape))
+    return found
+
+
+def _check_tokens(setting: Assembly, config: Any, language: Path, vision: Path) -> None:
+    """Both tokenizers give the same ids, and the image tokens those that the config names."""
+    tokenizer = fast_tokenizer(language)
+    same_ids(tokenizer, fast_tokenizer(vision), setting.language.path, setting.vision.path)
+    for token, key in IMAGE_TOKENS.items():
+        found, named = tokenizer.convert_tokens_to_ids(token), getattr(config, key)
+        require(
+            found == named,
+            f"{token} has id {found} in the tokenizer of {setting.language.path}, but {key} is {named} in "
+            f"{setting.vision.path}",
+        )
 
 
 def _config(frame: Any, text: Any) -> Any:
@@ -96,22 +130,6 @@ def _config(frame: Any, text: Any) -> Any:
         **{key: getattr(frame, key) for key in ("image_token_id", "video_token_id", "vision_start_token_id",
                                                 "vision_end_token_id")},
     )  # fmt: skip
-
-
-def _takes(config: Any, vision: Checkpoint) -> list[Take]:
-    deep = any(name.startswith("model.visual.") for name in vision.tensors)
-    takes = []
-    for name, shape in expected_shapes(config).items():
-        target = next((name.replace(a, b, 1) for a, b in RENAMED.items() if name.startswith(a)), name)
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        if target.startswith(MERGER):
-            takes.append(Take(target, "projector", shape))
-        elif target.startswith("visual."):
-            takes.append(Take(target, "vision tower", shape, f"model.{target}" if deep else target))
-        else:
-            takes.append(Take(target, "language model", shape, target))
-    return takes
 
 
 def _save_processor(setting: Assembly, vision: Path, folder: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,9 +71,7 @@ def _shards(plan: Plan, item_bytes: int, max_shard_bytes: int) -> list[list[Take
     shards: list[list[Take]] = [[]]
     filled = 0
     for take in _in_file_order(plan):
-        size = item_bytes
-        for side in take.shape:
-            size *= side
+        size = item_bytes * prod(take.shape)
         if filled and filled + size > max_shard_bytes:
             shards.append([])
             filled = 0
@@ -95,8 +93,3 @@ def _in_file_order(plan: Plan) -> Iterator[Take]:
 def stored_bytes(folder: Path) -> int:
     """Size of the weights of a model folder on disk."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def read_json(file: Path) -> dict:
-    """A JSON file of our own writing."""
-    return json.loads(file.read_text(encoding="utf-8"))
