@@ -50,7 +50,11 @@ def assemble(setting: str | Assembly, out: Path | str, seed: int | None = None) 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    summary = _write(setting, plan, partial, key, hashes)
+    try:
+        summary = _write(setting, plan, partial, key, hashes)
+    except UserError:
+        shutil.rmtree(partial)
+        raise
     if out.exists():
         out.rmdir()
     partial.rename(out)

@@ -43,6 +43,8 @@ class Plan:
 
     def check(self) -> None:
         """Every tensor has exactly one source of the right shape. Raises UserError naming the first that has not."""
+        import torch
+
         for take in self.takes:
             if take.source is None:
                 continue
@@ -53,7 +55,9 @@ class Plan:
                     f"({take.target}); does its config.json belong to these weights?"
                 )
             stored = donor.tensors[take.source].shape
-            if take.pick is None and stored != take.shape:
+            if take.pick is not None:
+                stored = tuple(take.pick(torch.empty(stored, device="meta")).shape)
+            if stored != take.shape:
                 raise UserError(
                     f"{take.source} in {donor.tensors[take.source].file} has shape {list(stored)}, the new model "
                     f"needs {list(take.shape)} for {take.target}; does config.json belong to these weights?"

@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_json
 from caprl_utils.vlm_init.checkpoint import INDEX, SINGLE
 from caprl_utils.vlm_init.plan import Plan, Take
@@ -57,13 +56,7 @@ def _tensor(plan: Plan, take: Take, shapes: dict, projector: Projector) -> torch
     if take.source is None:
         return fresh(take.target, shapes, projector)
     tensor = plan.donors[take.part].read(take.source)
-    if take.pick is not None:
-        tensor = take.pick(tensor)
-    if tuple(tensor.shape) != take.shape:
-        raise UserError(
-            f"{take.source} gives shape {list(tensor.shape)} for {take.target}, not {list(take.shape)}"
-        )
-    return tensor
+    return tensor if take.pick is None else take.pick(tensor)
 
 
 def _shards(plan: Plan, item_bytes: int, max_shard_bytes: int) -> list[list[Take]]:

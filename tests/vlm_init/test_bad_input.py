@@ -1,0 +1,155 @@
+"""What can be wrong with donors is named before anything is written."""
+
+import json
+import shutil
+import struct
+
+import pytest
+from small_donors import at
+
+from caprl_utils.errors import UserError
+from caprl_utils.mini import models
+from caprl_utils.vlm_init import assemble, load_setting, plan_of
+
+
+@pytest.fixture
+def language(language_donor, tmp_path):
+    """A language donor to spoil."""
+    return shutil.copytree(language_donor, tmp_path / "language")
+
+
+def refused(setting, out, words: str, **changes) -> None:
+    with pytest.raises(UserError, match=words):
+        assemble(setting.model_copy(update=changes), out)
+    assert not out.exists()
+
+
+def change_config(folder, **values) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_donors_of_different_sizes(qwen_setting, vision_donor, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from caprl_utils.mini.tokenizer import shared_tokenizer
+
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    shape = models.text_config() | {"num_hidden_layers": 2, "hidden_size": 64}
+    Qwen2ForCausalLM(Qwen2Config(**shape, rope_parameters=rope)).save_pretrained(tmp_path / "language")
+    shared_tokenizer().save_pretrained(tmp_path / "language")
+    refused(qwen_setting, tmp_path / "out",
+            r"do not fit together: hidden_size 64 and 128; num_hidden_layers 2 and 5; head_dim 16 and 32\. Take the",
+            language=at(tmp_path / "language"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key, value", [("rms_norm_eps", 1e-4), ("hidden_act", "gelu"), ("tie_word_embeddings", True)]
+)
+def test_every_hyperparameter_that_must_agree_is_compared(key, value, qwen_setting, language, tmp_path):
+    change_config(language, **{key: value})
+    strict = {"accepted_differences": []} if key == "rms_norm_eps" else {}
+    refused(qwen_setting, tmp_path / "out", f"do not fit together: .*{key} {value!r} and",
+            language=at(language), **strict)  # fmt: skip
+
+
+def test_another_rope_base(qwen_setting, language, tmp_path):
+    change_config(language, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    refused(qwen_setting, tmp_path / "out", "rope_theta 1000000.0 and 10000.0", language=at(language))
+
+
+def test_a_donor_of_another_kind(qwen_setting, llava_setting, language, clip_donor, tmp_path):
+    refused(qwen_setting, tmp_path / "out", "'clip_vision_model' model; this setting needs 'qwen2_5_vl'",
+            vision=at(clip_donor))  # fmt: skip
+    refused(llava_setting, tmp_path / "out", "'qwen2' model, not CLIP", vision=at(language))
+    refused(llava_setting, tmp_path / "out", "'clip_vision_model' model; a LLaVA takes internlm2",
+            language=at(clip_donor))  # fmt: skip
+
+
+def test_tokenizers_with_other_ids(qwen_setting, language, tmp_path):
+    text = (language / "tokenizer.json").read_text()
+    swapped = text.replace("<|vision_start|>", "?1").replace("<|vision_end|>", "<|vision_start|>")
+    (language / "tokenizer.json").write_text(swapped.replace("?1", "<|vision_end|>"))
+    refused(qwen_setting, tmp_path / "out", "2 tokens have other ids", language=at(language))
+
+
+def test_a_shard_that_did_not_arrive(qwen_setting, language, tmp_path):
+    from transformers import Qwen2ForCausalLM
+
+    Qwen2ForCausalLM.from_pretrained(language).save_pretrained(language, max_shard_size="1MB")
+    (language / "model.safetensors").unlink()
+    shards = sorted(language.glob("model-*.safetensors"))
+    shards[1].rename(tmp_path / "kept")
+    refused(qwen_setting, tmp_path / "out", rf"missing shard .*{shards[1].name}, .* download was interrupted",
+            language=at(language))  # fmt: skip
+    shutil.copy(shards[0], shards[1])
+    refused(qwen_setting, tmp_path / "out", "lacks .* tensors that model.safetensors.index.json promises",
+            language=at(language))  # fmt: skip
+    (tmp_path / "kept").rename(shards[1])
+    (language / "model.safetensors.index.json").unlink()
+    refused(qwen_setting, tmp_path / "out", "has parts of a model but no model.safetensors.index.json",
+            language=at(language))  # fmt: skip
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
+def test_a_file_that_was_cut(share, qwen_setting, language, tmp_path):
+    file = language / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    refused(qwen_setting, tmp_path / "out", "model.safetensors .* is cut or damaged .* download was interrupted",
+            language=at(language))  # fmt: skip
+
+
+def test_a_pointer_instead_of_weights_and_pickled_weights(qwen_setting, language, tmp_path):
+    file = language / "model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
+    refused(qwen_setting, tmp_path / "out", "git-lfs pointer", language=at(language))
+    file.rename(language / "pytorch_model.bin")
+    refused(qwen_setting, tmp_path / "out", "pickled weights only", language=at(language))
+
+
+def test_weights_that_are_not_of_this_config(qwen_setting, vision_donor, language, tmp_path):
+    content = (language / "model.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = content[8 : 8 + size].replace(b"model.norm.weight", b"model.nora.weight")
+    (language / "model.safetensors").write_bytes(content[:8] + header + content[8 + size :])
+    refused(qwen_setting, tmp_path / "out", "no tensor model.norm.weight", language=at(language))
+
+
+def test_a_wrong_number_of_heads_in_the_fused_projection(llava_setting, internlm_donor, tmp_path):
+    donor = shutil.copytree(internlm_donor, tmp_path / "donor")
+    change_config(donor, num_key_value_heads=4)
+    with pytest.raises(
+        UserError, match="a fused wqkv has 256 rows, 4 heads and 4 key-value heads of 32 make 384"
+    ):
+        assemble(llava_setting.model_copy(update={"language": at(donor)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_that_are_not_there(llava_setting, tmp_path):
+    refused(llava_setting, tmp_path / "out", r"neither '\[UNUSED\]' nor '<image>'",
+            rename_tokens={"[UNUSED]": "<image>"})  # fmt: skip
+    refused(llava_setting, tmp_path / "out", "image_token '<picture>' is not in the tokenizer",
+            image_token="<picture>")  # fmt: skip
+    refused(llava_setting, tmp_path / "out", "has none of <eot>", end_tokens=["<eot>"])
+
+
+def test_an_image_processor_of_another_size(llava_setting, clip_donor, tmp_path):
+    donor = shutil.copytree(clip_donor, tmp_path / "donor")
+    file = donor / "preprocessor_config.json"
+    file.write_text(file.read_text().replace("140", "224"))
+    refused(llava_setting, tmp_path / "out", "makes 224 pixels, the tower expects 140", vision=at(donor))
+
+
+def test_settings_that_do_not_exist_or_do_not_fit():
+    with pytest.raises(UserError, match=r"did you mean qwen2\.5-3b"):
+        load_setting("qwen2.5-3")
+    with pytest.raises(UserError, match="vision_feature_layer belong"):
+        load_setting("mini-qwen-3b", vision_feature_layer=-1)
+    with pytest.raises(UserError, match=r"projector\.std"):
+        load_setting("mini-qwen-3b", projector={"std": 0})
+
+
+def test_a_donor_that_cannot_be_fetched():
+    with pytest.raises(UserError, match=r"'Qwen/Qwen2\.5-3B' is no folder here and could not be fetched"):
+        plan_of(load_setting("qwen2.5-3b"))
