@@ -119,21 +119,24 @@ def load(
     entries: Sequence[Entry] = ENTRIES,
     needed: Sequence[str] = (BASE, CAPRL),
     some_seeds: bool = False,
+    stage: str = "prism",
+    maker: str = "05_prism_evaluation",
 ) -> Results:
     """Read the Prism runs of a profile; entries without a run are left out, but for the labels in `needed`.
 
+    stage, maker: where other evaluations with the same rows stand ("vqa"), and the notebook that makes them.
     some_seeds: take the training seeds that were evaluated; otherwise all must be there. Whatever is not
     there is named in the result's `missing`.
     Raises UserError naming what is missing and how to make it.
     """
     measured, missing = {}, {}
     for entry in entries:
-        folders = [paths.RUNS / profile.name / "prism" / name for name in entry.names(profile)]
+        folders = [paths.RUNS / profile.name / stage / name for name in entry.names(profile)]
         there = [folder for folder in folders if (folder / "result.json").is_file()]
         if there and len(there) < len(folders) and not some_seeds:
             raise UserError(
                 f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
-                f"make the rest: make 05_prism_evaluation PROFILE={profile.name}"
+                f"make the rest: make {maker} PROFILE={profile.name}"
             )
         if there:
             measured[entry.label] = _measure(entry, there)
@@ -142,8 +145,8 @@ def load(
     absent = [label for label in needed if label not in measured]
     if absent:
         raise UserError(
-            f"no Prism result of {' and '.join(absent)} in profile {profile.name}; "
-            f"make it: make 05_prism_evaluation PROFILE={profile.name}"
+            f"no {stage.capitalize()} result of {' and '.join(absent)} in profile {profile.name}; "
+            f"make it: make {maker} PROFILE={profile.name}"
         )
     scores = {label: found.scores for label, found in measured.items()}
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)

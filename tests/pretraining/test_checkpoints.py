@@ -101,5 +101,5 @@ def test_other_tensors_and_no_tensors_are_named(tmp_path):
     before = model(tmp_path / "before", NEW)
     with pytest.raises(UserError, match="different tensors"):
         weights.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
-    with pytest.raises(UserError, match="no .*safetensors"):
+    with pytest.raises(UserError, match=r"no .*safetensors"):
         weights.counts(tmp_path)

@@ -169,7 +169,6 @@ def kill_at(work, step):
 
 
 def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
-    folder, _ = rows
     broken = tmp_path / "broken"
     shutil.copytree(small_model, broken)
     (broken / "model.safetensors").write_bytes(b"cut off")

@@ -1,0 +1,240 @@
+"""What Tables 1 and 2 and Figure 4 share: VLMs after pretraining, measured by direct VQA.
+
+Rows are final trainings of caprl_utils.pretraining; scores, intervals and paired differences are computed as for
+Prism (results.py), so that a difference between two tables is never one of arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.evaluation.benchmarks import get_benchmark
+from caprl_utils.evaluation.prism_compare import AVERAGE
+from caprl_utils.evaluation.statistics import holm
+from caprl_utils.files import write_atomic
+from caprl_utils.pretraining.sets import VANILLA, CaptionSet, final_name
+from caprl_utils.reporting import claims, numbers, report3
+from caprl_utils.reporting.paper import paper_table
+from caprl_utils.reporting.results import Entry, Measured, Results, load
+from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
+from caprl_utils.runs import load_result
+from caprl_utils.schema import Profile
+
+MAKER = "04_llamafactory_pretraining"
+BASELINES = (
+    "Who wrote the baselines' captions: ShareGPT4V's part is played by {policy}, short and noisy; DenseFusion's by "
+    "{captioner_7b}, dense but erring; CapRL's are those of the RL-trained {policy}. All three describe images of the "
+    "same kind; Vanilla goes without further pretraining. All rows of a setting share one alignment."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a setting with a caption set (None: Vanilla)."""
+
+    setting: str
+    captions: CaptionSet | None
+    prefix: str = ""  # of the label, where a table has several settings
+
+    @property
+    def label(self) -> str:
+        """As printed."""
+        name = VANILLA if self.captions is None else self.captions.name
+        share = "" if self.captions is None or self.captions.share == 1 else f" x {self.captions.share:g}"
+        return f"{self.prefix}{name}{share}"
+
+    def entry(self) -> Entry:
+        """Where its evaluation stands."""
+        return Entry(self.label, final_name(self.setting, self.captions))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One table or figure: its rows, which of them are compared, and what the paper states about them."""
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    pairs: Sequence[tuple[str, str]]
+    claims: Sequence[claims.Claim]
+    paper: tuple[str, tuple[str, ...]] | None = None
+    notes: Sequence[str] = ()
+
+
+def write(
+    profile: Profile,
+    item: Item,
+    folder: Path | None = None,
+    draw: Callable[[Results, Mapping[str, int], Path], list[str]] | None = None,
+) -> dict[str, Any]:
+    """Write <name>.md, .csv, .json and its figure from finished runs; returns what the JSON holds.
+
+    draw: (results, label -> caption pairs, stem) -> names of SVG files. Raises UserError naming what is missing.
+    """
+    folder = report3.report_folder(profile) if folder is None else folder
+    report3.refuse_smoke(profile, folder)
+    entries = [row.entry() for row in item.rows]
+    labels = [entry.label for entry in entries]
+    results = load(profile, entries, needed=labels, stage="vqa", maker=MAKER)
+    trainings = {row.label: _trainings(profile, row) for row in item.rows}
+    findings = [found for c in item.claims if (found := claims.test(c, results, {})) is not None]
+    tables = [scores_table(item, results, trainings), gaps_table(item, results)]
+    pairs = {label: found["n"] if (found := trainings[label]["further"][1]) else 0 for label in labels}
+    images = draw(results, pairs, folder / item.name) if draw else []
+    paper = (
+        paper_table(item.paper[0], f"The paper's {item.title}, accuracy (%)", item.paper[1])
+        if item.paper
+        else None
+    )
+    content = {
+        "facts": {
+            "profile": profile.name,
+            "claims": [found.as_json() for found in findings],
+            "summary": _summary(item, results),
+        },
+        "tables": [table.as_json() for table in [*tables, *([paper] if paper else [])]],
+        "runs": _provenance(results, trainings),
+    }  # fmt: skip
+    write_atomic(folder / f"{item.name}.json", json_text(content))
+    write_atomic(folder / f"{item.name}.csv", report3.long_csv(tables))
+    write_atomic(
+        folder / f"{item.name}.md", _markdown(item, profile, results, tables, findings, paper, images)
+    )
+    return content
+
+
+def scores_table(item: Item, results: Results, trainings: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Accuracy with interval per benchmark, and the caption pairs that each row was pretrained on."""
+    labels = list(results.measured)
+    columns = [[_score(results, label, name) for label in labels] for name in (*results.benchmarks, AVERAGE)]
+    texts = [numbers.percents([cell.value for cell in column]) for column in columns]
+    rows = []
+    for place, label in enumerate(labels):
+        cells = [
+            Cell(f"{t[place]} {numbers.interval(c[place].interval)}", c[place].value, c[place].interval,
+                 c[place].sources)
+            for c, t in zip(columns, texts, strict=True)
+        ]  # fmt: skip
+        rows.append((label, [*cells, _pairs_cell(trainings[label]["further"])]))
+    heads = [*(get_benchmark(name).name for name in results.benchmarks), "Average", "Caption pairs"]
+    return Table(
+        item.name, f"{item.title}: accuracy (%) with 95 % interval", "Pretrained on", heads, rows, item.notes
+    )
+
+
+def gaps_table(item: Item, results: Results) -> Table:
+    """Paired differences in points; Holm's p over the item's differences of the average."""
+    gaps = {pair: results.difference(*pair, AVERAGE) for pair in item.pairs}
+    adjusted = holm({pair: gap.p_value for pair, gap in gaps.items()})
+    rows = []
+    for ours, theirs in item.pairs:
+        cells = []
+        for name in (*results.benchmarks, AVERAGE):
+            gap = results.difference(ours, theirs, name)
+            text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
+            text += f", {numbers.p_value(adjusted[ours, theirs])}" if name == AVERAGE else ""
+            sources = tuple(s for side in (ours, theirs) for s in _sources(results.measured[side], name))
+            cells.append(Cell(text, gap.value, (gap.low, gap.high), sources))
+        rows.append((f"{ours} − {theirs}", cells))
+    heads = [*(get_benchmark(name).name for name in results.benchmarks), "Average"]
+    notes = ["Paired by image. p-values of the average are corrected after Holm over this table's rows. One training "
+             "a row: how much trainings with another seed differ is not in the intervals."]  # fmt: skip
+    caption = "Difference in percentage points with 95 % interval"
+    return Table(f"{item.name}_gaps", caption, "Comparison", heads, rows, notes)
+
+
+def _score(results: Results, label: str, benchmark: str) -> Cell:
+    found = results.interval(label, benchmark)
+    return Cell("", found.value, (found.low, found.high), _sources(results.measured[label], benchmark))
+
+
+def _sources(found: Measured, benchmark: str) -> tuple[Source, ...]:
+    return found.sources(*((AVERAGE,) if benchmark == AVERAGE else ("benchmarks", benchmark, "mean")))
+
+
+def _pairs_cell(further: tuple[str, Mapping[str, Any]] | tuple[None, None]) -> Cell:
+    file, record = further
+    if file is None:
+        return Cell("0", 0)
+    return Cell(numbers.count(record["n"]), record["n"], None, (Source(file, "n"),))
+
+
+def _trainings(profile: Profile, row: Row) -> dict[str, tuple]:
+    """Stage -> (record_path, record) of the trainings behind a row; (None, None) where a row goes without."""
+    name = row.entry().runs
+    names = {"further": name.removesuffix("-sft") + "-further" if row.captions else None, "sft": name}
+    found: dict[str, tuple] = {}
+    for stage, run in names.items():
+        folder = paths.RUNS / profile.name / "pretraining" / str(run)
+        found[stage] = (record_path(folder / "result.json"), load_result(folder)) if run else (None, None)
+    return found
+
+
+def _summary(item: Item, results: Results) -> str:
+    """The first comparison on the average, as the README's map shows it."""
+    ours, theirs = item.pairs[0]
+    ends = numbers.percents([results.interval(label, AVERAGE).value for label in (theirs, ours)])
+    gap = results.difference(ours, theirs, AVERAGE)
+    text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
+    return f"{' to '.join(ends)} ({text})"
+
+
+def _provenance(results: Results, trainings: Mapping[str, Mapping[str, tuple]]) -> list[dict[str, Any]]:
+    """The runs behind an item: record, key, commit, seeds, hashes."""
+    records = {f: r for m in results.measured.values() for f, r in zip(m.files, m.records, strict=True)}
+    records |= {file: r for stages in trainings.values() for file, r in stages.values() if file}
+    kept = ("key", "commit", "dirty", "seeds", "hashes")
+    return [{"file": file, **{k: record.get(k) for k in kept}} for file, record in sorted(records.items())]
+
+
+def _markdown(
+    item: Item,
+    profile: Profile,
+    results: Results,
+    tables: Sequence[Table],
+    findings: Sequence[claims.Finding],
+    paper: Table | None,
+    images: Sequence[str],
+) -> str:
+    models = {role: profile.models[role].path for role in ("policy", "captioner_7b")}
+    counts = sorted({n for m in results.measured.values() for r in m.records for n in r["n"].values()})
+    many = numbers.count(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    parts = [
+        f"# {item.title}, profile {profile.name}",
+        *([f"> {report3.SMOKE_WARNING}"] if profile.name == "smoke" else []),
+        f"Each model looks at the image and answers; {many} questions in each of the {len(results.benchmarks)} "
+        f"benchmarks. {BASELINES.format(**models)}",
+        *(table.markdown() for table in tables),
+        *(f"![{item.title}]({name})" for name in images),
+        "## The paper's statements, as our data have them",
+        "\n".join(finding.line() for finding in findings),
+    ]
+    if paper is not None:
+        parts += [
+            "## The paper's values",
+            "Other models, other benchmarks, other size: for orientation, never mixed with ours.",
+            paper.markdown(),
+        ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def main(make: Callable[[Profile], dict[str, Any]], name: str, argv: Sequence[str]) -> int:
+    """Command line of an item; returns the exit status."""
+    parser = argparse.ArgumentParser(prog=f"python -m caprl_utils.reporting.{name}")
+    parser.add_argument("--profile", default="mini")
+    try:
+        profile = load_profile(parser.parse_args(argv).profile)
+        make(profile)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(paths.shown(report3.report_folder(profile) / f"{name}.md"))
+    return 0
