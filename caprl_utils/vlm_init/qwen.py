@@ -71,7 +71,8 @@ def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]
     text, frame = Qwen2Config.from_dict(language), Qwen2_5_VLConfig.from_dict(vision)
     accepted = require_same(
         language_facts(text),
-        language_facts(frame.text_config),
+        language_facts(frame.text_config)
+        | {"tie_word_embeddings": frame.tie_word_embeddings},  # the hub: at the root
         (setting.language.path, f"the language model inside {setting.vision.path}"),
         setting.accepted_differences,
         "Take the vision tower from the Qwen2.5-VL whose language model has the donor's size",
