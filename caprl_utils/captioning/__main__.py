@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from caprl_utils import prompts
 from caprl_utils.backends.base import Sampling
+from caprl_utils.captioning.check import Report, check_source
 from caprl_utils.captioning.job import Job, caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.schema import ModelConfig
@@ -59,8 +61,16 @@ def parser() -> argparse.ArgumentParser:
     new.add_argument("--limit", type=int, help="only the first images")
     new.add_argument("--shard-images", type=int, default=defaults["shard_images"])
     new.add_argument("--check", choices=["decode", "header"], default=defaults["check"])
+    new.add_argument("--check-only", action="store_true", help="say what is wrong with the images, and stop")
     new.add_argument("--skip-duplicates", action="store_true", help="caption images with the same bytes once")
     return new
+
+
+def check_only(given: argparse.Namespace) -> Report:
+    """Look at the images, with nothing left behind."""
+    with TemporaryDirectory() as folder:
+        table = Path(folder) / "images.parquet"
+        return check_source(given.source, table, given.shard_images, given.kinds, given.check, given.limit)
 
 
 def main(arguments: list[str]) -> int:
@@ -72,6 +82,9 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     sampling = Sampling(given.max_tokens, given.temperature, given.top_p, n=given.captions, seed=given.seed)
     try:
+        if given.check_only:
+            print("\n".join(check_only(given).lines()))
+            return 0
         result = caption_source(
             given.source, given.out, model, sampling,
             engine="endpoint" if given.base_url else given.engine, workers=given.workers, runner=given.runner,

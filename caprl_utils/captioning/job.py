@@ -8,6 +8,7 @@ call it again: it goes on. Call it in two processes: they share the shards.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,7 +86,6 @@ class CaptionSetResult:
     def lines(self) -> list[str]:
         """For people."""
         return [
-            *self.report.lines(),
             f"{self.num_captions} captions of {self.images} images, {self.num_tokens} tokens",
             f"cut {self.cut}, loops {self.looped}; {self.retried} were tried again, {self.mended} became good",
             f"{len(self.set_aside)} images set aside by the captioner"
@@ -150,7 +150,7 @@ def make_job(
 
 
 def prepare(job: Job, folder: Path) -> Manifest:
-    """Check the images once and set up the folder; a folder of the same job is continued."""
+    """Check the images once, say what was found, and set up the folder; a folder of the same job is continued."""
     manifest = Manifest(folder)
     now = {"key": job.key, "source": source_hash(job.source)}
     with manifest.locked("prepare"):
@@ -160,6 +160,7 @@ def prepare(job: Job, folder: Path) -> Manifest:
             report = check_source(
                 job.source, manifest.images, job.shard_images, job.kinds, job.check, job.limit
             )
+            print("\n".join(report.lines()), file=sys.stderr, flush=True)
             for name in FOLDERS:
                 (folder / name).mkdir(exist_ok=True)
             write_json(folder / "check.json", asdict(report))
