@@ -41,15 +41,13 @@ def run(profile: Profile, items: tuple[str, ...] | None = None) -> dict[str, dic
 
 
 def assemble(profile: Profile) -> dict[str, Path]:
-    """Setting -> folder of its assembled model, made where it is not there."""
+    """Setting -> folder of its assembled model; one that is there already is left as it is."""
     from caprl_utils.vlm_init import assemble as assemble_setting
 
-    folders = {}
+    home = paths.RUNS / profile.name / "vlm_init"
     for setting in profile.pretraining.settings:
-        folders[setting] = paths.RUNS / profile.name / "vlm_init" / setting
-        if not (folders[setting] / "config.json").is_file():
-            assemble_setting(setting, folders[setting], profile.seed)
-    return folders
+        assemble_setting(setting, home / setting, profile.seed)
+    return {setting: home / setting for setting in profile.pretraining.settings}
 
 
 def train_all(
