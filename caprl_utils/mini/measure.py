@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 
 from caprl_utils import prompts
+from caprl_utils.answers import parse_letter
 from caprl_utils.backends.base import Backend, Request, Sampling
 from caprl_utils.mini.render import render
 from caprl_utils.mini.world import KINDS, Fact, Picture, caption, derived_seed, distractors, picture
@@ -95,15 +96,17 @@ def captioner_figures(model: Backend, count: int = 60, temperature: float = 1.0)
 
 def looking_accuracy(model: Backend, count: int = 40, with_image: bool = True, known: bool = False) -> float:
     """Share of multiple-choice questions that a VLM answers right with (or without) the image."""
-    requests, gold = [], []
+    requests, gold, listed = [], [], []
     for shown in held_out(count):
         image = render(shown) if with_image else None
         for question, options, letter in questions(shown, shown.known if known else shown.facts, extra=False):
             prompt = prompts.look_question(question, options)
             requests.append(Request(str(len(requests)), prompt, image, prompts.ANSWER_PREFILL))
             gold.append(letter)
+            listed.append(options)
     answers = model.generate(requests, Sampling(max_tokens=3))
-    return sum((a.text or "").strip() == g for a, g in zip(answers, gold, strict=True)) / len(gold)
+    found = (parse_letter(a.text, options=options) for a, options in zip(answers, listed, strict=True))
+    return sum(letter == g for letter, g in zip(found, gold, strict=True)) / len(gold)
 
 
 def vlm_figures(model: Backend) -> dict[str, float]:
@@ -122,10 +125,13 @@ def main() -> None:
     from caprl_utils.backends import open_backend
     from caprl_utils.config import load_profile
     from caprl_utils.mini.zoo import RECIPES
+    from caprl_utils.paths import ZOO
     from caprl_utils.schema import ModelConfig
 
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", default=[r.name for r in RECIPES.values() if r.shipped])
+    parser.add_argument(
+        "names", nargs="*", default=[n for n in RECIPES if (ZOO / n / "config.json").is_file()]
+    )
     for name in parser.parse_args().names:
         model = open_backend(ModelConfig(path=f"zoo:{name}", batch_size=64), load_profile("mini"))
         figures = vlm_figures(model) if RECIPES[name].vision else reader_figures(model)
