@@ -68,7 +68,6 @@ table5: later ## Table 5: answer rounds in the reward (not yet)
 table6: later ## Table 6: leaking questions (not yet)
 figures: later ## Figures 1c, 4 and 5 (not yet)
 plan: later ## what a profile needs in hardware, hours and disk (not yet)
-bench: later ## speed against the baselines (not yet)
 
 later:
 	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1
@@ -90,6 +89,9 @@ serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PO
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks
+
+bench: environment ## speed against the baselines (BENCH="client scoring": only these)
+	@$(PY) -m caprl_utils.bench $(BENCH)
 
 test: lint test-fast $(ZOO_CHECKS) ## all checks: style, unit tests and, once the model zoo is whole, smoke chain and notebooks
 

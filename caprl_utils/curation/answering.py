@@ -11,6 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
@@ -40,12 +41,13 @@ class Probe:
         return f"{self.image_id}#{self.number}/{self.view}/{self.round}"
 
 
-def shuffled(seed: int, image_id: str, number: int, round_: int, count: int) -> list[int]:
+@lru_cache(maxsize=2**14)  # asked for when the question is sent and when its answers are read
+def shuffled(seed: int, image_id: str, number: int, round_: int, count: int) -> tuple[int, ...]:
     """Order of the options in one round: place -> index of the option as written. Stable over machines."""
     digest = hashlib.sha256(f"{seed}/{image_id}#{number}/{round_}".encode()).digest()
     order = list(range(count))
     random.Random(int.from_bytes(digest[:8], "big")).shuffle(order)
-    return order
+    return tuple(order)
 
 
 def requests_for(
