@@ -21,12 +21,12 @@ def run_actors(folder: Path, workers: int) -> None:
     """Run `workers` actors, one GPU each where the cluster has some, else one core each.
 
     Uses the cluster that RAY_ADDRESS names, or starts Ray on this machine. Raises UserError when Ray is not
-    installed, has no room for any worker, or when all workers failed.
+    installed or cannot be started, and when all workers failed.
     """
     ray = _ray()
     ours = not ray.is_initialized()
     if ours:
-        ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": _environment()})
+        _start(ray)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
@@ -37,6 +37,16 @@ def run_actors(folder: Path, workers: int) -> None:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _start(ray: Any) -> None:
+    try:
+        ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": _environment()})
+    except Exception as error:  # Ray raises many kinds, bare Exception among them
+        raise UserError(
+            f"Ray could not be started or reached ({error}). On a loaded machine set "
+            "RAY_raylet_start_wait_time_s=300; for a cluster check RAY_ADDRESS."
+        ) from error
 
 
 def _work(folder: str) -> None:
