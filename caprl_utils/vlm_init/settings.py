@@ -67,7 +67,7 @@ class Assembly(Settings):
         own = {"qwen2_5_vl": ("min_pixels", "max_pixels", "accepted_differences"),
                "llava": ("vision_feature_layer", "rename_tokens", "image_token")}  # fmt: skip
         for architecture, names in own.items():
-            strange = [n for n in names if n in self.model_fields_set]
+            strange = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
             if architecture != self.architecture and strange:
                 raise ValueError(f"{', '.join(strange)} belong(s) to architecture {architecture}")
         return self

@@ -23,8 +23,19 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (
         folder / "tokenizer.model"
     ).is_file():  # InternLM2: sentencepiece, and a class of its own we do not run
-        return LlamaTokenizer.from_pretrained(folder)
+        return LlamaTokenizer.from_pretrained(
+            folder, add_prefix_space=_adds_a_space(folder / "tokenizer.model")
+        )
     raise UserError(f"{shown(folder)} has neither tokenizer.json nor tokenizer.model; fetch the model again")
+
+
+def _adds_a_space(file: Path) -> bool:
+    """Whether a sentencepiece model puts a space before a text; LlamaTokenizer always would."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(file.read_bytes())
+    return model.normalizer_spec.add_dummy_prefix
 
 
 def same_ids(left: Any, right: Any, left_name: str, right_name: str) -> None:
@@ -44,8 +55,9 @@ def same_ids(left: Any, right: Any, left_name: str, right_name: str) -> None:
 
 
 def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """Reserved tokens under new names, as special tokens with the ids they had.
+    """Reserved tokens under new names, as special tokens with the ids they had; no start token is added by itself.
 
+    The chat template writes the start token, and a prompt should not have two.
     A token that has its new name already is left as it is. Raises UserError for one that has neither.
     """
     from tokenizers import Tokenizer
@@ -64,6 +76,7 @@ def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> Pre
             "id": number, "content": new, "single_word": False, "lstrip": False, "rstrip": False,
             "normalized": False, "special": True,
         })  # fmt: skip
+    state["post_processor"] = None
     state["added_tokens"].sort(key=lambda t: t["id"])
     special = {
         key: names.get(value, value)

@@ -14,7 +14,7 @@ from small_donors import at, same_logits, stirred
 from caprl_utils.errors import UserError
 from caprl_utils.mini import models
 from caprl_utils.mini.tokenizer import shared_tokenizer
-from caprl_utils.vlm_init import Summary, assemble, load_setting, setting_names
+from caprl_utils.vlm_init import Summary, assemble, equality, load_setting, setting_names
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,8 @@ def test_the_summary_counts_what_the_model_has(assembled, vlm):
     assert assembled.left_out == {"the vision donor's own patch merger": merger}
     assert any("rms_norm_eps" in note for note in assembled.notes)
     assert Summary.load(assembled.folder) == assembled
+    compared = equality.verify_tensors(assembled)
+    assert compared == {n: p.tensors for n, p in assembled.parts.items() if n != "projector"}
     assert assembled.projector_checksum in assembled.text()
 
 

@@ -1,16 +1,18 @@
 """InternLM2 weights under Llama names, and the LLaVA model made of them and a CLIP tower."""
 
+import io
 import json
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_donors import at, same_logits
+from small_donors import PADDED, at, same_logits
 
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
-from caprl_utils.vlm_init import assemble, internlm, load_setting
+from caprl_utils.vlm_init import assemble, equality, internlm, load_setting
+from caprl_utils.vlm_init.tokens import end_ids, fast_tokenizer, renamed
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,46 @@ def test_it_is_stored_and_saved_under_the_names_that_servers_read(assembled, vlm
     }
     vlm.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == stored
+
+
+def test_every_stored_tensor_is_the_donors_and_says_the_same(assembled):
+    assert equality.verify_tensors(assembled) == {"language model": 48, "vision tower": 87}
+    ids = torch.randint(9, 500, PADDED.shape, generator=torch.Generator().manual_seed(1))
+    assert set(equality.text_differences(assembled, ids, PADDED).values()) == {0.0}
+
+
+@pytest.mark.parametrize("space_first", [True, False])
+def test_a_sentencepiece_tokenizer_is_read_without_foreign_code(space_first, tmp_path):
+    """As InternLM2.5 has it: a tokenizer.model, a class of its own, reserved pieces that get names."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["The value of Rome is 42.", "def f(x):\n    return x + 1"] * 30), model_writer=model,
+        vocab_size=350, hard_vocab_limit=False, model_type="bpe", byte_fallback=True, split_digits=True,
+        remove_extra_whitespaces=False, normalization_rule_name="identity", minloglevel=2, add_dummy_prefix=space_first,
+        user_defined_symbols=["[UNUSED_TOKEN_140]", "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_146]"],
+    )  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "InternLM2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+    }))  # fmt: skip
+    plain, native = (
+        sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()),
+        fast_tokenizer(tmp_path),
+    )
+    setting = load_setting("internlm2.5-7b-clip")
+    ours = renamed(native, setting.rename_tokens)
+    for text in ("The value of Rome is 42.", "two  spaces\n\nand lines", "数字 é ☃", "def f(x):\n    return"):
+        assert ours(text).input_ids == plain.encode(text)
+        assert ours.decode(ours(text).input_ids) == text
+    for old, new in setting.rename_tokens.items():
+        assert ours.convert_tokens_to_ids(new) == plain.piece_to_id(old)
+    assert ours("<image><|im_end|>").input_ids == [
+        plain.piece_to_id(f"[UNUSED_TOKEN_{n}]") for n in (140, 145)
+    ]
+    assert end_ids(ours, setting.end_tokens) == [plain.piece_to_id("[UNUSED_TOKEN_145]"), plain.eos_id()]
 
 
 def test_rope_scaling_that_is_not_known_is_refused():
