@@ -63,10 +63,17 @@ $(REPORT)/table3.md: environment FORCE
 
 table1: later ## Table 1: benchmarks after pretraining (not yet)
 table2: later ## Table 2: the same images with other captions (not yet)
-table4: later ## Table 4: questions per image (not yet)
-table5: later ## Table 5: answer rounds in the reward (not yet)
-table6: later ## Table 6: leaking questions (not yet)
-figures: later ## Figures 1c, 4 and 5 (not yet)
+table4: ## Table 4: questions per image, trained and evaluated as needed
+table5: ## Table 5: answer rounds in the reward
+table6: ## Table 6: leaking questions
+figures: ## Figures 1c and 5: three rewards, kinds and number of training images (Figure 4: not yet)
+extras: ## our own tables: dice in the reward, length term, swap of readers
+
+figures_ITEMS := figure1c figure5_left figure5_right
+extras_ITEMS := extra_dice extra_length extra_readers
+table4 table5 table6 figures extras: environment
+	@$(RUN) 01_qa_curation
+	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
 plan: later ## what a profile needs in hardware, hours and disk (not yet)
 
 later:
@@ -132,5 +139,5 @@ environment:
 FORCE:
 
 .PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 \
-	figures plan serve bench later config trace zoo zoo-unfinished lab test lint test-fast test-integration test-notebooks clean help \
+	figures extras plan serve bench later config trace zoo zoo-unfinished lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE

@@ -1,6 +1,7 @@
 """Write Tables 4 to 6, Figures 1c and 5 and our extra tables from finished runs.
 
-    python -m caprl_utils.reporting.ablations [table4 ...] --profile mini
+    python -m caprl_utils.reporting.ablations [table4 ...] --profile mini            from what is there
+    python -m caprl_utils.reporting.ablations [table4 ...] --profile mini --train    trains what is missing first
 
 Each item becomes <name>.md, .csv and .json, figures PNG and SVG beside them. The same results give the same bytes.
 Without names, items whose runs are not there are left out and told.
@@ -21,13 +22,14 @@ from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.evaluation.statistics import holm
 from caprl_utils.files import note_access, write_atomic
+from caprl_utils.notebook import prepare_process
 from caprl_utils.reporting import claims, figures, numbers, report3, table3
 from caprl_utils.reporting.ablation_items import BY_NAME, DOCUMENTS, ITEMS, NATURAL, Item, Row
 from caprl_utils.reporting.growth import plot_growth
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import Results, load
 from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
-from caprl_utils.rl.ablations import MAIN
+from caprl_utils.rl.ablations import MAIN, run_all
 from caprl_utils.rl.train import run_name
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
@@ -246,8 +248,8 @@ def seeds_of(trainings: Mapping[str, Sequence]) -> dict[str, list[int]]:
 
 
 def summary(item: Item, results: Results) -> str:
-    """First to last row on the average, as the README's map shows it."""
-    labels = [label for label in results.measured if label in item.needed]
+    """First to last training on the average, as the README's map shows it."""
+    labels = [row.label for row in item.rows if row.experiment is not None and row.label in results.measured]
     ends = [results.interval(label, AVERAGE).value for label in (labels[0], labels[-1])]
     gap = results.difference(labels[-1], labels[0], AVERAGE)
     text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
@@ -293,6 +295,12 @@ def markdown(
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def experiments_of(names: Sequence[str]) -> list[str]:
+    """The experiments behind the items named, each once."""
+    rows = [row for item in ITEMS if item.name in names for row in item.rows]
+    return list(dict.fromkeys(row.experiment for row in rows if row.experiment is not None))
+
+
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -300,9 +308,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help=f"items (default: all there are): {', '.join(BY_NAME)}")
     parser.add_argument("--profile", default="mini")
+    parser.add_argument("--train", action="store_true", help="first make the trainings that the items need")
     arguments = parser.parse_args(argv)
     try:
         profile = load_profile(arguments.profile)
+        if arguments.train:
+            prepare_process(profile)
+            run_all(arguments.profile, experiments_of(arguments.names))
         written = write_all(profile, arguments.names)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -59,6 +59,10 @@ def _table3(content: Mapping[str, Any]) -> str:
     return f"{base} to {caprl} ({gain})"
 
 
+def _summary(content: Mapping[str, Any]) -> str:
+    return content["facts"]["summary"]
+
+
 ITEMS = (
     Item(
         "Table 1: VLMs pretrained on caption sets", "04_llamafactory_pretraining", "table1",
@@ -76,14 +80,17 @@ ITEMS = (
     Item(
         "Table 4: questions per image, 1 to 3", "03_caprl_rl_training", "table4",
         _paper_average("table4_qa_per_image.csv", "caption_model", "CapRL-1QA-20k", "CapRL-3QA-20k"),
+        "table4.json", _summary,
     ),
     Item(
         "Table 5: answer rounds, 1 to 8", "03_caprl_rl_training", "table5",
         _paper_average("table5_sampling_rounds.csv", "sampling_rounds", "N=1", "N=8"),
+        "table5.json", _summary,
     ),
     Item(
         "Table 6: leaking to filtered questions", "03_caprl_rl_training", "table6",
         _paper_average("table6_leakage.csv", "training_data", "Leaking20k", "Refined20k"),
+        "table6.json", _summary,
     ),
     Item("Figures 1c, 4, 5", "06_tables_and_figures", "figures", lambda: "curves"),
 )  # fmt: skip

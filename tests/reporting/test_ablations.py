@@ -152,3 +152,9 @@ def test_rise_by_hand():
     half = 1.959964 * math.sqrt(0.02)
     assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert claims.rise([0.5])[1] == -math.inf
+
+
+def test_experiments_of_items():
+    assert ablations.experiments_of(["table5", "figure5_right"]) == [
+        "rounds_1", "rounds_2", "short", "rounds_8", "images_10", "images_30",
+    ]  # fmt: skip
