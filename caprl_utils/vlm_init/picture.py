@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"language model": "#0b3c6f", "vision tower": "#4f8f4f", "projector": "#c8641a"}
-SMALLEST = 0.12  # of the height, so that a small part can hold its label
+SMALLEST = 0.14  # of the height, so that a small part can hold its label
 
 
 def draw(summaries: list[Summary]) -> Figure:

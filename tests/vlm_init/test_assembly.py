@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from small_donors import at, same_logits, stirred
 
@@ -15,6 +16,8 @@ from caprl_utils.errors import UserError
 from caprl_utils.mini import models
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.vlm_init import Summary, assemble, equality, load_setting, setting_names
+from caprl_utils.vlm_init.__main__ import main
+from caprl_utils.vlm_init.picture import draw
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +215,22 @@ def test_killed_while_writing_it_starts_again(assembled, qwen_setting, tmp_path)
 def test_every_setting_is_valid(name):
     setting = load_setting(name)
     assert setting.name == name and setting.description
+
+
+def test_the_command_line_tells_what_was_made_or_what_is_wrong(qwen_setting, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump(qwen_setting.model_dump(mode="json", exclude_unset=True, exclude={"name"}))
+    )
+    assert main([str(file), "--out", str(tmp_path / "out"), "--seed", "5"]) == 0
+    told = capsys.readouterr().out
+    assert "mine: Qwen2_5_VLForConditionalGeneration" in told and "seed 5" in told
+    assert main(["mini-quen-3b", "--out", str(tmp_path / "none")]) == 1
+    assert "did you mean mini-qwen-3b" in capsys.readouterr().err
+
+
+def test_a_picture_has_a_panel_for_every_model(assembled):
+    figure = draw([assembled, assembled])
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"mini-qwen-3b: {assembled.parameters:,} parameters"
+    ] * 2
