@@ -5,6 +5,7 @@ python -m caprl_utils.pretraining.arguments paper        print the three files o
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
 
 def num_steps(stage: PretrainingStage, num_rows: int) -> int:
     """Updates of a stage; the last, smaller batch counts."""
-    return max(1, int(-(-num_rows // stage.batch_size) * stage.num_epochs))
+    return max(1, math.ceil(math.ceil(num_rows / stage.batch_size) * stage.num_epochs))
 
 
 def stage_arguments(
