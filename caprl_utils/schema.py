@@ -113,6 +113,10 @@ class Images(Settings):
 class Curation(Settings):
     """Questions: write, extract, answer, filter (paper, QA curation)."""
 
+    near_duplicates: Literal["hash", "embedding"] = setting(
+        "hash", "ours: no model needed (paper, appendix D: SemDeDup-style clusters, as 'embedding')"
+    )
+    max_similarity: float = setting(0.97, "ours: cosine above which embeddings count as copies", gt=0, le=1)
     questions_per_image: int = setting(5, "paper: 5 questions per image", ge=1)
     temperature: float = setting(0.1, "paper: the writer's temperature", ge=0)
     repetition_penalty: float = setting(1.05, "paper: the writer's repetition penalty", gt=0)

@@ -2,7 +2,8 @@
 
 The filter model answers each question several times, options shuffled, with the image and without it.
 Letters are read by the project's one parser, which takes an option's exact text for its letter; an answer that
-states neither counts as wrong. Two further probes, ours: the question with another image, and the question without its options.
+states neither counts as wrong. Two further probes, ours: the question with another image, and the question without
+its options.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class BadImage(StrEnum):
     TOO_SMALL = "too small"
     TOO_PLAIN = "too plain"
     DUPLICATE = "near-duplicate"
+    SIMILAR = "near-duplicate by embedding"
     BENCHMARK = "too close to a benchmark image"
 
 

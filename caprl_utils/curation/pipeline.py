@@ -17,12 +17,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
+
+import numpy as np
 
 from caprl_utils import prompts
 from caprl_utils.backends import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.curation import answering, sources
 from caprl_utils.curation.checks import DuplicateFinder, check_image, finder_of
+from caprl_utils.curation.clusters import semantic_duplicates
 from caprl_utils.curation.export import write_tables
 from caprl_utils.curation.extract import extract
 from caprl_utils.curation.images import MINI_WORLD, BadImage, ImageItem, open_images
@@ -36,8 +40,9 @@ from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
 
 STAGE = "curation"
-CHECKED, GENERATED, EXTRACTED, ANSWERED = "images", "generated", "extracted", "answered"
+CHECKED, SIMILAR, GENERATED, EXTRACTED, ANSWERED = "images", "similar", "generated", "extracted", "answered"
 AnyRow = TypeVar("AnyRow", bound=Row)
+_EMBEDDED_AT_ONCE = 64  # images
 
 
 @dataclass
@@ -68,7 +73,8 @@ class Job:
     @cached_property
     def good_ids(self) -> set[str]:
         """Ids of the images that passed all checks."""
-        return {row["id"] for row in self.rows(CHECKED).read() if row["reason"] is None}
+        passed = {row["id"] for row in self.rows(CHECKED).read() if row["reason"] is None}
+        return passed - self.rows(SIMILAR).done_ids()
 
 
 def open_job(
@@ -120,9 +126,43 @@ def check_images(job: Job) -> None:
         raise UserError(f"images.source {job.profile.images.source!r} holds no image")
     bad = {row.id: row.reason for row in store.read(CheckedImage) if row.reason in _BROKEN}
     _stop_if_too_many(job, CHECKED, bad, len(store), "images cannot be read")
+    if job.profile.curation.near_duplicates == "embedding":
+        _set_aside_similar(job)
 
 
-_UNWANTED = {BadImage.TOO_PLAIN, BadImage.TOO_SMALL, BadImage.DUPLICATE, BadImage.BENCHMARK}
+def _set_aside_similar(job: Job) -> None:
+    """Embed the good images with the filter model and set aside those that repeat an earlier one."""
+    if not hasattr(job.reader, "image_features"):
+        raise UserError(
+            f"curation.near_duplicates 'embedding' needs the filter model {job.reader.name} in this process "
+            "(models.question_filter.backend: local), or take 'hash'"
+        )
+    good = {row.id: row for row in job.read(CHECKED, CheckedImage) if row.reason is None}
+    waiting = (item for item in job.images() if item.id in good)
+    features = []
+    with Progress("embed images", len(good)) as bar:
+        while some := list(islice(waiting, _EMBEDDED_AT_ONCE)):
+            features.append(job.reader.image_features([item.image for item in some]))
+            bar.update(len(some))
+    found = semantic_duplicates(
+        list(good), np.concatenate(features), job.profile.curation.max_similarity, job.seed
+    )
+    store = job.rows(SIMILAR)
+    for name, original in found.items():
+        if name not in store:
+            store.append(good[name].model_copy(update={"reason": BadImage.SIMILAR, "detail": original}))
+    vars(job).pop("good_ids", None)
+
+
+def set_aside(job: Job) -> dict[str, int]:
+    """Reason -> number of images that are not used."""
+    rows = (row for stage in (CHECKED, SIMILAR) for row in job.rows(stage).read())
+    return dict(Counter(row["reason"] for row in rows if row["reason"] is not None))
+
+
+_UNWANTED = {
+    BadImage.TOO_PLAIN, BadImage.TOO_SMALL, BadImage.DUPLICATE, BadImage.SIMILAR, BadImage.BENCHMARK,
+}  # fmt: skip
 _BROKEN = frozenset(BadImage) - _UNWANTED
 
 
@@ -261,7 +301,6 @@ def filter_questions(job: Job) -> dict[str, Any]:
 
 def _funnel(job: Job) -> dict[str, Any]:
     """Counts of the stages before the filter."""
-    set_aside = Counter(row["reason"] for row in job.rows(CHECKED).read() if row["reason"] is not None)
     rejected: Counter[str] = Counter()
     num_extracted = 0
     for row in job.rows(EXTRACTED).read():
@@ -270,7 +309,7 @@ def _funnel(job: Job) -> dict[str, Any]:
     asked = len(job.rows(EXTRACTED)) * job.profile.curation.questions_per_image
     return {
         "images_read": len(job.rows(CHECKED)),
-        "images_set_aside": dict(set_aside),
+        "images_set_aside": set_aside(job),
         "images_written_about": len(job.rows(GENERATED)),
         "questions_asked_for": asked,
         "questions_extracted": num_extracted,
