@@ -60,8 +60,11 @@ def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str
     """
     captions = {name: caption(profile, name) for name in _rendered_pairs(profile, trainings)}
     sets = {dataset_of(training): training for training in trainings}
+    settings = profile.pretraining
     parts = {
-        "settings": profile.pretraining, "sets": sorted(sets), "seed": profile.seed,
+        "rows": {name: training.num_rows(settings) for name, training in sorted(sets.items())},
+        "budget": [settings.cutoff_tokens, settings.min_pixels, settings.max_pixels, settings.max_bad_share],
+        "seed": profile.seed,
         "captions": {name: file_hash(file) for name, file in captions.items()},
         "files": _user_files(profile, sets), "prompts": prompts.prompt_hash(),
         "processors": {name: _processor_hash(folder) for name, folder in models.items()},

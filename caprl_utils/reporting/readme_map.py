@@ -67,10 +67,12 @@ ITEMS = (
     Item(
         "Table 1: VLMs pretrained on caption sets", "04_llamafactory_pretraining", "table1",
         _paper_average("table1_pretraining.csv", "dataset", "Vanilla", "CapRL-1M"),
+        "table1.json", _summary,
     ),
     Item(
         "Table 2: the same images, other captions", "04_llamafactory_pretraining", "table2",
         _paper_average("table2_image_sources.csv", "dataset", "ShareGPT4V-1M", "CapRL-ShareGPT4V-1M"),
+        "table2.json", _summary,
     ),
     Item(
         "Table 3: caption quality in Prism, base to CapRL", "05_prism_evaluation", "table3",
