@@ -68,7 +68,11 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
 
 
 def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and evaluate what is not there yet; one row per run, as `summary` gives it."""
+    """Train and evaluate what is not there yet; one row per run, as `summary` gives it.
+
+    A training that fails does not hold up the others, but for the main one. Raises UserError at the end, naming those
+    that failed and why.
+    """
     profile = load_profile(profile_name)
     runs = planned(profile, names)
     for one in runs:
@@ -76,13 +80,23 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
             one.experiment, profile_name
         )  # a mistake in the last of them shows before the first starts
     evaluation = Evaluation(profile)
-    rows = []
+    rows, failed = [], {}
     with Progress("trainings", len(runs)) as bar:
         evaluation.base()
         for one in runs:
-            record = launch(one.experiment, profile_name, one.seed)
-            rows.append(summary(one, record, evaluation.of(one)))
+            try:
+                record = launch(one.experiment, profile_name, one.seed)
+                rows.append(summary(one, record, evaluation.of(one)))
+            except UserError as error:
+                if one.experiment == MAIN:
+                    raise
+                failed[one.name] = str(error)
             bar.update(note=one.name)
+    if failed:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
+        raise UserError(
+            f"{len(failed)} of {len(runs)} trainings failed, the others are done; run again to go on:\n{reasons}"
+        )
     return rows
 
 

@@ -70,3 +70,23 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
         ("evaluate", "rounds_1-seed0", "prism_reader", "final"),
     ]
     assert ablations.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
+
+
+def test_a_failed_training_holds_up_no_other(monkeypatch):
+    done = []
+
+    def train(experiment, profile, seed):
+        if experiment == "rounds_1":
+            raise UserError("no reader")
+        done.append(experiment)
+        return {}
+
+    monkeypatch.setattr(ablations, "launch", train)
+    monkeypatch.setattr(ablations, "summary", lambda *a: {})
+    monkeypatch.setattr(ablations.Evaluation, "_evaluate", lambda *a: {})
+    with pytest.raises(UserError, match=r"(?s)1 of 3 trainings failed.*rounds_1-seed0: no reader"):
+        ablations.run_all("mini", ["short", "rounds_1", "rounds_2"])
+    assert done == ["short", "rounds_2"]
+    monkeypatch.setattr(ablations, "launch", lambda *a: (_ for _ in ()).throw(UserError("no questions")))
+    with pytest.raises(UserError, match=r"^no questions$"):
+        ablations.run_all("mini", ["caprl", "short"])

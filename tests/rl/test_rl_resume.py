@@ -161,6 +161,45 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
     assert_same(uninterrupted, training)
 
 
+@pytest.mark.integration
+def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path):
+    """The reader fails on every question about some captions: no reward, no zero, no part in the gradient."""
+    training = Training(world, tmp_path / "run")
+    profile = training.profile
+    training.profile = profile.model_copy(
+        update={"rl": profile.rl.model_copy(update={"max_failed_share": 0.5})}
+    )
+
+    def wrap(trainer):
+        real = trainer.reward_funcs[0].reader
+
+        class Failing:
+            model_hash = real.model_hash
+
+            def letter_logprobs(self, requests, letters):
+                rows = real.letter_logprobs(requests, letters)
+                failed = {
+                    "0",
+                    "3",
+                }  # number of the caption within its group, behind the image in the request's name
+                return [
+                    None if r.id.split("/")[3] in failed and "image-0" in r.id else row
+                    for r, row in zip(requests, rows, strict=True)
+                ]
+
+        return Failing()
+
+    training.fit(stop_after=1, reader=wrap)
+    rows = [json.loads(line) for line in (training.folder / "samples.jsonl").read_text().splitlines()]
+    missing = [row for row in rows if row["reward"] is None]
+    assert len(missing) == 4 and all(
+        row["advantage"] == 0 for row in missing
+    )  # one of two captions of four images
+    assert training.curve[0]["failed_share"] == 0.5
+    known = [row["reward"] for row in rows if row["reward"] is not None]
+    assert training.curve[0]["reward"] == pytest.approx(sum(known) / len(known), abs=1e-6)
+
+
 def test_curve_and_samples(uninterrupted):
     rows = [json.loads(line) for line in (uninterrupted.folder / "samples.jsonl").read_text().splitlines()]
     assert len(rows) == 4 * 8 and {row["image_id"][:6] for row in rows} == {"image-"}
