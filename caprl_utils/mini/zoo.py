@@ -77,7 +77,8 @@ RECIPES = {
                Schedule(750, 1.5e-3), 64, vision=True, shipped=False,
                note="ended at step 600 and went on to 750: from there on values of bars and columns were drawn "
                     "beside them (they had been white on the bar, and unreadable in small ones)"),
-        Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(1000, 1.5e-3), 64),
+        Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(700, 1.5e-3), 64,
+               note="stopped at step 360: until then the schedule was one of 1000 steps"),
         Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "binder", "looking",
                Schedule(320), 64, (DENSE,), write=0.35, vision=True, tower="vision-tower",
                note="stopped at step 200 of 400: until then letters were asked for, and learned at chance only"),
