@@ -59,21 +59,32 @@ class LocalBackend:
         self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
     ) -> list[Completion]:
         """See `Backend.generate`."""
-        found: dict[tuple[int, int], Completion] = {}
         jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
+        found: dict[tuple[int, int], Completion] = {}
         with Progress(progress, len(jobs)) if progress else _Silent() as bar:
-            for batch in self._batches(requests, jobs, sampling.max_tokens, found):
-                rows = [(requests[row], index) for row, index in batch]
-                for job, completion in zip(batch, self.loaded.complete(rows, sampling), strict=True):
-                    found[job] = completion
-                bar.update(len(batch))
+            for some in self._completed(requests, jobs, sampling):
+                found |= some
+                bar.update(len(some))
         return [found[job] for job in jobs]
+
+    def _completed(
+        self, requests: Sequence[Request], jobs: Sequence[tuple[int, int]], sampling: Sampling
+    ) -> Iterator[dict[tuple[int, int], Completion]]:
+        """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
+        refused: dict[tuple[int, int], Completion] = {}
+        for batch in self._batches(requests, jobs, sampling.max_tokens, refused):
+            rows = [(requests[row], index) for row, index in batch]
+            yield dict(zip(batch, self.loaded.complete(rows, sampling), strict=True))
+        if refused:
+            yield refused
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
         waiting = iter(requests)
         while some := list(islice(waiting, STREAM_BATCHES * self.config.batch_size)):
-            yield from self.generate(some, sampling)
+            jobs = [(row, index) for row in range(len(some)) for index in range(sampling.n)]
+            for done in self._completed(some, jobs, sampling):
+                yield from done.values()
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None

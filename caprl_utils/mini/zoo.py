@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from caprl_utils import paths
 from caprl_utils.mini import judging, lessons, models, naming
@@ -56,6 +58,7 @@ class Recipe:
     guess: int = 0  # examples without image per batch
     vision: bool = False
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken
+    frozen_tower: bool = False  # the vision tower stays as in `start`, whose weights file is shared
     shipped: bool = True
     words: tuple[str, ...] = ()  # phrases that it has behind the shared vocabulary
     note: str = ""  # what a new run from nothing would do differently
@@ -85,9 +88,9 @@ RECIPES = {
         Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
                (TERSE_AND_ERRING,), guess=16, vision=True),
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(80, 5e-4), 64,
-               (DENSE_BUT_ERRING,), vision=True),
+               (DENSE_BUT_ERRING,), vision=True, frozen_tower=True),
         Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "vlm-72b", "judging",
-               Schedule(90, 7e-4, warmup=15), 48, vision=True, words=judging.WORDS),
+               Schedule(90, 7e-4, warmup=15), 48, vision=True, words=judging.WORDS, frozen_tower=True),
     )
 }  # fmt: skip
 
@@ -99,6 +102,8 @@ def work_folder(name: str) -> Path:
 def weights_folder(name: str) -> Path:
     return paths.ROOT / "caprl_utils" / "mini" / "weights" / name
 
+
+TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 Lesson = Callable[[int, dict], tuple[torch.Tensor, dict[str, float]]]
 """(step, state that checkpoints keep) -> loss and figures for the curve."""
@@ -375,6 +380,8 @@ def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
     """Train one recipe (or its first ``steps``) in ``folder``; returns the model."""
     folder = folder or work_folder(recipe.name)
     model = build(recipe)
+    if recipe.frozen_tower:
+        model.model.visual.requires_grad_(False)
     fit = Fit(model, folder, recipe.schedule)
     lesson = LESSONS[recipe.lesson](model, recipe, fit.step)
     fit.run(lesson, steps)
@@ -394,7 +401,7 @@ def ship(recipe: Recipe) -> None:
         naming.save_clip_tower(model, folder)
     elif recipe.shipped:
         models.prepare_generation(model)
-        model.to(torch.float16).save_pretrained(folder)
+        _save_weights(model.to(torch.float16), recipe, folder)
         tokenizer = judging.judge_tokenizer() if recipe.words else None
         (models.build_processor(tokenizer) if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (work_folder(recipe.name) / "curve.jsonl").read_text().splitlines()]
@@ -415,6 +422,28 @@ def ship(recipe: Recipe) -> None:
         "last_figures": rows[-1],
     } | ({"note": recipe.note} if recipe.note else {})
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _save_weights(model, recipe: Recipe, folder: Path) -> None:
+    """A model's folder; a VLM's weights in two files, so that a frozen vision tower is kept once, behind a link."""
+    model.save_pretrained(folder)
+    if not recipe.vision:
+        return
+    whole = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tower = {k: v for k, v in whole.items() if "visual." in k}
+    parts = {TOWER_FILE: tower, LANGUAGE_FILE: {k: v for k, v in whole.items() if k not in tower}}
+    for name, tensors in parts.items():
+        (folder / name).unlink(missing_ok=True)
+        if name == TOWER_FILE and recipe.frozen_tower:
+            os.symlink(Path("..") / recipe.start / name, folder / name)
+        else:
+            save_file(tensors, folder / name, metadata={"format": "pt"})
+    index = {
+        "metadata": {"total_size": sum(v.nbytes for v in whole.values())},
+        "weight_map": {key: name for name, tensors in parts.items() for key in tensors},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def main() -> None:

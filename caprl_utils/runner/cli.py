@@ -73,45 +73,48 @@ def _run_one(source: Path, profile: Profile, items: list[str]) -> bool:
 
     parameters = {"profile": profile.name, **parse_parameters(items)}
     folder = paths.RUNS / profile.name / "notebooks"
-    lock = Lock(folder / f".{source.stem}.lock", f"{source.stem} ({profile.name})")
+    name = "-".join(
+        [source.stem, *(item.replace("/", "_") for item in sorted(items))]
+    )  # a copy per set of values
+    lock = Lock(folder / f".{name}.lock", f"{name} ({profile.name})")
     lock.acquire()
     try:
         key = notebook_key(source, profile, parameters)
-        stamp = folder / f"{source.stem}.json"
+        stamp = folder / f"{name}.json"
         if is_valid(stamp, key):
             return False
         stamp.unlink(missing_ok=True)
-        _execute(source, folder, parameters)
+        _execute(source, name, folder, parameters)
         # the code may have been edited meanwhile: stamp what was there at the start
-        write_stamp(stamp, key, _side_file(folder, source, "access"))
+        write_stamp(stamp, key, _side_file(folder, name, "access"))
     finally:
         lock.release()
     return True
 
 
-def _execute(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
+def _execute(source: Path, name: str, folder: Path, parameters: dict[str, Any]) -> None:
     from caprl_utils.environment import check_environment
 
     check_environment()
     from caprl_utils.runner.execute import execute
 
-    temporary, failed = folder / f".{source.stem}.tmp.ipynb", folder / f"{source.stem}.failed.ipynb"
-    progress_file, access_log = (_side_file(folder, source, kind) for kind in ("progress", "access"))
+    temporary, failed = folder / f".{name}.tmp.ipynb", folder / f"{name}.failed.ipynb"
+    progress_file, access_log = (_side_file(folder, name, kind) for kind in ("progress", "access"))
     for file in (temporary, progress_file, access_log):
         file.unlink(missing_ok=True)
     _prepare_environment(progress_file, access_log)
     begin = time.monotonic()
     try:
-        execute(source, temporary, parameters, progress_file, folder / f"{source.stem}.kernel.log")
+        execute(source, temporary, parameters, progress_file, folder / f"{name}.kernel.log")
     except UserError as error:
         if not _is_whole(temporary):
             temporary.unlink(missing_ok=True)
             raise
         os.replace(temporary, failed)
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
-    os.replace(temporary, folder / source.name)
+    os.replace(temporary, folder / f"{name}.ipynb")
     failed.unlink(missing_ok=True)
-    print(f"{source.stem}: done in {duration(time.monotonic() - begin)}", file=sys.stderr)
+    print(f"{name}: done in {duration(time.monotonic() - begin)}", file=sys.stderr)
 
 
 def _is_whole(notebook: Path) -> bool:
@@ -122,8 +125,8 @@ def _is_whole(notebook: Path) -> bool:
         return False
 
 
-def _side_file(folder: Path, source: Path, kind: str) -> Path:
-    return folder / f".{source.stem}.{kind}"
+def _side_file(folder: Path, name: str, kind: str) -> Path:
+    return folder / f".{name}.{kind}"
 
 
 def _prepare_environment(progress_file: Path, access_log: Path) -> None:
