@@ -118,6 +118,28 @@ def vlm_figures(model: Backend) -> dict[str, float]:
     }
 
 
+def judge_figures(judge: Backend, count: int = 40) -> dict[str, float]:
+    """Mean rewards (0 to 1) that the judge gives, asked in both ways, to captions whose truth is known."""
+    from caprl_utils.rl.judges import unified_rewards, vlm_rewards
+
+    shown = held_out(count)
+    images = [render(p) for p in shown]
+    captions = {
+        "true and complete": [caption(p.facts, p.kind) for p in shown],
+        "half of it": [caption(p.facts[: len(p.facts) // 2], p.kind) for p in shown],
+        "said twice": [caption([*p.facts, *p.facts], p.kind) for p in shown],
+        "all values wrong": [misplaced(p) for p in shown],
+        "another image's": [caption(p.facts, p.kind) for p in [*shown[len(KINDS) :], *shown[: len(KINDS)]]],
+        "no statement": [caption([], p.kind) for p in shown],
+    }
+    figures = {}
+    for way, rate in (("score", vlm_rewards), ("unified", unified_rewards)):
+        for name, texts in captions.items():
+            rewards = [r for r in rate(texts, images, [p.id for p in shown], judge).rewards if r is not None]
+            figures[f"{way}, {name}"] = sum(rewards) / len(rewards) if rewards else float("nan")
+    return figures
+
+
 def main() -> None:
     """Print the figures of the shipped models named, or of all."""
     import argparse
@@ -134,7 +156,8 @@ def main() -> None:
     )
     for name in parser.parse_args().names:
         model = open_backend(ModelConfig(path=f"zoo:{name}", batch_size=64), load_profile("mini"))
-        figures = vlm_figures(model) if RECIPES[name].vision else reader_figures(model)
+        measure = vlm_figures if RECIPES[name].vision else reader_figures
+        figures = (judge_figures if RECIPES[name].lesson == "judging" else measure)(model)
         print(name, json.dumps({k: round(v, 3) for k, v in figures.items()}), flush=True)
 
 
