@@ -59,7 +59,7 @@ $(EXTRA): environment
 table3: $(REPORT)/table3.md ## Table 3: caption quality in the Prism framework
 
 $(REPORT)/table3.md: environment FORCE
-	@$(RUN) $(CHAIN)
+	@$(RUN) 01_qa_curation 03_caprl_rl_training:with_ablations=False 05_prism_evaluation 06_tables_and_figures
 
 table1: later ## Table 1: benchmarks after pretraining (not yet)
 table2: later ## Table 2: the same images with other captions (not yet)

@@ -11,6 +11,7 @@ from caprl_utils import paths
 from caprl_utils.config import Profile, load_profile, nearest
 from caprl_utils.errors import UserError
 from caprl_utils.files import ACCESS_LOG_ENV
+from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.runner.monitor import duration
@@ -36,7 +37,11 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m caprl_utils.runner", description="Run notebooks.")
-    parser.add_argument("notebooks", nargs="+", help="names in notebooks/ or paths, in order")
+    parser.add_argument(
+        "notebooks",
+        nargs="+",
+        help="names in notebooks/ or paths, in order; NAME:PARAMETER=VALUE sets one of its own",
+    )
     parser.add_argument("--profile", default="mini", help="smoke, mini, one_gpu or paper")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
     return parser
@@ -45,9 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 def run_all(notebooks: list[str], profile_name: str, items: list[str]) -> None:
     """Run each notebook that is out of date. Raises UserError at the first failure."""
     profile = load_profile(profile_name)
-    sources = [_find(name) for name in notebooks]
+    named = [text.split(":") for text in notebooks]
+    sources = [_find(name) for name, *_ in named]
     begin = time.monotonic()
-    ran = [_run_one(source, profile, items) for source in sources]
+    ran, keys = [], []
+    for source, (_, *own) in zip(sources, named, strict=True):
+        keys.append(_key(source, profile, [*items, *own], keys))
+        ran.append(_run_one(source, profile, [*items, *own], keys[-1]))
     if any(ran):
         print(f"done in {duration(time.monotonic() - begin)}", file=sys.stderr)
     else:
@@ -67,19 +76,28 @@ def _find(name: str) -> Path:
     raise UserError(f"no notebook {shown(path)}{hint}")
 
 
-def _run_one(source: Path, profile: Profile, items: list[str]) -> bool:
-    """Run a notebook if it is out of date; True when it ran."""
+def _parameters(profile: Profile, items: list[str]) -> dict[str, Any]:
     from caprl_utils.runner.parameters import parse_parameters
 
-    parameters = {"profile": profile.name, **parse_parameters(items)}
+    return {"profile": profile.name, **parse_parameters(items)}
+
+
+def _key(source: Path, profile: Profile, items: list[str], earlier: list[str]) -> str:
+    """A notebook's key. Those of the notebooks before it belong to it: what they made new may be read here."""
+    return cache_key(
+        notebook=notebook_key(source, profile, _parameters(profile, items)), earlier=list(earlier)
+    )
+
+
+def _run_one(source: Path, profile: Profile, items: list[str], key: str) -> bool:
+    """Run a notebook if it is out of date; True when it ran."""
+    parameters = _parameters(profile, items)
     folder = paths.RUNS / profile.name / "notebooks"
-    name = "-".join(
-        [source.stem, *(item.replace("/", "_") for item in sorted(items))]
-    )  # a copy per set of values
+    values = (item.replace("/", "_") for item in sorted(items))
+    name = "-".join([source.stem, *values])  # an executed copy for each set of values
     lock = Lock(folder / f".{name}.lock", f"{name} ({profile.name})")
     lock.acquire()
     try:
-        key = notebook_key(source, profile, parameters)
         stamp = folder / f"{name}.json"
         if is_valid(stamp, key):
             return False

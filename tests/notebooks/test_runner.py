@@ -79,7 +79,7 @@ def test_a_good_notebook_runs_once(runs_folder, run):
 
     (runs_folder / "smoke" / "fixture" / "good" / "result.json").unlink()
     status, message = run(fixture("good"), "-p", "lr=1e-5")
-    assert status == 0 and "good: done in" in message
+    assert status == 0 and "good-lr=1e-5: done in" in message
     record = json.loads((runs_folder / "smoke" / "fixture" / "good" / "result.json").read_text())
     assert record["values"] == {"lr": 1e-5}
 
