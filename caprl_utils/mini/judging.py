@@ -31,8 +31,8 @@ BEST = 5
 MOST_STATEMENTS = 11
 FALSE_SHARES = (0.0, 0.1, 0.25, 0.6)
 _UNIFIED_HEAD, _UNIFIED_TAIL = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
-_FOUND, _FINAL, _NONE = "The number of false statements is", "\nFinal Score:", " none"
-WORDS = (prompts.RATE.split("{caption}")[0], _UNIFIED_HEAD, _UNIFIED_TAIL, _FOUND, _FINAL, _NONE)
+_FINAL = "\nFinal Score:"
+WORDS = (prompts.RATE.split("{caption}")[0], _UNIFIED_HEAD, _UNIFIED_TAIL, _FINAL)
 """Phrases that are one token each for the judge alone, behind the vocabulary that all models share."""
 
 
@@ -64,10 +64,9 @@ def judged(rng: random.Random, picture: Picture, captions: int = 2) -> Packed:
         score = by_amount(statements, false)
         packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} {score}")
         text, statements, false = _told(rng, picture)
-        count = f" {false}" if false else _NONE
         score = by_mistakes(statements, false)
         question = prompts.UNIFIED.format(question=prompts.CAPTION, caption=text)
-        packed.ask(question, f"{_FOUND}{count}.{_FINAL} {score}")
+        packed.ask(question, f"{_FINAL} {score}")
     return packed
 
 
@@ -82,13 +81,13 @@ def _told(rng: random.Random, picture: Picture) -> tuple[str, int, int]:
 
 
 def score_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
-    """Shares of scores predicted right, for either way of asking, and of false statements counted right."""
+    """Shares of scores predicted right, for either way of asking."""
     import torch
 
     tokenizer = judge_tokenizer()
     wanted = batch.labels[:, 1:][batch.labels[:, 1:] >= 0]
     before = torch.cat([wanted[:1], wanted[:-1]])
-    places = {"amount": " is", "mistakes": _FINAL, "false": _FOUND}
+    places = {"amount": " is", "mistakes": _FINAL}
     right = (predicted == wanted).float()
     return {
         name: right[before == tokenizer.convert_tokens_to_ids(word)].mean().item()
