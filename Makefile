@@ -71,7 +71,8 @@ extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: environment
 	@$(RUN) 01_qa_curation
 	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
-plan: later ## what a profile needs in hardware, hours and disk (not yet)
+plan: environment ## what PROFILE needs before it starts: steps, memory, hours, disk, commands, with formulas
+	@$(PY) -m caprl_utils.planning --profile $(PROFILE)
 
 later:
 	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1

@@ -278,11 +278,11 @@ class Pretraining(Settings):
         "zero3", "author script; None trains in one process", False
     )
     nodes: int = setting(2, "ours: as the author script's RL", False, ge=1)
-    gpus_per_node: int = setting(8, "as nodes; 0 trains on the CPU", False, ge=0)
+    gpus_per_node: int = setting(8, "ours: as nodes; 0 trains on the CPU", False, ge=0)
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine", False, ge=1)
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
     max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
-    caption_max_tokens: int = setting(2048, "as prism.caption_max_tokens", ge=1)
+    caption_max_tokens: int = setting(2048, "ours: as prism.caption_max_tokens", ge=1)
 
 
 class Profile(Settings):
