@@ -24,7 +24,7 @@ RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
 # The notebooks in the order in which each needs the ones before it.
 CHAIN := 01_qa_curation 03_caprl_rl_training 05_prism_evaluation 06_tables_and_figures
 # Notebooks that no table needs.
-EXTRA := 00_quickstart_captioning
+EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
 
 ##@ Set up
 setup: ## build the main environment (.venv) from its lock file
@@ -43,7 +43,7 @@ lock: ## resolve requirements/*.in again into the lock files
 	$(UV) pip compile --python-version 3.11 requirements/llamafactory.in -o requirements/llamafactory.lock
 
 ##@ Reproduce
-reproduce: environment ## everything there is so far, from images to tables
+reproduce: environment ## from images to Table 3, with its figures
 	@$(RUN) $(CHAIN)
 	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reporting.readme_map)  # README's map, from results
 
@@ -56,7 +56,10 @@ $(EXTRA): environment
 table3: $(REPORT)/table3.md ## Table 3: caption quality in the Prism framework
 
 $(REPORT)/table3.md: environment FORCE
-	@$(RUN) 01_qa_curation 03_caprl_rl_training:with_ablations=False 05_prism_evaluation 06_tables_and_figures
+	@$(RUN) $(CHAIN)
+
+ablations: environment ## all trainings behind Tables 4 to 6 and Figures 1c and 5, then their tables
+	@$(RUN) 01_qa_curation 03_caprl_rl_training:with_ablations=True 05_prism_evaluation 06_tables_and_figures
 
 table1: later ## Table 1: benchmarks after pretraining (not yet)
 table2: later ## Table 2: the same images with other captions (not yet)
@@ -133,6 +136,6 @@ environment:
 
 FORCE:
 
-.PHONY: setup setup-llamafactory setup-all lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 \
+.PHONY: setup setup-llamafactory setup-all lock reproduce ablations $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 \
 	figures extras plan serve bench later config trace zoo lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE
