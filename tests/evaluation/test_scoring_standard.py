@@ -45,7 +45,7 @@ CASES = [
     ("infovqa", "strabe", ["straße"], {}, 6 / 7),
     ("infovqa", "NORTH  america", ["North America"], {}, 1.0),
     ("docvqa", "x", ["y", "x"], {}, 1.0),
-    ("mini-document", "north amercia", "North America", {}, 11 / 13),
+    ("infovqa", "north amercia", "North America", {}, 11 / 13),
     # letters
     ("mmstar", "The correct option is (C).", "C", CHOICES, 1.0),
     ("mmstar", "C or D", "C", CHOICES, 0.0),

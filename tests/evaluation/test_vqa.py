@@ -122,7 +122,7 @@ def test_a_circular_question_is_right_if_all_rotations_are(profile):
             return [replace(c, text="white") if c.id == "mmbench/2000002#0" else c for c in found]
 
     samples = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)]
-    record = evaluate_vqa(profile, "base", OnceWrong(), samples, reader_mode="choice")
+    record = evaluate_vqa(profile, "base", OnceWrong(), samples)
     found = record["values"]["benchmarks"]["mmbench"]
     assert found["num_samples"] == 3 and found["mean"] == pytest.approx(2 / 3)
     rows = read_samples(paths.RUNS / "smoke" / "vqa" / "base")

@@ -40,7 +40,7 @@ def test_presets_differ_where_paper_and_script_do():
 def test_profile_keeps_its_sizes():
     _, mini = load_experiment("caprl", "mini")
     _, one = load_experiment("rounds_1", "mini")
-    assert (mini.rl.steps, mini.rl.learning_rate) == (one.rl.steps, one.rl.learning_rate)
+    assert (one.rl.steps, one.rl.learning_rate) == (mini.ablations.steps, mini.rl.learning_rate)
     assert (mini.rl.rounds, one.rl.rounds) == (4, 1)
 
 
