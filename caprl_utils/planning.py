@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--profile", default="mini")
     try:
         profile = load_profile(parser.parse_args(argv).profile)
-        from caprl_utils.pretraining.plan import plan_pretraining
+        from caprl_utils.pretraining.plan import plan_lines
         from caprl_utils.rl.plan import plan_rl
 
         print(f"profile {profile.name}: {profile.description}\nmade for {profile.hardware}\n\nCapRL training")
@@ -26,11 +26,7 @@ def main(argv: Sequence[str]) -> int:
             formula = f"   = {row['formula']}" if row["formula"] else ""
             print(f"  {row['item']}: {value} {row['unit']}".rstrip() + formula)
         print("\nPretraining")
-        rows = plan_pretraining(profile)
-        print("\n".join(line for row in rows for line in row.lines()))
-        print(
-            f"in all: {sum(row.hours for row in rows):.1f} hours, {sum(row.disk_gb for row in rows):.0f} GB"
-        )
+        print("\n".join(plan_lines(profile)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

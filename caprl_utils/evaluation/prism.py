@@ -163,12 +163,15 @@ def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str
         for folder in sorted(stage.glob(f"{experiment}-seed*"), key=lambda f: (len(f.name), f.name))
         if (folder / "result.json").is_file()
     ]
-    return {
-        name: profile.models.policy.model_copy(
-            update={"path": str(stage / name / "final"), "revision": None, "backend": "local"}
-        )
-        for name in names
-    }
+    return {name: trained_captioner(profile, name) for name in names}
+
+
+def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
+    """The captioner that the training runs/<profile>/rl/<run_name> ends with."""
+    folder = paths.RUNS / profile.name / "rl" / run_name / "final"
+    return profile.models.policy.model_copy(
+        update={"path": str(folder), "revision": None, "backend": "local"}
+    )
 
 
 def as_source(

@@ -168,6 +168,13 @@ def _on_cpu(profile: Profile, setting: str) -> PlanRow:
 START_SEC, ROW_SEC = 20.0, 0.042  # measured on one core: LLaMA-Factory's start-up, a row of the mini world
 
 
+def plan_lines(profile: Profile) -> list[str]:
+    """The plan as it is printed: the lines of every row, and the sums."""
+    rows = plan_pretraining(profile)
+    total = f"in all: {sum(row.hours for row in rows):.1f} hours, {sum(row.disk_gb for row in rows):.0f} GB"
+    return [*(line for row in rows for line in row.lines()), total]
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the plan of a profile; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -175,13 +182,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--profile", default="mini")
     try:
-        rows = plan_pretraining(load_profile(parser.parse_args(argv).profile))
+        print("\n".join(plan_lines(load_profile(parser.parse_args(argv).profile))))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for row in rows:
-        print("\n".join(row.lines()))
-    print(f"in all: {sum(row.hours for row in rows):.1f} hours, {sum(row.disk_gb for row in rows):.0f} GB")
     return 0
 
 

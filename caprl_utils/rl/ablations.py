@@ -16,14 +16,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caprl_utils import paths
 from caprl_utils.config import load_profile, nearest
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.progress import Progress
 from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.launch import launch
-from caprl_utils.rl.train import STAGE, run_name
+from caprl_utils.rl.train import run_name
 from caprl_utils.schema import ModelConfig, Profile
 
 MAIN = "caprl"
@@ -132,10 +131,9 @@ class Evaluation:
 
     def of(self, one: Planned) -> dict[str, Any]:
         """The captioner of a training; returns the record by the evaluation's own reader."""
-        folder = paths.RUNS / self.profile.name / STAGE / one.name / "final"
-        trained = self.profile.models.policy.model_copy(
-            update={"path": str(folder), "revision": None, "backend": "local"}
-        )
+        from caprl_utils.evaluation.prism import trained_captioner
+
+        trained = trained_captioner(self.profile, one.name)
         records = [self._evaluate(one.name, trained, role) for role in self._readers_of(one.experiment)]
         return records[0]
 
