@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from caprl_utils.files import ACCESS_LOG_ENV
 from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
 from caprl_utils.progress import PROGRESS_ENV
-from caprl_utils.runner.monitor import duration
+from caprl_utils.runner import times
+from caprl_utils.runner.monitor import Place, View, duration
 from caprl_utils.runner.stamps import is_valid, notebook_key, read_notebook, write_stamp
 from caprl_utils.runs import Lock
 
@@ -47,23 +49,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Job:
+    """A notebook to run. name: of its executed copy, one for each set of parameters."""
+
+    source: Path
+    parameters: dict[str, Any]
+    name: str
+    key: str
+
+
 def run_all(notebooks: list[str], profile_name: str, items: list[str]) -> None:
     """Run each notebook that is out of date. Raises UserError at the first failure."""
     profile = load_profile(profile_name)
-    named = [text.split(":") for text in notebooks]
-    sources = [_find(name) for name, *_ in named]
+    jobs = _jobs(notebooks, profile, items)
     begin = time.monotonic()
-    ran, keys = [], []
-    for source, (_, *own) in zip(sources, named, strict=True):
-        keys.append(_key(source, profile, [*items, *own], keys))
-        ran.append(_run_one(source, profile, [*items, *own], keys[-1]))
+    ran = []
+    for number, job in enumerate(jobs, 1):
+        place = Place(
+            number, len(jobs), times.expected(profile.name), [later.name for later in jobs[number:]]
+        )
+        ran.append(_run_one(job, profile, place))
     if any(ran):
         print(f"done in {duration(time.monotonic() - begin)}", file=sys.stderr)
     else:
-        print(
-            f"{profile.name}: everything is up to date ({', '.join(s.stem for s in sources)})",
-            file=sys.stderr,
-        )
+        names = ", ".join(job.source.stem for job in jobs)
+        print(f"{profile.name}: everything is up to date ({names})", file=sys.stderr)
+
+
+def _jobs(notebooks: list[str], profile: Profile, items: list[str]) -> list[Job]:
+    """What is to be run. Keys of the notebooks before one belong to its key: what they made new may be read there."""
+    from caprl_utils.runner.parameters import parse_parameters
+
+    jobs: list[Job] = []
+    for text in notebooks:
+        name, *own = text.split(":")
+        source, given = _find(name), [*items, *own]
+        parameters = {"profile": profile.name, **parse_parameters(given)}
+        key = cache_key(notebook=notebook_key(source, profile, parameters), earlier=[job.key for job in jobs])
+        copy = "-".join([source.stem, *(item.replace("/", "_") for item in sorted(given))])
+        jobs.append(Job(source, parameters, copy, key))
+    return jobs
 
 
 def _find(name: str) -> Path:
@@ -76,63 +102,50 @@ def _find(name: str) -> Path:
     raise UserError(f"no notebook {shown(path)}{hint}")
 
 
-def _parameters(profile: Profile, items: list[str]) -> dict[str, Any]:
-    from caprl_utils.runner.parameters import parse_parameters
-
-    return {"profile": profile.name, **parse_parameters(items)}
-
-
-def _key(source: Path, profile: Profile, items: list[str], earlier: list[str]) -> str:
-    """A notebook's key. Those of the notebooks before it belong to it: what they made new may be read here."""
-    return cache_key(
-        notebook=notebook_key(source, profile, _parameters(profile, items)), earlier=list(earlier)
-    )
-
-
-def _run_one(source: Path, profile: Profile, items: list[str], key: str) -> bool:
+def _run_one(job: Job, profile: Profile, place: Place) -> bool:
     """Run a notebook if it is out of date; True when it ran."""
-    parameters = _parameters(profile, items)
     folder = paths.RUNS / profile.name / "notebooks"
-    values = (item.replace("/", "_") for item in sorted(items))
-    name = "-".join([source.stem, *values])  # an executed copy for each set of values
-    lock = Lock(folder / f".{name}.lock", f"{name} ({profile.name})")
+    lock = Lock(folder / f".{job.name}.lock", f"{job.name} ({profile.name})")
     lock.acquire()
     try:
-        stamp = folder / f"{name}.json"
-        if is_valid(stamp, key):
+        stamp = folder / f"{job.name}.json"
+        if is_valid(stamp, job.key):
             return False
         stamp.unlink(missing_ok=True)
-        _execute(source, name, folder, parameters)
+        begin = time.monotonic()
+        _execute(job, folder, place)
+        sec = time.monotonic() - begin
+        times.note(profile.name, job.name, sec)
+        print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
         # the code may have been edited meanwhile: stamp what was there at the start
-        write_stamp(stamp, key, _side_file(folder, name, "access"))
+        write_stamp(stamp, job.key, _side_file(folder, job.name, "access"))
     finally:
         lock.release()
     return True
 
 
-def _execute(source: Path, name: str, folder: Path, parameters: dict[str, Any]) -> None:
+def _execute(job: Job, folder: Path, place: Place) -> None:
     from caprl_utils.environment import check_environment
 
     check_environment()
     from caprl_utils.runner.execute import execute
 
-    temporary, failed = folder / f".{name}.tmp.ipynb", folder / f"{name}.failed.ipynb"
-    progress_file, access_log = (_side_file(folder, name, kind) for kind in ("progress", "access"))
+    temporary, failed = folder / f".{job.name}.tmp.ipynb", folder / f"{job.name}.failed.ipynb"
+    progress_file, access_log = (_side_file(folder, job.name, kind) for kind in ("progress", "access"))
     for file in (temporary, progress_file, access_log):
         file.unlink(missing_ok=True)
     _prepare_environment(progress_file, access_log)
-    begin = time.monotonic()
+    view = View(job.name, place, progress_file)
     try:
-        execute(source, temporary, parameters, progress_file, folder / f"{name}.kernel.log")
+        execute(job.source, temporary, job.parameters, view, folder / f"{job.name}.kernel.log")
     except UserError as error:
         if not _is_whole(temporary):
             temporary.unlink(missing_ok=True)
             raise
         os.replace(temporary, failed)
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
-    os.replace(temporary, folder / f"{name}.ipynb")
+    os.replace(temporary, folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)
-    print(f"{name}: done in {duration(time.monotonic() - begin)}", file=sys.stderr)
 
 
 def _is_whole(notebook: Path) -> bool:

@@ -17,7 +17,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.paths import shown
 from caprl_utils.processes import die_with_parent, tail
-from caprl_utils.runner.monitor import Monitor, first_line
+from caprl_utils.runner.monitor import Monitor, View, first_line
 from caprl_utils.runner.parameters import check_parameters
 
 _ENGINE = "caprl"
@@ -54,9 +54,7 @@ class _Engine(NBClientEngine):
 papermill_engines.register(_ENGINE, _Engine)
 
 
-def execute(
-    source: Path, target: Path, parameters: dict[str, Any], progress_file: Path, kernel_log: Path
-) -> None:
+def execute(source: Path, target: Path, parameters: dict[str, Any], view: View, kernel_log: Path) -> None:
     """Run `source` into `target`, which exists afterwards even when a cell failed.
 
     Raises NotebookFailed naming notebook, cell and cause; KeyboardInterrupt on Ctrl-C or SIGTERM.
@@ -64,7 +62,7 @@ def execute(
     check_parameters(source, parameters)
     state = _State()
     code = [cell for cell in papermill.iorw.load_notebook_node(str(source)).cells if _runs(cell)]
-    monitor = Monitor(source.stem, len(code) + 1, progress_file)  # one more: the cell that papermill adds
+    monitor = Monitor(view, len(code) + 1)  # one more: the cell that papermill adds
     with full_disk_as_user_error(target), _signals_restored(), monitor:
 
         def on_cell(index: int, cell: Any) -> None:

@@ -4,6 +4,8 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +33,36 @@ def duration(sec: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+@dataclass(frozen=True)
+class Place:
+    """A notebook's place among those of one command. times: executed notebook -> seconds; later: those after it."""
+
+    number: int = 1
+    count: int = 1
+    times: Mapping[str, float] = field(default_factory=dict)
+    later: Sequence[str] = ()
+
+    def head(self) -> str:
+        """ "[2/5] ", or nothing for a notebook alone."""
+        return f"[{self.number}/{self.count}] " if self.count > 1 else ""
+
+    def left(self, name: str, sec: float) -> str:
+        """What is left of all notebooks after `sec` of this one; empty where some time is not known."""
+        if self.count == 1 or any(other not in self.times for other in (name, *self.later)):
+            return ""
+        rest = max(0.0, self.times[name] - sec) + sum(self.times[other] for other in self.later)
+        return f" [all: about {max(1, round(rest / 60))} min left]"
+
+
+@dataclass(frozen=True)
+class View:
+    """What the monitor shows of a notebook, and the file where its stages tell how far they are."""
+
+    name: str
+    place: Place
+    progress_file: Path
+
+
 class Monitor:
     """Prints to stderr: each code cell as it starts, and how far the stage in it is.
 
@@ -38,8 +70,8 @@ class Monitor:
     comes at least every ten seconds.
     """
 
-    def __init__(self, name: str, num_cells: int, progress_file: Path):
-        self._name, self._num_cells, self._progress_file = name, num_cells, progress_file
+    def __init__(self, view: View, num_cells: int):
+        self._view, self._num_cells = view, num_cells
         self._start = time.monotonic()
         self._last_print = 0.0
         self._cell = "starting the kernel"
@@ -84,13 +116,15 @@ class Monitor:
 
     def _state(self) -> dict | None:
         try:
-            return json.loads(self._progress_file.read_text(encoding="utf-8"))
+            return json.loads(self._view.progress_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None  # no stage has written yet
 
     def _print(self, text: str, renew: bool = False) -> None:
         self._last_print = time.monotonic()
-        line = f"{self._name} {duration(self._last_print - self._start):>5}  {text}"
+        sec = self._last_print - self._start
+        view, place = self._view, self._view.place
+        line = f"{place.head()}{view.name} {duration(sec):>5}  {text}{place.left(view.name, sec) if renew else ''}"
         if self._terminal:
             print(f"\r\033[K{line}", end="" if renew else "\n", file=sys.stderr, flush=True)
         else:

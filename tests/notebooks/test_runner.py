@@ -13,8 +13,9 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+from caprl_utils.runner import times
 from caprl_utils.runner.cli import main
-from caprl_utils.runner.monitor import duration, first_line
+from caprl_utils.runner.monitor import Place, duration, first_line
 from caprl_utils.runner.parameters import parse_parameters
 from caprl_utils.runner.stamps import is_valid, read_notebook
 
@@ -79,6 +80,7 @@ def test_a_good_notebook_runs_once(runs_folder, run):
 
     (runs_folder / "smoke" / "fixture" / "good" / "result.json").unlink()
     status, message = run(fixture("good"), "-p", "lr=1e-5")
+    assert set(times.expected("smoke")) >= {"good", "good-lr=1e-5"}
     assert status == 0 and "good-lr=1e-5: done in" in message
     record = json.loads((runs_folder / "smoke" / "fixture" / "good" / "result.json").read_text())
     assert record["values"] == {"lr": 1e-5}
@@ -196,6 +198,22 @@ def test_lines_of_the_monitor():
     assert first_line("") == "(empty)"
     assert len(first_line("x" * 200)) == 60
     assert [duration(s) for s in (5, 65, 3605)] == ["0:05", "1:05", "1:00:05"]
+
+
+def test_time_left_counts_the_notebooks_to_come_and_is_not_guessed():
+    place = Place(1, 3, {"a": 60.0, "b": 120.0, "c": 300.0}, ("b", "c"))
+    assert place.head() == "[1/3] " and place.left("a", 30) == " [all: about 8 min left]"
+    assert place.left("a", 500) == " [all: about 7 min left]"  # late: what comes after is left at least
+    assert place.left("new", 0) == "" and Place().head() == "" and Place().left("a", 0) == ""
+
+
+def test_the_longest_time_of_a_notebook_is_kept(runs_folder, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(times, "REPORT", tmp_path / "times.json")
+    assert times.main(["smoke"]) == 1 and "nothing measured yet" in capsys.readouterr().err
+    times.note("smoke", "a", 60.04)
+    times.note("smoke", "a", 2.0)  # found its results made
+    assert times.expected("smoke") == {"a": 60.0}
+    assert times.main(["smoke"]) == 0 and json.loads(times.REPORT.read_text()) == {"smoke": {"a": 60.0}}
 
 
 def test_missing_package_points_to_setup(tmp_path):
