@@ -20,8 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -92,7 +91,7 @@ def _lmms_line(place: int, rows: Rows) -> dict[str, Any]:
 def export_vlmevalkit(run: Path, out: Path, suffix: str = "tsv") -> list[Path]:
     """Write a run as VLMEvalKit's prediction files, one per benchmark and caption; returns them.
 
-    suffix: tsv or xlsx (needs openpyxl). Raises UserError as `export_lmms_eval` does.
+    suffix: tsv or xlsx. Raises UserError as `export_lmms_eval` does.
     """
     label = _plain_name(load_result(run)["label"])
     files = []
@@ -126,24 +125,11 @@ def _write_frame(lines: Sequence[Mapping[str, Any]], file: Path) -> Path:
         write_atomic(file, frame.to_csv(sep="\t", index=False, quoting=csv.QUOTE_ALL))
     elif file.suffix == ".xlsx":
         buffer = io.BytesIO()
-        with _excel(file):
-            frame.to_excel(buffer, index=False)
+        frame.to_excel(buffer, index=False)
         write_atomic(file, buffer.getvalue())
     else:
         raise UserError(f"{file.name}: a VLMEvalKit file ends in .tsv or .xlsx")
     return file
-
-
-@contextmanager
-def _excel(file: Path) -> Iterator[None]:
-    """Names the missing package when pandas finds none for Excel files."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"{file.name}: Excel files need openpyxl (pip install openpyxl); a .tsv file needs nothing, and "
-            "VLMEvalKit takes it with PRED_FORMAT=tsv"
-        ) from error
 
 
 def _questions(run: Path) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
@@ -213,8 +199,7 @@ def _read_frame(file: Path) -> pd.DataFrame:
 
     as_text: dict[str, Any] = {"dtype": str, "keep_default_na": False}  # "None" and "NA" are answers
     if file.suffix == ".xlsx":
-        with _excel(file):
-            return pd.read_excel(file, **as_text)
+        return pd.read_excel(file, **as_text)
     return pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",", **as_text)
 
 

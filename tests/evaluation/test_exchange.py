@@ -90,8 +90,6 @@ def test_several_captions_are_kept_together(profile, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["tsv", "xlsx"])
 def test_vlmevalkit_and_back(profile, tmp_path, suffix):
-    if suffix == "xlsx":
-        pytest.importorskip("openpyxl")
     record, run = finished(profile, ANSWERS)
     (file,) = export_vlmevalkit(run, tmp_path, suffix)
     # VLMEvalKit's own `load`: pd.read_csv(f, sep="\t") or pd.read_excel(f)
@@ -100,16 +98,6 @@ def test_vlmevalkit_and_back(profile, tmp_path, suffix):
     assert data["prediction"][0] == "B" and data["A"][0] == "red" and data["prediction"][2] == ANSWERS[2]
     again = evaluate_answers(profile, "again", read_answers(file), make_samples(), source=file.name)
     assert again["values"] == record["values"]
-
-
-def test_without_openpyxl_the_message_says_what_to_do(profile, tmp_path, monkeypatch):
-    def absent(*arguments, **options):
-        raise ImportError("No module named 'openpyxl'")
-
-    monkeypatch.setattr(pd.DataFrame, "to_excel", absent)
-    _, run = finished(profile, ANSWERS)
-    with pytest.raises(UserError, match="need openpyxl"):
-        export_vlmevalkit(run, tmp_path, "xlsx")
 
 
 def test_foreign_rows_are_matched_by_question_where_ids_differ(profile, tmp_path):
