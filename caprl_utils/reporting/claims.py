@@ -1,8 +1,9 @@
-"""Statements of the paper about its ablations, each tested on our runs by an interval, never by a look.
+"""Statements of the paper, each tested on our runs by an interval, never by a look.
 
 A claim that something is higher: supported when the 95 % interval of the paired difference lies above zero, not
 supported when it lies below, else undecided. A claim that more brings no gain: supported when the interval ends below
-`MARGIN`, not supported when it lies above zero.
+`MARGIN`, not supported when it lies above zero. A claim that one is as good as another: supported when the interval
+begins above minus `MARGIN`, not supported when it lies below zero.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from caprl_utils.evaluation.prism_compare import AVERAGE, Scores, bootstrap_mode
 from caprl_utils.evaluation.statistics import Bootstrap, Interval, macro_average
 from caprl_utils.reporting import numbers
 from caprl_utils.reporting.results import Results
-from caprl_utils.reporting.table3 import verdict
+from caprl_utils.reporting.tables import Source
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
 WINDOW_STEPS = 10  # steps at either end of a training curve that are compared
@@ -27,38 +28,40 @@ _Z95 = 1.959964
 class Claim:
     """One statement: `ours` against `theirs`, both labels of rows.
 
-    kind: "accuracy" (of the average, or of `benchmarks` if the profile has any of them), "tokens" (caption length in
-    the evaluation), "no gain" (accuracy), "reward" (last against first steps of the training of `ours`).
+    kind: "accuracy" (of the average, or of `benchmarks` if the profile has any of them), "no gain" and "as good" (the
+    same, other verdict), "larger gain" (of `ours` over `theirs` on `benchmarks` than on `others`), "tokens" (caption
+    length in the evaluation), "reward" (last against first steps of the training of `ours`).
     """
 
     text: str
     ours: str
     theirs: str = ""
-    kind: Literal["accuracy", "no gain", "tokens", "reward"] = "accuracy"
+    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
     benchmarks: Sequence[str] = ()
+    others: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what the data say about it."""
+    """A claim and what the data say about it.
+
+    runs: evaluated runs of ours and of theirs (trainings, for a reward). images, steps: what the interval is over.
+    sources: where the numbers stand that were compared.
+    """
 
     claim: Claim
     value: float
     low: float
     high: float
     verdict: str
+    runs: tuple[int, ...] = ()
+    images: int | None = None
+    steps: int | None = None
+    sources: tuple[Source, ...] = ()
 
     def line(self) -> str:
         """One line of the report."""
-        if self.claim.kind == "tokens":
-            first, low, high = numbers.numbers([self.value, self.low, self.high])
-            text = f"{'+' if self.value > 0 else ''}{first} tokens [{low}, {high}]"
-        elif self.claim.kind == "reward":
-            first, low, high = numbers.numbers([self.value, self.low, self.high], decimals=3)
-            text = f"{'+' if self.value > 0 else ''}{first} [{low}, {high}]"
-        else:
-            gap = numbers.difference(self.value)
-            text = f"{gap} points {numbers.interval((self.low, self.high), signed=True)}"
+        text = printed(self.claim.kind, self.value, self.low, self.high)
         return f"- {self.claim.text}: **{self.verdict}**, {text}."
 
     def as_json(self) -> dict[str, Any]:
@@ -66,8 +69,18 @@ class Finding:
         return {
             "text": self.claim.text, "kind": self.claim.kind, "ours": self.claim.ours,
             "theirs": self.claim.theirs, "value": self.value, "interval": [self.low, self.high],
-            "verdict": self.verdict,
+            "verdict": self.verdict, "runs": list(self.runs), "images": self.images, "steps": self.steps,
+            "sources": [{"file": s.file, "key": s.key} for s in self.sources],
         }  # fmt: skip
+
+
+def printed(kind: str, value: float, low: float, high: float) -> str:
+    """A claim's difference with its unit and interval."""
+    if kind in ("tokens", "reward"):
+        first, *ends = numbers.numbers([value, low, high], decimals=1 if kind == "tokens" else 3)
+        unit = " tokens" if kind == "tokens" else ""
+        return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
+    return f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
 
 
 def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) -> Finding | None:
@@ -76,20 +89,83 @@ def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) 
         if claim.ours not in curves:
             return None
         value, low, high = rise(curves[claim.ours])
-        return Finding(claim, value, low, high, verdict(low, high))
+        steps = len(curves[claim.ours])
+        return Finding(claim, value, low, high, verdict(low, high), (1,), None, steps, _curve(claim, results))
     if claim.ours not in results.measured or claim.theirs not in results.measured:
         return None
+    gap = _gap(claim, results)
+    if gap is None:
+        return None
+    judge = {"no gain": no_gain, "as good": as_good}.get(claim.kind, verdict)
+    sides = [results.measured[label] for label in (claim.ours, claim.theirs)]
+    return Finding(
+        claim, gap.value, gap.low, gap.high, judge(gap.low, gap.high),
+        tuple(len(side.names) for side in sides), gap.num_clusters,
+        sources=tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys)),
+    )  # fmt: skip
+
+
+def _gap(claim: Claim, results: Results) -> Interval | None:
     if claim.kind == "tokens":
-        gap = token_difference(results, claim.ours, claim.theirs)
-    else:
-        gap = accuracy_difference(results, claim.ours, claim.theirs, claim.benchmarks)
-    word = no_gain(gap.low, gap.high) if claim.kind == "no gain" else verdict(gap.low, gap.high)
-    return Finding(claim, gap.value, gap.low, gap.high, word)
+        return token_difference(results, claim.ours, claim.theirs)
+    if claim.kind == "larger gain":
+        return gain_difference(results, claim)
+    return accuracy_difference(results, claim.ours, claim.theirs, claim.benchmarks)
+
+
+def _compared(claim: Claim, results: Results) -> list[tuple[str, ...]]:
+    """Keys of the values that a claim compares, in the records of its runs."""
+    if claim.kind == "tokens":
+        return [("caption_tokens",)]
+    groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts]
+    return [("benchmarks", name, "mean") for name in groups] or [(AVERAGE,)]
+
+
+def _curve(claim: Claim, results: Results) -> tuple[Source, ...]:
+    """The training whose captioner was evaluated under the claim's label."""
+    if claim.ours not in results.measured:
+        return ()
+    file = results.measured[claim.ours].files[0].replace("/prism/", "/rl/")
+    return (Source(file.replace("result.json", "curve.jsonl"), "reward"),)
+
+
+def verdict(low: float, high: float) -> str:
+    """A claim that a difference is positive, by its 95 % interval."""
+    if low > 0:
+        return "supported"
+    return "not supported" if high < 0 else "undecided"
+
+
+def no_gain(low: float, high: float) -> str:
+    """A claim that more brings no gain."""
+    if high < MARGIN:
+        return "supported"
+    return "not supported" if low > 0 else "undecided"
+
+
+def as_good(low: float, high: float) -> str:
+    """A claim that ours is as good as theirs: no worse by `MARGIN` or more."""
+    if low > -MARGIN:
+        return "supported"
+    return "not supported" if high < 0 else "undecided"
 
 
 def accuracy_difference(results: Results, ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Interval:
     """Paired difference of two rows on the average, or on the mean of those of `benchmarks` that were measured."""
     return part_of(results, benchmarks).difference(ours, theirs)
+
+
+def gain_difference(results: Results, claim: Claim) -> Interval | None:
+    """How much more ours gains over theirs on `benchmarks` than on `others`; None where either were not measured."""
+    groups = (claim.benchmarks, claim.others)
+    if not all(any(name in results.parts for name in group) for group in groups):
+        return None
+    first, second = (part_of(results, group) for group in groups)
+    both = Bootstrap(
+        first.models, first.means - second.means, first.samples - second.samples,
+        first.num_clusters + second.num_clusters, first.num_rows + second.num_rows,
+    )  # fmt: skip
+    return both.difference(claim.ours, claim.theirs)
 
 
 def part_of(results: Results, benchmarks: Sequence[str] = ()) -> Bootstrap:
@@ -119,13 +195,6 @@ def caption_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
         name: {key: sum(captions.values()) / len(captions) for key, captions in images.items()}
         for name, images in found.items()
     }
-
-
-def no_gain(low: float, high: float) -> str:
-    """A claim that more brings no gain."""
-    if high < MARGIN:
-        return "supported"
-    return "not supported" if low > 0 else "undecided"
 
 
 def rise(rewards: Sequence[float]) -> tuple[float, float, float]:

@@ -8,6 +8,15 @@ from caprl_utils.errors import UserError
 from caprl_utils.reporting.tables import Cell, Source, Table, record_path
 
 AVERAGE = "Average"
+FILES = {  # table of reports/paper -> columns that name a row
+    "table1_pretraining.csv": ("setting", "dataset"),
+    "table2_image_sources.csv": ("setting", "dataset"),
+    "table3_prism.csv": ("caption_model",),
+    "table4_qa_per_image.csv": ("caption_model",),
+    "table5_sampling_rounds.csv": ("sampling_rounds",),
+    "table6_leakage.csv": ("training_data",),
+    "figure5_left_generalization.csv": ("caption_model",),
+}
 
 
 def paper_table(file: str, caption: str, label_columns: tuple[str, ...]) -> Table:
@@ -49,13 +58,34 @@ def _value(text: str) -> float | str:
 def _average_notes(body: list[tuple[str, list[Cell]]], columns: list[str]) -> list[str]:
     if AVERAGE not in columns:
         return []
-    notes = []
+    found = []
     for label, cells in body:
         printed = cells[columns.index(AVERAGE)]
         values = [c.value for c in cells if isinstance(c.value, float) and c is not printed]
         mean = sum(values) / len(values)
         if abs(printed.value - mean) > 0.05 + 1e-9:
-            notes.append(
+            found.append(
                 f"{label}: the printed average {printed.text} is not the mean of its row, {mean:.2f}"
             )
-    return notes
+    return found
+
+
+def average_notes() -> list[str]:
+    """Every printed average of the paper that is not the mean of its row, rows of two tables once."""
+    found: dict[str, str] = {}
+    for file, label_columns in FILES.items():
+        table = paper_table(file, "", label_columns)
+        for note in table.notes:
+            found.setdefault(note, f"{file.split('_')[0].replace('table', 'Table ')}, {note}")
+    return list(found.values())
+
+
+def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
+    """Label of a row -> column -> number as printed."""
+    label_columns = FILES[file]
+    return {
+        tuple(row[name] for name in label_columns): {
+            column: value for column, text in row.items() if isinstance(value := _value(text), float)
+        }
+        for row in _read(paths.PAPER / file, label_columns)
+    }

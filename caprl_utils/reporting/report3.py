@@ -17,9 +17,10 @@ from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import note_access, write_atomic
-from caprl_utils.reporting import figures, numbers, table3
+from caprl_utils.reporting import claims, figures, numbers, table3
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import BASE, CAPRL, Results, load
+from caprl_utils.reporting.table3_claims import CLAIMS
 from caprl_utils.reporting.tables import Table, json_text, record_path
 from caprl_utils.schema import Profile
 
@@ -37,6 +38,7 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     refuse_smoke(profile, folder)
     results = load(profile, some_seeds=True)
     curves = training_curves(profile, results.training_seeds)
+    findings = [found for claim in CLAIMS if (found := claims.test(claim, results, {})) is not None]
     tables = [
         table3.scores_table(results, bounds=False),
         table3.differences_table(results),
@@ -48,7 +50,7 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     paper = paper_table("table3_prism.csv", "The paper's Table 3, accuracy (%)", ("caption_model",))
     figures.plot_curves(curves, folder / "table3_curves")
     figures.plot_dots(dots(results), [*map(_name, results.benchmarks), "Average"], folder / "table3_dots")
-    facts = table3.facts(results)
+    facts = table3.facts(results) | {"claims": [finding.as_json() for finding in findings]}
     content = {
         "facts": facts,
         "tables": [table.as_json() for table in [*tables, paper]],
@@ -56,7 +58,7 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     }
     write_atomic(folder / "table3.json", json_text(content))
     write_atomic(folder / "table3.csv", long_csv(tables))
-    write_atomic(folder / "table3.md", markdown(results, facts, tables, paper, curves))
+    write_atomic(folder / "table3.md", markdown(results, facts, tables, paper, curves, findings))
     return content
 
 
@@ -124,6 +126,7 @@ def markdown(
     tables: Sequence[Table],
     paper: Table,
     curves: Sequence[figures.Curve],
+    findings: Sequence[claims.Finding],
 ) -> str:
     """The report as Markdown."""
     scores, gaps, bounds, *more = tables
@@ -138,6 +141,9 @@ def markdown(
         "![Accuracy per benchmark](table3_dots.svg)",
         "## What the data say",
         _words(results, facts, curves),
+        "## The paper's statements, as our data have them",
+        "\n".join(finding.line() for finding in findings),
+        f"As good: worse by less than {claims.MARGIN:.0%} of the questions, over the whole interval.",
         "## The training run",
         "![Reward and caption length over training](table3_curves.svg)",
         "## The paper's values",

@@ -17,6 +17,7 @@ from caprl_utils.evaluation.statistics import (
     variance_components,
 )
 from caprl_utils.reporting import numbers
+from caprl_utils.reporting.claims import verdict
 from caprl_utils.reporting.results import BASE, CAPRL, Measured, Results
 from caprl_utils.reporting.tables import Cell, Source, Table
 
@@ -241,10 +242,3 @@ def facts(results: Results) -> dict[str, Any]:
         "gain_interval": [gap.low, gap.high],
         "verdict": verdict(gap.low, gap.high),
     }
-
-
-def verdict(low: float, high: float) -> str:
-    """A claim that a difference is positive, by its 95 % interval."""
-    if low > 0:
-        return "supported"
-    return "not supported" if high < 0 else "undecided"

@@ -37,7 +37,7 @@ class Cell:
 @dataclass(frozen=True)
 class Table:
     """columns: heads of the columns after the first. rows: (label, cells). head: head of the label
-    column.
+    column. words: columns hold words, so they are aligned left.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
     notes: Sequence[str] = field(default=())
+    words: bool = False
 
     def __post_init__(self) -> None:
         for label, cells in self.rows:
@@ -65,10 +66,10 @@ class Table:
         )
 
     def markdown(self) -> str:
-        """The table, its caption above and its notes below, numbers right-aligned."""
+        """The table, its caption above and its notes below, numbers aligned right."""
         lines = [f"**{self.caption}**", ""]
         lines.append(_line([self.head, *self.columns]))
-        lines.append(_line([":---", *("---:" for _ in self.columns)]))
+        lines.append(_line([":---", *(":---" if self.words else "---:" for _ in self.columns)]))
         lines += [_line([label, *(cell.text for cell in cells)]) for label, cells in self.rows]
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
@@ -101,14 +102,22 @@ class Table:
 def record_path(path: Path) -> str:
     """A run file or a report as tables name it: the same on every machine, wherever CAPRL_RUNS points."""
     path = path.absolute()
-    if path.is_relative_to(paths.RUNS):
-        return f"runs/{path.relative_to(paths.RUNS)}"
+    for prefix, folder in _folders().items():
+        if path.is_relative_to(folder):
+            return f"{prefix}{path.relative_to(folder)}"
     return str(path.relative_to(paths.ROOT))
 
 
 def from_record_path(name: str) -> Path:
     """The file that `record_path` named."""
-    return paths.RUNS / name.removeprefix("runs/") if name.startswith("runs/") else paths.ROOT / name
+    for prefix, folder in _folders().items():
+        if name.startswith(prefix):
+            return folder / name.removeprefix(prefix)
+    return paths.ROOT / name
+
+
+def _folders() -> dict[str, Path]:
+    return {"runs/": paths.RUNS, "reports/paper/": paths.PAPER, "reports/": paths.REPORTS}
 
 
 def look_up(record: Any, key: str) -> Any:

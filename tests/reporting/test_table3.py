@@ -5,7 +5,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reporting import report3, table3
+from caprl_utils.reporting import claims, report3, table3
 from caprl_utils.reporting.results import load
 from caprl_utils.reporting.tables import from_record_path, look_up
 from caprl_utils.runs import load_result
@@ -127,7 +127,7 @@ def test_smoke_stays_out_of_reports(profile, tmp_path):
     [(0.01, 0.1, "supported"), (-0.1, -0.01, "not supported"), (-0.1, 0.1, "undecided")],
 )
 def test_verdict(low, high, word):
-    assert table3.verdict(low, high) == word
+    assert claims.verdict(low, high) == word
 
 
 def test_captions_of_equal_length_are_compared_alone(profile, prism_run):
