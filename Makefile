@@ -23,6 +23,8 @@ RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
 
 # The notebooks in the order in which each needs the ones before it.
 CHAIN := 01_qa_curation 03_caprl_rl_training 05_prism_evaluation 06_tables_and_figures
+# The same with the trainings of every table: what `make reproduce` runs.
+WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training:with_ablations=True)
 # Notebooks that no table needs.
 EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
 
@@ -74,8 +76,8 @@ extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: environment
 	@$(RUN) 01_qa_curation
 	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
-plan: environment ## what PROFILE needs before it starts: steps, memory, hours, disk, commands, with formulas
-	@$(PY) -m caprl_utils.planning --profile $(PROFILE)
+plan: environment ## what PROFILE needs before it starts: commands, hardware, hours, disk, cost, and what is missing
+	@$(PY) -m caprl_utils.planning --profile $(PROFILE) $(WHOLE)
 
 later:
 	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1

@@ -1,16 +1,11 @@
-"""What the pretraining of a profile needs: commands, nodes, memory per GPU, hours and disk, with the formulas.
-
-python -m caprl_utils.pretraining.plan --profile paper
-"""
+"""What the pretraining of a profile needs: commands, nodes, memory per GPU, hours and disk, with the formulas."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from caprl_utils.config import load_profile
+from caprl_utils import gpus as gpu
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining.arguments import accumulation, num_steps, stage_of, world_size
 from caprl_utils.pretraining.sets import Training, wanted
@@ -28,8 +23,6 @@ TOKENS_PER_ROW = {
     "sft": 900,
 }  # ours: a guess; the token budget check counts them
 IMAGE_BYTES = 120_000  # ours: a JPEG of the caption sets on average, a guess
-PEAK_FLOPS = 990e12  # H100, bf16 without sparsity (data sheet)
-UTILIZATION = 0.35  # ours: a guess for ZeRO-3 over two nodes; measure a hundred steps and scale the hours
 ACTIVATION_GB = {
     "align": 22.0,
     "further": 14.0,
@@ -104,7 +97,7 @@ def _row(profile: Profile, setting: str, stage: str, group: Sequence[Training]) 
     passes = (
         4 if stage == "align" else 8
     )  # forward and backward through all, weights' gradients, recomputation
-    hours = passes * everything * tokens / (gpus * PEAK_FLOPS * UTILIZATION) / 3600
+    hours = gpu.hours(passes * everything * tokens, gpu.TRAIN_USE) / gpus
     images = rows * IMAGE_BYTES / 1e9
     saved = len(group) * 2 * everything / 1e9 + 2 * (2 * everything + 12 * trained) / 1e9
     return PlanRow(
@@ -117,7 +110,7 @@ def _row(profile: Profile, setting: str, stage: str, group: Sequence[Training]) 
                       f"{trained / 1e9:.2f} G trained, {settings.deepspeed or 'not'} divided by {gpus} GPUs) + "
                       f"activations {ACTIVATION_GB[stage]:.0f} GB (a guess)",
             "hours": f"{passes} x {everything / 1e9:.2f} G x {tokens / 1e9:.2f} G tokens / ({gpus} x "
-                     f"{PEAK_FLOPS / 1e12:.0f} TFLOP/s x {UTILIZATION})",
+                     f"{gpu.PEAK_FLOPS / 1e12:.0f} TFLOP/s x {gpu.TRAIN_USE})",
             "disk": f"images {images:.0f} GB ({IMAGE_BYTES:,} bytes each; trainings share them) + models and two "
                     f"checkpoints {saved:.0f} GB",
         },
@@ -166,28 +159,3 @@ def _on_cpu(profile: Profile, setting: str) -> PlanRow:
 
 
 START_SEC, ROW_SEC = 20.0, 0.042  # measured on one core: LLaMA-Factory's start-up, a row of the mini world
-
-
-def plan_lines(profile: Profile) -> list[str]:
-    """The plan as it is printed: the lines of every row, and the sums."""
-    rows = plan_pretraining(profile)
-    total = f"in all: {sum(row.hours for row in rows):.1f} hours, {sum(row.disk_gb for row in rows):.0f} GB"
-    return [*(line for row in rows for line in row.lines()), total]
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print the plan of a profile; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m caprl_utils.pretraining.plan", description="What a pretraining needs."
-    )
-    parser.add_argument("--profile", default="mini")
-    try:
-        print("\n".join(plan_lines(load_profile(parser.parse_args(argv).profile))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -14,16 +14,12 @@ from typing import Any
 
 import yaml
 
-from caprl_utils import paths
+from caprl_utils import gpus, paths
 from caprl_utils.rl.ablations import MAIN, planned
 from caprl_utils.rl.arguments import GPU_MICRO_BATCH
 from caprl_utils.rl.experiment import Experiment, load_experiment
 from caprl_utils.schema import Profile
 
-GPU_GB = 80.0
-GPU_FLOPS = 312e12  # an 80 GB A100 in bfloat16; an H100 has three times as many
-TRAIN_USE, GENERATE_USE, READ_USE = 0.35, 0.10, 0.25
-"""Ours: shares of those that training, sampling captions and reading single tokens reach."""
 CAPTION_TOKENS = 800  # ours: mean caption after training; the limit counts where it is lower
 IMAGE_TOKENS = 1300  # ours: an image of a million pixels (28 x 28 pixels a token)
 QUESTION_TOKENS = 80
@@ -127,11 +123,11 @@ def _memory(experiment: Experiment, beta: float, policy: Size | None, tokens: in
     micro = training.micro_batch_size or GPU_MICRO_BATCH
     activations = micro * tokens * policy.hidden * (2 * policy.layers + 68)
     total = (weights + state + reference + activations) / 1e9
-    note = "fits" if total < 0.9 * GPU_GB else "does not fit: training.lora, more GPUs, or ZeRO-3"
+    note = "fits" if total < 0.9 * gpus.GB else "does not fit: training.lora, more GPUs, or ZeRO-3"
     return [
         _row("processes", processes, "", f"training.accelerate_config, ZeRO stage {zero}"),
         _row("memory of a GPU", total, "GB", formula),
-        _row(f"on a GPU of {GPU_GB:.0f} GB", note, "", "below 90 % of it"),
+        _row(f"on a GPU of {gpus.GB:.0f} GB", note, "", "below 90 % of it"),
     ]
 
 
@@ -150,23 +146,21 @@ def _hours(
     passes = 8 + 2 * (rl.beta > 0)  # forward and backward 6, log-probabilities 2, reference 2
     train = "(8 + 2 if rl.beta) P x captions x tokens"
     formulas = {
-        "training": f"steps x {train} / ({GPU_FLOPS:.3g} x {TRAIN_USE})",
-        "sampling captions": f"steps x 2P x captions x tokens / ({GPU_FLOPS:.3g} x {GENERATE_USE})",
+        "training": f"steps x {train} / ({gpus.PEAK_FLOPS:.3g} x {gpus.TRAIN_USE})",
+        "sampling captions": f"steps x 2P x captions x tokens / ({gpus.PEAK_FLOPS:.3g} x {gpus.GENERATE_USE})",
         "reward": "steps x 2P(reader) x captions x (caption + rounds x "
-        f"{QUESTION_TOKENS}) / ({GPU_FLOPS:.3g} x {READ_USE})",
+        f"{QUESTION_TOKENS}) / ({gpus.PEAK_FLOPS:.3g} x {gpus.READ_USE})",
     }
     tokens = captions * (length + IMAGE_TOKENS)
     hours: dict[str, float | None] = dict.fromkeys(formulas)
     if policy is not None:
-        hours["training"] = rl.steps * passes * policy.weights * tokens / (GPU_FLOPS * TRAIN_USE) / 3600
-        hours["sampling captions"] = (
-            rl.steps * 2 * policy.weights * tokens / (GPU_FLOPS * GENERATE_USE) / 3600
-        )
+        hours["training"] = gpus.hours(rl.steps * passes * policy.weights * tokens, gpus.TRAIN_USE)
+        hours["sampling captions"] = gpus.hours(rl.steps * 2 * policy.weights * tokens, gpus.GENERATE_USE)
     if reader is not None:
         read = captions * (
             length + rl.rounds * QUESTION_TOKENS
         )  # one pass over the caption serves all questions
-        hours["reward"] = rl.steps * 2 * reader.weights * read / (GPU_FLOPS * READ_USE) / 3600
+        hours["reward"] = gpus.hours(rl.steps * 2 * reader.weights * read, gpus.READ_USE)
     rows = [_row(f"GPU-hours, {name}", hours[name], "h", formula) for name, formula in formulas.items()]
     known = [value for value in hours.values() if value is not None]
     total = sum(known) if len(known) == len(hours) else None

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,16 @@ def run_all(notebooks: list[str], profile_name: str, items: list[str]) -> None:
         print(f"{profile.name}: everything is up to date ({names})", file=sys.stderr)
 
 
-def _jobs(notebooks: list[str], profile: Profile, items: list[str]) -> list[Job]:
+def outdated(notebooks: Sequence[str], profile: Profile) -> dict[str, bool]:
+    """Notebook as named -> whether it would run now; what comes after one that would run may change by it."""
+    folder, found, earlier = paths.RUNS / profile.name / "notebooks", {}, False
+    for text, job in zip(notebooks, _jobs(notebooks, profile, []), strict=True):
+        earlier = earlier or not is_valid(folder / f"{job.name}.json", job.key)
+        found[text] = earlier
+    return found
+
+
+def _jobs(notebooks: Sequence[str], profile: Profile, items: Sequence[str]) -> list[Job]:
     """What is to be run. Keys of the notebooks before one belong to its key: what they made new may be read there."""
     from caprl_utils.runner.parameters import parse_parameters
 

@@ -14,8 +14,8 @@ def test_paper_size_by_hand():
     rows = plan("paper")
     assert rows["experiment"] == "two_nodes" and rows["processes"] == 16
     assert rows["captions a step"] == 1024 and rows["passes over the images"] == pytest.approx(3.072)
-    # 1800 steps x 10 x 3.75e9 x 1024 x 2100 / (312e12 x 0.35) / 3600
-    assert rows["GPU-hours, training"] == pytest.approx(369.23, abs=0.01)
+    # 1800 steps x 10 x 3.75e9 x 1024 x 2100 / (990e12 x 0.35) / 3600
+    assert rows["GPU-hours, training"] == pytest.approx(116.36, abs=0.01)
     # 4 x 3.75 + 12 x 3.75 / 16 + 4 x 3.75 + 4 x 2100 x 2048 x 140 / 1e9
     assert rows["memory of a GPU"] == pytest.approx(15 + 2.8125 + 15 + 2.408, abs=0.01)
     assert rows["on a GPU of 80 GB"] == "fits"

@@ -1,0 +1,115 @@
+"""What a profile needs and this machine does not have, each with how to get it."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from caprl_utils import paths, provenance
+from caprl_utils.evaluation.benchmarks import get_benchmark
+from caprl_utils.paths import shown
+from caprl_utils.pretraining.launch import ENVIRONMENT
+from caprl_utils.pretraining.sets import Training, wanted
+from caprl_utils.schema import Profile
+
+_ANSWER_SEC = 2.0
+_MINI = "mini-world"
+
+
+def find(profile: Profile, gpus: int, disk_gb: float) -> list[str]:
+    """One line for each thing that is missing. gpus: at once, of the hungriest step. disk_gb: of all steps."""
+    found = [
+        *_machine(gpus, disk_gb), *_models(profile), *_donors(profile), *_images(profile), *_benchmarks(profile),
+    ]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
+    if not ENVIRONMENT.is_dir():
+        yield f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup"
+    there = len(provenance.gpu_names())
+    if there < gpus:
+        yield (
+            f"GPUs: {gpus} at once, this machine has {there}; several machines: README, configs/accelerate, and the "
+            "commands per node above"
+        )
+    folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < disk_gb:
+        yield (
+            f"disk: {disk_gb:,.0f} GB, {shown(folder)} has {free:,.0f} GB free; CAPRL_RUNS names another folder"
+        )
+
+
+def _models(profile: Profile) -> Iterator[str]:
+    seen = set()
+    for role in type(profile.models).model_fields:
+        model = profile.models[role]
+        if model.backend == "endpoint":
+            port = model.base_urls[0].rpartition(":")[2].split("/")[0]
+            for url in model.base_urls:
+                if url not in seen and not _answers(url):
+                    yield f"server {url} ({role}): make serve MODEL={model.path} PORT={port}"
+                seen.add(url)
+        elif model.path not in seen and not _have(model.path, "model"):
+            yield f"model {model.path} ({role}): .venv/bin/hf download {model.path}"
+            seen.add(model.path)
+
+
+def _donors(profile: Profile) -> Iterator[str]:
+    from caprl_utils.vlm_init.settings import load_setting
+
+    for name in profile.pretraining.settings:
+        setting = load_setting(name)
+        for donor in (setting.language, setting.vision):
+            if not _have(donor.path, "model"):
+                yield f"model {donor.path} (setting {name}): .venv/bin/hf download {donor.path}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/models", timeout=_ANSWER_SEC):
+            return True
+    except OSError:
+        return False
+
+
+def _have(path: str, kind: str) -> bool:
+    """A model of the zoo (in the repository, or made from what is), a folder, or a hub id that was downloaded."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    if path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir():
+        return True
+    try:
+        return any(repo.repo_id == path and repo.repo_type == kind for repo in scan_cache_dir().repos)
+    except CacheNotFound:
+        return False
+
+
+def _images(profile: Profile) -> Iterator[str]:
+    source = profile.images.source
+    if source != _MINI and not (paths.ROOT / source).exists() and not _have(source, "dataset"):
+        yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
+    files: dict[Path, str] = {}
+    for training in wanted(profile.pretraining):
+        if (file := _file(profile, training)) is not None:
+            files[file] = training.stage
+    for file, stage in files.items():
+        if not file.is_file():
+            yield f"data {shown(file)} (pretraining.{stage}.data): captions or conversations as a LLaVA file"
+
+
+def _file(profile: Profile, training: Training) -> Path | None:
+    source = getattr(profile.pretraining, training.stage).data
+    name = training.captions.name if training.captions else ""
+    return None if source == _MINI else paths.ROOT / source.format(name=name)
+
+
+def _benchmarks(profile: Profile) -> Iterator[str]:
+    for name in profile.prism.benchmarks:
+        benchmark = get_benchmark(name)
+        if benchmark.hub is not None and not _have(benchmark.hub.id, "dataset"):
+            yield f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
