@@ -41,8 +41,9 @@ def run_name(experiment: str, seed: int | str) -> str:
 def open_run(experiment: Experiment, profile: Profile, seed: int) -> Run:
     """The run's folder, locked; its key covers settings, data, models, prompts and code."""
     settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
+    shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
     parts = {
-        "rl": profile.rl, **settings, "seed": seed, "prompts": prompts.prompt_hash(),
+        "rl": shared, **settings, "seed": seed, "prompts": prompts.prompt_hash(),
         "questions": file_hash(data_file(profile, experiment.data)),
         "policy": _identity(profile.models.policy), "scorer": _identity(profile.models[experiment.reward.role]),
     }  # fmt: skip
