@@ -48,7 +48,7 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
 
     folder: for the page as well. Raises UserError when smoke numbers would enter reports/.
     """
-    page = (folder or _page_folder(profile)) / "claims.md"
+    page = (folder or page_folder(profile)) / "claims.md"
     folder = folder or report3.report_folder(profile)
     report3.refuse_smoke(profile, folder)
     rows = [row for group in groups(profile) for row in _rows(group, folder, report3.report_folder(profile))]
@@ -65,7 +65,8 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     return content
 
 
-def _page_folder(profile: Profile) -> Path:
+def page_folder(profile: Profile) -> Path:
+    """Where claims.md goes: profile mini's stands in reports/ itself."""
     return paths.REPORTS if profile.name == "mini" else report3.report_folder(profile)
 
 
@@ -232,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(paths.shown(_page_folder(profile) / "claims.md"))
+    print(paths.shown(page_folder(profile) / "claims.md"))
     return 0
 
 

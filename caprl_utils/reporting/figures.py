@@ -68,7 +68,9 @@ def plot_curves(curves: Sequence[Curve], stem: Path) -> list[Path]:
                     label=curve.label,
                 )
         step = f"training step (heavy: mean of the last {SMOOTH_STEPS})"
-        left.set(title="Reward", xlabel=step, ylim=(0, 1))
+        left.set(
+            title="Reward", xlabel=step, ylim=(0, 1.03)
+        )  # a full reward is seen, not hidden by the frame
         right.set(title="Caption length (tokens)", xlabel=step)
         right.set_ylim(bottom=0)
         if len(curves) > 1:
@@ -80,7 +82,7 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
     """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG."""
     with style.styled():
         rows = len(groups)
-        figure, (axes,) = style.new_figure(1, height_inches=0.9 + rows * (0.16 * len(models) + 0.16))
+        figure, (axes,) = style.new_figure(1, height_inches=1.0 + rows * (0.11 * len(models) + 0.17))
         spread = 0.7 / max(1, len(models))
         for number, (model, look) in enumerate(zip(models, style.LOOKS, strict=False)):
             offset = (number - (len(models) - 1) / 2) * spread
@@ -100,6 +102,12 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
                 clip_on=False,
             )
         axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
-        axes.set(xlabel="accuracy (%), 95 % interval", ylim=(-0.6, rows - 0.4))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.set(xlabel="accuracy (%), 95 % interval", ylim=(-0.5, rows - 0.5))
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        for place in range(0, rows, 2):
+            axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.2
+        )
         return style.save(figure, stem)

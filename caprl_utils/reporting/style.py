@@ -29,16 +29,16 @@ class Look:
     marker: str
 
 
-# Dark to light with the paper's cast in fixed order; luminance alone tells neighbours apart.
+# Dark and light take turns: neighbours differ in grey as well, beside marker and line.
 LOOKS = (
     Look("#0b3c6f", "-", "o"),
-    Look("#c8641a", "--", "s"),
-    Look("#4f8f4f", "-.", "^"),
-    Look("#8c8c8c", ":", "D"),
-    Look("#9b5fb0", (0, (5, 1)), "v"),
-    Look("#d1a21f", (0, (1, 1)), "P"),
-    Look("#5f9fb0", (0, (3, 1, 1, 1)), "X"),
-    Look("#b34a63", (0, (7, 2)), "*"),
+    Look("#e07b2f", "--", "s"),
+    Look("#22663a", "-.", "^"),
+    Look("#9a9a9a", ":", "D"),
+    Look("#6b2f85", (0, (5, 1)), "v"),
+    Look("#c99410", (0, (1, 1)), "P"),
+    Look("#1d6a7d", (0, (3, 1, 1, 1)), "X"),
+    Look("#d9738a", (0, (7, 2)), "*"),
 )
 
 _SETTINGS = {
