@@ -200,7 +200,12 @@ def curve_table(curves: Mapping[str, Sequence[figures.Curve]]) -> Table:
                 values += [sum(column[:width]) / width, sum(column[-width:]) / width]
             texts = [*numbers.numbers(values[:2], decimals=3), *numbers.numbers(values[2:])]
             name = label if len(found) == 1 else f"{label}, training {number + 1}"
-            rows.append((name, [Cell(t, v) for t, v in zip(texts, values, strict=True)]))
+            keys = ("reward", "reward", "completion_tokens", "completion_tokens")
+            cells = [
+                Cell(text, value, None, (Source(curve.file, key),))
+                for text, value, key in zip(texts, values, keys, strict=True)
+            ]
+            rows.append((name, cells))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [f"Means over {claims.WINDOW_STEPS} steps. Rewards of different judges are on different scales."]
     return Table("figure1c_curves", "The trainings", "Reward", heads, rows, notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.reporting import style
+from caprl_utils.reporting.tables import record_path
 
 SMOOTH_STEPS = 10  # ours: steps averaged by the heavy line; the thin one is every step
 
@@ -20,6 +21,7 @@ class Curve:
     steps: Sequence[int]
     rewards: Sequence[float]
     lengths: Sequence[float]  # tokens per caption
+    file: str = ""  # record_path of its curve.jsonl
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def read_curve(run_folder: Path, label: str) -> Curve:
         raise UserError(f"no training curve in {shown(file)}; make it: make 03_caprl_rl_training")
     rows.sort(key=lambda row: row["step"])
     columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
-    return Curve(label, *columns)
+    return Curve(label, *columns, record_path(file))
 
 
 def running_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:

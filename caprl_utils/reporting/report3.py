@@ -22,6 +22,7 @@ from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import BASE, CAPRL, Results, load
 from caprl_utils.reporting.table3_claims import CLAIMS
 from caprl_utils.reporting.tables import Table, json_text, record_path
+from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 EXPERIMENT = "caprl"  # the training whose curves stand beside the table
@@ -115,8 +116,12 @@ def provenance(results: Results, profile: Profile) -> list[dict[str, Any]]:
         for file, record in zip(measured.files, measured.records, strict=True)
     ]
     for seed in results.training_seeds:
-        file = paths.RUNS / profile.name / "rl" / f"{EXPERIMENT}-seed{seed}" / "curve.jsonl"
-        found.append({"file": record_path(file), "seeds": [seed]})
+        folder = paths.RUNS / profile.name / "rl" / f"{EXPERIMENT}-seed{seed}"
+        found.append({"file": record_path(folder / "curve.jsonl"), "seeds": [seed]})
+        if (folder / "result.json").is_file():
+            record = load_result(folder)
+            file = record_path(folder / "result.json")
+            found.append({"file": file, **{key: record.get(key) for key in kept}})
     return found
 
 
