@@ -1,8 +1,12 @@
 """Near-duplicates by embedding, on points with known neighbours."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from caprl_utils.backends import open_backend
 from caprl_utils.config import load_profile
 from caprl_utils.curation import clusters, pipeline
 from caprl_utils.curation.clusters import semantic_duplicates
@@ -70,3 +74,24 @@ def test_a_model_behind_a_server_has_no_embeddings(monkeypatch):
 
     with pytest.raises(UserError, match="in this process"):
         pipeline.check_images(job_with(monkeypatch, Endpoint()))
+
+
+def saved_again(image: Image.Image) -> Image.Image:
+    """The picture smaller and as JPEG: other bytes, another size, the same to look at."""
+    buffer = io.BytesIO()
+    image.convert("RGB").resize((image.width * 3 // 4, image.height * 3 // 4)).save(
+        buffer, "JPEG", quality=60
+    )
+    return Image.open(buffer)
+
+
+def test_the_mini_filters_own_tower_finds_saved_again_images_and_keeps_the_others():
+    profile = load_profile("smoke", {"images.num_images": 15})
+    items = list(open_images(profile))
+    again = {f"{item.id} again": item.id for item in items[:5]}  # one of each kind
+    pictures = [item.image for item in items] + [saved_again(item.image) for item in items[:5]]
+    features = open_backend(profile.models.question_filter, profile).image_features(pictures)
+    found = semantic_duplicates(
+        [*(item.id for item in items), *again], features, 0.99
+    )  # drawn alike: up to 0.98
+    assert found == again
