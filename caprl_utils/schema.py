@@ -283,6 +283,9 @@ class Pretraining(Settings):
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
     max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
     caption_max_tokens: int = setting(2048, "ours: as prism.caption_max_tokens", ge=1)
+    caption_temperature: float = setting(
+        1.0, "ours: as prism.caption_temperature, so that sets are made of what Table 3 measures", ge=0
+    )
 
 
 class Profile(Settings):

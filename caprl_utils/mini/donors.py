@@ -1,4 +1,8 @@
-"""Donors of the mini world for assembled models: the zoo's own, and one in InternLM2's layout made from it."""
+"""Donors of the mini world for assembled models: the zoo's own, and language models rewritten from it.
+
+Qwen2.5's part is played by the language half of a zoo VLM, without its patch merger: a language model that has met
+nothing but text needs more training to read visual tokens than this size of the tables has (reports/lab-log.md).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,6 @@ from caprl_utils import paths
 from caprl_utils.backends.weights import files_hash
 from caprl_utils.files import write_json
 
-REWRITTEN = {"zoo:reader-internlm": "zoo:reader-reward"}
-
 
 def folder(name: str) -> Path:
     """The folder of a zoo model that gives weights; made on the first call for those that are not shipped.
@@ -21,16 +23,36 @@ def folder(name: str) -> Path:
     """
     if name not in REWRITTEN:
         return Path(paths.resolve_model(name))
-    source = Path(paths.resolve_model(REWRITTEN[name]))
+    source_name, write = REWRITTEN[name]
+    source = folder(source_name)
     target = paths.RUNS / "zoo" / f"{name.removeprefix(paths.ZOO_PREFIX)}-{files_hash(source)}"
     if not target.is_dir():
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        write_internlm2(source, partial)
+        write(source, partial)
         try:
             partial.rename(target)
         except OSError:  # another process was first
             shutil.rmtree(partial)
     return target
+
+
+def write_language_half(source: Path, target: Path) -> None:
+    """The language model of a small Qwen2.5-VL as a Qwen2 of its own: the same weights and, for text, function."""
+    from safetensors.torch import load_file, save_file
+    from transformers import Qwen2Config
+
+    given = json.loads((source / "config.json").read_text())["text_config"]
+    rope = {key: value for key, value in given["rope_parameters"].items() if key != "mrope_section"}
+    dropped = ("model_type", "rope_parameters")
+    config = Qwen2Config(**{k: v for k, v in given.items() if k not in dropped}, rope_parameters=rope,
+                         dtype="float16", architectures=["Qwen2ForCausalLM"])  # fmt: skip
+    weights = {}
+    for file in sorted(source.glob("*.safetensors")):
+        weights |= {k: v for k, v in load_file(file).items() if not k.startswith("visual.")}
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    config.save_pretrained(target)
+    _copy_tokenizer(source, target)
 
 
 def write_internlm2(source: Path, target: Path) -> None:
@@ -60,6 +82,10 @@ def write_internlm2(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     save_file(out, target / "model.safetensors", metadata={"format": "pt"})
     write_json(target / "config.json", _internlm2_config(given, bias))
+    _copy_tokenizer(source, target)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if "token" in file.name or file.name in ("chat_template.jinja", "generation_config.json"):
             shutil.copyfile(file, target / file.name)
@@ -85,3 +111,11 @@ def _internlm2_config(given: dict, bias: bool) -> dict:
         "rope_theta": given["rope_parameters"]["rope_theta"],
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
     }
+
+
+REWRITTEN = {
+    "zoo:language-72b": ("zoo:vlm-72b", write_language_half),
+    "zoo:language-7b": ("zoo:vlm-7b", write_language_half),
+    "zoo:language-internlm": ("zoo:language-72b", write_internlm2),
+}
+"""Donor -> (what it is made from, how)."""

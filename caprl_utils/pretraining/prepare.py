@@ -91,7 +91,10 @@ def caption(profile: Profile, pairs_name: str) -> Path:
 
     images, _, captioner = pairs_name.partition("-by-")
     out = folder_of(profile, "captions") / f"{pairs_name}.parquet"
-    sampling = Sampling(max_tokens=profile.pretraining.caption_max_tokens, seed=profile.seed)
+    settings = profile.pretraining
+    sampling = Sampling(
+        max_tokens=settings.caption_max_tokens, temperature=settings.caption_temperature, seed=profile.seed
+    )
     caption_source(image_source(profile, images), out, _captioner(profile, captioner), sampling)
     return out
 
@@ -163,7 +166,7 @@ def _examples(
         return _captioned(profile, training.captions, captions[training.captions.pairs_name], media)
     from caprl_utils.mini import pretraining as mini
 
-    make = {"align": mini.short_captions, "sft": mini.conversations}[training.stage]
+    make = {"align": mini.alignment_captions, "sft": mini.conversations}[training.stage]
     rows = make(training.num_rows(settings), _image_seed(profile, training.stage))
     return [
         data.about_image(name, _save(media, training.stage, name, image), turns)

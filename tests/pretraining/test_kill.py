@@ -1,0 +1,84 @@
+"""`kill -9` in the middle of each stage, on both architectures: the run that goes on ends with the same weights."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import file_hash
+from caprl_utils.pretraining import arguments, data, launch, stages
+from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining.stages import Inputs
+from caprl_utils.vlm_init import assemble
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        not launch.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
+    ),
+]
+STEPS, BATCH, KILLED_AT = 6, 2, 4
+SETTINGS = {"qwen2_5_vl": "mini-qwen-3b", "llava": "mini-internlm-clip"}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A data folder with conversations of the mini world; returns folder and number of rows."""
+    from caprl_utils.mini.pretraining import conversations
+
+    folder = tmp_path_factory.mktemp("data")
+    examples = []
+    for name, image, turns in conversations(STEPS * BATCH, seed=1):
+        image.save(folder / f"{name}.png")
+        examples.append(data.about_image(name, f"{name}.png", turns))
+    data.write_examples(folder, "rows", examples)
+    return folder, len(examples)
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / request.param
+    assemble(SETTINGS[request.param], folder, 0)
+    return folder
+
+
+@pytest.mark.parametrize("stage", arguments.STAGES)
+def test_killed_in_the_middle_it_ends_with_the_same_weights(stage, model, rows):
+    sizes = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
+    changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1}
+    profile = load_profile("mini", {"pretraining": changed})
+    folder, num_rows = rows
+    inputs = Inputs(model, folder, "rows", file_hash(folder / "rows.jsonl"), folder, num_rows)
+    names = [f"{kind}-{model.name}-{stage}" for kind in ("undisturbed", "killed")]
+    homes = [stages.folder_of(profile, name) for name in names]
+    whole, killed = (Training(name, SETTINGS[model.name], stage, None) for name in names)
+
+    undisturbed = stages.train(profile, whole, inputs)
+    killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))
+    killer.start()
+    with pytest.raises(UserError, match="llamafactory-cli ended"):
+        stages.train(profile, killed, inputs)
+    killer.join()
+    resumed = stages.train(profile, killed, inputs)
+
+    assert "/checkpoint-" in (homes[1] / "train.yaml").read_text()
+    assert resumed["values"] == undisturbed["values"] and resumed["values"]["steps"] == STEPS
+    assert len({file_hash(home / "final" / "model.safetensors") for home in homes}) == 1
+    moved = resumed["values"]["moved"]
+    assert (moved["language_model"] > 0) == (stage != "align") and moved["projector"] > 0
+    assert not (homes[1] / "work").exists()
+
+
+def kill_at(work, step):
+    """`kill -9` LLaMA-Factory once the checkpoint of this step is begun."""
+    while not (work / f"checkpoint-{step}" / "trainer_state.json").exists():
+        time.sleep(0.02)
+    for child in psutil.Process().children(recursive=True):
+        if any("llamafactory-cli" in part for part in child.cmdline()):
+            os.kill(child.pid, signal.SIGKILL)
