@@ -178,6 +178,9 @@ class Ablations(Settings):
     num_images: int = setting(
         20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1
     )
+    parallel_runs: int = setting(
+        1, "ours: trainings side by side; several on one machine's cores", False, ge=1
+    )
 
 
 class Prism(Settings):

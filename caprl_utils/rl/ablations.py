@@ -5,14 +5,18 @@
 The main experiment is trained once per seed of `rl.seeds`, every other of `ablations.experiments` once, with the first
 seed. A run that several tables share is trained once; complete ones are read back, a stopped one goes on. The
 captioner of every run, and the one that training starts from, is evaluated on the same samples by the same reader, so
-that tables can compare them image by image.
+that tables can compare them image by image. `ablations.parallel_runs` trainings run side by side, the longest first,
+while this process evaluates those that have ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,36 +71,69 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
 
 
 def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and evaluate what is not there yet; one row per run, as `summary` gives it.
+    """Train and evaluate what is not there yet; one row per run in the order of `planned`, as `summary` gives it.
 
     A training that fails does not hold up the others, but for the main one. Raises UserError at the end, naming those
-    that failed and why.
+    that failed and why. Interrupted, it ends all trainings, each after saving.
     """
     profile = load_profile(profile_name)
     runs = planned(profile, names)
-    for one in runs:
-        load_experiment(
-            one.experiment, profile_name
-        )  # a mistake in the last of them shows before the first starts
+    # a mistake in the last of them shows before the first starts
+    steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
     evaluation = Evaluation(profile)
-    rows, failed = [], {}
-    with Progress("trainings", len(runs)) as bar:
+    rows: dict[Planned, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+    with Progress("training steps", sum(steps.values())) as bar, _trainings(profile, steps, bar) as trainings:
         evaluation.base()
-        for one in runs:
+        for training in as_completed(trainings):
+            one = trainings[training]
             try:
-                record = launch(one.experiment, profile_name, one.seed)
-                rows.append(summary(one, record, evaluation.of(one)))
+                rows[one] = summary(one, training.result(), evaluation.of(one))
             except UserError as error:
                 if one.experiment == MAIN:
                     raise
                 failed[one.name] = str(error)
-            bar.update(note=one.name)
     if failed:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError(
             f"{len(failed)} of {len(runs)} trainings failed, the others are done; run again to go on:\n{reasons}"
         )
-    return rows
+    return [rows[one] for one in runs]
+
+
+@contextmanager
+def _trainings(
+    profile: Profile, steps: Mapping[Planned, int], bar: Progress
+) -> Iterator[dict[Future, Planned]]:
+    """All trainings on their way, the longest first; those still running at the end of the block are ended."""
+    stopping, lock = threading.Event(), threading.Lock()
+    pool = ThreadPoolExecutor(profile.ablations.parallel_runs)
+
+    def train(one: Planned) -> dict[str, Any]:
+        share = Share(one.name, bar, lock)
+        record = launch(one.experiment, profile.name, one.seed, share, stopping)
+        share.update(steps[one] - share.done, "complete")  # one that was complete before reports no steps
+        return record
+
+    try:
+        yield {pool.submit(train, one): one for one in sorted(steps, key=lambda one: -steps[one])}
+    finally:
+        stopping.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class Share:
+    """One training's part of a progress line that several threads write to."""
+
+    def __init__(self, name: str, bar: Progress, lock: threading.Lock):
+        self.done, self.note = 0, ""
+        self._name, self._bar, self._lock = name, bar, lock
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """n more steps of this training are done."""
+        self.done, self.note = self.done + n, note
+        with self._lock:
+            self._bar.update(n, note=f"{self._name} {note}")
 
 
 def summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:

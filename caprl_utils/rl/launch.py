@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
+import threading
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
@@ -20,12 +21,30 @@ from caprl_utils.runs import load_result
 _POLL_SEC = 0.5
 
 
-def launch(experiment: str, profile: str, seed: int = 0) -> dict[str, Any]:
+class Bar(Protocol):
+    """What shows a training's progress: a `Progress`, or a share of one."""
+
+    done: int
+    note: str
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """n more steps are done."""
+
+
+def launch(
+    experiment: str,
+    profile: str,
+    seed: int = 0,
+    bar: Bar | None = None,
+    stopping: threading.Event | None = None,
+) -> dict[str, Any]:
     """Make a training run, or return the record of a complete one.
 
-    The process writes to runs/<profile>/rl/.logs/<run>.log. Raises UserError with the log's last lines when
-    it fails.
+    The process writes to runs/<profile>/rl/.logs/<run>.log. bar: where progress is shown, by default a bar of its
+    own. stopping: ends the training when set, after it has saved. Raises UserError with the log's last lines when it
+    fails or was ended.
     """
+    stopping = stopping or threading.Event()
     loaded, resolved = load_experiment(experiment, profile)
     name = run_name(loaded.name, seed)
     logs = paths.RUNS / resolved.name / STAGE / ".logs"
@@ -38,11 +57,10 @@ def launch(experiment: str, profile: str, seed: int = 0) -> dict[str, Any]:
         env={PROGRESS_ENV: str(state), "PYTHONPATH": path},
     )  # fmt: skip
     try:
-        with Progress(f"train {name}", total=resolved.rl.steps) as bar:
-            while process.poll() is None:
-                _mirror(state, bar)
-                time.sleep(_POLL_SEC)
-            _mirror(state, bar)
+        with nullcontext(bar) if bar else Progress(f"train {name}", total=resolved.rl.steps) as shown:
+            while process.poll() is None and not stopping.wait(_POLL_SEC):
+                _mirror(state, shown)
+            _mirror(state, shown)
     finally:
         processes.stop(process)
     if process.returncode:
@@ -68,7 +86,7 @@ def command(
     return [sys.executable, "-m", "accelerate.commands.launch", *how, "--module", *module]
 
 
-def _mirror(state: Path, bar: Progress) -> None:
+def _mirror(state: Path, bar: Bar) -> None:
     """Show what the training wrote to its progress file."""
     try:
         now = json.loads(state.read_text(encoding="utf-8"))

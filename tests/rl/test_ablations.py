@@ -1,5 +1,7 @@
 """The loop over experiments: what is trained, in which order, and evaluated how."""
 
+import threading
+
 import pytest
 
 from caprl_utils.config import load_profile, profile_names
@@ -47,7 +49,7 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
     record = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
         ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
 
-    def train(experiment, profile, seed):
+    def train(experiment, profile, seed, bar, stopping):
         calls.append(("train", experiment, seed))
         return record
 
@@ -60,14 +62,16 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
     rows = ablations.run_all("mini", ["short", "rounds_1"])
     assert [row["run"] for row in rows] == ["short-seed0", "rounds_1-seed0"]
     assert rows[0]["accuracy"] == 0.5 and rows[0]["minutes"] == 1.0
-    assert calls == [
-        ("evaluate", "base-3b", "prism_reader", "zoo:vlm-3b"),
-        ("evaluate", "base-3b", "reward_reader", "zoo:vlm-3b"),
-        ("train", "short", 0),
-        ("evaluate", "short-seed0", "prism_reader", "final"),
-        ("evaluate", "short-seed0", "reward_reader", "final"),
-        ("train", "rounds_1", 0),
-        ("evaluate", "rounds_1-seed0", "prism_reader", "final"),
+    assert [call for call in calls if call[0] == "train"] == [("train", "short", 0), ("train", "rounds_1", 0)]
+    evaluated = [call[1:] for call in calls if call[0] == "evaluate"]
+    assert evaluated[:2] == [
+        ("base-3b", "prism_reader", "zoo:vlm-3b"),
+        ("base-3b", "reward_reader", "zoo:vlm-3b"),
+    ]
+    assert sorted(evaluated[2:]) == [
+        ("rounds_1-seed0", "prism_reader", "final"),
+        ("short-seed0", "prism_reader", "final"),
+        ("short-seed0", "reward_reader", "final"),
     ]
     assert ablations.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
 
@@ -75,7 +79,7 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
 def test_a_failed_training_holds_up_no_other(monkeypatch):
     done = []
 
-    def train(experiment, profile, seed):
+    def train(experiment, profile, seed, bar, stopping):
         if experiment == "rounds_1":
             raise UserError("no reader")
         done.append(experiment)
@@ -90,3 +94,42 @@ def test_a_failed_training_holds_up_no_other(monkeypatch):
     monkeypatch.setattr(ablations, "launch", lambda *a: (_ for _ in ()).throw(UserError("no questions")))
     with pytest.raises(UserError, match=r"^no questions$"):
         ablations.run_all("mini", ["caprl", "short"])
+
+
+def test_trainings_run_side_by_side_the_longest_first(monkeypatch):
+    started, both = [], threading.Barrier(2, timeout=20)
+
+    def train(experiment, profile, seed, bar, stopping):
+        started.append(experiment)
+        both.wait()  # breaks when they come one after the other
+        bar.update(1, "reward 0.5")
+        return {}
+
+    monkeypatch.setattr(ablations, "launch", train)
+    monkeypatch.setattr(ablations, "summary", lambda one, *a: {"run": one.name})
+    monkeypatch.setattr(ablations.Evaluation, "_evaluate", lambda *a: {})
+    rows = ablations.run_all("mini", ["short", "judge_vlm", "judge_unified", "rounds_1"])
+    assert set(started[:2]) == {"judge_vlm", "judge_unified"}
+    names = ["judge_vlm-seed0", "judge_unified-seed0", "short-seed0", "rounds_1-seed0"]
+    assert [row["run"] for row in rows] == names
+
+
+def test_interrupted_ends_all_trainings(monkeypatch):
+    ended, running = [], threading.Semaphore(0)
+
+    def train(experiment, profile, seed, bar, stopping):
+        running.release()
+        assert stopping.wait(20)
+        ended.append(experiment)
+        raise UserError("ended")
+
+    def interrupt(self):
+        running.acquire(timeout=20)
+        running.acquire(timeout=20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablations, "launch", train)
+    monkeypatch.setattr(ablations.Evaluation, "base", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ablations.run_all("mini", ["short", "rounds_1", "rounds_2"])
+    assert sorted(ended) == ["rounds_1", "short"]  # the third never started

@@ -1,4 +1,5 @@
 import sys
+import threading
 
 import pytest
 
@@ -31,10 +32,10 @@ def work(world, monkeypatch, tmp_path):
         launching.Progress, "update", lambda bar, n, note: seen.append((n, note)), raising=True
     )
 
-    def run(how: str):
+    def run(how: str, **options):
         folder = tmp_path / "tiny" / "rl" / "small-seed0"
         monkeypatch.setattr(launching, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
-        return launching.launch(str(world / "small.yaml"), str(world / "tiny.yaml"))
+        return launching.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
 
     run.seen = seen
     return run
@@ -43,6 +44,13 @@ def work(world, monkeypatch, tmp_path):
 def test_launch_returns_the_record_and_shows_progress(work):
     assert work("well")["values"] == {"steps": 4}
     assert (3, "reward 0.5") in work.seen
+
+
+def test_launch_stops_when_told(work):
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(UserError, match="small-seed0 ended with status"):
+        work("well", stopping=stopping)
 
 
 def test_failure_shows_the_end_of_the_log(work):
