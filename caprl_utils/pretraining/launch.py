@@ -42,6 +42,7 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
         "HF_DATASETS_CACHE": str(cache),
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_DISABLED": "true",
+        "MPLBACKEND": "Agg",  # a notebook's own names a module that is not in that environment
         "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
     }
     if settings.gpus_per_node == 0:

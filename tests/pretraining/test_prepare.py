@@ -154,6 +154,10 @@ def test_side_by_side_on_a_cpu_the_threads_are_shared(tmp_path):
     assert launch.environment(load_profile("mini"), tmp_path)["OMP_NUM_THREADS"] == "1"
 
 
+def test_a_notebooks_way_of_plotting_stays_in_the_notebook(tmp_path):
+    assert launch.environment(load_profile("mini"), tmp_path)["MPLBACKEND"] == "Agg"
+
+
 def test_without_its_environment_make_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "ENVIRONMENT", tmp_path)
     with pytest.raises(UserError, match="make setup-llamafactory"):
