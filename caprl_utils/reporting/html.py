@@ -29,6 +29,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import claims_page, report3
 from caprl_utils.reporting.ablation_items import ITEMS
+from caprl_utils.reporting.bench_table import bench_markdown
 from caprl_utils.reporting.statements import groups
 from caprl_utils.schema import Profile
 
@@ -85,21 +86,6 @@ def section(name: str, file: Path) -> Section:
     note_access(file)
     title, body = _render(file.read_text(encoding="utf-8"), file.parent, name)
     return Section(name, re.sub(r",? \(?profile \w+\)?", "", title), body)
-
-
-def bench_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The recorded benches as a Markdown table."""
-    heads = ["Bench", "Ours", "Baseline", "Ratio", "Goal", "Unit", "n", "Machine"]
-    lines = ["| " + " | ".join(heads) + " |", "| :--- | ---: | ---: | ---: | ---: | :--- | ---: | :--- |"]
-    for row in rows:
-        figures = [
-            "–" if row[key] is None else f"{row[key]:.4g}" for key in ("ours", "baseline", "ratio", "goal")
-        ]
-        lines.append(
-            "| " + " | ".join([row["name"], *figures, row["unit"], f"{row['n']:,}", row["machine"]]) + " |"
-        )
-    return "\n".join(["# Benches", "", "A ratio above 1 is better than the baseline, measured in the same run.", "",
-                      *lines, ""])  # fmt: skip
 
 
 def _claims_file(profile: Profile, folder: Path) -> Path:

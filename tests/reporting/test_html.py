@@ -8,7 +8,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reporting import claims_page, html, report3
+from caprl_utils.reporting import bench_table, claims_page, html, report3
 
 
 @pytest.fixture
@@ -83,5 +83,5 @@ def test_smoke_stays_out_of_reports():
 
 def test_benches_become_a_table():
     row = {"name": "b", "ours": 2.0, "baseline": None, "ratio": 1.5, "goal": None, "unit": "s", "n": 2000}
-    text = html.bench_markdown([row | {"machine": "m"}])
+    text = bench_table.bench_markdown([row | {"machine": "m"}])
     assert "| b | 2 | – | 1.5 | – | s | 2,000 | m |" in text
