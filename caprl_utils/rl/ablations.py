@@ -83,7 +83,10 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     evaluation = Evaluation(profile)
     rows: dict[Planned, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    with Progress("training steps", sum(steps.values())) as bar, _trainings(profile, steps, bar) as trainings:
+    with (
+        Progress("training steps", sum(steps.values())) as bar,
+        _trainings(profile_name, profile.ablations.parallel_runs, steps, bar) as trainings,
+    ):
         evaluation.base()
         for training in as_completed(trainings):
             one = trainings[training]
@@ -103,15 +106,15 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
 
 @contextmanager
 def _trainings(
-    profile: Profile, steps: Mapping[Planned, int], bar: Progress
+    profile: str, workers: int, steps: Mapping[Planned, int], bar: Progress
 ) -> Iterator[dict[Future, Planned]]:
     """All trainings on their way, the longest first; those still running at the end of the block are ended."""
     stopping, lock = threading.Event(), threading.Lock()
-    pool = ThreadPoolExecutor(profile.ablations.parallel_runs)
+    pool = ThreadPoolExecutor(workers)
 
     def train(one: Planned) -> dict[str, Any]:
         share = Share(one.name, bar, lock)
-        record = launch(one.experiment, profile.name, one.seed, share, stopping)
+        record = launch(one.experiment, profile, one.seed, share, stopping)
         share.update(steps[one] - share.done, "complete")  # one that was complete before reports no steps
         return record
 

@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.rl import checkpoints
+from caprl_utils.rl.vision import process_once
 
 
 class RewardsFailedError(UserError):
@@ -100,6 +101,10 @@ class CaptionTrainer(GRPOTrainer):
         if self._step % self.args.gradient_accumulation_steps == 0:
             self._step_start = _random_state()
         return super().training_step(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
+        with process_once(self.processing_class):
+            return super()._generate_and_score_completions(inputs)
 
     def _generate(self, prompts: list) -> tuple:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from caprl_utils.rl.vision import places, share_images
+from caprl_utils.rl.vision import places, process_once, share_images
 
 
 def test_places():
@@ -43,3 +43,32 @@ def test_same_features_and_gradients_with_fewer_passes(batch):
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
+
+
+def test_same_pixels_processed_once(tmp_path):
+    from PIL import Image
+
+    from caprl_utils.mini.models import build_processor
+
+    processor = build_processor()
+    shown = [[Image.new("RGB", size, colour)] for size, colour in
+             (((140, 140), "red"), ((280, 140), "blue"), ((140, 140), "red"), ((140, 140), "blue"))]  # fmt: skip
+    plain = processor.image_processor(shown, return_tensors="pt")
+    counted, inner = [], type(processor.image_processor)._preprocess
+    tool = processor.image_processor
+    tool._preprocess = lambda images, *a, **o: counted.append(len(images)) or inner(tool, images, *a, **o)
+    with process_once(processor):
+        once = processor.image_processor(shown, return_tensors="pt")
+    del tool._preprocess
+    assert counted == [3]
+    assert torch.equal(once["pixel_values"], plain["pixel_values"])
+    assert torch.equal(once["image_grid_thw"], plain["image_grid_thw"])
+    processor.save_pretrained(tmp_path)  # nothing of it stays behind
+
+
+def test_other_processors_stay_as_they_are():
+    class Other:
+        image_processor = object()
+
+    with process_once(Other()):
+        pass
