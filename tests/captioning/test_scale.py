@@ -121,8 +121,15 @@ def test_the_drivers_memory_does_not_grow_with_the_images(tmp_path):
     assert peaks[3000] < peaks[300] + 15
 
 
+def busy_seconds():
+    """Seconds of CPU that all programs of the machine have used."""
+    times = psutil.cpu_times()
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+
+
 def pinned(tmp_path, vlm, cores, num_images):
-    """(wall seconds, CPU seconds of each worker) for workers on these cores, models loaded beforehand."""
+    """(wall seconds, CPU seconds of each worker, cores that other programs used) for workers on these cores, models
+    loaded beforehand."""
     name = f"{len(cores)}-workers"
     model = ModelConfig(path=str(vlm), batch_size=8)
     sampling = Sampling(max_tokens=24, temperature=1.0)
@@ -144,30 +151,31 @@ def pinned(tmp_path, vlm, cores, num_images):
             assert all(process.poll() is None for process in started), [processes.tail(log) for log in logs]
             time.sleep(0.1)
         go.touch()
-        begin = time.monotonic()
+        begin, busy = time.monotonic(), busy_seconds()
         assert [process.wait() for process in started] == [0] * len(cores)
-        wall = time.monotonic() - begin
+        wall, busy = time.monotonic() - begin, busy_seconds() - busy
     finally:
         for process in started:
             processes.stop(process)
     assert len(manifest.finished()) == manifest.num_shards
-    return wall, [float(re.search(r"cpu ([\d.]+)", log.read_text())[1]) for log in logs]
+    used = [float(re.search(r"cpu ([\d.]+)", log.read_text())[1]) for log in logs]
+    return wall, used, (busy - sum(used)) / wall
 
 
 def test_two_workers_on_two_cores_are_at_least_1_8_times_as_fast(tmp_path, vlm):
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    others = psutil.cpu_percent(interval=2.0)
-    one, (alone,) = pinned(tmp_path, vlm, cores[:1], 480)
-    two, shared = pinned(tmp_path, vlm, cores, 480)
-    by_cpu = alone / max(shared)  # what the clock would say if each had its core for itself
-    print(f"machine busy {others:.0f} %; seconds {one:.1f} and {two:.1f}: {one / two:.2f} times; CPU seconds "
-          f"{alone:.1f} and {shared}: {by_cpu:.2f} times")  # fmt: skip
-    assert by_cpu >= 1.8
-    if others > 10:
-        pytest.skip(f"the clock says {one / two:.2f} times, but others use {others:.0f} % of the machine")
-    assert one / two >= 1.8
+    one, (alone,), others_then = pinned(tmp_path, vlm, cores[:1], 480)
+    two, shared, others = pinned(tmp_path, vlm, cores, 480)
+    found = (
+        f"seconds {one:.1f} and {two:.1f}: {one / two:.2f} times; CPU seconds {alone:.1f} and {shared}: "
+        f"{alone / max(shared):.2f} times; cores that others used {others_then:.2f} and {others:.2f}"
+    )
+    print(found)
+    if max(others_then, others) > 0.2:  # they take time, and caches too
+        pytest.skip(found)
+    assert one / two >= 1.8, found
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
