@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
 
 PRISM_BENCHMARKS = [
     "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
@@ -268,6 +268,9 @@ class Pretraining(Settings):
         ["table1", "table2", "figure4"], "paper: all three", min_length=1
     )
     align: Align = setting(Align(), "see each key")
+    align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
+        {}, "ours: setting -> what its alignment does differently; the paper's three are trained alike"
+    )
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")
     media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")

@@ -44,9 +44,11 @@ class Files:
     checkpoint: Path | str | None = None
 
 
-def stage_of(settings: Pretraining, name: str) -> PretrainingStage:
-    """The settings of a stage by its name."""
-    return getattr(settings, name)
+def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
+    """The settings of a stage by its name, as the named setting (of Table 1) trains it."""
+    stage = getattr(settings, name)
+    changed = settings.align_of.get(setting) if name == "align" and setting is not None else None
+    return stage.model_copy(update=changed) if changed else stage
 
 
 def world_size(settings: Pretraining) -> int:
@@ -72,15 +74,21 @@ def num_steps(stage: PretrainingStage, num_rows: int) -> int:
 
 
 def stage_arguments(
-    settings: Pretraining, name: str, chat: Chat, files: Files, seed: int, save_every: int | None = None
+    settings: Pretraining,
+    name: str,
+    chat: Chat,
+    files: Files,
+    seed: int,
+    save_every: int | None = None,
+    setting: str | None = None,
 ) -> dict[str, Any]:
-    """Keys and values of a stage's YAML.
+    """Keys and values of a stage's YAML. setting: whose (see `stage_of`).
 
     With a checkpoint and without DeepSpeed the model is loaded from the checkpoint: the trainer's own way loads
     nothing into a Qwen2.5-VL, says so in two warnings, and goes on from the initial weights
     (huggingface/transformers#43701). DeepSpeed has a loader of its own.
     """
-    stage = stage_of(settings, name)
+    stage = stage_of(settings, name, setting)
     on_cpu = settings.gpus_per_node == 0
     resumed = files.checkpoint is not None and settings.deepspeed is None
     arguments: dict[str, Any] = {

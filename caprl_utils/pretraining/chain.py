@@ -59,7 +59,9 @@ def train_all(
     """
     settings = profile.pretraining
     rows = prepared.record["n"]
-    steps = {t.name: num_steps(stage_of(settings, t.stage), rows[dataset_of(t)]) for t in trainings}
+    steps = {
+        t.name: num_steps(stage_of(settings, t.stage, t.setting), rows[dataset_of(t)]) for t in trainings
+    }
     records: dict[str, dict[str, Any]] = {}
     with Progress("pretraining steps", sum(steps.values())) as progress:
         counter = _Counter(progress)

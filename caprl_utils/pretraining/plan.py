@@ -87,7 +87,7 @@ def state_bytes(parts: Mapping[str, float], trains: Iterable[str], settings: Pre
 
 def _row(profile: Profile, setting: str, stage: str, group: Sequence[Training]) -> PlanRow:
     settings, gpus = profile.pretraining, world_size(profile.pretraining)
-    chosen = stage_of(settings, stage)
+    chosen = stage_of(settings, stage, setting)
     parts = _parts(setting)
     rows = sum(training.num_rows(settings) for training in group)
     steps = sum(num_steps(chosen, training.num_rows(settings)) for training in group)

@@ -62,7 +62,7 @@ def open_run(profile: Profile, training: Training, inputs: Inputs) -> Run:
     """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
     settings = profile.pretraining
     parts = {
-        "stage": arguments.stage_of(settings, training.stage).key_part(),
+        "stage": arguments.stage_of(settings, training.stage, training.setting).key_part(),
         "shared": {name: getattr(settings, name) for name in _SHARED},
         "start": folder_hash(inputs.model), "data": inputs.data_hash, "num_rows": inputs.num_rows,
         "llamafactory": file_hash(_LOCK), "seed": profile.seed,
@@ -94,9 +94,10 @@ def train(
 def _yaml(profile: Profile, training: Training, inputs: Inputs, work: Path, checkpoint: Path | None) -> str:
     settings = profile.pretraining
     files = Files(inputs.model, inputs.data_folder, inputs.dataset, inputs.media, work, checkpoint)
-    steps = arguments.num_steps(arguments.stage_of(settings, training.stage), inputs.num_rows)
+    stage = arguments.stage_of(settings, training.stage, training.setting)
+    save_every = min(settings.save_every, arguments.num_steps(stage, inputs.num_rows))
     values = arguments.stage_arguments(
-        settings, training.stage, chat_of(inputs.model), files, profile.seed, min(settings.save_every, steps)
+        settings, training.stage, chat_of(inputs.model), files, profile.seed, save_every, training.setting
     )
     return arguments.to_yaml(values, f"{training.name}, profile {profile.name}")
 

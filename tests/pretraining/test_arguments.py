@@ -74,3 +74,14 @@ def test_deepspeed_files(name):
 def test_no_system_turn_only_where_it_is_asked_for():
     assert "default_system" not in made("sft")
     assert made("sft", chat=Chat("qwen2_vl", ""))["default_system"] == ""
+
+
+def test_a_setting_may_align_at_its_own_pace():
+    changed = {"align_of": {"mini-internlm-clip": {"num_epochs": 6, "learning_rate": 0.01}}}
+    settings = load_profile("mini", {"pretraining": changed}).pretraining
+    own = arguments.stage_of(settings, "align", "mini-internlm-clip")
+    assert (own.num_epochs, own.learning_rate) == (6, 0.01) and own.batch_size == settings.align.batch_size
+    assert arguments.stage_of(settings, "align", "mini-qwen-3b") == settings.align
+    assert arguments.stage_of(settings, "sft", "mini-internlm-clip") == settings.sft
+    with pytest.raises(UserError, match="align_of"):
+        load_profile("mini", {"pretraining": {"align_of": {"mini-qwen-3b": {"learning_rate": -1}}}})
