@@ -30,7 +30,7 @@ class Claim:
 
     kind: "accuracy" (of the average, or of `benchmarks` if the profile has any of them), "no gain" and "as good" (the
     same, other verdict), "larger gain" (of `ours` over `theirs` on `benchmarks` than on `others`), "tokens" (caption
-    length in the evaluation), "reward" (last against first steps of the training of `ours`).
+    length in the evaluation; `share` of ours), "reward" (last against first steps of the training of `ours`).
     """
 
     text: str
@@ -39,6 +39,7 @@ class Claim:
     kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
     benchmarks: Sequence[str] = ()
     others: Sequence[str] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
     if claim.kind == "tokens":
-        return token_difference(results, claim.ours, claim.theirs)
+        return token_difference(results, claim.ours, claim.theirs, claim.share)
     if claim.kind == "larger gain":
         return gain_difference(results, claim)
     return accuracy_difference(results, claim.ours, claim.theirs, claim.benchmarks)
@@ -174,16 +175,19 @@ def part_of(results: Results, benchmarks: Sequence[str] = ()) -> Bootstrap:
     return macro_average({name: results.parts[name] for name in chosen}) if chosen else results.parts[AVERAGE]
 
 
-def token_difference(results: Results, ours: str, theirs: str) -> Interval:
-    """Paired difference in tokens per caption, resampled by image as the scores are."""
-    lengths = {label: caption_tokens(results.measured[label].rows) for label in (ours, theirs)}
+def token_difference(results: Results, ours: str, theirs: str, share: float = 1.0) -> Interval:
+    """Paired difference in tokens per caption, `share` of ours less theirs, resampled by image as the scores are."""
+    lengths = {
+        label: caption_tokens(results.measured[label].rows, factor)
+        for label, factor in ((ours, share), (theirs, 1.0))
+    }
     settings = results.profile.prism
     parts = bootstrap_models(lengths, settings.bootstrap_draws, results.profile.seed)
     return parts[AVERAGE].difference(ours, theirs)
 
 
-def caption_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
-    """Benchmark -> (image, image) -> mean tokens of its captions."""
+def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> dict[str, Scores]:
+    """Benchmark -> (image, image) -> mean tokens of its captions, times `factor`."""
     found: dict[str, dict[tuple[str, str], dict[tuple[str, int], int]]] = {}
     for row in rows:
         if row["num_tokens"] is not None:
@@ -192,7 +196,7 @@ def caption_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
             )
             captions[row["caption"] or "", row["caption_index"]] = row["num_tokens"]
     return {
-        name: {key: sum(captions.values()) / len(captions) for key, captions in images.items()}
+        name: {key: factor * sum(captions.values()) / len(captions) for key, captions in images.items()}
         for name, images in found.items()
     }
 

@@ -130,7 +130,8 @@ def test_text(claim: Claim) -> str:
     }
     limit = {"no gain": f"below {MARGIN:.0%}", "as good": f"above −{MARGIN:.0%}"}.get(claim.kind, "above 0")
     where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
-    return f"{what.get(claim.kind, 'accuracy')}{where}: {claim.ours} − {claim.theirs} {limit}"
+    ours = claim.ours if claim.share == 1 else f"{claim.share:g} × {claim.ours}"
+    return f"{what.get(claim.kind, 'accuracy')}{where}: {ours} − {claim.theirs} {limit}"
 
 
 def _difference_cell(found: Mapping[str, Any] | None) -> Cell:

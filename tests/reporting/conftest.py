@@ -67,7 +67,7 @@ def profile(tmp_path, monkeypatch):
     """Profile mini, with runs and reports in a folder of the test."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    return load_profile("mini", {"prism.bootstrap_draws": 500})
+    return load_profile("mini", {"prism.bootstrap_draws": 500, "rl.seeds": [0]})
 
 
 @pytest.fixture
