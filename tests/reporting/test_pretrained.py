@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation import prism_scores
 from caprl_utils.pretraining.sets import finals, wanted
-from caprl_utils.reporting import figure4, table1, table2
+from caprl_utils.reporting import claims_page, figure4, html, table1, table2, trace
 from caprl_utils.reporting.tables import from_record_path, look_up
 from caprl_utils.runs import Run
 
@@ -85,3 +86,18 @@ def test_figure_4_stands_in_the_order_of_sizes(profile, pretrained, tmp_path):
 def test_what_is_missing_is_named_with_its_command(profile, tmp_path):
     with pytest.raises(UserError, match=r"no Vqa result of Vanilla .* make 04_llamafactory_pretraining"):
         table2.write(profile, tmp_path)
+
+
+def test_claims_trace_and_page_take_these_items_as_they_come(profile, pretrained):
+    for module in (table1, table2, figure4):
+        module.write(profile)
+    counts = claims_page.write(profile)["facts"]["counts"]
+    assert counts["supported"] == 18 and counts["not run"] >= 30
+    page = html.write(profile).read_text(encoding="utf-8")
+    assert all(f'<section id="{name}">' in page for name in ("claims", "table1", "table2", "figure4"))
+    cells = list(trace.cells_of(paths.REPORTS / "mini"))
+    assert {cell.report for cell in cells} == {"claims", "table1", "table2", "figure4"}
+    for cell in cells:
+        told = trace.describe(cell)
+        assert "no source on record" not in told, told
+        assert "    run      mini/" in told or "the paper's value as printed" in told, told
