@@ -51,7 +51,8 @@ def model(request, tmp_path_factory):
 @pytest.mark.parametrize("stage", arguments.STAGES)
 def test_killed_in_the_middle_it_ends_with_the_same_weights(stage, model, rows):
     sizes = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
-    changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1}
+    pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
+    changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1} | pace
     profile = load_profile("mini", {"pretraining": changed})
     folder, num_rows = rows
     inputs = Inputs(model, folder, "rows", file_hash(folder / "rows.jsonl"), folder, num_rows)

@@ -78,7 +78,7 @@ def test_both_environments_load_and_save_the_same_model(assembled, tmp_path):
 
 def test_vllm_and_transformers_write_the_same_greedy_text(assembled, tmp_path):
     model = ModelConfig(path=str(assembled.folder), batch_size=8)
-    requests = [Request(f"image-{n}", CAPTION, render(picture("test", n))) for n in range(3)]
+    requests = [Request(f"image-{n}", CAPTION, render(picture("benchmark", n))) for n in range(3)]
     requests.append(Request("blind", "What is the topic?"))
     sampling = Sampling(max_tokens=16)
     with server.serve(model, max_model_len=512, log=tmp_path / "server.log") as running:
