@@ -22,20 +22,21 @@ UV := .tools/bin/uv
 RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
 
 # The notebooks in the order in which each needs the ones before it.
-CHAIN := 01_qa_curation 03_caprl_rl_training 05_prism_evaluation 06_tables_and_figures
+CHAIN := 01_qa_curation 03_caprl_rl_training 04_llamafactory_pretraining 05_prism_evaluation 06_tables_and_figures
 # The same with the trainings of every table: what `make reproduce` runs.
 WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training:with_ablations=True)
+SLICE := $(filter-out 04_%,$(CHAIN))
 # Notebooks that no table needs.
 EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
 
 ##@ Set up
-setup: ## build the main environment (.venv) from its lock file
+setup: setup-main setup-llamafactory ## build both environments from their lock files
+
+setup-main: ## only the main environment (.venv)
 	@requirements/install.sh .venv $(LOCK)
 
-setup-llamafactory: ## build LLaMA-Factory's own environment (.venv-llamafactory)
+setup-llamafactory: ## only LLaMA-Factory's own (.venv-llamafactory)
 	@requirements/install.sh .venv-llamafactory requirements/llamafactory.lock
-
-setup-all: setup setup-llamafactory ## both environments
 
 lock: ## resolve requirements/*.in again into the lock files
 	@test -x $(UV) || { echo "no uv yet: run \`make setup\`" >&2; exit 1; }
@@ -45,8 +46,8 @@ lock: ## resolve requirements/*.in again into the lock files
 	$(UV) pip compile --python-version 3.11 requirements/llamafactory.in -o requirements/llamafactory.lock
 
 ##@ Reproduce
-reproduce: environment ## from images to Table 3, with its figures
-	@$(RUN) $(CHAIN)
+reproduce: environment ## every table and figure of the paper, from images to the report
+	@$(RUN) $(WHOLE)
 	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reporting.readme_map)  # README's map, from results
 
 $(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
@@ -55,32 +56,35 @@ $(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
 $(EXTRA): environment
 	@$(RUN) $@
 
+table1: ## Table 1: VLMs pretrained on caption sets
+table2: ## Table 2: the same images with other captions
 table3: $(REPORT)/table3.md ## Table 3: caption quality in the Prism framework
-
-$(REPORT)/table3.md: environment FORCE
-	@$(RUN) $(CHAIN)
-
-ablations: environment ## all trainings behind Tables 4 to 6 and Figures 1c and 5, then their tables
-	@$(RUN) 01_qa_curation 03_caprl_rl_training:with_ablations=True 05_prism_evaluation 06_tables_and_figures
-
-table1: later ## Table 1: benchmarks after pretraining (not yet)
-table2: later ## Table 2: the same images with other captions (not yet)
-table4: ## Table 4: questions per image, trained and evaluated as needed
+table4: ## Table 4: questions per image
 table5: ## Table 5: answer rounds in the reward
 table6: ## Table 6: leaking questions
-figures: ## Figures 1c and 5: three rewards, kinds and number of training images (Figure 4: not yet)
+figure4: ## Figure 4: growing caption sets
+figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: dice in the reward, length term, swap of readers
+
+$(REPORT)/table3.md: environment FORCE
+	@$(RUN) $(SLICE)
+
+table1 table2 figure4: environment
+	@$(RUN) 01_qa_curation 03_caprl_rl_training
+	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
+	@$(PY) -m caprl_utils.reporting.$@ --profile $(PROFILE)
 
 figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: environment
 	@$(RUN) 01_qa_curation
 	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
+
+report: environment ## claims, the one HTML page, and model and data cards, from what is there
+	@for part in claims_page html cards; do $(PY) -m caprl_utils.reporting.$$part --profile $(PROFILE) || exit 1; done
+
 plan: environment ## what PROFILE needs before it starts: commands, hardware, hours, disk, cost, and what is missing
 	@$(PY) -m caprl_utils.planning --profile $(PROFILE) $(WHOLE)
-
-later:
-	@echo "not part of the repository yet: $(MAKECMDGOALS)" >&2; exit 1
 
 config: environment ## all settings of PROFILE, each with its source
 	@$(PY) -m caprl_utils.config show $(PROFILE)
@@ -98,7 +102,8 @@ serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PO
 
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab
-	$(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks
+	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.jupyter $(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) \
+		--LabApp.default_url=/lab/tree/notebooks/start.md
 
 bench: environment ## speed against the baselines (BENCH="client scoring": only these)
 	@$(PY) -m caprl_utils.bench $(BENCH)
@@ -138,6 +143,6 @@ environment:
 
 FORCE:
 
-.PHONY: setup setup-llamafactory setup-all lock reproduce ablations $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 \
-	figures extras plan serve bench later config trace zoo lab test lint test-fast test-integration test-notebooks clean help \
+.PHONY: setup setup-main setup-llamafactory lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
+	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-notebooks clean help \
 	environment FORCE

@@ -4,7 +4,7 @@
     python -m caprl_utils.bench client scoring   only these
 
 Each row compares ours with a baseline measured in the same run and says what was aimed at. Rows go to
-reports/bench/bench.json, merged by name, with the machine and how busy it was: wall times mean little without it.
+reports/bench/bench.json (and .md), merged by name, with the machine and its load: wall times mean little without it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from caprl_utils import paths, provenance
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_json
+from caprl_utils.files import write_atomic, write_json
 
 BENCHES = {
     "client": "caprl_utils.backends.bench:bench_client",
@@ -56,12 +56,16 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
     A row has `name`, `ours`, `baseline`, `ratio` (above 1 is better than the baseline), `goal` (of the ratio),
     `unit`, `n`; the machine, its load and the commit are added here. Raises ValueError for a row without these.
     """
+    from caprl_utils.reporting.bench_table import bench_markdown
+
     known = {row["name"]: row for row in read()}
     for row in rows:
         if missing := set(COLUMNS) - set(row):
             raise ValueError(f"bench row {row.get('name')!r} lacks {', '.join(sorted(missing))}")
         known[row["name"]] = {**row, "machine": machine(), "commit": provenance.commit()["commit"]}
-    write_json(results_file(), sorted(known.values(), key=lambda row: row["name"]))
+    ordered = sorted(known.values(), key=lambda row: row["name"])
+    write_json(results_file(), ordered)
+    write_atomic(results_file().with_suffix(".md"), bench_markdown(ordered))
 
 
 def machine() -> str:
