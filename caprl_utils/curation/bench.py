@@ -1,6 +1,6 @@
 """Memory and time of curation by the number of images, on synthetic answers, for `make bench`.
 
-    python -m caprl_utils.curation.bench 10000        one size, in this process: prints seconds and memory
+    CAPRL_RUNS=EMPTY_FOLDER python -m caprl_utils.curation.bench 10000    one size, in this process: seconds and memory
 
 A writer and a filter model that answer at once stand in for the models, so what is measured is our own work:
 requests, extraction, letters, verdicts and the rows on disk. Images are one blank picture; their checks are left out.
@@ -121,4 +121,6 @@ def bench_scale(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    if not os.environ.get("CAPRL_RUNS"):
+        sys.exit("set CAPRL_RUNS to an empty folder: the made-up rows would stand among the real runs")
     print(json.dumps(measure_here(int(sys.argv[1]))))
