@@ -1,5 +1,6 @@
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -7,6 +8,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import launch as launching
+from tests.rl.conftest import write_questions
 
 ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
 WORK = """
@@ -18,7 +20,7 @@ Path(os.environ["PROGRESS"]).write_text(json.dumps(progress))
 if sys.argv[1] == "fail":
     sys.exit("error: the reader is gone")
 folder = Path(sys.argv[2])
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 (folder / "result.json").write_text(json.dumps({"key": "k", "values": {"steps": 4}}))
 """.replace('"PROGRESS"', f'"{PROGRESS_ENV}"')
 
@@ -27,6 +29,7 @@ folder.mkdir(parents=True)
 def work(world, monkeypatch, tmp_path):
     """`launch` on the small world, with a stand-in for the training's process."""
     monkeypatch.setattr(paths, "RUNS", tmp_path)
+    write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=2)
     seen = []
     monkeypatch.setattr(
         launching.Progress, "update", lambda bar, n, note: seen.append((n, note)), raising=True
@@ -44,6 +47,14 @@ def work(world, monkeypatch, tmp_path):
 def test_launch_returns_the_record_and_shows_progress(work):
     assert work("well")["values"] == {"steps": 4}
     assert (3, "reward 0.5") in work.seen
+
+
+def test_a_complete_run_is_read_without_a_process(work, monkeypatch):
+    class Complete:
+        complete, result = True, {"values": {"steps": 4}}
+
+    monkeypatch.setattr(launching, "open_run", lambda *_: nullcontext(Complete()))
+    assert work("fail")["values"] == {"steps": 4}
 
 
 def test_launch_stops_when_told(work):
