@@ -85,11 +85,16 @@ def printed(kind: str, value: float, low: float, high: float) -> str:
 
 
 def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) -> Finding | None:
-    """The verdict of the data; None when a run that the claim needs is not there. curves: label -> reward per step."""
+    """The verdict of the data; None when a run that the claim needs is not there, or too short for it.
+
+    curves: label -> reward per step.
+    """
     if claim.kind == "reward":
         if claim.ours not in curves:
             return None
-        value, low, high = rise(curves[claim.ours])
+        if (risen := rise(curves[claim.ours])) is None:
+            return None
+        value, low, high = risen
         steps = len(curves[claim.ours])
         return Finding(claim, value, low, high, verdict(low, high), (1,), None, steps, _curve(claim, results))
     if claim.ours not in results.measured or claim.theirs not in results.measured:
@@ -201,11 +206,14 @@ def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> di
     }
 
 
-def rise(rewards: Sequence[float]) -> tuple[float, float, float]:
-    """(last minus first, low, high): means over `WINDOW_STEPS` steps at either end, steps taken as independent."""
+def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
+    """(last minus first, low, high): means over `WINDOW_STEPS` steps at either end, steps taken as independent.
+
+    None for a training of less than four steps.
+    """
     width = min(WINDOW_STEPS, len(rewards) // 2)
     if width < 2:
-        return math.nan, -math.inf, math.inf
+        return None
     means, spreads = [], []
     for part in (rewards[:width], rewards[-width:]):
         mean = sum(part) / width
