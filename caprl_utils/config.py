@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.schema import RL, Curation, Images, ModelConfig, Models, Prism, Profile, Settings
 
 __all__ = [
@@ -187,20 +187,17 @@ def _check(names: list[str]) -> None:
         print(f"{profile.name}: ok, {profile.section_hash()}")
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
     usage = "usage: python -m caprl_utils.config show|check [PROFILE]"
     if not argv or argv[0] not in ("show", "check"):
         print(usage, file=sys.stderr)
         return 2
-    try:
-        if argv[0] == "check":
-            _check(argv[1:])
-        else:
-            _show(argv[1] if len(argv) > 1 else "mini")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if argv[0] == "check":
+        _check(argv[1:])
+    else:
+        _show(argv[1] if len(argv) > 1 else "mini")
     return 0
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from caprl_utils import paths, processes
 from caprl_utils.backends.weights import check_folder, misread_tokenizer
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.provenance import gpu_names
 from caprl_utils.schema import ModelConfig
 
@@ -210,6 +210,7 @@ def _why_ended(status: int, name: str, log: Path) -> str:
     )
 
 
+@command_line
 def main(arguments: list[str]) -> int:
     """Command line: serve a model until interrupted; returns the exit status."""
     import argparse
@@ -236,9 +237,6 @@ def main(arguments: list[str]) -> int:
                 flush=True,
             )
             raise UserError(_why_ended(server.process.wait(), given.model, server.log))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 0
 

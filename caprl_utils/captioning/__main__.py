@@ -17,7 +17,7 @@ from caprl_utils import prompts
 from caprl_utils.backends.base import Sampling
 from caprl_utils.captioning.check import Report, check_source
 from caprl_utils.captioning.job import Job, caption_source
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.schema import ModelConfig
 
 
@@ -73,6 +73,7 @@ def check_only(given: argparse.Namespace) -> Report:
         return check_source(given.source, table, given.shard_images, given.kinds, given.check, given.limit)
 
 
+@command_line
 def main(arguments: list[str]) -> int:
     """Run the job; returns the exit status: 0, 1 for an error, 130 when interrupted."""
     given = parser().parse_args(arguments)
@@ -91,9 +92,6 @@ def main(arguments: list[str]) -> int:
             prompt=given.prompt, retries=given.retries, kinds=given.kinds, limit=given.limit,
             shard_images=given.shard_images, check=given.check, skip_duplicates=given.skip_duplicates,
         )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130

@@ -7,19 +7,16 @@ import sys
 from pathlib import Path
 
 from caprl_utils.captioning.engines import work_in
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 
 
+@command_line
 def main(arguments: list[str]) -> int:
     """Work on the job of the folder named; returns the exit status."""
     if len(arguments) != 1:
         print("usage: python -m caprl_utils.captioning.worker FOLDER", file=sys.stderr)
         return 2
-    try:
-        work_in(Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    work_in(Path(arguments[0]))
     return 0
 
 

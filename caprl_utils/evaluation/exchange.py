@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation import imported
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism import load_samples
@@ -218,6 +218,7 @@ def _from_frame(frame: pd.DataFrame, file: Path) -> list[imported.Foreign]:
     ]  # fmt: skip
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m caprl_utils.evaluation.exchange", description=__doc__,
@@ -237,11 +238,7 @@ def main(argv: Sequence[str]) -> int:
     into.add_argument("--num-samples", type=int, help="as in the evaluation; the profile's number by default")
     into.add_argument("--name", required=True, help="of the run, runs/<profile>/vqa/NAME")
     arguments = parser.parse_args(argv)
-    try:
-        print(*(_export if arguments.command == "export" else _import)(arguments), sep="\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(*(_export if arguments.command == "export" else _import)(arguments), sep="\n")
     return 0
 
 

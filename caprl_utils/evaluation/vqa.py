@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import prompts
 from caprl_utils.backends import Backend, open_backend
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation import judging, prism_scores
 from caprl_utils.evaluation.benchmarks import pretraining_benchmarks
 from caprl_utils.evaluation.prism import image_ids, load_samples, project_modules, samples_hash
@@ -112,6 +112,7 @@ def one_image_each(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, l
     return asked, left_out
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; prints the scores and returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -130,11 +131,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--reader", choices=("choice", "greedy", "sampled"), help="the profile's by default")
     parser.add_argument("--scoring", choices=("standard", "caprl"), help="the profile's by default")
     arguments = parser.parse_args(argv)
-    try:
-        print(_evaluate(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(_evaluate(arguments))
     return 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from caprl_utils import gpus
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.planning import missing
 from caprl_utils.planning.graph import Step, steps
 from caprl_utils.schema import Profile
@@ -50,6 +50,7 @@ def _total(graph: Sequence[Step]) -> str:
     )
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -60,11 +61,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--profile", default="mini")
     arguments = parser.parse_args(argv)
-    try:
-        print("\n".join(lines(load_profile(arguments.profile), arguments.notebooks)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print("\n".join(lines(load_profile(arguments.profile), arguments.notebooks)))
     return 0
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.schema import Pretraining, PretrainingStage
 
 FILES = paths.CONFIGS / "llamafactory"
@@ -170,16 +170,13 @@ def example(profile_name: str, name: str) -> str:
     return to_yaml(arguments, f"stage {name}, setting {setting}; made by: {how}")
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Print the YAMLs of a profile; returns the exit status."""
     if len(argv) != 1:
         print("usage: python -m caprl_utils.pretraining.arguments PROFILE", file=sys.stderr)
         return 2
-    try:
-        print("\n".join(example(argv[0], name) for name in STAGES), end="")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print("\n".join(example(argv[0], name) for name in STAGES), end="")
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining.arguments import num_steps, stage_of
 from caprl_utils.pretraining.prepare import Prepared, dataset_of, prepare
@@ -126,6 +126,7 @@ def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]
     return records
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -136,13 +137,9 @@ def main(argv: Sequence[str]) -> int:
         "--item", action="append", choices=ITEMS, help="what to make; the profile's items by default"
     )
     arguments = parser.parse_args(argv)
-    try:
-        profile = load_profile(arguments.profile)
-        prepare_process(profile)
-        records = run(profile, tuple(arguments.item or ()) or None)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    profile = load_profile(arguments.profile)
+    prepare_process(profile)
+    records = run(profile, tuple(arguments.item or ()) or None)
     for name, record in records.items():
         print(f"{name:<40} {100 * record['values']['average']:.1f}")
     return 0

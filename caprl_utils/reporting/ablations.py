@@ -17,7 +17,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile, nearest
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.evaluation.statistics import holm
@@ -306,6 +306,7 @@ def experiments_of(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(row.experiment for row in rows if row.experiment is not None))
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -315,15 +316,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--train", action="store_true", help="first make the trainings that the items need")
     arguments = parser.parse_args(argv)
-    try:
-        profile = load_profile(arguments.profile)
-        if arguments.train:
-            prepare_process(profile)
-            run_all(arguments.profile, experiments_of(arguments.names))
-        written = write_all(profile, arguments.names)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    profile = load_profile(arguments.profile)
+    if arguments.train:
+        prepare_process(profile)
+        run_all(arguments.profile, experiments_of(arguments.names))
+    written = write_all(profile, arguments.names)
     for name in written:
         print(paths.shown(report3.report_folder(profile) / f"{name}.md"))
     return 0

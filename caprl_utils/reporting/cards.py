@@ -17,7 +17,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import write_atomic
@@ -299,15 +299,12 @@ def _card(kind: type, data: Any, body: Sequence[str]) -> str:
     return str(kind(content))
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.cards", description=__doc__)
     parser.add_argument("--profile", default="mini")
-    try:
-        written = write_all(load_profile(parser.parse_args(argv).profile))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    written = write_all(load_profile(parser.parse_args(argv).profile))
     print("\n".join(map(paths.shown, written)) or "nothing is finished yet")
     return 0
 

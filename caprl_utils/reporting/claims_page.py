@@ -21,7 +21,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import numbers, paper, report3
 from caprl_utils.reporting.claims import MARGIN, WINDOW_STEPS, Claim, printed
@@ -224,16 +224,13 @@ def _overview(rows: Sequence[Mapping[str, Any]], base: str) -> str:
     return "\n".join([*lines, "| " + " | ".join(map(str, cells)) + " |"])
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.claims_page", description=__doc__)
     parser.add_argument("--profile", default="mini")
-    try:
-        profile = load_profile(parser.parse_args(argv).profile)
-        write(profile)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    profile = load_profile(parser.parse_args(argv).profile)
+    write(profile)
     print(paths.shown(page_folder(profile) / "claims.md"))
     return 0
 

@@ -25,7 +25,7 @@ from markupsafe import Markup
 
 from caprl_utils import bench, paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import claims_page, report3
 from caprl_utils.reporting.ablation_items import ITEMS
@@ -176,15 +176,12 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.html", description=__doc__)
     parser.add_argument("--profile", default="mini")
-    try:
-        file = write(load_profile(parser.parse_args(argv).profile))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    file = write(load_profile(parser.parse_args(argv).profile))
     print(f"{paths.shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -7,7 +7,6 @@ Prism (results.py), so that a difference between two tables is never one of arit
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.evaluation.statistics import holm
@@ -226,15 +225,12 @@ def _markdown(
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+@command_line
 def main(make: Callable[[Profile], dict[str, Any]], name: str, argv: Sequence[str]) -> int:
     """Command line of an item; returns the exit status."""
     parser = argparse.ArgumentParser(prog=f"python -m caprl_utils.reporting.{name}")
     parser.add_argument("--profile", default="mini")
-    try:
-        profile = load_profile(parser.parse_args(argv).profile)
-        make(profile)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    profile = load_profile(parser.parse_args(argv).profile)
+    make(profile)
     print(paths.shown(report3.report_folder(profile) / f"{name}.md"))
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import write_atomic
 from caprl_utils.reporting import numbers
 
@@ -138,6 +138,7 @@ def update(readme: Path, check: bool = False) -> bool:
     return wanted == text
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     check = list(argv) == ["--check"]
@@ -145,11 +146,7 @@ def main(argv: Sequence[str]) -> int:
         print("usage: python -m caprl_utils.reporting.readme_map [--check]", file=sys.stderr)
         return 2
     readme = paths.ROOT / "README.md"
-    try:
-        current = update(readme, check)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    current = update(readme, check)
     if check and not current:
         print("error: the map in README.md is out of date; run: python -m caprl_utils.reporting.readme_map")
         return 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import note_access, write_atomic
@@ -205,16 +205,13 @@ def _name(benchmark: str) -> str:
     return get_benchmark(benchmark).name
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="caprl_utils.reporting.report3", description="Write Table 3.")
     parser.add_argument("--profile", default="mini")
-    try:
-        profile = load_profile(parser.parse_args(argv).profile)
-        write(profile)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    profile = load_profile(parser.parse_args(argv).profile)
+    write(profile)
     print(paths.shown(report_folder(profile) / "table3.md"))
     return 0
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.reporting.tables import from_record_path, look_up
 from caprl_utils.rl.ablations import MAIN
 
@@ -202,6 +202,7 @@ def command(profile: str, stage: str, run: str) -> str:
     return f"make {MAKERS.get(stage, 'reproduce')} PROFILE={profile}"
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; exit status 1 when nothing fits."""
     parser = argparse.ArgumentParser(
@@ -210,16 +211,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("item", help='report, then words of row and column: "table3 CapRL mini-chart"')
     parser.add_argument("--profile", default="mini")
     arguments = parser.parse_args(argv)
-    try:
-        folder = paths.reports_of(load_profile(arguments.profile).name)
-        if not arguments.item.split():
-            raise UserError('name a cell, for example ITEM="table3 CapRL mini-chart"')
-        cells = find(arguments.item, folder)
-        if not cells:
-            raise UserError(f"no cell of {paths.shown(folder)} fits {arguments.item!r}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    folder = paths.reports_of(load_profile(arguments.profile).name)
+    if not arguments.item.split():
+        raise UserError('name a cell, for example ITEM="table3 CapRL mini-chart"')
+    cells = find(arguments.item, folder)
+    if not cells:
+        raise UserError(f"no cell of {paths.shown(folder)} fits {arguments.item!r}")
     print("\n\n".join(describe(cell) for cell in cells[:MOST_SHOWN]))
     if len(cells) > MOST_SHOWN:
         print(f"\n{len(cells) - MOST_SHOWN} more cells fit; add a word of the row or column")

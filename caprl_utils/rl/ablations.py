@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caprl_utils.config import load_profile, nearest
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.notebook import prepare_process
 from caprl_utils.progress import Progress
 from caprl_utils.rl.experiment import load_experiment
@@ -201,6 +201,7 @@ def prism_name(run: str, role: str = "prism_reader") -> str:
     return run if role == "prism_reader" else f"{run}-by-{role}"
 
 
+@command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -209,13 +210,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", help="experiments (default: all of the profile)")
     parser.add_argument("--profile", default="mini", help="smoke | mini | one_gpu | paper")
     arguments = parser.parse_args(argv)
-    try:
-        prepare_process(load_profile(arguments.profile))
-        for row in run_all(arguments.profile, arguments.names):
-            print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    prepare_process(load_profile(arguments.profile))
+    for row in run_all(arguments.profile, arguments.names):
+        print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     return 0
 
 

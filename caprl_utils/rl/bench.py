@@ -23,7 +23,7 @@ from caprl_utils.backends import Sampling, open_backend
 from caprl_utils.backends.base import Backend
 from caprl_utils.config import load_profile
 from caprl_utils.curation.images import open_images
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.records import Question
 from caprl_utils.rl.reader import MAX_ANSWER_TOKENS, BackendReader, Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, qa_rewards
@@ -205,13 +205,10 @@ def bench() -> list[dict[str, Any]]:
     return [*bench_rewards(), *bench_packed(), *bench_noise()]
 
 
+@command_line
 def main() -> int:
     """Command line; returns the exit status."""
-    try:
-        rows = bench()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows = bench()
     for row in rows:
         print(json.dumps(row))
     return 0

@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile, merge, nearest, read_yaml
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.schema import Profile, Settings, setting
 
 EXPERIMENTS = paths.CONFIGS / "experiments"
@@ -202,16 +202,13 @@ def _section(loc: tuple[str | int, ...]) -> type[BaseModel]:
     return section
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Show an experiment over a profile; returns the exit status."""
     if len(argv) != 2:
         print("usage: python -m caprl_utils.rl.experiment EXPERIMENT PROFILE", file=sys.stderr)
         return 2
-    try:
-        experiment, profile = load_experiment(*argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    experiment, profile = load_experiment(*argv)
     shown = {**experiment.model_dump(mode="json"), "rl": profile.rl.model_dump(mode="json")}
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths, prompts
-from caprl_utils.errors import UserError
+from caprl_utils.errors import command_line
 from caprl_utils.hashing import file_hash, folder_hash
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
@@ -159,6 +159,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -170,13 +171,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if "LOCAL_RANK" in os.environ:  # a worker of `accelerate launch`, which itself dies with the notebook
         die_with_parent()
-    try:
-        experiment, profile = load_experiment(arguments.experiment, arguments.profile)
-        prepare_process(profile)
-        return train(experiment, profile, arguments.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    experiment, profile = load_experiment(arguments.experiment, arguments.profile)
+    prepare_process(profile)
+    return train(experiment, profile, arguments.seed)
 
 
 if __name__ == "__main__":

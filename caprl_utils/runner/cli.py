@@ -11,7 +11,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import Profile, load_profile, nearest
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import ACCESS_LOG_ENV
 from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
@@ -24,14 +24,12 @@ from caprl_utils.runs import Lock
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Returns the exit status: 0 done, 1 an error that was told, 2 wrong usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
         run_all(arguments.notebooks, arguments.profile, arguments.parameter)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; run again to continue", file=sys.stderr)
         return INTERRUPTED

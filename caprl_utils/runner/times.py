@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import write_json
 from caprl_utils.paths import shown
 
@@ -41,19 +41,16 @@ def note(profile_name: str, name: str, sec: float) -> None:
     write_json(_measured(profile_name), known)
 
 
+@command_line
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
     if len(argv) != 1:
         print("usage: python -m caprl_utils.runner.times PROFILE", file=sys.stderr)
         return 2
-    try:
-        times = _read(_measured(argv[0]))
-        if not times:
-            raise UserError(f"nothing measured yet: no {shown(_measured(argv[0]))}")
-        write_json(REPORT, _read(REPORT) | {argv[0]: times})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    times = _read(_measured(argv[0]))
+    if not times:
+        raise UserError(f"nothing measured yet: no {shown(_measured(argv[0]))}")
+    write_json(REPORT, _read(REPORT) | {argv[0]: times})
     print(shown(REPORT))
     return 0
 
