@@ -59,6 +59,10 @@ def _table3(content: Mapping[str, Any]) -> str:
     return f"{base} to {caprl} ({gain})"
 
 
+def _curves() -> str:
+    return "curves"
+
+
 def _summary(content: Mapping[str, Any]) -> str:
     return content["facts"]["summary"]
 
@@ -94,7 +98,14 @@ ITEMS = (
         _paper_average("table6_leakage.csv", "training_data", "Leaking20k", "Refined20k"),
         "table6.json", _summary,
     ),
-    Item("Figures 1c, 4, 5", "06_tables_and_figures", "figures", lambda: "curves"),
+    Item("Figure 1c: a judge's reward to CapRL's", "03_caprl_rl_training", "figures", _curves,
+         "figure1c.json", _summary),
+    Item("Figure 4: growing caption sets", "04_llamafactory_pretraining", "figure4", _curves,
+         "figure4.json", _summary),
+    Item("Figure 5: kinds of training images", "03_caprl_rl_training", "figures", _curves,
+         "figure5_left.json", _summary),
+    Item("Figure 5: number of training images", "03_caprl_rl_training", "figures", _curves,
+         "figure5_right.json", _summary),
 )  # fmt: skip
 
 
