@@ -117,8 +117,11 @@ lint: environment ## style, also of the notebooks
 test-fast: environment ## unit tests, offline
 	$(PY) -m pytest
 
-test-integration: environment ## tests that train or start servers
-	$(PY) -m pytest -m integration
+test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
+	$(PY) -m pytest -m integration $(TESTS)
+
+test-engines: TESTS := tests/backends/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl/test_rl_resume.py
+test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.
 test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
@@ -144,5 +147,5 @@ environment:
 FORCE:
 
 .PHONY: setup setup-main setup-llamafactory lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
-	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-notebooks clean help \
+	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE
