@@ -22,6 +22,7 @@ from caprl_utils.schema import Profile
 NAME = "figure4"
 # The paper's four panels, and the mini benchmarks of the same kinds of images; the average is ours.
 PANELS = ("infovqa", "chartqa", "seedbench2_plus", "ai2d", "mini-infographic", "mini-chart", "mini-geometry")
+_ASIDE = 0.04  # the second line's points, as a share of the axis: intervals must not hide each other
 
 
 def item(profile: Profile) -> Item:
@@ -50,11 +51,12 @@ def draw(results: Results, pairs: Mapping[str, int], stem: Path) -> list[str]:
     with style.styled():
         figure, all_axes = style.new_figure(len(panels), sharey=True)
         for axes, panel in zip(all_axes, panels, strict=True):
-            for (name, labels), look in zip(lines.items(), style.LOOKS, strict=False):
+            for aside, ((name, labels), look) in enumerate(zip(lines.items(), style.LOOKS, strict=False)):
                 points = [
                     (pairs[label], results.interval(label, panel)) for label in sorted(labels, key=pairs.get)
                 ]
-                sizes = [size for size, _ in points]
+                width = max(size for size, _ in points)
+                sizes = [size + _ASIDE * aside * width for size, _ in points]
                 means = [100 * part.value for _, part in points]
                 axes.plot(
                     sizes, means, color=look.colour, linestyle=look.line, marker=look.marker, label=name
@@ -65,7 +67,7 @@ def draw(results: Results, pairs: Mapping[str, int], stem: Path) -> list[str]:
                 title="Average" if panel == AVERAGE else get_benchmark(panel).name, xlabel="caption pairs"
             )
         all_axes[0].set_ylabel("accuracy (%), 95 % interval")
-        all_axes[-1].legend(loc="best")
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(lines))
         style.save(figure, stem)
     return [f"{stem.name}.svg"]
 
