@@ -73,12 +73,14 @@ table1 table2 figure4: environment
 	@$(RUN) 01_qa_curation 03_caprl_rl_training
 	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
 	@$(PY) -m caprl_utils.reporting.$@ --profile $(PROFILE)
+	@$(MAKE) --no-print-directory report
 
 figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: environment
 	@$(RUN) 01_qa_curation
 	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
+	@$(MAKE) --no-print-directory report
 
 report: environment ## claims, the one HTML page, and model and data cards, from what is there
 	@for part in claims_page html cards; do $(PY) -m caprl_utils.reporting.$$part --profile $(PROFILE) || exit 1; done

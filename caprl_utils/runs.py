@@ -108,13 +108,30 @@ class Run:
         parts: named JSON values or settings sections that change the output (config, prompts, data and model
         hashes); versions of the main packages are added. modules: the code that does; their imports too.
         """
-        for word in (stage, name):
-            if not word or word.startswith(".") or "/" in word:
-                raise ValueError(f"stage and name are plain folder names, got {word!r}")
-        run = cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, modules))
+        run = cls._of(profile, stage, name, parts, modules)
         run._lock.acquire()
         run._prepare()
         return run
+
+    @classmethod
+    def find(
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """The record of a complete run, else None; waits for no lock and leaves everything as it is."""
+        run = cls._of(profile, stage, name, parts, modules)
+        if not run.complete:
+            return None
+        note_access(run.folder / "result.json")
+        return run.result
+
+    @classmethod
+    def _of(
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+    ) -> "Run":
+        for word in (stage, name):
+            if not word or word.startswith(".") or "/" in word:
+                raise ValueError(f"stage and name are plain folder names, got {word!r}")
+        return cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, modules))
 
     def _prepare(self) -> None:
         old = _read_json(self.folder / "key.json")

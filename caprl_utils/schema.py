@@ -154,6 +154,11 @@ class RL(Settings):
     )
     save_every: int = setting(50, "author script: steps between checkpoints", False, ge=1)
     seeds: list[int] = setting([0], "ours: one training per seed; the paper says nothing", min_length=1)
+    preset: str | None = setting(
+        None,
+        "ours: experiment made for this hardware; all trainings take its sections training and rl",
+        False,
+    )
 
     @model_validator(mode="after")
     def _enough_images(self) -> "RL":

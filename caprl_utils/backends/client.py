@@ -191,7 +191,9 @@ class Client:
         server = min(state.servers, key=lambda s: s.busy + self.limits.in_flight * (s.failures > 0))
         server.busy += 1
         try:
-            async with server.slots, state.http.post(f"{server.url}/{path}", json=body) as response:
+            # a redirect would turn the POST into a GET without its body
+            post = state.http.post(f"{server.url}/{path}", json=body, allow_redirects=False)
+            async with server.slots, post as response:
                 data = await response.read()
             result = _result_of(response.status, response.headers, data, read)
         except TimeoutError:
@@ -200,6 +202,8 @@ class Client:
         except aiohttp.ClientError as error:
             server.failures += 1
             raise _RetryableError(f"{type(error).__name__}: {error} ({server.url})") from None
+        except ValueError as error:  # a password in ~/.netrc beside the API key: no retry mends it
+            raise RequestError(f"{error} ({server.url})") from None
         except _RetryableError:
             server.failures += 1
             raise

@@ -1,7 +1,7 @@
 """Donors of the mini world for assembled models: the zoo's own, and language models rewritten from it.
 
-Qwen2.5's part is played by the language half of a zoo VLM, without its patch merger: a language model that has met
-nothing but text needs more training to read visual tokens than this size of the tables has (reports/lab-log.md).
+Qwen2.5's part is played by the language half of a zoo VLM, without its patch merger. One that has met nothing but
+text would be nearer to the paper; whether tables of this size could teach it to read visual tokens was not tried.
 """
 
 from __future__ import annotations

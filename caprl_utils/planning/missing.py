@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from caprl_utils import paths, provenance
 from caprl_utils.evaluation.benchmarks import get_benchmark
@@ -48,10 +51,10 @@ def _models(profile: Profile) -> Iterator[str]:
     for role in type(profile.models).model_fields:
         model = profile.models[role]
         if model.backend == "endpoint":
-            port = model.base_urls[0].rpartition(":")[2].split("/")[0]
             for url in model.base_urls:
                 if url not in seen and not _answers(url):
-                    yield f"server {url} ({role}): make serve MODEL={model.path} PORT={port}"
+                    port = f" PORT={place}" if (place := urlsplit(url).port) else ""
+                    yield f"server {url} ({role}): make serve MODEL={model.path}{port}"
                 seen.add(url)
         elif model.path not in seen and not _have(model.path, "model"):
             yield f"model {model.path} ({role}): .venv/bin/hf download {model.path}"
@@ -72,7 +75,9 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/models", timeout=_ANSWER_SEC):
             return True
-    except OSError:
+    except HTTPError:
+        return True  # it answers, if only to those with a key
+    except (OSError, ValueError, HTTPException):
         return False
 
 

@@ -147,7 +147,10 @@ def _commands(profile: Profile, group: Sequence[Training]) -> tuple[str, ...]:
 
 def _on_cpu(profile: Profile, setting: str) -> PlanRow:
     trainings = [t for t in wanted(profile.pretraining) if t.setting == setting]
-    rows = sum(training.num_rows(profile.pretraining) for training in trainings)
+    settings = profile.pretraining
+    rows = round(
+        sum(t.num_rows(settings) * stage_of(settings, t.stage, t.setting).num_epochs for t in trainings)
+    )
     seconds = len(trainings) * START_SEC + rows * ROW_SEC
     hours = seconds / max(1, profile.pretraining.parallel_runs) / 3600
     return PlanRow(

@@ -34,7 +34,7 @@ from caprl_utils.rl.train import run_name
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
-MAKE = "make 03_caprl_rl_training"
+MAKE = "make reproduce"
 
 
 def write_all(

@@ -79,7 +79,7 @@ def captioner_card(profile: Profile, folder: Path) -> str:
         ("Method", f"GRPO; experiment `{experiment['name']}`: {experiment['description']}"),
         ("Reward", "a text-only reader answers from the caption" if reward == "qa" else f"judge `{reward}`"),
         ("Data", f"{numbers.count(record['n'])} images of `{experiment['data']['file']}`"),
-        ("Data hash", record["hashes"]["data"]),
+        ("Hash of the questions", record["hashes"]["questions"]),
         ("Steps", f"{values['steps']}, {experiment['rl']['group_size']} captions per image"),
         ("Reward, first to last steps", _ends(values, "reward", 3)),
         ("Caption tokens, first to last steps", _ends(values, "completion_tokens", 1)),

@@ -136,7 +136,7 @@ def load(
         if there and len(there) < len(folders) and not some_seeds:
             raise UserError(
                 f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
-                f"make the rest: make {maker} PROFILE={profile.name}"
+                f"make the rest: make reproduce PROFILE={profile.name}"
             )
         if there:
             measured[entry.label] = _measure(entry, there)

@@ -196,9 +196,9 @@ def _listed(hashes: Mapping[str, str]) -> str:
 
 def command(profile: str, stage: str, run: str) -> str:
     """What makes a run: the training behind a row of the ablations, or the notebook of its stage."""
-    experiment = re.match(r"(\w+)-seed\d+", run)
-    if stage in ("rl", "prism") and experiment and experiment[1] != MAIN:
-        return f"python -m caprl_utils.rl.ablations {experiment[1]} --profile {profile}"
+    training = re.match(r"(\w+)-seed(\d+)", run)
+    if stage in ("rl", "prism") and training and (training[1] != MAIN or training[2] != "0"):
+        return f"python -m caprl_utils.rl.ablations {training[1]} --profile {profile}"
     return f"make {MAKERS.get(stage, 'reproduce')} PROFILE={profile}"
 
 

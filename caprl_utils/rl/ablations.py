@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from caprl_utils.config import load_profile, nearest
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.notebook import prepare_process
 from caprl_utils.progress import Progress
+from caprl_utils.provenance import gpu_names
 from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.launch import launch
 from caprl_utils.rl.train import run_name
@@ -81,17 +82,23 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
     evaluation = Evaluation(profile)
+    workers = profile.ablations.parallel_runs
+    # models that train and models that caption do not fit on one GPU together
+    turn = threading.Lock() if workers == 1 and gpu_names() else nullcontext()
     rows: dict[Planned, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     with (
         Progress("training steps", sum(steps.values())) as bar,
-        _trainings(profile_name, profile.ablations.parallel_runs, steps, bar) as trainings,
+        _trainings(profile_name, workers, steps, bar, turn) as trainings,
     ):
-        evaluation.base()
+        with turn:
+            evaluation.base()
         for training in as_completed(trainings):
             one = trainings[training]
             try:
-                rows[one] = summary(one, training.result(), evaluation.of(one))
+                record = training.result()
+                with turn:
+                    rows[one] = summary(one, record, evaluation.of(one))
             except UserError as error:
                 if one.experiment == MAIN:
                     raise
@@ -106,7 +113,7 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
 
 @contextmanager
 def _trainings(
-    profile: str, workers: int, steps: Mapping[Planned, int], bar: Progress
+    profile: str, workers: int, steps: Mapping[Planned, int], bar: Progress, turn: AbstractContextManager
 ) -> Iterator[dict[Future, Planned]]:
     """All trainings on their way, the longest first; those still running at the end of the block are ended."""
     stopping, lock = threading.Event(), threading.Lock()
@@ -114,7 +121,8 @@ def _trainings(
 
     def train(one: Planned) -> dict[str, Any]:
         share = Share(one.name, bar, lock)
-        record = launch(one.experiment, profile, one.seed, share, stopping)
+        with turn:
+            record = launch(one.experiment, profile, one.seed, share, stopping)
         share.update(steps[one] - share.done, "complete")  # one that was complete before reports no steps
         return record
 

@@ -144,14 +144,15 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
 
     Raises UserError naming file, key and nearest valid key.
     """
+    base = load_profile(profile)  # an error of the profile alone is told as such
     file, values = _layers(name, seen=[])
+    values = merge(_preset(base.rl.preset), values)
     values.setdefault("name", file.stem)
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
         raise UserError(f"{paths.shown(file)}:\n{problems}") from None
-    base = load_profile(profile)  # an error of the profile alone is told as such
     if experiment.data.num_images == "ablation":
         data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
         experiment = experiment.model_copy(update={"data": data})
@@ -163,6 +164,15 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
         return experiment, load_profile(profile, {"rl": over})
     except UserError as error:
         raise UserError(f"{paths.shown(file)}, section rl, over profile {profile}: {error}") from None
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """What an experiment made for the profile's hardware says itself of training and rl."""
+    if name is None:
+        return {}
+    _layers(name, seen=[])  # names it when it is not there
+    own = read_yaml(EXPERIMENTS / f"{name}.yaml")
+    return {section: own[section] for section in ("rl", "training") if section in own}
 
 
 def _layers(name: str, seen: list[Path]) -> tuple[Path, dict[str, Any]]:

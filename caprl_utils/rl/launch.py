@@ -15,7 +15,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.provenance import gpu_names
 from caprl_utils.rl.experiment import load_experiment
-from caprl_utils.rl.train import STAGE, open_run, run_name
+from caprl_utils.rl.train import STAGE, finished, run_name
 from caprl_utils.runs import load_result
 
 _POLL_SEC = 0.5
@@ -47,11 +47,8 @@ def launch(
     stopping = stopping or threading.Event()
     loaded, resolved = load_experiment(experiment, profile)
     name = run_name(loaded.name, seed)
-    with open_run(
-        loaded, resolved, seed
-    ) as run:  # here: a process takes ten seconds to say that all is there
-        if run.complete:
-            return run.result
+    if (record := finished(loaded, resolved, seed)) is not None:
+        return record  # a process takes ten seconds to say so
     logs = paths.RUNS / resolved.name / STAGE / ".logs"
     log, state = logs / f"{name}.log", logs / f"{name}.progress.json"
     log.unlink(missing_ok=True)

@@ -26,7 +26,6 @@ QUESTION_TOKENS = 80
 LORA_SHARE = 0.03  # ours: rank 64 on all linear layers of a 3B model
 GRADIENTS_AND_ADAM = 12  # bytes a trainable weight: float32 gradient and two moments
 FLOAT32 = 4
-PRESETS = {"paper": "two_nodes", "one_gpu": "one_gpu"}  # profile -> experiment made for its hardware
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ def _weights_in(file: Path) -> int:
 def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, Any]]:
     """Rows {part, item, value, unit, formula} for one training of a profile, and for all of them.
 
-    experiment: by default the preset for the profile's hardware, else the main one. value is None where a model's size
+    experiment: by default the main one. value is None where a model's size
     is not known.
     """
-    experiment = experiment or PRESETS.get(profile.name, MAIN)
+    experiment = experiment or MAIN
     loaded, resolved = load_experiment(experiment, profile.name)
     rl, policy = resolved.rl, size_of(resolved.models.policy.path)
     reader = size_of(resolved.models[loaded.reward.role].path)

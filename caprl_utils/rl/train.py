@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from caprl_utils.rl.trainer import CaptionTrainer
 
 STAGE = "rl"
+MODULES = ["caprl_utils.rl.train"]
 STOPPED = 143  # 128 + SIGTERM
 _WINDOW = 10  # steps at either end that the record averages
 
@@ -40,14 +41,26 @@ def run_name(experiment: str, seed: int | str) -> str:
 
 def open_run(experiment: Experiment, profile: Profile, seed: int) -> Run:
     """The run's folder, locked; its key covers settings, data, models, prompts and code."""
+    return Run.open(
+        profile, STAGE, run_name(experiment.name, seed), _parts(experiment, profile, seed), MODULES
+    )
+
+
+def finished(experiment: Experiment, profile: Profile, seed: int) -> dict[str, Any] | None:
+    """The record of a complete run; None when something of it is to be done."""
+    return Run.find(
+        profile, STAGE, run_name(experiment.name, seed), _parts(experiment, profile, seed), MODULES
+    )
+
+
+def _parts(experiment: Experiment, profile: Profile, seed: int) -> dict[str, Any]:
     settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
     shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
-    parts = {
+    return {
         "rl": shared, **settings, "seed": seed, "prompts": prompts.prompt_hash(),
         "questions": file_hash(data_file(profile, experiment.data)),
         "policy": _identity(profile.models.policy), "scorer": _identity(profile.models[experiment.reward.role]),
     }  # fmt: skip
-    return Run.open(profile, STAGE, run_name(experiment.name, seed), parts, modules=["caprl_utils.rl.train"])
 
 
 def _identity(model: ModelConfig) -> Any:

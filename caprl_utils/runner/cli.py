@@ -120,10 +120,14 @@ def _run_one(job: Job, profile: Profile, place: Place) -> bool:
         if is_valid(stamp, job.key):
             return False
         stamp.unlink(missing_ok=True)
+        stopped = any(
+            (folder / name).exists() for name in (f".{job.name}.tmp.ipynb", f"{job.name}.failed.ipynb")
+        )
         begin = time.monotonic()
         _execute(job, folder, place)
         sec = time.monotonic() - begin
-        times.note(profile.name, job.name, sec)
+        if not stopped:  # what goes on where an earlier one was stopped takes less
+            times.note(profile.name, job.name, sec)
         print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
         # the code may have been edited meanwhile: stamp what was there at the start
         write_stamp(stamp, job.key, _side_file(folder, job.name, "access"))

@@ -21,7 +21,8 @@ def test_the_command_line(reader_folder, monkeypatch):
     monkeypatch.setattr(server, "gpu_names", lambda: [])
     line = " ".join(server.command(ModelConfig(path=str(reader_folder)), 8123, 512))
     for part in ("--host 127.0.0.1 --port 8123", "--generation-config vllm", "--max-model-len 512",
-                 "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2"):  # fmt: skip
+                 "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2",
+                 "--no-enable-chunked-prefill"):  # fmt: skip
         assert part in line
     assert "--trust-remote-code" not in line
     monkeypatch.setattr(server, "gpu_names", lambda: ["H100"])

@@ -21,7 +21,7 @@ def captioner(profile, prism_run):
         "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"},
     }  # fmt: skip
     values = {"steps": 12, "reward_first": 0.25, "reward_last": 0.7}
-    with Run.open(profile, "rl", "caprl-seed0", {"data": "d"}, MODULES) as run:
+    with Run.open(profile, "rl", "caprl-seed0", {"data": "settings", "questions": "d"}, MODULES) as run:
         run.finish(values=values, n=318, unit="image", experiment=experiment)
     prism_run(profile, "caprl-seed0", right=14)
     return run.folder

@@ -161,3 +161,13 @@ def test_variance_by_source(finished):
 def test_smallest_difference_that_the_images_can_show(finished):
     # 12 of 40 images differ by 1: sd 0.464; (1.96 + 0.84) * 0.464 / sqrt(40)
     assert table3.detectable_difference(load(finished), "mini-chart") == pytest.approx(0.2056, abs=1e-3)
+
+
+def test_one_of_two_seeds_makes_a_table_where_that_is_asked_for(finished):
+    both = finished.model_copy(update={"rl": finished.rl.model_copy(update={"seeds": [0, 1]})})
+    found = load(both, some_seeds=True)
+    assert found.training_seeds == [0] and found.missing["CapRL-3B"] == ["caprl-seed1"]
+    with pytest.raises(
+        UserError, match="1 of 2 training seeds were evaluated; make the rest: make reproduce"
+    ):
+        load(both)

@@ -1,6 +1,7 @@
 """The loop over experiments: what is trained, in which order, and evaluated how."""
 
 import threading
+import time
 
 import pytest
 
@@ -133,3 +134,22 @@ def test_interrupted_ends_all_trainings(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         ablations.run_all("mini", ["short", "rounds_1", "rounds_2"])
     assert sorted(ended) == ["rounds_1", "short"]  # the third never started
+
+
+def test_on_one_gpu_nothing_is_evaluated_beside_a_training(monkeypatch):
+    busy = []
+    record = {"n": 9, "values": dict.fromkeys(
+        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
+
+    def alone(result):
+        assert not busy, "two at once on one GPU"
+        busy.append(1)
+        time.sleep(0.01)
+        busy.pop()
+        return result
+
+    monkeypatch.setattr(ablations, "gpu_names", lambda: ["H100"])
+    monkeypatch.setattr(ablations, "launch", lambda *_: alone(record))
+    monkeypatch.setattr(ablations.Evaluation, "_evaluate", lambda *_: alone({"values": {"average": 0.5}}))
+    rows = ablations.run_all("one_gpu")
+    assert [row["accuracy"] for row in rows] == [0.5] * len(ablations.planned(load_profile("one_gpu")))

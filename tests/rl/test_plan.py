@@ -3,6 +3,7 @@
 import pytest
 
 from caprl_utils.config import load_profile
+from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.plan import plan_rl, size_of
 
 
@@ -12,7 +13,7 @@ def plan(name: str, experiment: str | None = None) -> dict:
 
 def test_paper_size_by_hand():
     rows = plan("paper")
-    assert rows["experiment"] == "two_nodes" and rows["processes"] == 16
+    assert rows["experiment"] == "caprl" and rows["processes"] == 16
     assert rows["captions a step"] == 1024 and rows["passes over the images"] == pytest.approx(3.072)
     # 1800 steps x 10 x 3.75e9 x 1024 x 2100 / (990e12 x 0.35) / 3600
     assert rows["GPU-hours, training"] == pytest.approx(116.36, abs=0.01)
@@ -21,9 +22,11 @@ def test_paper_size_by_hand():
     assert rows["on a GPU of 80 GB"] == "fits"
 
 
-def test_one_gpu_needs_adapters():
-    assert plan("one_gpu", "caprl")["on a GPU of 80 GB"].startswith("does not fit: training.lora")
+def test_one_gpu_trains_adapters_by_the_profiles_preset():
+    experiment, profile = load_experiment("rounds_1", "one_gpu")
+    assert experiment.training.lora.rank == 64 and profile.rl.learning_rate == 1e-5 and profile.rl.rounds == 1
     assert plan("one_gpu")["on a GPU of 80 GB"] == "fits"
+    assert load_experiment("rounds_1", "mini")[0].training.lora is None
 
 
 def test_size_from_files_and_unknown():
