@@ -99,13 +99,13 @@ def claims_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         (
             row["id"],
             [
-                Cell(row["claim"].text), Cell(paper_text(row["group"], row["claim"])), Cell(test_text(row["claim"])),
-                _difference_cell(row["found"]), _count_cell(row), _verdict_cell(row),
+                Cell(row["claim"].text), _verdict_cell(row), _difference_cell(row["found"]),
+                Cell(paper_text(row["group"], row["claim"])), Cell(test_text(row["claim"])), _count_cell(row),
             ],
         )
         for row in rows
     ]  # fmt: skip
-    heads = ["Statement", "The paper's numbers", "Our test", "Difference, 95 % interval", "n", "Verdict"]
+    heads = ["Statement", "Verdict", "Difference, 95 % interval", "The paper's numbers", "Our test", "n"]
     return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
 
 

@@ -55,12 +55,12 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(finished, tmp_pa
         and sum(counts.values()) == len(content["tables"][0]["rows"])
     )
     rows = {row["label"]: [cell["text"] for cell in row["cells"]] for row in content["tables"][0]["rows"]}
-    statement, of_paper, test, gap, count, verdict = rows["Table 3 (1)"]
+    statement, verdict, gap, of_paper, test, count = rows["Table 3 (1)"]
     assert statement.startswith("CapRL's captions serve") and of_paper == "48.3 against 39.9 (+8.4)"
     assert test == "accuracy: CapRL-3B − 3B (base) above 0" and verdict == "**supported**"
     assert gap.startswith("+30.0 points [+") and count == "80 images; 1 against 1 evaluated"
-    assert rows["Table 3 (2)"][-1] == rows["Table 5 (1)"][-1] == "not run"
-    assert rows["Table 5 (1)"][3:5] == ["–", "–"]
+    assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
+    assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
     page = (tmp_path / "claims.md").read_text(encoding="utf-8")
     assert "| [Table 3: caption quality in the Prism framework](./table3.md) | 13 |" in page
     with open(tmp_path / "claims.csv", encoding="utf-8", newline="") as file:
@@ -76,7 +76,7 @@ def test_the_page_of_mini_stands_beside_its_folder(finished):
     claims_page.write(finished)
     assert "(mini/table3.md)" in (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
     content = json.loads((paths.REPORTS / "mini" / "claims.json").read_text(encoding="utf-8"))
-    (source,) = content["tables"][0]["rows"][14]["cells"][-1]["sources"]
+    (source,) = content["tables"][0]["rows"][14]["cells"][1]["sources"]
     assert source == {"file": "reports/mini/table3.json", "key": "facts/claims/0/verdict"}
 
 
