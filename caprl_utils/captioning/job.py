@@ -155,6 +155,8 @@ def prepare(job: Job, folder: Path) -> Manifest:
     now = {"key": job.key, "source": source_hash(job.source)}
     with manifest.locked("prepare"):
         record = folder / "job.json"
+        if record.exists() and _is_other(record, now) and _nothing_done(folder):
+            record.unlink()  # the model could not be loaded, say: there is nothing to keep
         if not record.exists():
             _check_empty(folder)
             report = check_source(
@@ -178,6 +180,16 @@ def prepare(job: Job, folder: Path) -> Manifest:
             f"under another name, or delete {shown(folder)}."
         )
     return manifest
+
+
+def _is_other(record: Path, now: dict[str, Any]) -> bool:
+    before = read_job(record.parent)
+    return {name: before[name] for name in now} != now
+
+
+def _nothing_done(folder: Path) -> bool:
+    """No caption, no failure, and nobody at work."""
+    return not any(file.is_file() for name in FOLDERS for file in (folder / name).rglob("*"))
 
 
 def _check_empty(folder: Path) -> None:

@@ -15,10 +15,11 @@ from scripted_captioner import LOOP, Scripted, fill, picture
 
 from caprl_utils.backends.base import Sampling
 from caprl_utils.captioning import manifest as claims
-from caprl_utils.captioning.job import caption_source
+from caprl_utils.captioning.job import WORK_SUFFIX, caption_source, make_job, prepare
 from caprl_utils.captioning.manifest import Manifest
 from caprl_utils.captioning.work import SetRow
 from caprl_utils.errors import UserError
+from caprl_utils.schema import ModelConfig
 
 SAMPLING = Sampling(max_tokens=16, temperature=1.0, n=2, seed=3)
 IMAGES = 11
@@ -169,6 +170,13 @@ def test_a_dead_captioner_stops_the_job(images, tmp_path):
     ):
         caption(images, tmp_path / "c.parquet", Scripted(broken=everything))
     assert caption(images, tmp_path / "c.parquet").images == IMAGES
+
+
+def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
+    out, none = tmp_path / "c.parquet", ModelConfig(path="nobody/nothing")
+    job = make_job(str(images), none, Sampling(max_tokens=8), "endpoint")
+    prepare(job, out.with_name(out.name + WORK_SUFFIX))
+    assert caption(images, out).images == IMAGES
 
 
 def test_other_settings_and_changed_images_are_refused(images, tmp_path):
