@@ -134,7 +134,7 @@ def pinned(tmp_path, vlm, cores, num_images):
     model = ModelConfig(path=str(vlm), batch_size=8)
     sampling = Sampling(max_tokens=24, temperature=1.0)
     folder = tmp_path / name
-    job = make_job(f"mini-world:rl:{num_images}", model, sampling, "local", retries=0, shard_images=16)
+    job = make_job(f"mini-world:rl:{num_images}", model, sampling, "local", retries=0, shard_images=8)
     manifest = prepare(job, folder)
     ready, go = [tmp_path / f"{name}-ready-{core}" for core in cores], tmp_path / f"{name}-go"
     logs = [tmp_path / f"{name}-{core}.log" for core in cores]
@@ -166,8 +166,8 @@ def test_two_workers_on_two_cores_are_at_least_1_8_times_as_fast(tmp_path, vlm):
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    one, (alone,), others_then = pinned(tmp_path, vlm, cores[:1], 480)
-    two, shared, others = pinned(tmp_path, vlm, cores, 480)
+    one, (alone,), others_then = pinned(tmp_path, vlm, cores[:1], 720)
+    two, shared, others = pinned(tmp_path, vlm, cores, 720)
     found = (
         f"seconds {one:.1f} and {two:.1f}: {one / two:.2f} times; CPU seconds {alone:.1f} and {shared}: "
         f"{alone / max(shared):.2f} times; cores that others used {others_then:.2f} and {others:.2f}"
