@@ -8,7 +8,6 @@ it in as README.md when you upload one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile
 from caprl_utils.errors import command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import write_atomic
 from caprl_utils.reporting import numbers
+from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.tables import record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import ModelConfig, Profile
@@ -302,9 +301,7 @@ def _card(kind: type, data: Any, body: Sequence[str]) -> str:
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.cards", description=__doc__)
-    parser.add_argument("--profile", default="mini")
-    written = write_all(load_profile(parser.parse_args(argv).profile))
+    written = write_all(profile_of(argv, "cards", __doc__))
     print("\n".join(map(paths.shown, written)) or "nothing is finished yet")
     return 0
 

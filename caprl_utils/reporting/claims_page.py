@@ -8,7 +8,6 @@ Writes reports/claims.md for profile mini (<report folder>/claims.md for others)
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile
 from caprl_utils.errors import command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import numbers, paper, report3
 from caprl_utils.reporting.claims import MARGIN, WINDOW_STEPS, Claim, printed
+from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.statements import Group, groups
 from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
 from caprl_utils.schema import Profile
@@ -227,9 +226,7 @@ def _overview(rows: Sequence[Mapping[str, Any]], base: str) -> str:
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.claims_page", description=__doc__)
-    parser.add_argument("--profile", default="mini")
-    profile = load_profile(parser.parse_args(argv).profile)
+    profile = profile_of(argv, "claims_page", __doc__)
     write(profile)
     print(paths.shown(page_folder(profile) / "claims.md"))
     return 0

@@ -7,7 +7,6 @@ Written from the Markdown reports, with their figures inside. The same reports g
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import re
@@ -24,12 +23,12 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from caprl_utils import bench, paths
-from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import claims_page, report3
 from caprl_utils.reporting.ablation_items import ITEMS
 from caprl_utils.reporting.bench_table import bench_markdown
+from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.statements import groups
 from caprl_utils.schema import Profile
 
@@ -179,9 +178,7 @@ def _template() -> Any:
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m caprl_utils.reporting.html", description=__doc__)
-    parser.add_argument("--profile", default="mini")
-    file = write(load_profile(parser.parse_args(argv).profile))
+    file = write(profile_of(argv, "html", __doc__))
     print(f"{paths.shown(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     return 0
 

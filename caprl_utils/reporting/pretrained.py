@@ -6,14 +6,12 @@ Prism (results.py), so that a difference between two tables is never one of arit
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile
 from caprl_utils.errors import command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
@@ -21,6 +19,7 @@ from caprl_utils.evaluation.statistics import holm
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import VANILLA, CaptionSet, final_name
 from caprl_utils.reporting import claims, numbers, report3
+from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import Entry, Measured, Results, load
 from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
@@ -228,9 +227,7 @@ def _markdown(
 @command_line
 def main(make: Callable[[Profile], dict[str, Any]], name: str, argv: Sequence[str]) -> int:
     """Command line of an item; returns the exit status."""
-    parser = argparse.ArgumentParser(prog=f"python -m caprl_utils.reporting.{name}")
-    parser.add_argument("--profile", default="mini")
-    profile = load_profile(parser.parse_args(argv).profile)
+    profile = profile_of(argv, name)
     make(profile)
     print(paths.shown(report3.report_folder(profile) / f"{name}.md"))
     return 0

@@ -5,19 +5,18 @@
 The same results give the same bytes. Provenance (runs, keys, commits) stands in the JSON.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reporting import claims, figures, numbers, table3
+from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import BASE, CAPRL, Results, load
 from caprl_utils.reporting.table3_claims import CLAIMS
@@ -208,9 +207,7 @@ def _name(benchmark: str) -> str:
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="caprl_utils.reporting.report3", description="Write Table 3.")
-    parser.add_argument("--profile", default="mini")
-    profile = load_profile(parser.parse_args(argv).profile)
+    profile = profile_of(argv, "report3", "Write Table 3.")
     write(profile)
     print(paths.shown(report_folder(profile) / "table3.md"))
     return 0

@@ -11,10 +11,10 @@ import pytest
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
-from caprl_utils.pretraining import arguments, data, launch, stages
+from caprl_utils.pretraining import arguments, launch, stages
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.pretraining.stages import Inputs
 from caprl_utils.vlm_init import assemble
+from tests.pretraining.conftest import BATCH, STEPS, inputs_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -23,22 +23,8 @@ pytestmark = [
         not launch.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
     ),
 ]
-STEPS, BATCH, KILLED_AT = 6, 2, 4
+KILLED_AT = 4
 SETTINGS = {"qwen2_5_vl": "mini-qwen-3b", "llava": "mini-internlm-clip"}
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """A data folder with conversations of the mini world; returns folder and number of rows."""
-    from caprl_utils.mini.pretraining import conversations
-
-    folder = tmp_path_factory.mktemp("data")
-    examples = []
-    for name, image, turns in conversations(STEPS * BATCH, seed=1):
-        image.save(folder / f"{name}.png")
-        examples.append(data.about_image(name, f"{name}.png", turns))
-    data.write_examples(folder, "rows", examples)
-    return folder, len(examples)
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
@@ -54,8 +40,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(stage, model, rows):
     pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
     changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1} | pace
     profile = load_profile("mini", {"pretraining": changed})
-    folder, num_rows = rows
-    inputs = Inputs(model, folder, "rows", file_hash(folder / "rows.jsonl"), folder, num_rows)
+    inputs = inputs_of(model, rows)
     names = [f"{kind}-{model.name}-{stage}" for kind in ("undisturbed", "killed")]
     homes = [stages.folder_of(profile, name) for name in names]
     whole, killed = (Training(name, SETTINGS[model.name], stage, None) for name in names)

@@ -11,10 +11,9 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import file_hash
-from caprl_utils.pretraining import arguments, budget, data, launch, stages
+from caprl_utils.pretraining import arguments, budget, launch, stages
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.pretraining.stages import Inputs
+from tests.pretraining.conftest import BATCH, STEPS, inputs_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -24,7 +23,6 @@ pytestmark = [
     ),
 ]
 PROBE = Path(__file__).with_name("lf_probe.py")
-STEPS, BATCH = 6, 2
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +37,10 @@ def small_model(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """A data folder with conversations of the mini world; returns folder and rows."""
-    from caprl_utils.mini.pretraining import conversations
-
-    folder = tmp_path_factory.mktemp("data")
-    examples = []
-    for name, image, turns in conversations(STEPS * BATCH, seed=1):
-        image.save(folder / f"{name}.png")
-        examples.append(data.about_image(name, f"{name}.png", turns))
-    data.write_examples(folder, "sft", examples)
-    return folder, examples
-
-
 def small_profile():
     stage = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH}
     changed = {"align": stage, "further": stage, "sft": stage, "save_every": 2, "parallel_runs": 1}
     return load_profile("mini", {"pretraining": changed})
-
-
-def inputs_of(model, rows):
-    folder, examples = rows
-    return Inputs(model, folder, "sft", file_hash(folder / "sft.jsonl"), folder, len(examples))
 
 
 def probe(kind, config, *overrides, distributed=False):

@@ -1,0 +1,29 @@
+"""Rows for real LLaMA-Factory runs."""
+
+import pytest
+
+from caprl_utils.hashing import file_hash
+from caprl_utils.pretraining import data
+from caprl_utils.pretraining.stages import Inputs
+
+STEPS, BATCH = 6, 2
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """A data folder with conversations of the mini world; returns folder and rows."""
+    from caprl_utils.mini.pretraining import conversations
+
+    folder = tmp_path_factory.mktemp("data")
+    examples = []
+    for name, image, turns in conversations(STEPS * BATCH, seed=1):
+        image.save(folder / f"{name}.png")
+        examples.append(data.about_image(name, f"{name}.png", turns))
+    data.write_examples(folder, "sft", examples)
+    return folder, examples
+
+
+def inputs_of(model, rows):
+    """What a training of a model on these rows starts from."""
+    folder, examples = rows
+    return Inputs(model, folder, "sft", file_hash(folder / "sft.jsonl"), folder, len(examples))
