@@ -80,9 +80,8 @@ class EndpointBackend:
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. The servers stay full as long as there are requests."""
-        model = self.served
         jobs = (
-            (request, index, self._body(model, request, sampling, index))
+            (request, index, self.chat_body(request, sampling, index))
             for request in requests
             for index in range(sampling.n)
         )
@@ -100,10 +99,10 @@ class EndpointBackend:
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
-        model, ids = self.served, self.choice_ids(tuple(choices))
+        ids = self.choice_ids(tuple(choices))
         extra = {"logprobs": True, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
         jobs = (
-            (place, self._body(model, request, Sampling(max_tokens=1), 0) | extra, ids)
+            (place, self.chat_body(request, Sampling(max_tokens=1)) | extra, ids)
             for place, request in enumerate(requests)
         )
         scores: list[list[float] | None] = [None] * len(requests)
@@ -133,14 +132,15 @@ class EndpointBackend:
             ids += tokens
         return ids
 
-    def _body(self, model: str, request: Request, sampling: Sampling, index: int) -> dict[str, Any]:
+    def chat_body(self, request: Request, sampling: Sampling, index: int = 0) -> dict[str, Any]:
+        """What is posted for one completion of a request."""
         content: Any = request.prompt
         if request.image is not None:
             image = {"type": "image_url", "image_url": {"url": self._data_url(request.image)}}
             content = [image, {"type": "text", "text": request.prompt}]
         messages = [{"role": "user", "content": content}]
         body = {
-            "model": model,
+            "model": self.served,
             "messages": messages,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

@@ -55,6 +55,7 @@ def evaluate(
     scoring: Mode | None = None,
     label: str | None = None,
     judge: Judge | None = None,
+    captions_run: str | None = None,
 ) -> dict[str, Any]:
     """Run the three stages, or what is left of them; returns the run's record.
 
@@ -62,7 +63,8 @@ def evaluate(
     says, or a `CaptionSource`. reader: a text-only model; for `ImageItself` a VLM. seed (of captions and
     sampled answers), reader_mode and scoring: the profile's by default. label: the model's name in
     samples.parquet. judge: for metrics that need one, the profile's by default; without any those samples
-    have no score and are counted.
+    have no score and are counted. captions_run: name of the captions' run, model_name by default; another
+    reader of the same captioner names the first one's.
     Raises UserError when a caption or an answer could not be had; finished rows stay on
     disk.
     """
@@ -84,7 +86,7 @@ def evaluate(
     with Run.open(profile, STAGE, model_name, parts, _modules(source, reader)) as run:
         if run.complete:
             return run.result
-        captions = all_captions(profile, model_name, source, images_of(samples))
+        captions = all_captions(profile, captions_run or model_name, source, images_of(samples))
         tasks = make_tasks(samples, captions, source.looks)
         answers = answer_all(tasks, reader, mode, run.rows("answers"), seed)
         facts = caption_facts(tasks, captions)
@@ -100,10 +102,10 @@ def evaluate(
 
 
 def all_captions(
-    profile: Profile, model_name: str, source: CaptionSource | ModelCaptions, images: Sequence[PrismImage]
+    profile: Profile, name: str, source: CaptionSource | ModelCaptions, images: Sequence[PrismImage]
 ) -> Mapping[str, list[Caption]]:
     """Image id -> captions. Those of a model are a run of their own,
-    runs/<profile>/captions/<model_name>, so that another reader or scorer does not caption again.
+    runs/<profile>/captions/<name>, so that another reader or scorer does not caption again.
     """
     if not isinstance(source, ModelCaptions):
         return source.captions(images)
@@ -112,7 +114,7 @@ def all_captions(
         "images": {image.id: pixel_hash(image.open) for image in images},
     }
     modules = ["caprl_utils.captioning.rows", *project_modules(source.backend)]
-    with Run.open(profile, CAPTIONS_STAGE, model_name, parts, modules) as run:
+    with Run.open(profile, CAPTIONS_STAGE, name, parts, modules) as run:
         captions = source.write(images, run.rows("captions"))
         if not run.complete:
             tokens = [caption.num_tokens for found in captions.values() for caption in found]

@@ -200,7 +200,7 @@ class Evaluation:
             self._readers[role] = open_backend(self.profile.models[role], self.profile)
         return prism.evaluate(
             self.profile, prism_name(name, role), open_backend(captioner, self.profile),
-            self._readers[role], self._samples,
+            self._readers[role], self._samples, captions_run=name,
         )  # fmt: skip
 
 

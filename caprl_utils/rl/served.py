@@ -22,8 +22,8 @@ from caprl_utils.rl.reader import BackendReader
 log = logging.getLogger(__name__)
 PROMPTS_PER_REQUEST = 64
 """Ours: 16 captions with four questions each; larger lists gain little and spread badly over several servers."""
-SURE_MASS = 0.999
-"""Ours: with so much probability on the letters an answer is drawn from them here, within 0.001 of the server's."""
+MAX_STRAY = 0.001
+"""Ours: an answer is drawn from the letters here where all other tokens together have at most this probability."""
 ANSWERS = "ABCDEFGHI"  # author script: the first of these capitals counts
 _TOLERANCE = 0.02  # between batches of another size; 16-bit servers differ by a few thousandths
 
@@ -45,12 +45,12 @@ class ServedReader(BackendReader):
         return [found[r.prompt] for r in requests]
 
     def _first_tokens(self, requests: Sequence[Request], temperature: float) -> list[str | None]:
-        """Drawn here where the letters hold nearly all probability; the other prompts are sampled by the server."""
+        """Drawn here where it is a letter nearly for sure; the other prompts are sampled by the server."""
         if not self._usable(requests):
             return super()._first_tokens(requests, temperature)
         rows = self.letter_logprobs(requests, ANSWERS)
         texts = [
-            _drawn(row, r, temperature) if row is not None and _mass(row) >= SURE_MASS else None
+            _drawn(row, r, temperature) if row is not None and stray(row, temperature) <= MAX_STRAY else None
             for row, r in zip(rows, requests, strict=True)
         ]
         unsure = [i for i, row in enumerate(rows) if row is not None and texts[i] is None]
@@ -142,8 +142,17 @@ def _json(response: Any) -> Any:
     return response.json()
 
 
-def _mass(logprobs: Sequence[float]) -> float:
-    return sum(map(math.exp, logprobs))
+def stray(logprobs: Sequence[float], temperature: float) -> float:
+    """The most that tokens other than the letters can have together at a temperature, relative to the letters.
+
+    logprobs: of the letters at temperature 1, which leaves 1 - sum p to the others. Their sum of p^(1/T) is largest
+    when one of them has it all. Above temperature 1 it depends on how many they are: infinite.
+    """
+    if temperature > 1:
+        return math.inf
+    letters = sum(math.exp(value / temperature) for value in logprobs)
+    rest = max(0.0, 1 - sum(map(math.exp, logprobs)))
+    return rest ** (1 / temperature) / letters if letters else math.inf
 
 
 def _drawn(logprobs: Sequence[float], request: Request, temperature: float) -> str:

@@ -133,7 +133,8 @@ def test_letters_by_probability():
 def test_images_and_prefill_are_sent_as_vllm_takes_them():
     image = Image.new("RGBA", (8, 8), "red")
     client = EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=["http://x/v1"]))
-    body = client._body("fake", Request("a", "What?", image, "The answer is"), Sampling(5, 0.6), 0)
+    client.served = "fake"  # as a server would say
+    body = client.chat_body(Request("a", "What?", image, "The answer is"), Sampling(5, 0.6))
     user, assistant = body["messages"]
     assert user["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert user["content"][1]["text"] == "What?"
@@ -141,7 +142,7 @@ def test_images_and_prefill_are_sent_as_vllm_takes_them():
     assert body["continue_final_message"] is True
     assert body["add_generation_prompt"] is False
     assert "repetition_penalty" not in body
-    assert body["seed"] != client._body("fake", Request("b", "What?"), Sampling(5), 0)["seed"]
+    assert body["seed"] != client.chat_body(Request("b", "What?"), Sampling(5))["seed"]
 
 
 def test_keys_come_from_the_environment(monkeypatch):

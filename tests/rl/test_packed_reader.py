@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caprl_utils.backends.base import Request
 from caprl_utils.backends.local import LocalBackend
-from caprl_utils.rl.packed import PackedReader, batches, pack
+from caprl_utils.rl.packed import PackedReader, batches, pack, tensors
 from caprl_utils.rl.reader import BackendReader
 from caprl_utils.schema import ModelConfig
 
@@ -43,27 +45,54 @@ def test_sampled_answers_repeat_and_follow_the_probabilities(backend, requests):
     assert share == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(first)) + 1e-9)
 
 
+def test_answers_after_probabilities_cost_no_second_pass(backend, requests, monkeypatch):
+    packed = PackedReader(backend)
+    packed.letter_logprobs(requests, "ABC")
+    first = packed._first_tokens(requests[:2], 1.0)
+    monkeypatch.setattr(packed, "_pass", lambda packs: pytest.fail("computed again"))
+    assert packed._first_tokens(requests[:2], 1.0) == first
+    with pytest.raises(pytest.fail.Exception):
+        packed.letter_logprobs([Request("new", "What else?", prefill="The answer is")], "ABC")
+
+
 def test_too_long_prompt_fails_alone(backend, requests):
     long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill="The answer is")
     rows = PackedReader(backend).letter_logprobs([requests[0], long, requests[1]], "AB")
     assert rows[1] is None and rows[0] is not None and rows[2] is not None
 
 
-def test_packs_share_starts_and_keep_every_prompt():
-    prompts = [[1, 2, 3, 4, 9], [1, 2, 3, 4, 8, 8], [5, 6], [1, 2, 3, 4, 9], [7]]
-    packs = pack(prompts, max_tokens=100)
-    assert sorted(row for p in packs for row in p.rows) == [0, 1, 2, 3, 4]
-    shared = next(p for p in packs if 0 in p.rows)
-    assert sorted(shared.rows) == [0, 1, 3] and shared.shared == 4 and shared.length == 4 + 1 + 2 + 1
-    assert all(p.shared < min(map(len, p.ids)) for p in packs)
-    assert [len(p.rows) for p in pack(prompts[:2], max_tokens=6)] == [1, 1]
+def test_packs_are_trees_of_tokens():
+    prompts = [[1, 2, 3, 4, 9], [1, 2, 3, 4, 8, 8], [5, 6], [1, 2, 3, 4, 9], [1, 2, 7]]
+    (tree,) = pack(prompts, max_tokens=100)
+    assert tree.ids == [1, 2, 3, 4, 8, 8, 9, 7, 5, 6]
+    assert tree.positions == [0, 1, 2, 3, 4, 5, 4, 2, 0, 1]
+    assert [tree.ids[end] for end in tree.ends] == [prompts[row][-1] for row in tree.rows]
+    *_, scores, ends = tensors([tree])
+    sees = scores[0, 0] == 0
+    told = [tree.ids[place] for place in sees[6].nonzero().flatten()]
+    assert told == [1, 2, 3, 4, 9] and ends.tolist() == [[0, end] for end in tree.ends]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12), st.integers(1, 20)
+)
+def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
+    packs = pack(prompts, max_tokens)
+    ids, positions, scores, ends = tensors(packs)
+    rows = [row for one in packs for row in one.rows]
+    assert sorted(rows) == list(range(len(prompts)))
+    for row, (number, end) in zip(rows, ends.tolist(), strict=True):
+        seen = (scores[number, 0, end] == 0).nonzero().flatten()
+        assert ids[number, seen].tolist() == prompts[row]
+        assert positions[number, seen].tolist() == list(range(len(prompts[row])))
+    assert all(len(p.ids) <= max(max_tokens, *map(len, prompts)) for p in packs)
 
 
 def test_batches_stay_below_the_limit():
     packs = pack([[i] * (5 + i) for i in range(20)], max_tokens=50)
     made = list(batches(packs, 60))
     assert sum(map(len, made)) == len(packs)
-    assert all(len(b) == 1 or len(b) * max(p.length for p in b) <= 60 for b in made)
+    assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 60 for b in made)
 
 
 def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, requests, monkeypatch):

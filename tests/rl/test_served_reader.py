@@ -6,12 +6,14 @@ import threading
 
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caprl_utils.backends.base import Request
 from caprl_utils.backends.client import Limits
 from caprl_utils.backends.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
-from caprl_utils.rl.served import ServedReader
+from caprl_utils.rl.served import ServedReader, stray
 from caprl_utils.schema import ModelConfig
 
 BEFORE, MIDDLE = "<user>", "</user><assistant>"
@@ -159,6 +161,16 @@ def test_answers_are_drawn_here_as_often_as_the_letters_say():
         assert texts == reader.answers(many, temperature=1.0)
         best = "ABC"[sum(map(ord, BEFORE + "Question 0?" + MIDDLE + PREFILL)) % 3]
         assert sum(text == f" {best}" for text in texts) / 3000 == pytest.approx(0.9, abs=0.03)
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=30), st.integers(1, 9), st.floats(0.1, 1))
+def test_other_tokens_never_have_more_than_the_bound_says(weights, letters, temperature):
+    chances = [w / sum(weights) for w in weights]
+    warm = [p ** (1 / temperature) for p in chances]
+    cut = min(letters, len(chances) - 1)
+    others = sum(warm[cut:]) / sum(warm[:cut])
+    assert others <= stray([math.log(p) for p in chances[:cut]], temperature) * (1 + 1e-6) + 1e-9
+    assert stray([-0.001], 1.5) == math.inf
 
 
 def test_unsure_letters_are_sampled_by_the_server():
