@@ -71,7 +71,7 @@ def _question(rng: random.Random, key: str, value: str, values: Sequence[str]) -
     )
 
 
-def bench_rewards(images: int = 16, repeats: int = REPEATS) -> list[dict[str, Any]]:
+def bench_rewards(images: int = 48, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """Rewards per second over one vLLM server: expected and sampled against one request per question.
 
     Each way is timed `repeats` times in turn with other draws of the questions; the median counts. The goals hold
@@ -171,7 +171,7 @@ def _rates(
 ) -> dict[str, float]:
     """Way -> captions per second, the median of the repeats. fewer: images of ways that are slow."""
     for way in ways.values():
-        way(mini_tasks(profile, 1, seed=-1))  # warm
+        way(mini_tasks(profile, 2, seed=-1))  # warm
     found: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats):
         for number, (name, way) in enumerate(ways.items()):

@@ -67,7 +67,7 @@ class ServedReader(BackendReader):
         ids = self._ids[letters]
         prompts = list(unique)
         fixed = {
-            "model": self.backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": len(ids),
+            "model": self.backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
             "logprob_token_ids": ids, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
         parts = [prompts[i : i + PROMPTS_PER_REQUEST] for i in range(0, len(prompts), PROMPTS_PER_REQUEST)]
