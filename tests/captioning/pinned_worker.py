@@ -1,4 +1,5 @@
-"""A worker on one core: load the model, say so, wait for the word, work; prints its seconds of CPU.
+"""A worker on one core: load the model, say so, wait for the word, work; prints when it was done, and its seconds of
+CPU until the word and for the work.
 
 python pinned_worker.py FOLDER CORE READY GO
 """
@@ -27,7 +28,7 @@ def main(folder: Path, core: int, ready: Path, go: Path) -> None:
         time.sleep(0.01)
     before = time.process_time()
     Worker(Manifest(folder), job.task(), captioner).run()
-    print(f"cpu {time.process_time() - before:.3f}", flush=True)
+    print(f"done {time.monotonic()} cpu {before} {time.process_time() - before}", flush=True)
 
 
 if __name__ == "__main__":

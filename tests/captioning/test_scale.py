@@ -4,8 +4,10 @@ import importlib.util
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -122,22 +124,21 @@ def test_the_drivers_memory_does_not_grow_with_the_images(tmp_path):
 
 
 def busy_seconds():
-    """Seconds of CPU that all programs of the machine have used."""
-    times = psutil.cpu_times()
-    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    """Seconds of CPU that all programs of the machine have used, and those of our children that have ended."""
+    times, ours = psutil.cpu_times(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    names = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(times, name, 0.0) for name in names) - ours.ru_utime - ours.ru_stime
 
 
-def pinned(tmp_path, vlm, cores, num_images):
-    """(wall seconds, CPU seconds of each worker, cores that other programs used) for workers on these cores, models
+def pinned(folder, vlm, cores, num_images):
+    """(seconds of work, CPU seconds of each worker, cores that other programs used) for workers on these cores, models
     loaded beforehand."""
-    name = f"{len(cores)}-workers"
     model = ModelConfig(path=str(vlm), batch_size=8)
     sampling = Sampling(max_tokens=24, temperature=1.0)
-    folder = tmp_path / name
     job = make_job(f"mini-world:rl:{num_images}", model, sampling, "local", retries=0, shard_images=8)
     manifest = prepare(job, folder)
-    ready, go = [tmp_path / f"{name}-ready-{core}" for core in cores], tmp_path / f"{name}-go"
-    logs = [tmp_path / f"{name}-{core}.log" for core in cores]
+    ready, go = [folder / f"ready-{core}" for core in cores], folder / "go"
+    logs = [folder / f"{core}.log" for core in cores]
     script = str(Path(__file__).with_name("pinned_worker.py"))
     started = [
         processes.popen(
@@ -153,29 +154,37 @@ def pinned(tmp_path, vlm, cores, num_images):
         go.touch()
         begin, busy = time.monotonic(), busy_seconds()
         assert [process.wait() for process in started] == [0] * len(cores)
-        wall, busy = time.monotonic() - begin, busy_seconds() - busy
+        ended, busy = time.monotonic(), busy_seconds() - busy
     finally:
         for process in started:
             processes.stop(process)
     assert len(manifest.finished()) == manifest.num_shards
-    used = [float(re.search(r"cpu ([\d.]+)", log.read_text())[1]) for log in logs]
-    return wall, used, (busy - sum(used)) / wall
+    found = [re.search(r"done (\S+) cpu (\S+) (\S+)", log.read_text()).groups() for log in logs]
+    done, before, used = ([float(value) for value in column] for column in zip(*found, strict=True))
+    # the clock is the machine's, and a process that has loaded torch takes a second to end
+    return max(done) - begin, used, (busy + sum(before)) / (ended - begin)
 
 
 def test_two_workers_on_two_cores_are_at_least_1_8_times_as_fast(tmp_path, vlm):
+    """The median of three rounds, one and two workers in turn: a machine's speed wanders by a tenth in minutes."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    one, (alone,), others_then = pinned(tmp_path, vlm, cores[:1], 720)
-    two, shared, others = pinned(tmp_path, vlm, cores, 720)
-    found = (
-        f"seconds {one:.1f} and {two:.1f}: {one / two:.2f} times; CPU seconds {alone:.1f} and {shared}: "
-        f"{alone / max(shared):.2f} times; cores that others used {others_then:.2f} and {others:.2f}"
-    )
+    ratios, others, told = [], [], []
+    for number in range(3):
+        one, (alone,), others_then = pinned(tmp_path / f"{number}-one", vlm, cores[:1], 480)
+        two, shared, others_now = pinned(tmp_path / f"{number}-two", vlm, cores, 480)
+        ratios.append(one / two)
+        others += [others_then, others_now]
+        told.append(
+            f"{one:.1f} and {two:.1f} s: {one / two:.2f} times; of CPU {alone:.1f} and {max(shared):.1f} s: "
+            f"{alone / max(shared):.2f} times; cores that others used {others_then:.2f} and {others_now:.2f}"
+        )
+    found = "\n".join(told)
     print(found)
-    if max(others_then, others) > 0.2:  # they take time, and caches too
+    if max(others) > 0.2:  # they take time, and caches too
         pytest.skip(found)
-    assert one / two >= 1.8, found
+    assert statistics.median(ratios) >= 1.8, found
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
