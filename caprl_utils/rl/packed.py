@@ -114,6 +114,12 @@ def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return torch.from_numpy(ids), torch.from_numpy(positions), hidden[:, None], ends
 
 
+def _draw(logprobs: np.ndarray, temperature: float, at: float) -> int:
+    """A token by inverting the distribution (V,) at a random number in [0, 1)."""
+    weights = np.exp((logprobs - logprobs.max()) / temperature).cumsum(dtype=np.float64)
+    return min(int(np.searchsorted(weights, at * weights[-1], side="right")), len(weights) - 1)
+
+
 class PackedReader(BackendReader):
     """A `Reader` over a local text model; identical prompts are computed once."""
 
@@ -143,11 +149,64 @@ class PackedReader(BackendReader):
         """One token by inverting the distribution at the request's own random number; "" at the end of the
         turn.
         """
-        weights = np.exp((logprobs - logprobs.max()) / temperature).cumsum(dtype=np.float64)
-        draw = uniforms(0, request.id, 0, 1)[0]
-        token = min(int(np.searchsorted(weights, draw * weights[-1], side="right")), len(weights) - 1)
         # as a backend's completion: the end of the turn and other special tokens leave no text
-        return self._model.tokenizer.decode([token], skip_special_tokens=True)
+        return self._text([_draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])])
+
+    def _generate(self, requests: Sequence[Request], temperature: float, max_tokens: int) -> list[str | None]:
+        """Completions of prompts that share their starts, as the backend's own."""
+        if not self._checked or not requests:
+            return super()._generate(requests, temperature, max_tokens)
+        prompts = self._prompt_ids([(r.prompt, r.prefill) for r in requests])
+        good = [
+            i for i, ids in enumerate(prompts) if not self._model.refusal(requests[i], len(ids) + max_tokens)
+        ]
+        texts: list[str | None] = [None] * len(requests)
+        for tree in pack([prompts[i] for i in good], TOKENS_PER_PASS[self._model.device]):
+            rows = [good[row] for row in tree.rows]
+            draws = np.stack([uniforms(0, requests[row].id, 0, max_tokens) for row in rows])
+            for row, ids in zip(rows, self._continued(tree, temperature, draws), strict=True):
+                texts[row] = self._text(ids)
+        return texts
+
+    def _continued(self, tree: Pack, temperature: float, draws: np.ndarray) -> list[list[int]]:
+        """Tokens after each prompt of a tree, up to the end of the turn; draws: (R, most tokens)."""
+        import torch
+        from transformers import DynamicCache
+
+        model, device, count = self._model.model, self._model.device, len(tree.rows)
+        ids, positions, scores, ends = (x.to(device) for x in tensors([tree]))
+        own = torch.full((count, count), -torch.inf, device=device).fill_diagonal_(0.0)
+        sees, depths = scores[0, 0, ends[:, 1]], positions[0, ends[:, 1]]
+        cache, place = DynamicCache(), ends[:, 1]
+        new: list[list[int]] = [[] for _ in tree.rows]
+        for step in range(draws.shape[1]):
+            with torch.inference_mode():
+                hidden = model.model(
+                    input_ids=ids, position_ids=positions, attention_mask=scores.to(model.dtype),
+                    past_key_values=cache, use_cache=True,
+                ).last_hidden_state  # fmt: skip
+                rows = torch.log_softmax(model.lm_head(hidden[0, place]).float(), dim=-1).cpu().numpy()
+            drawn = [_draw(row, temperature, at) for row, at in zip(rows, draws[:, step], strict=True)]
+            for tokens, token in zip(new, drawn, strict=True):
+                tokens.append(token)
+            if all(self._model.end_ids.intersection(tokens) for tokens in new):
+                break
+            sees, place = torch.cat([sees, own], dim=1), torch.arange(count, device=device)
+            ids, positions = torch.tensor([drawn], device=device), (depths + step + 1)[None]
+            scores = sees[None, None]
+        return new
+
+    def _text(self, ids: list[int]) -> str:
+        end = next((place for place, token in enumerate(ids) if token in self._model.end_ids), len(ids))
+        return self._model.tokenizer.decode(
+            ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _prompt_ids(self, names: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Tokens of each (prompt, prefill) in the chat template."""
+        before, after = self._frame
+        texts = [before + prompt + after + prefill for prompt, prefill in names]
+        return self._model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take.
@@ -162,9 +221,7 @@ class PackedReader(BackendReader):
 
     def _computed(self, unique: Mapping[tuple[str, str], Request]) -> dict[tuple[str, str], np.ndarray]:
         names, asked = list(unique), list(unique.values())
-        before, after = self._frame
-        texts = [before + prompt + after + prefill for prompt, prefill in names]
-        prompts = self._model.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        prompts = self._prompt_ids(names)
         good = [i for i, ids in enumerate(prompts) if self._model.refusal(asked[i], len(ids) + 1) is None]
         found: dict[tuple[str, str], np.ndarray] = {}
         limit = max([TOKENS_PER_PACK, *(2 * len(prompts[i]) for i in good)])

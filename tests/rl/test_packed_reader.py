@@ -55,6 +55,18 @@ def test_answers_after_probabilities_cost_no_second_pass(backend, requests, monk
         packed.letter_logprobs([Request("new", "What else?", prefill="The answer is")], "ABC")
 
 
+def test_whole_answers_are_the_backends_own(backend, requests):
+    """A random reader hardly ever says a letter first, so most answers are continued."""
+    packed, plain = PackedReader(backend), BackendReader(backend)
+    packed.letter_logprobs(requests, "ABC")
+    many = [Request(f"{n}/{r.id}", r.prompt, prefill=r.prefill) for n in range(4) for r in requests]
+    rest = packed._generate(many, 0.6, 9)
+    assert rest == plain._generate(many, 0.6, 9)
+    assert max(map(len, rest)) > 9 and packed.answers(many, 0.6) == packed.answers(many, 0.6)
+    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill="The answer is")
+    assert packed._generate([long, many[0]], 0.6, 9) == [None, rest[0]]
+
+
 def test_too_long_prompt_fails_alone(backend, requests):
     long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill="The answer is")
     rows = PackedReader(backend).letter_logprobs([requests[0], long, requests[1]], "AB")
