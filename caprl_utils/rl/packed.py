@@ -45,16 +45,15 @@ class Pack:
     stops: list[int] = field(default_factory=list)  # the descendants of each token lie before this place
     ends: list[int] = field(default_factory=list)  # place of each prompt's last token
     rows: list[int] = field(default_factory=list)  # which prompts of the list they are
-    _path: list[int] = field(default_factory=list)  # places of the last prompt's tokens
+    _last: list[int] = field(default_factory=list)  # the last prompt
+    _path: list[int] = field(default_factory=list)  # places of its tokens
 
-    def shared(self, prompt: Sequence[int]) -> int:
+    def shared(self, prompt: list[int]) -> int:
         """How many of a prompt's first tokens the last one has too."""
-        size = min(len(self._path), len(prompt))
-        last = [self.ids[place] for place in self._path[:size]]
-        different = np.flatnonzero(np.asarray(last) != np.asarray(prompt[:size]))
-        return int(different[0]) if len(different) else size
+        pairs = enumerate(zip(self._last, prompt, strict=False))
+        return next((i for i, (a, b) in pairs if a != b), min(len(self._last), len(prompt)))
 
-    def add(self, prompt: Sequence[int], row: int, shared: int) -> None:
+    def add(self, prompt: list[int], row: int, shared: int) -> None:
         """Append a prompt as a branch that leaves the last one after `shared` tokens."""
         start = len(self.ids)
         for place in self._path[shared:]:
@@ -63,17 +62,22 @@ class Pack:
         self.ids += prompt[shared:]
         self.positions += range(shared, len(prompt))
         self.stops += [_OPEN] * (len(prompt) - shared)
+        self._last = prompt
         self.ends.append(self._path[-1])
         self.rows.append(row)
 
 
 def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
-    """Trees of token lists in sorted order; none grows beyond `max_tokens` unless one prompt does."""
+    """Trees of token lists in sorted order; none grows beyond `max_tokens` unless one prompt does.
+
+    A tree that is half full ends before a prompt that has little in common with it: captions stay whole.
+    """
     packs: list[Pack] = []
     for row in sorted(range(len(prompts)), key=lambda i: prompts[i]):
         ids = prompts[row]
         shared = packs[-1].shared(ids) if packs else 0
-        if not packs or len(packs[-1].ids) + len(ids) - shared > max_tokens:
+        size = len(packs[-1].ids) if packs else max_tokens
+        if size + len(ids) - shared > max_tokens or (2 * shared < len(ids) and 2 * size > max_tokens):
             packs.append(Pack())
             shared = 0
         packs[-1].add(ids, row, shared)
@@ -109,7 +113,7 @@ def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     before = place[:, None] >= place[None, :]
     inside = place[:, None] < torch.from_numpy(stops)[:, None, :]
     # a mask of booleans would be turned into this anew in every layer
-    hidden = torch.zeros(len(packs), length, length).masked_fill_(~(before & inside), -torch.inf)
+    hidden = torch.where(before & inside, 0.0, -torch.inf)
     ends = torch.tensor([(i, end) for i, p in enumerate(packs) for end in p.ends])
     return torch.from_numpy(ids), torch.from_numpy(positions), hidden[:, None], ends
 

@@ -185,7 +185,8 @@ def expected_scores(
 def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
     top = max(logprobs)
     weights = [math.exp((value - top) / temperature) for value in logprobs]
-    return [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def _average(values: Sequence[float]) -> float:
