@@ -191,6 +191,8 @@ def test_another_reader_does_not_caption_again(profile, samples):
     reader.model_hash = "r1"
     evaluate(profile, "base", captioner, reader, samples)
     assert reader.asked and not captioner.seen
+    evaluate(profile, "base-by-other", captioner, reader, samples, captions_run="base")
+    assert not captioner.seen and not (paths.RUNS / "smoke" / "captions" / "base-by-other").exists()
 
 
 def test_floors_and_ceilings(profile, samples):

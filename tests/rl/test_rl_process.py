@@ -101,3 +101,13 @@ def test_mistakes_end_with_their_message(arguments, message, capsys):
 
     assert main(arguments) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_sampling_with_transformers_needs_no_vllm():
+    """TRL imports vLLM wherever it is installed, which is half of a training's start."""
+    code = (
+        "import sys; from caprl_utils.rl import train; train._without_vllm(); from trl import GRPOTrainer; "
+        "sys.exit('vllm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT).returncode == 0
