@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from caprl_utils import paths
 from caprl_utils.backends import open_backend
 from caprl_utils.config import load_profile
 from caprl_utils.curation.images import open_images
@@ -28,6 +29,7 @@ from caprl_utils.rl import bench_clients
 from caprl_utils.rl.reader import BackendReader, Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, QASettings, qa_rewards
 from caprl_utils.rl.story import statement
+from caprl_utils.rl.train import STAGE, run_name
 from caprl_utils.schema import Profile
 
 GOALS = {"qa_expected": 5.0, "qa_sampled": 3.0}  # times a client that sends one request per question
@@ -197,9 +199,16 @@ def _row(
     }
 
 
+def bench_shares() -> list[dict[str, Any]]:
+    """The reward's share of a step in the main trainings of mini that are there; none is made for it."""
+    profile = load_profile("mini")
+    folders = [paths.RUNS / profile.name / STAGE / run_name("caprl", seed) for seed in profile.rl.seeds]
+    return [reward_share(folder) for folder in folders if (folder / "result.json").is_file()]
+
+
 def bench() -> list[dict[str, Any]]:
-    """All rows that need no training."""
-    return [*bench_rewards(), *bench_packed(), *bench_noise()]
+    """All rows."""
+    return [*bench_rewards(), *bench_packed(), *bench_noise(), *bench_shares()]
 
 
 @command_line
