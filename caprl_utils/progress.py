@@ -87,13 +87,14 @@ def line(state: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
+    """Whether this is a notebook's kernel, JupyterLab's or papermill's."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
 
 
 def _tqdm() -> Any:
-    if _in_kernel():
+    if in_kernel():
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
@@ -101,4 +102,4 @@ def _tqdm() -> Any:
 
 
 def _silent() -> bool:
-    return not (_in_kernel() or sys.stderr.isatty())
+    return not (in_kernel() or sys.stderr.isatty())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import queue
 import random
 import threading
@@ -27,6 +28,7 @@ from caprl_utils.errors import UserError
 if TYPE_CHECKING:
     import aiohttp
 
+log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -36,7 +38,10 @@ class Limits:
     """How patient the client is. The values are ours."""
 
     in_flight: int = 64  # requests a server works on at once
-    attempts: int = 8
+    attempts: int = 8  # of a request that a server answered badly or too late
+    silent_sec: float = (
+        300.0  # how long servers that take no connection are waited for; vLLM starts in minutes
+    )
     request_sec: float = 300.0  # one attempt, from sending to the last byte
     total_sec: float = 1800.0  # all attempts of one request
     first_wait_sec: float = 0.5  # doubles with each attempt, with jitter
@@ -49,11 +54,14 @@ class RequestError(Exception):
 
 
 class _RetryableError(Exception):
-    """This attempt failed in a way that another may not. `wait_sec`: what the server asked for."""
+    """This attempt failed in a way that another may not.
 
-    def __init__(self, reason: str, wait_sec: float | None = None) -> None:
+    wait_sec: what the server asked for. silent: there was no server to take the request.
+    """
+
+    def __init__(self, reason: str, wait_sec: float | None = None, silent: bool = False) -> None:
         super().__init__(reason)
-        self.wait_sec = wait_sec
+        self.wait_sec, self.silent = wait_sec, silent
 
 
 @dataclass
@@ -69,6 +77,7 @@ class _State:
     http: aiohttp.ClientSession
     servers: list[_Server]
     retries: int = 0
+    told: bool = False  # that servers are silent
 
 
 @dataclass
@@ -162,9 +171,11 @@ class Client:
         try:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(_RetryableError),
-                stop=tenacity.stop_after_attempt(limits.attempts)
-                | tenacity.stop_before_delay(limits.total_sec),
+                stop=lambda retry: (
+                    self._given_up(retry) or tenacity.stop_before_delay(limits.total_sec)(retry)
+                ),
                 wait=self._wait,
+                before_sleep=lambda retry: self._tell(state, retry),
                 reraise=True,
             ):
                 with attempt:
@@ -173,6 +184,20 @@ class Client:
         except _RetryableError as error:
             raise RequestError(f"{error} (after {attempt.retry_state.attempt_number} attempts)") from None
         raise AssertionError("unreachable")
+
+    def _given_up(self, retry_state: Any) -> bool:
+        if retry_state.outcome.exception().silent:
+            return retry_state.seconds_since_start >= self.limits.silent_sec
+        return retry_state.attempt_number >= self.limits.attempts
+
+    def _tell(self, state: _State, retry_state: Any) -> None:
+        """Say once that servers are waited for: a training or a notebook would seem to hang."""
+        error = retry_state.outcome.exception()
+        if error.silent and not state.told and all(server.failures for server in state.servers):
+            state.told = True
+            log.warning(
+                "no server: %s; waiting up to %g s for it to come back", error, self.limits.silent_sec
+            )
 
     def _wait(self, retry_state: Any) -> float:
         """What the server asked for, or a wait that doubles each time; always a little random."""
@@ -192,7 +217,7 @@ class Client:
         server.busy += 1
         try:
             # a redirect would turn the POST into a GET without its body
-            post = state.http.post(f"{server.url}/{path}", json=body, allow_redirects=False)
+            post = state.http.post(_address(server.url, path), json=body, allow_redirects=False)
             async with server.slots, post as response:
                 data = await response.read()
             result = _result_of(response.status, response.headers, data, read)
@@ -201,7 +226,8 @@ class Client:
             raise _RetryableError(f"no answer within {self.limits.request_sec:g} s") from None
         except aiohttp.ClientError as error:
             server.failures += 1
-            raise _RetryableError(f"{type(error).__name__}: {error} ({server.url})") from None
+            silent = isinstance(error, aiohttp.ClientConnectorError)
+            raise _RetryableError(f"{type(error).__name__}: {error} ({server.url})", silent=silent) from None
         except ValueError as error:  # a password in ~/.netrc beside the API key: no retry mends it
             raise RequestError(f"{error} ({server.url})") from None
         except _RetryableError:
@@ -234,7 +260,14 @@ class Post(Protocol):
     """What `work` gets."""
 
     async def __call__(self, path: str, body: dict[str, Any], read: Callable[[Any], Result]) -> Result:
-        """POST `body` to one of the servers; `read` of the parsed answer. Raises RequestError."""
+        """POST `body` to one of the servers; `read` of the parsed answer. Raises RequestError.
+
+        path: below the server's /v1, or beside it when it starts with "/".
+        """
+
+
+def _address(url: str, path: str) -> str:
+    return url.removesuffix("/v1") + path if path.startswith("/") else f"{url}/{path}"
 
 
 def _result_of(status: int, headers: Mapping[str, str], data: bytes, read: Callable[[Any], Result]) -> Result:

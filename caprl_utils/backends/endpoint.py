@@ -30,7 +30,7 @@ from caprl_utils.hashing import value_hash
 from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
-CHAT, TOKENIZE = "chat/completions", "tokenize"
+CHAT, TOKENIZE = "chat/completions", "/tokenize"  # the second stands beside /v1 in vLLM
 _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close together
 
 
@@ -42,6 +42,7 @@ class EndpointBackend:
         self.name = config.path
         self.config = config
         self._images: OrderedDict[int, tuple[Image, str]] = OrderedDict()
+        self._choice_ids: dict[tuple[str, ...], list[int]] = {}
         self.client = Client(
             config.base_urls, _headers(config), limits or Limits(in_flight=config.batch_size)
         )
@@ -112,25 +113,22 @@ class EndpointBackend:
         return scores
 
     def choice_ids(self, choices: tuple[str, ...]) -> list[int]:
-        """Token id of each choice, from the server's own tokenizer."""
-        import httpx
-
-        ids = []
-        url = f"{self.config.base_urls[0].rstrip('/').removesuffix('/v1')}/{TOKENIZE}"  # beside /v1 in vLLM
-        for choice in choices:
-            body = {"model": self.served, "prompt": choice, "add_special_tokens": False}
-            try:
-                answer = httpx.post(url, json=body, headers=self.client.headers, timeout=30.0)
-                answer.raise_for_status()
-                tokens = answer.json()["tokens"]
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                raise UserError(
-                    f"{url} gives no token ids ({error}); reading letters by probability needs a vLLM server"
-                ) from None
-            if len(tokens) != 1:
-                raise UserError(f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one")
-            ids += tokens
-        return ids
+        """Token id of each choice, from the servers' own tokenizer; asked once."""
+        if choices not in self._choice_ids:
+            bodies = [{"model": self.served, "prompt": c, "add_special_tokens": False} for c in choices]
+            found = dict(self.client.run(enumerate(bodies), _tokenize))
+            for place, choice in enumerate(choices):
+                if isinstance(found[place], RequestError):
+                    raise UserError(
+                        f"{', '.join(self.config.base_urls)}: no token ids ({found[place]}); reading letters by "
+                        "probability needs a vLLM server"
+                    )
+                if len(found[place]) != 1:
+                    raise UserError(
+                        f"{choice!r} is {len(found[place])} tokens of {self.name}; a choice must be one"
+                    )
+            self._choice_ids[choices] = [found[place][0] for place in range(len(choices))]
+        return self._choice_ids[choices]
 
     def chat_body(self, request: Request, sampling: Sampling, index: int = 0) -> dict[str, Any]:
         """What is posted for one completion of a request."""
@@ -204,6 +202,14 @@ async def _choose(post: Post, job: tuple[int, dict[str, Any], list[int]]) -> tup
         return place, await post(CHAT, body, lambda answer: _read_logprobs(answer, ids))
     except RequestError:
         return place, None
+
+
+async def _tokenize(post: Post, job: tuple[int, dict[str, Any]]) -> tuple[int, list[int] | RequestError]:
+    place, body = job
+    try:
+        return place, await post(TOKENIZE, body, lambda answer: answer["tokens"])
+    except RequestError as error:
+        return place, error
 
 
 def _read_logprobs(answer: dict[str, Any], ids: Sequence[int]) -> list[float]:

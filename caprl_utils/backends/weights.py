@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from pathlib import Path
 
 from caprl_utils import paths
@@ -40,3 +42,11 @@ def misread_tokenizer(folder: Path) -> bool:
     if not (config.is_file() and tokenizer.is_file()) or "vision_config" in json.loads(config.read_text()):
         return False
     return json.loads(tokenizer.read_text()).get("tokenizer_class") in GENERAL_TOKENIZERS
+
+
+def weights_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its head."""
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        head = json.loads(stream.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")

@@ -12,6 +12,7 @@ while this process evaluates those that have ended.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +21,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from caprl_utils import paths
 from caprl_utils.config import load_profile, nearest
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.notebook import prepare_process
 from caprl_utils.progress import Progress
 from caprl_utils.provenance import gpu_names
+from caprl_utils.rl import nodes
 from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.launch import launch
-from caprl_utils.rl.train import run_name
+from caprl_utils.rl.train import STAGE, run_name
 from caprl_utils.schema import ModelConfig, Profile
 
+log = logging.getLogger(__name__)
 MAIN = "caprl"
 BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 05 names it
 SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
@@ -106,9 +110,27 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     if failed:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError(
-            f"{len(failed)} of {len(runs)} trainings failed, the others are done; run again to go on:\n{reasons}"
+            f"{len(failed)} of {len(runs)} trainings failed or their evaluations did; the others are done; run again "
+            f"to go on:\n{reasons}"
         )
     return [rows[one] for one in runs]
+
+
+def follow(profile_name: str, names: Sequence[str] = ()) -> None:
+    """This node's part of all trainings that node 0 makes (see `nodes`)."""
+    profile = load_profile(profile_name)
+    runs = {one.name: one for one in planned(profile, names)}
+
+    def done(name: str) -> bool:
+        return (paths.RUNS / profile.name / STAGE / name / "result.json").is_file()
+
+    def start(name: str) -> None:
+        try:
+            launch(runs[name].experiment, profile_name, runs[name].seed)
+        except UserError as error:
+            log.warning("%s; waiting for node 0 to go on", error)
+
+    nodes.follow(paths.RUNS / profile.name / STAGE / ".logs", list(runs), done, start)
 
 
 @contextmanager
@@ -217,8 +239,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="experiments (default: all of the profile)")
     parser.add_argument("--profile", default="mini", help="smoke | mini | one_gpu | paper")
+    parser.add_argument("--follow", action="store_true", help="on every node but the first: take part")
     arguments = parser.parse_args(argv)
     prepare_process(load_profile(arguments.profile))
+    if arguments.follow:
+        follow(arguments.profile, arguments.names)
+        return 0
     for row in run_all(arguments.profile, arguments.names):
         print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     return 0

@@ -1,5 +1,5 @@
-"""From our settings to TRL's GRPOConfig: every value that decides the method is set here, none is left to a
-default.
+"""From our settings to TRL's GRPOConfig: every value that decides the method is set here, the optimizer's own
+constants among them; none is left to a default.
 
 Where TRL's defaults would change the method (ecosystem: TRL 1.16): loss_type is dapo, use_bias_correction_kl
 weights the KL term by the importance ratio, and vLLM rollouts drop whole captions by a sequence mask.
@@ -30,7 +30,7 @@ def grpo_arguments(
     """
     rl, training = profile.rl, experiment.training
     micro, accumulation = batch_layout(
-        rl.prompts_per_step * rl.group_size, training.micro_batch_size, num_processes, on_gpu
+        rl.prompts_per_step, rl.group_size, training.micro_batch_size, num_processes, on_gpu
     )
     checkpointing = on_gpu if training.gradient_checkpointing is None else training.gradient_checkpointing
     return {
@@ -45,30 +45,40 @@ def grpo_arguments(
         "num_generations": rl.group_size, "max_completion_length": rl.max_completion_tokens,
         "temperature": rl.temperature, "top_p": 1.0, "top_k": 0, "beta": rl.beta, "epsilon": rl.epsilon,
         "loss_type": rl.loss_type, "scale_rewards": rl.scale_rewards, "num_iterations": 1,
+        # ours: DeepSeekMath's KL term as it stands, and cut captions learn too (author script: as the rest)
         "use_bias_correction_kl": False, "mask_truncated_completions": False, "shuffle_dataset": True,
         # the optimizer
         "max_steps": rl.steps, "learning_rate": rl.learning_rate, "warmup_steps": rl.warmup_steps,
         "lr_scheduler_type": training.lr_schedule,
         "lr_scheduler_kwargs": {"min_lr_rate": 0.1} if training.lr_schedule == "cosine_with_min_lr" else {},
+        # ours: AdamW's usual constants and GRPOTrainer's clipping; neither the paper nor the script names them
+        "optim": "adamw_torch_fused", "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "weight_decay": 0.0, "max_grad_norm": 1.0,
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
         "gradient_checkpointing": checkpointing,
         # what is kept and shown
         "save_strategy": "steps", "save_steps": rl.save_every, "save_total_limit": 2,
-        "logging_steps": 1, "logging_nan_inf_filter": False, "report_to": ["tensorboard"],
-        "disable_tqdm": True, "log_completions": False, "log_multimodal": False,
+        "logging_steps": 1, "logging_nan_inf_filter": False, "disable_tqdm": True,
+        "report_to": "none",  # ours: the monitor writes the TensorBoard files
+        "log_completions": False, "log_multimodal": False,
         **_rollout(profile, experiment),
     }  # fmt: skip
 
 
-def batch_layout(captions: int, micro: int | None, num_processes: int, on_gpu: bool) -> tuple[int, int]:
-    """(captions per forward and backward of a process, accumulation steps) of a step of `captions`."""
-    share, rest = divmod(captions, num_processes)
+def batch_layout(
+    prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool
+) -> tuple[int, int]:
+    """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images.
+
+    All captions of an image lie on one process: their draws are numbered there.
+    """
+    images, rest = divmod(prompts, num_processes)
     if rest:
         raise UserError(
-            f"{captions} captions a step (rl.prompts_per_step x rl.group_size) do not divide over "
-            f"{num_processes} processes; change rl.prompts_per_step or the number of processes"
+            f"{prompts} images a step (rl.prompts_per_step) do not divide over {num_processes} processes; "
+            "change rl.prompts_per_step or the number of processes"
         )
+    share = images * group
     if micro is None:
         micro = min(GPU_MICRO_BATCH, share) if on_gpu else share
     if share % micro:

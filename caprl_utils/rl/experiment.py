@@ -21,7 +21,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile, merge, nearest, read_yaml
@@ -58,6 +58,12 @@ class Length(Settings):
     full_share: float = setting(0.5, "CapRL++: tau1, 2048 of 4096 tokens", ge=0, le=1)
     zero_share: float = setting(0.75, "CapRL++: tau2, 3072 of 4096 tokens", gt=0, le=1)
     weight: float = setting(0.2, "CapRL++", gt=0)
+
+    @model_validator(mode="after")
+    def _falls(self) -> Length:
+        if self.zero_share <= self.full_share:
+            raise ValueError(f"zero_share {self.zero_share} is not above full_share {self.full_share}")
+        return self
 
 
 class Reward(Settings):

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 SCORES = (1, 2, 3, 4, 5)
 UNIFIED_MAX_TOKENS = 512
+MIN_SCORE_MASS = 0.5
+"""Ours: below it the five digits do not say how the judge would rate."""
 _FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
 
 
 def vlm_rewards(
     captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
 ) -> RewardBatch:
-    """Expected score of each caption over the digits 1 to 5 (see the module); `score_mass` is their
-    probability.
+    """Expected score of each caption over the digits 1 to 5 (see the module); `score_mass` is their probability, and
+    a caption for which it is below MIN_SCORE_MASS has None.
     """
     requests = [
         Request(f"{name}/{i}", prompts.RATE.format(caption=caption), image, prefill=prompts.SCORE_PREFILL)
@@ -44,7 +46,9 @@ def vlm_rewards(
     return RewardBatch(rewards, {"score_mass": sum(masses) / len(masses)} if masses else {})
 
 
-def _expected(logprobs: Sequence[float]) -> float:
+def _expected(logprobs: Sequence[float]) -> float | None:
+    if sum(map(math.exp, logprobs)) < MIN_SCORE_MASS:
+        return None
     top = max(logprobs)
     weights = [math.exp(value - top) for value in logprobs]
     return _scaled(sum(s * w for s, w in zip(SCORES, weights, strict=True)) / sum(weights))

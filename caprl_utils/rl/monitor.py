@@ -1,5 +1,5 @@
-"""What a training shows while it runs: curve.jsonl, samples.jsonl, the progress file; and when it has to
-stop.
+"""What a training shows while it runs: curve.jsonl, samples.jsonl, TensorBoard files, the progress file; and when it
+has to stop.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
+from caprl_utils.rl.live import captions_table
 from caprl_utils.rows import RowStore
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ COLUMNS = {  # our names -> TRL's, and those our reward logs
     "fallback": "fallback",
     "unparsed": "unparsed",
     "cannot_answer": "cannot_answer",
+    "score_mass": "score_mass",
     "seconds": "step_time",
     "seconds_generate": "seconds/generate",
     "seconds_reward": "seconds/reward",
@@ -97,6 +100,7 @@ class Monitor(TrainerCallback):
             return
         for name in ("curve", "samples"):
             cut_after(folder / f"{name}.jsonl", start_step)
+        self.board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
         self.curve = RowStore(folder / "curve.jsonl")
         self.samples = RowStore(folder / "samples.jsonl")
         self.progress = Progress("train", total=total_steps)
@@ -112,25 +116,39 @@ class Monitor(TrainerCallback):
         self.stopping = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
-        """Save and stop when asked to."""
-        if self.stopping:
+        """Save and stop when asked to: all processes at one step, though each hears the signal at its own time."""
+        if any_process(self.stopping):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **unused: Any) -> None:
         """Write the step's rows."""
-        if not self.writes or "loss" not in logs:  # the summary at the end has no loss
+        if "loss" not in logs:  # the summary at the end has none
             return
-        self._refuse_nan(state.global_step, logs)
+        self._refuse_nan(state.global_step, logs)  # in every process: loss and norm are those of all
+        if not self.writes:
+            return
         kept = self.trainer._logs
         rewards = list(kept["rewards"][self.trainer.reward_func_names[0]])
         size = self.trainer.num_generations
         groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
         row = curve_row(state.global_step, logs, groups)
         self.curve.append(row)
-        for number in range(min(SAMPLES_PER_STEP, len(rewards))):
-            self.samples.append(self._sample(state.global_step, number, kept, rewards))
+        samples = [
+            self._sample(state.global_step, number, kept, rewards)
+            for number in range(min(SAMPLES_PER_STEP, len(rewards)))
+        ]
+        for sample in samples:
+            self.samples.append(sample)
+        self._board(row, samples)
         note = f"reward {row['reward']:.3f}" if row["reward"] is not None else "no reward"
         self.progress.update(1, note=f"{note}, {row['completion_tokens'] or 0:.0f} tokens")
+
+    def _board(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        """The same for TensorBoard."""
+        for name in (*COLUMNS, "group_std"):
+            if row[name] is not None:
+                self.board.add_scalar(name, row[name], row["step"])
+        self.board.add_text("captions", captions_table(samples), row["step"])
 
     def _sample(self, step: int, number: int, kept: Any, rewards: list[float]) -> dict[str, Any]:
         return {
@@ -153,7 +171,16 @@ class Monitor(TrainerCallback):
             return
         self.curve.close()
         self.samples.close()
+        self.board.close()
         self.progress.close()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any of the processes that train together."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    return any(gather_object([flag])) if PartialState().num_processes > 1 else flag
 
 
 def _text(completion: Any) -> str:

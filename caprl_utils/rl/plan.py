@@ -7,14 +7,14 @@ tokens; the reader's and judges' servers run on GPUs of their own and are counte
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from caprl_utils import gpus, paths
+from caprl_utils.backends.weights import weights_in
+from caprl_utils.config import read_yaml
+from caprl_utils.rl import nodes
 from caprl_utils.rl.ablations import MAIN, planned
 from caprl_utils.rl.arguments import GPU_MICRO_BATCH
 from caprl_utils.rl.experiment import Experiment, load_experiment
@@ -57,21 +57,7 @@ def size_of(path: str) -> Size | None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
-    return Size(sum(map(_weights_in, files)), text.get("num_hidden_layers"), text.get("hidden_size"))
-
-
-def _weights_in(file: Path) -> int:
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        head = json.loads(stream.read(length))
-    total = 0
-    for name, tensor in head.items():
-        if name != "__metadata__":
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            total += count
-    return total
+    return Size(sum(map(weights_in, files)), text.get("num_hidden_layers"), text.get("hidden_size"))
 
 
 def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, Any]]:
@@ -94,7 +80,8 @@ def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, A
         _row("captions a step", captions, "", "rl.prompts_per_step x rl.group_size"),
         _row("tokens a caption, with its image", length + IMAGE_TOKENS, "tokens",
              f"min({CAPTION_TOKENS}, rl.max_completion_tokens) + {IMAGE_TOKENS}"),
-        *_memory(loaded, rl.beta, policy, length + IMAGE_TOKENS),
+        *_memory(resolved, loaded, policy, length + IMAGE_TOKENS),
+        *_commands(resolved, loaded),
         *_hours(resolved, policy, reader, captions, length),
     ]  # fmt: skip
     one = next(row["value"] for row in rows if row["item"] == "GPU-hours of the training")
@@ -106,12 +93,33 @@ def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, A
     return rows
 
 
-def _memory(experiment: Experiment, beta: float, policy: Size | None, tokens: int) -> list[dict[str, Any]]:
-    training = experiment.training
+def _commands(profile: Profile, experiment: Experiment) -> list[dict[str, Any]]:
+    """What to type on each node, where several train together."""
+    config = experiment.training.accelerate_config
+    count = 1 if config is None else read_yaml(paths.CONFIGS / "accelerate" / config)["num_machines"]
+    if count == 1:
+        return []
+    variables = f"MASTER_ADDR=HOST_0 MASTER_PORT={nodes.PORT}"
+    first = f"NODE_RANK=0 {variables} make 03_caprl_rl_training PROFILE={profile.name}"
+    rest = f".venv/bin/{nodes.FOLLOW} --profile {profile.name}"
+    return [
+        _row("command on node 0", first, "", "runs/ has to be on a file system that all nodes see"),
+        *(
+            _row(f"command on node {rank}", f"NODE_RANK={rank} {variables} {rest}", "", "follows node 0")
+            for rank in range(1, count)
+        ),
+    ]
+
+
+def _memory(
+    profile: Profile, experiment: Experiment, policy: Size | None, tokens: int
+) -> list[dict[str, Any]]:
+    training, beta, scorer = experiment.training, profile.rl.beta, profile.models[experiment.reward.role]
     processes, zero = _layout(training.accelerate_config)
     formula = (
         "float32 weights 4P (sharded by ZeRO-3) + gradients and Adam 12 x trainable (sharded by ZeRO-2 and 3) + "
-        "KL reference 4P (rl.beta > 0, no adapters) + activations micro batch x tokens x hidden x (2 layers + 68)"
+        "KL reference 4P (rl.beta > 0, no adapters) + activations micro batch x tokens x hidden x (2 layers + 68) + "
+        "reader or judge 2P where it is in this process"
     )
     if policy is None or policy.layers is None:
         return [_row("memory of a GPU", None, "GB", formula)]
@@ -121,7 +129,8 @@ def _memory(experiment: Experiment, beta: float, policy: Size | None, tokens: in
     reference = weights if beta > 0 and not training.lora else 0.0
     micro = training.micro_batch_size or GPU_MICRO_BATCH
     activations = micro * tokens * policy.hidden * (2 * policy.layers + 68)
-    total = (weights + state + reference + activations) / 1e9
+    reader = size_of(scorer.path) if scorer.backend == "local" else None
+    total = (weights + state + reference + activations + (2 * reader.weights if reader else 0)) / 1e9
     note = "fits" if total < 0.9 * gpus.GB else "does not fit: training.lora, more GPUs, or ZeRO-3"
     return [
         _row("processes", processes, "", f"training.accelerate_config, ZeRO stage {zero}"),
@@ -134,7 +143,7 @@ def _layout(config: str | None) -> tuple[int, int]:
     """(processes, ZeRO stage) of an accelerate config; one process without one."""
     if config is None:
         return 1, 0
-    values = yaml.safe_load((paths.CONFIGS / "accelerate" / config).read_text(encoding="utf-8"))
+    values = read_yaml(paths.CONFIGS / "accelerate" / config)
     return values["num_processes"], values["deepspeed_config"]["zero_stage"]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caprl_utils.backends.weights import weights_in
 from caprl_utils.errors import UserError
-from caprl_utils.paths import resolve_model
+from caprl_utils.paths import resolve_model, shown
 from caprl_utils.rl.experiment import Training
 from caprl_utils.schema import ModelConfig
 
@@ -54,6 +58,23 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
     return processor
 
 
+def refuse_what_does_not_mix(config: ModelConfig, training: Training) -> None:
+    """Raise UserError for settings that each work, but not together."""
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if training.rollout != "transformers" and (config.min_pixels or config.max_pixels):
+        raise UserError(
+            f"training.rollout {training.rollout}: vLLM takes the pixel limits from the model's folder and would "
+            "see other image tokens than training does. Leave out models.policy.min_pixels and max_pixels and write "
+            "them into the folder's preprocessor_config.json (size: shortest_edge, longest_edge)."
+        )
+    if training.lora is not None and is_deepspeed_zero3_enabled():
+        raise UserError(
+            "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
+            "(training.accelerate_config: one_node.yaml); adapters leave room for it."
+        )
+
+
 def freeze(model: PreTrainedModel, training: Training) -> None:
     """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is
     missing.
@@ -72,22 +93,19 @@ def freeze(model: PreTrainedModel, training: Training) -> None:
         )
 
 
-def lora_config(training: Training) -> LoraConfig | None:
-    """Adapters on every linear layer of the parts that train; None for full fine-tuning."""
+def lora_config(training: Training, model: PreTrainedModel) -> LoraConfig | None:
+    """Adapters on every linear layer of the parts of `model` that train; None for full fine-tuning."""
     if training.lora is None:
         return None
     from peft import LoraConfig
+    from torch.nn import Linear
 
-    excluded = [part for part in PARTS if not getattr(training, part)]
-    patterns = {
-        "vision_tower": r"visual\.(?!merger)|vision_tower",
-        "projector": r"visual\.merger|multi_modal_projector",
-        "language_model": r"language_model",
-    }
-    exclude = rf".*({'|'.join(patterns[part] for part in excluded)}).*" if excluded else None
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
     return LoraConfig(
         r=training.lora.rank, lora_alpha=training.lora.alpha, lora_dropout=training.lora.dropout,
-        target_modules="all-linear", exclude_modules=exclude, task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        exclude_modules=[name for name in layers if not getattr(training, part_of(name))] or None,
+        task_type="CAUSAL_LM",
     )  # fmt: skip
 
 
@@ -96,22 +114,34 @@ def counts(model: Any) -> dict[str, dict[str, int]]:
     table = {part: {"trainable": 0, "all": 0} for part in PARTS}
     for name, parameter in model.named_parameters():
         part = table[part_of(name)]
-        part["all"] += parameter.numel()
-        part["trainable"] += parameter.numel() if parameter.requires_grad else 0
+        part["all"] += _size(parameter)
+        part["trainable"] += _size(parameter) if parameter.requires_grad else 0
     return table
 
 
-def save_final(model: Any, processor: ProcessorMixin, folder: Path) -> None:
+def _size(parameter: Any) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty tensor and the size
+
+
+def save_final(
+    model: Any, processor: ProcessorMixin, folder: Path, state_dict: Mapping[str, Any] | None = None
+) -> None:
     """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at
     all.
-    """
-    import os
-    import shutil
 
+    state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
+    weights were written than the model has.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model
-    merged.save_pretrained(temporary)
+    merged.save_pretrained(temporary, state_dict=state_dict)
     processor.save_pretrained(temporary)
+    expected = sum(_size(parameter) for parameter in merged.parameters())
+    written = sum(map(weights_in, temporary.glob("*.safetensors")))
+    if written < expected:
+        raise UserError(
+            f"{shown(temporary)} holds {written:,} of the model's {expected:,} weights; the checkpoints are kept"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

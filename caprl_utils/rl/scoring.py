@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from caprl_utils.backends import Backend, open_backend
+from caprl_utils.errors import UserError
 from caprl_utils.rl.data import parse_questions
 from caprl_utils.rl.experiment import Experiment, Length
 from caprl_utils.rl.judges import unified_rewards, vlm_rewards
@@ -67,8 +68,8 @@ class CaptionReward:
     ) -> list[float | None]:
         """As TRL calls it; `columns` are the data set's. Raises RewardsFailedError."""
         captions = [completion[0]["content"] for completion in completions]
-        batch = self.score(captions, columns, trainer_state.global_step)
-        self._check(batch)
+        batch, reason = self._scored(captions, columns, trainer_state.global_step)
+        self._check(batch, reason)
         lengths = [len(ids) for ids in completion_ids]
         if self.length is not None:
             terms = [length_term(n, self.length, self.limit) for n in lengths]
@@ -82,16 +83,25 @@ class CaptionReward:
                 log_metric(name, value)
         return batch.rewards
 
-    def _check(self, batch: RewardBatch) -> None:
+    def _scored(self, captions: Sequence[str], rows: Rows, step: int) -> tuple[RewardBatch, str]:
+        """The batch, and why it failed as a whole: a process whose servers are gone must not leave the others alone."""
+        try:
+            return self.score(captions, rows, step), ""
+        except UserError as error:
+            return RewardBatch([None] * len(captions)), str(error)
+
+    def _check(self, batch: RewardBatch, reason: str) -> None:
+        """Raise RewardsFailedError in every process when too many rewards of all processes together failed."""
         from accelerate.utils import gather_object
 
-        counts = gather_object([sum(r is None for r in batch.rewards), len(batch.rewards)])
-        failed, total = sum(counts[0::2]), sum(counts[1::2])
+        found = gather_object([(sum(r is None for r in batch.rewards), len(batch.rewards), reason)])
+        failed, total = sum(f[0] for f in found), sum(f[1] for f in found)
         if failed > self.max_failed_share * total:
+            reasons = sorted({reason for _, _, reason in found if reason})
+            hint = "is the reader's or judge's server up, and are the captions within its context?"
             raise RewardsFailedError(
                 f"{failed} of {total} captions could not be scored (rl.max_failed_share is "
-                f"{self.max_failed_share}); is the reader's or judge's server up, and are the captions within "
-                "its context?"
+                f"{self.max_failed_share}): {'; '.join(reasons) or hint}"
             )
 
 

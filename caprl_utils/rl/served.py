@@ -35,7 +35,6 @@ class ServedReader(BackendReader):
         super().__init__(backend)
         self._frame: tuple[str, str] | None = None  # the template's text before and after a prompt
         self._checked: bool | None = None  # None until the first call
-        self._ids: dict[str, list[int]] = {}  # letters -> their tokens
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader.letter_logprobs`."""
@@ -62,9 +61,7 @@ class ServedReader(BackendReader):
     def _ask(self, unique: dict[str, Request], letters: str) -> dict[str, list[float] | None]:
         """Prompt -> log-probabilities of the letters, None where the server failed."""
         before, after = self._frame
-        if letters not in self._ids:
-            self._ids[letters] = self.backend.choice_ids(tuple(f" {letter}" for letter in letters))
-        ids = self._ids[letters]
+        ids = self.backend.choice_ids(tuple(f" {letter}" for letter in letters))
         prompts = list(unique)
         fixed = {
             "model": self.backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
@@ -75,7 +72,7 @@ class ServedReader(BackendReader):
         found: dict[str, list[float] | None] = {}
         refused: list[Request] = []
         for part, rows, error in self.backend.client.run(jobs, _choose_many):
-            if error.startswith("HTTP 4"):  # the list is at fault, not the server
+            if error.startswith("HTTP 4") and not error.startswith("HTTP 429"):  # the list is at fault
                 refused += [unique[prompt] for prompt in part]
             found.update(zip(part, rows, strict=True))
         if refused:
@@ -95,24 +92,28 @@ class ServedReader(BackendReader):
         return bool(self._checked) and same_start
 
     def _same_as_plain(self, requests: Sequence[Request]) -> bool | None:
-        """None when the server answered neither way: nothing is known yet."""
+        """None when the server did not answer both ways: nothing is known yet."""
+        import httpx
+
         plain = super().letter_logprobs(requests, "AB")
-        if any(row is None for row in plain):
+        try:
+            self._frame = frame(self.backend, requests[0])
+        except httpx.TransportError:
             return None
-        self._frame = frame(self.backend, requests[0])
         if self._frame is None:
             return False
         listed = self._ask({r.prompt: r for r in requests}, "AB")
+        if None in plain or None in listed.values():
+            return None
         return all(
-            listed[r.prompt] is not None
-            and max(abs(a - b) for a, b in zip(listed[r.prompt], row, strict=True)) < _TOLERANCE
+            max(abs(a - b) for a, b in zip(listed[r.prompt], row, strict=True)) < _TOLERANCE
             for r, row in zip(requests, plain, strict=True)
         )
 
 
 def frame(backend: EndpointBackend, request: Request) -> tuple[str, str] | None:
     """What the server's chat template puts before and after a prompt, the prefill included; None when it cannot be
-    told (no vLLM server, or a template that changes the prompt).
+    told (no vLLM server, or a template that changes the prompt). Raises httpx.TransportError when no server answers.
     """
     import httpx
 
@@ -131,7 +132,7 @@ def frame(backend: EndpointBackend, request: Request) -> tuple[str, str] | None:
             again = {"model": backend.served, "prompt": text, "add_special_tokens": False}
             if _json(http.post(f"{url}/tokenize", json=again))["tokens"] != ids:
                 return None
-    except (httpx.HTTPError, ValueError, KeyError):
+    except (httpx.HTTPStatusError, ValueError, KeyError):
         return None
     before, found, after = text.partition(request.prompt)
     return (before, after) if found else None

@@ -92,8 +92,9 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
             monitor.close()
         if not finished:
             return STOPPED
+        weights = trainer.whole_weights()
         if run:
-            _finish(run, trainer, experiment, seed)
+            _finish(run, trainer, experiment, seed, weights)
         return 0
     finally:
         if run:
@@ -111,7 +112,7 @@ def build(
     from caprl_utils.rl.checkpoints import step_of
     from caprl_utils.rl.data import load_data
     from caprl_utils.rl.monitor import Monitor
-    from caprl_utils.rl.policy import load_policy, load_processor, lora_config
+    from caprl_utils.rl.policy import load_policy, load_processor, lora_config, refuse_what_does_not_mix
     from caprl_utils.rl.scoring import open_reward
     from caprl_utils.rl.trainer import CaptionTrainer
     from caprl_utils.rl.vision import share_images
@@ -122,10 +123,11 @@ def build(
     reward = open_reward(profile, experiment, seed)
     policy = load_policy(profile.models.policy, training)
     share_images(policy)
+    refuse_what_does_not_mix(profile.models.policy, training)
     trainer = CaptionTrainer(
         model=policy, args=GRPOConfig(**arguments),
         train_dataset=rows, reward_funcs=[reward], processing_class=load_processor(profile.models.policy),
-        peft_config=lora_config(training),
+        peft_config=lora_config(training, policy),
     )  # fmt: skip
     if trainer.ref_model is not None:
         share_images(trainer.accelerator.unwrap_model(trainer.ref_model))
@@ -142,17 +144,18 @@ def _without_vllm() -> None:
     import_utils.is_vllm_available = lambda min_version=None: False
 
 
-def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int) -> None:
+def _finish(
+    run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, weights: dict[str, Any] | None
+) -> None:
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses
     nothing.
     """
     from caprl_utils.rl.checkpoints import delete_all
     from caprl_utils.rl.policy import counts, save_final
 
-    parameters = counts(trainer.accelerator.unwrap_model(trainer.model))
-    save_final(
-        trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, run.folder / "final"
-    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parameters = counts(model)
+    save_final(model, trainer.processing_class, run.folder / "final", weights)
     curve = list(run.rows("curve").read())
     ends = {
         f"{name}_{end}": _window(curve, name, end)

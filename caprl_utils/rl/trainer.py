@@ -85,6 +85,12 @@ class CaptionTrainer(GRPOTrainer):
             ) from error
         return self.state.global_step >= self.state.max_steps
 
+    def whole_weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights where each process holds a part of them (ZeRO-3), else None. Every process has to call it."""
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+        return self.accelerator.get_state_dict(self.deepspeed) if is_deepspeed_zero3_enabled() else None
+
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         rows = self.train_dataset if dataset is None else dataset
         return StepSampler(

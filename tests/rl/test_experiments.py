@@ -35,6 +35,8 @@ def test_presets_differ_where_paper_and_script_do():
     assert (paper.rl.scale_rewards, released.rl.scale_rewards) == ("group", "none")
     assert paper.rl.beta > 0 and released.rl.beta == 0
     assert script.training.lr_schedule == "cosine_with_min_lr"
+    _, small = load_experiment("released_script", "mini")
+    assert (small.rl.reward, small.rl.question_draw) == ("qa_sampled", "replacement")
 
 
 def test_profile_keeps_its_sizes():
@@ -58,6 +60,10 @@ def test_profile_keeps_its_sizes():
         ),
         ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
         ("data: {num_images: 0}", r"data.num_images.*: 0: "),
+        (
+            "reward: {length: {full_share: 0.8}}",
+            r"reward.length.*zero_share 0.75 is not above full_share 0.8",
+        ),
         ("reward: {judge: vllm}", r"reward.judge: 'vllm': "),
         ("data: {num_images: some}", r"data.num_images"),
         ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
@@ -79,13 +85,43 @@ def test_circle_of_extends(tmp_path, monkeypatch):
 
 
 def test_batch_layout():
-    assert batch_layout(64, None, 1, on_gpu=False) == (64, 1)
-    assert batch_layout(1024, None, 16, on_gpu=True) == (4, 16)
-    assert batch_layout(1024, 8, 16, on_gpu=True) == (8, 8)
+    assert batch_layout(8, 8, None, 1, on_gpu=False) == (64, 1)
+    assert batch_layout(128, 8, None, 16, on_gpu=True) == (4, 16)
+    assert batch_layout(128, 8, 8, 16, on_gpu=True) == (8, 8)
     with pytest.raises(UserError, match="do not divide over 3 processes"):
-        batch_layout(1024, None, 3, on_gpu=True)
+        batch_layout(128, 8, None, 3, on_gpu=True)
+    with pytest.raises(UserError, match=r"8 images a step .* do not divide over 16 processes"):
+        batch_layout(8, 8, None, 16, on_gpu=True)  # 64 captions would, but groups would be torn apart
     with pytest.raises(UserError, match="micro_batch_size 5 does not divide 64"):
-        batch_layout(64, 5, 1, on_gpu=False)
+        batch_layout(8, 8, 5, 1, on_gpu=False)
+
+
+@pytest.mark.parametrize(("profile", "processes"), [("one_gpu", 1), ("paper", 16)])
+@pytest.mark.parametrize("rollout", ["transformers", "vllm_colocate", "vllm_server"])
+def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, tmp_path, monkeypatch):
+    """GRPOConfig refuses bfloat16 where there is no GPU: that one check is switched off."""
+    import transformers.training_args
+    from trl import GRPOConfig
+
+    monkeypatch.setattr(
+        transformers.training_args, "is_torch_bf16_gpu_available", lambda: True, raising=False
+    )
+    experiment, resolved = load_experiment("caprl", profile)
+    training = experiment.training.model_copy(update={"rollout": rollout})
+    experiment = experiment.model_copy(update={"training": training})
+    arguments = grpo_arguments(resolved, experiment, 0, tmp_path, num_processes=processes, on_gpu=True)
+    monkeypatch.setattr(GRPOConfig, "world_size", processes, raising=False)
+    config = GRPOConfig(**arguments)
+    rl = resolved.rl
+    assert config.bf16 and config.gradient_checkpointing
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps * processes == (
+        rl.prompts_per_step * rl.group_size
+    )
+    assert config.steps_per_generation == config.gradient_accumulation_steps
+    assert config.use_vllm is (rollout != "transformers")
+    if config.use_vllm:
+        assert config.vllm_mode == rollout.removeprefix("vllm_")
+        assert config.vllm_importance_sampling_mode == "token_truncate"
 
 
 def test_show(capsys):

@@ -2,7 +2,15 @@ import pytest
 
 from caprl_utils.errors import UserError
 from caprl_utils.rl.experiment import Lora, Training
-from caprl_utils.rl.policy import counts, freeze, lora_config, part_of
+from caprl_utils.rl.policy import (
+    counts,
+    freeze,
+    lora_config,
+    part_of,
+    refuse_what_does_not_mix,
+    save_final,
+)
+from caprl_utils.schema import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +82,66 @@ def test_missing_part():
         freeze(build_language_model(0), Training(projector=False))
 
 
-def test_lora_sits_in_the_parts_that_train():
+def test_lora_sits_in_the_parts_that_train(model):
     from peft import get_peft_model
 
     from caprl_utils.mini.models import build_vlm
 
     training = Training(lora=Lora(rank=4, alpha=8), vision_tower=False)
-    table = counts(get_peft_model(build_vlm(0), lora_config(training)))
+    table = counts(get_peft_model(build_vlm(0), lora_config(training, model)))
     assert table["vision_tower"]["trainable"] == 0
     assert 0 < table["projector"]["trainable"] < table["projector"]["all"]
     assert 0 < table["language_model"]["trainable"] < table["language_model"]["all"] / 4
-    assert lora_config(Training()) is None
+    assert lora_config(Training(), model) is None
+
+
+@pytest.mark.parametrize("off", ["vision_tower", "projector", "language_model"])
+def test_lora_keeps_out_of_every_part_that_is_off_in_qwen3_vl(off):
+    """Its deepstack mergers are projectors, though they stand inside of the tower."""
+    import torch
+    from peft import get_peft_model
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    with torch.device("meta"):
+        whole = Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(
+                text_config={"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64},
+                vision_config={"depth": 2, "hidden_size": 64, "intermediate_size": 64, "out_hidden_size": 64,
+                               "deepstack_visual_indexes": [0]},
+            )
+        )  # fmt: skip
+        table = counts(
+            get_peft_model(whole, lora_config(Training(lora=Lora(rank=4, alpha=8), **{off: False}), whole))
+        )
+    assert {part for part, row in table.items() if row["trainable"] == 0} == {off}
+
+
+def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path, monkeypatch):
+    """As rank 0 alone would write it under ZeRO-3, where the other processes hold the rest."""
+    from caprl_utils.mini.models import build_processor
+
+    state = {name: tensor for name, tensor in model.state_dict().items() if "visual" not in name}
+    with pytest.raises(UserError, match=r"holds .* of the model's .* weights; the checkpoints are kept"):
+        save_final(model, build_processor(), tmp_path / "final", state)
+    assert not (tmp_path / "final").exists()
+    save_final(model, build_processor(), tmp_path / "final", model.state_dict())
+    assert (tmp_path / "final" / "config.json").is_file()
+
+
+def test_sizes_under_zero_3_are_the_whole_tensors(model):
+    for parameter in model.parameters():
+        parameter.ds_numel = 2 * parameter.numel()
+    try:
+        assert sum(row["all"] for row in counts(model).values()) == 2 * sum(
+            p.numel() for p in model.parameters()
+        )
+    finally:
+        for parameter in model.parameters():
+            del parameter.ds_numel
+
+
+def test_vllm_rollouts_take_no_pixel_limits_of_ours():
+    config = ModelConfig(path="m", max_pixels=1_000_000)
+    refuse_what_does_not_mix(config, Training())
+    with pytest.raises(UserError, match=r"vllm_colocate.*preprocessor_config.json"):
+        refuse_what_does_not_mix(config, Training(rollout="vllm_colocate"))

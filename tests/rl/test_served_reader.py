@@ -1,11 +1,8 @@
 """Many prompts in one request: the same numbers, single failures stay single, and a plain way out."""
 
-import asyncio
 import math
-import threading
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,101 +12,14 @@ from caprl_utils.backends.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
 from caprl_utils.rl.served import ServedReader, stray
 from caprl_utils.schema import ModelConfig
+from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
 
-BEFORE, MIDDLE = "<user>", "</user><assistant>"
 PREFILL = "The answer is"
-
-
-class Server:
-    """A server whose letters depend on the prompt alone; tokens are characters. `lists_differ`: by another number."""
-
-    def __init__(self, lists_differ: bool = False, longest: int = 10_000, unsure: bool = False):
-        self.lists_differ, self.longest, self.unsure, self.calls = lists_differ, longest, unsure, []
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-
-    def __enter__(self):
-        self.thread.start()
-        asyncio.run_coroutine_threadsafe(self.start(), self.loop).result()
-        return self
-
-    def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-    async def start(self):
-        app = web.Application()
-        app.router.add_get("/v1/models", self.models)
-        for path, answer in (
-            ("/tokenize", self.tokenize), ("/detokenize", self.detokenize),
-            ("/v1/chat/completions", self.chat), ("/v1/completions", self.complete),
-        ):  # fmt: skip
-            app.router.add_post(path, answer)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", 0)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}/v1"
-
-    def logprobs(self, text: str, ids: list[int], extra: float = 0.0) -> dict[str, float]:
-        right = sum(map(ord, text)) % 3
-        mass = 0.5 if self.unsure else 1.0
-        rest = mass * 0.1 / max(1, len(ids) - 1)
-        shares = [mass * 0.9 if i == right else rest for i in range(len(ids))]
-        return {f"token_id:{token}": math.log(p) + extra for token, p in zip(ids, shares, strict=True)}
-
-    async def models(self, request):
-        return web.json_response({"data": [{"id": "m"}]})
-
-    async def tokenize(self, request):
-        body = await request.json()
-        text = body.get("prompt")
-        if text is None:
-            text = self.templated(body)
-        tokens = [ord(c) for c in text]
-        return web.json_response({"tokens": tokens[-1:] if text.startswith(" ") else tokens})
-
-    def templated(self, body):
-        last = body["messages"][-1]["content"] if len(body["messages"]) > 1 else ""
-        return BEFORE + body["messages"][0]["content"] + MIDDLE + last
-
-    async def detokenize(self, request):
-        return web.json_response({"prompt": "".join(map(chr, (await request.json())["tokens"]))})
-
-    async def chat(self, request):
-        body = await request.json()
-        self.calls.append("chat")
-        text = self.templated(body)
-        if len(text) > self.longest:
-            return web.json_response({"error": "too long"}, status=400)
-        choice = {"finish_reason": "length", "message": {"content": " Z"}}
-        if body.get("logprobs"):
-            top = self.logprobs(text, body["logprob_token_ids"])
-            entries = [{"token": token, "logprob": value} for token, value in top.items()]
-            choice["logprobs"] = {"content": [{"top_logprobs": entries}]}
-        return web.json_response({"choices": [choice], "usage": {"completion_tokens": 1}})
-
-    async def complete(self, request):
-        body = await request.json()
-        self.calls.append(len(body["prompt"]))
-        if any(len(text) > self.longest for text in body["prompt"]):
-            return web.json_response({"error": "too long"}, status=400)
-        extra = 0.5 if self.lists_differ else 0.0
-        choices = [
-            {
-                "index": i,
-                "logprobs": {"top_logprobs": [self.logprobs(text, body["logprob_token_ids"], extra)]},
-            }
-            for i, text in enumerate(body["prompt"])
-        ]
-        return web.json_response({"choices": choices[::-1]})
 
 
 def backend(server: Server) -> EndpointBackend:
     config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
-    return EndpointBackend(config, Limits(attempts=1, first_wait_sec=0.01))
+    return EndpointBackend(config, Limits(attempts=1, first_wait_sec=0.01, silent_sec=0.2))
 
 
 def requests(count: int = 130) -> list[Request]:
@@ -178,3 +88,27 @@ def test_unsure_letters_are_sampled_by_the_server():
         reader = ServedReader(backend(server))
         texts = reader.answers(requests(3), temperature=0.6)
         assert texts == [" Z Z"] * 3  # no letter of an answer in the first token, so more are asked for
+
+
+def test_a_list_that_fails_once_does_not_mean_that_lists_differ(caplog, monkeypatch):
+    """The first call meets a server that goes away in the middle: nothing is known yet, and nothing is said."""
+    with Server() as server:
+        reader = ServedReader(backend(server))
+        monkeypatch.setattr(server, "longest", -1)
+        assert reader.letter_logprobs(requests(4), "AB") == [None] * 4
+        monkeypatch.setattr(server, "longest", 10_000)
+        reader.letter_logprobs(requests(70), "AB")
+        assert 64 in server.calls and "asking one by one" not in caplog.text
+
+
+def test_letters_are_looked_up_once_and_any_server_will_do():
+    with Server() as first, Server() as second:
+        config = ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
+        endpoint = EndpointBackend(config, Limits(first_wait_sec=0.01, silent_sec=5))
+        assert endpoint.served == "m"
+        first.stop()
+        assert endpoint.choice_ids((" A", " B")) == [65, 66]
+        second.stop()
+        assert endpoint.choice_ids((" A", " B")) == [65, 66]
+        first.start()
+        second.start()
