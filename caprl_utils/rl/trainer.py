@@ -162,6 +162,14 @@ class CaptionTrainer(GRPOTrainer):
         return shown(folder)
 
 
+def _restore_on_cpu(storage: Any, location: str) -> Any:
+    """Several processes on a CPU load their checkpoints to "cpu:<process>", which torch does not know."""
+    return storage if location.startswith("cpu:") else None
+
+
+torch.serialization.register_package(50, lambda storage: None, _restore_on_cpu)
+
+
 def _random_state() -> tuple:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,17 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
+from caprl_utils.backends.client import Limits
+from caprl_utils.backends.endpoint import EndpointBackend
 from caprl_utils.errors import UserError
 from caprl_utils.rl import checkpoints
 from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.rl.served import ServedReader
 from caprl_utils.rl.train import build
 from caprl_utils.rl.trainer import RewardsFailedError
+from caprl_utils.schema import ModelConfig
+from tests.rl.conftest import STEPS
+from tests.rl.vllm_stub import Server
 
 SAME = ("loss", "grad_norm", "kl", "reward", "group_std", "completion_tokens", "entropy", "learning_rate")
 
@@ -82,7 +89,21 @@ def test_resumed_equals_uninterrupted(world, runs, uninterrupted, tmp_path):
     assert training.fit(stop_after=3) is False
     assert training.fit() is True
     assert_same(uninterrupted, training)
-    assert training.curve[-1]["kl"] > 0
+    assert training.curve[-1]["kl"] > 1e-3  # a reference loaded from the checkpoint would give 0
+
+
+@pytest.mark.integration
+def test_resumed_equals_uninterrupted_with_accumulated_gradients(world, runs, tmp_path):
+    """As on a GPU: a step's captions in several passes."""
+    trainings = [Training(world, tmp_path / name) for name in ("whole", "resumed")]
+    for training in trainings:
+        parts = training.experiment.training.model_copy(update={"micro_batch_size": 2})
+        training.experiment = training.experiment.model_copy(update={"training": parts})
+    assert trainings[0].fit()
+    assert trainings[1].fit(stop_after=3) is False
+    assert trainings[1].fit()
+    assert_same(*trainings)
+    assert trainings[0].trainer.args.gradient_accumulation_steps == 4
 
 
 @pytest.mark.integration
@@ -161,6 +182,66 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
     assert_same(uninterrupted, training)
 
 
+def served(world: Path, folder: Path, server: Server, silent_sec: float, at_step: int, then) -> tuple:
+    """A training whose reader is a server, which goes away after a step; `then` is called when it has."""
+    from transformers import TrainerCallback
+
+    training = Training(world, folder)
+    config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
+    limits = Limits(first_wait_sec=0.05, longest_wait_sec=0.2, silent_sec=silent_sec)
+
+    class Away(TrainerCallback):
+        def on_step_end(self, args, state, control, **unused):
+            if state.global_step == at_step:
+                server.stop()
+                then()
+
+    def reader(trainer):
+        trainer.add_callback(Away())
+        return ServedReader(EndpointBackend(config, limits))
+
+    return training, reader
+
+
+@pytest.mark.integration
+def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, runs, tmp_path):
+    with Server() as server:
+        training, reader = served(world, tmp_path / "run", server, 0.5, 2, lambda: None)
+        with pytest.raises(
+            RewardsFailedError, match=r"(?s)8 of 8 captions.*step 2 is saved in .*checkpoint-2"
+        ):
+            training.fit(reader=reader)
+        assert checkpoints.last_complete(training.folder).name == "checkpoint-2"
+        assert [row["failed_share"] for row in training.curve] == [0, 0]
+        server.start()
+        assert training.fit(reader=lambda trainer: reader(trainer))
+    assert [row["step"] for row in training.curve] == [1, 2, 3, 4]
+
+
+@pytest.mark.integration
+def test_a_server_that_comes_back_is_waited_for(world, runs, tmp_path, caplog):
+    """It is away for a second in the middle: no step without rewards, and the curve of a server that stayed."""
+    curves = []
+    for silent_sec, away in ((0.5, False), (60, True)):
+        with Server() as server:
+            timer = threading.Timer(1.0, server.start)
+            training, reader = served(
+                world,
+                tmp_path / str(away),
+                server,
+                silent_sec,
+                2 if away else STEPS,
+                timer.start if away else timer.cancel,
+            )
+            assert training.fit(reader=reader)
+            if not away:
+                server.start()
+        curves.append([(row["reward"], row["failed_share"], row["loss"]) for row in training.curve])
+    assert curves[0] == [pytest.approx(row, abs=1e-5) for row in curves[1]]
+    assert all(failed == 0 for _, failed, _ in curves[1])
+    assert "waiting up to 60 s" in caplog.text
+
+
 @pytest.mark.integration
 def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path):
     """The reader fails on every question about some captions: no reward, no zero, no part in the gradient."""
@@ -212,7 +293,13 @@ def test_curve_and_samples(uninterrupted):
     assert sum(spread) / len(spread) == pytest.approx(uninterrupted.curve[0]["group_std"], abs=1e-6)
     assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert uninterrupted.curve[0]["unparsed"] is None
-    assert list((uninterrupted.folder).glob("**/events.out.tfevents*")), "no TensorBoard file"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(uninterrupted.folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("reward")] == [1, 2, 3, 4]
+    assert board.Scalars("kl")[-1].value == pytest.approx(uninterrupted.curve[-1]["kl"], rel=1e-5)
+    shown = board.Tensors("captions/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert first[0]["image_id"] not in ("", None) and "<td" in shown
 
 
 @pytest.mark.integration
