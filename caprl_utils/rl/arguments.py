@@ -7,13 +7,17 @@ weights the KL term by the importance ratio, and vLLM rollouts drop whole captio
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from caprl_utils.errors import UserError
+from caprl_utils.paths import resolve_model
 from caprl_utils.rl.experiment import Experiment
 from caprl_utils.schema import Profile
 
+MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 GPU_MICRO_BATCH = 4
 """Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient
 checkpointing.
@@ -88,6 +92,27 @@ def batch_layout(
     return micro, share // micro
 
 
+def max_model_tokens(profile: Profile) -> int:
+    """Longest prompt and caption together of a rollout by vLLM."""
+    return MAX_PROMPT_TOKENS + profile.rl.max_completion_tokens
+
+
+def policy_server(profile: Profile, experiment: Experiment) -> str:
+    """Shell command of the server that `rollout: vllm_server` needs, on GPUs that training leaves alone.
+
+    TRL's own list of options: the trainer sends weights to the server and reads its log-probabilities.
+    """
+    from trl.scripts.vllm_serve import ScriptArguments, build_command
+
+    policy, url = profile.models.policy, urlsplit(experiment.training.vllm_server_url)
+    arguments = ScriptArguments(
+        model=resolve_model(policy.path), revision=policy.revision, host=url.hostname, port=url.port,
+        dtype="bfloat16", max_model_len=max_model_tokens(profile), trust_remote_code=policy.trust_remote_code,
+    )  # fmt: skip
+    words = build_command(arguments)
+    return f"VLLM_SERVER_DEV_MODE=1 .venv/bin/vllm {shlex.join(words[words.index('serve') :])}"
+
+
 def _rollout(profile: Profile, experiment: Experiment) -> dict[str, Any]:
     training = experiment.training
     if training.rollout == "transformers":
@@ -95,6 +120,7 @@ def _rollout(profile: Profile, experiment: Experiment) -> dict[str, Any]:
     return {
         "use_vllm": True,
         "vllm_mode": training.rollout.removeprefix("vllm_"),
+        "vllm_max_model_length": max_model_tokens(profile),
         "vllm_gpu_memory_utilization": training.vllm_memory_share,
         "vllm_server_base_url": training.vllm_server_url if training.rollout == "vllm_server" else None,
         # one ratio per caption drifts past its limit on long captions and drops them: cut single tokens

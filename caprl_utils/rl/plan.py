@@ -16,7 +16,7 @@ from caprl_utils.backends.weights import weights_in
 from caprl_utils.config import read_yaml
 from caprl_utils.rl import nodes
 from caprl_utils.rl.ablations import MAIN, planned
-from caprl_utils.rl.arguments import GPU_MICRO_BATCH
+from caprl_utils.rl.arguments import GPU_MICRO_BATCH, policy_server
 from caprl_utils.rl.experiment import Experiment, load_experiment
 from caprl_utils.schema import Profile
 
@@ -96,13 +96,21 @@ def plan_rl(profile: Profile, experiment: str | None = None) -> list[dict[str, A
 def _commands(profile: Profile, experiment: Experiment) -> list[dict[str, Any]]:
     """What to type on each node, where several train together."""
     config = experiment.training.accelerate_config
+    rows = []
+    if experiment.training.rollout == "vllm_server":
+        rows = [
+            _row(
+                "command of the policy's server", policy_server(profile, experiment), "", "TRL's own options"
+            )
+        ]
     count = 1 if config is None else read_yaml(paths.CONFIGS / "accelerate" / config)["num_machines"]
     if count == 1:
-        return []
+        return rows
     variables = f"MASTER_ADDR=HOST_0 MASTER_PORT={nodes.PORT}"
     first = f"NODE_RANK=0 {variables} make 03_caprl_rl_training PROFILE={profile.name}"
     rest = f".venv/bin/{nodes.FOLLOW} --profile {profile.name}"
     return [
+        *rows,
         _row("command on node 0", first, "", "runs/ has to be on a file system that all nodes see"),
         *(
             _row(f"command on node {rank}", f"NODE_RANK={rank} {variables} {rest}", "", "follows node 0")
@@ -119,7 +127,7 @@ def _memory(
     formula = (
         "float32 weights 4P (sharded by ZeRO-3) + gradients and Adam 12 x trainable (sharded by ZeRO-2 and 3) + "
         "KL reference 4P (rl.beta > 0, no adapters) + activations micro batch x tokens x hidden x (2 layers + 68) + "
-        "reader or judge 2P where it is in this process"
+        "reader or judge 2P where it is in this process + training.vllm_memory_share of the GPU for vLLM colocated"
     )
     if policy is None or policy.layers is None:
         return [_row("memory of a GPU", None, "GB", formula)]
@@ -130,7 +138,10 @@ def _memory(
     micro = training.micro_batch_size or GPU_MICRO_BATCH
     activations = micro * tokens * policy.hidden * (2 * policy.layers + 68)
     reader = size_of(scorer.path) if scorer.backend == "local" else None
-    total = (weights + state + reference + activations + (2 * reader.weights if reader else 0)) / 1e9
+    sampler = training.vllm_memory_share * gpus.GB if training.rollout == "vllm_colocate" else 0.0
+    total = (
+        weights + state + reference + activations + (2 * reader.weights if reader else 0)
+    ) / 1e9 + sampler
     note = "fits" if total < 0.9 * gpus.GB else "does not fit: training.lora, more GPUs, or ZeRO-3"
     return [
         _row("processes", processes, "", f"training.accelerate_config, ZeRO stage {zero}"),

@@ -1,3 +1,5 @@
+import json
+import subprocess
 import sys
 import threading
 
@@ -88,6 +90,30 @@ def test_accelerate_configs_parse(file):
     options = {action.dest for action in launch_command_parser()._actions}
     assert set(config.deepspeed_config) <= options
     assert config.deepspeed_config["zero_stage"] in (2, 3)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_deepspeed_takes_the_configs(file):
+    """By accelerate's plugin and DeepSpeed's own class, which the environment of LLaMA-Factory has."""
+    code = """
+import json, sys, yaml
+from accelerate import DeepSpeedPlugin
+from deepspeed.runtime.config import DeepSpeedConfig
+given = yaml.safe_load(open(sys.argv[1]))["deepspeed_config"]
+given.pop("deepspeed_multinode_launcher", None)
+plugin = DeepSpeedPlugin(**given)
+batch = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 16,
+         "gradient_clipping": 1.0}
+config = DeepSpeedConfig({**plugin.deepspeed_config, **batch})
+print(json.dumps([config.zero_optimization_stage, config.zero_config.gather_16bit_weights_on_model_save]))
+"""
+    python = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
+    done = subprocess.run([python, "-c", code, file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stage, gathers = json.loads(done.stdout.splitlines()[-1])
+    assert stage == (3 if "zero3" in file.stem else 2)
+    assert gathers == (stage == 3)  # else the last model could not be written
 
 
 def test_there_are_accelerate_configs():
