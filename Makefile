@@ -67,6 +67,8 @@ figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: dice in the reward, length term, swap of readers
 
 $(REPORT)/table3.md: environment FORCE
+	@$(RUN) 01_qa_curation
+	@$(PY) -m caprl_utils.rl.ablations --table3 --profile $(PROFILE)
 	@$(RUN) $(SLICE)
 
 table1 table2 figure4: environment
@@ -122,7 +124,7 @@ test-fast: environment ## unit tests, offline
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
 	$(PY) -m pytest -m integration $(TESTS)
 
-test-engines: TESTS := tests/backends/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl/test_rl_resume.py
+test-engines: TESTS := tests/backends/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl tests/vlm_init
 test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.

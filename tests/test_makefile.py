@@ -33,7 +33,9 @@ def test_each_item_has_a_target_that_makes_what_it_needs_first(item):
 
 def test_reproduce_runs_the_whole_chain_and_table3_its_slice_only():
     assert "03_caprl_rl_training:with_ablations=True 04_" in make("-n", "reproduce").stdout
-    assert "04_" not in make("-n", "table3").stdout
+    table3 = make("-n", "table3").stdout
+    assert "04_" not in table3
+    assert table3.index("rl.ablations --table3") < table3.index("05_prism_evaluation")  # all seeds, and the judges
 
 
 def test_serve_says_what_it_needs():

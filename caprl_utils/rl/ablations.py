@@ -36,6 +36,7 @@ from caprl_utils.schema import ModelConfig, Profile
 log = logging.getLogger(__name__)
 MAIN = "caprl"
 BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 05 names it
+TABLE_3 = (MAIN, "judge_vlm", "judge_unified")
 SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
 
 
@@ -73,6 +74,11 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
         for name in chosen
         for seed in (profile.rl.seeds if name == MAIN else [first])
     ]  # fmt: skip
+
+
+def of_table_3(profile: Profile) -> list[str]:
+    """The experiments of Table 3 that the profile has."""
+    return [name for name in TABLE_3 if name in (MAIN, *profile.ablations.experiments)]
 
 
 def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -239,13 +245,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="experiments (default: all of the profile)")
     parser.add_argument("--profile", default="mini", help="smoke | mini | one_gpu | paper")
+    parser.add_argument("--table3", action="store_true", help="those of Table 3: the main one and the judges'")
     parser.add_argument("--follow", action="store_true", help="on every node but the first: take part")
     arguments = parser.parse_args(argv)
-    prepare_process(load_profile(arguments.profile))
+    profile = load_profile(arguments.profile)
+    prepare_process(profile)
+    names = [*arguments.names, *(of_table_3(profile) if arguments.table3 else [])]
     if arguments.follow:
-        follow(arguments.profile, arguments.names)
+        follow(arguments.profile, names)
         return 0
-    for row in run_all(arguments.profile, arguments.names):
+    for row in run_all(arguments.profile, names):
         print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     return 0
 

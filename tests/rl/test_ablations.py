@@ -77,6 +77,11 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
     assert ablations.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
 
 
+def test_table_3_has_the_judges_that_the_profile_trains():
+    assert ablations.of_table_3(load_profile("mini")) == ["caprl", "judge_vlm", "judge_unified"]
+    assert ablations.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
+
+
 def test_a_failed_training_holds_up_no_other(monkeypatch):
     done = []
 
