@@ -7,6 +7,7 @@
     result = caption_source("images/", "captions.parquet", "zoo:vlm-3b", Sampling(max_tokens=256))
 
     python -m caprl_utils.captioning images/ --out captions.parquet --model zoo:vlm-3b
+    python -m caprl_utils.captioning.export llamafactory captions.parquet --out data/train.jsonl
 
 This file names nothing of the second kind: what it imports is part of the cache key of every evaluation.
 """

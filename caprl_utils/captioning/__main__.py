@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     defaults = {name: field.default for name, field in Job.model_fields.items()}
     new.add_argument(
-        "source", help="folder, .parquet or .tar (or a folder of them), data set, mini-world:SPLIT:N"
+        "source",
+        help="folder, .parquet or .tar (or a folder of them), list of paths (.txt, .jsonl, .csv), data set, "
+        "mini-world:SPLIT:N",
     )
     new.add_argument(
         "--out", type=Path, required=True, help="NAME.parquet for one file, or a folder of shards"

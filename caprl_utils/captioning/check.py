@@ -78,7 +78,7 @@ def check_source(
     hashes = {"id": array("Q"), "bytes": array("Q")}
     scanned = table.with_name(f".{table.name}.scan")
     with full_disk_as_user_error(table):
-        with pq.ParquetWriter(scanned, SCHEMA) as writer:
+        with _writer(scanned) as writer:
             found = islice(enumerate(items(source, kinds)), limit)
             looked = in_threads(partial(_look, depth=depth), track(found, "check"))
             for rows in _grouped(looked, shard_images, hashes):
@@ -111,7 +111,7 @@ def _look(numbered: tuple[int, RawImage | ImageItem], depth: Depth) -> tuple[dic
     seen = look_at_header(item) if depth == "header" and isinstance(item, RawImage) else _opened(item)
     row = {**asdict(place), "number": number, **seen, "same_as": None}
     data = item.data if isinstance(item, RawImage) else None
-    return row, _short(data) if data else 0
+    return row, short_hash(data) if data else 0
 
 
 def _opened(item: RawImage | ImageItem) -> dict[str, Any]:
@@ -120,7 +120,8 @@ def _opened(item: RawImage | ImageItem) -> dict[str, Any]:
     return {"width": width, "height": height, "problem": found.problem, "detail": found.detail}
 
 
-def _short(data: bytes) -> int:
+def short_hash(data: bytes) -> int:
+    """The first 64 bits of the SHA-256, never 0: what is held of each image's id and bytes."""
     return int.from_bytes(sha256(data).digest()[:8], "big") or 1
 
 
@@ -129,25 +130,29 @@ def _grouped(
 ) -> Iterator[list[dict[str, Any]]]:
     while some := list(islice(looked, size)):
         hashes["bytes"].extend(digest for _, digest in some)
-        hashes["id"].extend(_short(row["id"].encode()) for row, _ in some)
+        hashes["id"].extend(short_hash(row["id"].encode()) for row, _ in some)
         yield [row for row, _ in some]
 
 
 def _mark_repeats(scanned: Path, table: Path, hashes: dict[str, array]) -> Report:
-    """Write the final table, with `same_as` and repeated ids marked; 16 bytes an image are held for it."""
-    first_id, first_bytes = (_first_places(hashes[name]) for name in ("id", "bytes"))
+    """Write the final table, with `same_as` and repeated ids marked; empties `hashes`.
+
+    Memory: 24 bytes an image for the hashes and places, some 20 more while they are sorted, and the footer of a
+    table with a row group a shard.
+    """
+    first_id, first_bytes = (_first_places(hashes.pop(name)) for name in ("id", "bytes"))
     problems: Counter[str] = Counter()
     pixels, images, duplicates, num_bytes = array("Q"), 0, 0, 0
     source = pq.ParquetFile(scanned)
     temporary = table.with_name(f".{table.name}.tmp")
-    with pq.ParquetWriter(temporary, SCHEMA) as writer:
+    with _writer(temporary) as writer:
         for group in range(source.num_row_groups):
             rows = source.read_row_group(group).to_pylist()
             for row in rows:
                 number = row["number"]
                 if row["problem"] is None and first_id[number] != number:
                     row["problem"] = SAME_ID
-                if hashes["bytes"][number] and first_bytes[number] != number:
+                if first_bytes[number] != number:
                     row["same_as"] = int(first_bytes[number])
                     duplicates += row["problem"] is None
                 problems[row["problem"]] += 1
@@ -169,10 +174,21 @@ def _mark_repeats(scanned: Path, table: Path, hashes: dict[str, array]) -> Repor
 
 
 def _first_places(values: array) -> np.ndarray:
-    """For each value the place of its first occurrence, shape (N,)."""
+    """For each value the place of its first occurrence, shape (N,); 0 is no value and equals none."""
     numbers = np.frombuffer(values, dtype=np.uint64) if values else np.zeros(0, np.uint64)
-    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    return first[inverse]
+    order = np.argsort(numbers, kind="stable")
+    ordered = numbers[order]
+    again = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)) + 1
+    del ordered
+    first = np.arange(len(numbers))
+    for place in again:  # in order, so the third occurrence finds what the second has found
+        first[order[place]] = first[order[place - 1]]
+    return first
+
+
+def _writer(file: Path) -> pq.ParquetWriter:
+    """Without statistics: of every column of every shard they would fill the footer, which all workers read."""
+    return pq.ParquetWriter(file, SCHEMA, write_statistics=False)
 
 
 def read_report(file: Path) -> Report:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
     from caprl_utils.captioning.job import Job
+    from caprl_utils.captioning.work import Worker
 
 _POLL_SEC = 0.5
 
@@ -46,12 +49,17 @@ def open_engine(job: Job) -> Backend:
 
 
 def work_in(folder: Path) -> None:
-    """One worker on the job of a folder, to its end: what each process and each Ray actor runs."""
+    """One worker on the job of a folder, to its end: what each process runs."""
+    worker_on(folder).run()
+
+
+def worker_on(folder: Path) -> Worker:
+    """A worker on the job of a folder, with a model of its own."""
     from caprl_utils.captioning.job import Job, read_job
     from caprl_utils.captioning.work import Worker
 
     job = Job(**read_job(folder)["job"])
-    Worker(Manifest(folder), job.task(), open_engine(job)).run()
+    return Worker(Manifest(folder), job.task(), open_engine(job))
 
 
 def run_workers(folder: Path, workers: int, runner: str) -> None:
@@ -68,10 +76,23 @@ def run_workers(folder: Path, workers: int, runner: str) -> None:
         _run_processes(folder, workers)
 
 
-def worker_environment(number: int, gpus: int) -> dict[str, str]:
-    """Variables of worker `number`: its own GPU where there are some, or its share of the cores."""
+def visible_gpus() -> list[str]:
+    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them; where it is not set, all of the machine.
+
+    A scheduler sets it on a shared machine, so workers take theirs from it. As CUDA has it, an empty list is no
+    GPU, and what stands behind a number below 0 does not count.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(number) for number in range(len(gpu_names()))]
+    names = [name.strip() for name in given.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-"), names))
+
+
+def worker_environment(number: int, gpus: Sequence[str]) -> dict[str, str]:
+    """Variables of worker `number`: one of `gpus` where there are some, or its share of the cores."""
     if gpus:
-        return {"CUDA_VISIBLE_DEVICES": str(number % gpus)}
+        return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
@@ -92,7 +113,7 @@ def _run_processes(folder: Path, workers: int) -> None:
     for log in logs:
         log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "caprl_utils.captioning.worker", str(folder)]
-    gpus = len(gpu_names())
+    gpus = visible_gpus()
     started = []
     manifest = Manifest(folder)
     try:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +22,7 @@ from caprl_utils import prompts
 from caprl_utils.backends.base import Backend, Sampling
 from caprl_utils.captioning import engines
 from caprl_utils.captioning.check import Depth, Report, check_source, read_report
-from caprl_utils.captioning.manifest import Manifest, check_table, read_failed
+from caprl_utils.captioning.manifest import Manifest, read_failed, read_shard
 from caprl_utils.captioning.places import source_hash
 from caprl_utils.captioning.work import SCHEMA, Task, Worker, rows_of
 from caprl_utils.errors import UserError
@@ -107,16 +108,16 @@ def caption_source(
 ) -> CaptionSetResult:
     """Caption all images of `source` into `out`, or what is left of them; returns the counts.
 
-    source: a folder, a .parquet or .tar file or a folder of such, a data set of Hugging Face (id or saved to
-    disk), or mini-world:SPLIT:COUNT. out: NAME.parquet is one file, with the work folder NAME.parquet.work
-    beside it; any other name is a folder with `shards/*.parquet` in it. captioner: a Backend, used in this
-    process; or a model (zoo:NAME, folder, hub id, ModelConfig), run by `engine` in `workers` processes (one GPU
-    each, where there are GPUs) or Ray actors. settings: see `Job` (prompt, retries, shard_images, kinds, limit,
-    check, skip_duplicates).
+    source: a folder, a .parquet or .tar file or a folder of such, a list of paths (.txt, .jsonl, .csv), a data set
+    of Hugging Face (id or saved to disk), or mini-world:SPLIT:COUNT. out: NAME.parquet is one file, with the work
+    folder NAME.parquet.work beside it; any other name is a folder with `shards/*.parquet` in it. captioner: a
+    Backend, used in this process; or a model (zoo:NAME, folder, hub id, ModelConfig), run by `engine` in `workers`
+    processes (one GPU each, where there are GPUs) or Ray actors. settings: see `Job` (prompt, retries,
+    shard_images, kinds, limit, check, skip_duplicates).
 
     The columns are those of `work.SetRow`. Images without a caption are tried again by the next call. Raises
-    UserError for a missing or unusable source, for a folder that holds captions made otherwise, and when the
-    captioner answers nothing.
+    UserError for a missing or unusable source, for a result inside the source's folder, for a folder that holds
+    captions made otherwise, for a damaged shard, and when the captioner answers nothing.
     """
     out = Path(out)
     job = make_job(str(source), captioner, sampling, engine, **settings)
@@ -151,6 +152,7 @@ def make_job(
 
 def prepare(job: Job, folder: Path) -> Manifest:
     """Check the images once, say what was found, and set up the folder; a folder of the same job is continued."""
+    _check_apart(job.source, folder)
     manifest = Manifest(folder)
     now = {"key": job.key, "source": source_hash(job.source)}
     with manifest.locked("prepare"):
@@ -180,6 +182,16 @@ def prepare(job: Job, folder: Path) -> Manifest:
             f"under another name, or delete {shown(folder)}."
         )
     return manifest
+
+
+def _check_apart(source: str, folder: Path) -> None:
+    """Refuse a result among the images: the next run would see its files as a change of the source."""
+    home = Path(source).expanduser()
+    if home.is_dir() and folder.resolve().is_relative_to(home.resolve()):
+        raise UserError(
+            f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a "
+            "part of it; name a place outside (--out)"
+        )
 
 
 def _is_other(record: Path, now: dict[str, Any]) -> bool:
@@ -223,10 +235,9 @@ def gather(folder: Path, out: Path) -> CaptionSetResult:
     schema = SCHEMA.with_metadata({JOB_KEY: str(record["key"])})
     images = 0
     with manifest.locked("gather"), full_disk_as_user_error(out):
-        writer = pq.ParquetWriter(temporary, schema, compression="zstd") if single else None
+        writer = _set_writer(temporary, schema) if single else None
         for file in files:
-            check_table(file)
-            table = pq.read_table(file)
+            table = read_shard(file)
             if writer:
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
             images += len(set(table["image_id"].to_pylist()))
@@ -243,6 +254,10 @@ def gather(folder: Path, out: Path) -> CaptionSetResult:
             summary = asdict(result) | {"captions": [file.name for file in result.captions]}
             write_json(folder / "result.json", summary | {"key": record["key"]})
     return result
+
+
+def _set_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
 
 
 def _counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -23,14 +24,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic, write_json
 from caprl_utils.paths import shown
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
 HEARTBEAT_SEC = 10.0
 STALE_SEC = 120.0  # ours: a worker of another machine that was silent so long is dead
+_SHARD_REMEDY = "delete it and run again: only that shard is captioned again"
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,8 @@ class Manifest:
                     os.utime(self._claim_file(claim.shard))
                 except FileNotFoundError:
                     continue  # finished this moment
+                except OSError as error:  # a network file system: the next beat may come through
+                    log.warning("the claim of shard %d could not be kept alive: %s", claim.shard, error)
 
     def _claim_file(self, shard: int) -> Path:
         return self.folder / "claims" / f"{shard:05d}.json"
@@ -184,7 +192,7 @@ class Manifest:
         owner = self._owner(shard)
         if not owner:
             return True
-        if owner["host"] == socket.gethostname():
+        if all(owner.get(name) == value for name, value in _machine().items()):
             started = _start_time(owner["pid"])
             return started is None or abs(started - owner["started"]) > 2  # the boot time moves a little
         try:
@@ -196,7 +204,7 @@ class Manifest:
         token = secrets.token_hex(4)
         claim = Claim(shard, token, self._rows_file(shard, token))
         pid = os.getpid()
-        owner = {"token": token, "host": socket.gethostname(), "pid": pid, "started": _start_time(pid)}
+        owner = {"token": token, **_machine(), "pid": pid, "started": _start_time(pid)}
         earlier = [line for file in self._row_files(shard) for line in _whole_lines(file)]
         if earlier:
             write_atomic(claim.rows, b"".join(_first_of_each(earlier)))
@@ -227,6 +235,16 @@ def _first_of_each(lines: list[bytes]) -> list[bytes]:
     return list(kept.values())
 
 
+def _machine() -> dict[str, str]:
+    """What process numbers can be compared within: two containers may share a host name, not all of these."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        boot = space = ""
+    return {"host": socket.gethostname(), "boot": boot, "pid_space": space}
+
+
 def _start_time(pid: int) -> float | None:
     """When a process of this machine was started; None when it is gone (a number may be given out again)."""
     import psutil
@@ -238,15 +256,21 @@ def _start_time(pid: int) -> float | None:
         return None
 
 
-def check_table(file: Path) -> None:
-    """Raises UserError for a finished shard that cannot be read, naming the file and the remedy."""
+@contextmanager
+def readable(file: Path, remedy: str = _SHARD_REMEDY) -> Iterator[None]:
+    """Turn what pyarrow says of a damaged parquet file into a UserError naming it and the remedy."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        pq.ParquetFile(file)
+        yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{shown(file)} is half-written or damaged ({str(error).splitlines()[0]}); delete it and run again: "
-            "only that shard is captioned again"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{shown(file)} is half-written or damaged ({reason}); {remedy}") from None
+
+
+def read_shard(file: Path) -> pa.Table:
+    """A finished shard, its checksums verified. Raises UserError when it is damaged, anywhere in the file."""
+    import pyarrow.parquet as pq
+
+    with readable(file):
+        return pq.ParquetFile(file, page_checksum_verification=True).read()

@@ -1,7 +1,7 @@
 """Images of a source one by one, and any of them again later, without reading the rest.
 
-A source is whatever `curation.sources` reads (a folder, parquet files, webdataset tars, a data set of Hugging
-Face, saved or by id), or "mini-world:SPLIT:COUNT" or "mini-world:SPLIT:COUNT:SEED" for rendered images.
+A source is whatever `curation.sources` reads (a folder, parquet files, webdataset tars, a list of paths, a data
+set of Hugging Face, saved or by id), or "mini-world:SPLIT:COUNT" or "mini-world:SPLIT:COUNT:SEED" for rendered images.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ def source_hash(source: str) -> str:
     return fingerprint(source)
 
 
+def home_of(source: str) -> Path:
+    """The folder that file names of a source start at: the folder itself, or that of a list or shard."""
+    root = Path(source).expanduser().resolve()
+    return root if root.is_dir() else root.parent
+
+
 def items(source: str, kinds: Sequence[str] | None = None) -> Iterator[RawImage | ImageItem]:
     """All images in the source's own order, undecoded; rendered ones are already pixels."""
     if not is_mini_world(source):
@@ -84,10 +90,10 @@ def reread(
     for file, group in groupby(places, key=lambda place: place.file):
         wanted = list(group)
         if file is None:
-            home = root.resolve()
+            home = home_of(source)
             yield from (read_inside(home, place.path, place.kind) for place in wanted)
             continue
-        shard = root / file if root.is_dir() else root
+        shard = home_of(source) / file
         if not shard.is_file():
             raise UserError(f"{shown(shard)} is gone: it was there when the images were checked")
         yield from _tar_members(shard, wanted) if shard.suffix == ".tar" else _parquet_rows(shard, wanted)

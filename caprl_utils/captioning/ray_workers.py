@@ -1,7 +1,10 @@
-"""Workers as Ray actors: each claims shards of the manifest as a process would, on any node of a cluster.
+"""Workers as Ray actors: each loads the model once and takes shards of the manifest, on any node of a cluster.
 
-Plain `ray` is enough (`ray[llm]` brings a vLLM of its own). The nodes must see the job's folder and the images
-under the same paths. The driver only counts finished shards, so its memory does not grow with the images.
+The actors are plain ones (`ray.remote` on a class), not those of a Ray Data pipeline: the manifest already hands
+out the work, keeps what is done on disk and takes over from the dead, so no rows pass through Ray. Plain `ray` is
+enough (`ray[llm]` brings a vLLM of its own). The nodes must see the job's folder and the images under the same
+paths. While the actors work the driver only counts finished shards; the check of the images before that holds
+some bytes an image (`check`, and the names of one folder at a time).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.captioning.engines import follow, work_in, worker_environment
+from caprl_utils.captioning.engines import follow, worker_environment, worker_on
 from caprl_utils.captioning.manifest import Manifest
 from caprl_utils.errors import UserError
 from caprl_utils.provenance import gpu_names
@@ -30,8 +33,9 @@ def run_actors(folder: Path, workers: int) -> None:
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         needs = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-        remote = ray.remote(max_retries=0, **needs)(_work)
-        running = [remote.remote(str(folder.absolute())) for _ in range(workers)]
+        remote = ray.remote(max_restarts=0, **needs)(CaptionActor)
+        actors = [remote.remote(str(folder.absolute())) for _ in range(workers)]
+        running = [actor.work.remote() for actor in actors]
         follow(Manifest(folder), lambda: ray.wait(running, num_returns=len(running), timeout=0)[1])
         _check(ray, running, folder)
     finally:
@@ -49,13 +53,21 @@ def _start(ray: Any) -> None:
         ) from error
 
 
-def _work(folder: str) -> None:
-    work_in(Path(folder))
+class CaptionActor:
+    """One worker with its model, for as long as the job has shards."""
+
+    def __init__(self, folder: str) -> None:
+        """folder: of the job, as every node sees it."""
+        self._worker = worker_on(Path(folder))
+
+    def work(self) -> None:
+        """Take shards until all are finished."""
+        self._worker.run()
 
 
 def _environment() -> dict[str, str]:
     parts = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    share = {} if gpu_names() else worker_environment(0, 0)  # Ray itself hands out the GPUs
+    share = {} if gpu_names() else worker_environment(0, [])  # Ray itself hands out the GPUs
     return {"PYTHONPATH": os.pathsep.join(parts)} | share
 
 

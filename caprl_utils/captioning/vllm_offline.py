@@ -8,12 +8,13 @@ as behind a server.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.backends import server
@@ -23,7 +24,10 @@ from caprl_utils.captioning.engines import model_hash
 from caprl_utils.errors import UserError
 from caprl_utils.schema import ModelConfig
 
-GATHERED_BATCHES = 8  # ours: the engine drains once per so many batches; more hold more images in memory
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+ENGINE_BATCHES = 8  # ours: as many batches are in the engine at a time; more hold more images in memory
 _SERVER_ONLY = ("--served-model-name", "--host", "--port")
 
 
@@ -33,6 +37,8 @@ class VllmBackend:
     def __init__(self, config: ModelConfig, max_model_len: int | None = None) -> None:
         self.name, self.config, self.max_model_len = config.path, config, max_model_len
         self.model_hash = model_hash(config)
+        self._running: dict[str, tuple[Request, int]] = {}  # by the number that the engine gave
+        self._ready: deque[Completion] = deque()  # finished while `generate` waited for others
 
     @cached_property
     def _engine(self) -> Any:
@@ -45,27 +51,44 @@ class VllmBackend:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
     ) -> list[Completion]:
-        """See `Backend.generate`."""
-        from vllm import SamplingParams
-
-        jobs = [(request, index) for request in requests for index in range(sampling.n)]
-        parameters = [
-            SamplingParams(
-                max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-                repetition_penalty=sampling.repetition_penalty,
-                seed=request_seed(sampling.seed, request.id, index),
-            )
-            for request, index in jobs
-        ]  # fmt: skip
-        chats = [_chat(request) for request, _ in jobs]
-        outputs = self._engine.chat(chats, parameters, use_tqdm=False) if jobs else []
-        return [_completion(*job, output) for job, output in zip(jobs, outputs, strict=True)]
+        """See `Backend.generate`. What `stream` has in the engine goes on meanwhile."""
+        wanted = [self._submit(request, index, sampling) for request, index in _each(requests, sampling)]
+        done: dict[str, Completion] = {}
+        while len(done) < len(wanted):
+            for number, completion in self._step():
+                if number in wanted:
+                    done[number] = completion
+                else:
+                    self._ready.append(completion)
+        return [done[number] for number in wanted]
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `Backend.stream`."""
-        waiting = iter(requests)
-        while some := list(islice(waiting, GATHERED_BATCHES * self.config.batch_size)):
-            yield from self.generate(some, sampling)
+        """See `Backend.stream`. The engine is filled up after every step, so it does not drain between shards."""
+        waiting = _each(requests, sampling)
+        while True:
+            room = ENGINE_BATCHES * self.config.batch_size - len(self._running)
+            for request, index in islice(waiting, max(room, 0)):
+                self._submit(request, index, sampling)
+            if self._running and not self._ready:
+                self._ready.extend(completion for _, completion in self._step())
+            if not self._running and not self._ready:
+                return
+            while self._ready:
+                yield self._ready.popleft()
+
+    def _submit(self, request: Request, index: int, sampling: Sampling) -> str:
+        """Put one caption's request into the engine; returns its number there."""
+        (name,) = self._engine.enqueue_chat(
+            [_chat(request)], [_parameters(request, index, sampling)], use_tqdm=False
+        )
+        number = name.partition("-")[0]  # vLLM adds a random part, which its outputs leave out
+        self._running[number] = (request, index)
+        return number
+
+    def _step(self) -> list[tuple[str, Completion]]:
+        """One step of the engine: (number, completion) of what it finished."""
+        outputs = [output for output in self._engine.llm_engine.step() if output.finished]
+        return [(o.request_id, _completion(*self._running.pop(o.request_id), o)) for o in outputs]
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
@@ -102,6 +125,20 @@ def engine_options(model: ModelConfig, max_model_len: int | None = None) -> Any:
     options = EngineArgs.from_cli_args(known)
     options.limit_mm_per_prompt = {"image": 1}
     return options
+
+
+def _each(requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[Request, int]]:
+    """Each caption to be made, requests one by one."""
+    return ((request, index) for request in requests for index in range(sampling.n))
+
+
+def _parameters(request: Request, index: int, sampling: Sampling) -> SamplingParams:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=sampling.max_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty, seed=request_seed(sampling.seed, request.id, index),
+    )  # fmt: skip
 
 
 def _chat(request: Request) -> list[dict[str, Any]]:

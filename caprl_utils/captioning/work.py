@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from caprl_utils.backends.base import Backend, Completion, Request, Sampling
 from caprl_utils.captioning.check import places
 from caprl_utils.captioning.loops import is_loop
-from caprl_utils.captioning.manifest import Claim, Manifest
+from caprl_utils.captioning.manifest import Claim, Manifest, read_shard
 from caprl_utils.captioning.places import Place, in_threads, open_image, reread
 from caprl_utils.captioning.rows import caption_id, chunk_seed
 from caprl_utils.curation.images import ImageItem
@@ -246,11 +246,11 @@ class Worker:
 def as_parquet(table: pa.Table) -> bytes:
     """The table as the bytes of a parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
 def rows_of(finished: Path) -> str:
-    """A finished shard as JSONL rows, to go on with it."""
-    lines = (SetRow(**row).model_dump_json() for row in pq.read_table(finished).to_pylist())
+    """A finished shard as JSONL rows, to go on with it. Raises UserError when it is damaged."""
+    lines = (SetRow(**row).model_dump_json() for row in read_shard(finished).to_pylist())
     return "".join(line + "\n" for line in lines)

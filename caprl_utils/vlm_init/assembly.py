@@ -12,6 +12,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
+from caprl_utils.runs import Lock
 from caprl_utils.vlm_init.plan import PARTS, Plan
 from caprl_utils.vlm_init.settings import Assembly, load_setting
 from caprl_utils.vlm_init.summary import FILE, PartSummary, Summary
@@ -28,7 +29,7 @@ def assemble(setting: str | Assembly, out: Path | str, seed: int | None = None) 
 
     setting: a name of configs/vlm_init, a YAML file, or the settings themselves. seed: of the projector; the
     setting's own by default. A folder that holds this very model already is left as it is; an assembly that was
-    stopped starts again, and `out` appears only when it is complete.
+    stopped starts again, and `out` appears only when it is complete. One process at a time writes it; others wait.
     Raises UserError, before anything is copied, for donors that do not fit, missing or cut files, and a folder
     that holds something else.
     """
@@ -40,8 +41,23 @@ def assemble(setting: str | Assembly, out: Path | str, seed: int | None = None) 
     out = Path(out).absolute()
     hashes = {part: donor.content_hash() for part, donor in plan.donors.items()}
     key = cache_key(setting=setting, donors=hashes, format=FORMAT)
-    if (out / FILE).is_file() and (done := Summary.load(out)).key == key:
+    if done := _done(out, key):
         return done
+    lock = Lock(out.with_name(f".{out.name}.lock"), shown(out))
+    lock.acquire()
+    try:
+        return _done(out, key) or _assemble(setting, plan, out, key, hashes)
+    finally:
+        lock.release()
+
+
+def _done(out: Path, key: str) -> Summary | None:
+    """The summary of a folder that holds this very model, else None."""
+    return done if (out / FILE).is_file() and (done := Summary.load(out)).key == key else None
+
+
+def _assemble(setting: Assembly, plan: Plan, out: Path, key: str, hashes: dict[str, str]) -> Summary:
+    """Write the model beside `out` and move it there when it is whole; the lock on `out` is ours."""
     if out.exists() and any(out.iterdir()):
         raise UserError(
             f"{shown(out)} is not empty and holds something else (another setting, seed or donor); "

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import torch
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLED = "pytorch_model"  # pytorch_model.bin, and pytorch_model-00001-of-00002.bin
+CONVERT = (
+    "pickled weights are not opened here. If you trust them, save them once as safetensors and name that folder "
+    "(with AutoModel and AutoProcessor of transformers: `X.from_pretrained(SOURCE).save_pretrained(FOLDER)`), or "
+    "name a `revision` that has safetensors (on the hub often refs/pr/NUMBER, under Community)"
+)
 FETCH_AGAIN = "the download was interrupted: fetch it again (the hub client continues where it stopped)"
 
 
@@ -95,11 +101,8 @@ def _why_no_weights(folder: Path) -> str:
         return f"no model folder {shown(folder)}"
     if any(folder.glob("*.incomplete")) or any(folder.glob("model-*-of-*.safetensors")):
         return f"{shown(folder)} has parts of a model but no {INDEX}; {FETCH_AGAIN}"
-    if any(folder.glob("pytorch_model*.bin")):
-        return (
-            f"{shown(folder)} has pickled weights only (pytorch_model.bin), which are not opened here; save it "
-            "once as safetensors: load it with transformers and call save_pretrained on model and processor"
-        )
+    if pickled := sorted(folder.glob(f"{PICKLED}*.bin")):
+        return f"{shown(folder)} has no safetensors, pickled weights only ({pickled[0].name}): {CONVERT}"
     return f"{shown(folder)} has no {SINGLE} and no {INDEX}; is it a model folder?"
 
 

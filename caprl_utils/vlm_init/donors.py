@@ -9,7 +9,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.vlm_init.checkpoint import INDEX, SINGLE
+from caprl_utils.vlm_init.checkpoint import CONVERT, INDEX, PICKLED, SINGLE
 from caprl_utils.vlm_init.settings import Donor
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configs, tokenizer, processor
@@ -18,7 +18,7 @@ SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configs, tokenizer, p
 def donor_folder(donor: Donor, wanted: Sequence[str]) -> Path:
     """A donor's folder on this machine. wanted: prefixes of the tensors that are needed.
 
-    Raises UserError when it is not there and cannot be fetched.
+    Raises UserError when it is not there and cannot be fetched, or has no safetensors.
     """
     if donor.path.startswith(paths.ZOO_PREFIX):
         from caprl_utils.mini import donors  # the only line that knows the mini world
@@ -38,13 +38,27 @@ def _fetched(donor: Donor, wanted: Sequence[str]) -> Path:
 
     try:
         folder = fetch(SMALL_FILES)
-        return fetch([*SMALL_FILES, *_shards(folder, wanted)])
+        folder = fetch([*SMALL_FILES, *_shards(folder, wanted)])
+        if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
+            raise UserError(_why_no_safetensors(donor))
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"donor {donor.path!r} is no folder here and could not be fetched from the hub: {reason}. "
             "Check the name and the network (HF_HUB_OFFLINE must not be set), or name a folder"
         ) from None
+
+
+def _why_no_safetensors(donor: Donor) -> str:
+    """What the hub has of a donor instead. Raises as the hub's client when it cannot be asked."""
+    from huggingface_hub import HfApi
+
+    files = HfApi().list_repo_files(donor.path, revision=donor.revision)
+    name = f"donor {donor.path!r} at revision {donor.revision or 'main'}"
+    if pickled := sorted(f for f in files if f.startswith(PICKLED) and f.endswith(".bin")):
+        return f"{name} has no safetensors on the hub, pickled weights only ({pickled[0]}): {CONVERT}"
+    return f"{name} has no {SINGLE} and no {INDEX} on the hub; is it a model?"
 
 
 def _shards(folder: Path, wanted: Sequence[str]) -> list[str]:

@@ -14,9 +14,7 @@ import pytest
 from scripted_captioner import LOOP, Scripted, fill, picture
 
 from caprl_utils.backends.base import Sampling
-from caprl_utils.captioning import manifest as claims
 from caprl_utils.captioning.job import WORK_SUFFIX, caption_source, make_job, prepare
-from caprl_utils.captioning.manifest import Manifest
 from caprl_utils.captioning.work import SetRow
 from caprl_utils.errors import UserError
 from caprl_utils.schema import ModelConfig
@@ -87,6 +85,17 @@ def test_every_source(images, tmp_path, write, key):
     result = caption(tmp_path / "source", tmp_path / "captions.parquet")
     assert result.images == IMAGES
     assert rows(result)[-1].image_key == key
+
+
+def test_a_list_of_paths(images, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("image\n" + "".join(f"images/{name}.png\n" for name in ("p004", "p001", "none")))
+    result = caption(file, tmp_path / "captions.parquet")
+    assert [row.image_key for row in rows(result)[::2]] == ["images/p004.png", "images/p001.png"]
+    assert result.report.problems == {"cannot be read": 1}
+    (tmp_path / "list.txt").write_text("../secret.png\n")
+    with pytest.raises(UserError, match="1 path outside the root"):
+        caption(tmp_path / "list.txt", tmp_path / "other.parquet")
 
 
 def test_rendered_images(tmp_path):
@@ -218,6 +227,29 @@ def test_a_damaged_shard_is_named(images, tmp_path):
     assert caption(images, out, captioner).images == IMAGES and len(captioner.asked) == 8
 
 
+@pytest.mark.parametrize("again", ["gather", "reopen"])
+def test_a_shard_damaged_in_the_middle_is_named(images, tmp_path, again):
+    """Its footer is sound: only the checksum of a page tells."""
+    out = tmp_path / "c.parquet"
+    caption(images, out, Scripted(broken=["p005.png"]) if again == "reopen" else None)
+    shard = tmp_path / "c.parquet.work" / "shards" / "00001.parquet"
+    data, group = shard.read_bytes(), pq.ParquetFile(shard).metadata.row_group(0)
+    for column in (group.column(number) for number in range(group.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        place = start + column.total_compressed_size - 2  # in the values of the last page
+        shard.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        pq.ParquetFile(shard)
+        with pytest.raises(UserError, match=r"00001.parquet is half-written or damaged .* delete it and run"):
+            caption(images, out)
+
+
+def test_a_result_among_the_images_is_refused_at_once(images, tmp_path):
+    for out in (images / "captions.parquet", images / "set", images / "deep" / "set", images):
+        with pytest.raises(UserError, match=r"would stand inside the image folder .*name a place outside"):
+            caption(images, out)
+    assert len(list(images.iterdir())) == IMAGES
+
+
 class Slow(Scripted):
     """Takes its time, and notes in a file what it was asked."""
 
@@ -271,33 +303,3 @@ def test_two_processes_share_a_manifest_without_overlap(images, tmp_path):
     assert first and second and not set(first) & set(second)
     assert sorted(first + second) == sorted(row.id for row in whole)
     assert rows(caption(images, out, shard_images=2)) == whole
-
-
-@pytest.fixture
-def prepared(images, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        caption(images, tmp_path / "set", Scripted(die_after=3))
-    return tmp_path / "set"
-
-
-def test_a_silent_worker_of_another_machine_is_taken_over(prepared, monkeypatch):
-    far = Manifest(prepared)
-    monkeypatch.setattr(claims.socket, "gethostname", lambda: "far")
-    lost = far.claim()
-    monkeypatch.undo()
-    here = Manifest(prepared)
-    assert {here.claim().shard, here.claim().shard} == {1, 2} and here.claim() is None
-    claim_file = prepared / "claims" / "00000.json"
-    os.utime(claim_file, (0, time.time() - claims.STALE_SEC - 1))
-    taken = here.claim()
-    assert taken.shard == 0 and len(taken.rows.read_bytes().splitlines()) >= 2
-    assert not far.finish(lost, b"late", {}) and not (prepared / "shards" / "00000.parquet").exists()
-    assert here.finish(taken, b"mine", {})
-
-
-def test_a_live_worker_keeps_its_shard(prepared):
-    one, two = Manifest(prepared), Manifest(prepared)
-    with one.heartbeat():
-        shards = {one.claim().shard, one.claim().shard}
-        assert two.claim().shard not in shards and two.claim() is None
-    assert Manifest(prepared).claim().shard in shards

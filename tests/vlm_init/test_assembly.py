@@ -1,5 +1,6 @@
 """An assembled Qwen2.5-VL speaks as its language model, sees as its vision tower, has a seeded projector."""
 
+import fcntl
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_donors import at, same_logits, stirred
+from small_donors import same_logits, setting_with_head
 
 from caprl_utils.errors import UserError
 from caprl_utils.mini import models
@@ -80,32 +81,9 @@ def test_the_projector_can_start_as_torch_would(qwen_setting, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_heads_tied_or_not_are_as_the_language_models(tied, vision_donor, tmp_path):
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-    )
+    from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM
 
-    shape = models.text_config() | {"tie_word_embeddings": tied}
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    language = stirred(Qwen2ForCausalLM(Qwen2Config(**shape, rope_parameters=rope)))
-    language.save_pretrained(tmp_path / "language")
-    shared_tokenizer().save_pretrained(tmp_path / "language")
-    frame = Qwen2_5_VLConfig.from_pretrained(vision_donor)
-    frame.tie_word_embeddings = frame.text_config.tie_word_embeddings = tied
-    (tmp_path / "vision").mkdir()
-    for file in vision_donor.iterdir():
-        os.link(file, tmp_path / "vision" / file.name)
-    (tmp_path / "vision" / "config.json").unlink()
-    frame.save_pretrained(tmp_path / "vision")
-
-    setting = load_setting(
-        "mini-qwen-3b",
-        language=at(tmp_path / "language"),
-        vision=at(tmp_path / "vision"),
-        accepted_differences=["rms_norm_eps"],
-    )
+    setting = setting_with_head(tied, vision_donor, tmp_path)
     summary = assemble(setting, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -116,7 +94,8 @@ def test_heads_tied_or_not_are_as_the_language_models(tied, vision_donor, tmp_pa
     vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     assert (vlm.lm_head.weight is vlm.model.language_model.embed_tokens.weight) is tied
     assert summary.parameters == sum(p.numel() for p in vlm.parameters())
-    same_logits(vlm, language.eval(), len(shared_tokenizer()))
+    language = Qwen2ForCausalLM.from_pretrained(tmp_path / "language").eval()
+    same_logits(vlm, language, len(shared_tokenizer()))
 
 
 def test_the_summary_counts_what_the_model_has(assembled, vlm):
@@ -214,6 +193,41 @@ def test_killed_while_writing_it_starts_again(assembled, qwen_setting, tmp_path)
     assert (
         again.projector_checksum == assembled.projector_checksum and not (tmp_path / ".out.partial").exists()
     )
+
+
+@pytest.mark.integration
+def test_two_processes_that_assemble_the_same_make_one_model(assembled, qwen_setting, tmp_path):
+    """The first writes, the second waits for it and finds it done; neither deletes what the other writes."""
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    setting = qwen_setting.model_dump(mode="json", exclude_unset=True, exclude={"name"})
+    file.write_text(yaml.safe_dump(setting))
+    command = [sys.executable, "-m", "caprl_utils.vlm_init", str(file), "--out", str(out), "--seed", "5"]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=280)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert all(assembled.projector_checksum in text for text in told)
+    assert equality.verify_tensors(Summary.load(out)) and not (tmp_path / ".out.partial").exists()
+
+
+def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
+    """The lock is held while the weights are written, and free afterwards."""
+    lock, held = tmp_path / ".out.lock", []
+
+    def taken(*_):
+        with open(lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(int(lock.read_text()))
+        raise UserError("enough")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="enough"):
+        patch.setattr("caprl_utils.vlm_init.assembly._write", taken)
+        assemble(qwen_setting, tmp_path / "out")
+    assert held == [os.getpid()] and not (tmp_path / "out").exists()
+    assemble(qwen_setting, tmp_path / "out")
+    with open(lock) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("name", setting_names())

@@ -10,6 +10,7 @@ from small_donors import at
 from caprl_utils.errors import UserError
 from caprl_utils.mini import models
 from caprl_utils.vlm_init import assemble, load_setting, plan_of
+from caprl_utils.vlm_init.settings import Donor
 
 
 @pytest.fixture
@@ -105,7 +106,10 @@ def test_a_pointer_instead_of_weights_and_pickled_weights(qwen_setting, language
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
     refused(qwen_setting, tmp_path / "out", "git-lfs pointer", language=at(language))
     file.rename(language / "pytorch_model.bin")
-    refused(qwen_setting, tmp_path / "out", "pickled weights only", language=at(language))
+    words = (
+        r"has no safetensors, pickled weights only \(pytorch_model\.bin\): .* save them once as safetensors"
+    )
+    refused(qwen_setting, tmp_path / "out", words, language=at(language))
 
 
 def test_weights_that_are_not_of_this_config(qwen_setting, vision_donor, language, tmp_path):
@@ -148,6 +152,43 @@ def test_settings_that_do_not_exist_or_do_not_fit():
         load_setting("mini-qwen-3b", vision_feature_layer=-1)
     with pytest.raises(UserError, match=r"projector\.std"):
         load_setting("mini-qwen-3b", projector={"std": 0})
+
+
+@pytest.mark.parametrize(
+    "there, words",
+    [
+        (
+            "pytorch_model-00001-of-00002.bin",
+            r"no safetensors on the hub, pickled weights only \(pytorch_model-0",
+        ),
+        (
+            "weights.gguf",
+            r"no model\.safetensors and no model\.safetensors\.index\.json on the hub; is it a model",
+        ),
+    ],
+)
+def test_a_donor_of_the_hub_without_safetensors(
+    there, words, llava_setting, clip_donor, tmp_path, monkeypatch
+):
+    """As openai/clip-vit-large-patch14-336 may be: said truly, with what to do, and never unpickled."""
+    import huggingface_hub
+
+    cached = shutil.copytree(clip_donor, tmp_path / "cached")
+    (cached / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **b: str(cached))
+    asked = []
+    listed = lambda self, name, revision: asked.append((name, revision)) or ["config.json", there]  # noqa: E731
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+    donor = Donor(path="openai/clip", revision="refs/pr/0")
+    refused(
+        llava_setting,
+        tmp_path / "out",
+        rf"donor 'openai/clip' at revision refs/pr/0 has {words}",
+        vision=donor,
+    )
+    assert asked == [("openai/clip", "refs/pr/0")]
+    if there.endswith(".bin"):
+        refused(llava_setting, tmp_path / "out", r"save_pretrained\(FOLDER\).*`revision`", vision=donor)
 
 
 def test_a_donor_that_cannot_be_fetched():

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 import torch
-from small_donors import PADDED
+from small_donors import PADDED, setting_with_head
 
 from caprl_utils import paths
 from caprl_utils.backends import Request, Sampling, open_backend, server
@@ -35,10 +35,17 @@ print(json.dumps({k: sorted(map(str, report[k])) for k in ("missing_keys", "unex
 """
 
 
-@pytest.fixture(scope="module", params=["qwen", "llava"])
-def assembled(request, qwen_setting, llava_setting, tmp_path_factory):
-    setting = qwen_setting if request.param == "qwen" else llava_setting
-    return assemble(setting, tmp_path_factory.mktemp("out") / request.param, seed=5)
+@pytest.fixture(scope="module", params=["qwen", "qwen-tied", "llava"])
+def assembled(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory):
+    """A head of its own (the paper's 7B), tied to the embeddings (its 3B), and a LLaVA."""
+    folder = tmp_path_factory.mktemp("out")
+    if request.param == "qwen-tied":
+        setting = setting_with_head(True, vision_donor, folder)
+    else:
+        setting = qwen_setting if request.param == "qwen" else llava_setting
+    summary = assemble(setting, folder / request.param, seed=5)
+    assert summary.tied_head is (request.param == "qwen-tied")
+    return summary
 
 
 def load(folder):
@@ -73,7 +80,7 @@ def test_both_environments_load_and_save_the_same_model(assembled, tmp_path):
         for logits, mask in zip(theirs, masks.values(), strict=True):
             with torch.no_grad():
                 ours = model(input_ids=ids, attention_mask=mask).logits
-            torch.testing.assert_close(ours[mask.bool()], logits[mask.bool()], atol=1e-5, rtol=1e-5)
+            assert torch.equal(ours[mask.bool()], logits[mask.bool()])
 
 
 def test_vllm_and_transformers_write_the_same_greedy_text(assembled, tmp_path):
