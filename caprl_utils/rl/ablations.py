@@ -245,7 +245,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("names", nargs="*", help="experiments (default: all of the profile)")
     parser.add_argument("--profile", default="mini", help="smoke | mini | one_gpu | paper")
-    parser.add_argument("--table3", action="store_true", help="those of Table 3: the main one and the judges'")
+    parser.add_argument(
+        "--table3", action="store_true", help="those of Table 3: the main one and the judges'"
+    )
     parser.add_argument("--follow", action="store_true", help="on every node but the first: take part")
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)

@@ -80,7 +80,9 @@ def draw(curve: Sequence[Mapping[str, Any]]) -> Figure:
             axis.plot(steps, values, style, color="#0b3c6f", label=LABELS.get(column, column))
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
-        axis.set_ylim(bottom=0, top=1.5 * axis.get_ylim()[1] if len(columns) > 1 else None)  # room for the legend
+        axis.set_ylim(
+            bottom=0, top=1.5 * axis.get_ylim()[1] if len(columns) > 1 else None
+        )  # room for the legend
         axis.tick_params(labelsize=8)
         if len(columns) > 1:
             axis.legend(frameon=False, fontsize=7, loc="upper left")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,10 @@ def repeated_share(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def _texts(completions: Sequence[Any]) -> list[str]:
+    return [completion[0]["content"] for completion in completions]
+
+
 _questions = lru_cache(maxsize=4096)(parse_questions)
 
 
@@ -52,10 +57,17 @@ class CaptionReward:
     def __init__(self, rl: RL, experiment: Experiment):
         self.length, self.limit = experiment.reward.length, rl.max_completion_tokens
         self.max_failed_share = rl.max_failed_share
+        self._pool = ThreadPoolExecutor(1, "caprl-reward")
+        self._begun: tuple[list[str], int, Future] | None = None  # captions, step, their batch
 
     def score(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
         """One reward per caption, None where it could not be computed."""
         raise NotImplementedError
+
+    def begin(self, completions: Sequence[Any], rows: Rows, trainer_state: Any) -> None:
+        """Start to score a rollout; the call that follows waits for what is left of it."""
+        captions, step = _texts(completions), trainer_state.global_step
+        self._begun = (captions, step, self._pool.submit(self._scored, captions, rows, step))
 
     def __call__(
         self,
@@ -67,8 +79,10 @@ class CaptionReward:
         **columns: Any,
     ) -> list[float | None]:
         """As TRL calls it; `columns` are the data set's. Raises RewardsFailedError."""
-        captions = [completion[0]["content"] for completion in completions]
-        batch, reason = self._scored(captions, columns, trainer_state.global_step)
+        captions, step = _texts(completions), trainer_state.global_step
+        begun, self._begun = self._begun, None
+        ahead = begun is not None and begun[:2] == (captions, step)
+        batch, reason = begun[2].result() if ahead else self._scored(captions, columns, step)
         self._check(batch, reason)
         lengths = [len(ids) for ids in completion_ids]
         if self.length is not None:

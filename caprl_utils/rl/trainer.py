@@ -9,6 +9,7 @@ How it departs from TRL 1.16, each on purpose:
    first pass after a resume in a later one.
 3. A checkpoint is marked whole after its last file.
 4. When too many rewards fail, training stops with a checkpoint of the last finished step.
+5. Captions are scored while the KL reference reads them; "seconds/reward" is what training waits for.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class CaptionTrainer(GRPOTrainer):
         return super().training_step(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
+        self._columns = {name: [row[name] for row in inputs] for name in inputs[0]}
         with process_once(self.processing_class):
             return super()._generate_and_score_completions(inputs)
 
@@ -116,6 +118,9 @@ class CaptionTrainer(GRPOTrainer):
         start = time.perf_counter()
         result = super()._generate(prompts)
         self._metrics["train"]["seconds/generate"].append(time.perf_counter() - start)
+        completions = result[3]
+        for reward in self.reward_funcs:
+            reward.begin(completions, self._columns, self.state)
         return result
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
