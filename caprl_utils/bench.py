@@ -3,8 +3,9 @@
     python -m caprl_utils.bench                  all of them (`make bench`), one table
     python -m caprl_utils.bench client scoring   only these
 
-Each row compares ours with a baseline measured in the same run and says what was aimed at. Rows go to
-reports/bench/bench.json (and .md), merged by name, with the machine and its load: wall times mean little without it.
+Each row compares ours with a baseline measured in the same run, or with a limit that we set
+(caprl_utils/reporting/bench_table.py:TARGETS), and says what was aimed at. Rows go to reports/bench/bench.json (and
+.md), merged by name, with the machine and its load: wall times mean little without it.
 """
 
 from __future__ import annotations
@@ -86,21 +87,19 @@ def run(name: str) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as text, widest name first in width."""
+    from caprl_utils.reporting.bench_table import three_digits
+
     if not rows:
         return "no bench has been run"
     width = max(len(row["name"]) for row in rows)
     lines = [f"{'bench':<{width}} {'ours':>10} {'baseline':>10} {'ratio':>7} {'goal':>6}  unit"]
     for row in rows:
-        cells = [_number(row[key]) for key in ("ours", "baseline", "ratio", "goal")]
+        cells = [three_digits(row[key]) for key in ("ours", "baseline", "ratio", "goal")]
         lines.append(
             f"{row['name']:<{width}} {cells[0]:>10} {cells[1]:>10} {cells[2]:>7} {cells[3]:>6}  {row['unit']}"
             f"{_met(row)}"
         )
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def _met(row: Mapping[str, Any]) -> str:

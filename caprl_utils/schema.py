@@ -7,11 +7,14 @@ evaluation scripts), "author README" (their repository's), or "ours" with the re
 recomputes nothing.
 """
 
+import difflib
 import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
+
+from caprl_utils import paths
 
 PRISM_BENCHMARKS = [
     "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
@@ -183,9 +186,18 @@ class Ablations(Settings):
     num_images: int = setting(
         20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1
     )
+    more_seeds: dict[str, list[int]] = setting(
+        {}, "ours: experiment -> seeds of further trainings; the paper says nothing of seeds"
+    )
     parallel_runs: int = setting(
         1, "ours: trainings side by side; several on one machine's cores", False, ge=1
     )
+
+    @model_validator(mode="after")
+    def _seeds_are_of_experiments(self) -> "Ablations":
+        if unknown := sorted(self.more_seeds.keys() - {*ABLATIONS, *self.experiments}):
+            raise ValueError(f"more_seeds names {unknown[0]!r}, which is none of ablations.experiments")
+        return self
 
 
 class Prism(Settings):
@@ -276,6 +288,11 @@ class Pretraining(Settings):
     align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
         {}, "ours: setting -> what its alignment does differently; the paper's three are trained alike"
     )
+    more_seeds: dict[str, list[NonNegativeInt]] = setting(
+        {},
+        "ours: setting -> further training seeds beside the profile's; a training's seed sets the order of its data "
+        "and its projector's start",
+    )
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")
     media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")
@@ -298,6 +315,24 @@ class Pretraining(Settings):
         1.0, "ours: as prism.caption_temperature, so that sets are made of what Table 3 measures", ge=0
     )
 
+    @model_validator(mode="after")
+    def _settings_are_known(self) -> "Pretraining":
+        known = {*self.settings, *(file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml"))}
+        for key in ("align_of", "more_seeds"):
+            if unknown := [name for name in getattr(self, key) if name not in known]:
+                close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
+                raise ValueError(f"{key} names no setting: {unknown[0]!r}; did you mean {close[0]}?")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_and_nodes_are_sound(self) -> "Pretraining":
+        for name, seeds in self.more_seeds.items():
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"more_seeds of {name}, {seeds}, holds one seed twice")
+        if self.nodes > 1 and self.parallel_runs > 1:
+            raise ValueError(f"parallel_runs {self.parallel_runs} needs nodes 1: a training has all nodes")
+        return self
+
 
 class Profile(Settings):
     """All settings of one size of the work."""
@@ -315,6 +350,15 @@ class Profile(Settings):
     ablations: Ablations = setting(Ablations(), "see each key")
     prism: Prism = setting(Prism(), "see each key")
     pretraining: Pretraining = setting(Pretraining(), "see each key")
+
+    @model_validator(mode="after")
+    def _more_seeds_are_others(self) -> "Profile":
+        for name, seeds in self.pretraining.more_seeds.items():
+            if self.seed in seeds:
+                raise ValueError(
+                    f"pretraining.more_seeds of {name} holds {self.seed}, the profile's own seed"
+                )
+        return self
 
     def section_hash(self, *sections: str) -> str:
         """Hash of what can change an output in the named sections ("rl", "models.policy"), all by default."""

@@ -35,7 +35,9 @@ def test_reproduce_runs_the_whole_chain_and_table3_its_slice_only():
     assert "03_caprl_rl_training:with_ablations=True 04_" in make("-n", "reproduce").stdout
     table3 = make("-n", "table3").stdout
     assert "04_" not in table3
-    assert table3.index("rl.ablations --table3") < table3.index("05_prism_evaluation")  # all seeds, and the judges
+    assert table3.index("rl.ablations --table3") < table3.index(
+        "05_prism_evaluation"
+    )  # all seeds, and the judges
 
 
 def test_serve_says_what_it_needs():

@@ -6,14 +6,12 @@ The rows are those that `pretraining.data` reads: {"id", "messages": [user: "<im
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from caprl_utils import prompts
 from caprl_utils.captioning.joined import bytes_of, file_name, files_home, job_of, suffix_of, with_captions
@@ -21,12 +19,11 @@ from caprl_utils.captioning.places import Place
 from caprl_utils.captioning.released import RELEASED_KEY, read_released
 from caprl_utils.captioning.sets import read_captions, schema_of
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error, write_json
+from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.paths import shown
-from caprl_utils.pretraining.data import INFO, about_image
+from caprl_utils.pretraining.data import about_image, mark_in, register
 from caprl_utils.progress import track
 
-TAGS = ("<image>", "<video>", "<audio>")  # LLaMA-Factory counts them in a text and wants a file for each
 EMPTY, MISSING = "the caption is empty", "no such image below the media folder"
 MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance
 
@@ -72,7 +69,7 @@ def write_llamafactory(
     (parquet, tar, data sets, rendered ones) are written to `images/NAME` in it (its default is the folder of
     `file`). A set of released captions has no job: there it must be named. job: the folder with job.json, where
     it is not beside `captions`. sound_only: leave out loops and cut captions. max_bad_share: of captions that may
-    be set aside (empty, with one of `TAGS` in the text, the image missing) before UserError.
+    be set aside (empty, with one of `pretraining.data.MARKS` in the text, the image missing) before UserError.
     Raises UserError for an image outside `media`, naming it, and when no caption is left.
     """
     file = Path(file)
@@ -106,18 +103,6 @@ def released_llamafactory(
     return _write(pairs, file, _named(media), prompt, max_bad_share)
 
 
-def dataset_info(file: Path) -> dict[str, Any]:
-    """The entry of LLaMA-Factory's dataset_info.json for a file of `write_llamafactory`."""
-    return {
-        "file_name": file.name,
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"},
-        "tags": {
-            "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"
-        },
-    }  # fmt: skip
-
-
 def _named(media: Path | None) -> Path:
     if media is None:
         raise UserError(
@@ -130,7 +115,7 @@ def _named(media: Path | None) -> Path:
 
 def _write(pairs: Iterator[Captioned], file: Path, media: Path, prompt: str, max_bad_share: float) -> Written:
     """Stream the rows to `file`, a row in memory at a time; the file appears when it is whole."""
-    if found := _tag_in(prompt):
+    if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
     file, aside, rows = Path(file), Counter[str](), 0
     temporary = file.with_name(f".{file.name}.tmp")
@@ -153,14 +138,8 @@ def _write(pairs: Iterator[Captioned], file: Path, media: Path, prompt: str, max
             "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
         )
     temporary.replace(file)
-    _register(file)
+    register(file)
     return written
-
-
-def _register(file: Path) -> None:
-    info = file.parent / INFO
-    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
-    write_json(info, dict(sorted((entries | {file.stem: dataset_info(file)}).items())))
 
 
 def below(media: Path, image: str) -> str:
@@ -177,13 +156,9 @@ def below(media: Path, image: str) -> str:
 def _why_not(caption: str, image: Path) -> str | None:
     if not caption.strip():
         return EMPTY
-    if found := _tag_in(caption):
+    if found := mark_in(caption):
         return f"the caption holds {found}, which LLaMA-Factory takes for a file"
     return None if image.is_file() else MISSING
-
-
-def _tag_in(text: str) -> str | None:
-    return next((tag for tag in TAGS if tag in text), None)
 
 
 def _of_job(

@@ -42,11 +42,14 @@ def _total(graph: Sequence[Step]) -> str:
     if len(measured) == len(graph):
         return f"in all: {sum(measured):.0f} minutes, {disk}"
     total = sum(step.gpu_hours or 0.0 for step in graph)
+    without = "".join(
+        f"; without {step.name}: size of {step.unknown} unknown" for step in graph if step.unknown
+    )
     if not total:
-        return f"in all: {disk}; the time was not measured yet"
+        return f"in all: {disk}; the time was not measured yet{without}"
     return (
         f"in all: {total:,.0f} GPU-hours ({gpus.NAME}), about {total * gpus.DOLLARS_PER_HOUR:,.0f} dollars at "
-        f"{gpus.DOLLARS_PER_HOUR} an hour; {disk}"
+        f"{gpus.DOLLARS_PER_HOUR} an hour; {disk}{without}"
     )
 
 

@@ -10,7 +10,9 @@ from caprl_utils import gpus
 from caprl_utils.config import nearest
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
-from caprl_utils.pretraining.plan import plan_pretraining
+from caprl_utils.pretraining import plan as pretraining
+from caprl_utils.pretraining.plan import UnknownSize
+from caprl_utils.rl.ablations import planned
 from caprl_utils.rl.plan import CAPTION_TOKENS, IMAGE_TOKENS, QUESTION_TOKENS, plan_rl, size_of
 from caprl_utils.runner import times
 from caprl_utils.runner.cli import outdated
@@ -24,7 +26,8 @@ _SERVED_SHARE = 0.7  # of a GPU's memory; the rest holds keys and values
 
 @dataclass(frozen=True)
 class Step:
-    """One notebook. gpus: at once; gpu_hours: None on a CPU; minutes: measured, None where never.
+    """One notebook. gpus: at once; gpu_hours: None on a CPU and where a size is unknown; minutes: measured, None where
+    never; unknown: the role or setting whose size is not known.
 
     details: lines that say how the figures were counted.
     """
@@ -37,11 +40,19 @@ class Step:
     minutes: float | None = None
     disk_gb: float = 0.0
     details: Sequence[str] = field(default_factory=tuple)
+    unknown: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the notebook."""
+        return self.command.split()[-1].partition(":")[0]
 
     def lines(self) -> list[str]:
         """For people."""
         state = "to do" if self.outdated else "done, up to date"
-        needs = [f"{self.disk_gb:,.1f} GB of disk"]
+        needs = [
+            f"{self.disk_gb:,.1f} GB of disk" if self.unknown is None else f"size of {self.unknown} unknown"
+        ]
         if self.minutes is not None:
             needs.insert(0, f"{self.minutes:.1f} minutes (measured)")
         if self.gpu_hours is not None:
@@ -81,8 +92,7 @@ def steps(profile: Profile, notebooks: Sequence[str]) -> list[Step]:
             close = nearest(name, list(MAKES))
             raise UserError(f"no notebook {name!r}{f'; did you mean {close[0]}?' if close else ''}")
         sec = known.get("-".join([name, *own]))
-        count = _COUNTS.get(name, _nothing)
-        figures = count(profile) if on_gpus else {"details": _sizes(profile, name)}
+        figures = _counted(profile, name) if on_gpus else {"details": _sizes(profile, name)}
         found.append(Step(
             command=f"{_RUNNER} --profile {profile.name} {text}", makes=MAKES[name], outdated=stale[text],
             minutes=None if sec is None or on_gpus else sec / 60, **figures,
@@ -91,6 +101,14 @@ def steps(profile: Profile, notebooks: Sequence[str]) -> list[Step]:
 
 
 _RUNNER = ".venv/bin/python -m caprl_utils.runner"
+
+
+def _counted(profile: Profile, name: str) -> dict:
+    """What a step costs on GPUs; of a model whose size nobody knows, that it is not known."""
+    try:
+        return _COUNTS.get(name, _nothing)(profile)
+    except UnknownSize as error:
+        return {"unknown": error.what, "details": (str(error),)}
 
 
 def _nothing(profile: Profile) -> dict:
@@ -103,9 +121,11 @@ def _sizes(profile: Profile, name: str) -> tuple[str, ...]:
     told = {
         "01_qa_curation": f"{profile.images.num_images} images x {profile.curation.questions_per_image} questions",
         "03_caprl_rl_training": f"{rl.steps} steps of {rl.prompts_per_step} images x {rl.group_size} captions, "
-        f"{len(rl.seeds)} seeds; {len(more.experiments)} more trainings, most of {more.steps or rl.steps} steps",
+        f"{len(rl.seeds)} seeds; {len(planned(profile)) - len(rl.seeds)} more trainings, most of "
+        f"{more.steps or rl.steps} steps",
         "04_llamafactory_pretraining": "; ".join(
-            f"{row.setting}: {row.runs} trainings, {row.rows:,} rows" for row in plan_pretraining(profile)
+            f"{row.setting}: {row.runs} trainings, {row.rows:,} rows"
+            for row in pretraining.plan_pretraining(profile)
         ),
         "05_prism_evaluation": f"{len(profile.prism.benchmarks)} benchmarks x {profile.prism.num_samples} questions",
     }
@@ -121,8 +141,9 @@ def serving_gpus(weights: float) -> int:
 def _weights(profile: Profile, role: str) -> float:
     size = size_of(profile.models[role].path)
     if size is None:
-        raise UserError(
-            f"models.{role}: nothing is known about the size of {profile.models[role].path!r}; a plan needs it"
+        raise UnknownSize(
+            role,
+            f"models.{role}: nothing is known about the size of {profile.models[role].path!r} until it is here",
         )
     return size.weights
 
@@ -149,8 +170,10 @@ def _training(profile: Profile) -> dict:
     rows = plan_rl(profile)
     values = {row["item"]: row["value"] for row in rows}
     total = next(row["value"] for row in rows if row["item"].startswith("GPU-hours of all"))
-    policy = _weights(profile, "policy")
-    count = len(profile.ablations.experiments) + len(profile.rl.seeds)
+    policy, _ = (_weights(profile, role) for role in ("policy", "reward_reader"))
+    if total is None:
+        raise UnknownSize("a judge", "the size of a model that judges captions is not known until it is here")
+    count = len(planned(profile))
     disk = (
         (count * 4 + 2 * 12) * policy / 1e9
     )  # a finished model each, and two checkpoints with their optimizer
@@ -165,19 +188,28 @@ def _training(profile: Profile) -> dict:
 
 
 def _pretraining(profile: Profile) -> dict:
-    rows = plan_pretraining(profile)
-    large = profile.pretraining.further.num_rows_large
-    policy = _weights(profile, "policy")
-    writing = gpus.hours(2 * policy * large * (IMAGE_TOKENS + CAPTION_TOKENS), gpus.GENERATE_USE)
+    rows, images = pretraining.plan_pretraining(profile), pretraining.rows_by_images(profile)
+    sets, policy = pretraining.captions_by_caprl(profile), _weights(profile, "policy")
+    many, shared = sum(sets.values()), pretraining.image_gb(profile)
+    writing = gpus.hours(2 * policy * many * (IMAGE_TOKENS + CAPTION_TOKENS), gpus.GENERATE_USE)
     return {
         "gpus": max(row.gpus for row in rows), "gpu_hours": writing + sum(row.hours * row.gpus for row in rows),
-        "disk_gb": sum(row.disk_gb for row in rows),
+        "disk_gb": shared + sum(row.disk_gb for row in rows),
         "details": (
-            f"captions of {large:,} images first: {writing:,.0f} GPU-hours = 2 x {policy:.3g} x "
+            *pretraining.node_commands(profile),
+            f"captions of {many:,} images first ({_listed(sets)}): {writing:,.0f} GPU-hours = 2 x {policy:.3g} x "
             f"{IMAGE_TOKENS + CAPTION_TOKENS} tokens each / ({gpus.PEAK_FLOPS:.3g} x {gpus.GENERATE_USE})",
+            f"images {shared:,.0f} GB, shared by all trainings = {pretraining.IMAGE_BYTES:,} bytes x "
+            f"({_listed(images)})",
+            "LLaMA-Factory is started on each node by the commands below, with "
+            f"`{pretraining.environment_line(profile)}`",
             *(line for row in rows for line in row.lines()),
         ),
     }  # fmt: skip
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return " + ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _prism(profile: Profile) -> dict:
@@ -187,7 +219,7 @@ def _prism(profile: Profile) -> dict:
         rows = size.rows if size is not None and size.rows is not None else 1000
         questions += min(rows, profile.prism.num_samples or rows)
     captions = questions * profile.prism.captions_per_image
-    policies = 1 + len(profile.rl.seeds) + len(profile.ablations.experiments)
+    policies = 1 + len(planned(profile))
     each = {
         role: _weights(profile, role) for role in ("policy", "captioner_7b", "captioner_72b", "prism_reader")
     }

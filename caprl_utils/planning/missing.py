@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from caprl_utils import paths, provenance
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.paths import shown
+from caprl_utils.pretraining.evaluate import benchmarks_of
 from caprl_utils.pretraining.launch import ENVIRONMENT
 from caprl_utils.pretraining.sets import Training, wanted
 from caprl_utils.schema import Profile
@@ -114,7 +115,7 @@ def _file(profile: Profile, training: Training) -> Path | None:
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:
-    for name in profile.prism.benchmarks:
+    for name in dict.fromkeys([*profile.prism.benchmarks, *benchmarks_of(profile)]):
         benchmark = get_benchmark(name)
         if benchmark.hub is not None and not _have(benchmark.hub.id, "dataset"):
             yield f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"

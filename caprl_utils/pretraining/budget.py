@@ -2,18 +2,21 @@
 
 LLaMA-Factory cuts a row that is longer than the cutoff anywhere, image tokens too, and the step that meets it
 dies of "Image features and image tokens do not match" hours later (hiyouga/LlamaFactory#5968). A missing image
-only warns there and fails in the middle of the training. Both are found here, by the row's id.
+only warns there and fails in the middle of the training, as does one that was cut off. All are found here, row by row.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caprl_utils.captioning.places import in_threads
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import PLACEHOLDER, Example
@@ -29,21 +32,21 @@ MAX_IMAGE_PIXELS = 200_000_000  # ours: nothing larger is opened
 
 @dataclass(frozen=True)
 class Budget:
-    """What the rows of a data set need. bad: row id -> reason."""
+    """What the rows of a data set need of one model. bad: place of a row (ids may repeat) -> its id and the reason."""
 
     num_rows: int
     longest: int
     total_tokens: int
     image_tokens: int
     cutoff: int
-    bad: dict[str, str]
+    bad: dict[int, str]
 
     def lines(self) -> list[str]:
         """For people."""
         return [
             f"{self.num_rows} rows, {self.total_tokens} tokens, {self.image_tokens} of them images; "
             f"longest row {self.longest} of {self.cutoff}",
-            *([f"{len(self.bad)} rows do not fit: {_first(self.bad)}"] if self.bad else []),
+            *([f"{len(self.bad)} rows do not fit: {_first(list(self.bad.values()))}"] if self.bad else []),
         ]
 
 
@@ -87,32 +90,67 @@ def resized(width: int, height: int, min_pixels: int, max_pixels: int) -> tuple[
     return width, height
 
 
-def check(examples: Sequence[Example], media: Path, counter: TokenCounter, cutoff: int) -> Budget:
-    """Open every image's head and count every row's tokens."""
-    bad: dict[str, str] = {}
-    longest = total = images = 0
-    for example in track(examples, "token budget"):
-        try:
-            image_tokens = sum(counter.image_tokens(*_size(media / name)) for name in example.images)
-        except (OSError, ValueError, SyntaxError) as error:
-            bad[example.id] = str(error)
-            continue
-        tokens = counter.text_tokens(example) + image_tokens
-        if tokens > cutoff:
-            bad[example.id] = f"{tokens} tokens ({image_tokens} of images) are over the cutoff {cutoff}"
-            continue
-        longest, total, images = max(longest, tokens), total + tokens, images + image_tokens
-    return Budget(len(examples), longest, total, images, cutoff, bad)
+def check(
+    examples: Sequence[Example], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
+) -> dict[str, Budget]:
+    """Decode every image once and count every row's tokens for each model; returns model -> budget.
+
+    counters: model -> what counts its tokens. cutoff: tokens that a row may have.
+    """
+    counts = {name: _Count(counter, cutoff) for name, counter in counters.items()}
+    looked = in_threads(functools.partial(_sizes, media), examples)
+    for place, (example, sizes) in enumerate(zip(track(examples, "token budget"), looked, strict=True)):
+        for count in counts.values():
+            count.add(place, example, sizes)
+    return {name: count.budget(len(examples)) for name, count in counts.items()}
 
 
-def refuse(budget: Budget, name: str, max_bad_share: float) -> None:
-    """Raise UserError naming the rows when more than the allowed share do not fit."""
-    if len(budget.bad) > max_bad_share * budget.num_rows:
+class _Count:
+    """Sums over the rows for one model."""
+
+    def __init__(self, counter: TokenCounter, cutoff: int):
+        self.counter, self.cutoff = counter, cutoff
+        self.longest = self.total = self.images = 0
+        self.bad: dict[int, str] = {}
+
+    def add(self, place: int, example: Example, sizes: list[tuple[int, int]] | str) -> None:
+        """Count a row. sizes: of its images, or what is wrong with one of them."""
+        if isinstance(sizes, str):
+            self.bad[place] = f"row {example.id}: {sizes}"
+            return
+        images = sum(self.counter.image_tokens(*size) for size in sizes)
+        tokens = self.counter.text_tokens(example) + images
+        if tokens > self.cutoff:
+            text = f"{tokens} tokens ({images} of images) are over the cutoff {self.cutoff}"
+            self.bad[place] = f"row {example.id}: {text}"
+            return
+        self.longest = max(self.longest, tokens)
+        self.total, self.images = self.total + tokens, self.images + images
+
+    def budget(self, num_rows: int) -> Budget:
+        """What was found."""
+        return Budget(num_rows, self.longest, self.total, self.images, self.cutoff, self.bad)
+
+
+def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
+    """Raise UserError naming the rows when more than the allowed share cannot be trained on.
+
+    bad: a line for each such row, which names it.
+    """
+    if len(bad) > max_bad_share * num_rows:
         raise UserError(
-            f"data set {name}: {len(budget.bad)} of {budget.num_rows} rows cannot be trained on: "
-            f"{_first(budget.bad)}. Mend or remove them, lower pretraining.max_pixels or raise "
+            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: "
+            f"{_first(bad)}. Mend or remove them, lower pretraining.max_pixels or raise "
             "pretraining.cutoff_tokens; pretraining.max_bad_share lets a share of them be left out."
         )
+
+
+def _sizes(media: Path, example: Example) -> list[tuple[int, int]] | str:
+    """Width and height of a row's images, or what is wrong with one of them."""
+    try:
+        return [_size(media / name) for name in example.images]
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -124,18 +162,20 @@ def _size(path: Path) -> tuple[int, int]:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise ValueError(f"image {shown(path)} has {width} x {height} pixels")
-            image.verify()
+            image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
+            image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
     except FileNotFoundError:
         raise ValueError(f"no image {shown(path)}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{shown(path)} is no image that can be read") from None
     except Image.DecompressionBombError:
         raise ValueError(f"image {shown(path)} has too many pixels to open") from None
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error, IndexError) as error:
+        raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
     if max(width, height) > _MAX_ASPECT * min(width, height):
         raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {_MAX_ASPECT} to 1")
     return width, height
 
 
-def _first(bad: dict[str, str]) -> str:
-    named = [f"row {row}: {reason}" for row, reason in list(bad.items())[:_NAMED]]
-    return "; ".join(named) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")
+def _first(bad: Sequence[str]) -> str:
+    return "; ".join(bad[:_NAMED]) + (f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else "")

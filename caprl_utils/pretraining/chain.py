@@ -1,14 +1,18 @@
 """All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate.
 
     python -m caprl_utils.pretraining.chain --profile mini --item table2
+    python -m caprl_utils.pretraining.chain --profile paper --follow     on every node but the first
 
 A training that several rows begin with is made once. Trainings whose start is there run side by side, as many as
-pretraining.parallel_runs says. Everything stopped goes on where it was.
+pretraining.parallel_runs says. Everything stopped goes on where it was. Several nodes share runs/ and this folder, by
+the same paths: node 0 makes everything, the others take part in each training while it says that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,15 +22,19 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import command_line
+from caprl_utils.errors import UserError, command_line
 from caprl_utils.notebook import prepare_process
+from caprl_utils.pretraining import launch
 from caprl_utils.pretraining.arguments import num_steps, stage_of
-from caprl_utils.pretraining.prepare import Prepared, dataset_of, prepare
-from caprl_utils.pretraining.sets import Training, finals, wanted
-from caprl_utils.pretraining.stages import folder_of, train
+from caprl_utils.pretraining.evaluate import evaluate
+from caprl_utils.pretraining.prepare import Prepared, prepare
+from caprl_utils.pretraining.sets import Training, finals, seeded, seeds_of, wanted
+from caprl_utils.pretraining.stages import folder_of, is_made, train
 from caprl_utils.progress import Progress
+from caprl_utils.rl import nodes
 from caprl_utils.schema import Profile
 
+log = logging.getLogger(__name__)
 ITEMS = ("table1", "table2", "figure4")
 
 
@@ -41,13 +49,21 @@ def run(profile: Profile, items: tuple[str, ...] | None = None) -> dict[str, dic
 
 
 def assemble(profile: Profile) -> dict[str, Path]:
-    """Setting -> folder of its assembled model; one that is there already is left as it is."""
+    """Setting, with its seed where that is not the profile's -> folder of its assembled model.
+
+    The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes train
+    and this is not the first, before hours of captions and data.
+    """
     from caprl_utils.vlm_init import assemble as assemble_setting
 
-    home = paths.RUNS / profile.name / "vlm_init"
+    launch.check_nodes(profile)
+    folders = {}
     for setting in profile.pretraining.settings:
-        assemble_setting(setting, home / setting, profile.seed)
-    return {setting: home / setting for setting in profile.pretraining.settings}
+        for seed in seeds_of(profile.pretraining, setting):
+            name = seeded(setting, seed)
+            folders[name] = paths.RUNS / profile.name / "vlm_init" / name
+            assemble_setting(setting, folders[name], profile.seed if seed is None else seed)
+    return folders
 
 
 def train_all(
@@ -55,25 +71,25 @@ def train_all(
 ) -> dict[str, dict[str, Any]]:
     """Make all trainings, each after the one that it starts from; returns name -> record.
 
-    The first that fails is raised, after those that run have come to their end.
+    models: as `assemble` gives them. The first that fails is raised, after those that run have come to their end.
     """
+    launch.check_nodes(profile)
     settings = profile.pretraining
-    rows = prepared.record["n"]
     steps = {
-        t.name: num_steps(stage_of(settings, t.stage, t.setting), rows[dataset_of(t)]) for t in trainings
+        t.name: num_steps(stage_of(settings, t.stage, t.setting), prepared.of(t).values["rows"])
+        for t in trainings
     }
     records: dict[str, dict[str, Any]] = {}
     with Progress("pretraining steps", sum(steps.values())) as progress:
         counter = _Counter(progress)
 
         def make(training: Training) -> dict[str, Any]:
-            model = (
-                folder_of(profile, training.start) / "final" if training.start else models[training.setting]
-            )
-            inputs = prepared.inputs(training, model)
+            model = folder_of(profile, training.start) / "final" if training.start else models[training.model]
             record = train(
-                profile, training, inputs, lambda done, _, loss: counter.at(training.name, done, loss)
-            )
+                profile, training, prepared.inputs(training, model),
+                on_step=lambda done, _, loss: counter.at(training.name, done, loss),
+                announced=nodes.announced(_announcements(profile), training.name),
+            )  # fmt: skip
             counter.at(training.name, steps[training.name], None)
             return record
 
@@ -111,19 +127,39 @@ class _Counter:
                 self._progress.update(ahead, note=note)
 
 
-def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Direct VQA of the trained models, on the profile's benchmarks; returns name -> record."""
-    from caprl_utils.backends import open_backend
-    from caprl_utils.evaluation.prism import load_samples
-    from caprl_utils.evaluation.vqa import evaluate_vqa
+def follow(profile: Profile, items: Sequence[str] | None = None) -> None:
+    """This node's part of every training that node 0 makes, until all have a record of the present settings and code.
 
-    samples = load_samples(profile)
-    records = {}
-    for name in names:
-        final = folder_of(profile, name) / "final"
-        model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
-        records[name] = evaluate_vqa(profile, name, open_backend(model, profile), samples)
-    return records
+    Raises UserError when the environment does not say which node this is.
+    """
+    launch.check_nodes(profile, follows=True)
+
+    trainings = {training.name: training for training in wanted(profile.pretraining, items)}
+
+    def done(name: str) -> bool:
+        return is_made(profile, trainings[name])
+
+    def start(name: str) -> None:
+        print(f"node {nodes.rank()} takes part in {name}", flush=True)
+        folder = folder_of(profile, name)
+        mark = f"node{nodes.rank()}"
+        cache = folder / f".datasets-{mark}"
+        try:
+            launch.run(
+                folder / "train.yaml", folder / f"train.{mark}.log", launch.environment(profile, cache)
+            )
+        except UserError as error:
+            log.warning("%s\nWaiting for node 0 to start it again.", error)
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+    nodes.follow(_announcements(profile), list(trainings), done, start)
+    print(f"all {len(trainings)} trainings have their record: nothing is left to take part in")
+
+
+def _announcements(profile: Profile) -> Path:
+    """Where node 0 says which training runs."""
+    return folder_of(profile, ".running")
 
 
 @command_line
@@ -136,10 +172,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--item", action="append", choices=ITEMS, help="what to make; the profile's items by default"
     )
+    parser.add_argument("--follow", action="store_true", help="take part in what node 0 makes")
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)
     prepare_process(profile)
-    records = run(profile, tuple(arguments.item or ()) or None)
+    items = tuple(arguments.item or ()) or None
+    if arguments.follow:
+        follow(profile, items)
+        return 0
+    records = run(profile, items)
     for name, record in records.items():
         print(f"{name:<40} {100 * record['values']['average']:.1f}")
     return 0

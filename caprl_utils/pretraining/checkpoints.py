@@ -12,9 +12,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-from caprl_utils.rl.checkpoints import all_checkpoints, delete_all, step_of
-
-__all__ = ["delete_all", "last_whole", "problem", "step_of"]
+from caprl_utils.rl.checkpoints import all_checkpoints
 
 _JSON = ("config.json", "tokenizer_config.json", "trainer_state.json")
 _ZIPPED = ("optimizer.pt", "scheduler.pt")

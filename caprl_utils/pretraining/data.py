@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from caprl_utils.paths import shown
 
 INFO = "dataset_info.json"
 PLACEHOLDER = "<image>"
+MARKS = (PLACEHOLDER, "<video>", "<audio>")
+"""What LLaMA-Factory takes for a medium wherever it stands in a text."""
 _TAGS = {
     "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
     "system_tag": "system",
@@ -38,7 +41,9 @@ class Message(BaseModel):
 
 
 class Example(BaseModel):
-    """One conversation about its images; `images` are paths below the media folder, one per placeholder."""
+    """One conversation about its images; `images` are paths below the media folder, one per placeholder
+    (`mark_problem` says where they are not).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,13 +59,26 @@ class Example(BaseModel):
             raise ValueError(f"turns are {roles}, expected user and assistant in turn")
         if not all(message.content.strip() for message in self.messages):
             raise ValueError("a turn has no text")
-        asked = sum(message.content.count(PLACEHOLDER) for message in turns)
-        if asked != len(self.images):
-            raise ValueError(f"{asked} {PLACEHOLDER} for {len(self.images)} images")
         for name in self.images:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(f"image path {name!r} leads outside the media folder")
         return self
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is set aside, with the reason."""
+
+    id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"row {self.id}: {self.reason}"
+
+
+def mark_in(text: str) -> str | None:
+    """The first of MARKS that a text holds; a caption with one cannot be trained on."""
+    return next((mark for mark in MARKS if mark in text), None)
 
 
 def about_image(example_id: str, image: str, turns: Sequence[tuple[str, str]]) -> Example:
@@ -81,28 +99,42 @@ def write_examples(folder: Path, name: str, examples: Iterable[Example]) -> int:
     if not lines:
         raise UserError(f"data set {name!r} would be empty; nothing was written to {shown(folder)}")
     write_atomic(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
-    info = folder / INFO
-    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
-    entries[name] = {
-        "file_name": f"{name}.jsonl", "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"}, "tags": _TAGS,
-    }  # fmt: skip
-    write_json(info, dict(sorted(entries.items())))
+    register(folder / f"{name}.jsonl")
     return len(lines)
 
 
+def register(file: Path) -> None:
+    """Enter a file NAME.jsonl of such rows as NAME in dataset_info.json beside it."""
+    info = file.parent / INFO
+    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
+    entries[file.stem] = {
+        "file_name": file.name, "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"}, "tags": _TAGS,
+    }  # fmt: skip
+    write_json(info, dict(sorted(entries.items())))
+
+
 def read_examples(file: Path) -> list[Example]:
-    """Rows that `write_examples` wrote, or a user's file in one of the two forms.
+    """Rows that `write_examples` wrote. Raises UserError naming file and row for any that is not sound."""
+    rows = read_rows(file)
+    if bad := [row for row in rows if isinstance(row, BadRow)]:
+        raise UserError(f"{shown(file)}, {bad[0]}")
+    return rows
 
-    Raises UserError naming file and row.
+
+def read_rows(file: Path) -> list[Example | BadRow]:
+    """A user's file in one of the two forms. A row whose text holds other marks than its images' is a BadRow.
+
+    Raises UserError naming file and row for what has not the form of a row.
     """
-    return [parse_example(file, number, row) for number, row in _raw_rows(file)]
+    return [_parse(file, number, row) for number, row in _raw_rows(file)]
 
 
-def parse_example(file: Path, number: int, row: Any) -> Example:
-    """One row as an Example. Raises UserError naming file and row."""
+def _parse(file: Path, number: int, raw: Any) -> Example | BadRow:
     try:
-        return Example.model_validate(_ours(row, number))
+        row = Example.model_validate(_ours(raw, number))
+        reason = mark_problem(row)
+        return BadRow(f"{number} (id {row.id})", reason) if reason else row
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
         reason = (
             "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else repr(error)
@@ -111,6 +143,15 @@ def parse_example(file: Path, number: int, row: Any) -> Example:
             f"{shown(file)}, row {number}: {reason}. A row has `image` and `conversations` (from, value), or "
             "`images` and `messages` (role, content), with one <image> in the text for every image."
         ) from None
+
+
+def mark_problem(example: Example) -> str | None:
+    """Marks in a row's text that LLaMA-Factory would look for a medium for, in vain; None where all is well."""
+    text = "\n".join(message.content for message in example.messages)
+    if (asked := text.count(PLACEHOLDER)) != len(example.images):
+        return f"{asked} {PLACEHOLDER} for {len(example.images)} images"
+    other = next((mark for mark in MARKS[1:] if mark in text), None)
+    return f"its text holds {other}, which LLaMA-Factory takes for a medium" if other else None
 
 
 def sample(examples: Sequence[Any], count: int, seed: int) -> list[Any]:

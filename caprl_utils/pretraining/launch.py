@@ -11,7 +11,8 @@ from pathlib import Path
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.schema import Profile
+from caprl_utils.rl import nodes
+from caprl_utils.schema import Pretraining, Profile
 
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
 SITE = Path(__file__).parent / "site"
@@ -30,11 +31,32 @@ def command(config: Path) -> list[str]:
     return [str(program), "train", str(config)]
 
 
-def environment(profile: Profile, cache: Path) -> dict[str, str]:
-    """Variables on top of ours. cache: where its data sets go; they are of no use after the run.
+def follow_command(profile: str) -> str:
+    """What every node but the first runs."""
+    return f".venv/bin/python -m caprl_utils.pretraining.chain --profile {profile} --follow"
 
-    Raises UserError when several nodes train and this process does not know which one it is.
-    """
+
+def check_nodes(profile: Profile, follows: bool = False) -> None:
+    """Raise UserError when this process does not know which node it is, or is another than its command is for."""
+    count = profile.pretraining.nodes
+    if count == 1:
+        if follows:
+            raise UserError(f"pretraining.nodes is 1 in profile {profile.name}: there is no node 0 to follow")
+        return
+    rank = os.environ.get(nodes.VARIABLES[0], "")
+    ranks = range(1, count) if follows else range(1)
+    known = os.environ.keys() >= set(nodes.VARIABLES)
+    if not known or not rank.isdecimal() or int(rank) not in ranks:
+        raise UserError(
+            f"pretraining.nodes is {count}: node 0 runs the notebooks or this chain with NODE_RANK=0; every other node "
+            f"runs `{follow_command(profile.name)}` with NODE_RANK 1 to {count - 1}; all with MASTER_ADDR and "
+            f"MASTER_PORT of node 0. Here NODE_RANK is {rank or 'not set'}; `make plan PROFILE={profile.name}` prints "
+            "the commands"
+        )
+
+
+def environment(profile: Profile, cache: Path) -> dict[str, str]:
+    """Variables on top of ours. cache: where its data sets go; they are of no use after the run."""
     settings = profile.pretraining
     found = {
         "PYTHONPATH": os.pathsep.join([str(SITE), str(paths.ROOT)]),
@@ -46,28 +68,32 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
     }
     if settings.gpus_per_node == 0:
-        found |= {"CUDA_VISIBLE_DEVICES": "", "FORCE_TORCHRUN": "0"}
+        found |= {"CUDA_VISIBLE_DEVICES": ""}
         found["OMP_NUM_THREADS"] = str(max(1, (profile.torch_threads or 1) // settings.parallel_runs))
-        return found
-    found |= {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
+    return found | torchrun_variables(settings)
+
+
+def torchrun_variables(settings: Pretraining) -> dict[str, str]:
+    """How LLaMA-Factory's launcher starts its processes; the node's number and address come from outside."""
+    if settings.gpus_per_node == 0:
+        return {"FORCE_TORCHRUN": "0"}
+    found = {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
     if settings.deepspeed is not None or settings.gpus_per_node > 1:
         found["FORCE_TORCHRUN"] = "1"
-    if settings.nodes > 1 and not {"NODE_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UserError(
-            f"pretraining.nodes is {settings.nodes}: start the same command on every node with NODE_RANK (0 to "
-            f"{settings.nodes - 1}), MASTER_ADDR and MASTER_PORT set; `make plan` prints them"
-        )
     return found
 
 
-def run(config: Path, output: Path, log: Path, env: Mapping[str, str], on_step: OnStep) -> None:
-    """Train to the end. Raises UserError with the end of the log when LLaMA-Factory fails."""
-    process = processes.popen(command(config), log, env)
+def run(config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None) -> None:
+    """Train to the end. watch: called twice a second; what it raises ends the training.
+
+    Raises UserError with the end of the log when LLaMA-Factory fails.
+    """
+    process = processes.popen(command(config), log, env, guarded=True)  # torchrun's workers die with us, too
     try:
         while process.poll() is None:
-            _report(output / _LOG_NAME, on_step)
+            watch()
             time.sleep(_POLL_SEC)
-        _report(output / _LOG_NAME, on_step)
+        watch()
     finally:
         processes.stop(process)
     if process.returncode:
@@ -77,10 +103,10 @@ def run(config: Path, output: Path, log: Path, env: Mapping[str, str], on_step: 
         )
 
 
-def _report(file: Path, on_step: OnStep) -> None:
-    """Tell the last line of LLaMA-Factory's step log."""
+def report(output: Path, on_step: OnStep) -> None:
+    """Tell the last line of LLaMA-Factory's step log. output: its output folder."""
     try:
-        last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
+        last = (output / _LOG_NAME).read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
         state = json.loads(last)
     except (OSError, ValueError):  # not there yet, or half a line
         return

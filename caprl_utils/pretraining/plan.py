@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 
 from caprl_utils import gpus as gpu
 from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.pretraining import launch
 from caprl_utils.pretraining.arguments import accumulation, num_steps, stage_of, world_size
-from caprl_utils.pretraining.sets import Training, wanted
+from caprl_utils.pretraining.sets import CAPRL, Training, rows_of, wanted
+from caprl_utils.pretraining.stages import folder_of
+from caprl_utils.rl import nodes
 from caprl_utils.schema import Pretraining, Profile
 
 # Parameters of the paper's settings, in billions (model cards' configurations; vlm_init's tests count them).
@@ -28,12 +32,21 @@ ACTIVATION_GB = {
     "further": 14.0,
     "sft": 14.0,
 }  # ours: a guess; align keeps all of the frozen LLM's
-_MASTER_PORT = 29500
+
+
+class UnknownSize(UserError):
+    """A plan needs the size of something that is not known here. what: a role or setting, as a user wrote it."""
+
+    def __init__(self, what: str, message: str):
+        super().__init__(message)
+        self.what = what
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One stage of one setting. formulas: quantity -> how it was computed, with the numbers in."""
+    """One stage of one setting. disk_gb: of models and checkpoints; trainings share the images (`image_gb`).
+    commands: what LLaMA-Factory is started with. formulas: quantity -> how it was computed, with the numbers in.
+    """
 
     setting: str
     stage: str
@@ -52,14 +65,16 @@ class PlanRow:
         return [
             f"{self.setting}, stage {self.stage}: {self.runs} trainings of {self.rows:,} rows in all on "
             f"{self.nodes} nodes, {self.gpus} GPUs; {self.memory_gb:.0f} GB a GPU, {self.hours:.1f} hours, "
-            f"{self.disk_gb:.0f} GB of disk",
+            f"{self.disk_gb:.0f} GB of disk beside the images",
             *(f"  {name} = {text}" for name, text in self.formulas.items()),
             *(f"  $ {command}" for command in self.commands),
         ]
 
 
 def plan_pretraining(profile: Profile) -> list[PlanRow]:
-    """A row per setting and stage. Raises UserError when a batch does not divide or a setting is unknown."""
+    """A row per setting and stage. Raises UserError when a batch does not divide, UnknownSize for a setting of which
+    no parameter counts are known.
+    """
     settings = profile.pretraining
     if settings.gpus_per_node == 0:
         return [_on_cpu(profile, name) for name in settings.settings]
@@ -67,6 +82,53 @@ def plan_pretraining(profile: Profile) -> list[PlanRow]:
     for training in wanted(settings):
         groups.setdefault((training.setting, training.stage), []).append(training)
     return [_row(profile, setting, stage, group) for (setting, stage), group in sorted(groups.items())]
+
+
+def rows_by_images(profile: Profile) -> dict[str, int]:
+    """Rows of the largest data set of each image set; smaller ones are samples of it."""
+    found: dict[str, int] = {}
+    for training in wanted(profile.pretraining):
+        images = training.captions.images if training.captions else training.stage
+        found[images] = max(found.get(images, 0), training.num_rows(profile.pretraining))
+    return found
+
+
+def image_gb(profile: Profile) -> float:
+    """Disk of all images, each counted once."""
+    return sum(rows_by_images(profile).values()) * IMAGE_BYTES / 1e9
+
+
+def captions_by_caprl(profile: Profile) -> dict[str, int]:
+    """Image set -> captions that the trained captioner writes for it."""
+    found: dict[str, int] = {}
+    for training in wanted(profile.pretraining):
+        if (one := training.captions) is not None and one.captioner == CAPRL:
+            found[one.images] = max(found.get(one.images, 0), rows_of(one, profile.pretraining))
+    return found
+
+
+def node_commands(profile: Profile) -> list[str]:
+    """What to type: one line for each node, which starts everything that `PlanRow.commands` lists."""
+    settings = profile.pretraining
+    make = f"make 04_llamafactory_pretraining PROFILE={profile.name}"
+    if settings.nodes == 1:
+        return [f"$ {make}"]
+    where = f"MASTER_ADDR=HOST_0 MASTER_PORT={nodes.PORT}"
+    follow = launch.follow_command(profile.name)
+    return [
+        f"on node 0: NODE_RANK=0 {where} {make}",
+        *(f"on node {rank}: NODE_RANK={rank} {where} {follow}" for rank in range(1, settings.nodes)),
+        "runs/ and this folder have to be on a file system that all nodes see by the same path",
+    ]
+
+
+def environment_line(profile: Profile) -> str:
+    """The variables with which the commands of `PlanRow` run, here as a shell would set them."""
+    found = {
+        "PATH": f"{shown(launch.ENVIRONMENT)}/bin:$PATH", "PYTHONPATH": f"{shown(launch.SITE)}:.",
+        **launch.torchrun_variables(profile.pretraining),
+    }  # fmt: skip
+    return " ".join(["export", *(f"{name}={value}" for name, value in found.items())])
 
 
 def state_bytes(parts: Mapping[str, float], trains: Iterable[str], settings: Pretraining) -> float:
@@ -98,11 +160,10 @@ def _row(profile: Profile, setting: str, stage: str, group: Sequence[Training]) 
         4 if stage == "align" else 8
     )  # forward and backward through all, weights' gradients, recomputation
     hours = gpu.hours(passes * everything * tokens, gpu.TRAIN_USE) / gpus
-    images = rows * IMAGE_BYTES / 1e9
     saved = len(group) * 2 * everything / 1e9 + 2 * (2 * everything + 12 * trained) / 1e9
     return PlanRow(
         setting, stage, len(group), rows, settings.nodes, gpus,
-        state + ACTIVATION_GB[stage], hours, images + saved, _commands(profile, group),
+        state + ACTIVATION_GB[stage], hours, saved, tuple(_command(profile, training) for training in group),
         {
             "batch": f"{gpus} GPUs x {chosen.micro_batch_size} x {accumulation(settings, chosen)} accumulated "
                      f"= {chosen.batch_size}; {steps:,} steps",
@@ -111,38 +172,25 @@ def _row(profile: Profile, setting: str, stage: str, group: Sequence[Training]) 
                       f"activations {ACTIVATION_GB[stage]:.0f} GB (a guess)",
             "hours": f"{passes} x {everything / 1e9:.2f} G x {tokens / 1e9:.2f} G tokens / ({gpus} x "
                      f"{gpu.PEAK_FLOPS / 1e12:.0f} TFLOP/s x {gpu.TRAIN_USE})",
-            "disk": f"images {images:.0f} GB ({IMAGE_BYTES:,} bytes each; trainings share them) + models and two "
-                    f"checkpoints {saved:.0f} GB",
+            "disk": f"{len(group)} models x 2 bytes x {everything / 1e9:.2f} G + two checkpoints x (2 bytes x "
+                    f"{everything / 1e9:.2f} G + 12 x {trained / 1e9:.2f} G trained)",
         },
     )  # fmt: skip
 
 
 def _parts(setting: str) -> dict[str, float]:
     if setting not in BILLIONS:
-        raise UserError(
-            f"pretraining.settings: no parameter counts of {setting!r}; there are {', '.join(BILLIONS)}"
+        raise UnknownSize(
+            f"setting {setting}",
+            f"pretraining.settings: no parameter counts of {setting!r}; there are {', '.join(BILLIONS)}",
         )
     return {part: 1e9 * count for part, count in BILLIONS[setting].items()}
 
 
-def _commands(profile: Profile, group: Sequence[Training]) -> tuple[str, ...]:
-    """What to type: one command that runs the chain, and what it starts on each node."""
-    settings = profile.pretraining
-    make = f"make 04_llamafactory_pretraining PROFILE={profile.name}"
-    if settings.nodes == 1:
-        return (make,)
-    config = f"runs/{profile.name}/pretraining/{group[0].name}/train.yaml"
-    variables = (
-        f"NNODES={settings.nodes} NPROC_PER_NODE={settings.gpus_per_node} MASTER_ADDR=HOST_0 "
-        f"MASTER_PORT={_MASTER_PORT} FORCE_TORCHRUN=1 PYTHONPATH=caprl_utils/pretraining/site"
-    )
-    return (
-        f"on node 0: NODE_RANK=0 MASTER_ADDR=HOST_0 MASTER_PORT={_MASTER_PORT} {make}",
-        *(
-            f"on node {rank}: NODE_RANK={rank} {variables} .venv-llamafactory/bin/llamafactory-cli train {config}"
-            for rank in range(1, settings.nodes)
-        ),
-    )
+def _command(profile: Profile, training: Training) -> str:
+    """What starts a training on every node."""
+    program = f"{shown(launch.ENVIRONMENT)}/bin/llamafactory-cli"
+    return f"{program} train {shown(folder_of(profile, training.name) / 'train.yaml')}"
 
 
 def _on_cpu(profile: Profile, setting: str) -> PlanRow:

@@ -1,51 +1,68 @@
 """From image sets and captioners to checked data files, all before the first training starts.
 
-runs/<profile>/pretraining/captions/<images>-by-<captioner>.parquet are caption sets (see caprl_utils.captioning),
-runs/<profile>/pretraining/data/ is the data folder of all trainings of a profile.
+runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet (see caprl_utils.captioning; the
+hash is of everything that makes the captions), a folder data-<name>/ for each data set, a run of its own, and media/
+with the images that are rendered for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caprl_utils import paths, prompts
 from caprl_utils.backends.base import Sampling
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic
 from caprl_utils.hashing import file_hash, folder_hash, value_hash
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import budget, data
-from caprl_utils.pretraining.data import Example
-from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, rows_of
+from caprl_utils.pretraining.rows import MINI_WORLD, Rows, image_source, make_rows
+from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, Training
 from caprl_utils.pretraining.stages import STAGE, Inputs, folder_of
-from caprl_utils.progress import track
 from caprl_utils.runs import Run
 from caprl_utils.schema import ModelConfig, Profile
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MINI_WORLD = "mini-world"
-DATA = "data"
 _MEDIA = "media"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Checked data files. record: of the run that made them."""
+class DataSet:
+    """One checked data set. media: where its image paths start. record: of the run that made it; its values are
+    "rows", "hash", "longest" and "tokens" by setting, "set_aside" (a line for each row that cannot be trained on),
+    "left_out" (reason -> captions that are not trained on) and "captions" (what the captions of rendered images are
+    like, None elsewhere).
+    """
 
+    name: str
     folder: Path
     media: Path
     record: Mapping[str, Any]
 
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """What was found."""
+        return self.record["values"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked data sets by name."""
+
+    sets: Mapping[str, DataSet]
+
+    def of(self, training: Training) -> DataSet:
+        """What a training reads."""
+        return self.sets[dataset_of(training)]
+
     def inputs(self, training: Training, model: Path) -> Inputs:
-        """What a training of these data starts from."""
-        name = dataset_of(training)
-        found = self.record["values"]["data_sets"][name]
-        return Inputs(model, self.folder, name, found["hash"], self.media, found["rows"])
+        """What a training starts from."""
+        found = self.of(training)
+        return Inputs(
+            model, found.folder, found.name, found.values["hash"], found.media, found.values["rows"]
+        )
 
 
 def dataset_of(training: Training) -> str:
@@ -53,63 +70,69 @@ def dataset_of(training: Training) -> str:
     return training.captions.slug if training.captions else training.stage
 
 
+def run_name(dataset: str) -> str:
+    """Name of the run that makes a data set."""
+    return f"data-{dataset}"
+
+
 def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]) -> Prepared:
     """Caption what is to be captioned, write every data set, and check each row against every model's processor.
 
-    models: setting -> assembled model. Raises UserError naming data set and rows when something is wrong.
+    models: setting -> assembled model (those of other seeds are passed over). Raises UserError naming data set and
+    rows when something is wrong. A data set that is there already is left as it is, whoever asks for which others.
     """
-    captions = {name: caption(profile, name) for name in _rendered_pairs(profile, trainings)}
+    models = {name: models[name] for name in profile.pretraining.settings if name in models}
     sets = {dataset_of(training): training for training in trainings}
-    settings = profile.pretraining
+    for training in sets.values():
+        _user_file(profile, training)  # a missing one is named before hours of work on the others
+    captions = {name: caption(profile, name) for name in _rendered_pairs(profile, trainings)}
+    counters = functools.cache(lambda: _counters(profile, models))  # loaded when a data set is not there yet
+    return Prepared({
+        name: _data_set(profile, name, training, captions, models, counters) for name, training in sets.items()
+    })  # fmt: skip
+
+
+def _data_set(
+    profile: Profile, name: str, training: Training, captions: Mapping[str, Path], models: Mapping[str, Path],
+    counters: Callable[[], Mapping[str, budget.TokenCounter]],
+) -> DataSet:  # fmt: skip
+    """Make one data set, or read back what was found when it was made."""
+    settings, file = profile.pretraining, _user_file(profile, training)
+    written = captions.get(training.captions.pairs_name) if training.captions else None
     parts = {
-        "rows": {name: training.num_rows(settings) for name, training in sorted(sets.items())},
+        "rows": training.num_rows(settings),
         "budget": [settings.cutoff_tokens, settings.min_pixels, settings.max_pixels, settings.max_bad_share],
-        "seed": profile.seed,
-        "captions": {name: file_hash(file) for name, file in captions.items()},
-        "files": _user_files(profile, sets), "prompts": prompts.prompt_hash(),
-        "processors": {name: _processor_hash(folder) for name, folder in models.items()},
+        "seed": profile.seed, "prompts": prompts.prompt_hash(),
+        "captions": file_hash(written) if written else None, "file": file_hash(file) if file else None,
+        "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
     }  # fmt: skip
     modules = [__name__, "caprl_utils.mini.pretraining"]
-    with Run.open(profile, STAGE, DATA, parts, modules) as run:
-        media = _media(profile, run.folder)
+    with Run.open(profile, STAGE, run_name(name), parts, modules) as run:
+        media = folder_of(profile, _MEDIA) if file is None else paths.ROOT / settings.media_folder
         if not run.complete:
-            counters = _counters(profile, models)
-            values = {}
-            for name, training in sets.items():
-                examples = _examples(profile, training, captions, media)
-                values[name] = _write(profile, run.folder, media, name, examples, counters)
-            run.finish(
-                values={"data_sets": values}, unit="row",
-                n={name: found["rows"] for name, found in values.items()},
-            )  # fmt: skip
-        return Prepared(run.folder, media, run.result)
+            rows = make_rows(profile, training, file, written, media)
+            values = _write(profile, run.folder, media, name, rows, counters())
+            run.finish(values=values, n=values["rows"], unit="row")
+        return DataSet(name, run.folder, media, run.result)
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:
-    """Caption a rendered image set; returns the parquet file. Stopped, it goes on where it was."""
-    from caprl_utils.captioning.job import caption_source
+    """Caption a rendered image set; returns the parquet file. Stopped, it goes on where it was.
+
+    Captions made otherwise (another captioner, count, seed or temperature) have another name, and stay.
+    """
+    from caprl_utils.captioning.job import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
-    out = folder_of(profile, "captions") / f"{pairs_name}.parquet"
     settings = profile.pretraining
     sampling = Sampling(
         max_tokens=settings.caption_max_tokens, temperature=settings.caption_temperature, seed=profile.seed
     )
-    caption_source(image_source(profile, images), out, _captioner(profile, captioner), sampling)
+    source, model = image_source(profile, images), _captioner(profile, captioner)
+    made = make_job(source, model, sampling, "local").key[:8]
+    out = folder_of(profile, "captions") / f"{pairs_name}-{made}.parquet"
+    caption_source(source, out, model, sampling)
     return out
-
-
-def image_source(profile: Profile, images: str) -> str:
-    """A rendered image set as `captioning` names it; each has a seed of its own, so no two share an image."""
-    settings = profile.pretraining
-    count = {
-        "align": settings.align.num_rows, "sft": settings.sft.num_rows, "caprl": settings.further.num_rows_large,
-    }.get(images, settings.further.num_rows)  # fmt: skip
-    return f"{MINI_WORLD}:{STAGE}:{count}:{_image_seed(profile, images)}"
-
-
-def _image_seed(profile: Profile, images: str) -> int:
-    return 100 * profile.seed + 1 + IMAGE_SETS.index(images)
 
 
 def _captioner(profile: Profile, name: str) -> ModelConfig:
@@ -129,12 +152,6 @@ def _rendered_pairs(profile: Profile, trainings: Sequence[Training]) -> list[str
     return list(dict.fromkeys(t.captions.pairs_name for t in trainings if t.captions))
 
 
-def _user_files(profile: Profile, sets: Mapping[str, Training]) -> dict[str, str]:
-    """Data set -> hash of the user's file."""
-    files = {name: _user_file(profile, training) for name, training in sets.items()}
-    return {name: file_hash(file) for name, file in files.items() if file is not None}
-
-
 def _user_file(profile: Profile, training: Training) -> Path | None:
     """The file of a data set; None where it is rendered. Raises UserError when it is missing."""
     source = getattr(profile.pretraining, training.stage).data
@@ -147,68 +164,6 @@ def _user_file(profile: Profile, training: Training) -> Path | None:
             f"no data file {shown(file)} (pretraining.{training.stage}.data); `make plan` says what belongs there"
         )
     return file
-
-
-def _media(profile: Profile, folder: Path) -> Path:
-    rendered = profile.pretraining.further.data == MINI_WORLD
-    return folder / _MEDIA if rendered else paths.ROOT / profile.pretraining.media_folder
-
-
-def _examples(
-    profile: Profile, training: Training, captions: Mapping[str, Path], media: Path
-) -> list[Example]:
-    """The rows of a data set, sampled by the profile's seed."""
-    settings = profile.pretraining
-    file = _user_file(profile, training)
-    if file is not None:
-        return data.sample(data.read_examples(file), training.num_rows(settings), profile.seed)
-    if training.captions is not None:
-        return _captioned(profile, training.captions, captions[training.captions.pairs_name], media)
-    from caprl_utils.mini import pretraining as mini
-
-    make = {"align": mini.alignment_captions, "sft": mini.conversations}[training.stage]
-    rows = make(training.num_rows(settings), _image_seed(profile, training.stage))
-    return [
-        data.about_image(name, _save(media, training.stage, name, image), turns)
-        for name, image, turns in track(rows, training.stage, training.num_rows(settings))
-    ]
-
-
-def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) -> list[Example]:
-    """Caption pairs of a set: a seeded sample of all that were written for its images."""
-    from caprl_utils.mini.source import image_at
-
-    texts = _captions(file)
-    count = rows_of(chosen, profile.pretraining)
-    split, total, seed = image_source(profile, chosen.images).split(":")[1:]
-    numbers = data.sample(range(int(total)), min(count, int(total)), profile.seed)
-    examples = []
-    for number in track(numbers, chosen.slug):
-        name, image, _, _ = image_at(split, number, None, int(seed))
-        if name in texts:
-            path = _save(media, chosen.images, name, image)
-            examples.append(data.about_image(name, path, [(prompts.CAPTION, texts[name])]))
-    return examples
-
-
-def _captions(file: Path) -> dict[str, str]:
-    """Image id -> caption."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(file, columns=["image_id", "caption"]).to_pylist()
-    return {row["image_id"]: row["caption"] for row in rows if row["caption"].strip()}
-
-
-def _save(media: Path, images: str, name: str, image: Image) -> str:
-    """Write an image once; returns its path below the media folder."""
-    import io
-
-    path = f"{images}/{name}.png"
-    if not (media / path).is_file():
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        write_atomic(media / path, buffer.getvalue())
-    return path
 
 
 def _counters(profile: Profile, models: Mapping[str, Path]) -> dict[str, budget.TokenCounter]:
@@ -228,20 +183,20 @@ def _write(
     folder: Path,
     media: Path,
     name: str,
-    examples: Sequence[Example],
+    rows: Rows,
     counters: Mapping[str, budget.TokenCounter],
 ) -> dict[str, Any]:
     """Check a data set with every processor and write the rows that fit all of them."""
-    settings = profile.pretraining
-    budgets = {s: budget.check(examples, media, c, settings.cutoff_tokens) for s, c in counters.items()}
-    bad = {row: reason for found in budgets.values() for row, reason in found.bad.items()}
-    for found in budgets.values():
-        budget.refuse(found, name, settings.max_bad_share)
-    kept = [example for example in examples if example.id not in bad]
-    rows = data.write_examples(folder, name, kept)
+    settings, examples = profile.pretraining, rows.examples
+    budgets = budget.check(examples, media, counters, settings.cutoff_tokens)
+    unfit = {place: reason for found in budgets.values() for place, reason in found.bad.items()}
+    bad = [*rows.bad, *unfit.values()]
+    budget.refuse(bad, len(examples) + len(rows.bad), name, settings.max_bad_share)
+    kept = [example for place, example in enumerate(examples) if place not in unfit]
+    count = data.write_examples(folder, name, kept)
     images = [[path, (media / path).stat().st_size] for path in sorted({i for e in kept for i in e.images})]
     return {
-        "rows": rows, "set_aside": bad,
+        "rows": count, "set_aside": bad, "left_out": dict(rows.left_out), "captions": rows.captions,
         "hash": value_hash([file_hash(folder / f"{name}.jsonl"), images]),
         "longest": {setting: found.longest for setting, found in budgets.items()},
         "tokens": {setting: found.total_tokens for setting, found in budgets.items()},

@@ -56,7 +56,8 @@ IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")
 @dataclass(frozen=True)
 class Training:
     """One stage of one row: a run runs/<profile>/pretraining/<name>. start: the training before it, or None for
-    the assembled model. captions: of stage "further" only.
+    the assembled model. captions: of stage "further" only. seed: of the order of its data and of its projector's
+    start; None takes the profile's.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Training:
     stage: str
     start: str | None
     captions: CaptionSet | None = None
+    seed: int | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the assembled model that it or its first predecessor starts from."""
+        return seeded(self.setting, self.seed)
 
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
@@ -78,9 +85,19 @@ def rows_of(captions: CaptionSet, settings: Pretraining) -> int:
     return max(1, round((further.num_rows_large if captions.large else further.num_rows) * captions.share))
 
 
-def final_name(setting: str, captions: CaptionSet | None) -> str:
+def seeded(name: str, seed: int | None) -> str:
+    """A name with its seed; the profile's own seed (None) is not named."""
+    return name if seed is None else f"{name}-seed{seed}"
+
+
+def seeds_of(settings: Pretraining, setting: str) -> list[int | None]:
+    """Seeds of a setting's trainings: the profile's (None), then those of more_seeds."""
+    return [None, *settings.more_seeds.get(setting, ())]
+
+
+def final_name(setting: str, captions: CaptionSet | None, seed: int | None = None) -> str:
     """Name of the last training of a row, and of its evaluation."""
-    return f"{setting}-{VANILLA.lower() if captions is None else captions.slug}-sft"
+    return seeded(f"{setting}-{VANILLA.lower() if captions is None else captions.slug}-sft", seed)
 
 
 def growth_sets(settings: Pretraining) -> list[CaptionSet]:
@@ -96,8 +113,8 @@ def growth_sets(settings: Pretraining) -> list[CaptionSet]:
 def wanted(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
     """All trainings that the items (the settings' own by default) need, each once, after the one it starts from."""
     found: dict[str, Training] = {}
-    for setting, captions in _rows(settings, items or settings.items):
-        for training in chain(setting, captions):
+    for row in _seeded_rows(settings, items or settings.items):
+        for training in chain(*row):
             found.setdefault(training.name, training)
     order = {"align": 0, "further": 1, "sft": 2}
     return sorted(found.values(), key=lambda t: order[t.stage])  # stable: rows stay in order
@@ -105,16 +122,27 @@ def wanted(settings: Pretraining, items: Sequence[str] | None = None) -> list[Tr
 
 def finals(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
     """Names of the trainings that are evaluated."""
-    return list(dict.fromkeys(final_name(*row) for row in _rows(settings, items or settings.items)))
+    return list(dict.fromkeys(final_name(*row) for row in _seeded_rows(settings, items or settings.items)))
 
 
-def chain(setting: str, captions: CaptionSet | None) -> list[Training]:
-    """The trainings of one row, in order."""
-    align = Training(f"{setting}-align", setting, "align", None)
+def chain(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
+    """The trainings of one row with one seed, in order."""
+    align = Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)
     done = [align]
     if captions is not None:
-        done.append(Training(f"{setting}-{captions.slug}-further", setting, "further", align.name, captions))
-    return [*done, Training(final_name(setting, captions), setting, "sft", done[-1].name)]
+        name = seeded(f"{setting}-{captions.slug}-further", seed)
+        done.append(Training(name, setting, "further", align.name, captions, seed))
+    return [*done, Training(final_name(setting, captions, seed), setting, "sft", done[-1].name, None, seed)]
+
+
+def _seeded_rows(
+    settings: Pretraining, items: Sequence[str]
+) -> Iterator[tuple[str, CaptionSet | None, int | None]]:
+    """Rows with the profile's seed, then the same with others."""
+    rows = list(dict.fromkeys(_rows(settings, items)))
+    yield from ((setting, captions, None) for setting, captions in rows)
+    for setting, captions in rows:
+        yield from ((setting, captions, seed) for seed in seeds_of(settings, setting)[1:])
 
 
 def _rows(settings: Pretraining, items: Sequence[str]) -> Iterator[tuple[str, CaptionSet | None]]:

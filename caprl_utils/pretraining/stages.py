@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,18 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.hashing import file_hash, folder_hash
+from caprl_utils.hashing import code_hashes, file_hash, folder_hash, value_hash
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import arguments, checkpoints, launch, weights
 from caprl_utils.pretraining.arguments import Chat, Files
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.runs import Run
+from caprl_utils.runs import Run, load_result
 from caprl_utils.schema import Profile
 
 STAGE = "pretraining"
 _LOCK = paths.ROOT / "requirements" / "llamafactory.lock"
+_CACHE = ".datasets"
+_MODULES = ["caprl_utils.pretraining.stages"]
 _SHARED = ("cutoff_tokens", "max_pixels", "min_pixels", "lr_schedule", "warmup_ratio", "precision")
 
 
@@ -58,46 +62,92 @@ def chat_of(model: Path) -> Chat:
     return Chat(template)
 
 
+def seed_of(profile: Profile, training: Training) -> int:
+    """The seed of a training: of the order of its data and of the projector that its first stage started from."""
+    return profile.seed if training.seed is None else training.seed
+
+
 def open_run(profile: Profile, training: Training, inputs: Inputs) -> Run:
     """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
+    parts = _settings_parts(profile, training) | {
+        "start": folder_hash(inputs.model), "data": inputs.data_hash, "num_rows": inputs.num_rows,
+    }  # fmt: skip
+    return Run.open(profile, STAGE, training.name, parts, _MODULES)
+
+
+def is_made(profile: Profile, training: Training) -> bool:
+    """Whether a record is there that these settings and this code made; its data and start are not looked at."""
+    folder = folder_of(profile, training.name)
+    if not (folder / "result.json").is_file():
+        return False
+    record = load_result(folder)
+    parts = {name: value_hash(value) for name, value in _settings_parts(profile, training).items()}
+    return parts.items() <= record["hashes"].items() and record["code"] == code_hashes(_MODULES)
+
+
+def _settings_parts(profile: Profile, training: Training) -> dict[str, Any]:
     settings = profile.pretraining
-    parts = {
+    return {
         "stage": arguments.stage_of(settings, training.stage, training.setting).key_part(),
         "shared": {name: getattr(settings, name) for name in _SHARED},
-        "start": folder_hash(inputs.model), "data": inputs.data_hash, "num_rows": inputs.num_rows,
-        "llamafactory": file_hash(_LOCK), "seed": profile.seed,
+        "llamafactory": file_hash(_LOCK), "template": file_hash(launch.SITE / "sitecustomize.py"),
+        "seed": seed_of(profile, training),
     }  # fmt: skip
-    return Run.open(profile, STAGE, training.name, parts, modules=["caprl_utils.pretraining.stages"])
 
 
 def train(
-    profile: Profile, training: Training, inputs: Inputs, on_step: launch.OnStep = lambda *_: None
+    profile: Profile,
+    training: Training,
+    inputs: Inputs,
+    on_step: launch.OnStep = lambda *_: None,
+    announced: AbstractContextManager | None = None,
 ) -> dict[str, Any]:
     """Make a training, or what is left of it; returns its record.
 
-    Raises UserError when LLaMA-Factory fails, or when something else trained than should have.
+    announced: entered while LLaMA-Factory runs, when train.yaml is there (other nodes wait for it).
+    Raises UserError when LLaMA-Factory fails, or when something else trains than should, as soon as that is seen.
     """
     with open_run(profile, training, inputs) as run:
-        if run.complete:
-            return run.result
-        work, log = run.folder / "work", run.folder / "train.log"
-        checkpoint = checkpoints.last_whole(work)
-        if checkpoint is None:
-            shutil.rmtree(work, ignore_errors=True)
-        config = run.folder / "train.yaml"
-        write_atomic(config, _yaml(profile, training, inputs, work, checkpoint))
-        env = launch.environment(profile, run.folder / ".datasets")
-        launch.run(config, work, log, env, on_step)
-        return _finish(run, profile, training, inputs, work, log)
+        if not run.complete:
+            work, log, config = (run.folder / name for name in ("work", "train.log", "train.yaml"))
+            checkpoint = checkpoints.last_whole(work)
+            if checkpoint is None:
+                shutil.rmtree(work, ignore_errors=True)
+            write_atomic(config, _yaml(profile, training, inputs, work, checkpoint))
+            env = launch.environment(profile, run.folder / _CACHE)
+            with announced or nullcontext():
+                launch.run(config, log, env, _watch(profile, training, inputs, run.folder, on_step))
+            _finish(run, profile, training, inputs, work, log)
+        for name in ("work", _CACHE):  # a kill after the record was written leaves them
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+        return run.result
+
+
+def _watch(
+    profile: Profile, training: Training, inputs: Inputs, folder: Path, on_step: launch.OnStep
+) -> Callable[[], None]:
+    """What is looked at while it trains: its steps, and once its count of what trains, days before the end."""
+    log, counted = folder / "train.log", False
+    trains = arguments.stage_of(profile.pretraining, training.stage, training.setting).trains
+    start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
+
+    def watch() -> None:
+        nonlocal counted
+        launch.report(folder / "work", on_step)
+        if not counted and weights.logged_counts(log, start) is not None:
+            weights.assert_trainable(log, inputs.model, trains)
+            counted = True
+
+    return watch
 
 
 def _yaml(profile: Profile, training: Training, inputs: Inputs, work: Path, checkpoint: Path | None) -> str:
-    settings = profile.pretraining
+    settings, seed = profile.pretraining, seed_of(profile, training)
     files = Files(inputs.model, inputs.data_folder, inputs.dataset, inputs.media, work, checkpoint)
     stage = arguments.stage_of(settings, training.stage, training.setting)
     save_every = min(settings.save_every, arguments.num_steps(stage, inputs.num_rows))
     values = arguments.stage_arguments(
-        settings, training.stage, chat_of(inputs.model), files, profile.seed, save_every, training.setting
+        settings, training.stage, chat_of(inputs.model), files, seed, save_every, training.setting
     )
     return arguments.to_yaml(values, f"{training.name}, profile {profile.name}")
 
@@ -105,8 +155,8 @@ def _yaml(profile: Profile, training: Training, inputs: Inputs, work: Path, chec
 def _finish(
     run: Run, profile: Profile, training: Training, inputs: Inputs, work: Path, log: Path
 ) -> dict[str, Any]:
-    """Check what trained, keep the model and the curve, write the record, drop the rest: in this order."""
-    trains = arguments.stage_of(profile.pretraining, training.stage).trains
+    """Check what trained, keep the model and the curve, write the record: in this order."""
+    trains = arguments.stage_of(profile.pretraining, training.stage, training.setting).trains
     counted = weights.assert_trainable(log, inputs.model, trains)
     moved = weights.changes(inputs.model, work)
     weights.assert_changes(moved, trains)
@@ -118,14 +168,11 @@ def _finish(
         "steps": len(curve), "loss_first": losses[0], "loss_last": losses[-1],
         "parameters": counted, "moved": moved,
     }  # fmt: skip
-    record = run.finish(
-        values=values, n=inputs.num_rows, unit="row", setting=training.setting, training_stage=training.stage,
-        start=shown(inputs.model), captions=training.captions.name if training.captions else None,
-        trains=list(trains),
+    return run.finish(
+        values=values, n=inputs.num_rows, unit="row", seeds=[seed_of(profile, training)],
+        setting=training.setting, training_stage=training.stage, start=shown(inputs.model),
+        captions=training.captions.name if training.captions else None, trains=list(trains),
     )  # fmt: skip
-    shutil.rmtree(work)
-    shutil.rmtree(run.folder / ".datasets", ignore_errors=True)
-    return record
 
 
 def read_curve(work: Path) -> list[dict[str, Any]]:

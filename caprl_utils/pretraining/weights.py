@@ -53,15 +53,25 @@ def counts(folder: Path) -> dict[str, int]:
     return found
 
 
+def logged_counts(log: Path, start: int = 0) -> tuple[int, int] | None:
+    """LLaMA-Factory's last count of (trainable, all) parameters in its log, from byte `start` on; None without one."""
+    if not log.is_file():
+        return None
+    with open(log, "rb") as data:
+        data.seek(start)
+        found = _LOGGED.findall(data.read().decode("utf-8", errors="replace"))
+    return tuple(int(text.replace(",", "")) for text in found[-1]) if found else None
+
+
 def assert_trainable(log: Path, model: Path, trains: Iterable[str]) -> dict[str, int]:
     """Compare LLaMA-Factory's count of trainable parameters with the parts that should train.
 
     Returns {"trainable", "all"}. Raises UserError when they differ or the log says nothing.
     """
-    logged = _LOGGED.findall(log.read_text(encoding="utf-8", errors="replace"))
-    if not logged:
+    logged = logged_counts(log)
+    if logged is None:
         raise UserError(f"{shown(log)} does not say how many parameters trained")
-    trained, everything = (int(text.replace(",", "")) for text in logged[-1])
+    trained, everything = logged
     parts = counts(model)
     wanted, total = sum(parts[part] for part in set(trains)), sum(parts.values())
     if (trained, everything) != (wanted, total):

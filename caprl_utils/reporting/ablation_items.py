@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from caprl_utils.reporting.claims import Claim
 from caprl_utils.reporting.results import BASE, CAPRL, Entry
-from caprl_utils.rl.ablations import BASE_RUN, MAIN, prism_name
+from caprl_utils.reporting.summary import Brief
+from caprl_utils.rl.ablations import BASE_RUN, prism_name
 from caprl_utils.rl.train import run_name
 
 DOCUMENTS = ("mini-chart", "mini-infographic", "mini-document", "chartqa", "chartqapro", "charxiv", "infovqa")
@@ -28,17 +29,19 @@ class Row:
     paper: str | None = None
 
     def entry(self) -> Entry:
-        """Where its Prism runs stand: every seed of the main training, the first seed of the others."""
-        seed = "{seed}" if self.experiment == MAIN else "{first}"
-        run = BASE_RUN if self.experiment is None else run_name(self.experiment, seed)
-        return Entry(self.label, prism_name(run, self.read_by))
+        """Where its Prism runs stand, one for every seed of its trainings."""
+        if self.experiment is None:
+            return Entry(self.label, prism_name(BASE_RUN, self.read_by))
+        run = prism_name(run_name(self.experiment, "{seed}"), self.read_by)
+        return Entry(self.label, run, experiment=self.experiment)
 
 
 @dataclass(frozen=True)
 class Item:
     """One table or figure of the paper (or of ours).
 
-    needed: labels without which there is nothing to show. paper: CSV of reports/paper and its label column.
+    brief: its line in the README's map. needed: labels without which there is nothing to show. paper: CSV of
+    reports/paper and its label column.
     figure: "curves" (training), "dots" (accuracy per benchmark) or "growth" (accuracy over images).
     """
 
@@ -46,6 +49,7 @@ class Item:
     title: str
     rows: Sequence[Row]
     pairs: Sequence[tuple[str, str]]
+    brief: Brief
     claims: Sequence[Claim] = ()
     needed: Sequence[str] = ()
     paper: tuple[str, str] | None = None
@@ -60,6 +64,7 @@ ITEMS = (
         "table4", "Table 4: questions per image",
         (BASE_ROW, *(Row(f"{n} QA", f"questions_{n}", paper=f"CapRL-{n}QA-20k") for n in (1, 2, 3))),
         (("1 QA", BASE), ("2 QA", "1 QA"), ("3 QA", "1 QA"), ("3 QA", "2 QA")),
+        Brief(("1 QA", "2 QA", "3 QA")),
         (
             Claim("One question per image already improves on the base model", "1 QA", BASE),
             Claim("Two questions per image are better than one", "2 QA", "1 QA"),
@@ -73,6 +78,7 @@ ITEMS = (
         (BASE_ROW, Row("N = 1", "rounds_1", paper="N=1"), Row("N = 2", "rounds_2", paper="N=2"),
          Row("N = 4", "short", paper="N=4"), Row("N = 8", "rounds_8", paper="N=8")),
         (("N = 1", BASE), ("N = 2", "N = 1"), ("N = 4", "N = 1"), ("N = 4", "N = 2"), ("N = 8", "N = 4")),
+        Brief(("N = 1", "N = 2", "N = 4", "N = 8")),
         (
             Claim("Four rounds are better than one", "N = 4", "N = 1"),
             Claim("Two rounds are better than one", "N = 2", "N = 1"),
@@ -84,6 +90,7 @@ ITEMS = (
         "table6", "Table 6: leaking against filtered questions",
         (BASE_ROW, Row("Leaking", "leaking", paper="Leaking20k"), Row("Refined", "refined", paper="Refined20k")),
         (("Leaking", BASE), ("Refined", BASE), ("Refined", "Leaking")),
+        Brief(("Leaking", "Refined")),
         (
             Claim("Questions that passed the filter teach more than leaking ones", "Refined", "Leaking"),
             Claim("Even leaking questions improve on the base model", "Leaking", BASE),
@@ -96,6 +103,9 @@ ITEMS = (
          Row(CAPRL, "caprl")),
         (("UnifiedReward as judge", BASE), ("VLM as judge", BASE), (CAPRL, BASE),
          (CAPRL, "UnifiedReward as judge"), (CAPRL, "VLM as judge")),
+        Brief(text="CapRL-3B against", pairs={
+            "UnifiedReward as judge": (CAPRL, "UnifiedReward as judge"), "VLM as judge": (CAPRL, "VLM as judge"),
+        }),
         (
             Claim("With UnifiedReward as judge captions become shorter than the base model's", BASE,
                   "UnifiedReward as judge", "tokens"),
@@ -114,6 +124,9 @@ ITEMS = (
         (BASE_ROW, Row("Documents and charts", "documents", paper="CapRL-DocChart-20k"),
          Row("Natural images", "natural", paper="CapRL-Natural-20k")),
         (("Documents and charts", BASE), ("Natural images", BASE), ("Documents and charts", "Natural images")),
+        Brief(text=f"against {BASE}:", pairs={
+            "Documents and charts": ("Documents and charts", BASE), "Natural images": ("Natural images", BASE),
+        }),
         (
             Claim("Training on documents and charts alone improves natural images too", "Documents and charts",
                   BASE, benchmarks=NATURAL),
@@ -130,6 +143,7 @@ ITEMS = (
          Row("all images", "short")),
         (("10 % of the images", BASE), ("30 % of the images", "10 % of the images"),
          ("all images", "10 % of the images")),
+        Brief(("10 % of the images", "30 % of the images", "all images")),
         (
             Claim("More training images are better: all against a tenth", "all images", "10 % of the images"),
             Claim("A tenth of the images improves on the base model", "10 % of the images", BASE),
@@ -139,14 +153,15 @@ ITEMS = (
                "The paper's points are not printed as numbers."),
     ),
     Item(
-        "extra_dice", "Ours: dice in the reward",
+        "extra_dice", "Ours: sampling noise in the reward",
         (BASE_ROW, Row("sampled, with replacement (paper)", "sampled"),
          Row("expected, with replacement", "replacement"), Row("this profile's reward", "short"),
          Row("expected, each question once", "expected")),
         (("this profile's reward", "sampled, with replacement (paper)"),
          ("this profile's reward", "expected, with replacement")),
+        Brief(("sampled, with replacement (paper)", "this profile's reward")),
         (
-            Claim("A reward without dice teaches more than the paper's, at as many questions",
+            Claim("A reward without sampled answers teaches more than the paper's, at as many questions",
                   "this profile's reward", "sampled, with replacement (paper)"),
         ),
         ("sampled, with replacement (paper)", "this profile's reward"),
@@ -155,6 +170,7 @@ ITEMS = (
         "extra_length", "Ours: CapRL++'s length term",
         (BASE_ROW, Row(SHORT, "short"), Row("with the length term", "length_term")),
         (("with the length term", SHORT),),
+        Brief((SHORT, "with the length term")),
         (
             Claim("The length term makes captions shorter", SHORT, "with the length term", "tokens"),
             Claim("It costs no accuracy", SHORT, "with the length term", "no gain"),
@@ -174,6 +190,8 @@ ITEMS = (
           "trained by the reward's reader, read by the evaluation's"),
          ("trained by the reward's reader, read by it",
           "trained by the evaluation's reader, read by the reward's")),
+        Brief(("trained by the reward's reader, read by the evaluation's",
+               "trained by the evaluation's reader, read by it")),
         (
             Claim("The gain is not the training reader's alone: another reader sees it too",
                   "trained by the reward's reader, read by the evaluation's",

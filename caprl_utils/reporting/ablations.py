@@ -20,16 +20,16 @@ from caprl_utils.config import load_profile, nearest
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
-from caprl_utils.evaluation.statistics import holm
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
-from caprl_utils.reporting import claims, figures, numbers, report3, table3
+from caprl_utils.reporting import claims, figures, numbers, opening, report3, table3
 from caprl_utils.reporting.ablation_items import BY_NAME, DOCUMENTS, ITEMS, NATURAL, Item, Row
 from caprl_utils.reporting.growth import plot_growth
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import Results, load
+from caprl_utils.reporting.summary import told
 from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
-from caprl_utils.rl.ablations import MAIN, run_all
+from caprl_utils.rl.ablations import run_all, seeds_of
 from caprl_utils.rl.train import run_name
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
@@ -84,7 +84,7 @@ def write(profile: Profile, item: Item, folder: Path) -> dict[str, Any]:
     trainings = {row.label: training_records(profile, row) for row in shown}
     curves = {row.label: found for row in shown if (found := read_curves(profile, row))}
     rewards = {label: found[0].rewards for label, found in curves.items()}
-    findings = [f for c in item.claims if (f := claims.test(c, results, rewards)) is not None]
+    findings = claims.test_all(item.claims, results, pairs_of(item, results), rewards)
     tables = [scores_table(item, results, trainings), gaps_table(item, results)]
     if item.figure == "curves":
         tables.append(curve_table(curves))
@@ -96,7 +96,7 @@ def write(profile: Profile, item: Item, folder: Path) -> dict[str, Any]:
     )
     facts = {
         "profile": profile.name, "claims": [finding.as_json() for finding in findings],
-        "summary": summary(item, results), "training_seeds": seeds_of(trainings),
+        "summary": told(item.brief, results), "training_seeds": training_seeds(trainings),
     }  # fmt: skip
     content = {
         "facts": facts,
@@ -105,7 +105,8 @@ def write(profile: Profile, item: Item, folder: Path) -> dict[str, Any]:
     }
     write_atomic(folder / f"{item.name}.json", json_text(content))
     write_atomic(folder / f"{item.name}.csv", report3.long_csv(tables))
-    write_atomic(folder / f"{item.name}.md", markdown(item, profile, tables, findings, paper, images))
+    page = markdown(item, results, trainings, tables, findings, paper, images)
+    write_atomic(folder / f"{item.name}.md", page)
     return content
 
 
@@ -113,17 +114,19 @@ def training_records(profile: Profile, row: Row) -> list[tuple[str, Mapping[str,
     """(record_path, record) of the trainings behind a row; none for the base model."""
     if row.experiment is None:
         return []
-    seeds = profile.rl.seeds if row.experiment == MAIN else profile.rl.seeds[:1]
-    folders = [paths.RUNS / profile.name / "rl" / run_name(row.experiment, seed) for seed in seeds]
+    runs = [run_name(row.experiment, seed) for seed in seeds_of(profile, row.experiment)]
+    folders = [paths.RUNS / profile.name / "rl" / run for run in runs]
     return [(record_path(folder / "result.json"), load_result(folder)) for folder in folders]
 
 
 def read_curves(profile: Profile, row: Row) -> list[figures.Curve]:
     """The curves of a row's trainings."""
     found = []
-    for file, _ in training_records(profile, row):
+    records = training_records(profile, row)
+    for number, (file, _) in enumerate(records, 1):
         folder = paths.RUNS / profile.name / "rl" / Path(file).parent.name
-        found.append(figures.read_curve(folder, row.label))
+        label = row.label if len(records) == 1 else f"{row.label}, training {number}"
+        found.append(figures.read_curve(folder, label))
         note_access(folder / "curve.jsonl")
     return found
 
@@ -159,11 +162,15 @@ def scores_table(item: Item, results: Results, trainings: Mapping[str, Sequence]
     )
 
 
+def pairs_of(item: Item, results: Results) -> list[tuple[str, str]]:
+    """Those of an item's comparisons whose rows were measured."""
+    return [pair for pair in item.pairs if all(label in results.measured for label in pair)]
+
+
 def gaps_table(item: Item, results: Results) -> Table:
-    """Paired differences in points with interval; Holm's p over an item's differences of the average."""
-    pairs = [pair for pair in item.pairs if all(label in results.measured for label in pair)]
-    average = {pair: results.difference(*pair, AVERAGE) for pair in pairs}
-    adjusted = holm({pair: gap.p_value for pair, gap in average.items()})
+    """Paired differences in points with interval; Holm's p over the item's tests."""
+    pairs = pairs_of(item, results)
+    adjusted = claims.corrected(results, pairs, item.claims)
     rows = []
     for ours, theirs in pairs:
         cells = []
@@ -173,12 +180,15 @@ def gaps_table(item: Item, results: Results) -> Table:
             sources = results.measured[ours].sources(*keys) + results.measured[theirs].sources(*keys)
             text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
             if name == AVERAGE:
-                text += f", {numbers.p_value(adjusted[ours, theirs])}"
+                text += f", {numbers.p_value(claims.p_of(adjusted, ours, theirs))}"
             cells.append(Cell(text, gap.value, (gap.low, gap.high), sources))
         rows.append((f"{ours} − {theirs}", cells))
     heads = [*(get_benchmark(name).name for name in results.benchmarks), "Average"]
-    notes = ["Paired by image. p-values of the average are corrected after Holm over this table's rows; how much "
-             "trainings with another seed differ is not in the intervals where a row has one training."]  # fmt: skip
+    more = " and the statements' tests on groups of benchmarks" if len(adjusted) > len(pairs) else ""
+    notes = [
+        f"Paired by image. p-values of the average are corrected after Holm over this table's rows{more}; how much "
+        "trainings with another seed differ is not in the intervals where a row has one training."
+    ]
     return Table(
         f"{item.name}_gaps",
         "Difference in percentage points with 95 % interval",
@@ -192,20 +202,19 @@ def gaps_table(item: Item, results: Results) -> Table:
 def curve_table(curves: Mapping[str, Sequence[figures.Curve]]) -> Table:
     """Reward and caption length at either end of each training."""
     rows = []
-    for label, found in curves.items():
-        for number, curve in enumerate(found):
+    for found in curves.values():
+        for curve in found:
             values = []
             for column in (curve.rewards, curve.lengths):
                 width = min(claims.WINDOW_STEPS, len(column))
                 values += [sum(column[:width]) / width, sum(column[-width:]) / width]
             texts = [*numbers.numbers(values[:2], decimals=3), *numbers.numbers(values[2:])]
-            name = label if len(found) == 1 else f"{label}, training {number + 1}"
             keys = ("reward", "reward", "completion_tokens", "completion_tokens")
             cells = [
                 Cell(text, value, None, (Source(curve.file, key),))
                 for text, value, key in zip(texts, values, keys, strict=True)
             ]
-            rows.append((name, cells))
+            rows.append((curve.label, cells))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [f"Means over {claims.WINDOW_STEPS} steps. Rewards of different judges are on different scales."]
     return Table("figure1c_curves", "The trainings", "Reward", heads, rows, notes)
@@ -219,15 +228,16 @@ def draw(
     folder: Path,
 ) -> list[str]:
     """Draw the item's figure; returns the names of its SVG files."""
-    stem = folder / item.name
+    stem, profile = folder / item.name, results.profile
     if item.figure == "curves":
-        figures.plot_curves([found[0] for found in curves.values()], stem)
+        everything = [curve for found in curves.values() for curve in found]
+        limit = opening.main_training(profile).max_completion_tokens
+        figures.plot_curves(everything, stem, limit, opening.trained(profile))
     elif item.figure == "dots":
-        figures.plot_dots(
-            report3.dots(results), [*(get_benchmark(n).name for n in results.benchmarks), "Average"], stem
-        )
+        groups = [*(get_benchmark(n).name for n in results.benchmarks), "Average"]
+        figures.plot_dots(report3.dots(results), groups, stem, opening.counted(results))
     elif item.figure == "growth":
-        plot_growth(growth(results, trainings), stem)
+        plot_growth(growth(results, trainings), stem, opening.counted(results))
     return [f"{item.name}.svg"] if item.figure else []
 
 
@@ -247,18 +257,9 @@ def growth(
     return {name: sorted(points) for name, points in lines.items()}
 
 
-def seeds_of(trainings: Mapping[str, Sequence]) -> dict[str, list[int]]:
+def training_seeds(trainings: Mapping[str, Sequence]) -> dict[str, list[int]]:
     """Row -> seeds of its trainings."""
     return {label: [seed for _, r in records for seed in r["seeds"]] for label, records in trainings.items()}
-
-
-def summary(item: Item, results: Results) -> str:
-    """First to last training on the average, as the README's map shows it."""
-    labels = [row.label for row in item.rows if row.experiment is not None and row.label in results.measured]
-    ends = [results.interval(label, AVERAGE).value for label in (labels[0], labels[-1])]
-    gap = results.difference(labels[-1], labels[0], AVERAGE)
-    text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
-    return f"{' to '.join(numbers.percents(ends))} ({text})"
 
 
 def provenance(results: Results, trainings: Mapping[str, Sequence]) -> list[dict[str, Any]]:
@@ -273,22 +274,27 @@ def provenance(results: Results, trainings: Mapping[str, Sequence]) -> list[dict
 
 def markdown(
     item: Item,
-    profile: Profile,
+    results: Results,
+    trainings: Mapping[str, Sequence],
     tables: Sequence[Table],
     findings: Sequence[claims.Finding],
     paper: Table | None,
     images: Sequence[str],
 ) -> str:
     """The report as Markdown."""
+    profile = results.profile
     parts = [
         f"# {item.title}, profile {profile.name}",
         *([f"> {report3.SMOKE_WARNING}"] if profile.name == "smoke" else []),
+        opening.ablation(item, results, trainings),
         *(table.markdown() for table in tables),
         *(f"![{item.title}]({name})" for name in images),
+        *([opening.caption_limits(profile)] if item.figure == "curves" else []),
     ]
     if findings:
         whose = "The paper's statements" if not item.name.startswith("extra") else "Our questions"
-        parts += [f"## {whose}, as our data have them", "\n".join(finding.line() for finding in findings)]
+        lines = [finding.line(pairs_of(item, results)) for finding in findings]
+        parts += [f"## {whose}, as our data have them", "\n".join(lines)]
         if any(finding.claim.kind == "no gain" for finding in findings):
             parts.append(f"No gain: less than {claims.MARGIN:.0%} of the questions, over the whole interval.")
     if paper is not None:

@@ -3,23 +3,29 @@
 A claim that something is higher: supported when the 95 % interval of the paired difference lies above zero, not
 supported when it lies below, else undecided. A claim that more brings no gain: supported when the interval ends below
 `MARGIN`, not supported when it lies above zero. A claim that one is as good as another: supported when the interval
-begins above minus `MARGIN`, not supported when it lies below zero.
+begins above minus `MARGIN`, not supported when it lies below zero. What the mini world has built in is no finding:
+its verdict is `BY_CONSTRUCTION`, whatever the interval.
+
+Verdicts go by the interval alone. Beside those of accuracy stands a p-value corrected after Holm over the item's tests
+(`corrected`), so that a reader sees which of many would not stand.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from caprl_utils.evaluation.prism_compare import AVERAGE, Scores, bootstrap_models
-from caprl_utils.evaluation.statistics import Bootstrap, Interval, macro_average
-from caprl_utils.reporting import numbers
+from caprl_utils.evaluation.statistics import Bootstrap, Interval, holm, macro_average
+from caprl_utils.reporting import captioners, numbers
 from caprl_utils.reporting.results import Results
 from caprl_utils.reporting.tables import Source
+from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
+BY_CONSTRUCTION = "by construction"
 WINDOW_STEPS = 10  # steps at either end of a training curve that are compared
 _Z95 = 1.959964
 
@@ -31,6 +37,7 @@ class Claim:
     kind: "accuracy" (of the average, or of `benchmarks` if the profile has any of them), "no gain" and "as good" (the
     same, other verdict), "larger gain" (of `ours` over `theirs` on `benchmarks` than on `others`), "tokens" (caption
     length in the evaluation; `share` of ours), "reward" (last against first steps of the training of `ours`).
+    built_in: why its outcome is no finding where the captioners are the mini world's.
     """
 
     text: str
@@ -40,6 +47,17 @@ class Claim:
     benchmarks: Sequence[str] = ()
     others: Sequence[str] = ()
     share: float = 1.0
+    built_in: str = ""
+
+    def tested(self, profile: Profile) -> bool:
+        """Whether the data of a profile could have decided otherwise."""
+        return not (self.built_in and captioners.of_zoo(profile))
+
+    @property
+    def subtraction(self) -> str:
+        """What its value is of: "A − B"."""
+        ours = self.ours if self.share == 1 else f"{self.share:g} × {self.ours}"
+        return f"{ours} − {self.theirs}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ class Finding:
     """A claim and what the data say about it.
 
     runs: evaluated runs of ours and of theirs (trainings, for a reward). images, steps: what the interval is over.
-    sources: where the numbers stand that were compared.
+    sources: where the numbers stand that were compared. p: corrected, of kind accuracy alone.
     """
 
     claim: Claim
@@ -59,29 +77,85 @@ class Finding:
     images: int | None = None
     steps: int | None = None
     sources: tuple[Source, ...] = ()
+    p: float | None = None
 
-    def line(self) -> str:
-        """One line of the report."""
-        text = printed(self.claim.kind, self.value, self.low, self.high)
-        return f"- {self.claim.text}: **{self.verdict}**, {text}."
+    @property
+    def reason(self) -> str:
+        """Why the outcome is built in; empty where it was tested."""
+        return self.claim.built_in if self.verdict == BY_CONSTRUCTION else ""
+
+    def line(self, pairs: Sequence[tuple[str, str]] = ()) -> str:
+        """One line of the report. pairs: rows of the differences above it; a value that none of them holds says what
+        it is of.
+        """
+        claim, text = self.claim, printed(self.claim.kind, self.value, self.low, self.high, self.p)
+        if claim.theirs and (claim.kind == "tokens" or (claim.ours, claim.theirs) not in pairs):
+            text = f"{claim.subtraction}: {text}"
+        reason = f" {self.reason[0].upper()}{self.reason[1:]}." if self.reason else ""
+        return f"- {claim.text}: **{self.verdict}**, {text}.{reason}"
 
     def as_json(self) -> dict[str, Any]:
         """Raw values."""
         return {
             "text": self.claim.text, "kind": self.claim.kind, "ours": self.claim.ours,
             "theirs": self.claim.theirs, "value": self.value, "interval": [self.low, self.high],
-            "verdict": self.verdict, "runs": list(self.runs), "images": self.images, "steps": self.steps,
+            "p": self.p, "verdict": self.verdict, "reason": self.reason, "runs": list(self.runs),
+            "images": self.images, "steps": self.steps,
             "sources": [{"file": s.file, "key": s.key} for s in self.sources],
         }  # fmt: skip
 
 
-def printed(kind: str, value: float, low: float, high: float) -> str:
-    """A claim's difference with its unit and interval."""
+def printed(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
+    """A claim's difference with its unit and interval, and its p-value if it has one."""
     if kind in ("tokens", "reward"):
         first, *ends = numbers.numbers([value, low, high], decimals=1 if kind == "tokens" else 3)
         unit = " tokens" if kind == "tokens" else ""
         return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
-    return f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
+    text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
+    return text if p is None else f"{text}, {numbers.p_value(p)}"
+
+
+# What is compared, in either order, and on which benchmarks; () is the average.
+Test = tuple[frozenset[str], tuple[str, ...]]
+
+
+def corrected(
+    results: Results, pairs: Sequence[tuple[str, str]], claims: Sequence[Claim] = ()
+) -> dict[Test, float]:
+    """p-values after Holm over an item's tests: its pairs on the average, and its claims of kind accuracy.
+
+    A pair and the claim on it are one test, whichever stands first. Claims that are built in are no tests.
+    """
+    stated = [c for c in claims if c.kind == "accuracy" and c.tested(results.profile)]
+    asked = [*((*pair, ()) for pair in pairs), *((c.ours, c.theirs, c.benchmarks) for c in stated)]
+    known = [test for test in asked if all(side in results.measured for side in test[:2])]
+    return holm({_test(*test): accuracy_difference(results, *test).p_value for test in known})
+
+
+def p_of(found: Mapping[Test, float], ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> float | None:
+    """The corrected p-value of one test; None when it is none of the item's."""
+    return found.get(_test(ours, theirs, benchmarks))
+
+
+def _test(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:
+    return frozenset((ours, theirs)), tuple(benchmarks)
+
+
+def test_all(
+    claims: Sequence[Claim],
+    results: Results,
+    pairs: Sequence[tuple[str, str]],
+    curves: Mapping[str, Sequence[float]] | None = None,
+) -> list[Finding]:
+    """What the data say about an item's claims, those left out whose runs are not there. pairs: that it compares."""
+    adjusted = corrected(results, pairs, claims)
+    found = [finding for claim in claims if (finding := test(claim, results, curves or {})) is not None]
+    return [
+        replace(f, p=p_of(adjusted, f.claim.ours, f.claim.theirs, f.claim.benchmarks))
+        if f.claim.kind == "accuracy" and not f.reason
+        else f
+        for f in found
+    ]
 
 
 def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) -> Finding | None:
@@ -103,9 +177,10 @@ def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) 
     if gap is None:
         return None
     judge = {"no gain": no_gain, "as good": as_good}.get(claim.kind, verdict)
+    word = judge(gap.low, gap.high) if claim.tested(results.profile) else BY_CONSTRUCTION
     sides = [results.measured[label] for label in (claim.ours, claim.theirs)]
     return Finding(
-        claim, gap.value, gap.low, gap.high, judge(gap.low, gap.high),
+        claim, gap.value, gap.low, gap.high, word,
         tuple(len(side.names) for side in sides), gap.num_clusters,
         sources=tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys)),
     )  # fmt: skip

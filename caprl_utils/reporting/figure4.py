@@ -6,70 +6,113 @@ python -m caprl_utils.reporting.figure4 --profile mini
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, FIGURE_4, VANILLA, growth_sets
-from caprl_utils.reporting import pretrained, style
+from caprl_utils.reporting import opening, pretrained, style, table1
 from caprl_utils.reporting.claims import Claim
 from caprl_utils.reporting.pretrained import Item, Row
 from caprl_utils.reporting.results import Results
+from caprl_utils.reporting.summary import Brief
 from caprl_utils.schema import Profile
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 NAME = "figure4"
-# The paper's four panels, and the mini benchmarks of the same kinds of images; the average is ours.
-PANELS = ("infovqa", "chartqa", "seedbench2_plus", "ai2d", "mini-infographic", "mini-chart", "mini-geometry")
-_ASIDE = 0.04  # the second line's points, as a share of the axis: intervals must not hide each other
+_COLUMNS = 3  # panels side by side
+_ASIDE = 0.02  # how far either line's points stand from their place, as a share of the axis
+APART = (
+    "In the figure CapRL's points stand a little to the right of their number of pairs and DenseFusion's as much to "
+    "the left, so that intervals do not hide each other; both lines begin at Vanilla (grey), without these pairs."
+)
 
 
 def item(profile: Profile) -> Item:
-    """Its rows: nothing, and both caption sets at every size."""
+    """Its rows: nothing, and both caption sets at every size.
+
+    Comparisons that Table 1 makes of the same runs are stated and counted there, if the profile makes that table.
+    """
     setting = profile.pretraining.settings[0]
-    sets = [*growth_sets(profile.pretraining), *FIGURE_4]
-    rows = [Row(setting, None), *(Row(setting, captions) for captions in sets)]
+    rows = [Row(setting, None), *(Row(setting, c) for c in (*growth_sets(profile.pretraining), *FIGURE_4))]
     labels = [row.label for row in rows[1:]]
     pairs = [(ours, theirs) for theirs, ours in zip(labels[::2], labels[1::2], strict=True)]
     claims = [Claim(f"{ours} is better than {theirs}", ours, theirs) for ours, theirs in pairs]
-    claims.append(Claim("CapRL's pairs are better than none", CAPRL_1M.name, VANILLA))
+    none_to_all = {base.name: (base.name, VANILLA) for base in (CAPRL_1M, DENSEFUSION)}
+    claims.append(Claim("CapRL's pairs are better than none", *none_to_all[CAPRL_1M.name]))
+    pairs += none_to_all.values()
     smaller = [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]
     if smaller:
-        claims.append(Claim("More of CapRL's pairs are better than fewer", CAPRL_1M.name, smaller[0]))
-    notes = (f"Setting {setting}. A smaller set is a sample of the larger.",)
-    return Item(NAME, "Figure 4: growing caption sets", rows, [pairs[-1], *pairs[:-1]], claims, None, notes)
+        pairs.append((CAPRL_1M.name, smaller[0]))
+        claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
+    there = _in_table_1(profile, claims)
+    notes = [f"Setting {setting}. A smaller set is a sample of the larger.", APART]
+    if there:
+        same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there)
+        notes.append(f"Comparisons of the same runs are stated and counted once: {same}.")
+    own = [claim for claim in claims if claim not in [claim for claim, _ in there]]
+    brief = Brief(text="no pairs to all:", pairs=none_to_all)
+    return Item(NAME, "Figure 4: growing caption sets", rows, pairs, brief, own, None, notes)
+
+
+def _in_table_1(profile: Profile, claims: Sequence[Claim]) -> list[tuple[Claim, int]]:
+    """Claims whose runs Table 1 compares as well, with the number of its statement."""
+    if table1.NAME not in profile.pretraining.items:
+        return []
+    prefix = f"{profile.pretraining.settings[0]}, "
+    numbers = {(c.ours, c.theirs): number for number, c in enumerate(table1.item(profile).claims, 1)}
+    places = [(claim, numbers.get((prefix + claim.ours, prefix + claim.theirs))) for claim in claims]
+    return [(claim, number) for claim, number in places if number is not None]
 
 
 def draw(results: Results, pairs: Mapping[str, int], stem: Path) -> list[str]:
-    """A panel per benchmark, a line per caption set; writes PNG and SVG, returns the SVG's name."""
-    panels = [*[name for name in PANELS if name in results.benchmarks][:4], AVERAGE]
-    lines = {
-        base.name: [VANILLA, *(la for la in pairs if la.startswith(base.name))]
-        for base in (CAPRL_1M, DENSEFUSION)
-    }
+    """A panel per benchmark and one for the average, a line per caption set; writes PNG and SVG, returns the SVG's
+    name.
+    """
+    panels = [*results.benchmarks, AVERAGE]
     with style.styled():
-        figure, all_axes = style.new_figure(len(panels), sharey=True)
+        figure, all_axes = style.new_grid(len(panels), _COLUMNS, sharey=True)
         for axes, panel in zip(all_axes, panels, strict=True):
-            for aside, ((name, labels), look) in enumerate(zip(lines.items(), style.LOOKS, strict=False)):
-                points = [
-                    (pairs[label], results.interval(label, panel)) for label in sorted(labels, key=pairs.get)
-                ]
-                width = max(size for size, _ in points)
-                sizes = [size + _ASIDE * aside * width for size, _ in points]
-                means = [100 * part.value for _, part in points]
-                axes.plot(
-                    sizes, means, color=look.colour, linestyle=look.line, marker=look.marker, label=name
-                )
-                bounds = [[100 * side for side in (part.low, part.high)] for _, part in points]
-                axes.vlines(sizes, *zip(*bounds, strict=True), color=look.colour, linewidth=1)
-            axes.set(
-                title="Average" if panel == AVERAGE else get_benchmark(panel).name, xlabel="caption pairs"
-            )
-        all_axes[0].set_ylabel("accuracy (%), 95 % interval")
-        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(lines))
+            _panel(axes, results, pairs, panel)
+        for axes in all_axes[::_COLUMNS]:
+            axes.set_ylabel("accuracy (%), 95 % interval")
+        for axes in all_axes[-_COLUMNS:]:
+            axes.set_xlabel("caption pairs")
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        style.note(figure, opening.counted(results))
         style.save(figure, stem)
     return [f"{stem.name}.svg"]
+
+
+def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -> None:
+    """Both lines of one benchmark, from the point that they share."""
+    width = max(pairs.values())
+    (grey,) = style.looks([VANILLA])
+    start = results.interval(VANILLA, panel)
+    for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
+        (look,) = style.looks([base.name])
+        labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
+        parts = [results.interval(label, panel) for label in labels]
+        sizes = [pairs[label] + side * _ASIDE * width for label in labels]
+        axes.plot(
+            [0, *sizes], [100 * part.value for part in (start, *parts)], color=look.colour, linestyle=look.line,
+            linewidth=look.width, zorder=look.layer, marker=look.marker, markevery=slice(1, None), label=base.name,
+        )  # fmt: skip
+        axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
+    point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
+    axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)
+    axes.vlines([0], *_bounds([start]), color=grey.colour, linewidth=1)
+    axes.set(
+        title="Average" if panel == AVERAGE else get_benchmark(panel).name, xticks=sorted(set(pairs.values()))
+    )
+
+
+def _bounds(parts: Sequence[Any]) -> tuple[list[float], list[float]]:
+    return [100 * part.low for part in parts], [100 * part.high for part in parts]
 
 
 def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from caprl_utils.paths import shown
 from caprl_utils.reporting import style
 from caprl_utils.reporting.tables import record_path
 
-SMOOTH_STEPS = 10  # ours: steps averaged by the heavy line; the thin one is every step
+SMOOTH_STEPS = (
+    9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
+)
+_NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 
 
 @dataclass(frozen=True)
@@ -47,46 +50,54 @@ def read_curve(run_folder: Path, label: str) -> Curve:
     return Curve(label, *columns, record_path(file))
 
 
-def running_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:
-    """Mean of the last `width` values at each place; fewer at the start."""
-    return [
-        sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1])
-        for i in range(len(values))
-    ]
+def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:
+    """Mean of `width` (odd) values around each place; fewer at both ends."""
+    half = width // 2
+    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
-def plot_curves(curves: Sequence[Curve], stem: Path) -> list[Path]:
-    """Reward and caption length over training steps (as the paper's Figure 1c); writes PNG and SVG."""
+def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
+    """Reward and caption length over training steps (as the paper's Figure 1c); writes PNG and SVG.
+
+    limit: tokens at which the training cuts a caption. note: small line below.
+    """
     with style.styled():
-        figure, (left, right) = style.new_figure(2)
-        for curve, look in zip(curves, style.LOOKS, strict=False):
+        figure, (left, right) = style.new_figure(2, height_inches=2.9)
+        for curve, look in zip(curves, style.looks([curve.label for curve in curves]), strict=True):
             for axes, values in ((left, curve.rewards), (right, curve.lengths)):
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(
-                    curve.steps,
-                    running_mean(values),
-                    color=look.colour,
-                    linestyle=look.line,
-                    label=curve.label,
-                )
-        step = f"training step (heavy: mean of the last {SMOOTH_STEPS})"
+                    curve.steps, centred_mean(values), color=look.colour, linestyle=look.line,
+                    linewidth=look.width, zorder=look.layer, label=curve.label,
+                )  # fmt: skip
+        step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
         left.set(
             title="Reward", xlabel=step, ylim=(0, 1.03)
         )  # a full reward is seen, not hidden by the frame
         right.set(title="Caption length (tokens)", xlabel=step)
+        if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
+            right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
+            place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
+            right.annotate(f"cut at {limit}", (0.01, limit), **place)
         right.set_ylim(bottom=0)
         if len(curves) > 1:
-            left.legend(loc="best")
+            figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        style.note(figure, note)
         return style.save(figure, stem)
 
 
-def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list[Path]:
-    """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG."""
+def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, note: str = "") -> list[Path]:
+    """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG.
+
+    note: small line below.
+    """
     with style.styled():
         rows = len(groups)
-        figure, (axes,) = style.new_figure(1, height_inches=1.0 + rows * (0.11 * len(models) + 0.17))
+        figure, (axes,) = style.new_figure(1, height_inches=1.2 + rows * (0.11 * len(models) + 0.17))
         spread = 0.7 / max(1, len(models))
-        for number, (model, look) in enumerate(zip(models, style.LOOKS, strict=False)):
+        looks = style.looks([model.label for model in models])
+        for number, (model, look) in enumerate(zip(models, looks, strict=True)):
             offset = (number - (len(models) - 1) / 2) * spread
             places = [rows - 1 - i - offset for i, v in enumerate(model.values) if v is not None]
             values = [100 * v for v in model.values if v is not None]
@@ -100,6 +111,7 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
                 linestyle="none",
                 marker=look.marker,
                 color=look.colour,
+                markersize=6 if look.strong else 4.5,
                 label=model.label,
                 clip_on=False,
             )
@@ -112,4 +124,5 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path) -> list
         axes.legend(
             loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.2
         )
+        style.note(figure, note)
         return style.save(figure, stem)

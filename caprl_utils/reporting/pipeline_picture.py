@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "pipeline"
 _HEIGHT = 2.7  # inches
-_FILL, _EDGE = "#eef3f8", style.LOOKS[0].colour
+_FILL, _EDGE, _ARROW = "#eef3f8", "#0b3c6f", "#e07b2f"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _feedback(axes: Axes) -> None:
     bottom = caption.y - caption.height / 2 - 0.8
     axes.annotate(
         "", (caption.x + 8, bottom), (reader.x, bottom),
-        arrowprops={"arrowstyle": "-|>", "color": style.LOOKS[1].colour, "linewidth": 1.2,
+        arrowprops={"arrowstyle": "-|>", "color": _ARROW, "linewidth": 1.2,
                     "connectionstyle": "bar,fraction=-0.12"},
     )  # fmt: skip
     axes.text((caption.x + 8 + reader.x) / 2, bottom - 5.6, "GRPO: captions above the group's mean become likelier",

@@ -17,20 +17,29 @@ from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.evaluation.statistics import holm
 from caprl_utils.files import write_atomic
-from caprl_utils.pretraining.sets import VANILLA, CaptionSet, final_name
-from caprl_utils.reporting import claims, numbers, report3
+from caprl_utils.pretraining.rows import MINI_WORLD
+from caprl_utils.pretraining.sets import VANILLA, CaptionSet, chain, final_name, seeds_of
+from caprl_utils.reporting import caption_sets, claims, numbers, opening, report3
 from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import Entry, Measured, Results, load
+from caprl_utils.reporting.summary import Brief, told
 from caprl_utils.reporting.tables import Cell, Source, Table, json_text, record_path
 from caprl_utils.runs import load_result
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Pretraining, Profile
 
 MAKER = "04_llamafactory_pretraining"
 BASELINES = (
     "Who wrote the baselines' captions: ShareGPT4V's part is played by {policy}, short and noisy; DenseFusion's by "
     "{captioner_7b}, dense but erring; CapRL's are those of the RL-trained {policy}. All three describe images of the "
-    "same kind; Vanilla goes without further pretraining. All rows of a setting share one alignment."
+    "same kind."
+)
+FILES = "The caption sets are files of the user ({files})."
+ROWS = "Vanilla goes without further pretraining. All rows of a setting share one alignment, for each training seed."
+_WORDS = {1: "One training", 2: "Two trainings", 3: "Three trainings"}
+SETS = (
+    "The sets bear the names of the paper's (CapRL-1M: a million pairs of image and caption; CapRL-5M: five million); "
+    "how many pairs ours have stands under Caption pairs."
 )
 
 
@@ -49,9 +58,11 @@ class Row:
         share = "" if self.captions is None or self.captions.share == 1 else f" x {self.captions.share:g}"
         return f"{self.prefix}{name}{share}"
 
-    def entry(self) -> Entry:
-        """Where its evaluation stands."""
-        return Entry(self.label, final_name(self.setting, self.captions))
+    def entry(self, settings: Pretraining) -> Entry:
+        """Where its evaluations stand, one for each training seed."""
+        seeds = seeds_of(settings, self.setting)
+        first, *more = (final_name(self.setting, self.captions, seed) for seed in seeds)
+        return Entry(self.label, first, more=tuple(more))
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Item:
     title: str
     rows: Sequence[Row]
     pairs: Sequence[tuple[str, str]]
+    brief: Brief  # its line in the README's map
     claims: Sequence[claims.Claim]
     paper: tuple[str, tuple[str, ...]] | None = None
     notes: Sequence[str] = ()
@@ -79,13 +91,16 @@ def write(
     """
     folder = report3.report_folder(profile) if folder is None else folder
     report3.refuse_smoke(profile, folder)
-    entries = [row.entry() for row in item.rows]
+    entries = [row.entry(profile.pretraining) for row in item.rows]
     labels = [entry.label for entry in entries]
     results = load(profile, entries, needed=labels, stage="vqa", maker=MAKER)
     trainings = {row.label: _trainings(profile, row) for row in item.rows}
-    findings = [found for c in item.claims if (found := claims.test(c, results, {})) is not None]
+    findings = claims.test_all(item.claims, results, item.pairs)
     tables = [scores_table(item, results, trainings), gaps_table(item, results)]
-    pairs = {label: found["n"] if (found := trainings[label]["further"][1]) else 0 for label in labels}
+    sets = {row.captions.name: trainings[row.label]["captions"] for row in item.rows if row.captions}
+    if (captions := caption_sets.table(item.name, sets)) is not None:
+        tables.append(captions)
+    pairs = {label: found[0][1]["n"] if (found := trainings[label]["further"]) else 0 for label in labels}
     images = draw(results, pairs, folder / item.name) if draw else []
     paper = (
         paper_table(item.paper[0], f"The paper's {item.title}, accuracy (%)", item.paper[1])
@@ -96,7 +111,7 @@ def write(
         "facts": {
             "profile": profile.name,
             "claims": [found.as_json() for found in findings],
-            "summary": _summary(item, results),
+            "summary": told(item.brief, results),
         },
         "tables": [table.as_json() for table in [*tables, *([paper] if paper else [])]],
         "runs": _provenance(results, trainings),
@@ -121,11 +136,14 @@ def scores_table(item: Item, results: Results, trainings: Mapping[str, Mapping[s
                  c[place].sources)
             for c, t in zip(columns, texts, strict=True)
         ]  # fmt: skip
-        rows.append((label, [*cells, _pairs_cell(trainings[label]["further"])]))
-    heads = [*(get_benchmark(name).name for name in results.benchmarks), "Average", "Caption pairs"]
+        many = len(results.measured[label].names)
+        rows.append((label, [*cells, Cell(str(many), many), _pairs_cell(trainings[label]["further"])]))
+    names = (get_benchmark(name).name for name in results.benchmarks)
+    heads = [*names, "Average", "Trainings", "Caption pairs"]
     return Table(
-        item.name, f"{item.title}: accuracy (%) with 95 % interval", "Pretrained on", heads, rows, item.notes
-    )
+        item.name, f"{item.title}: accuracy (%) with 95 % interval", "Pretrained on", heads, rows,
+        (SETS, *item.notes),
+    )  # fmt: skip
 
 
 def gaps_table(item: Item, results: Results) -> Table:
@@ -143,10 +161,26 @@ def gaps_table(item: Item, results: Results) -> Table:
             cells.append(Cell(text, gap.value, (gap.low, gap.high), sources))
         rows.append((f"{ours} − {theirs}", cells))
     heads = [*(get_benchmark(name).name for name in results.benchmarks), "Average"]
-    notes = ["Paired by image. p-values of the average are corrected after Holm over this table's rows. One training "
-             "a row: how much trainings with another seed differ is not in the intervals."]  # fmt: skip
+    notes = ["Paired by image. p-values of the average are corrected after Holm over this table's rows. "
+             f"{_trainings_note(item, results)}"]  # fmt: skip
     caption = "Difference in percentage points with 95 % interval"
     return Table(f"{item.name}_gaps", caption, "Comparison", heads, rows, notes)
+
+
+def _trainings_note(item: Item, results: Results) -> str:
+    """How many trainings stand behind the rows, and what that means for the intervals."""
+    counts = {row.setting: len(results.measured[row.label].names) for row in item.rows}
+    told = {
+        many: _WORDS.get(many, f"{many} trainings") for many in sorted(set(counts.values()), reverse=True)
+    }
+    settings = {many: ", ".join(name for name, n in counts.items() if n == many) for many in told}
+    if len(told) == 1:
+        text = f"{next(iter(told.values()))} a row"
+    else:
+        first, *rest = (f"{words} a row in setting {settings[many]}" for many, words in told.items())
+        text = ", ".join([first, *(part[0].lower() + part[1:] for part in rest)])
+    averaged = " Scores of several are averaged question by question." if max(counts.values()) > 1 else ""
+    return f"{text}: how much trainings with another seed differ is not in the intervals.{averaged}"
 
 
 def _score(results: Results, label: str, benchmark: str) -> Cell:
@@ -158,37 +192,40 @@ def _sources(found: Measured, benchmark: str) -> tuple[Source, ...]:
     return found.sources(*((AVERAGE,) if benchmark == AVERAGE else ("benchmarks", benchmark, "mean")))
 
 
-def _pairs_cell(further: tuple[str, Mapping[str, Any]] | tuple[None, None]) -> Cell:
-    file, record = further
-    if file is None:
+def _pairs_cell(further: caption_sets.Records) -> Cell:
+    if not further:
         return Cell("0", 0)
-    return Cell(numbers.count(record["n"]), record["n"], None, (Source(file, "n"),))
+    many = further[0][1]["n"]  # all seeds train on the same rows
+    return Cell(numbers.count(many), many, None, tuple(Source(file, "n") for file, _ in further))
 
 
-def _trainings(profile: Profile, row: Row) -> dict[str, tuple]:
-    """Stage -> (record_path, record) of the trainings behind a row; (None, None) where a row goes without."""
-    name = row.entry().runs
-    names = {"further": name.removesuffix("-sft") + "-further" if row.captions else None, "sft": name}
-    found: dict[str, tuple] = {}
-    for stage, run in names.items():
-        folder = paths.RUNS / profile.name / "pretraining" / str(run)
-        found[stage] = (record_path(folder / "result.json"), load_result(folder)) if run else (None, None)
-    return found
+def _trainings(profile: Profile, row: Row) -> dict[str, caption_sets.Records]:
+    """Stage -> (record_path, record) of the trainings behind a row, one for each seed; none where a row goes without.
+
+    "captions": of the run that made its caption set, where our models wrote it.
+    """
+    found: dict[str, list] = {"further": [], "sft": []}
+    for seed in seeds_of(profile.pretraining, row.setting):
+        for training in chain(row.setting, row.captions, seed):
+            if training.stage in found:
+                folder = paths.RUNS / profile.name / "pretraining" / training.name
+                found[training.stage].append((record_path(folder / "result.json"), load_result(folder)))
+    return {**found, "captions": caption_sets.record_of(profile, row.captions)}
 
 
-def _summary(item: Item, results: Results) -> str:
-    """The first comparison on the average, as the README's map shows it."""
-    ours, theirs = item.pairs[0]
-    ends = numbers.percents([results.interval(label, AVERAGE).value for label in (theirs, ours)])
-    gap = results.difference(ours, theirs, AVERAGE)
-    text = f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
-    return f"{' to '.join(ends)} ({text})"
+def _who_captioned(profile: Profile) -> str:
+    """Who wrote the caption sets: models of ours, or whoever made the files that are read."""
+    source = profile.pretraining.further.data
+    models = {role: profile.models[role].path for role in ("policy", "captioner_7b")}
+    return f"{BASELINES.format(**models) if source == MINI_WORLD else FILES.format(files=source)} {ROWS}"
 
 
-def _provenance(results: Results, trainings: Mapping[str, Mapping[str, tuple]]) -> list[dict[str, Any]]:
+def _provenance(
+    results: Results, trainings: Mapping[str, Mapping[str, caption_sets.Records]]
+) -> list[dict[str, Any]]:
     """The runs behind an item: record, key, commit, seeds, hashes."""
     records = {f: r for m in results.measured.values() for f, r in zip(m.files, m.records, strict=True)}
-    records |= {file: r for stages in trainings.values() for file, r in stages.values() if file}
+    records |= {f: r for stages in trainings.values() for found in stages.values() for f, r in found}
     kept = ("key", "commit", "dirty", "seeds", "hashes")
     return [{"file": file, **{k: record.get(k) for k in kept}} for file, record in sorted(records.items())]
 
@@ -202,19 +239,16 @@ def _markdown(
     paper: Table | None,
     images: Sequence[str],
 ) -> str:
-    models = {role: profile.models[role].path for role in ("policy", "captioner_7b")}
-    counts = sorted({n for m in results.measured.values() for r in m.records for n in r["n"].values()})
-    many = numbers.count(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     parts = [
         f"# {item.title}, profile {profile.name}",
         *([f"> {report3.SMOKE_WARNING}"] if profile.name == "smoke" else []),
-        f"Each model looks at the image and answers; {many} questions in each of the {len(results.benchmarks)} "
-        f"benchmarks. {BASELINES.format(**models)}",
+        f"Each model looks at the image and answers; {opening.asked(results)}. {_who_captioned(profile)}",
         *(table.markdown() for table in tables),
         *(f"![{item.title}]({name})" for name in images),
-        "## The paper's statements, as our data have them",
-        "\n".join(finding.line() for finding in findings),
     ]
+    if findings:
+        lines = [finding.line(item.pairs) for finding in findings]
+        parts += ["## The paper's statements, as our data have them", "\n".join(lines)]
     if paper is not None:
         parts += [
             "## The paper's values",

@@ -1,9 +1,10 @@
-"""The README's map: paper item -> notebook -> target -> the paper's value, our value, profile and commit.
+"""The README's map: paper item -> notebook -> target -> the paper's value, ours, profile and commit of the runs.
 
     python -m caprl_utils.reporting.readme_map            write it into README.md
     python -m caprl_utils.reporting.readme_map --check    exit status 1 when README.md is out of date
 
-Values come from reports/ alone, so the map cannot drift; what has no result yet says so.
+Values come from reports/ alone, so the map cannot drift; what has no result yet says so. Ours says which rows it
+compares; of several comparisons of one kind all stand there (caprl_utils/reporting/summary.py).
 """
 
 import csv
@@ -38,14 +39,21 @@ class Item:
     ours: Callable[[Mapping[str, Any]], str] | None = None
 
 
-def _paper_average(file: str, column: str, *rows: str) -> Callable[[], str]:
-    """Text such as "39.9 to 48.3" from the last column of a CSV of reports/paper."""
+def _paper_average(file: str, column: str, *ladders: Sequence[str]) -> Callable[[], str]:
+    """Text such as "39.9 to 48.3" from the last column of a CSV of reports/paper: each ladder of rows in each of the
+    paper's settings.
+    """
 
     def text() -> str:
         with open(paths.PAPER / file, encoding="utf-8", newline="") as lines:
-            found = [(row[column], list(row.values())[-1]) for row in csv.DictReader(lines)]
-        values = dict(reversed(found))  # the first row of a name: the paper's first setting
-        return " to ".join(values[row] for row in rows)
+            found = list(csv.DictReader(lines))
+        settings = dict.fromkeys(row.get("setting") for row in found)
+        values = {(row.get("setting"), row[column]): list(row.values())[-1] for row in found}
+        return "; ".join(
+            (" to " if len(ladder) == 2 else ", ").join(values[setting, row] for row in ladder)
+            for setting in settings
+            for ladder in ladders
+        )
 
     return text
 
@@ -56,7 +64,7 @@ def _table3(content: Mapping[str, Any]) -> str:
     base, caprl = numbers.percents([rows[label][place]["value"] for label in ("3B (base)", "CapRL-3B")])
     facts = content["facts"]
     gain = f"{numbers.difference(facts['gain'])} {numbers.interval(facts['gain_interval'], signed=True)}"
-    return f"{base} to {caprl} ({gain})"
+    return f"CapRL-3B against 3B (base): {base} to {caprl} ({gain})"
 
 
 def _curves() -> str:
@@ -70,32 +78,35 @@ def _summary(content: Mapping[str, Any]) -> str:
 ITEMS = (
     Item(
         "Table 1: VLMs pretrained on caption sets", "04_llamafactory_pretraining", "table1",
-        _paper_average("table1_pretraining.csv", "dataset", "Vanilla", "CapRL-1M"),
+        _paper_average("table1_pretraining.csv", "dataset", ("Vanilla", "CapRL-1M")),
         "table1.json", _summary,
     ),
     Item(
         "Table 2: the same images, other captions", "04_llamafactory_pretraining", "table2",
-        _paper_average("table2_image_sources.csv", "dataset", "ShareGPT4V-1M", "CapRL-ShareGPT4V-1M"),
+        _paper_average(
+            "table2_image_sources.csv", "dataset", ("ShareGPT4V-1M", "CapRL-ShareGPT4V-1M"),
+            ("DenseFusion-1M", "CapRL-DenseFusion-1M"),
+        ),
         "table2.json", _summary,
     ),
     Item(
         "Table 3: caption quality in Prism, base to CapRL", "05_prism_evaluation", "table3",
-        _paper_average("table3_prism.csv", "caption_model", "Qwen2.5-VL-3B", "CapRL-3B"),
+        _paper_average("table3_prism.csv", "caption_model", ("Qwen2.5-VL-3B", "CapRL-3B")),
         "table3.json", _table3,
     ),
     Item(
         "Table 4: questions per image, 1 to 3", "03_caprl_rl_training", "table4",
-        _paper_average("table4_qa_per_image.csv", "caption_model", "CapRL-1QA-20k", "CapRL-3QA-20k"),
+        _paper_average("table4_qa_per_image.csv", "caption_model", [f"CapRL-{n}QA-20k" for n in (1, 2, 3)]),
         "table4.json", _summary,
     ),
     Item(
         "Table 5: answer rounds, 1 to 8", "03_caprl_rl_training", "table5",
-        _paper_average("table5_sampling_rounds.csv", "sampling_rounds", "N=1", "N=8"),
+        _paper_average("table5_sampling_rounds.csv", "sampling_rounds", [f"N={n}" for n in (1, 2, 4, 8)]),
         "table5.json", _summary,
     ),
     Item(
         "Table 6: leaking to filtered questions", "03_caprl_rl_training", "table6",
-        _paper_average("table6_leakage.csv", "training_data", "Leaking20k", "Refined20k"),
+        _paper_average("table6_leakage.csv", "training_data", ("Leaking20k", "Refined20k")),
         "table6.json", _summary,
     ),
     Item("Figure 1c: a judge's reward to CapRL's", "03_caprl_rl_training", "figures", _curves,
@@ -111,7 +122,7 @@ ITEMS = (
 
 def render() -> str:
     """The map as a Markdown table."""
-    head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit"]
+    head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
     lines = ["| " + " | ".join(head) + " |", "|" + " :--- |" * len(head)]
     lines += ["| " + " | ".join(_row(item)) + " |" for item in ITEMS]
     return "\n".join(lines)

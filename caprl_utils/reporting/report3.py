@@ -15,7 +15,7 @@ from caprl_utils.errors import UserError, command_line
 from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.evaluation.prism_compare import AVERAGE
 from caprl_utils.files import note_access, write_atomic
-from caprl_utils.reporting import claims, figures, numbers, table3
+from caprl_utils.reporting import captioners, claims, figures, numbers, opening, table3
 from caprl_utils.reporting.commands import profile_of
 from caprl_utils.reporting.paper import paper_table
 from caprl_utils.reporting.results import BASE, CAPRL, Results, load
@@ -38,7 +38,7 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
     refuse_smoke(profile, folder)
     results = load(profile, some_seeds=True)
     curves = training_curves(profile, results.training_seeds)
-    findings = [found for claim in CLAIMS if (found := claims.test(claim, results, {})) is not None]
+    findings = claims.test_all(CLAIMS, results, table3.pairs_of(results))
     tables = [
         table3.scores_table(results, bounds=False),
         table3.differences_table(results),
@@ -48,8 +48,10 @@ def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
         table3.variance_table(results),
     ]
     paper = paper_table("table3_prism.csv", "The paper's Table 3, accuracy (%)", ("caption_model",))
-    figures.plot_curves(curves, folder / "table3_curves")
-    figures.plot_dots(dots(results), [*map(_name, results.benchmarks), "Average"], folder / "table3_dots")
+    limit, drawn = opening.main_training(profile).max_completion_tokens, opening.trained(profile)
+    figures.plot_curves(curves, folder / "table3_curves", limit, drawn)
+    groups = [*map(_name, results.benchmarks), "Average"]
+    figures.plot_dots(dots(results), groups, folder / "table3_dots", opening.counted(results))
     facts = table3.facts(results) | {"claims": [finding.as_json() for finding in findings]}
     content = {
         "facts": facts,
@@ -137,7 +139,8 @@ def markdown(
     parts = [
         f"# Table 3, profile {facts['profile']}: caption quality in the Prism framework",
         *([f"> {SMOKE_WARNING}"] if facts["profile"] == "smoke" else []),
-        _design(results, facts),
+        _design(results),
+        *([note] if (note := captioners.note(results.profile)) else []),
         scores.markdown(),
         gaps.markdown(),
         *([bounds.markdown()] if bounds.rows else []),
@@ -146,7 +149,7 @@ def markdown(
         "## What the data say",
         _words(results, facts, curves),
         "## The paper's statements, as our data have them",
-        "\n".join(finding.line() for finding in findings),
+        "\n".join(finding.line(table3.pairs_of(results)) for finding in findings),
         f"As good: worse by less than {claims.MARGIN:.0%} of the questions, over the whole interval.",
         "## The training run",
         "![Reward and caption length over training](table3_curves.svg)",
@@ -157,21 +160,13 @@ def markdown(
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
-def _design(results: Results, facts: dict[str, Any]) -> str:
-    samples, images = (sorted(set(facts[key].values())) for key in ("num_samples", "num_images"))
-    seeds = ", ".join(map(str, facts["training_seeds"]))
-    alone = "" if "," in seeds else " (one training: how much trainings differ is not in the intervals)"
+def _design(results: Results) -> str:
+    word = "seed" if len(results.training_seeds) == 1 else "seeds"
+    seeds = ", ".join(map(str, results.training_seeds))
     return (
-        f"Each captioner describes every image {facts['captions_per_image']} times; a text-only reader (mode "
-        f"{facts['reader']}) answers from the caption alone. The score of a question is the mean over its "
-        f"captions. {_range(samples)} questions on {_range(images)} images in each of the "
-        f"{len(results.benchmarks)} benchmarks; intervals by bootstrap over images, "
-        f"{numbers.count(facts['draws'])} draws; training seed {seeds}{alone}."
+        f"{opening.captioning(results)} CapRL was trained with {word} {seeds}, any other trained row once; how much "
+        f"trainings differ is not in the intervals. {opening.groups(results)}"
     )
-
-
-def _range(values: Sequence[int]) -> str:
-    return numbers.count(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _words(results: Results, facts: dict[str, Any], curves: Sequence[figures.Curve]) -> str:
@@ -188,9 +183,9 @@ def _words(results: Results, facts: dict[str, Any], curves: Sequence[figures.Cur
     base, caprl = numbers.numbers(tokens)
     lines.append(f"- Tokens per caption: {base} (base), {caprl} (CapRL).")
     for curve in curves:
-        means = figures.running_mean(curve.rewards)
-        width = min(len(means), figures.SMOOTH_STEPS)
-        first, last = numbers.numbers([means[width - 1], means[-1]], decimals=3)
+        width = min(len(curve.rewards), claims.WINDOW_STEPS)
+        ends = [sum(part) / width for part in (curve.rewards[:width], curve.rewards[-width:])]
+        first, last = numbers.numbers(ends, decimals=3)
         lines.append(
             f"- {curve.label}: {len(curve.steps)} training steps; mean reward of the first {width} {first}, "
             f"of the last {width} {last}."

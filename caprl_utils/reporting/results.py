@@ -15,27 +15,31 @@ from caprl_utils.evaluation.prism_compare import AVERAGE, bootstrap_models, samp
 from caprl_utils.evaluation.prism_scores import read_samples
 from caprl_utils.evaluation.statistics import Bootstrap, Interval
 from caprl_utils.reporting.tables import Source, record_path
+from caprl_utils.rl.ablations import MAIN, seeds_of
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 BASE, CAPRL = "3B (base)", "CapRL-3B"
+CUT = f"control: {CAPRL} cut to the base's length"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each training seed,
-    "{first}" for the first of them.
+    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each seed that the experiment was trained
+    with, "{first}" for the first of them.
     """
 
     label: str
     runs: str
     paper: str | None = None  # the row of the paper's table that it stands for
     bound: bool = False  # a floor, ceiling or control, no captioner of the paper
+    more: tuple[str, ...] = ()  # names of further runs: other seeds of a training that is not of RL
+    experiment: str = MAIN  # whose seeds
 
     def names(self, profile: Profile) -> list[str]:
         """Names of its runs."""
-        seeds = profile.rl.seeds if "{seed}" in self.runs else profile.rl.seeds[:1]
-        return [self.runs.format(seed=seed, first=profile.rl.seeds[0]) for seed in seeds]
+        seeds = seeds_of(profile, self.experiment) if "{seed}" in self.runs else profile.rl.seeds[:1]
+        return [*(self.runs.format(seed=seed, first=profile.rl.seeds[0]) for seed in seeds), *self.more]
 
 
 ENTRIES = (
@@ -47,7 +51,7 @@ ENTRIES = (
     Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
     Entry("floor: empty caption", "floor-empty", bound=True),
     Entry("floor: another image's caption", "floor-other-image", bound=True),
-    Entry("control: CapRL-3B cut to the base's length", "caprl-seed{seed}-cut", bound=True),
+    Entry(CUT, "caprl-seed{seed}-cut", bound=True),
     Entry("ceiling: complete true facts", "ceiling-true-facts", bound=True),
     Entry("ceiling: the 72B looks at the image", "ceiling-image", bound=True),
 )

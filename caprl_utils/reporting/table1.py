@@ -13,6 +13,7 @@ from caprl_utils.pretraining.sets import CAPRL_1M, CAPRL_5M, DENSEFUSION, SHAREG
 from caprl_utils.reporting import pretrained
 from caprl_utils.reporting.claims import Claim
 from caprl_utils.reporting.pretrained import Item, Row
+from caprl_utils.reporting.summary import Brief
 from caprl_utils.schema import Profile
 
 NAME = "table1"
@@ -20,18 +21,20 @@ NAME = "table1"
 
 def item(profile: Profile) -> Item:
     """Its rows: every setting of the profile with every caption set."""
-    rows, pairs, claims = [], [], []
+    rows, pairs, claims, first = [], [], [], {}
     for setting in profile.pretraining.settings:
         prefix = f"{setting}, "
         rows += [Row(setting, captions, prefix) for captions in TABLE_1]
         ours = f"{prefix}{CAPRL_1M.name}"
+        first[setting] = (ours, f"{prefix}{VANILLA}")
         for theirs in (VANILLA, SHAREGPT4V.name, DENSEFUSION.name):
             pairs.append((ours, f"{prefix}{theirs}"))
             claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1]))
         pairs.append((f"{prefix}{CAPRL_5M.name}", ours))
         claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
     paper = ("table1_pretraining.csv", ("setting", "dataset"))
-    return Item(NAME, "Table 1: VLMs pretrained on caption sets", rows, pairs, claims, paper)
+    brief = Brief(text=f"{CAPRL_1M.name} against {VANILLA}:", pairs=first)
+    return Item(NAME, "Table 1: VLMs pretrained on caption sets", rows, pairs, brief, claims, paper)
 
 
 def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:

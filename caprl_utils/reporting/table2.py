@@ -19,6 +19,7 @@ from caprl_utils.pretraining.sets import (
 from caprl_utils.reporting import pretrained
 from caprl_utils.reporting.claims import Claim
 from caprl_utils.reporting.pretrained import Item, Row
+from caprl_utils.reporting.summary import Brief
 from caprl_utils.schema import Profile
 
 NAME = "table2"
@@ -34,8 +35,11 @@ def item(profile: Profile) -> Item:
     ]
     rows = [Row(setting, captions) for captions in TABLE_2]
     paper = ("table2_image_sources.csv", ("setting", "dataset"))
+    brief = Brief(
+        text="CapRL's captions against those of", pairs={theirs: (ours, theirs) for ours, theirs in pairs}
+    )
     notes = (f"Setting {setting}.",)
-    return Item(NAME, "Table 2: the same images, other captions", rows, pairs, claims, paper, notes)
+    return Item(NAME, "Table 2: the same images, other captions", rows, pairs, brief, claims, paper, notes)
 
 
 def write(profile: Profile, folder: Path | None = None) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 lengths, best of n. Every cell keeps the record and the key that its number was read from.
 """
 
-from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.evaluation.benchmarks import get_benchmark
-from caprl_utils.evaluation.prism_compare import AVERAGE, LENGTH_TOLERANCE, length_matched
+from caprl_utils.evaluation.prism_compare import AVERAGE, LENGTH_TOLERANCE, Matched, length_matched
 from caprl_utils.evaluation.statistics import (
     Interval,
     cluster_means,
@@ -17,11 +16,13 @@ from caprl_utils.evaluation.statistics import (
     variance_components,
 )
 from caprl_utils.reporting import numbers
-from caprl_utils.reporting.claims import verdict
-from caprl_utils.reporting.results import BASE, CAPRL, Measured, Results
+from caprl_utils.reporting.claims import corrected, p_of, verdict
+from caprl_utils.reporting.results import BASE, CAPRL, CUT, Measured, Results
+from caprl_utils.reporting.table3_claims import CLAIMS
 from caprl_utils.reporting.tables import Cell, Source, Table
 
 TOKENS = "Caption tokens"
+LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
 
 
 def scores_table(results: Results, bounds: bool) -> Table:
@@ -85,24 +86,29 @@ def _token_cell(found: Measured) -> Cell:
     return Cell(numbers.number(value), value, None, found.sources("caption_tokens"))
 
 
-def differences_table(results: Results, pairs: Sequence[tuple[str, str]] | None = None) -> Table:
-    """Paired differences in percentage points with interval and Holm's p over the benchmarks.
+def pairs_of(results: Results) -> list[tuple[str, str]]:
+    """What is compared: CapRL with every other captioner, and its captions cut short with the base's."""
+    others = [m.entry.label for m in results.measured.values() if not m.entry.bound]
+    cut = [(CUT, BASE)] if CUT in results.measured else []
+    return [*((CAPRL, label) for label in others if label != CAPRL), *cut]
 
-    pairs: (captioner, baseline); CapRL against every other captioner by default.
+
+def differences_table(results: Results) -> Table:
+    """Paired differences in percentage points with interval and Holm's p: over the benchmarks, and for the average
+    over the table's tests.
     """
-    if pairs is None:
-        others = [m.entry.label for m in results.measured.values() if not m.entry.bound]
-        pairs = [(CAPRL, label) for label in others if label != CAPRL]
+    pairs = pairs_of(results)
+    averages = corrected(results, pairs, CLAIMS)
     heads = [get_benchmark(name).name for name in results.benchmarks]
     rows = []
     for ours, theirs in pairs:
         gaps = {name: results.difference(ours, theirs, name) for name in (*results.benchmarks, AVERAGE)}
         adjusted = holm({name: gaps[name].p_value for name in results.benchmarks})
-        adjusted[AVERAGE] = gaps[AVERAGE].p_value
+        adjusted[AVERAGE] = p_of(averages, ours, theirs)
         texts = numbers.differences([gap.value for gap in gaps.values()])
         rows.append(
             (
-                f"{ours} − {theirs}",
+                f"{ours.removeprefix('control: ')} − {theirs}",
                 [
                     _gap_cell(results, ours, theirs, name, gap, text, adjusted[name])
                     for (name, gap), text in zip(gaps.items(), texts, strict=True)
@@ -111,8 +117,9 @@ def differences_table(results: Results, pairs: Sequence[tuple[str, str]] | None 
         )
     smallest = [detectable_difference(results, name) for name in results.benchmarks]
     notes = [
-        "Paired by image: the same images are drawn for both captioners. p-values of single benchmarks are "
-        "corrected after Holm, that of the average stands alone.",
+        "Paired by image: the same images are drawn for both captioners. p-values are corrected after Holm: those of "
+        "single benchmarks over the benchmarks, that of the average over this table's rows and the other comparisons "
+        "that the statements below make.",
         f"With these images a single benchmark shows a true difference of {CAPRL} from {BASE} from "
         f"{numbers.percent(min(smallest))} to {numbers.percent(max(smallest))} points on, at 80 % power.",
     ]
@@ -136,14 +143,29 @@ def variance_table(results: Results) -> Table:
         found = results.measured[label]
         parts = variance_components(_score_array(found))
         values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
+        texts = [numbers.percent(v) for v in values]
+        if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
+            texts[-1] = f"not above the noise ({len(found.names)} trainings)"
         sources = tuple(
             Source(file.replace("result.json", "samples.parquet"), "score") for file in found.files
         )
-        rows.append((label, [Cell(numbers.percent(v), v, None, sources) for v in values]))
-    notes = ["A dash where there is one draw. The reader has no dice of its own unless its mode is sampled."]
+        rows.append((label, [Cell(t, v, None, sources) for t, v in zip(texts, values, strict=True)]))
+    notes = [
+        "A dash where there is one draw. The reader adds no sampling noise of its own unless its mode is sampled.",
+        *_averages_of_trainings(results.measured[CAPRL]),
+    ]
     heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"
     return Table("variance", caption, "Captioner", heads, rows, notes)
+
+
+def _averages_of_trainings(found: Measured) -> list[str]:
+    """Each training's own average, where there are several."""
+    if len(found.names) < 2:
+        return []
+    texts = numbers.percents([record["values"][AVERAGE] for record in found.records])
+    each = ", ".join(f"{text} ({name})" for name, text in zip(found.names, texts, strict=True))
+    return [f"Averages of the trainings of {found.entry.label}: {each}."]
 
 
 def _score_array(found: Measured) -> list[list[list[list[float]]]]:
@@ -174,29 +196,33 @@ def matched_table(results: Results) -> Table:
     settings = results.profile.prism
     ours, theirs = (results.measured[side].rows for side in (CAPRL, BASE))
     matched = length_matched(ours, theirs, settings.bootstrap_draws, results.profile.seed)
-    label = f"{CAPRL} − {BASE}"
-    cells = []
-    for name in (*results.benchmarks, AVERAGE):
-        if name not in matched.parts:
-            cells.append(Cell(numbers.MISSING))
-            continue
-        gap = matched.parts[name].difference("ours", "theirs")
-        bounds, num_pairs = (gap.low, gap.high), matched.pairs.get(name, sum(matched.pairs.values()))
-        sources = tuple(
-            Source(file.replace("result.json", "samples.parquet"), name)
-            for side in (CAPRL, BASE)
-            for file in results.measured[side].files
-        )
-        text = f"{numbers.difference(gap.value)} {numbers.interval(bounds, signed=True)}"
-        text = f"{text}, {num_pairs} pairs"
-        cells.append(Cell(text, gap.value, bounds, sources))
+    cells = [_matched_cell(results, matched, name) for name in (*results.benchmarks, AVERAGE)]
     heads = [get_benchmark(name).name for name in results.benchmarks]
     notes = [
         f"Captions of the same image whose tokens differ by at most {LENGTH_TOLERANCE:.0%}; "
-        f"{numbers.percent(matched.share)} % of the captions found a partner, the rest is left out."
+        f"{numbers.percent(matched.share)} % of the captions found a partner, the rest is left out. No interval from "
+        f"fewer than {LEAST_PAIRS} pairs, and none of an average over such benchmarks."
     ]
     caption = "Difference in percentage points between captions of equal length"
-    return Table("length_matched", caption, "Comparison", [*heads, "Average"], [(label, cells)], notes)
+    rows = [(f"{CAPRL} − {BASE}", cells)]
+    return Table("length_matched", caption, "Comparison", [*heads, "Average"], rows, notes)
+
+
+def _matched_cell(results: Results, matched: Matched, name: str) -> Cell:
+    if name not in matched.parts:
+        return Cell(numbers.MISSING)
+    gap = matched.parts[name].difference("ours", "theirs")
+    fewest = min(matched.pairs.values()) if name == AVERAGE else matched.pairs[name]
+    bounds = (gap.low, gap.high) if fewest >= LEAST_PAIRS else None
+    shown = f" {numbers.interval(bounds, signed=True)}" if bounds else ""
+    num_pairs = matched.pairs.get(name, sum(matched.pairs.values()))
+    sources = tuple(
+        Source(file.replace("result.json", "samples.parquet"), name)
+        for side in (CAPRL, BASE)
+        for file in results.measured[side].files
+    )
+    text = f"{numbers.difference(gap.value)}{shown}, {num_pairs} pairs"
+    return Cell(text, gap.value, bounds, sources)
 
 
 def best_table(results: Results) -> Table:

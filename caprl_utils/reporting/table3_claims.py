@@ -5,6 +5,10 @@ from caprl_utils.reporting.claims import Claim
 from caprl_utils.reporting.results import BASE, CAPRL
 
 UNIFIED, VLM = "UnifiedRW-as-Judge-3B", "Qwen2.5VL-as-Judge-3B"
+_BY_SIZE = (
+    "the zoo's captioners are all of one size, and its '7B' and '3B' are its '72B' trained on to leave facts out and "
+    "to err"
+)
 
 CLAIMS = (
     Claim("CapRL's captions serve a reader better than those of the model it was trained from", CAPRL, BASE),
@@ -21,6 +25,8 @@ CLAIMS = (
     Claim("UnifiedReward as judge makes captions worse than the base model's", BASE, UNIFIED),
     Claim("A VLM as judge improves on the base model", VLM, BASE),
     Claim("A VLM as judge is better than UnifiedReward as judge", VLM, UNIFIED),
-    Claim("Untrained captioners are better the larger they are: 7B against 3B", "7B", BASE),
-    Claim("Untrained captioners are better the larger they are: 72B against 7B", "72B", "7B"),
+    Claim("Untrained captioners are better the larger they are: 7B against 3B", "7B", BASE,
+          built_in=_BY_SIZE),
+    Claim("Untrained captioners are better the larger they are: 72B against 7B", "72B", "7B",
+          built_in=_BY_SIZE),
 )  # fmt: skip

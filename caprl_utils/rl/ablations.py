@@ -2,11 +2,11 @@
 
     python -m caprl_utils.rl.ablations [NAME ...] --profile mini      all of the profile, or those named
 
-The main experiment is trained once per seed of `rl.seeds`, every other of `ablations.experiments` once, with the first
-seed. A run that several tables share is trained once; complete ones are read back, a stopped one goes on. The
-captioner of every run, and the one that training starts from, is evaluated on the same samples by the same reader, so
-that tables can compare them image by image. `ablations.parallel_runs` trainings run side by side, the longest first,
-while this process evaluates those that have ended.
+The main experiment is trained once per seed of `rl.seeds`, every other of `ablations.experiments` with the first of
+them, and with those that `ablations.more_seeds` adds. A run that several tables share is trained once; complete ones
+are read back, a stopped one goes on. The captioner of every run, and the one that training starts from, is evaluated
+on the same samples by the same reader, so that tables can compare them image by image. `ablations.parallel_runs`
+trainings run side by side, the longest first, while this process evaluates those that have ended.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
                 f"It has {', '.join(known)} (ablations.experiments)"
             )
     chosen = [name for name in dict.fromkeys(known) if not names or name in names]
-    first = profile.rl.seeds[0]
-    return [
-        Planned(name, seed)
-        for name in chosen
-        for seed in (profile.rl.seeds if name == MAIN else [first])
-    ]  # fmt: skip
+    return [Planned(name, seed) for name in chosen for seed in seeds_of(profile, name)]
+
+
+def seeds_of(profile: Profile, experiment: str) -> list[int]:
+    """Seeds of an experiment's trainings: all of rl.seeds for the main one, else the first and ablations.more_seeds."""
+    if experiment == MAIN:
+        return list(profile.rl.seeds)
+    return list(dict.fromkeys([profile.rl.seeds[0], *profile.ablations.more_seeds.get(experiment, ())]))
 
 
 def of_table_3(profile: Profile) -> list[str]:

@@ -7,7 +7,8 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.planning import __main__ as page
 from caprl_utils.planning import graph, missing
-from caprl_utils.pretraining import launch
+from caprl_utils.pretraining import launch, plan
+from caprl_utils.pretraining.sets import wanted
 
 CHAIN = ["01_qa_curation", "03_caprl_rl_training:with_ablations=True", "04_llamafactory_pretraining",
          "05_prism_evaluation", "06_tables_and_figures"]  # fmt: skip
@@ -48,3 +49,52 @@ def test_nothing_is_missing_for_the_mini_world(runs_folder, monkeypatch, tmp_pat
 def test_a_mistake_in_a_name_is_told():
     with pytest.raises(UserError, match="did you mean 01_qa_curation"):
         graph.steps(load_profile("mini"), ["01_qa_curatio"])
+
+
+def test_each_node_has_one_line_and_each_stage_its_commands(runs_folder):
+    (step,) = graph.steps(load_profile("paper"), CHAIN[2:3])
+    nodes = [line for line in step.details if line.startswith("on node ")]
+    assert nodes == [
+        "on node 0: NODE_RANK=0 MASTER_ADDR=HOST_0 MASTER_PORT=29500 make 04_llamafactory_pretraining PROFILE=paper",
+        "on node 1: NODE_RANK=1 MASTER_ADDR=HOST_0 MASTER_PORT=29500 .venv/bin/python -m "
+        "caprl_utils.pretraining.chain --profile paper --follow",
+    ]
+    started = [line for line in step.details if "llamafactory-cli train" in line]
+    trainings = wanted(load_profile("paper").pretraining)
+    assert {line.split("/")[-2] for line in started} == {training.name for training in trainings}
+    variables = next(line for line in step.details if "`export PATH=" in line)
+    for part in (
+        "NNODES=2",
+        "NPROC_PER_NODE=8",
+        "FORCE_TORCHRUN=1",
+        "PYTHONPATH=caprl_utils/pretraining/site",
+    ):
+        assert part in variables, part
+
+
+def test_images_are_counted_once_and_all_captions_are_written(runs_folder):
+    profile = load_profile("paper")
+    (step,) = graph.steps(profile, CHAIN[2:3])
+    assert plan.image_gb(profile) == pytest.approx(8.558e6 * 120_000 / 1e9)
+    assert sum(plan.captions_by_caprl(profile).values()) == 7_000_000
+    assert step.disk_gb == pytest.approx(
+        1027 + sum(row.disk_gb for row in plan.plan_pretraining(profile)), rel=1e-3
+    )
+    writing = 2 * 3.75e9 * 7e6 * 2100 / (990e12 * 0.1) / 3600
+    training = sum(row.hours * row.gpus for row in plan.plan_pretraining(profile))
+    assert step.gpu_hours == pytest.approx(writing + training)
+
+
+def test_a_model_of_unknown_size_leaves_its_steps_out_and_says_so(runs_folder):
+    own = {"path": "somebody/vlm-13b"}
+    profile = load_profile(
+        "paper", {"models": {"question_writer": own}, "pretraining.settings": ["mini-qwen-3b"]}
+    )
+    text = page.lines(profile, CHAIN[:3])
+    assert "  size of question_writer unknown" in text
+    (total,) = (line for line in text if line.startswith("in all:"))
+    assert "; without 01_qa_curation: size of question_writer unknown" in total
+    assert "; without 04_llamafactory_pretraining: size of setting mini-qwen-3b unknown" in total
+    assert "GPU-hours" in total and any(
+        "nothing is known about the size of 'somebody/vlm-13b'" in t for t in text
+    )

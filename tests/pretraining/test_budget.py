@@ -18,7 +18,13 @@ class WordCounter:
 
 
 def row(name, answer="one two"):
-    return data.about_image(name, f"{name}.png", [("What is this?", answer)])
+    file = name if "." in name else f"{name}.png"
+    return data.about_image(name, file, [("What is this?", answer)])
+
+
+def check(rows, media):
+    """Of one model."""
+    return budget.check(rows, media, {"model": WordCounter()}, 64)["model"]
 
 
 @pytest.fixture
@@ -27,12 +33,14 @@ def media(tmp_path):
     Image.new("RGB", (1400, 1400)).save(tmp_path / "large.png")
     Image.new("RGB", (4000, 4)).save(tmp_path / "stripe.png")
     (tmp_path / "text.png").write_text("no picture")
+    Image.effect_noise((200, 200), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:-3000])
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:-40])
     return tmp_path
 
 
 def test_tokens_are_counted(media):
-    found = budget.check([row("good")], media, WordCounter(), 64)
+    found = check([row("good")], media)
     assert (found.longest, found.image_tokens, found.bad) == (30, 25, {})
     assert "longest row 30 of 64" in found.lines()[0]
 
@@ -43,16 +51,27 @@ def test_tokens_are_counted(media):
         ("large", "2505 tokens (2500 of images) are over the cutoff 64"),
         ("missing", "no image"),
         ("text", "no image that can be read"),
-        ("cut", ""),
+        ("cut", "cannot be decoded"),
+        ("cut.jpg", "cannot be decoded"),
         ("stripe", "aspect 4000 x 4"),
     ],
 )
 def test_a_row_that_would_stop_the_training_is_named(media, name, said):
-    found = budget.check([row("good"), row(name)], media, WordCounter(), 64)
-    assert list(found.bad) == [name] and said in found.bad[name]
+    found = check([row("good"), row(name)], media)
+    assert list(found.bad) == [1] and said in found.bad[1] and found.bad[1].startswith(f"row {name}: ")
     with pytest.raises(UserError, match=f"row {name}: "):
-        budget.refuse(found, "align", 0.0)
-    budget.refuse(found, "align", 0.5)
+        budget.refuse(list(found.bad.values()), 2, "align", 0.0)
+    budget.refuse(list(found.bad.values()), 2, "align", 0.5)
+
+
+def test_each_image_is_opened_once_for_all_models(media, monkeypatch):
+    opened = []
+    plain = budget._size
+    monkeypatch.setattr(budget, "_size", lambda path: opened.append(path.name) or plain(path))
+    counters = {"one": WordCounter(), "other": WordCounter()}
+    found = budget.check([row("good"), row("photo.jpg")], media, counters, 64)
+    assert opened == ["good.png", "photo.jpg"] and found["one"] == found["other"]
+    assert found["one"].image_tokens == 25 + 49
 
 
 def test_llama_factory_resizes_before_the_processor():

@@ -61,6 +61,21 @@ def test_a_bad_row_is_named(tmp_path, change, said):
     assert said in str(error.value) and "rows.jsonl" in str(error.value)
 
 
+@pytest.mark.parametrize("mark", ["<video>", "<audio>", "<image>"])
+def test_a_mark_that_stands_for_no_medium_sets_the_row_aside(tmp_path, mark):
+    rows = [
+        data.about_image(f"r{n}", "x.png", [("What?", text)])
+        for n, text in enumerate(("A cat.", f"A {mark}."))
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(row.model_dump_json() for row in rows))
+    good, bad = data.read_rows(file)
+    assert good == rows[0] and isinstance(bad, data.BadRow) and mark in bad.reason and "id r1" in str(bad)
+    assert data.mark_in(f"A {mark}.") == mark and data.mark_in("A cat.") is None
+    with pytest.raises(UserError, match="row 2"):
+        data.read_examples(file)
+
+
 @pytest.mark.parametrize("text", ["{", "[{]", '{"id": 1}\n{"id"'])
 def test_a_file_that_is_no_json_is_named(tmp_path, text):
     (tmp_path / "rows.json").write_text(text)

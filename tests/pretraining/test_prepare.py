@@ -5,11 +5,14 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from caprl_utils import vlm_init
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import chain, launch, prepare, sets
+from caprl_utils.pretraining import chain, launch, prepare, sets, stages
 from caprl_utils.pretraining.data import read_examples
+from caprl_utils.pretraining.rows import described, image_source
 from caprl_utils.pretraining.sets import Training
 
 
@@ -31,14 +34,20 @@ def profile():
 
 @pytest.fixture
 def captioned(monkeypatch, tmp_path):
-    """Captions of every rendered set, each naming its image and who wrote it; the first one is empty."""
+    """Captions of every rendered set, each naming its image and who wrote it; the first one is empty, and of
+    DenseFusion's the next three are cut, a loop, and hold a mark.
+    """
     from caprl_utils.mini.source import images
 
     def caption(profile, pairs_name):
-        split, total, seed = prepare.image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
-        rows = [{"image_id": found[0], "caption": f"{pairs_name} {found[0]}"} for found in
-                images(split, int(total), None, int(seed))]  # fmt: skip
+        split, total, seed = image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
+        rows = [{"image_id": found[0], "caption": f"{pairs_name} {found[0]}", "num_tokens": 4, "looped": False,
+                 "finish_reason": "stop"} for found in images(split, int(total), None, int(seed))]  # fmt: skip
         rows[0]["caption"] = " "
+        if pairs_name == "densefusion-by-densefusion":
+            rows[1]["finish_reason"] = "length"
+            rows[2]["looped"] = True
+            rows[3]["caption"] = "A film plays in <video>."
         file = tmp_path / f"{pairs_name}.parquet"
         pq.write_table(pa.Table.from_pylist(rows), file)
         return file
@@ -54,13 +63,13 @@ def captioned(monkeypatch, tmp_path):
 def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
     trainings = sets.wanted(profile.pretraining)
     made = prepare.prepare(profile, trainings, captioned)
-    found = made.record["values"]["data_sets"]
-    assert set(found) == {prepare.dataset_of(t) for t in trainings}
-    rows = {name: read_examples(made.folder / f"{name}.jsonl") for name in found}
+    assert set(made.sets) == {prepare.dataset_of(t) for t in trainings}
+    rows = {name: read_examples(found.folder / f"{name}.jsonl") for name, found in made.sets.items()}
     assert len(rows["align"]) == len(rows["sft"]) == 10
     half, full = ({row.images for row in rows[name]} for name in ("caprl-1m-x0.5", "caprl-1m"))
     assert half < full
-    assert all((made.media / image).is_file() for name in rows for row in rows[name] for image in row.images)
+    media = made.sets["sft"].media
+    assert all((media / image).is_file() for name in rows for row in rows[name] for image in row.images)
     for row in rows["densefusion-1m"]:
         assert row.messages[1].content == f"densefusion-by-densefusion {row.id}"
         assert row.messages[0].content.startswith("<image>Please describe")
@@ -69,10 +78,78 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
         image for row in (*rows["align"], *rows["sft"], *rows["densefusion-1m"]) for image in row.images
     ]
     assert len(set(everything)) == len(everything)
-    again = prepare.prepare(profile, trainings, captioned)
-    assert again.record == made.record
+    assert prepare.prepare(profile, trainings, captioned) == made
     given = made.inputs(trainings[0], captioned["mini-qwen-3b"])
-    assert (given.dataset, given.num_rows, given.data_hash) == ("align", 10, found["align"]["hash"])
+    expected = ("align", 10, made.sets["align"].values["hash"])
+    assert (given.dataset, given.num_rows, given.data_hash) == expected
+
+
+def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile, captioned):
+    made = prepare.prepare(profile, sets.wanted(profile.pretraining), captioned)
+    found = made.sets["densefusion-1m"].values
+    assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
+    assert found["rows"] == 6 and found["set_aside"] == []
+    assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
+    assert (found["captions"]["tokens"], found["captions"]["told"], found["captions"]["wrong"]) == (4, 0, 0)
+
+
+def test_how_true_captions_are_is_measured():
+    from caprl_utils.mini.pretraining import pictures
+
+    first, second = pictures(2, 7)
+    row = {"num_tokens": 10, "finish_reason": "stop", "looped": False}
+    wrong = "The value of nobody is 7. The value of nobody is 7."  # of nothing in the picture, and said twice
+    drawn = [(first, row | {"caption": " ".join(fact.sentence for fact in first.facts)}),
+             (second, row | {"caption": f"{second.facts[1].sentence} {wrong}"})]  # fmt: skip
+    found = described(drawn)
+    told = len({fact.sentence for fact in first.facts}) + 1
+    assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))
+    assert found["wrong"] == pytest.approx(1 / (told + 1)) and found["count"] == 2
+
+
+def test_other_items_leave_data_sets_as_they_are(profile, captioned):
+    """`make table1` beside a running `make figure4` must not move the data away under its trainings."""
+    figure4 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("figure4",)), captioned)
+    times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.sets.items()}
+    table1 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("table1",)), captioned)
+    shared = figure4.sets.keys() & table1.sets.keys()
+    assert shared == {"align", "densefusion-1m", "caprl-1m", "sft"}
+    assert all(table1.sets[name].folder.stat().st_ctime_ns == times[name] for name in shared)
+    assert not (table1.sets["sft"].folder.parent / ".stale").exists()
+
+
+def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
+    from caprl_utils.captioning import job
+
+    written = []
+    monkeypatch.setattr(job, "caption_source", lambda source, out, *_: written.append(out))
+    sampled = profile.pretraining.model_copy(update={"caption_temperature": 0.5})
+    for one in (profile, profile, profile.model_copy(update={"pretraining": sampled})):
+        prepare.caption(one, "densefusion-by-densefusion")
+    assert written[0] == written[1] != written[2]
+    assert all(out.name.startswith("densefusion-by-densefusion-") for out in written)
+
+
+def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, tmp_path):
+    seeded = load_profile("smoke", {"pretraining.more_seeds": {"mini-qwen-3b": [3]}})
+    made = {}
+    monkeypatch.setattr(
+        vlm_init, "assemble", lambda setting, out, seed: made.update({out.name: (setting, seed)})
+    )
+    folders = chain.assemble(seeded)
+    assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
+    assert folders["mini-qwen-3b-seed3"].name == "mini-qwen-3b-seed3"
+    trainings = {t.name: t for t in sets.wanted(seeded.pretraining)}
+    one, other = trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]
+    assert prepare.dataset_of(one) == prepare.dataset_of(other) and other.model in folders
+    inputs = stages.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    texts = [stages._yaml(seeded, training, inputs, tmp_path, None) for training in (one, other)]
+    assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
+    keys = [stages.open_run(seeded, training, inputs) for training in (one, other)]
+    assert keys[0].key != keys[1].key
+    for run in keys:
+        run.close()
 
 
 def test_a_row_over_the_limit_stops_before_any_training(profile, captioned):
@@ -101,6 +178,41 @@ def test_files_of_a_user_are_read_and_missing_ones_named(profile, captioned, tmp
     (tmp_path / "blip.json").write_text(json.dumps([row]))
     with pytest.raises(UserError, match="row 3: no image"):
         prepare.prepare(own, [training], captioned)
+
+
+def test_a_missing_file_is_named_before_anything_is_captioned(profile, monkeypatch):
+    monkeypatch.setattr(prepare, "caption", lambda *_: pytest.fail("captioned"))
+    sft = profile.pretraining.sft.model_copy(update={"data": "nowhere/sft.json"})
+    own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update={"sft": sft})})
+    with pytest.raises(UserError, match=r"no data file nowhere/sft\.json \(pretraining\.sft\.data\)"):
+        prepare.prepare(own, sets.wanted(own.pretraining), {})
+
+
+def test_rows_of_a_user_are_told_apart_by_their_place_and_marks_set_them_aside(profile, captioned, tmp_path):
+    (tmp_path / "media").mkdir()
+    Image.new("RGB", (56, 56)).save(tmp_path / "media" / "x.png")
+
+    def row(image, answer):
+        turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": answer}]
+        return {"id": "same", "image": image, "conversations": turns}
+
+    file = tmp_path / "blip.json"
+    file.write_text(json.dumps([row("x.png", "A cat."), row("gone.png", "A dog."), row("x.png", "A cow."),
+                                row("x.png", "See <image>."), row("x.png", "See <audio>.")]))  # fmt: skip
+    align = profile.pretraining.align.model_copy(update={"data": str(file), "num_rows": 5})
+    changed = {"align": align, "media_folder": str(tmp_path / "media"), "max_bad_share": 0.6}
+    own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update=changed)})
+    training = Training("a", "mini-qwen-3b", "align", None)
+    made = prepare.prepare(own, [training], captioned).of(training)
+    told = [r.messages[1].content for r in read_examples(made.folder / "align.jsonl")]
+    assert told == ["A cat.", "A cow."] and made.values["rows"] == 2 and made.values["captions"] is None
+    aside = "; ".join(made.values["set_aside"])
+    for part in ("2 <image> for 1 images", "holds <audio>", "no image"):
+        assert part in aside
+    changed["max_bad_share"] = 0.5
+    strict = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update=changed)})
+    with pytest.raises(UserError, match=r"data set align: 3 of 5 rows .* 2 <image> for 1 images"):
+        prepare.prepare(strict, [training], captioned)
 
 
 def test_without_the_trained_captioner_its_notebook_is_named(profile):
@@ -141,10 +253,18 @@ def test_nodes_must_know_who_they_are(monkeypatch, tmp_path):
     for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     paper = load_profile("paper")
-    with pytest.raises(UserError, match="NODE_RANK"):
-        launch.environment(paper, tmp_path)
+    with pytest.raises(UserError, match=r"NODE_RANK.*--profile paper --follow.*NODE_RANK is not set"):
+        chain.run(paper)
     for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "host"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Here NODE_RANK is 1"):
+        launch.check_nodes(paper)
+    launch.check_nodes(paper, follows=True)
+    monkeypatch.setenv("NODE_RANK", "2")
+    with pytest.raises(UserError, match="Here NODE_RANK is 2"):
+        launch.check_nodes(paper, follows=True)
+    with pytest.raises(UserError, match="no node 0 to follow"):
+        launch.check_nodes(load_profile("mini"), follows=True)
     found = launch.environment(paper, tmp_path)
     assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
     assert str(launch.SITE) in found["PYTHONPATH"]

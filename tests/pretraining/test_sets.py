@@ -1,6 +1,9 @@
 """Which trainings stand behind the tables."""
 
+import pytest
+
 from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
 from caprl_utils.pretraining import sets
 from caprl_utils.pretraining.plan import plan_pretraining, state_bytes
 
@@ -55,3 +58,38 @@ def test_zero_stages_divide_what_they_shard():
         for name in ("zero3", "zero2", None)
     ]
     assert sizes == [1e9, 2e9 + 14e9 / 16, 16e9]
+
+
+def test_another_seed_repeats_the_trainings_of_its_setting():
+    settings = load_profile("mini", {"pretraining.more_seeds": {"mini-qwen-7b": [5]}}).pretraining
+    found = {t.name: t for t in sets.wanted(settings)}
+    assert sum(t.seed == 1 for t in found.values()) == sum(
+        t.seed is None and t.setting == "mini-qwen-3b" for t in found.values()
+    )
+    further = found["mini-qwen-7b-caprl-1m-further-seed5"]
+    assert further.start == "mini-qwen-7b-align-seed5" and found[further.start].model == "mini-qwen-7b-seed5"
+    assert found["mini-qwen-7b-caprl-1m-sft-seed5"].start == further.name
+    names = sets.finals(settings, ("table2",))
+    assert names[:5] == [sets.final_name("mini-qwen-3b", captions) for captions in sets.TABLE_2]
+    assert names[5:] == [f"{name}-seed1" for name in names[:5]]
+    assert not any(t.seed for t in sets.wanted(load_profile("smoke").pretraining))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"more_seeds": {"mini-qwen-3": [1]}},
+            "more_seeds names no setting: 'mini-qwen-3'; did you mean mini-qwen-3b?",
+        ),
+        ({"align_of": {"mini-qwen-7": {"num_epochs": 2}}}, "align_of names no setting: 'mini-qwen-7'"),
+        ({"more_seeds": {"mini-qwen-3b": [1, 1]}}, "holds one seed twice"),
+        ({"more_seeds": {"mini-qwen-3b": [0]}}, "holds 0, the profile's own seed"),
+        ({"more_seeds": {"mini-qwen-3b": [-1]}}, "more_seeds"),
+        ({"nodes": 2}, "parallel_runs 2 needs nodes 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_named(changed, said):
+    with pytest.raises(UserError) as error:
+        load_profile("mini", {"pretraining": changed})
+    assert said in str(error.value)

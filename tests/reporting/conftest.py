@@ -64,10 +64,11 @@ def rl_run_fixture():
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch):
-    """Profile mini, with runs and reports in a folder of the test."""
+    """Profile mini with one RL training a row, and with runs and reports in a folder of the test."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    return load_profile("mini", {"prism.bootstrap_draws": 500, "rl.seeds": [0]})
+    mini = load_profile("mini", {"prism.bootstrap_draws": 500, "rl.seeds": [0]})
+    return mini.model_copy(update={"ablations": mini.ablations.model_copy(update={"more_seeds": {}})})
 
 
 @pytest.fixture

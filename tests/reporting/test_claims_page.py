@@ -91,7 +91,51 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
         "Table 1, Qwen2.5-3B + Qwen2.5-ViT, CapRL-5M", "Table 1, Qwen2.5-7B + Qwen2.5-ViT, DenseFusion-1M",
         "Table 3, Qwen2.5-VL-72B", "Table 3, CapRL-3B", "Table 4, CapRL-3QA-20k",
     ]  # fmt: skip
-    assert "62.0 is not the mean of its row, 62.10" in paper.average_notes()[0]
+    assert "62.0 lies 0.100 away from the mean of the printed entries, 62.100" in paper.average_notes()[0]
+
+
+def test_the_readme_of_the_papers_values_lists_the_same_averages():
+    text = " ".join((paths.PAPER / "README.md").read_text(encoding="utf-8").split())
+    listed = text.split("entries of their row: ")[1].split(". The SEED")[0]
+    assert listed.split("; ") == [note.split(": ")[0] for note in paper.average_notes()]
+
+
+def test_what_the_mini_world_has_built_in_is_listed_with_its_reason_and_counted_apart(
+    finished, prism_run, tmp_path
+):
+    prism_run(finished, "base-7b", right=12, tokens=30.0)
+    report3.write(finished, tmp_path)
+    content = claims_page.write(finished, tmp_path)
+    assert content["facts"]["counts"][claims.BY_CONSTRUCTION] == 2
+    rows = {row["label"]: [cell["text"] for cell in row["cells"]] for row in content["tables"][0]["rows"]}
+    assert rows["Table 3 (12)"][1] == "**by construction**" and rows["Table 3 (12)"][2].startswith(
+        "+20.0 points ["
+    )
+    assert not rows["Table 3 (12)"][2].endswith("p < 0.001")
+    page = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in page
+    (line,) = [line for line in (tmp_path / "table3.md").read_text().splitlines() if "7B against 3B" in line]
+    assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
+    assert not Claim("", "7B", "3B", built_in="so").tested(finished)
+    assert Claim("", "7B", "3B", built_in="so").tested(load_profile("paper"))
+
+
+def test_the_page_says_how_firm_the_supported_are(finished, tmp_path):
+    report3.write(finished, tmp_path)
+    file = tmp_path / "table3.json"
+    content = json.loads(file.read_text())
+    supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
+    supported[0]["p"], supported[1]["runs"] = 0.06, [2, 1]
+    file.write_text(json.dumps(content))
+    facts = claims_page.write(finished, tmp_path)["facts"]
+    assert facts["supported_large_p"] == ["Table 3 (1)"]
+    assert len(facts["supported_one_training"]) == len(supported) - 1
+    page = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert (
+        f"Of the {len(supported)} supported statements, {len(supported) - 1} rest on no more than one" in page
+    )
+    assert "1 have a corrected p of 0.05 or more: Table 3 (1)." in page
+    assert "+30.0 points [" in page and ", p = 0.060 |" in page
 
 
 @pytest.mark.parametrize(

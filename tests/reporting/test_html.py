@@ -8,7 +8,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reporting import bench_table, claims_page, html, report3
+from caprl_utils.reporting import claims_page, html, report3
 
 
 @pytest.fixture
@@ -79,9 +79,3 @@ def test_a_missing_figure_and_no_report_at_all_are_told(reported, profile):
 def test_smoke_stays_out_of_reports():
     with pytest.raises(UserError, match="smoke does not write"):
         html.write(load_profile("smoke"), paths.REPORTS / "mini")
-
-
-def test_benches_become_a_table():
-    row = {"name": "b", "ours": 2.0, "baseline": None, "ratio": 1.5, "goal": None, "unit": "s", "n": 2000}
-    text = bench_table.bench_markdown([row | {"machine": "m"}])
-    assert "| b | 2 | – | 1.5 | – | s | 2,000 | m |" in text

@@ -22,18 +22,22 @@ def test_the_map_is_filled_between_its_marks(readme, profile):
     assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "old" not in text
     assert readme_map.update(readme, check=True)
     assert "`make table3` | 39.9 to 48.3 | not yet |" in text
-    assert "55.5 to 59.7" in text  # the first of Table 1's settings
+    assert "| 55.5 to 59.7; 58.7 to 62.2; 55.6 to 59.6 |" in text  # all of Table 1's settings
+    assert "| 47.3, 47.6, 48.4, 48.3 |" in text and "| Commit of the runs |" in text
 
 
 def test_a_result_puts_the_map_out_of_date(readme, finished, monkeypatch):
     for plot in ("plot_curves", "plot_dots"):  # drawing takes longest and the map shows no figure
-        monkeypatch.setattr(figures, plot, lambda *arguments: [])
+        monkeypatch.setattr(figures, plot, lambda *arguments, **named: [])
     readme_map.update(readme)
     report3.write(finished, paths.REPORTS / "mini")
     assert not readme_map.update(readme, check=True)
     readme_map.update(readme)
     text = readme.read_text(encoding="utf-8")
-    assert re.search(r"\[40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|", text)
+    assert re.search(
+        r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|",
+        text,
+    )
 
 
 def test_missing_marks_are_told(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reporting import claims, report3, table3
+from caprl_utils.reporting import captioners, claims, report3, table3
 from caprl_utils.reporting.results import load
 from caprl_utils.reporting.tables import from_record_path, look_up
 from caprl_utils.runs import load_result
@@ -56,7 +56,9 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     text = (tmp_path / "one" / "table3.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "supported (+30.0 points" in text and "Qwen2.5-VL-72B" in text
-    assert "the printed average 48.3 is not the mean of its row" in text
+    assert "the printed average 48.3 lies 0.073 away from the mean of the printed entries" in text
+    assert "All captioners have 2.1 million parameters" in text
+    assert "40 questions about 40 images in each of the 2 benchmarks" in text and "(r, mode choice)" in text
     content = json.loads((tmp_path / "one" / "table3.json").read_text(encoding="utf-8"))
     assert content["facts"]["verdict"] == "supported" and content["runs"][0]["key"]
     assert str(tmp_path) not in json.dumps(content)
@@ -139,6 +141,16 @@ def test_captions_of_equal_length_are_compared_alone(profile, prism_run):
     assert "100.0 % of the captions" in table.notes[0]
 
 
+def test_an_interval_needs_ten_pairs(profile, prism_run, monkeypatch):
+    prism_run(profile, "base-3b", right=8, tokens=20)
+    prism_run(profile, "caprl-seed0", right=14, tokens=21)
+    monkeypatch.setattr(table3, "LEAST_PAIRS", 81)
+    table = table3.matched_table(load(profile))
+    for column in ("Mini Chart", "Average"):  # an average over benchmarks without intervals has none either
+        cell = table.cell("CapRL-3B − 3B (base)", column)
+        assert cell.interval is None and cell.text in ("+30.0, 80 pairs", "+30.0, 160 pairs")
+
+
 def test_without_equal_lengths_there_is_no_such_number(finished):
     cell = table3.matched_table(load(finished)).cell("CapRL-3B − 3B (base)", "Mini Chart")
     assert cell.value is None and cell.text == "–"
@@ -156,6 +168,33 @@ def test_variance_by_source(finished):
     assert cell.value == pytest.approx((0.7 * 0.3 * 80 / 79) ** 0.5)  # 80 questions, 70 % right
     assert table.cell("CapRL-3B", "Between captions").value == 0.0  # both captions score the same
     assert table.cell("CapRL-3B", "Between training seeds").text == "–"
+
+
+def test_two_trainings_that_differ_by_no_more_than_chance_are_no_zero(finished, prism_run):
+    prism_run(finished, "caprl-seed1", right=14)
+    two = finished.model_copy(update={"rl": finished.rl.model_copy(update={"seeds": [0, 1]})})
+    table = table3.variance_table(load(two))
+    cell = table.cell("CapRL-3B", "Between training seeds")
+    assert (cell.text, cell.value) == ("not above the noise (2 trainings)", 0.0)
+    assert table.notes[1] == (
+        "Averages of the trainings of CapRL-3B: 70.0 (caprl-seed0), 70.0 (caprl-seed1)."
+    )
+
+
+def test_captions_cut_to_the_bases_length_are_compared_with_it(finished, prism_run):
+    prism_run(finished, "caprl-seed0-cut", right=10)
+    table = table3.differences_table(load(finished))
+    cell = table.cell("CapRL-3B cut to the base's length − 3B (base)", "Average")
+    assert cell.value == pytest.approx(0.1) and ", p" in cell.text
+
+
+def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say():
+    folders = {name: paths.zoo_folder(f"zoo:vlm-{name}") for name in ("3b", "7b", "72b")}
+    records = {name: json.loads((folder / "record.json").read_text()) for name, folder in folders.items()}
+    assert records["3b"]["starts_from"] == records["7b"]["starts_from"] == "vlm-72b"
+    assert len({record["parameters"] for record in records.values()}) == 1
+    assert "2.1 million parameters" in captioners.note(load_profile("mini"))
+    assert captioners.note(load_profile("paper")) is None
 
 
 def test_smallest_difference_that_the_images_can_show(finished):

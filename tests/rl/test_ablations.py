@@ -20,10 +20,26 @@ def test_every_profile_names_experiments_that_exist(name):
     assert [r.seed for r in runs if r.experiment == "caprl"] == profile.rl.seeds
 
 
-def test_main_run_has_all_seeds_and_others_one():
+def test_main_run_has_all_seeds_others_one_and_those_added():
     profile = load_profile("mini", {"rl.seeds": [3, 4]})
-    runs = ablations.planned(profile, ["rounds_1", "caprl"])
-    assert [run.name for run in runs] == ["caprl-seed3", "caprl-seed4", "rounds_1-seed3"]
+    runs = ablations.planned(profile, ["rounds_1", "caprl", "natural"])
+    assert [run.name for run in runs] == [
+        "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
+        load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
+
+
+@pytest.fixture
+def one_seed_each(monkeypatch):
+    """The profiles as they are, but every experiment is trained once."""
+
+    def load(name):
+        profile = load_profile(name)
+        single = profile.ablations.model_copy(update={"more_seeds": {}})
+        return profile.model_copy(update={"ablations": single})
+
+    monkeypatch.setattr(ablations, "load_profile", load)
 
 
 def test_unknown_experiment_is_named():
@@ -45,7 +61,7 @@ def test_ablations_have_their_own_size():
     assert paper.data.num_images == 20_000
 
 
-def test_the_loop_trains_and_evaluates_each_once(monkeypatch):
+def test_the_loop_trains_and_evaluates_each_once(monkeypatch, one_seed_each):
     calls = []
     record = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
         ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
@@ -82,7 +98,7 @@ def test_table_3_has_the_judges_that_the_profile_trains():
     assert ablations.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
 
 
-def test_a_failed_training_holds_up_no_other(monkeypatch):
+def test_a_failed_training_holds_up_no_other(monkeypatch, one_seed_each):
     done = []
 
     def train(experiment, profile, seed, bar, stopping):
@@ -102,7 +118,7 @@ def test_a_failed_training_holds_up_no_other(monkeypatch):
         ablations.run_all("mini", ["caprl", "short"])
 
 
-def test_trainings_run_side_by_side_the_longest_first(monkeypatch):
+def test_trainings_run_side_by_side_the_longest_first(monkeypatch, one_seed_each):
     started, both = [], threading.Barrier(2, timeout=20)
 
     def train(experiment, profile, seed, bar, stopping):
@@ -120,7 +136,7 @@ def test_trainings_run_side_by_side_the_longest_first(monkeypatch):
     assert [row["run"] for row in rows] == names
 
 
-def test_interrupted_ends_all_trainings(monkeypatch):
+def test_interrupted_ends_all_trainings(monkeypatch, one_seed_each):
     ended, running = [], threading.Semaphore(0)
 
     def train(experiment, profile, seed, bar, stopping):

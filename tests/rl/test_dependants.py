@@ -46,7 +46,8 @@ def test_the_rewards_rounds_retrain_all_but_those_with_rounds_of_their_own(keys)
     curation, before = keys()
     same, after = keys(rounds=3)
     assert same == curation
-    assert set(before) - differing(before, after) == {"rounds_1-seed0", "rounds_2-seed0", "rounds_8-seed0"}
+    own = {f"rounds_{rounds}-seed{seed}" for rounds in (1, 2, 8) for seed in (0, 1)}
+    assert set(before) - differing(before, after) == own
 
 
 def test_another_seed_is_another_training_and_leaves_the_rest(keys):
