@@ -29,8 +29,8 @@ from caprl_utils.progress import Progress
 from caprl_utils.provenance import gpu_names
 from caprl_utils.rl import nodes
 from caprl_utils.rl.experiment import load_experiment
-from caprl_utils.rl.launch import launch
-from caprl_utils.rl.train import STAGE, run_name
+from caprl_utils.rl.launch import launch, take_part
+from caprl_utils.rl.train import STAGE, finished, run_name
 from caprl_utils.schema import ModelConfig, Profile
 
 log = logging.getLogger(__name__)
@@ -125,16 +125,26 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
 
 
 def follow(profile_name: str, names: Sequence[str] = ()) -> None:
-    """This node's part of all trainings that node 0 makes (see `nodes`)."""
+    """This node's part of all trainings that node 0 makes (see `nodes`), until all have a record of their settings."""
     profile = load_profile(profile_name)
     runs = {one.name: one for one in planned(profile, names)}
+    judged: dict[
+        tuple[str, int], bool
+    ] = {}  # a record (name, time) -> whether it is of the present settings and code
 
     def done(name: str) -> bool:
-        return (paths.RUNS / profile.name / STAGE / name / "result.json").is_file()
+        try:
+            record = name, (paths.RUNS / profile.name / STAGE / name / "result.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if record not in judged:
+            loaded = load_experiment(runs[name].experiment, profile_name)
+            judged[record] = finished(*loaded, runs[name].seed) is not None
+        return judged[record]
 
     def start(name: str) -> None:
         try:
-            launch(runs[name].experiment, profile_name, runs[name].seed)
+            take_part(runs[name].experiment, profile_name, runs[name].seed)
         except UserError as error:
             log.warning("%s; waiting for node 0 to go on", error)
 

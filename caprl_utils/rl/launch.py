@@ -57,11 +57,8 @@ def launch(
     log, state = logs / f"{name}.log", logs / f"{name}.progress.json"
     folder = paths.RUNS / resolved.name / STAGE / name
     state.unlink(missing_ok=True)
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    process = processes.popen(
-        command(experiment, profile, seed, len(gpu_names()), loaded.training.accelerate_config), log,
-        env={PROGRESS_ENV: str(state), "PYTHONPATH": path},
-    )  # fmt: skip
+    words = command(experiment, profile, seed, len(gpu_names()), loaded.training.accelerate_config)
+    process = processes.popen(words, log, env={PROGRESS_ENV: str(state), **_environment()})
     figure = None if bar else LiveFigure(folder)
     try:
         with (
@@ -83,6 +80,21 @@ def launch(
             f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
         )
     return load_result(folder)
+
+
+def take_part(experiment: str, profile: str, seed: int) -> None:
+    """This node's part of a training that node 0 makes, to its end; its log lies beside that of node 0.
+
+    Raises UserError with the log's last lines when it fails.
+    """
+    loaded, resolved = load_experiment(experiment, profile)
+    name = f"{run_name(loaded.name, seed)}.node{nodes.rank()}.log"
+    words = command(experiment, profile, seed, len(gpu_names()), loaded.training.accelerate_config)
+    processes.run(words, paths.RUNS / resolved.name / STAGE / ".logs" / name, _environment())
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def command(

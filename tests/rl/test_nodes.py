@@ -1,5 +1,6 @@
 """Several nodes: each knows its number, and follows what the first announces."""
 
+import sys
 import threading
 import time
 
@@ -77,6 +78,40 @@ def test_following_ends_when_all_is_done_and_a_failure_is_left_to_the_first_node
             (folder / "result.json").write_text("{}")
         raise UserError(f"the training {experiment} ended with status 1")
 
-    monkeypatch.setattr(ablations, "launch", fails)
+    monkeypatch.setattr(ablations, "take_part", fails)
+    monkeypatch.setattr(ablations, "finished", lambda *_: {})
     ablations.follow(profile, ["caprl"])
     assert "caprl ended with status 1; waiting for node 0" in caplog.text
+
+
+def test_a_node_takes_part_with_a_log_of_its_own(world, second_node, monkeypatch, tmp_path):
+    """And leaves node 0's log and progress alone."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    logs = tmp_path / "tiny" / "rl" / ".logs"
+    logs.mkdir(parents=True)
+    (logs / "small-seed0.log").write_text("of node 0")
+    names = str(world / "small.yaml"), str(world / "tiny.yaml"), 0
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", "print('rank 1')"])
+    launch.take_part(*names)
+    assert (logs / "small-seed0.node1.log").read_text() == "rank 1\n"
+    assert (logs / "small-seed0.log").read_text() == "of node 0"
+    monkeypatch.setattr(launch, "command", lambda *_: [sys.executable, "-c", "exit('no rendezvous')"])
+    with pytest.raises(UserError, match=r"(?s)exit status 1.*small-seed0.node1.log:.*no rendezvous"):
+        launch.take_part(*names)
+
+
+def test_a_record_of_other_settings_is_not_done(world, monkeypatch, tmp_path):
+    """An old result must not end the following before node 0 has made the new one."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    folder = tmp_path / "tiny" / "rl" / "caprl-seed0"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    asked = []
+
+    def seen(place, names, done, start):
+        asked.extend([done("caprl-seed0"), done("caprl-seed0"), done("caprl-seed1")])
+
+    monkeypatch.setattr(ablations, "finished", lambda *_: asked.append("keys compared"))
+    monkeypatch.setattr(ablations.nodes, "follow", seen)
+    ablations.follow(str(world / "tiny.yaml"), ["caprl"])
+    assert asked == ["keys compared", False, False, False]
