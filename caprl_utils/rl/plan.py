@@ -107,7 +107,9 @@ def _commands(profile: Profile, experiment: Experiment) -> list[dict[str, Any]]:
     if count == 1:
         return rows
     variables = f"MASTER_ADDR=HOST_0 MASTER_PORT={nodes.PORT}"
-    first = f"NODE_RANK=0 {variables} make 03_caprl_rl_training PROFILE={profile.name}"
+    # all trainings, as the other nodes follow all
+    runner = f".venv/bin/python -m caprl_utils.runner --profile {profile.name}"
+    first = f"NODE_RANK=0 {variables} {runner} 03_caprl_rl_training:with_ablations=True"
     rest = f".venv/bin/{nodes.FOLLOW} --profile {profile.name}"
     return [
         *rows,

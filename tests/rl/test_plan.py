@@ -25,7 +25,10 @@ def test_paper_size_by_hand():
 def test_every_node_has_its_command():
     rows = plan("paper")
     variables = "MASTER_ADDR=HOST_0 MASTER_PORT=29500"
-    assert rows["command on node 0"] == f"NODE_RANK=0 {variables} make 03_caprl_rl_training PROFILE=paper"
+    runner = ".venv/bin/python -m caprl_utils.runner --profile paper"
+    assert rows["command on node 0"] == (
+        f"NODE_RANK=0 {variables} {runner} 03_caprl_rl_training:with_ablations=True"
+    )
     assert rows["command on node 1"] == (
         f"NODE_RANK=1 {variables} .venv/bin/python -m caprl_utils.rl.ablations --follow --profile paper"
     )
