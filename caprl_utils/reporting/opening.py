@@ -88,10 +88,12 @@ def groups(results: Results) -> str:
 
 def trained_rows(profile: Profile, records: Mapping[str, Trainings]) -> str:
     """How many trainings stand behind a row, and on how many images."""
-    several = {label: len(found) for label, found in records.items() if len(found) > 1}
-    except_for = "".join(f", {count} of {label}" for label, count in several.items())
+    counts = {label: len(found) for label, found in records.items() if found}
+    least = min(counts.values(), default=1)
+    start = "One training a row" if least == 1 else f"{least} trainings a row"
+    except_for = "".join(f", {count} of {label}" for label, count in counts.items() if count > least)
     sizes = {record["n"] for found in records.values() for _, record in found}
-    return f"One training a row{except_for}. {_training_images(profile, sizes)}".strip()
+    return f"{start}{except_for}. {_training_images(profile, sizes)}".strip()
 
 
 def _training_images(profile: Profile, sizes: set[int]) -> str:
