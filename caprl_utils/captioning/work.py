@@ -31,7 +31,10 @@ from caprl_utils.rows import RowStore
 
 RETRY_TEMPERATURE = 0.7  # ours: at least; a greedy caption would come out the same again
 RETRY_REPETITION_PENALTY = 1.05  # ours: at least; the value the paper's question writer uses
-WAIT_SEC = 1.0  # between looks at the shards that others work on
+FIRST_WAIT_SEC, WAIT_SEC = (
+    0.05,
+    1.0,
+)  # between looks at the shards that others work on: short at first, then longer
 
 
 class SetRow(BaseModel):
@@ -120,12 +123,14 @@ class Worker:
         sizes = [size * self.task.sampling.n for size in self.manifest.shard_sizes]
         with Progress(label, sum(sizes)) as self._progress, self.manifest.heartbeat():
             self._progress.update(sum(sizes[shard] for shard in self.manifest.finished()))
+            wait = FIRST_WAIT_SEC
             while True:
                 for completion in self.captioner.stream(self._requests(), self.task.sampling):
                     self._take(completion)
                 if not self.wait or len(self.manifest.finished()) == self.manifest.num_shards:
                     return
-                time.sleep(WAIT_SEC)
+                time.sleep(wait)
+                wait = min(2 * wait, WAIT_SEC)
 
     def _requests(self) -> Iterator[Request]:
         """Requests of all shards that can be had; a shard is claimed when the one before is asked."""

@@ -173,22 +173,26 @@ def busy_seconds():
     return sum(getattr(times, name, 0.0) for name in names) - ours.ru_utime - ours.ru_stime
 
 
-def pinned(folder, vlm, cores, num_images):
+def pinned(folder, vlm, cores, num_images, apart=False):
     """(seconds of work, CPU seconds of each worker, cores that other programs used) for workers on these cores, models
-    loaded beforehand."""
+    loaded beforehand. apart: each has a manifest of its own with its share of the images."""
     model = ModelConfig(path=str(vlm), batch_size=8)
     sampling = Sampling(max_tokens=24, temperature=1.0)
-    job = make_job(f"mini-world:rl:{num_images}", model, sampling, "local", retries=0, shard_images=8)
-    manifest = prepare(job, folder)
+    homes = [folder / str(core) if apart else folder for core in cores]
+    manifests = []
+    for home in dict.fromkeys(homes):
+        source = f"mini-world:rl:{num_images // len(set(homes))}"
+        job = make_job(source, model, sampling, "local", retries=0, shard_images=8)
+        manifests.append(prepare(job, home))
     ready, go = [folder / f"ready-{core}" for core in cores], folder / "go"
     logs = [folder / f"{core}.log" for core in cores]
     script = str(Path(__file__).with_name("pinned_worker.py"))
     started = [
         processes.popen(
-            [sys.executable, script, str(folder), str(core), str(flag), str(go)], log,
+            [sys.executable, script, str(home), str(core), str(flag), str(go)], log,
             {"PYTHONPATH": str(paths.ROOT), "OMP_NUM_THREADS": "1"},
         )
-        for core, flag, log in zip(cores, ready, logs, strict=True)
+        for home, core, flag, log in zip(homes, cores, ready, logs, strict=True)
     ]  # fmt: skip
     try:
         while not all(flag.exists() for flag in ready):
@@ -201,7 +205,7 @@ def pinned(folder, vlm, cores, num_images):
     finally:
         for process in started:
             processes.stop(process)
-    assert len(manifest.finished()) == manifest.num_shards
+    assert all(len(manifest.finished()) == manifest.num_shards for manifest in manifests)
     found = [re.search(r"done (\S+) cpu (\S+) (\S+)", log.read_text()).groups() for log in logs]
     done, before, used = ([float(value) for value in column] for column in zip(*found, strict=True))
     # the clock is the machine's, and a process that has loaded torch takes a second to end
@@ -209,25 +213,32 @@ def pinned(folder, vlm, cores, num_images):
 
 
 def test_two_workers_on_two_cores_are_at_least_1_8_times_as_fast(tmp_path, vlm):
-    """The median of three rounds, one and two workers in turn: a machine's speed wanders by a tenth in minutes."""
+    """The median of three rounds in turn: a machine's speed wanders by a tenth in minutes.
+
+    Two virtual cores may be one of the hardware, or share its caches: then no two programs are twice as fast as one.
+    What two unrelated jobs reach, one a core, is measured beside it, and 1.8 of 2 is asked of that.
+    """
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         pytest.skip("needs two cores")
-    ratios, others, told = [], [], []
+    ratios, limits, others, told = [], [], [], []
     for number in range(3):
         one, (alone,), others_then = pinned(tmp_path / f"{number}-one", vlm, cores[:1], 480)
         two, shared, others_now = pinned(tmp_path / f"{number}-two", vlm, cores, 480)
+        apart, _, others_last = pinned(tmp_path / f"{number}-apart", vlm, cores, 480, apart=True)
         ratios.append(one / two)
-        others += [others_then, others_now]
+        limits.append(min(2.0, one / apart))
+        others += [others_then, others_now, others_last]
         told.append(
-            f"{one:.1f} and {two:.1f} s: {one / two:.2f} times; of CPU {alone:.1f} and {max(shared):.1f} s: "
-            f"{alone / max(shared):.2f} times; cores that others used {others_then:.2f} and {others_now:.2f}"
+            f"{one:.1f} and {two:.1f} s: {one / two:.2f} times, two unrelated jobs {one / apart:.2f}; "
+            f"of CPU {alone:.1f} and {max(shared):.1f} s: {alone / max(shared):.2f} times; "
+            f"cores that others used {max(others[-3:]):.2f}"
         )
     found = "\n".join(told)
     print(found)
     if max(others) > 0.2:  # they take time, and caches too
         pytest.skip(found)
-    assert statistics.median(ratios) >= 1.8, found
+    assert statistics.median(ratios) >= 1.8 / 2 * statistics.median(limits), found
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
