@@ -16,7 +16,7 @@ INTRODUCTION = (
     "says how far below it ours stays. The goal is of the ratio. Three significant digits; bench.json has all."
 )
 REWARD_NOTE = (
-    "The rewards over vLLM are compared with three clients. The goal is set against the one that the issue names: one "
+    "The rewards over vLLM are compared with three clients. The goal is set against the usual way: one "
     "request per question, ten tokens sampled (OpenAI's library, connections kept). The other two stand beside it "
     "without a goal: a slower one in the style of the released reward server, which opens a client per request, and a "
     "stricter one of our own, which lets an answer end where the model ends it."
