@@ -47,6 +47,7 @@ MODELS = (
     ("unified", Look("#e0a030", "--", "s")),
     ("vlm as judge", Look("#6b2f85", (0, (5, 1)), "v")),
     ("vl-as-judge", Look("#6b2f85", (0, (5, 1)), "v")),
+    ("judge_vlm", Look("#6b2f85", (0, (5, 1)), "v")),
     ("caprl", Look("#b5121b", "-", "o", strong=True)),
     ("densefusion", Look("#22663a", "--", "^")),
     ("sharegpt4v", Look("#b07d12", "-.", "P")),
