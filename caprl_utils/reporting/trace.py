@@ -33,7 +33,15 @@ MAKERS = {  # stage of a run -> target that makes it
     "vqa": "04_llamafactory_pretraining",
     "prism": "05_prism_evaluation",
 }
-DATA = ("data", "samples", "questions", "images", "source", "captions", "file")  # names of hashes that are of data
+DATA = (
+    "data",
+    "samples",
+    "questions",
+    "images",
+    "source",
+    "captions",
+    "file",
+)  # names of hashes that are of data
 MOST_SHOWN = 12  # cells listed when an item fits several
 
 

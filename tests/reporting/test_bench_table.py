@@ -60,7 +60,5 @@ def test_every_target_is_the_start_of_a_bench_on_record_and_the_rest_was_measure
 
 
 def test_the_note_tells_which_client_carries_the_goal():
-    assert "the usual way" in bench_table.bench_markdown(
-        [row("qa_sampled over vLLM, against x")]
-    )
+    assert "the usual way" in bench_table.bench_markdown([row("qa_sampled over vLLM, against x")])
     assert "the usual way" not in bench_table.bench_markdown([row("a")])
