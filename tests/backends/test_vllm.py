@@ -90,11 +90,12 @@ def test_the_quick_start(running, local, items, tmp_path):
         )  # fmt: skip
     expected = local.generate([Request("x", prompts.CAPTION, items[0].image)], Sampling(max_tokens=48))
     assert answer.choices[0].message.content == expected[0].text
+    folder, out = tmp_path / "images", tmp_path / "captions.parquet"
+    folder.mkdir()
     for item in items:
-        item.image.save(tmp_path / f"{item.id}.png")
-    out = tmp_path / "captions.parquet"
+        item.image.save(folder / f"{item.id}.png")
     command = [
-        sys.executable, "-m", "caprl_utils.captioning", str(tmp_path), "--out", str(out),
+        sys.executable, "-m", "caprl_utils.captioning", str(folder), "--out", str(out),
         "--model", running.config.path, "--base-url", running.url, "--max-tokens", "48", "--temperature", "0",
     ]  # fmt: skip
     subprocess.run(command, check=True, cwd=paths.ROOT)
