@@ -15,7 +15,7 @@ from pathlib import Path
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
-from caprl_utils.paths import shown
+from caprl_utils.paths import ROOT, shown
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: a forked child must not import
@@ -58,6 +58,11 @@ def popen(
                 start_new_session=True,
                 preexec_fn=lambda: die_with_parent(parent),
             )
+
+
+def python_path() -> str:
+    """PYTHONPATH with which a child process finds this package wherever it starts."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def run(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:

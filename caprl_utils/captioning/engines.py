@@ -118,7 +118,7 @@ def _run_processes(folder: Path, workers: int) -> None:
     manifest = Manifest(folder)
     try:
         for number, log in enumerate(logs):
-            env = worker_environment(number, gpus) | {"PYTHONPATH": _python_path()}
+            env = worker_environment(number, gpus) | {"PYTHONPATH": processes.python_path()}
             started.append(processes.popen(command, log, env))
         follow(manifest, lambda: any(process.poll() is None for process in started))
         _wait(started)
@@ -137,7 +137,3 @@ def _wait(started: list[Any]) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(process.poll() is None for process in started):
         time.sleep(0.05)
-
-
-def _python_path() -> str:
-    return os.pathsep.join([str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -9,7 +9,6 @@ some bytes an image (`check`, and the names of one folder at a time).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from caprl_utils import paths
 from caprl_utils.captioning.engines import follow, worker_environment, worker_on
 from caprl_utils.captioning.manifest import Manifest
 from caprl_utils.errors import UserError
+from caprl_utils.processes import python_path
 from caprl_utils.provenance import gpu_names
 
 
@@ -66,9 +66,8 @@ class CaptionActor:
 
 
 def _environment() -> dict[str, str]:
-    parts = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     share = {} if gpu_names() else worker_environment(0, [])  # Ray itself hands out the GPUs
-    return {"PYTHONPATH": os.pathsep.join(parts)} | share
+    return {"PYTHONPATH": python_path()} | share
 
 
 def _check(ray: Any, running: list[Any], folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from contextlib import nullcontext
@@ -94,7 +93,7 @@ def take_part(experiment: str, profile: str, seed: int) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))}
+    return {"PYTHONPATH": processes.python_path()}
 
 
 def command(

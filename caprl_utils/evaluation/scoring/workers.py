@@ -19,8 +19,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from caprl_utils import paths
 from caprl_utils.evaluation.scoring.caprl import Verdict, reference_verdict
+from caprl_utils.processes import python_path
 
 MAX_WORKERS = 4
 MIN_PAIRS_FOR_POOL = 1500  # below, starting processes (about 4 s of imports each) costs more than it saves
@@ -89,9 +89,7 @@ class _Worker:
     """One process that answers one pair at a time."""
 
     def __init__(self) -> None:
-        environment = dict(os.environ)
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = str(paths.ROOT) + (os.pathsep + known if known else "")
+        environment = {**os.environ, "PYTHONPATH": python_path()}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "caprl_utils.evaluation.scoring.worker_process"],
             stdin=subprocess.PIPE,
