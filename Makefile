@@ -48,7 +48,7 @@ lock: ## resolve requirements/*.in again into the lock files
 ##@ Reproduce
 reproduce: environment ## every table and figure of the paper, from images to the report
 	@$(RUN) $(WHOLE)
-	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reporting.readme_map)  # README's map, from results
+	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reports.readme_map)  # README's map, from results
 
 $(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
 	@$(RUN) $@
@@ -74,18 +74,18 @@ $(REPORT)/table3.md: environment FORCE
 table1 table2 figure4: environment
 	@$(RUN) 01_qa_curation 03_caprl_rl_training
 	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
-	@$(PY) -m caprl_utils.reporting.$@ --profile $(PROFILE)
+	@$(PY) -m caprl_utils.reports.$@ --profile $(PROFILE)
 	@$(MAKE) --no-print-directory report
 
 figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: environment
 	@$(RUN) 01_qa_curation
-	@$(PY) -m caprl_utils.reporting.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
+	@$(PY) -m caprl_utils.reports.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
 	@$(MAKE) --no-print-directory report
 
 report: environment ## claims, the one HTML page, and model and data cards, from what is there
-	@for part in claims_page html cards; do $(PY) -m caprl_utils.reporting.$$part --profile $(PROFILE) || exit 1; done
+	@for part in claims_page html cards; do $(PY) -m caprl_utils.reports.$$part --profile $(PROFILE) || exit 1; done
 
 plan: environment ## what PROFILE needs before it starts: commands, hardware, hours, disk, cost, and what is missing
 	@$(PY) -m caprl_utils.planning --profile $(PROFILE) $(WHOLE)
@@ -97,12 +97,12 @@ zoo: environment ## train the small models of the mini world from nothing
 	$(PY) -m caprl_utils.mini.zoo
 
 trace: environment ## a printed number back to its run: make trace ITEM="table3 CapRL mini-chart"
-	@$(PY) -m caprl_utils.reporting.trace "$(ITEM)" --profile $(PROFILE)
+	@$(PY) -m caprl_utils.reports.trace "$(ITEM)" --profile $(PROFILE)
 
 ##@ Use
 serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PORT until Ctrl-C
 	@test -n "$(MODEL)" || { echo "error: name a model, for example: make serve MODEL=zoo:vlm-3b" >&2; exit 1; }
-	@$(PY) -m caprl_utils.backends.server "$(MODEL)" $(if $(PORT),--port $(PORT))
+	@$(PY) -m caprl_utils.models.server "$(MODEL)" $(if $(PORT),--port $(PORT))
 
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab
@@ -124,7 +124,7 @@ test-fast: environment ## unit tests, offline
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
 	$(PY) -m pytest -m integration $(TESTS)
 
-test-engines: TESTS := tests/backends/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl tests/vlm_init
+test-engines: TESTS := tests/models/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl tests/vlm_init
 test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.

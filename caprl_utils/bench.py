@@ -4,7 +4,7 @@
     python -m caprl_utils.bench client scoring   only these
 
 Each row compares ours with a baseline measured in the same run, or with a limit that we set
-(caprl_utils/reporting/bench_table.py:TARGETS), and says what was aimed at. Rows go to reports/bench/bench.json (and
+(caprl_utils/reports/bench_table.py:TARGETS), and says what was aimed at. Rows go to reports/bench/bench.json (and
 .md), merged by name, with the machine and its load: wall times mean little without it.
 """
 
@@ -23,10 +23,10 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic, write_json
 
 BENCHES = {
-    "client": "caprl_utils.backends.bench:bench_client",
+    "client": "caprl_utils.models.bench:bench_client",
     "curation": "caprl_utils.curation.bench:bench_scale",
-    "scoring": "caprl_utils.evaluation.bench:bench_scoring",
-    "bootstrap": "caprl_utils.evaluation.bench:bench_bootstrap",
+    "scoring": "caprl_utils.prism.bench:bench_scoring",
+    "bootstrap": "caprl_utils.prism.bench:bench_bootstrap",
     "reward": "caprl_utils.rl.bench:bench",
 }
 """Name -> function without required arguments that returns one row or several."""
@@ -57,7 +57,7 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
     A row has `name`, `ours`, `baseline`, `ratio` (above 1 is better than the baseline), `goal` (of the ratio),
     `unit`, `n`; the machine, its load and the commit are added here. Raises ValueError for a row without these.
     """
-    from caprl_utils.reporting.bench_table import bench_markdown
+    from caprl_utils.reports.bench_table import bench_markdown
 
     known = {row["name"]: row for row in read()}
     for row in rows:
@@ -87,7 +87,7 @@ def run(name: str) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as text, widest name first in width."""
-    from caprl_utils.reporting.bench_table import three_digits
+    from caprl_utils.reports.bench_table import three_digits
 
     if not rows:
         return "no bench has been run"

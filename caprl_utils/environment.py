@@ -24,9 +24,10 @@ def pins(lock: str) -> dict[str, str]:
 
 
 def direct(source: str = "main.in") -> list[str]:
-    """Names of the direct dependencies in a requirements/*.in file."""
+    """Names of the direct dependencies in a requirements/*.in file and those that it includes."""
     lines = (REQUIREMENTS / source).read_text(encoding="utf-8").splitlines()
-    return [normal(m[1]) for line in lines if (m := _DIRECT.match(line))]
+    included = [name for line in lines if line.startswith("-r ") for name in direct(line[3:].strip())]
+    return included + [normal(m[1]) for line in lines if (m := _DIRECT.match(line))]
 
 
 def check_environment() -> None:

@@ -61,8 +61,8 @@ def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch
     def fails():
         raise UserError("no model")
 
-    monkeypatch.setattr("caprl_utils.backends.bench.bench_client", fails)
-    monkeypatch.setattr("caprl_utils.evaluation.bench.bench_bootstrap", lambda: row("bootstrap"))
+    monkeypatch.setattr("caprl_utils.models.bench.bench_client", fails)
+    monkeypatch.setattr("caprl_utils.prism.bench.bench_bootstrap", lambda: row("bootstrap"))
     assert bench.main(["client", "bootstrap"]) == 1
     shown = capsys.readouterr()
     assert "bench client: no model" in shown.err and "bootstrap" in shown.out

@@ -47,7 +47,7 @@ def test_both_main_locks_agree_where_both_name_a_package():
 
 def test_pyproject_reads_the_same_list():
     assert PYPROJECT["project"]["dynamic"] == ["dependencies"]
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements/main.in"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements/runtime.in"]
 
 
 def test_conda_takes_python_of_the_locks_and_their_pins():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from caprl_utils import hashing, paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import cache_key, code_hashes, file_hash, folder_hash, notebook_imports
+from caprl_utils.hashing import cache_key, code_hashes, derive_seed, file_hash, folder_hash, notebook_imports
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -126,3 +126,8 @@ def test_folder_hash_follows_names_and_contents(tmp_path):
     assert folder_hash(tmp_path) != before
     with pytest.raises(UserError, match="missing or empty folder"):
         folder_hash(tmp_path / "none")
+
+
+def test_a_seed_is_the_same_everywhere_and_has_its_bits():
+    assert derive_seed("mini", 3, "a/b") == derive_seed("mini/3", "a", "b") == 7430837832773879921
+    assert derive_seed(0, "x", bits=31) == derive_seed(0, "x") >> 32 < 2**31

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
 from caprl_utils.answers import parse_letter
-from caprl_utils.backends.base import Completion, Request
+from caprl_utils.models.base import Completion, Request
 from caprl_utils.records import Answered, Answers, Question
 
 if TYPE_CHECKING:

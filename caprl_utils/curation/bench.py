@@ -20,11 +20,11 @@ from typing import Any
 
 from PIL import Image
 
-from caprl_utils.backends import Completion, Request, Sampling
 from caprl_utils.config import load_profile
 from caprl_utils.curation import pipeline
 from caprl_utils.curation.images import ImageItem
 from caprl_utils.errors import UserError
+from caprl_utils.models import Completion, Request, Sampling
 from caprl_utils.records import CheckedImage
 
 QUESTIONS = 5  # of each image

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from caprl_utils import prompts
-from caprl_utils.backends import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.curation import answering, sources
 from caprl_utils.curation.checks import DuplicateFinder, check_image, finder_of
 from caprl_utils.curation.clusters import semantic_duplicates
@@ -33,6 +32,7 @@ from caprl_utils.curation.images import MINI_WORLD, BadImage, ImageItem, open_im
 from caprl_utils.curation.index import RowIndex
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.models import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
 from caprl_utils.records import Answered, CheckedImage, Extracted, Row, Written

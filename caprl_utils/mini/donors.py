@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.backends.weights import files_hash
 from caprl_utils.files import write_json
+from caprl_utils.models.weights import files_hash
 
 
 def folder(name: str) -> Path:

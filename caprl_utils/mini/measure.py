@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from caprl_utils import prompts
 from caprl_utils.answers import parse_letter
-from caprl_utils.backends.base import Backend, Request, Sampling
 from caprl_utils.mini.render import render
 from caprl_utils.mini.world import KINDS, Fact, Picture, caption, derived_seed, distractors, picture
+from caprl_utils.models.base import Backend, Request, Sampling
 
 LETTERS = [f" {letter}" for letter in prompts.LETTERS[:5]]
 
@@ -144,9 +144,9 @@ def main() -> None:
     """Print the figures of the shipped models named, or of all."""
     import argparse
 
-    from caprl_utils.backends import open_backend
     from caprl_utils.config import load_profile
     from caprl_utils.mini.zoo import RECIPES
+    from caprl_utils.models import open_backend
     from caprl_utils.paths import ZOO
     from caprl_utils.schema import ModelConfig
 

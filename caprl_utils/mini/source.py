@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.evaluation.loaders import Sample
 from caprl_utils.mini.render import render
 from caprl_utils.mini.world import KINDS, Picture, caption, derived_seed, distractors, picture
+from caprl_utils.prism.loaders import Sample
 
 BENCHMARK_KINDS = {f"mini-{kind}": kind for kind in KINDS}
 OPTION_KINDS = ("scene", "geometry")  # asked with options; the others ask for a short answer

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from caprl_utils import gpus
 from caprl_utils.config import nearest
 from caprl_utils.errors import UserError
-from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.pretraining import plan as pretraining
 from caprl_utils.pretraining.plan import UnknownSize
+from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.rl.ablations import planned
 from caprl_utils.rl.plan import CAPTION_TOKENS, IMAGE_TOKENS, QUESTION_TOKENS, plan_rl, size_of
 from caprl_utils.runner import times

@@ -11,11 +11,11 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from caprl_utils import paths, provenance
-from caprl_utils.evaluation.benchmarks import get_benchmark
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.evaluate import benchmarks_of
 from caprl_utils.pretraining.launch import ENVIRONMENT
 from caprl_utils.pretraining.sets import Training, wanted
+from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.schema import Profile
 
 _ANSWER_SEC = 2.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.captioning.places import in_threads
+from caprl_utils.captions.places import in_threads
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import PLACEHOLDER, Example

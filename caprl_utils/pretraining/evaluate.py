@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from caprl_utils.errors import UserError
-from caprl_utils.evaluation.benchmarks import mini_benchmarks, pretraining_benchmarks
 from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining.stages import folder_of
+from caprl_utils.prism.benchmarks import mini_benchmarks, pretraining_benchmarks
 from caprl_utils.processes import die_with_parent
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.schema import Profile
@@ -86,8 +86,8 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
 
 def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
     """Direct VQA of one training's model; returns the record."""
-    from caprl_utils.backends import open_backend
-    from caprl_utils.evaluation.vqa import evaluate_vqa
+    from caprl_utils.models import open_backend
+    from caprl_utils.prism.vqa import evaluate_vqa
 
     final = folder_of(profile, name) / "final"
     model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
@@ -97,7 +97,7 @@ def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _samples(profile: str) -> Any:
     """The questions, drawn and hashed once a process. profile: as JSON."""
-    from caprl_utils.evaluation.prism import load_samples
+    from caprl_utils.prism.prism import load_samples
 
     loaded = Profile.model_validate_json(profile)
     return load_samples(loaded, benchmarks_of(loaded))

@@ -1,6 +1,6 @@
 """From image sets and captioners to checked data files, all before the first training starts.
 
-runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet (see caprl_utils.captioning; the
+runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet (see caprl_utils.captions; the
 hash is of everything that makes the captions), a folder data-<name>/ for each data set, a run of its own, and media/
 with the images that are rendered for all of them.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths, prompts
-from caprl_utils.backends.base import Sampling
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash, folder_hash, value_hash
+from caprl_utils.models.base import Sampling
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import budget, data
 from caprl_utils.pretraining.rows import MINI_WORLD, Rows, image_source, make_rows
@@ -121,7 +121,7 @@ def caption(profile: Profile, pairs_name: str) -> Path:
 
     Captions made otherwise (another captioner, count, seed or temperature) have another name, and stay.
     """
-    from caprl_utils.captioning.job import caption_source, make_job
+    from caprl_utils.captions.job import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
     settings = profile.pretraining

@@ -97,7 +97,7 @@ def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) ->
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
     """Why a caption is not trained on, or None. row: of a caption set (see captioning.work.SetRow)."""
-    from caprl_utils.captioning.sets import is_sound
+    from caprl_utils.captions.sets import is_sound
 
     if row is None or not row["caption"].strip():
         return "no caption"
@@ -136,7 +136,7 @@ def _statements(text: str) -> set[str]:
 
 def _captions(file: Path) -> dict[str, dict[str, Any]]:
     """Image id -> its row of the caption set."""
-    from caprl_utils.captioning.sets import read_captions
+    from caprl_utils.captions.sets import read_captions
 
     return {row["image_id"]: row for row in read_captions(file)}
 

@@ -219,7 +219,7 @@ class Evaluation:
 
     def of(self, one: Planned) -> dict[str, Any]:
         """The captioner of a training; returns the record by the evaluation's own reader."""
-        from caprl_utils.evaluation.prism import trained_captioner
+        from caprl_utils.prism.prism import trained_captioner
 
         trained = trained_captioner(self.profile, one.name)
         records = [self._evaluate(one.name, trained, role) for role in self._readers_of(one.experiment)]
@@ -231,8 +231,8 @@ class Evaluation:
             yield "reward_reader"
 
     def _evaluate(self, name: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
-        from caprl_utils.backends import open_backend
-        from caprl_utils.evaluation import prism
+        from caprl_utils.models import open_backend
+        from caprl_utils.prism import prism
 
         if self._samples is None:
             self._samples = prism.load_samples(self.profile)

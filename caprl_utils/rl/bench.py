@@ -20,10 +20,10 @@ from time import perf_counter
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.backends import open_backend
 from caprl_utils.config import load_profile
 from caprl_utils.curation.images import open_images
 from caprl_utils.errors import UserError, command_line
+from caprl_utils.models import open_backend
 from caprl_utils.records import Question
 from caprl_utils.rl import bench_clients
 from caprl_utils.rl.reader import BackendReader, Reader, open_reader
@@ -79,7 +79,7 @@ def bench_rewards(images: int = 48, repeats: int = REPEATS) -> list[dict[str, An
     Each way is timed `repeats` times in turn with other draws of the questions; the median counts. The goals hold
     against OpenAI's library sampling ten tokens; a slower and a faster baseline stand beside it.
     """
-    from caprl_utils.backends.server import serve
+    from caprl_utils.models.server import serve
 
     profile = load_profile("mini")
     model = profile.models.reward_reader.model_copy(update={"batch_size": 64})

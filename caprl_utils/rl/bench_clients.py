@@ -14,9 +14,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from caprl_utils.answers import parse_letter
-from caprl_utils.backends.base import Sampling
-from caprl_utils.backends.endpoint import CHAT, EndpointBackend
 from caprl_utils.errors import UserError
+from caprl_utils.models.base import Sampling
+from caprl_utils.models.endpoint import CHAT, EndpointBackend
 from caprl_utils.rl.reader import MAX_ANSWER_TOKENS
 from caprl_utils.rl.rewards import CaptionTask, QASettings, Round, draw_rounds
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
-from caprl_utils.backends.base import Backend, Request, Sampling
+from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.rl.rewards import RewardBatch
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from caprl_utils.backends.base import Request
-from caprl_utils.backends.decoding import uniforms
-from caprl_utils.backends.local import LocalBackend
+from caprl_utils.models.base import Request
+from caprl_utils.models.decoding import uniforms
+from caprl_utils.models.local import LocalBackend
 from caprl_utils.rl.reader import BackendReader
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import gpus, paths
-from caprl_utils.backends.weights import weights_in
 from caprl_utils.config import read_yaml
+from caprl_utils.models.weights import weights_in
 from caprl_utils.rl import nodes
 from caprl_utils.rl.ablations import MAIN, planned
 from caprl_utils.rl.arguments import GPU_MICRO_BATCH, policy_server

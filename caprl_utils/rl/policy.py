@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.backends.weights import weights_in
 from caprl_utils.errors import UserError
+from caprl_utils.models.weights import weights_in
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.rl.experiment import Training
 from caprl_utils.schema import ModelConfig

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from caprl_utils.backends import open_backend
-from caprl_utils.backends.base import Backend, Request, Sampling
+from caprl_utils.models import open_backend
+from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.schema import ModelConfig, Profile
 
 MAX_ANSWER_TOKENS = 10

@@ -18,7 +18,7 @@ from typing import Literal
 
 from caprl_utils import prompts
 from caprl_utils.answers import parse_letter
-from caprl_utils.backends.base import Request
+from caprl_utils.models.base import Request
 from caprl_utils.records import Question
 from caprl_utils.rl.reader import Reader
 

@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
-from caprl_utils.backends import Backend, open_backend
 from caprl_utils.errors import UserError
+from caprl_utils.models import Backend, open_backend
 from caprl_utils.rl.data import parse_questions
 from caprl_utils.rl.experiment import Experiment, Length
 from caprl_utils.rl.judges import unified_rewards, vlm_rewards

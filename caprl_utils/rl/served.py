@@ -13,10 +13,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from caprl_utils.backends.base import Request
-from caprl_utils.backends.client import Post, RequestError
-from caprl_utils.backends.decoding import uniforms
-from caprl_utils.backends.endpoint import EndpointBackend
+from caprl_utils.models.base import Request
+from caprl_utils.models.client import Post, RequestError
+from caprl_utils.models.decoding import uniforms
+from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
 
 log = logging.getLogger(__name__)

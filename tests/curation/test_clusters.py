@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caprl_utils.backends import open_backend
 from caprl_utils.config import load_profile
 from caprl_utils.curation import clusters, pipeline
 from caprl_utils.curation.clusters import semantic_duplicates
 from caprl_utils.curation.images import open_images
 from caprl_utils.errors import UserError
+from caprl_utils.models import open_backend
 
 
 @pytest.mark.parametrize("cluster_images", [10_000, 50])

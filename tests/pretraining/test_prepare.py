@@ -119,7 +119,7 @@ def test_other_items_leave_data_sets_as_they_are(profile, captioned):
 
 
 def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
-    from caprl_utils.captioning import job
+    from caprl_utils.captions import job
 
     written = []
     monkeypatch.setattr(job, "caption_source", lambda source, out, *_: written.append(out))

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
-from caprl_utils.backends.base import Request
-from caprl_utils.backends.decoding import uniforms
+from caprl_utils.models.base import Request
+from caprl_utils.models.decoding import uniforms
 
 
 def options_of(prompt: str) -> dict[str, str]:

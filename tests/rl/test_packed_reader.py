@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caprl_utils.backends.base import Request
-from caprl_utils.backends.local import LocalBackend
+from caprl_utils.models.base import Request
+from caprl_utils.models.local import LocalBackend
 from caprl_utils.rl.packed import PackedReader, batches, pack, tensors
 from caprl_utils.rl.reader import BackendReader
 from caprl_utils.schema import ModelConfig

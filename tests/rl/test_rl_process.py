@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from caprl_utils import paths
-from caprl_utils.backends.server import free_port
+from caprl_utils.models.server import free_port
 from caprl_utils.rl import checkpoints
 from caprl_utils.rl.train import STOPPED
 from tests.rl.conftest import STEPS

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
-from caprl_utils.backends.client import Limits
-from caprl_utils.backends.endpoint import EndpointBackend
 from caprl_utils.errors import UserError
+from caprl_utils.models.client import Limits
+from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl import checkpoints
 from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.served import ServedReader

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caprl_utils.backends.base import Request
-from caprl_utils.backends.client import Limits
-from caprl_utils.backends.endpoint import EndpointBackend
+from caprl_utils.models.base import Request
+from caprl_utils.models.client import Limits
+from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
 from caprl_utils.rl.served import ServedReader, stray
 from caprl_utils.schema import ModelConfig

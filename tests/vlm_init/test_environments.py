@@ -8,11 +8,11 @@ import torch
 from small_donors import PADDED, setting_with_head
 
 from caprl_utils import paths
-from caprl_utils.backends import Request, Sampling, open_backend, server
-from caprl_utils.backends.endpoint import EndpointBackend
 from caprl_utils.config import load_profile
 from caprl_utils.mini.render import render
 from caprl_utils.mini.world import picture
+from caprl_utils.models import Request, Sampling, open_backend, server
+from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig
 from caprl_utils.vlm_init import assemble

@@ -1,0 +1,70 @@
+"""Sampling that does not depend on what else is in the batch.
+
+A row draws its tokens with its own random numbers, derived from (seed, request id, index), so a request gives
+the same completion alone, in any batch, and after a restart (up to the last bits of floating point).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor
+
+from caprl_utils.models.base import Sampling
+
+
+def uniforms(seed: int, request_id: str, index: int, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) for one completion, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{index}/{request_id}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).random(count)
+
+
+class RowSampler(LogitsProcessor):
+    """Repetition penalty, temperature and top-p per row; leaves only the drawn token for the greedy decoder.
+
+    The penalty counts prompt and completion, as vLLM does, but never the padding.
+    """
+
+    def __init__(
+        self, sampling: Sampling, rows: Sequence[tuple[str, int]], prompt_mask: torch.Tensor
+    ) -> None:
+        """rows: (request id, index) of each row; prompt_mask: attention mask of the prompts, (B, T)."""
+        self.sampling = sampling
+        self.prompt_mask = prompt_mask.bool()
+        self.seen: torch.Tensor | None = None  # (B, V)
+        draws = [uniforms(sampling.seed, name, index, sampling.max_tokens) for name, index in rows]
+        self.draws = torch.tensor(np.stack(draws), device=prompt_mask.device)  # (B, max_tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.prompt_mask.shape[1]
+        if self.sampling.repetition_penalty != 1.0:
+            scores = self._penalised(input_ids, scores, step)
+        if self.sampling.temperature == 0:
+            return scores
+        chosen = self._draw(scores, self.draws[:, step : step + 1])
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+    def _penalised(self, input_ids: torch.Tensor, scores: torch.Tensor, step: int) -> torch.Tensor:
+        if step == 0:
+            counts = torch.zeros(scores.shape, dtype=torch.long, device=scores.device)
+            self.seen = counts.scatter_add_(1, input_ids, self.prompt_mask.long()) > 0
+        else:
+            self.seen.scatter_(1, input_ids[:, -1:], True)
+        penalty = self.sampling.repetition_penalty
+        return torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+
+    def _draw(self, scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """Invert the cumulative distribution at each row's own random number: (B, V), (B, 1) -> (B, 1)."""
+        probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
+        order = None
+        if self.sampling.top_p < 1:
+            probs, order = probs.sort(dim=-1, descending=True)
+            before = probs.cumsum(-1) - probs
+            probs = probs.masked_fill(before >= self.sampling.top_p, 0.0)
+        total = probs.cumsum(-1)
+        index = torch.searchsorted(total, draws * total[:, -1:], right=True)
+        index = index.clamp(max=scores.shape[1] - 1)
+        return index if order is None else order.gather(1, index)

@@ -1,0 +1,322 @@
+"""transformers in this process: no server, one model, batches sorted by length.
+
+1. Sampling is per row (see `decoding`), so neither batch size nor neighbours change a completion.
+2. The model's own generation defaults stay out, but for its end-of-turn tokens.
+3. Letters are read from one forward pass (`choice_logprobs`), without drawing a token.
+4. An image that several requests show is prepared and encoded once per batch (see `images`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import value_hash
+from caprl_utils.models.base import Completion, Request, Sampling
+from caprl_utils.models.images import share_images
+from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, files_hash
+from caprl_utils.progress import Progress
+from caprl_utils.schema import ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL.Image import Image
+
+STREAM_BATCHES = 8
+
+
+class LocalBackend:
+    """A model of transformers, text-only or with images; the weights are loaded when first used."""
+
+    def __init__(self, config: ModelConfig, torch_threads: int | None = None) -> None:
+        """Raises UserError when `config.path` names a folder that is no model."""
+        self.name = config.path
+        self.config = config
+        self._path = paths.resolve_model(config.path)
+        self._torch_threads = torch_threads
+        check_folder(self._path, config.path)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Hash of weights, config and tokenizer of a folder; of name and commit for a model of the hub."""
+        folder = Path(self._path)
+        if folder.is_dir():
+            return files_hash(folder)
+        return value_hash([self._path, self.loaded.commit])
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The weights in memory, for callers that compute with them directly (a packed reader)."""
+        return LoadedModel(self._path, self.config, self._torch_threads)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
+    ) -> list[Completion]:
+        """See `Backend.generate`."""
+        jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
+        found: dict[tuple[int, int], Completion] = {}
+        with Progress(progress, len(jobs)) if progress else _Silent() as bar:
+            for some in self._completed(requests, jobs, sampling):
+                found |= some
+                bar.update(len(some))
+        return [found[job] for job in jobs]
+
+    def _completed(
+        self, requests: Sequence[Request], jobs: Sequence[tuple[int, int]], sampling: Sampling
+    ) -> Iterator[dict[tuple[int, int], Completion]]:
+        """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
+        refused: dict[tuple[int, int], Completion] = {}
+        for batch in self._batches(requests, jobs, sampling.max_tokens, refused):
+            rows = [(requests[row], index) for row, index in batch]
+            yield dict(zip(batch, self.loaded.complete(rows, sampling), strict=True))
+        if refused:
+            yield refused
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
+        waiting = iter(requests)
+        while some := list(islice(waiting, STREAM_BATCHES * self.config.batch_size)):
+            jobs = [(row, index) for row in range(len(some)) for index in range(sampling.n)]
+            for done in self._completed(some, jobs, sampling):
+                yield from done.values()
+
+    def choice_logprobs(
+        self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
+    ) -> list[list[float] | None]:
+        """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
+        ids = self.loaded.choice_ids(choices)
+        refused: dict[tuple[int, int], Completion] = {}
+        scores: list[list[float] | None] = [None] * len(requests)
+        jobs = [(row, 0) for row in range(len(requests))]
+        with Progress(progress, len(jobs)) if progress else _Silent() as bar:
+            for batch in self._batches(requests, jobs, 0, refused):
+                rows = [requests[row] for row, _ in batch]
+                for (row, _), values in zip(batch, self.loaded.next_logprobs(rows, ids), strict=True):
+                    scores[row] = values
+                bar.update(len(batch))
+        return scores
+
+    def image_features(self, images: Sequence[Image]) -> np.ndarray:
+        """What the vision tower makes of each image, the mean over its tokens, (N, D).
+
+        Raises UserError for a model without one, or of a family other than Qwen-VL.
+        """
+        return self.loaded.image_features(images)
+
+    def _batches(
+        self,
+        requests: Sequence[Request],
+        jobs: Sequence[tuple[int, int]],
+        room: int,
+        refused: dict[tuple[int, int], Completion],
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Jobs in batches of one image or of similar length; what the model cannot take goes to `refused`."""
+        lengths, reasons = self.loaded.measure(requests, room)
+        for row, index in jobs:
+            if reasons[row] is not None:
+                refused[row, index] = Completion(requests[row].id, index, None, 0, "error", reasons[row])
+        images: dict[int, int] = {}  # the requests of one image stay together, and so do those without
+        groups = [images.setdefault(id(request.image), len(images)) for request in requests]
+        good = [job for job in jobs if job not in refused]
+        good.sort(key=lambda job: (groups[job[0]], -lengths[job[0]]))
+        for start in range(0, len(good), self.config.batch_size):
+            yield good[start : start + self.config.batch_size]
+
+
+class _Silent:
+    """Stands in for Progress where none is asked for."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, count: int) -> None:
+        """Show nothing."""
+
+
+class LoadedModel:
+    """Weights and processor in memory, and the forward passes."""
+
+    def __init__(self, path: str, config: ModelConfig, torch_threads: int | None) -> None:
+        import torch
+        from transformers import GenerationConfig
+
+        if torch_threads is not None:
+            torch.set_num_threads(torch_threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.processor, self.tokenizer, self.model = _load(path, config, self.device)
+        self.sees = self.processor is not self.tokenizer
+        self.commit = getattr(self.model.config, "_commit_hash", None)
+        own = self.model.generation_config
+        pad = self.tokenizer.pad_token_id
+        self.pad_id = own.pad_token_id if pad is None else pad
+        ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        self.end_ids = set(ends if isinstance(ends, list) else [ends])
+        # generate() fills unset fields from the model's own defaults, so these must hold nothing else.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=sorted(self.end_ids), pad_token_id=self.pad_id
+        )
+        text_config = self.model.config.get_text_config()
+        self.max_positions = getattr(text_config, "max_position_embeddings", None)
+        self._special = [token for token in self.tokenizer.all_special_tokens if token]
+
+    def prompt_text(self, request: Request) -> str:
+        """The request in the model's chat template, with the start of the assistant's turn."""
+        content: Any = request.prompt
+        if self.sees:
+            content = [{"type": "text", "text": request.prompt}]
+            if request.image is not None:
+                content.insert(0, {"type": "image"})
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text + request.prefill
+
+    def measure(self, requests: Sequence[Request], room: int) -> tuple[list[int], list[str | None]]:
+        """Tokens of each prompt (an image counted as one), and why a request cannot be answered, if so."""
+        texts = [self.prompt_text(request) for request in requests]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        lengths = [len(row) for row in ids]
+        return lengths, [self.refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
+
+    def refusal(self, request: Request, tokens: int) -> str | None:
+        """Why the model cannot take a request of so many tokens, completion included; None when it can."""
+        if request.image is not None and not self.sees:
+            return "this model takes no images"
+        for special in self._special:
+            if special in request.prompt or special in request.prefill:
+                return f"the prompt holds the special token {special}"
+        if self.max_positions is not None and tokens > self.max_positions:
+            return f"prompt and completion take {tokens} tokens, the model {self.max_positions}"
+        return None
+
+    def encode(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
+        """Left-padded model inputs, (B, T) and the pixels of all images."""
+        texts = [self.prompt_text(request) for request in requests]
+        shown = [request.image for request in requests if request.image is not None]
+        as_rgb = {id(image): image.convert("RGB") for image in shown}
+        with_images = {"images": [as_rgb[id(image)] for image in shown]} if shown else {}
+        inputs = self.processor(
+            text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
+            return_tensors="pt",
+        )  # fmt: skip
+        return inputs.to(self.device)
+
+    def complete(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> list[Completion]:
+        """One completion per (request, index)."""
+        import torch
+        from transformers import LogitsProcessorList
+
+        from caprl_utils.models.decoding import RowSampler
+
+        inputs = self.encode([request for request, _ in rows])
+        sampler = RowSampler(sampling, [(r.id, index) for r, index in rows], inputs["attention_mask"])
+        with torch.inference_mode():
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=sampling.max_tokens, do_sample=False,
+                logits_processor=LogitsProcessorList([sampler]),
+            )  # fmt: skip
+        new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._completion(r.id, i, ids) for (r, i), ids in zip(rows, new, strict=True)]
+
+    def _completion(self, request_id: str, index: int, ids: list[int]) -> Completion:
+        end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
+        kept = ids if end is None else ids[:end]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # the end-of-turn token counts: it was generated, and servers count it
+        used = len(kept) + (end is not None)
+        return Completion(request_id, index, text, used, "length" if end is None else "stop")
+
+    def image_features(self, images: Sequence[Image]) -> np.ndarray:
+        """See `LocalBackend.image_features`."""
+        import torch
+
+        if not self.sees or "image_grid_thw" not in self.processor.model_input_names:
+            raise UserError("image embeddings need a model of the Qwen-VL family")
+        rgb = [image.convert("RGB") for image in images]
+        inputs = self.processor.image_processor(images=rgb, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            seen = self.model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        return torch.stack([tokens.float().mean(0) for tokens in seen.pooler_output]).cpu().numpy()
+
+    def choice_ids(self, choices: Sequence[str]) -> list[int]:
+        """Token id of each choice."""
+        ids = [self.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+        for choice, tokens in zip(choices, ids, strict=True):
+            if len(tokens) != 1 or tokens[0] == self.tokenizer.unk_token_id:
+                raise UserError(
+                    f"{choice!r} is no single token of this model ({len(tokens)} tokens): "
+                    "choices must be one token each, for example ' A' with its leading space"
+                )
+        return [tokens[0] for tokens in ids]
+
+    def next_logprobs(self, requests: Sequence[Request], ids: Sequence[int]) -> list[list[float]]:
+        """Log-probabilities of the tokens `ids` right after each prompt: one forward pass."""
+        import torch
+
+        inputs = self.encode(requests)
+        if not self.sees:  # VLMs derive positions from the mask; text models would count the padding
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            return torch.log_softmax(logits.float(), dim=-1)[:, list(ids)].tolist()
+
+
+def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
+    """(processor, tokenizer, model); for a text model processor and tokenizer are the same."""
+    import torch
+    import transformers as hf
+
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    dtype = config.dtype
+    if device == "cpu" and dtype == "auto":
+        dtype = "float32"  # 16-bit arithmetic is emulated on most CPUs
+    try:
+        sees = hasattr(hf.AutoConfig.from_pretrained(path, **options), "vision_config")
+        load = hf.AutoProcessor.from_pretrained if sees else load_tokenizer
+        processor = load(path, **options)
+        model_class = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
+        model = model_class.from_pretrained(
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
+        )
+    except Exception as error:  # many kinds: JSON, safetensors, missing files, shapes
+        where = paths.shown(path) if Path(path).is_dir() else path
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"the model {where} cannot be loaded ({why}). {_remedy(config)}") from error
+    if sees:
+        _limit_pixels(processor.image_processor, config)
+        share_images(processor, model)
+    return processor, getattr(processor, "tokenizer", processor), model.to(device).eval()
+
+
+def load_tokenizer(path: str, **options: Any) -> Any:
+    """The tokenizer as its folder says: one that names the general class gets that one."""
+    import transformers as hf
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    named = get_tokenizer_config(path, **options).get("tokenizer_class")
+    kind = hf.PreTrainedTokenizerFast if named in GENERAL_TOKENIZERS else hf.AutoTokenizer
+    return kind.from_pretrained(path, **options)
+
+
+def _remedy(config: ModelConfig) -> str:
+    if config.path.startswith(paths.ZOO_PREFIX):
+        return "Restore the file from git (`git checkout caprl_utils/mini/weights`), or train it: `make zoo`."
+    if Path(config.path).is_dir():
+        return "Delete the folder and make it again, or copy it again."
+    return "Check the name and the connection; profiles with `offline: true` use local folders only."
+
+
+def _limit_pixels(image_processor: Any, config: ModelConfig) -> None:
+    """Set the processor's size limits (pixels per image) where the profile gives some."""
+    for key, value in (("shortest_edge", config.min_pixels), ("longest_edge", config.max_pixels)):
+        if value is not None:
+            image_processor.size[key] = value

@@ -1,0 +1,162 @@
+"""Stage 2 of Prism: a reader answers every question from the caption alone.
+
+Three ways to read, none of which guesses:
+`choice`   questions with options: the letter of highest probability after "The answer is" (one forward
+           pass, no dice); others: greedy. `letter_mass` tells how much probability the reader put on
+           letters at all.
+`greedy`   temperature 0 after the same prefill, for all questions.
+`sampled`  the authors' setting: temperature 1.0, top-p 1.0, at most 2048 tokens, no prefill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from caprl_utils import prompts
+from caprl_utils.captions import chunk_seed, failure_message
+from caprl_utils.errors import UserError
+from caprl_utils.models.base import Backend, Request, Sampling
+from caprl_utils.progress import Progress
+from caprl_utils.rows import RowStore
+
+if TYPE_CHECKING:
+    from caprl_utils.prism.loaders import Sample
+
+ReaderMode = Literal["choice", "greedy", "sampled"]
+CHUNK_QUESTIONS = 256
+GREEDY = Sampling(max_tokens=32)  # ours: after the prefill an answer is a word, a number or a letter
+AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script, stage 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question about one caption. `caption` None: the reader sees the image instead."""
+
+    id: str
+    sample: Sample
+    caption_index: int
+    caption: str | None
+
+
+class Answer(BaseModel):
+    """What the reader said: a row of answers.jsonl. `text` is None where two letters were exactly as
+    likely.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    text: str | None
+    finish_reason: str
+    letter_mass: float | None = None
+
+
+def answer_id(sample: Sample, caption_index: int) -> str:
+    """Row id of the answer to a sample from one of its captions."""
+    return f"{sample.benchmark}/{sample.id}#{caption_index}"
+
+
+def answer_all(
+    tasks: Sequence[Task], reader: Backend, mode: ReaderMode, store: RowStore, seed: int
+) -> dict[str, Answer]:
+    """Answer every task that `store` does not hold yet; returns all answers by id.
+
+    All benchmarks go through together. Raises UserError when the reader failed on a task: the finished
+    rows stay and the next call makes the rest.
+    """
+    failed: dict[str, str] = {}
+    with Progress("answers", len(tasks)) as progress:
+        for number, (ask, chunk) in enumerate(_chunks(tasks, reader, mode)):
+            if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
+                failed |= _write(ask(chunk, chunk_seed(seed, "answers", number)), store)
+                if all(task.id in failed for task in chunk) and len(chunk) > 1:
+                    raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
+            progress.update(len(chunk))
+    if failed:
+        raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
+    wanted = {task.id for task in tasks}
+    return {row.id: row for row in store.read(Answer) if row.id in wanted}
+
+
+Ask = Callable[[Sequence[Task], int], dict[str, Answer | str]]
+
+
+def _chunks(tasks: Sequence[Task], reader: Backend, mode: ReaderMode) -> Iterator[tuple[Ask, list[Task]]]:
+    """Tasks that can be asked in one call: letter questions by number of options, all others together."""
+    groups: dict[int, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(len(task.sample.options) if mode == "choice" else 0, []).append(task)
+    for num_options, group in sorted(groups.items()):
+        ask = _letters(reader, num_options) if num_options else _texts(reader, mode)
+        for start in range(0, len(group), CHUNK_QUESTIONS):
+            yield ask, group[start : start + CHUNK_QUESTIONS]
+
+
+def _write(answers: dict[str, Answer | str], store: RowStore) -> dict[str, str]:
+    for key, answer in answers.items():
+        if isinstance(answer, Answer) and key not in store:
+            store.append(answer)
+    return {key: reason for key, reason in answers.items() if isinstance(reason, str) and key not in store}
+
+
+def _letters(reader: Backend, num_options: int) -> Ask:
+    letters = prompts.LETTERS[:num_options]
+
+    def ask(tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
+        rows = reader.choice_logprobs([_request(task, True) for task in tasks], [f" {x}" for x in letters])
+        return {
+            task.id: "the reader gave no probabilities" if row is None else _likeliest(task.id, row, letters)
+            for task, row in zip(tasks, rows, strict=True)
+        }
+
+    return ask
+
+
+def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
+    best = max(logprobs)
+    ahead = [letter for letter, value in zip(letters, logprobs, strict=True) if value == best]
+    mass = sum(math.exp(value) for value in logprobs)
+    return Answer(
+        id=task_id, text=ahead[0] if len(ahead) == 1 else None, finish_reason="stop", letter_mass=mass
+    )
+
+
+def _texts(reader: Backend, mode: ReaderMode) -> Ask:
+    sampling = AUTHORS if mode == "sampled" else GREEDY
+
+    def ask(tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
+        requests = [_request(task, prefilled=mode != "sampled") for task in tasks]
+        completions = reader.generate(requests, replace(sampling, seed=seed))
+        return {
+            c.id: Answer(id=c.id, text=_without_prefill(c.text), finish_reason=c.finish_reason)
+            if c.text is not None
+            else c.error or "the reader gave no text"
+            for c in completions
+        }
+
+    return ask
+
+
+def _without_prefill(text: str) -> str:
+    """A reader without prefill may write the same words itself; they are no part of the answer."""
+    return text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
+
+
+def _request(task: Task, prefilled: bool) -> Request:
+    sample, prefill = task.sample, prompts.ANSWER_PREFILL if prefilled else ""
+    options = sample.options
+    if task.caption is not None:
+        prompt = prompts.read_question(task.caption, sample.question, options)
+        return Request(task.id, prompt, prefill=prefill)
+    if len(sample.images) != 1:
+        raise UserError(
+            f"{sample.benchmark}, sample {sample.id}: {len(sample.images)} images; a model is asked "
+            "about one at a time, so leave this sample out of a run that looks at the image"
+        )
+    prompt = prompts.look_question(sample.question, options)
+    return Request(task.id, prompt, sample.images[0](), prefill)

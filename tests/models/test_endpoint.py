@@ -1,0 +1,208 @@
+"""The client against a server that misbehaves: same rows, none lost, none twice, and the server kept full."""
+
+import asyncio
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_server import FakeServer, answer_of
+from fault_proxy import FAULTS, FaultProxy
+from PIL import Image
+
+from caprl_utils.errors import UserError
+from caprl_utils.models import Request, Sampling
+from caprl_utils.models.client import Limits
+from caprl_utils.models.endpoint import EndpointBackend
+from caprl_utils.rows import RowStore
+from caprl_utils.schema import ModelConfig
+
+QUICK = Limits(in_flight=16, request_sec=2.0, first_wait_sec=0.01, longest_wait_sec=0.1, give_up_after=20)
+
+
+def backend(*servers: FakeServer | FaultProxy, limits: Limits = QUICK, **settings) -> EndpointBackend:
+    urls = [server.url for server in servers]
+    return EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=urls, **settings), limits)
+
+
+def requests(count: int, prefix: str = "") -> list[Request]:
+    return [Request(f"r{i}", f"{prefix}prompt {i}") for i in range(count)]
+
+
+def test_completions_come_in_the_order_asked():
+    with FakeServer() as server:
+        found = backend(server).generate(requests(50), Sampling(max_tokens=9, n=2))
+    assert [(c.id, c.index) for c in found] == [(f"r{i}", k) for i in range(50) for k in range(2)]
+    assert all(c.error is None and c.num_tokens == 12 and c.finish_reason == "stop" for c in found)
+    assert len({c.text for c in found}) == 100
+
+
+def test_a_faulty_way_gives_the_same_rows(tmp_path):
+    sampling = Sampling(max_tokens=9, n=2)
+    with FakeServer() as server, FaultProxy(server.url, share=0.2) as proxy:
+        expected = backend(server).generate(requests(400), sampling)
+        client = backend(proxy)
+        with RowStore(tmp_path / "rows.jsonl") as store:
+            for done in client.stream(requests(400), sampling):
+                store.append({"id": f"{done.id}#{done.index}", "text": done.text})
+    assert set(proxy.faults) == set(FAULTS)
+    assert 0.15 < sum(proxy.faults.values()) / proxy.posts < 0.25
+    assert client.client.retries >= sum(proxy.faults.values())
+    rows = {row["id"]: row["text"] for row in RowStore(tmp_path / "rows.jsonl").read()}
+    assert rows == {f"{c.id}#{c.index}": c.text for c in expected}
+    assert len(rows) == len(expected) == 800
+
+
+def test_a_refused_request_is_one_error_and_not_retried():
+    with FakeServer() as server:
+        sent = [Request("bad", "refuse me"), *requests(3)]
+        found = backend(server).generate(sent, Sampling(max_tokens=9))
+        assert found[0].finish_reason == "error"
+        assert found[0].text is None
+        assert "prompt too long" in found[0].error
+        assert [c.error for c in found[1:]] == [None] * 3
+        assert max(server.attempts.values()) == 1
+
+
+def test_the_server_is_kept_full_and_never_overfull():
+    with FakeServer() as server:
+        server.hold_until = 16  # however slowly a busy machine sends them
+        backend(server, limits=replace(QUICK, request_sec=60.0)).generate(
+            requests(64), Sampling(max_tokens=9)
+        )
+        assert server.most_busy == 16
+
+
+def test_two_servers_share_the_work_and_one_may_go_down():
+    with FakeServer(delay_sec=0.01) as first, FakeServer(delay_sec=0.01) as second:
+        second.down = True
+        found = backend(first, second).generate(requests(60), Sampling(max_tokens=9))
+        assert all(c.error is None for c in found)
+        second.down = False
+        found = backend(first, second).generate(requests(100, "more "), Sampling(max_tokens=9))
+        assert sum(second.attempts.values()) > 30
+
+
+def test_servers_that_are_gone_stop_the_run():
+    with FakeServer() as server:
+        client = backend(server)
+        client.generate(requests(1), Sampling(max_tokens=9))
+        server.down = True
+        with pytest.raises(UserError, match=r"all failed: .*run again"):
+            client.generate(requests(100), Sampling(max_tokens=9))
+
+
+def test_requests_are_taken_as_there_is_room():
+    taken = []
+
+    def endless():
+        for i in range(10**9):
+            taken.append(i)
+            yield Request(f"r{i}", f"prompt {i}")
+
+    with FakeServer() as server:
+        stream = backend(server).stream(endless(), Sampling(max_tokens=9))
+        for _ in range(50):
+            next(stream)
+        stream.close()
+        assert len(taken) <= 50 + 2 * 16 + 1
+
+
+def test_inside_a_running_loop_as_in_jupyter():
+    with FakeServer() as server:
+        client = backend(server)
+
+        async def cell():
+            return client.generate(requests(3), Sampling(max_tokens=9))
+
+        assert len(asyncio.run(cell())) == 3
+
+
+def test_letters_by_probability():
+    with FakeServer() as server:
+        scores = backend(server).choice_logprobs([*requests(2), Request("x", "refuse")], [" A", " B"])
+        assert scores == [[-65.0, -66.0]] * 2 + [None]
+        with pytest.raises(UserError, match="one"):
+            backend(server).choice_logprobs(requests(1), [" AB"])
+
+
+def test_images_and_prefill_are_sent_as_vllm_takes_them():
+    image = Image.new("RGBA", (8, 8), "red")
+    client = EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=["http://x/v1"]))
+    client.served = "fake"  # as a server would say
+    body = client.chat_body(Request("a", "What?", image, "The answer is"), Sampling(5, 0.6))
+    user, assistant = body["messages"]
+    assert user["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert user["content"][1]["text"] == "What?"
+    assert assistant == {"role": "assistant", "content": "The answer is"}
+    assert body["continue_final_message"] is True
+    assert body["add_generation_prompt"] is False
+    assert "repetition_penalty" not in body
+    assert body["seed"] != client.chat_body(Request("b", "What?"), Sampling(5))["seed"]
+
+
+def test_keys_come_from_the_environment(monkeypatch):
+    with FakeServer(key="secret") as server:
+        with pytest.raises(UserError, match="MY_KEY"):
+            backend(server, api_key_env="MY_KEY")
+        monkeypatch.setenv("MY_KEY", "secret")
+        found = backend(server, api_key_env="MY_KEY").generate(requests(1), Sampling(max_tokens=9))
+        assert found[0].error is None
+
+
+def test_wrong_or_absent_servers_say_what_to_do():
+    with FakeServer(models=("another",)) as server, pytest.raises(UserError, match="does not serve 'fake'"):
+        backend(server).generate(requests(1), Sampling(max_tokens=9))
+    gone = EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=["http://127.0.0.1:9/v1"]))
+    with pytest.raises(UserError, match="make serve"):
+        gone.generate(requests(1), Sampling(max_tokens=9))
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from caprl_utils.models import Request, Sampling
+from caprl_utils.models.client import Limits
+from caprl_utils.models.endpoint import EndpointBackend
+from caprl_utils.rows import RowStore
+from caprl_utils.schema import ModelConfig
+
+url, file, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+config = ModelConfig(path="fake", backend="endpoint", base_urls=[url])
+store = RowStore(file)
+todo = (Request(f"r{i}", f"prompt {i}") for i in range(count) if f"r{i}" not in store)
+limits = Limits(in_flight=8, first_wait_sec=0.01)
+for done in EndpointBackend(config, limits).stream(todo, Sampling(max_tokens=9)):
+    store.append({"id": done.id, "text": done.text})
+"""
+
+
+@pytest.mark.integration
+def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
+    rows, count = tmp_path / "rows.jsonl", 3000
+    moments = sorted(random.sample(range(1, count - 100), 10))  # rows on disk when it is killed
+    print(f"killed after {moments} rows")
+    with FakeServer(delay_sec=0.01) as server:
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), server.url, str(rows), str(count)]
+        kills = 0
+        for stop_after in moments:
+            process = subprocess.Popen(command)
+            while process.poll() is None and (not rows.exists() or rows.stat().st_size < 35 * stop_after):
+                time.sleep(0.005)
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
+        subprocess.run(command, check=True)
+        found = [(row["id"], row["text"]) for row in RowStore(rows).read()]
+        expected = backend(server).generate(requests(count), Sampling(max_tokens=9))
+    assert kills == 10
+    assert sorted(found) == sorted((c.id, c.text) for c in expected)
+
+
+def test_the_fake_server_answers_from_the_request_alone():
+    body = {"messages": [{"content": "hello"}], "seed": 1}
+    assert answer_of(body) == answer_of(body) != answer_of(body | {"seed": 2})

@@ -1,0 +1,160 @@
+"""The server manager: its command line, and what a user is told when it cannot start."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from caprl_utils import processes
+from caprl_utils.errors import UserError
+from caprl_utils.models import server
+from caprl_utils.models.local import load_tokenizer
+from caprl_utils.schema import ModelConfig
+
+
+def test_the_command_line(reader_folder, monkeypatch):
+    monkeypatch.setattr(server, "gpu_names", lambda: [])
+    line = " ".join(server.command(ModelConfig(path=str(reader_folder)), 8123, 512))
+    for part in ("--host 127.0.0.1 --port 8123", "--generation-config vllm", "--max-model-len 512",
+                 "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2",
+                 "--no-enable-chunked-prefill"):  # fmt: skip
+        assert part in line
+    assert "--trust-remote-code" not in line
+    monkeypatch.setattr(server, "gpu_names", lambda: ["H100"])
+    assert "--enforce-eager" not in server.command(ModelConfig(path=str(reader_folder)), 8123)
+
+
+def test_the_key_is_not_on_the_command_line(reader_folder, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    model = ModelConfig(path=str(reader_folder), api_key_env="MY_KEY")
+    assert server.environment(model)["VLLM_API_KEY"] == "secret"
+    assert "secret" not in " ".join(server.command(model, 8123))
+
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(UserError, match="MY_KEY"):
+        server.environment(model)
+
+
+def test_pixel_limits_reach_the_server(reader_folder):
+    line = server.command(ModelConfig(path=str(reader_folder), max_pixels=4096), 8123)
+    assert json.loads(line[line.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
+
+
+def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
+    """AutoTokenizer, which vLLM uses, reads the copy as the tokenizer is, and the model's own folder not."""
+    from transformers import AutoTokenizer
+
+    text = "The value of Rome is 42."
+    own = load_tokenizer(str(reader_folder))
+    copied = AutoTokenizer.from_pretrained(server.tokenizer_folder(reader_folder, tmp_path / "copy"))
+    assert copied(text)["input_ids"] == own(text)["input_ids"]
+    assert copied.decode(copied(text)["input_ids"]) == text
+    chat = [{"role": "user", "content": "What is the topic?"}]
+    assert copied.apply_chat_template(chat, tokenize=False) == own.apply_chat_template(chat, tokenize=False)
+    assert AutoTokenizer.from_pretrained(reader_folder)(text)["input_ids"] != own(text)["input_ids"]
+    assert server.tokenizer_folder(vlm_folder, tmp_path / "none") is None
+
+
+def test_a_folder_without_model_is_refused_at_once(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"config\.json is missing"),
+        server.serve(ModelConfig(path=str(tmp_path))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("line", "likely"),
+    [
+        (
+            "ValueError: Free memory on device (1/23 GiB) is less than desired GPU memory utilization",
+            "too little",
+        ),
+        ("ValueError: User-specified max_model_len (9) is greater than the derived", "lower --max-model-len"),
+        ("RepositoryNotFoundError: 404", "check its name"),
+        ("ValueError: all is well otherwise", None),
+    ],
+)
+def test_the_likely_cause_is_named(line, likely, tmp_path):
+    (tmp_path / "log").write_text(f"INFO starting\n{line}\n")
+    message = server._why_ended(1, "zoo:x", tmp_path / "log")
+    assert line in message and ("Likely" in message) == (likely is not None) and (likely or "") in message
+
+
+def test_a_port_in_use_is_named(reader_folder):
+    with socket.socket() as taken:
+        taken.bind((server.HOST, 0))
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(UserError, match=str(port)),
+            server.serve(ModelConfig(path=str(reader_folder)), port),
+        ):
+            pass
+
+
+def test_a_server_that_dies_shows_the_end_of_its_log(reader_folder, tmp_path, monkeypatch):
+    script = "print('loading'); raise SystemExit('no such dtype')"
+    monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", script])
+    with (
+        pytest.raises(UserError, match=r"status 1(?s:.*)no such dtype"),
+        server.serve(ModelConfig(path=str(reader_folder)), log=tmp_path / "log"),
+    ):
+        pass
+
+
+HEALTHY = """
+import http.server, os, subprocess, sys
+child = subprocess.Popen(["sleep", "600"])
+print("child", child.pid, flush=True)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "zombie" not in open(f"/proc/{pid}/status").read()
+
+
+def test_the_whole_process_group_ends(reader_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "command", lambda model, port, *_: [sys.executable, "-c", HEALTHY, str(port)])
+    log = tmp_path / "log"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        server.serve(ModelConfig(path=str(reader_folder)), log=log) as running,
+    ):
+        child = int(log.read_text().split()[1])
+        assert running.config.base_urls == [running.url]
+        assert alive(child)
+        raise KeyboardInterrupt
+    time.sleep(0.1)
+    assert not alive(child)
+
+
+def test_the_server_dies_with_a_killed_parent(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from caprl_utils import processes; "
+        "print(processes.popen(['sleep', '600'], Path(sys.argv[1])).pid, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert alive(pid)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(pid)
+    assert processes.tail(tmp_path / "log") == ""

@@ -1,0 +1,124 @@
+"""A real vLLM server on this machine answers as the same model does in this process, and serves the quick start."""
+
+import base64
+import io
+import subprocess
+import sys
+
+import openai
+import pandas as pd
+import pytest
+
+from caprl_utils import paths, prompts
+from caprl_utils.config import load_profile
+from caprl_utils.curation.images import ImageItem, open_images
+from caprl_utils.models import Request, Sampling, bench, open_backend, server
+from caprl_utils.models.endpoint import EndpointBackend
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(3000)]
+
+LETTERS = [" A", " B", " C", " D"]
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("smoke", {"images.num_images": 6})
+
+
+@pytest.fixture(scope="module")
+def items(profile) -> list[ImageItem]:
+    return list(open_images(profile))
+
+
+@pytest.fixture(scope="module")
+def running(profile, tmp_path_factory):
+    model = profile.models.policy.model_copy(update={"batch_size": 8})
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with server.serve(model, log=log) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def local(profile):
+    return open_backend(profile.models.policy.model_copy(update={"batch_size": 8}), profile)
+
+
+def mixed(items: list[ImageItem]) -> list[Request]:
+    """Captions and questions, with and without image, with and without the start of an answer."""
+    key, value = next(iter(items[0].meta["facts"].items()))
+    asked = prompts.look_question(f"What is the {key}?", [value, "42", "17", "red"])
+    return [
+        *(Request(f"caption {item.id}", prompts.CAPTION, item.image) for item in items),
+        Request("seen", asked, items[0].image, prompts.ANSWER_PREFILL),
+        Request("blind", asked, None, prompts.ANSWER_PREFILL),
+        Request("long", prompts.look_question("What is the value of Rome? " * 4), items[1].image),
+    ]
+
+
+def test_letters_have_the_same_probabilities(running, local, items):
+    served = EndpointBackend(running.config).choice_logprobs(mixed(items), LETTERS)
+    for row, expected in zip(served, local.choice_logprobs(mixed(items), LETTERS), strict=True):
+        assert row == pytest.approx(expected, abs=2e-3)
+
+
+def test_greedy_completions_are_the_same(running, local, items):
+    sampling = Sampling(max_tokens=48)
+    served = EndpointBackend(running.config).generate(mixed(items), sampling)
+    expected = local.generate(mixed(items), sampling)
+    assert [c.text for c in served] == [c.text for c in expected]
+    assert served == expected
+
+
+def test_sampling_is_repeatable(running, items):
+    endpoint = EndpointBackend(running.config)
+    sampling = Sampling(max_tokens=24, temperature=1.5, repetition_penalty=1.1, n=2, seed=3)
+    first = endpoint.generate(mixed(items), sampling)
+    assert endpoint.generate(mixed(items), sampling) == first
+    assert len({completion.text for completion in first}) > len(mixed(items))
+
+
+def test_the_quick_start(running, local, items, tmp_path):
+    """As notebook 00: one image with the plain client, a folder with the command line, resumed."""
+    buffer = io.BytesIO()
+    items[0].image.save(buffer, format="PNG")
+    url = f"data:image;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompts.CAPTION}]
+    with openai.OpenAI(base_url=running.url, api_key="none") as client:
+        answer = client.chat.completions.create(
+            model=running.config.path, messages=[{"role": "user", "content": content}], temperature=0,
+            max_tokens=48,
+        )  # fmt: skip
+    expected = local.generate([Request("x", prompts.CAPTION, items[0].image)], Sampling(max_tokens=48))
+    assert answer.choices[0].message.content == expected[0].text
+    folder, out = tmp_path / "images", tmp_path / "captions.parquet"
+    folder.mkdir()
+    for item in items:
+        item.image.save(folder / f"{item.id}.png")
+    command = [
+        sys.executable, "-m", "caprl_utils.captions", str(folder), "--out", str(out),
+        "--model", running.config.path, "--base-url", running.url, "--max-tokens", "48", "--temperature", "0",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, cwd=paths.ROOT)
+    captions = pd.read_parquet(out)
+    assert sorted(captions["image_id"]) == sorted(f"{item.id}.png" for item in items)
+    assert set(captions["caption"]) >= {expected[0].text.strip()}
+
+
+def test_the_clients_side_by_side(running):
+    rows = bench.compare(
+        running.config, count=200, repeats=1
+    )  # `make bench` measures longer, and says the goals
+    print(rows)
+    assert all(row["ours"] > 0 and row["baseline"] > 0 for row in rows)
+
+
+def test_a_text_reader_keeps_its_tokenizer(profile, tmp_path):
+    """AutoTokenizer would split the words of a mini reader differently; see `server.tokenizer_folder`."""
+    model = profile.models.reward_reader
+    asked = prompts.read_question("The value of Rome is 42. The topic is sales.", "What is the value of Rome?",
+                                  ["17", "42", "sales", "23"])  # fmt: skip
+    requests = [Request("x", asked, None, prompts.ANSWER_PREFILL)]
+    expected = open_backend(model, profile).choice_logprobs(requests, LETTERS)
+    with server.serve(model, log=tmp_path / "server.log") as found:
+        served = EndpointBackend(found.config).choice_logprobs(requests, LETTERS)
+    assert served[0] == pytest.approx(expected[0], abs=2e-3)

@@ -1,0 +1,80 @@
+"""The registry: complete, typed, and without a doubtful entry."""
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.prism.benchmarks import (
+    get_benchmark,
+    load_registry,
+    mini_benchmarks,
+    pretraining_benchmarks,
+    prism_benchmarks,
+)
+from caprl_utils.schema import PRISM_BENCHMARKS
+
+
+def columns_of(table):
+    header = (paths.PAPER / table).read_text(encoding="utf-8").splitlines()[0].split(",")
+    return [name for name in header[2:] if name != "Average"]
+
+
+def test_the_benchmarks_of_the_paper():
+    assert len(prism_benchmarks()) == len(columns_of("table3_prism.csv")) == 11
+    assert len(pretraining_benchmarks()) == len(columns_of("table1_pretraining.csv")) == 12
+    assert [facts.key for facts in prism_benchmarks()] == PRISM_BENCHMARKS
+    assert {"visulogic", "captionqa"} <= set(load_registry())
+
+
+def test_mini_benchmarks_and_their_metrics():
+    assert {facts.key: facts.metric for facts in mini_benchmarks()} == {
+        "mini-chart": "relaxed_accuracy", "mini-infographic": "exact_match", "mini-document": "exact_match",
+        "mini-scene": "letter_accuracy", "mini-geometry": "letter_accuracy",
+    }  # fmt: skip
+
+
+def test_every_hub_benchmark_tells_where_it_is():
+    for facts in load_registry().values():
+        if facts.hub is None:
+            assert facts.loader
+            continue
+        text = facts.needs()
+        assert facts.hub.id in text and "licence" in text and "rows" in text and "revision" in text
+        assert facts.columns is not None and facts.licence is not None and facts.size is not None
+
+
+def test_the_branches_of_the_authors_scorer():
+    branches = {facts.key: facts.caprl.branch for facts in prism_benchmarks()}
+    assert {key for key, branch in branches.items() if branch == "chart"} == {
+        "chartqa",
+        "chartqapro",
+        "charxiv",
+    }
+    assert branches.pop("infovqa") == "info"
+    assert sum(branch == "symbolic" for branch in branches.values()) == 7
+
+
+def test_unknown_keys_name_the_nearest():
+    with pytest.raises(UserError, match="chartqapro"):
+        get_benchmark("chartqapor")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("benchmarks: [{key: x, name: X, answer: short, metric: anls, colour: red}]", "colour"),
+        ("benchmarks: [{key: x, name: X, answer: sometimes, metric: anls}]", "answer"),
+        ("benchmarks: [&b {key: x, name: X, answer: short, metric: a}, *b]", "keys given twice: x"),
+        ("benchmarks: [", "valid registry"),
+    ],
+)
+def test_a_wrong_registry_is_named(tmp_path, text, message):
+    file = tmp_path / "benchmarks.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_registry(file)
+
+
+def test_a_missing_registry_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml"):
+        load_registry(tmp_path / "none.yaml")

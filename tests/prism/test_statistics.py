@@ -1,0 +1,198 @@
+"""Statistics against hand calculations and scipy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caprl_utils.prism.statistics import (
+    best_of_n,
+    bootstrap,
+    bootstrap_benchmarks,
+    cluster_means,
+    holm,
+    macro_average,
+    minimum_detectable_difference,
+    variance_components,
+)
+
+
+def test_the_mean_is_over_rows_and_the_interval_holds_it():
+    found = bootstrap([[1.0], [0.0], [1.0], [1.0]], ["a", "a", "b", "c"], ["m"], draws=500).interval("m")
+    assert found.value == 0.75
+    assert found.low <= 0.75 <= found.high
+    assert (found.num_clusters, found.num_rows, found.draws) == (3, 4, 500)
+
+
+def test_the_spread_is_that_of_cluster_means():
+    """With one row an image the bootstrap's spread is sd / sqrt(n), population sd."""
+    values = np.random.default_rng(0).random(400)
+    samples = bootstrap(values, np.arange(400), ["m"], draws=4000).samples[:, 0]
+    assert samples.std() == pytest.approx(values.std() / 20, rel=0.05)
+    assert samples.mean() == pytest.approx(values.mean(), abs=3 * values.std() / 20 / np.sqrt(4000))
+
+
+def test_the_interval_agrees_with_scipy():
+    from scipy import stats
+
+    values = np.random.default_rng(1).random(200)
+    ours = bootstrap(values, np.arange(200), ["m"], draws=4000).interval("m")
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=2000, rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+
+
+def test_rows_of_an_image_move_together():
+    """Ten copies of every row must not narrow the interval."""
+    values = np.random.default_rng(3).integers(0, 2, 60).astype(float)
+    single = bootstrap(values, np.arange(60), ["m"], draws=4000).interval("m")
+    copied = bootstrap(np.repeat(values, 10), np.repeat(np.arange(60), 10), ["m"], draws=4000).interval("m")
+    assert (copied.low, copied.high) == pytest.approx((single.low, single.high), abs=0.02)
+
+
+def test_differences_are_paired():
+    base = np.random.default_rng(4).random(300)
+    found = bootstrap(np.column_stack([base, base + 0.1]), np.arange(300), ["a", "b"], draws=1000)
+    difference = found.difference("b", "a")
+    assert (difference.low, difference.high) == pytest.approx((0.1, 0.1))
+    assert not difference.includes_zero and difference.p_value == pytest.approx(2 / 1001)
+    assert found.difference("a", "a").p_value == 1.0
+
+
+def test_under_no_difference_the_p_value_is_not_small_too_often():
+    generator = np.random.default_rng(5)
+    small = 0
+    for seed in range(60):
+        scores = generator.normal(size=(80, 2))
+        p = bootstrap(scores, np.arange(80), ["a", "b"], draws=400, seed=seed).difference("a", "b").p_value
+        small += p < 0.05
+    assert small <= 10  # 3 expected; 10 is beyond the 99.9 % point
+
+
+def test_same_seed_same_numbers_and_other_seeds_differ():
+    values = np.arange(30) / 30
+    one, two, other = (bootstrap(values, range(30), ["m"], draws=50, seed=s).samples for s in (1, 1, 2))
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_blocks_do_not_change_the_kind_of_result(monkeypatch):
+    import caprl_utils.prism.statistics as statistics
+
+    values = np.arange(30) / 30
+    whole = bootstrap(values, range(30), ["m"], draws=2000).samples
+    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 300)
+    parts = bootstrap(values, range(30), ["m"], draws=2000).samples
+    assert parts.shape == whole.shape
+    assert parts.std() == pytest.approx(whole.std(), rel=0.1)
+
+
+def test_the_macro_average_counts_benchmarks_the_same():
+    tables = {"big": (np.ones((90, 2)), np.arange(90)), "small": (np.zeros((10, 2)), np.arange(10))}
+    parts = bootstrap_benchmarks(tables, ["a", "b"], draws=100)
+    average = macro_average(parts)
+    assert average.means.tolist() == [0.5, 0.5]
+    assert (average.num_clusters, average.num_rows) == (100, 100)
+
+
+def test_macro_average_spread_is_the_quadrature_of_its_parts():
+    generator = np.random.default_rng(6)
+    tables = {name: (generator.random((200, 1)), np.arange(200)) for name in ("x", "y")}
+    parts = bootstrap_benchmarks(tables, ["m"], draws=6000)
+    wanted = np.sqrt(sum(part.samples.var() for part in parts.values())) / 2
+    assert macro_average(parts).samples.std() == pytest.approx(wanted, rel=0.05)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="lack a score"):
+        bootstrap([[1.0], [np.nan]], ["a", "b"], ["m"])
+    with pytest.raises(ValueError, match="do not fit"):
+        bootstrap([[1.0]], ["a", "b"], ["m"])
+    with pytest.raises(ValueError, match="do not fit"):
+        bootstrap(np.zeros((0, 1)), [], ["m"])
+    with pytest.raises(ValueError, match="no model 'x'"):
+        bootstrap([1.0], ["a"], ["m"], draws=5).interval("x")
+    with pytest.raises(ValueError, match="other models"):
+        macro_average(
+            {"a": bootstrap([1.0], ["i"], ["m"], draws=5), "b": bootstrap([1.0], ["i"], ["n"], draws=5)}
+        )
+    with pytest.raises(ValueError, match="no benchmarks"):
+        macro_average({})
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06}
+    )
+    assert holm({}) == {}
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_holm_lies_between_raw_and_bonferroni(values):
+    raw = {str(place): value for place, value in enumerate(values)}
+    for name, adjusted in holm(raw).items():
+        assert raw[name] <= adjusted <= min(1.0, raw[name] * len(raw)) + 1e-12
+
+
+def test_minimum_detectable_difference():
+    """sd 1, n = 100: (1.959964 + 0.841621) / 10."""
+    differences = np.array([-1.0, 1.0] * 50) / np.std([-1.0, 1.0] * 50, ddof=1)
+    assert minimum_detectable_difference(differences) == pytest.approx(0.2801585, abs=1e-6)
+    assert minimum_detectable_difference(differences, num_clusters=400) == pytest.approx(0.1400793, abs=1e-6)
+    with pytest.raises(ValueError, match="two images"):
+        minimum_detectable_difference([0.1])
+
+
+def test_cluster_means():
+    assert cluster_means([1.0, 0.0, 1.0], ["a", "a", "b"]) == {"a": 0.5, "b": 1.0}
+
+
+def test_variance_parts_are_recovered():
+    generator = np.random.default_rng(7)
+    n, s, c, r = 400, 8, 4, 3
+    scores = (
+        generator.normal(0, 1.0, (n, 1, 1, 1)) + generator.normal(0, 0.5, (1, s, 1, 1))
+        + generator.normal(0, 0.7, (n, s, c, 1)) + generator.normal(0, 0.3, (n, s, c, r))
+    )  # fmt: skip
+    parts = variance_components(scores)
+    assert parts.items == pytest.approx(1.0, rel=0.25)
+    assert parts.captions == pytest.approx(0.49, rel=0.1)
+    assert parts.reader == pytest.approx(0.09, rel=0.05)
+    assert 0.02 < parts.seeds < 1.2  # eight seeds say little
+    assert parts.shape == (n, s, c, r)
+
+
+def test_parts_that_cannot_be_seen_are_missing():
+    parts = variance_components(np.random.default_rng(8).random((20, 1, 1, 1)))
+    assert (parts.captions, parts.reader, parts.seeds) == (None, None, None)
+    assert parts.items is not None
+    assert variance_components(np.zeros((1, 1, 2, 1))).standard_error is None
+    with pytest.raises(ValueError, match="shape"):
+        variance_components(np.zeros((3, 2)))
+
+
+def test_variance_of_two_captions_by_hand():
+    parts = variance_components(np.array([[[[0.0], [1.0]]], [[[1.0], [1.0]]]]))
+    assert parts.captions == pytest.approx(0.25)
+    assert parts.items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
+
+
+def test_best_of_n_is_pass_at_k():
+    scores = [1, 0, 0, 1, 0]
+    assert best_of_n(scores, 1) == pytest.approx(0.4)
+    assert best_of_n(scores, 2) == pytest.approx(1 - 3 / 10)
+    assert best_of_n(scores, 5) == 1.0
+    with pytest.raises(ValueError, match="best of 6"):
+        best_of_n(scores, 6)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_best_of_n_is_the_mean_over_all_subsets(scores):
+    from itertools import combinations
+
+    for n in range(1, len(scores) + 1):
+        subsets = [max(subset) for subset in combinations(scores, n)]
+        assert best_of_n(scores, n) == pytest.approx(sum(subsets) / len(subsets))

@@ -1,0 +1,230 @@
+"""Tables 4 to 6, Figures 1c and 5: rows, differences and verdicts from runs with known scores."""
+
+import json
+import math
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.reports import ablations, claims, numbers
+from caprl_utils.reports.ablation_items import BY_NAME, ITEMS
+from caprl_utils.reports.results import load
+from caprl_utils.reports.tables import from_record_path, look_up
+from caprl_utils.rl.experiment import experiment_names
+from caprl_utils.runs import Run, load_result
+from caprl_utils.schema import ABLATIONS
+
+
+@pytest.fixture
+def trained(profile, prism_run):
+    """Makes a training with its curve, and its evaluation."""
+
+    def make(experiment, right, images=40, tokens=20.0, rises=True, seed=0):
+        name = f"{experiment}-seed{seed}"
+        with Run.open(profile, "rl", name, {"name": name}, ["caprl_utils.errors"]) as run:
+            rows = [
+                {"step": n, "reward": 0.3 + (0.03 * n if rises else 0.0), "completion_tokens": tokens + n}
+                for n in range(1, 13)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (run.folder / "curve.jsonl").write_text(lines)
+            run.finish(values={"steps": 12}, n=images, unit="image", seeds=[seed])
+        prism_run(profile, name, right=right, tokens=tokens)
+
+    return make
+
+
+@pytest.fixture
+def table5(profile, prism_run, trained):
+    prism_run(profile, "base-3b", right=8)
+    for name, right in (("rounds_1", 10), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
+        trained(name, right)
+    return profile
+
+
+def test_rows_images_and_differences(table5, tmp_path):
+    content = ablations.write(table5, BY_NAME["table5"], tmp_path)
+    scores, gaps, paper = content["tables"]
+    assert [row["label"] for row in scores["rows"]] == ["3B (base)", "N = 1", "N = 2", "N = 4", "N = 8"]
+    assert scores["columns"][-3:] == ["Training images", "Steps", "Trainings"]
+    base, one = scores["rows"][0]["cells"], scores["rows"][1]["cells"]
+    assert [cell["value"] for cell in base[-3:]] == [None, None, None]
+    assert [cell["value"] for cell in one[-3:]] == [40, 12, 1]
+    average = scores["columns"].index("Average")
+    assert one[average]["value"] == pytest.approx(0.5)
+    assert gaps["rows"][2]["label"] == "N = 4 − N = 1"
+    assert gaps["rows"][2]["cells"][-1]["value"] == pytest.approx(0.2)
+    assert paper["rows"][2]["cells"][-1]["text"] == "48.4"
+    for row in scores["rows"]:
+        for cell in row["cells"]:
+            for source in cell["sources"][:1]:
+                assert look_up(load_result(from_record_path(source["file"])), source["key"]) is not None
+
+
+def test_a_row_is_the_mean_over_its_trainings(table5, trained, tmp_path):
+    more = table5.ablations.model_copy(update={"more_seeds": {"rounds_1": [1]}})
+    two = table5.model_copy(update={"ablations": more})
+    with pytest.raises(UserError, match="N = 1: 1 of 2 training seeds were evaluated"):
+        ablations.write(two, BY_NAME["table5"], tmp_path)
+    trained("rounds_1", right=14, seed=1)
+    content = ablations.write(two, BY_NAME["table5"], tmp_path)
+    scores = content["tables"][0]
+    one = next(row for row in scores["rows"] if row["label"] == "N = 1")["cells"]
+    assert one[scores["columns"].index("Average")]["value"] == pytest.approx(0.6)  # of 10 and 14 of 20
+    assert one[-1]["value"] == 2 and content["facts"]["training_seeds"]["N = 1"] == [0, 1]
+
+
+def test_verdicts(table5, tmp_path):
+    content = ablations.write(table5, BY_NAME["table5"], tmp_path)
+    verdicts = [claim["verdict"] for claim in content["facts"]["claims"]]
+    assert verdicts == ["supported", "supported", "supported"]  # N=8 equals N=4 on every image
+    text = (tmp_path / "table5.md").read_text()
+    assert "Beyond four rounds there is no gain: **supported**, 0.0 points [0.0, 0.0]" in text
+    assert "never mixed with ours" in text
+    assert content["facts"]["summary"].startswith(
+        "N = 1, N = 2, N = 4, N = 8: 50.0, 60.0, 70.0, 70.0 (N = 8 against N = 1: +20.0 [+"
+    )
+    assert "Four rounds are better than one: **supported**, +20.0 points [" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("- Four rounds")]
+    p = content["facts"]["claims"][0]["p"]
+    assert line.endswith(f", {numbers.p_value(p)}.") and content["facts"]["claims"][2]["p"] is None
+    assert f", {numbers.p_value(p)} |" in text  # the same number stands in the table of differences
+
+
+def test_a_page_opens_with_what_was_measured_and_trained(table5, tmp_path):
+    ablations.write(table5, BY_NAME["table5"], tmp_path)
+    first = (tmp_path / "table5.md").read_text().split("\n\n")[1]
+    for part in (
+        "describes every image 2 times", "(r, mode choice)", "40 questions about 40 images in each of the 2 benchmarks",
+        "One training a row.", "train on 40 images a row (ablations.num_images)",
+    ):  # fmt: skip
+        assert part in first, part
+    assert "Natural images:" not in first  # no statement here is about a group of benchmarks
+
+
+def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, tmp_path):
+    prism_run(profile, "base-3b", right=8)
+    trained("documents", 12)
+    trained("natural", 8)
+    content = ablations.write(profile, BY_NAME["figure5_left"], tmp_path)
+    assert [c["verdict"] for c in content["facts"]["claims"]] == ["supported", "undecided", "supported"]
+    assert "profile mini, 80 questions about 80 images" in (tmp_path / "figure5_left.svg").read_text()
+    text = (tmp_path / "figure5_left.md").read_text()
+    assert "Documents and charts: Mini Chart. Natural images: Mini Scene." in text
+    assert "- Figure 5, left: the SEED values of the two trainings were read from a text layer" in text
+    assert content["facts"]["summary"].startswith("against 3B (base): Documents and charts +20.0 [")
+    assert ", Natural images 0.0 [" in content["facts"]["summary"]
+
+
+def test_claims_on_groups_are_tests_of_the_item_too(profile, prism_run, trained):
+    prism_run(profile, "base-3b", right=8)
+    trained("documents", 12)
+    trained("natural", 8)
+    item = BY_NAME["figure5_left"]
+    results = load(profile, [row.entry() for row in item.rows], needed=())
+    alone, whole = (claims.corrected(results, item.pairs, stated) for stated in ((), item.claims))
+    assert (len(alone), len(whole)) == (3, 6)
+    pair = item.pairs[0]
+    assert claims.p_of(whole, *pair) == claims.p_of(whole, *reversed(pair)) > claims.p_of(alone, *pair)
+    assert claims.p_of(alone, *pair, benchmarks=("mini-chart",)) is None
+
+
+def test_figure_1c_tells_length_and_reward(profile, prism_run, trained, tmp_path):
+    prism_run(profile, "base-3b", right=8, tokens=20)
+    trained("judge_unified", 2, tokens=5, rises=False)
+    trained("judge_vlm", 10, tokens=40)
+    trained("caprl", 14, tokens=30)
+    content = ablations.write(profile, BY_NAME["figure1c"], tmp_path)
+    assert {c["verdict"] for c in content["facts"]["claims"]} == {"supported"}
+    shrunk = content["facts"]["claims"][0]
+    assert (shrunk["kind"], shrunk["value"]) == ("tokens", pytest.approx(15.0))
+    assert content["tables"][2]["rows"][0]["cells"][2]["value"] == pytest.approx(5 + 5.5)
+    assert "cut at 48" in (tmp_path / "figure1c.svg").read_text()
+    text = (tmp_path / "figure1c.md").read_text()
+    assert (
+        "cuts captions at 48 tokens (the dotted line, where captions come near it), the evaluation at 64"
+        in text
+    )
+    # a difference that no row above it holds says what it is of
+    assert "**supported**, 3B (base) − UnifiedReward as judge: +15.0 tokens [" in text
+
+
+def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, tmp_path):
+    two = profile.model_copy(update={"rl": profile.rl.model_copy(update={"seeds": [0, 1]})})
+    prism_run(two, "base-3b", right=8)
+    for name in ("judge_unified", "judge_vlm", "caprl"):
+        trained(name, 10)
+    trained("caprl", 12, seed=1)
+    content = ablations.write(two, BY_NAME["figure1c"], tmp_path)
+    curves = [row["label"] for row in content["tables"][2]["rows"]]
+    assert curves[-2:] == ["CapRL-3B, training 1", "CapRL-3B, training 2"] and len(curves) == 4
+    assert "CapRL-3B, training 2" in (tmp_path / "figure1c.svg").read_text()
+    assert "One training a row, 2 of CapRL-3B." in (tmp_path / "figure1c.md").read_text()
+
+
+def test_growth_over_images(profile, prism_run, trained, tmp_path):
+    prism_run(profile, "base-3b", right=8)
+    for name, right, images in (("images_10", 10, 4), ("images_30", 12, 12), ("short", 14, 40)):
+        trained(name, right, images)
+    ablations.write(profile, BY_NAME["figure5_right"], tmp_path)
+    rows = BY_NAME["figure5_right"].rows
+    results = load(profile, [row.entry() for row in rows], needed=())
+    records = {r.label: ablations.training_records(profile, r) for r in rows}
+    line = ablations.growth(results, records)["average"]
+    assert [point[0] for point in line] == [0, 4, 12, 40]
+    assert [point[1] for point in line] == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    assert "the scale is logarithmic above 0" in (tmp_path / "figure5_right.svg").read_text()
+
+
+def test_same_results_same_bytes(table5, tmp_path):
+    for name in ("one", "two"):
+        ablations.write(table5, BY_NAME["table5"], tmp_path / name)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+        assert str(tmp_path) not in file.read_text()
+
+
+def test_what_is_missing_is_left_out_or_named(table5, capsys):
+    done = ablations.write_all(table5)
+    assert list(done) == ["table5"]
+    assert "table4: left out, not there yet: questions_1-seed0, questions_2-seed0" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"table6 needs leaking-seed0, refined-seed0; make them"):
+        ablations.write_all(table5, ["table6"])
+    with pytest.raises(UserError, match=r"no item 'tabel5'; did you mean table5\?"):
+        ablations.write_all(table5, ["tabel5"])
+
+
+def test_every_row_is_an_experiment_that_some_profile_trains():
+    rows = {row.experiment for item in ITEMS for row in item.rows} - {None, "caprl"}
+    assert rows <= set(experiment_names())
+    assert rows - {"sampled"} <= set(ABLATIONS)  # the paper's own reward is sampled already
+    for item in ITEMS:
+        labels = {row.label for row in item.rows}
+        asked = {c.ours for c in item.claims} | {c.theirs for c in item.claims if c.theirs}
+        assert asked | {label for pair in item.pairs for label in pair} | set(item.needed) <= labels, (
+            item.name
+        )
+        assert item.paper is None or (paths.PAPER / item.paper[0]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(-0.02, 0.005, "supported"), (0.001, 0.03, "not supported"), (-0.01, 0.02, "undecided")]
+)  # fmt: skip
+def test_no_gain(low, high, word):
+    assert claims.no_gain(low, high) == word
+
+
+def test_rise_by_hand():
+    value, low, high = claims.rise([0.0, 0.2, 0.5, 0.7])
+    # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
+    assert value == pytest.approx(0.5)
+    half = 1.959964 * math.sqrt(0.02)
+    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert claims.rise([0.5, 0.6, 0.7]) is None  # too few steps at either end for a spread
+
+
+def test_experiments_of_items():
+    assert ablations.experiments_of(["table5", "figure5_right"]) == [
+        "rounds_1", "rounds_2", "short", "rounds_8", "images_10", "images_30",
+    ]  # fmt: skip

@@ -1,0 +1,118 @@
+"""Cards of finished models and data: what the records say, in the format of the hub."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.reports import cards
+from caprl_utils.runs import Run, load_result
+
+MODULES = ["caprl_utils.errors"]
+
+
+@pytest.fixture
+def captioner(profile, prism_run):
+    """A training of the mini world and its evaluation; returns the run's folder."""
+    experiment = {
+        "name": "caprl", "description": "CapRL as in the paper", "rl": {"group_size": 8},
+        "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"},
+    }  # fmt: skip
+    values = {"steps": 12, "reward_first": 0.25, "reward_last": 0.7}
+    with Run.open(profile, "rl", "caprl-seed0", {"data": "settings", "questions": "d"}, MODULES) as run:
+        run.finish(values=values, n=318, unit="image", experiment=experiment)
+    prism_run(profile, "caprl-seed0", right=14)
+    return run.folder
+
+
+@pytest.fixture
+def vlm(profile):
+    """The last stage of a pretraining; returns the run's folder."""
+    values = {"steps": 9, "loss_first": 2.0, "loss_last": 0.5}
+    with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, MODULES) as run:
+        (run.folder / "final").mkdir()
+        run.finish(
+            values=values, n=100, unit="row", setting="mini-qwen-3b", training_stage="sft", captions=None,
+            start="runs/mini/pretraining/mini-qwen-3b-align/final", trains=["projector"],
+        )  # fmt: skip
+    return run.folder
+
+
+@pytest.fixture
+def questions(profile):
+    """A finished curation; returns its folder."""
+    values = {
+        "images_read": 320, "images_kept": 318, "questions_kept": 902, "questions_extracted": 1245,
+        "verdicts": {"kept": 902, "answered without the image": 291},
+    }  # fmt: skip
+    with Run.open(profile, "curation", "main", {}, MODULES) as run:
+        run.finish(values=values, n=1245, unit="question")
+    return run.folder
+
+
+@pytest.fixture
+def captions(profile):
+    """A set of three captions of two images."""
+    row = {"image_id": "a", "num_tokens": 10, "finish_reason": "stop", "looped": False, "model": "zoo:vlm-3b"}
+    row["model_hash"] = "abc"
+    rows = [row, row | {"num_tokens": 20}, row | {"image_id": "b", "num_tokens": 30, "looped": True}]
+    file = paths.RUNS / profile.name / "pretraining" / "captions" / "sharegpt4v-by-caprl.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, vlm, questions, captions):
+    with Run.open(profile, "rl", "short-seed0", {}, MODULES):
+        pass  # not finished
+    before = (captioner / "result.json").read_bytes()
+    assert cards.write_all(profile) == [
+        questions / "README.md", captioner / "README.md", vlm / "README.md",
+        captions.with_name("sharegpt4v-by-caprl.md"),
+    ]  # fmt: skip
+    assert not (vlm / "final" / "README.md").exists()  # a file in there would change the model's key
+    assert (captioner / "result.json").read_bytes() == before
+
+
+def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_and_limits(profile, captioner):
+    text = cards.captioner_card(profile, captioner)
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "image-to-text"
+    assert card.data.base_model is None  # zoo models are not on the hub
+    scores = {result.dataset_type: result.metric_value for result in card.data.eval_results}
+    assert scores == {"mini-chart": 70.0, "mini-scene": 70.0}
+    for part in ("`zoo:vlm-3b`", "318 images of", "12, 8 captions per image", "0.250 to 0.700", "**Seeds:** 0",
+                 "| Mini Chart | 70.0 [", "## Limits", load_result(captioner)["key"][:16]):  # fmt: skip
+        assert part in text, part
+    assert str(paths.RUNS) not in text and "None" not in text
+
+
+def test_without_an_evaluation_a_card_says_so(profile, vlm):
+    text = cards.vlm_card(profile, vlm)
+    assert "Not evaluated." in text and ModelCard(text).data.eval_results is None
+    for part in (
+        "configs/vlm_init/mini-qwen-3b.yaml",
+        "sft; trained: projector",
+        "2.000 to 0.500",
+        "100 rows",
+    ):
+        assert part in text, part
+
+
+def test_data_cards(profile, questions, captions):
+    text = cards.qa_card(profile, questions)
+    assert DatasetCard(text).data.license == "apache-2.0"
+    for part in ("318 kept of 320", "902 kept of 1,245", "answered without the image 291", "`zoo:vlm-72b`"):
+        assert part in text, part
+    text = cards.captions_card(profile, captions)
+    for part in ("3 of 2 images", "`zoo:vlm-3b` (abc)", "20.0", "a loop 1, stop 2"):
+        assert part in text, part
+
+
+def test_models_of_the_hub_are_named_as_base_and_their_licence_is_not_ours(profile, captioner):
+    real = profile.model_copy(update={"models": load_profile("paper").models})
+    card = ModelCard(cards.captioner_card(real, captioner))
+    assert card.data.base_model == real.models.policy.path and card.data.license == "other"
+    assert "licences of the base model" in str(card)

@@ -1,0 +1,78 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caprl_utils.reports import numbers
+
+shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.4125, "41.3"),  # half up, not to even
+        (0.41, "41.0"),
+        (0.0, "0.0"),
+        (1.0, "100.0"),
+        (0.9996, "99.96"),  # never 100.0
+        (0.0004, "0.04"),  # never 0.0
+        (0.1 + 0.2, "30.0"),
+        (None, "–"),
+    ],
+)
+def test_percent(value, text):
+    assert numbers.percent(value) == text
+
+
+def test_values_side_by_side_keep_their_difference():
+    assert numbers.percents([0.65604, 0.656, 0.701]) == ["65.604", "65.600", "70.1"]
+    assert numbers.percents([0.5, 0.5, None]) == ["50.0", "50.0", "–"]
+    assert numbers.percents([1 / 3, 1 / 3 + 1e-14]) == ["33.3", "33.3"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.213, "+21.3"), (-0.004, "-0.4"), (0.0, "0.0"), (0.0002, "+0.02"), (-0.0002, "-0.02")],
+)
+def test_difference_shows_its_sign(value, text):
+    assert numbers.difference(value) == text
+
+
+def test_interval():
+    assert numbers.interval((0.38, 0.443)) == "[38.0, 44.3]"
+    assert numbers.interval((0.0003, 0.05), signed=True) == "[+0.03, +5.0]"
+    assert numbers.interval((-0.0003, 0.05), signed=True) == "[-0.03, +5.0]"
+    assert numbers.interval(None) == "–"
+
+
+@pytest.mark.parametrize(("p", "text"), [(0.0001, "p < 0.001"), (0.0123, "p = 0.012"), (1.0, "p = 1.000")])
+def test_p_value(p, text):
+    assert numbers.p_value(p) == text
+
+
+def test_a_p_value_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        numbers.p_value(1.2)
+
+
+def test_plain_numbers():
+    assert numbers.number(61.25) == "61.3"
+    assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"]
+    assert numbers.count(10000) == "10,000"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(shares, min_size=2, max_size=8))
+def test_order_and_difference_survive_formatting(values):
+    texts = numbers.percents(values)
+    for a, text_a in zip(values, texts, strict=True):
+        for b, text_b in zip(values, texts, strict=True):
+            assert (text_a == text_b) == (a == b)
+            if a < b:
+                assert float(text_a) < float(text_b)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shares)
+def test_digits_are_close_to_the_value(value):
+    assert abs(float(numbers.percent(value)) - 100 * value) <= 0.05 + 1e-9

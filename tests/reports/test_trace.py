@@ -1,0 +1,111 @@
+"""make trace: a printed cell names the record, value and command behind it."""
+
+import json
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.reports import trace
+from caprl_utils.reports.tables import Cell, Source, Table, json_text
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """A report of one table over one run record."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    run = tmp_path / "runs" / "mini" / "prism" / "caprl-seed0"
+    run.mkdir(parents=True)
+    record = {
+        "profile": "mini", "stage": "prism", "name": "caprl-seed0", "key": "k" * 32,
+        "values": {"benchmarks": {"mini-chart": {"mean": 0.5}}}, "n": 4, "unit": "question", "seeds": [0],
+        "commit": "c" * 40, "dirty": False, "finished": "2026-11-23T00:00:00+00:00", "wall_sec": 1.0,
+        "hashes": {"config": "a" * 16},
+    }  # fmt: skip
+    (run / "result.json").write_text(json.dumps(record))
+    source = Source("runs/mini/prism/caprl-seed0/result.json", "values/benchmarks/mini-chart/mean")
+    cells = [Cell("50.0", 0.5, None, (source,)), Cell("–")]
+    table = Table("table3", "c", "Captioner", ["mini-chart", "mini-scene"], [("CapRL-3B", cells)])
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "table3.json").write_text(json_text({"tables": [table.as_json()]}))
+    return folder
+
+
+def test_a_cell_is_found_by_words_of_its_row_and_column_and_tells_its_run(reports):
+    (cell,) = trace.find("table3 caprl mini-chart", reports)
+    told = trace.describe(cell)
+    for part in ("holds    0.5", "mini/prism/caprl-seed0", "c" * 40, "make 05_prism_evaluation PROFILE=mini"):
+        assert part in told
+
+
+def test_missing_cells_have_no_trace(reports):
+    assert trace.find("table3 caprl mini-scene", reports) == []
+
+
+def test_an_unknown_report_is_named_with_those_that_are_there(reports):
+    with pytest.raises(Exception, match=r"table9.*there are: table3"):
+        trace.find("table9 caprl", reports)
+
+
+def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_told(reports, tmp_path):
+    content = json.loads((reports / "table3.json").read_text())
+    record_file = tmp_path / "runs" / "mini" / "prism" / "caprl-seed0" / "result.json"
+    record = json.loads(record_file.read_text())
+    kept = {key: record[key] for key in ("key", "commit", "dirty", "seeds", "hashes")}
+    content["runs"] = [{"file": "runs/mini/prism/caprl-seed0/result.json", **kept}]
+    (reports / "table3.json").write_text(json_text(content))
+    record_file.write_text(json.dumps(record | {"key": "n" * 32, "values": {}}))
+    told = trace.describe(trace.find("table3 caprl mini-chart", reports)[0])
+    assert "was made again since this report (now key nnnn" in told and f"key {'k' * 16}" in told
+    record_file.unlink()
+    told = trace.describe(trace.find("table3 caprl mini-chart", reports)[0])
+    assert "is not here" in told and "c" * 40 in told and "config aaaa" in told
+
+
+@pytest.mark.parametrize(
+    ("stage", "run", "command"),
+    [
+        ("prism", "caprl-seed0-cut", "make 05_prism_evaluation PROFILE=mini"),
+        ("prism", "base-3b", "make 05_prism_evaluation PROFILE=mini"),
+        ("rl", "rounds_8-seed0", "python -m caprl_utils.rl.ablations rounds_8 --profile mini"),
+        ("pretraining", "mini-qwen-3b-vanilla-sft", "make 04_llamafactory_pretraining PROFILE=mini"),
+    ],
+)
+def test_the_command_that_makes_a_run(stage, run, command):
+    assert trace.command("mini", stage, run) == command
+
+
+def every_cell():
+    return list(trace.cells_of(paths.REPORTS / "mini"))
+
+
+def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
+    """From the reports alone: what a fresh clone, without runs/, can say of each printed number."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    cells = every_cell()
+    assert {cell.report for cell in cells} == {file.stem for file in (paths.REPORTS / "mini").glob("*.json")}
+    assert len(cells) > 300
+    for cell in cells:
+        told = trace.describe(cell)
+        assert f"value {cell.value}" in told and "no source on record" not in told, told
+        if any(source["file"].startswith("reports/paper/") for source in cell.sources):
+            assert f"holds    {cell.text}: the paper's value as printed" in told, told
+            continue
+        assert "runs/mini/" in told and "not recorded" not in told, told
+        for part in (
+            "    run      mini/",
+            "    commit   ",
+            "    data     ",
+            "    config   ",
+            "    command  ",
+        ):
+            assert part in told, told
+
+
+def test_a_cell_of_every_table_is_found_by_its_own_words():
+    """`make trace` with report, table, row and column of a cell lists that cell."""
+    folder = paths.REPORTS / "mini"
+    last = {(cell.report, cell.table): cell for cell in every_cell()}
+    for cell in last.values():
+        found = trace.find(f"{cell.report} {cell.table} {cell.row} {cell.column}", folder)
+        assert cell.name in [one.name for one in found]
