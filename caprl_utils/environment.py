@@ -9,7 +9,7 @@ from caprl_utils.paths import ROOT
 
 REQUIREMENTS = ROOT / "requirements"
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
-_DIRECT = re.compile(r"^([A-Za-z0-9._-]+)")
+_DIRECT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 def normal(name: str) -> str:
