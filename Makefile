@@ -19,7 +19,8 @@ RUNS := $(or $(CAPRL_RUNS),runs)
 REPORT := $(if $(filter smoke,$(PROFILE)),$(RUNS)/smoke/reports,reports/$(PROFILE))
 LOCK := requirements/main-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).lock
 UV := .tools/bin/uv
-RUN := $(PY) -m caprl_utils.runner --profile $(PROFILE)
+CAPRL := $(PY) -m caprl_utils
+RUN := $(CAPRL) run --profile $(PROFILE)
 
 # The notebooks in the order in which each needs the ones before it.
 CHAIN := 01_qa_curation 03_caprl_rl_training 04_llamafactory_pretraining 05_prism_evaluation 06_tables_and_figures
@@ -91,7 +92,7 @@ plan: environment ## what PROFILE needs before it starts: commands, hardware, ho
 	@$(PY) -m caprl_utils.planning --profile $(PROFILE) $(WHOLE)
 
 config: environment ## all settings of PROFILE, each with its source
-	@$(PY) -m caprl_utils.config show $(PROFILE)
+	@$(CAPRL) config $(PROFILE)
 
 zoo: environment ## train the small models of the mini world from nothing
 	$(PY) -m caprl_utils.mini.zoo

@@ -1,15 +1,13 @@
 """Load, check and show profiles.
 
-    python -m caprl_utils.config show mini     resolved values, each with its source
-    python -m caprl_utils.config check         parse every profile
-
 A profile is a YAML file in configs/profiles/ that holds only what differs from the defaults in `schema`, or
 from the profile it `extends`.
 """
 
 import difflib
-import sys
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +15,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.errors import UserError
 from caprl_utils.schema import RL, Curation, Images, ModelConfig, Models, Prism, Profile, Settings
+
+SET_ENV = "CAPRL_SET"
 
 __all__ = [
     "RL", "Curation", "Images", "ModelConfig", "Models", "Prism", "Profile", "Settings",
@@ -47,12 +47,16 @@ def profile_names() -> list[str]:
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
     """Read a profile by name, or from a YAML file by its path.
 
-    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}).
+    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
+    them lie those of the environment variable CAPRL_SET, one `key=value` a line: so `--set` reaches notebooks and
+    the processes that a command starts.
     Raises UserError naming the file, the key, the bad value and the nearest valid one.
     """
     file = _profile_file(name)
     merged = _read_layers(file, seen=[])
-    given = merge({}, _nested(overrides or {}))
+    given = merge(
+        _nested(parse_overrides(os.environ.get(SET_ENV, "").splitlines())), _nested(overrides or {})
+    )
     merged = merge(merged, given)
     merged.setdefault("name", file.stem)
     try:
@@ -172,34 +176,27 @@ def walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
             yield f"{prefix}{name}", field.description or "", field.default
 
 
-def _show(name: str) -> None:
-    profile = load_profile(name)
-    print(f"# {profile.name}: {profile.description}")
+def explain(profile: Profile) -> str:
+    """All settings of a profile, one a line, each with its source."""
+    lines = [f"# {profile.name}: {profile.description}"]
     for key, source, default in walk(Profile):
         value = profile.lookup(key)
         note = "" if value == default or key == "name" else f" (default {default!r})"
-        print(f"{key} = {value!r:<24}  # {source}{note}")
+        lines.append(f"{key} = {value!r:<24}  # {source}{note}")
+    return "\n".join(lines)
 
 
-def _check(names: list[str]) -> None:
-    for name in names or profile_names():
-        profile = load_profile(name)
-        print(f"{profile.name}: ok, {profile.section_hash()}")
-
-
-@command_line
-def main(argv: list[str]) -> int:
-    """Command line; returns the exit status."""
-    usage = "usage: python -m caprl_utils.config show|check [PROFILE]"
-    if not argv or argv[0] not in ("show", "check"):
-        print(usage, file=sys.stderr)
-        return 2
-    if argv[0] == "check":
-        _check(argv[1:])
-    else:
-        _show(argv[1] if len(argv) > 1 else "mini")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML. Raises UserError for an item without "="."""
+    values = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {item}: expected key=value, for example rl.steps=10")
+        try:
+            values[key] = (
+                float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
+            )
+        except (yaml.YAMLError, ValueError):
+            values[key] = text
+    return values

@@ -114,12 +114,12 @@ def test_hash_follows_what_changes_outputs_and_nothing_else():
     assert base.section_hash("models.policy") != base.section_hash("models.reward_reader")
 
 
-def test_command_line(capsys):
-    assert config.main(["check"]) == 0
-    assert config.main(["show", "smoke"]) == 0
-    assert "rl.group_size = 4" in capsys.readouterr().out
-    assert config.main(["show", "smke"]) == 1
-    assert config.main(["frobnicate"]) == 2
+def test_values_from_the_command_line_reach_every_process(monkeypatch):
+    monkeypatch.setenv("CAPRL_SET", "rl.steps=7\nrl.learning_rate=1e-5")
+    profile = load_profile("smoke", {"rl.group_size": 6})
+    assert (profile.rl.steps, profile.rl.learning_rate, profile.rl.group_size) == (7, 1e-5, 6)
+    with pytest.raises(UserError, match="expected key=value"):
+        config.parse_overrides(["rl.steps"])
 
 
 def test_import_brings_no_torch():

@@ -1,0 +1,44 @@
+"""The one command: every sub-command explains itself on one screen, and says in one line what a user can mend."""
+
+import subprocess
+import sys
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.__main__ import app
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def caprl(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "caprl_utils", *arguments]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_a_screen_and_explains_every_option(command):
+    done = caprl(*([command] if command else []), "--help")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.rstrip().splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+
+
+def test_settings_with_their_sources_and_overrides():
+    done = caprl("config", "smoke", "--set", "rl.group_size=6")
+    assert "rl.group_size = 6" in done.stdout and "author script" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (["config", "smke"], 1, "did you mean smoke?"),
+        (["config", "smoke", "--set", "rl.stepz=1"], 1, "did you mean rl.steps?"),
+        (["run", "05_prism", "--profile", "smoke"], 1, "did you mean 05_prism_evaluation?"),
+        (["run"], 2, "Missing argument"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_what_can_be_mended_is_told_in_one_line(arguments, status, told):
+    done = caprl(*arguments)
+    assert done.returncode == status and told in done.stderr and "Traceback" not in done.stderr
