@@ -7,7 +7,7 @@ nothing.
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,6 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 
 PACKAGE = "caprl_utils"
-# They move settings and results around but cannot change a value, so a change in them recomputes nothing.
-INFRASTRUCTURE = frozenset(
-    f"{PACKAGE}.{name}"
-    for name in (
-        "config", "environment", "errors", "files", "hashing", "notebook", "paths", "processes", "progress",
-        "provenance", "rows", "runner", "runs", "schema",
-    )
-) | {PACKAGE}  # fmt: skip
 
 
 def text_hash(text: str) -> str:
@@ -85,15 +77,32 @@ def folder_hash(folder: Path | str, pattern: str = "**/*") -> str:
     return value_hash({str(f.relative_to(folder)): file_hash(f) for f in files})
 
 
+def code_hashes(recipe: Iterable[str]) -> dict[str, str]:
+    """Hash of each named module of this package by itself, without what it imports.
+
+    Raises UserError for a name that is no module.
+    """
+    return {name: _code_hash(name) for name in sorted(set(recipe))}
+
+
+def _code_hash(module: str) -> str:
+    path = paths.ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    if not path.is_file():
+        raise UserError(f"no module {module!r} to hash; name a module such as {PACKAGE}.prompts")
+    stat = path.stat()
+    try:
+        return _tree_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    except SyntaxError as error:
+        raise UserError(f"{paths.shown(path)}, line {error.lineno}: {error.msg}") from None
+
+
 @cache
-def _tree(path: str, size: int, mtime_ns: int) -> tuple[str, frozenset[str]]:
-    """(hash of the code, names it may import) of one source file."""
+def _tree_hash(path: str, size: int, mtime_ns: int) -> str:
     tree = ast.parse(Path(path).read_text(encoding="utf-8"), filename=path)
-    names = frozenset(_imports(tree, Path(path)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             _drop_docstring(node)
-    return text_hash(ast.dump(tree)), names
+    return text_hash(ast.dump(tree))
 
 
 def _drop_docstring(node: Any) -> None:
@@ -104,98 +113,3 @@ def _drop_docstring(node: Any) -> None:
         and isinstance(first.value.value, str)
     ):
         node.body = node.body[1:]
-
-
-def _imports(tree: ast.AST, path: Path) -> Iterable[str]:
-    """Dotted names under this package that a source imports anywhere, also inside functions."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, path)
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if name.split(".")[0] == PACKAGE)
-
-
-def _absolute(node: ast.ImportFrom, path: Path) -> str:
-    if not node.level:
-        return node.module or ""
-    folder = path.parents[node.level - 1].relative_to(paths.ROOT)
-    return ".".join([*folder.parts, *([node.module] if node.module else [])])
-
-
-def _source(module: str) -> Path | None:
-    """The file of a module, or None when the name is a function or class inside one."""
-    base = paths.ROOT.joinpath(*module.split("."))
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
-
-
-def _source_tree(path: Path) -> tuple[str, frozenset[str]]:
-    stat = path.stat()
-    try:
-        return _tree(str(path), stat.st_size, stat.st_mtime_ns)
-    except SyntaxError as error:
-        raise UserError(f"{paths.shown(path)}, line {error.lineno}: {error.msg}") from None
-
-
-def code_hashes(modules: Iterable[str], skip: frozenset[str] = INFRASTRUCTURE) -> dict[str, str]:
-    """Hash of each named module and of every module of this package that these import, directly or not.
-
-    Naming a package takes all its modules. Raises UserError for a name that does not exist.
-    """
-    todo = []
-    for name in modules:
-        if _source(name) is None:
-            raise UserError(f"no module {name!r} to hash; name a module such as {PACKAGE}.prompts")
-        todo += _whole_package(name)
-    return closure(todo, skip)
-
-
-def closure(names: Iterable[str], skip: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Module name -> code hash for the given names and all they import; what is no module is passed over."""
-    hashes: dict[str, str] = {}
-    todo = list(names)
-    while todo:
-        name = todo.pop()
-        path = _source(name)
-        if path is None or name in hashes or name in skip:
-            continue
-        hashes[name], imported = _source_tree(path)
-        todo += [*imported, *_parents(name)]
-    return dict(sorted(hashes.items()))
-
-
-def notebook_imports(cells: Iterable[str]) -> list[str]:
-    """Names under this package that code cells import; lines of IPython magics are passed over."""
-    found: set[str] = set()
-    for cell in cells:
-        lines = [line for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))]
-        try:
-            tree = ast.parse("\n".join(lines))
-        except SyntaxError:
-            continue  # the cell will fail when it runs, with a better message
-        found |= set(_imports(tree, paths.NOTEBOOKS / "cell.py"))
-    return sorted(found)
-
-
-def _parents(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
-
-
-def _whole_package(name: str) -> list[str]:
-    folder = paths.ROOT.joinpath(*name.split("."))
-    inside = (
-        [f.relative_to(paths.ROOT).with_suffix("") for f in folder.rglob("*.py")] if folder.is_dir() else []
-    )
-    return [name, *(".".join(p.parts).removesuffix(".__init__") for p in inside)]
-
-
-def combined(hashes: Mapping[str, str]) -> str:
-    """One hash for several."""
-    return value_hash(dict(hashes))

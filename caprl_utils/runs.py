@@ -82,7 +82,7 @@ class Run:
     """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
 
     with Run.open(profile, "curation", "answers", {"rl": profile.rl, "data": file_hash(rows)},
-                  modules=["caprl_utils.curation.answer"]) as run:
+                  recipe=["caprl_utils.curation.answering"]) as run:
         if not run.complete:
             rows = run.rows("answers")
             for request in requests:
@@ -101,24 +101,25 @@ class Run:
 
     @classmethod
     def open(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
     ) -> "Run":
         """Open or continue a run.
 
         parts: named JSON values or settings sections that change the output (config, prompts, data and model
-        hashes); versions of the main packages are added. modules: the code that does; their imports too.
+        hashes); versions of the main packages are added. recipe: the modules that compute the output, each
+        hashed by itself: what they import counts only when it is named, so a page or a client never does.
         """
-        run = cls._of(profile, stage, name, parts, modules)
+        run = cls._of(profile, stage, name, parts, recipe)
         run._lock.acquire()
         run._prepare()
         return run
 
     @classmethod
     def find(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
     ) -> dict[str, Any] | None:
         """The record of a complete run, else None; waits for no lock and leaves everything as it is."""
-        run = cls._of(profile, stage, name, parts, modules)
+        run = cls._of(profile, stage, name, parts, recipe)
         if not run.complete:
             return None
         note_access(run.folder / "result.json")
@@ -126,12 +127,12 @@ class Run:
 
     @classmethod
     def _of(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], modules: Sequence[str]
+        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
     ) -> "Run":
         for word in (stage, name):
             if not word or word.startswith(".") or "/" in word:
                 raise ValueError(f"stage and name are plain folder names, got {word!r}")
-        return cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, modules))
+        return cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, recipe))
 
     def _prepare(self) -> None:
         old = _read_json(self.folder / "key.json")
@@ -253,9 +254,9 @@ def load_result(path: Path | str) -> dict[str, Any]:
     return result
 
 
-def _manifest(parts: Mapping[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+def _manifest(parts: Mapping[str, Any], recipe: Sequence[str]) -> dict[str, Any]:
     hashes = {name: value_hash(value) for name, value in {**parts, "versions": provenance.versions()}.items()}
-    code = code_hashes(modules)
+    code = code_hashes(recipe)
     return {"key": cache_key(parts=hashes, code=code), "parts": hashes, "code": code}
 
 

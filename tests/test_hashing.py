@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caprl_utils import hashing, paths
+from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import cache_key, code_hashes, derive_seed, file_hash, folder_hash, notebook_imports
+from caprl_utils.hashing import cache_key, code_hashes, derive_seed, file_hash, folder_hash
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -40,15 +40,13 @@ def test_other_objects_are_refused():
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A small package: a imports b inside a function, c stands alone, runs is infrastructure."""
+    """A small package: a trains, and imports a page and a client."""
     folder = tmp_path / "caprl_utils"
     folder.mkdir()
     sources = {
-        "__init__": "",
-        "a": '"""Doc."""\nfrom caprl_utils import runs\ndef f():\n    from caprl_utils.b import g\n    g()\n',
-        "b": "def g():\n    return 1\n",
-        "c": "x = 1\n",
-        "runs": "y = 1\n",
+        "a": '"""Doc."""\nfrom caprl_utils import page, client\ndef f():\n    return 1\n',
+        "page": "x = '<p>'\n",
+        "client": "y = 1\n",
     }
     for name, text in sources.items():
         (folder / f"{name}.py").write_text(text)
@@ -63,47 +61,26 @@ def _edit(package, name, old, new):
     os.utime(file, ns=(later, later))
 
 
-def test_imports_count_even_inside_functions(package):
+def test_only_the_named_modules_count(package):
     before = code_hashes(["caprl_utils.a"])
-    assert set(before) == {"caprl_utils.a", "caprl_utils.b"}
-    _edit(package, "b", "return 1", "return 2")
-    after = code_hashes(["caprl_utils.a"])
-    assert (
-        after["caprl_utils.b"] != before["caprl_utils.b"]
-        and after["caprl_utils.a"] == before["caprl_utils.a"]
-    )
+    assert set(before) == {"caprl_utils.a"}
+    _edit(package, "page", "<p>", "<div>")
+    _edit(package, "client", "1", "2")
+    assert code_hashes(["caprl_utils.a"]) == before
+    _edit(package, "a", "return 1", "return 2")
+    assert code_hashes(["caprl_utils.a"]) != before
 
 
-def test_comments_docstrings_and_infrastructure_do_not_count(package):
+def test_comments_and_docstrings_do_not_count(package):
     before = code_hashes(["caprl_utils.a"])
     _edit(package, "a", "Doc.", "Another text.")
-    _edit(package, "b", "def g", "# why\n\n\ndef g")
-    _edit(package, "runs", "y = 1", "y = 2")
+    _edit(package, "a", "def f", "# why\n\n\ndef f")
     assert code_hashes(["caprl_utils.a"]) == before
 
 
 def test_an_unknown_module_is_named(package):
     with pytest.raises(UserError, match=r"no module 'caprl_utils\.z'"):
         code_hashes(["caprl_utils.z"])
-
-
-def test_a_package_takes_all_its_modules(package):
-    assert {"caprl_utils.a", "caprl_utils.b", "caprl_utils.c"} <= set(code_hashes(["caprl_utils"]))
-
-
-def test_the_infrastructure_list_names_real_modules():
-    for name in hashing.INFRASTRUCTURE:
-        assert hashing._source(name) is not None, name
-
-
-def test_notebook_imports_are_found():
-    cells = [
-        "%matplotlib inline\nfrom caprl_utils.runs import Run",
-        "import caprl_utils.prompts as p",
-        "x = (",
-    ]
-    found = notebook_imports(cells)
-    assert {"caprl_utils.runs", "caprl_utils.prompts"} <= set(found)
 
 
 def test_file_hash_follows_content(tmp_path):

@@ -15,11 +15,11 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic, write_json
 from caprl_utils.runs import Lock, Run, load_result
 
-MODULES = ["caprl_utils.answers"]
+RECIPE = ["caprl_utils.answers"]
 
 
 def open_run(**parts):
-    return Run.open(load_profile("smoke"), "stage", "name", parts, MODULES)
+    return Run.open(load_profile("smoke"), "stage", "name", parts, RECIPE)
 
 
 def finish(run):
@@ -54,7 +54,7 @@ def test_the_record_answers_without_other_files():
     ):
         assert key in record
     assert set(record["hashes"]) == {"config", "a", "versions"}
-    assert "caprl_utils.answers" in record["code"]
+    assert set(record["code"]) == set(RECIPE)
     assert record["versions"]["python"] and record["hardware"]["cores"] and record["wall_sec"] >= 0
 
 
@@ -81,7 +81,7 @@ def test_another_key_sets_the_old_rows_aside_and_says_why(caplog):
 def test_changed_code_changes_the_key(monkeypatch):
     with open_run(a=1) as run:
         finish(run)
-    monkeypatch.setattr(runs, "code_hashes", lambda modules: {"caprl_utils.answers": "other"})
+    monkeypatch.setattr(runs, "code_hashes", lambda recipe: {"caprl_utils.answers": "other"})
     with open_run(a=1) as run:
         assert not run.complete
 
@@ -119,7 +119,7 @@ def test_wall_time_adds_up_over_a_killed_session():
 
 def test_plain_names_only():
     with pytest.raises(ValueError, match="plain folder names"):
-        Run.open(load_profile("smoke"), "..", "name", {}, MODULES)
+        Run.open(load_profile("smoke"), "..", "name", {}, RECIPE)
 
 
 HOLD = """

@@ -104,7 +104,7 @@ def open_job(
         "writer": writer.model_hash,
         "reader": reader.model_hash,
     }
-    run = Run.open(profile, STAGE, name, parts, modules=[__name__])
+    run = Run.open(profile, STAGE, name, parts, recipe=[__name__])
     return Job(profile, seed, split, run, writer, reader, finder_of(benchmark_hashes))
 
 

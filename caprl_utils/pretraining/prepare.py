@@ -106,8 +106,8 @@ def _data_set(
         "captions": file_hash(written) if written else None, "file": file_hash(file) if file else None,
         "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
     }  # fmt: skip
-    modules = [__name__, "caprl_utils.mini.pretraining"]
-    with Run.open(profile, STAGE, run_name(name), parts, modules) as run:
+    recipe = [__name__, "caprl_utils.mini.pretraining"]
+    with Run.open(profile, STAGE, run_name(name), parts, recipe) as run:
         media = folder_of(profile, _MEDIA) if file is None else paths.ROOT / settings.media_folder
         if not run.complete:
             rows = make_rows(profile, training, file, written, media)

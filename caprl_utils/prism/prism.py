@@ -113,8 +113,8 @@ def all_captions(
         "captioner": source.fingerprint(),
         "images": {image.id: pixel_hash(image.open) for image in images},
     }
-    modules = ["caprl_utils.captions.rows", *project_modules(source.backend)]
-    with Run.open(profile, CAPTIONS_STAGE, name, parts, modules) as run:
+    recipe = ["caprl_utils.captions.rows", *project_modules(source.backend)]
+    with Run.open(profile, CAPTIONS_STAGE, name, parts, recipe) as run:
         captions = source.write(images, run.rows("captions"))
         if not run.complete:
             tokens = [caption.num_tokens for found in captions.values() for caption in found]

@@ -5,7 +5,10 @@ imports, models and data in the repository) and what the notebook read and wrote
 with their hashes.
 """
 
+import ast
 import json
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from caprl_utils import paths, provenance
 from caprl_utils.config import Profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.hashing import cache_key, closure, file_hash, folder_hash, notebook_imports
+from caprl_utils.hashing import PACKAGE, cache_key, code_hashes, file_hash, folder_hash
 from caprl_utils.paths import shown
 
 
@@ -39,7 +42,7 @@ def notebook_key(path: Path, profile: Profile, parameters: dict[str, Any]) -> st
         cells=cells,
         parameters=parameters,
         profile=profile.section_hash(),
-        code=closure(notebook_imports(cells)),
+        code=_code_of(_imported_by(cells)),
         data={shown(folder): _hash_if_there(folder) for folder in (paths.CONFIGS, paths.PAPER)},
         models={role: _model_hash(profile.models[role].path) for role in type(profile.models).model_fields},
         versions=provenance.versions(),
@@ -81,3 +84,45 @@ def write_stamp(stamp: Path, key: str, access_log: Path) -> None:
 
 def _executed(stamp: Path) -> Path:
     return stamp.with_suffix(".ipynb")
+
+
+# What a notebook imports, directly or not.
+def _imported_by(cells: Iterable[str]) -> set[str]:
+    found: set[str] = set()
+    for cell in cells:
+        lines = [line for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        try:
+            found |= set(_names("\n".join(lines)))
+        except SyntaxError:
+            continue  # the cell will fail when it runs, with a better message
+    return found
+
+
+def _names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.startswith(f"{PACKAGE}."))
+
+
+def _code_of(names: Iterable[str]) -> dict[str, str]:
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        base = paths.ROOT.joinpath(*name.split("."))
+        name = f"{name}.__init__" if base.is_dir() else name
+        file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+        if name not in found and file.is_file():
+            found.add(name)
+            todo += _imports_of(str(file), file.stat().st_mtime_ns)
+    return code_hashes(found)
+
+
+@cache
+def _imports_of(path: str, mtime_ns: int) -> frozenset[str]:
+    return frozenset(_names(Path(path).read_text(encoding="utf-8")))
