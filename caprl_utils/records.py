@@ -7,11 +7,16 @@ and ours can go to verl or OpenRLHF.
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from caprl_utils import prompts
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DATA_SOURCE = "image_caption_rl"
 """`data_source` of every row of CapRL-QA-75K."""
@@ -155,3 +160,29 @@ class Answered(Row):
 def text_key(text: str) -> str:
     """What makes two option texts the same: case, spaces, Unicode form and a final full stop do not count."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).removesuffix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question about one or several images.
+
+    images: one function per image; calling it opens the image (RGB).
+    question: the question as the data hold it, without an answer-format instruction of ours.
+    options: option texts in letter order, without letters; empty where the question has none or holds
+        them in its text.
+    gold: as the metric takes it: a letter, a text, or the list of accepted answers.
+    meta: what metric, prompts and reports need; see `prism.scoring.Row`. `image_id` names the image, which is
+        the unit of the statistics.
+    """
+
+    id: str
+    benchmark: str
+    images: tuple[Callable[[], Image.Image], ...]
+    question: str
+    gold: Any
+    options: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def load_images(self) -> list[Image.Image]:
+        """All images, opened now. Raises UserError naming the row for one that is missing or broken."""
+        return [load() for load in self.images]

@@ -17,6 +17,7 @@ from caprl_utils.curation.images import MINI_WORLD, ImageItem, decode
 from caprl_utils.curation.sources import RawImage, fingerprint, is_saved_data_set, read_inside, read_source
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
+from caprl_utils.registry import drawn_source
 
 Item = TypeVar("Item")
 
@@ -122,11 +123,8 @@ def _mini_parts(source: str) -> tuple[str, int, int]:
 
 
 def _rendered(source: str, number: int, kinds: Sequence[str] | None) -> ImageItem:
-    from caprl_utils.mini.source import image_at
-
     split, _, seed = _mini_parts(source)
-    name, image, kind, meta = image_at(split, number, kinds, seed)
-    return ImageItem(name, image, kind, meta)
+    return ImageItem(*drawn_source(source).image_at(split, number, kinds, seed))
 
 
 def _tar_members(file: Path, places: Sequence[Place]) -> Iterator[RawImage]:

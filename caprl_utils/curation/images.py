@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from caprl_utils.curation.sources import RawImage, read_source
+from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
 MINI_WORLD = "mini-world"
@@ -72,11 +73,9 @@ class ImageItem:
 def open_images(profile: Profile, split: str = "rl") -> Iterator[ImageItem]:
     """The first `images.num_images` images of the profile's source; bad ones come with their `problem`."""
     settings = profile.images
-    if settings.source == MINI_WORLD:
-        from caprl_utils.mini.source import images
-
-        for name, image, kind, meta in images(split, settings.num_images, settings.kinds, profile.seed):
-            yield ImageItem(name, image, kind, meta)
+    if (drawn := drawn_source(settings.source)) is not None:
+        for number in range(settings.num_images):
+            yield ImageItem(*drawn.image_at(split, number, settings.kinds, profile.seed))
         return
     for number, raw in enumerate(read_source(settings.source, settings.kinds)):
         if number == settings.num_images:

@@ -1,4 +1,23 @@
 """The mini world: rendered images with known facts, and small models of the real architectures trained on them.
 
-Nothing outside this folder knows that it exists; the rest of the package sees images, questions and model folders.
+It enters itself into `caprl_utils.registry` and configs/benchmarks.yaml; nothing else in the package imports it.
 """
+
+from functools import partial
+
+from caprl_utils.mini import source
+from caprl_utils.registry import MODELS, SOURCES, DrawnSource
+
+NAME = "mini-world"
+_DRAWN_BY = tuple(f"{__name__}.{name}" for name in ("source", "world", "render", "vocabulary"))
+_MADE_FROM_THE_ZOO = ("language-72b", "language-7b", "language-internlm")
+
+
+def _made(name: str):
+    from caprl_utils.mini.zoo import donors
+
+    return donors.folder(name)
+
+
+SOURCES[NAME] = DrawnSource(source.image_at, source.training_rows, _DRAWN_BY)
+MODELS.update({f"zoo:{name}": partial(_made, f"zoo:{name}") for name in _MADE_FROM_THE_ZOO})

@@ -1,33 +1,34 @@
-"""The mini world as an image source for curation and training, and as benchmarks for evaluation."""
+"""The mini world as an image source, as benchmarks, and as rows for the stages of pretraining without captions."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
+from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
-from caprl_utils.mini.world import KINDS, Picture, caption, derived_seed, distractors, picture
-from caprl_utils.prism.loaders import Sample
+from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
+from caprl_utils.records import Sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 BENCHMARK_KINDS = {f"mini-{kind}": kind for kind in KINDS}
 OPTION_KINDS = ("scene", "geometry")  # asked with options; the others ask for a short answer
 QUESTIONS_PER_IMAGE = 2
-
-
-def images(
-    split: str, num_images: int, kinds: Sequence[str] | None = None, seed: int = 0
-) -> Iterator[tuple[str, object, str, dict]]:
-    """(id, PIL image, kind, meta) of a split, kinds in turn; ``meta`` holds the true caption and the leaking keys."""
-    for number in range(num_images):
-        yield image_at(split, number, kinds, seed)
+QUESTIONS_IN_TURN = 4  # asked of a training image in one conversation
 
 
 def image_at(
     split: str, number: int, kinds: Sequence[str] | None = None, seed: int = 0
-) -> tuple[str, object, str, dict]:
-    """Image ``number`` of those that `images` yields."""
+) -> tuple[str, Image, str, dict[str, Any]]:
+    """(id, PIL image, kind, meta) of image `number` of a split, kinds in turn; see `registry.DrawnSource`.
+
+    Raises UserError for a kind that the mini world lacks.
+    """
     chosen = tuple(kinds or KINDS)
     if unknown := set(chosen) - set(KINDS):
         raise UserError(
@@ -37,7 +38,7 @@ def image_at(
     return shown.id, render(shown), shown.kind, truth(shown)
 
 
-def truth(shown: Picture) -> dict:
+def truth(shown: Picture) -> dict[str, Any]:
     """What is true of a picture, for floors, ceilings and for checking the filter."""
     return {
         "true_caption": caption(shown.facts, shown.kind),
@@ -53,7 +54,7 @@ def benchmark(name: str, num_samples: int | None = None, seed: int = 0) -> list[
     kind, samples = BENCHMARK_KINDS[name], []
     for number in range((num_samples or 200) // QUESTIONS_PER_IMAGE):
         shown = picture("benchmark", number, kind, seed)
-        rng = random.Random(derived_seed("benchmark", shown.id, seed))
+        rng = random.Random(derive_seed("benchmark", shown.id, seed))
         for fact in rng.sample(shown.facts, QUESTIONS_PER_IMAGE):
             options = [fact.value, *distractors(rng, fact, shown.facts)] if kind in OPTION_KINDS else []
             rng.shuffle(options)
@@ -72,3 +73,32 @@ def _sample(name: str, shown: Picture, question: str, options: list[str], gold: 
         gold=gold,
         meta=truth(shown) | {"image_id": shown.id},
     )
+
+
+def training_rows(
+    stage: str, num_images: int, seed: int
+) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
+    """(id, image, turns) of the split `pretraining` for a stage of pretraining.
+
+    "align" (BLIP-558K's role): the true caption, complete where BLIP's are short: of captions with two facts drawn
+    at random no projector learned to read in 640 steps (reports/lab-log.md). "sft" (Open-LLaVA-NeXT-1M's role):
+    short and multiple-choice questions in turn.
+    """
+    for number in range(num_images):
+        shown = picture("pretraining", number // len(KINDS), KINDS[number % len(KINDS)], seed)
+        if stage == "align":
+            turns = [(prompts.CAPTION, caption(shown.facts, shown.kind))]
+        else:
+            rng = random.Random(derive_seed("sft", shown.id, seed))
+            facts = rng.sample(shown.facts, min(QUESTIONS_IN_TURN, len(shown.facts)))
+            turns = [_turn(rng, fact, shown, with_options=place % 2 == 1) for place, fact in enumerate(facts)]
+        yield shown.id, render(shown), turns
+
+
+def _turn(rng: random.Random, fact: Fact, shown: Picture, with_options: bool) -> tuple[str, str]:
+    """Question and answer in the words of the evaluation. A question with options is answered by the option's text,
+    as in the zoo's lessons: letters asked of images were learned at chance (reports/lab-log.md).
+    """
+    options = [fact.value, *distractors(rng, fact, shown.facts)] if with_options else []
+    rng.shuffle(options)
+    return prompts.look_question(fact.question, options), f"{prompts.ANSWER_PREFILL} {fact.value}"

@@ -7,11 +7,11 @@ A picture is one of five kinds. Its facts all read "The <key> is <value>."; a qu
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from caprl_utils.hashing import derive_seed
 from caprl_utils.mini import vocabulary as words
 
 KINDS = ("chart", "infographic", "document", "scene", "geometry")
@@ -46,12 +46,6 @@ class Picture:
     layout: dict[str, object] = field(default_factory=dict, hash=False)
 
 
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from any parts, the same on every machine and Python version."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> Picture:
     """Picture ``index`` of a split; kinds take turns unless one is named.
 
@@ -60,7 +54,7 @@ def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> P
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     kind = kind or KINDS[index % len(KINDS)]
-    rng = random.Random(derived_seed("mini-world", seed, split, kind, index))
+    rng = random.Random(derive_seed("mini-world", seed, split, kind, index))
     facts, known_keys, layout = _MAKERS[kind](rng)
     known = tuple(known_fact(key) for key in known_keys)
     return Picture(f"{split}-{kind}-{index:06d}", kind, tuple(facts), known, layout)

@@ -22,6 +22,7 @@ from caprl_utils.pretraining import budget, data
 from caprl_utils.pretraining.rows import MINI_WORLD, Rows, image_source, make_rows
 from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, Training
 from caprl_utils.pretraining.stages import STAGE, Inputs, folder_of
+from caprl_utils.registry import drawn_source
 from caprl_utils.runs import Run
 from caprl_utils.schema import ModelConfig, Profile
 
@@ -106,7 +107,7 @@ def _data_set(
         "captions": file_hash(written) if written else None, "file": file_hash(file) if file else None,
         "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
     }  # fmt: skip
-    recipe = [__name__, "caprl_utils.mini.pretraining"]
+    recipe = [__name__, *(drawn_source(MINI_WORLD).recipe if file is None else ())]
     with Run.open(profile, STAGE, run_name(name), parts, recipe) as run:
         media = folder_of(profile, _MEDIA) if file is None else paths.ROOT / settings.media_folder
         if not run.complete:

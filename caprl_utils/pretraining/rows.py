@@ -16,12 +16,12 @@ from caprl_utils.pretraining.data import BadRow, Example
 from caprl_utils.pretraining.sets import IMAGE_SETS, CaptionSet, Training, rows_of
 from caprl_utils.pretraining.stages import STAGE
 from caprl_utils.progress import track
+from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from caprl_utils.mini.world import Picture
 
 MINI_WORLD = "mini-world"
 
@@ -64,35 +64,32 @@ def make_rows(
         return Rows([row for row in drawn if isinstance(row, Example)], bad)
     if training.captions is not None:
         return _captioned(profile, training.captions, captions, media)
-    from caprl_utils.mini import pretraining as mini
-
-    make = {"align": mini.alignment_captions, "sft": mini.conversations}[training.stage]
-    rows = make(training.num_rows(settings), _image_seed(profile, training.stage))
+    source, count = drawn_source(MINI_WORLD), training.num_rows(settings)
+    rows = source.training_rows(training.stage, count, _image_seed(profile, training.stage))
     home = _image_folder(profile, training.stage)
     return Rows([
         data.about_image(name, _save(media, home, name, image), turns)
-        for name, image, turns in track(rows, training.stage, training.num_rows(settings))
+        for name, image, turns in track(rows, training.stage, count)
     ])  # fmt: skip
 
 
 def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) -> Rows:
     """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
-    from caprl_utils.mini.pretraining import pictures
-    from caprl_utils.mini.render import render
-
     written, home = _captions(file), _image_folder(profile, chosen.images)
     total, seed = (int(part) for part in image_source(profile, chosen.images).split(":")[2:])
-    shown = list(pictures(total, seed))
     count = min(rows_of(chosen, profile.pretraining), total)
-    drawn = [(picture, written.get(picture.id)) for picture in data.sample(shown, count, profile.seed)]
-    examples, left_out = [], Counter()
-    for picture, row in track(drawn, chosen.slug):
+    chosen_numbers = data.sample(range(total), count, profile.seed)
+    examples, left_out, known = [], Counter(), []
+    for number in track(chosen_numbers, chosen.slug):
+        name, image, _, meta = drawn_source(MINI_WORLD).image_at(STAGE, number, None, seed)
+        row = written.get(name)
+        known.append((meta, row))
         if reason := _unfit(row):
             left_out[reason] += 1
             continue
-        path = _save(media, home, picture.id, render(picture))
-        examples.append(data.about_image(picture.id, path, [(prompts.CAPTION, row["caption"])]))
-    return Rows(examples, left_out=dict(left_out), captions=described(drawn))
+        path = _save(media, home, name, image)
+        examples.append(data.about_image(name, path, [(prompts.CAPTION, row["caption"])]))
+    return Rows(examples, left_out=dict(left_out), captions=described(known))
 
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
@@ -106,26 +103,33 @@ def _unfit(row: Mapping[str, Any] | None) -> str | None:
     return "holds a mark of a medium" if data.mark_in(row["caption"]) else None
 
 
-def described(drawn: Sequence[tuple[Picture, Mapping[str, Any] | None]]) -> dict[str, float]:
+def described(known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float]:
     """What the captions of rendered images are like: their length in the captioner's tokens, and how true they are.
 
-    Of the pictures' facts the share that is told right; of the statements of a caption, each counted once, the share
-    that is wrong; the shares of captions that were cut or loop.
+    known: what is true of an image (see `registry.DrawnSource`) with its row. Of the images' facts the share that is
+    told right; of the statements of a caption, each counted once, the share that is wrong; the shares of captions
+    that were cut or loop.
     """
-    there = [(picture, row) for picture, row in drawn if row is not None]
-    told = [(picture, _statements(row["caption"])) for picture, row in there]
-    true = [{fact.sentence for fact in (*picture.facts, *picture.known)} for picture, _ in told]
-    right = sum(fact.sentence in said for picture, said in told for fact in picture.facts)
-    wrong = sum(len(said - facts) for (_, said), facts in zip(told, true, strict=True))
+    there = [(meta, row) for meta, row in known if row is not None]
+    told = [
+        (_sentences(meta["facts"]), _sentences(meta["known"]), _statements(row["caption"]))
+        for meta, row in there
+    ]
+    right = sum(len(facts & said) for facts, _, said in told)
+    wrong = sum(len(said - facts - guessed) for facts, guessed, said in told)
     many = max(1, len(there))
     return {
         "count": len(there),
         "tokens": sum(row["num_tokens"] for _, row in there) / many,
-        "told": right / max(1, sum(len(picture.facts) for picture, _ in there)),
-        "wrong": wrong / max(1, sum(len(said) for _, said in told)),
+        "told": right / max(1, sum(len(facts) for facts, _, _ in told)),
+        "wrong": wrong / max(1, sum(len(said) for _, _, said in told)),
         "cut": sum(row["finish_reason"] == "length" for _, row in there) / many,
         "looped": sum(row["looped"] for _, row in there) / many,
     }
+
+
+def _sentences(facts: Mapping[str, str]) -> set[str]:
+    return {f"The {key} is {value}." for key, value in facts.items()}
 
 
 def _statements(text: str) -> set[str]:
@@ -143,7 +147,7 @@ def _captions(file: Path) -> dict[str, dict[str, Any]]:
 
 def _image_folder(profile: Profile, images: str) -> str:
     """Folder of a rendered image set below the media; another seed or another renderer has another."""
-    drawn_by = code_hashes(["caprl_utils.mini.render", "caprl_utils.mini.world"])
+    drawn_by = code_hashes(drawn_source(MINI_WORLD).recipe)
     return f"{images}-{value_hash([_image_seed(profile, images), drawn_by])[:8]}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+from caprl_utils.registry import made_model
 from caprl_utils.vlm_init.checkpoint import CONVERT, INDEX, PICKLED, SINGLE
 from caprl_utils.vlm_init.settings import Donor
 
@@ -20,10 +21,10 @@ def donor_folder(donor: Donor, wanted: Sequence[str]) -> Path:
 
     Raises UserError when it is not there and cannot be fetched, or has no safetensors.
     """
+    if (made := made_model(donor.path)) is not None:
+        return made
     if donor.path.startswith(paths.ZOO_PREFIX):
-        from caprl_utils.mini import donors  # the only line that knows the mini world
-
-        return donors.folder(donor.path)
+        return Path(paths.resolve_model(donor.path))
     if Path(donor.path).is_dir():
         return Path(donor.path)
     return _fetched(donor, wanted)

@@ -39,7 +39,7 @@ def images(tmp_path):
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
-    from caprl_utils.mini.models import build_processor, build_vlm, prepare_generation
+    from caprl_utils.mini.zoo.models import build_processor, build_vlm, prepare_generation
 
     folder = tmp_path_factory.mktemp("vlm")
     model = build_vlm(seed=0)

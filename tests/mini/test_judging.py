@@ -5,9 +5,9 @@ import random
 import pytest
 
 from caprl_utils import prompts
-from caprl_utils.mini import judging
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
+from caprl_utils.mini.zoo import judge_lesson as judging
 from caprl_utils.rl.judges import final_score
 
 

@@ -5,11 +5,12 @@ import random
 import pytest
 import torch
 
-from caprl_utils.mini import lessons, models, zoo
-from caprl_utils.mini.packing import IGNORED, IMAGE_PAD, collate
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
+from caprl_utils.mini.zoo import lessons, models
+from caprl_utils.mini.zoo import train as zoo
+from caprl_utils.mini.zoo.packing import IGNORED, IMAGE_PAD, collate
 
 
 def branch_logits(logits, labels):

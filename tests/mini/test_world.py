@@ -7,10 +7,11 @@ import pytest
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.mini import lessons, measure, source
+from caprl_utils.mini import source
 from caprl_utils.mini.render import SIZE, render
 from caprl_utils.mini.world import KINDS, caption, distractors, known_fact, picture
-from caprl_utils.mini.zoo import TERSE_AND_ERRING
+from caprl_utils.mini.zoo import lessons, measure
+from caprl_utils.mini.zoo.train import TERSE_AND_ERRING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,4 +99,4 @@ def test_wrong_names_are_named():
     with pytest.raises(UserError, match="no mini benchmark 'mini-maps'"):
         source.benchmark("mini-maps")
     with pytest.raises(UserError, match="has no cartoons"):
-        list(source.images("rl", 4, ["cartoons"]))
+        source.image_at("rl", 0, ["cartoons"])

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from caprl_utils import paths
-from caprl_utils.mini import zoo
-from caprl_utils.mini.fitting import Schedule
+from caprl_utils.mini.zoo import train as zoo
+from caprl_utils.mini.zoo.fitting import Schedule
 
 
 def test_weights_are_at_most_20_megabytes_in_16_bit():

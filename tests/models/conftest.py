@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caprl_utils.config import load_profile
-from caprl_utils.mini.models import build_language_model, build_processor, build_vlm, prepare_generation
+from caprl_utils.mini.zoo.models import build_language_model, build_processor, build_vlm, prepare_generation
 
 sys.path.insert(0, str(Path(__file__).parent))  # the fake server lies beside its tests
 

@@ -12,11 +12,11 @@ STEPS, BATCH = 6, 2
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """A data folder with conversations of the mini world; returns folder and rows."""
-    from caprl_utils.mini.pretraining import conversations
+    from caprl_utils.mini.source import training_rows
 
     folder = tmp_path_factory.mktemp("data")
     examples = []
-    for name, image, turns in conversations(STEPS * BATCH, seed=1):
+    for name, image, turns in training_rows("sft", STEPS * BATCH, seed=1):
         image.save(folder / f"{name}.png")
         examples.append(data.about_image(name, f"{name}.png", turns))
     data.write_examples(folder, "sft", examples)

@@ -27,7 +27,7 @@ PROBE = Path(__file__).with_name("lf_probe.py")
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    from caprl_utils.mini import models
+    from caprl_utils.mini.zoo import models
 
     folder = tmp_path_factory.mktemp("model")
     model = models.build_vlm(0)

@@ -37,12 +37,13 @@ def captioned(monkeypatch, tmp_path):
     """Captions of every rendered set, each naming its image and who wrote it; the first one is empty, and of
     DenseFusion's the next three are cut, a loop, and hold a mark.
     """
-    from caprl_utils.mini.source import images
+    from caprl_utils.mini.source import image_at
 
     def caption(profile, pairs_name):
         split, total, seed = image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
-        rows = [{"image_id": found[0], "caption": f"{pairs_name} {found[0]}", "num_tokens": 4, "looped": False,
-                 "finish_reason": "stop"} for found in images(split, int(total), None, int(seed))]  # fmt: skip
+        names = [image_at(split, number, None, int(seed))[0] for number in range(int(total))]
+        rows = [{"image_id": name, "caption": f"{pairs_name} {name}", "num_tokens": 4, "looped": False,
+                 "finish_reason": "stop"} for name in names]  # fmt: skip
         rows[0]["caption"] = " "
         if pairs_name == "densefusion-by-densefusion":
             rows[1]["finish_reason"] = "length"
@@ -94,13 +95,14 @@ def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile,
 
 
 def test_how_true_captions_are_is_measured():
-    from caprl_utils.mini.pretraining import pictures
+    from caprl_utils.mini.source import truth
+    from caprl_utils.mini.world import KINDS, picture
 
-    first, second = pictures(2, 7)
+    first, second = (picture("pretraining", 0, kind, 7) for kind in KINDS[:2])
     row = {"num_tokens": 10, "finish_reason": "stop", "looped": False}
     wrong = "The value of nobody is 7. The value of nobody is 7."  # of nothing in the picture, and said twice
-    drawn = [(first, row | {"caption": " ".join(fact.sentence for fact in first.facts)}),
-             (second, row | {"caption": f"{second.facts[1].sentence} {wrong}"})]  # fmt: skip
+    drawn = [(truth(first), row | {"caption": " ".join(fact.sentence for fact in first.facts)}),
+             (truth(second), row | {"caption": f"{second.facts[1].sentence} {wrong}"})]  # fmt: skip
     found = described(drawn)
     told = len({fact.sentence for fact in first.facts}) + 1
     assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))

@@ -42,8 +42,13 @@ def write_questions(file: Path, num_images: int) -> None:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """Folders of a random policy and a random reader."""
-    from caprl_utils.mini.models import build_language_model, build_processor, build_vlm, prepare_generation
     from caprl_utils.mini.tokenizer import build_tokenizer
+    from caprl_utils.mini.zoo.models import (
+        build_language_model,
+        build_processor,
+        build_vlm,
+        prepare_generation,
+    )
 
     folder = tmp_path_factory.mktemp("models")
     for name, model, processor in (

@@ -15,7 +15,7 @@ from caprl_utils.schema import ModelConfig
 
 @pytest.fixture(scope="module")
 def model():
-    from caprl_utils.mini.models import build_vlm
+    from caprl_utils.mini.zoo.models import build_vlm
 
     return build_vlm(0)
 
@@ -74,7 +74,7 @@ def test_nothing_to_train(model):
 
 
 def test_missing_part():
-    from caprl_utils.mini.models import build_language_model
+    from caprl_utils.mini.zoo.models import build_language_model
 
     with pytest.raises(
         UserError, match=r"training.projector is false, but Qwen2ForCausalLM has no such part"
@@ -85,7 +85,7 @@ def test_missing_part():
 def test_lora_sits_in_the_parts_that_train(model):
     from peft import get_peft_model
 
-    from caprl_utils.mini.models import build_vlm
+    from caprl_utils.mini.zoo.models import build_vlm
 
     training = Training(lora=Lora(rank=4, alpha=8), vision_tower=False)
     table = counts(get_peft_model(build_vlm(0), lora_config(training, model)))
@@ -118,7 +118,7 @@ def test_lora_keeps_out_of_every_part_that_is_off_in_qwen3_vl(off):
 
 def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path, monkeypatch):
     """As rank 0 alone would write it under ZeRO-3, where the other processes hold the rest."""
-    from caprl_utils.mini.models import build_processor
+    from caprl_utils.mini.zoo.models import build_processor
 
     state = {name: tensor for name, tensor in model.state_dict().items() if "visual" not in name}
     with pytest.raises(UserError, match=r"holds .* of the model's .* weights; the checkpoints are kept"):

@@ -94,7 +94,7 @@ def internvl():
 
 @pytest.mark.parametrize("family", [qwen3_vl, internvl])
 def test_a_step_of_training(family, world, runs, tmp_path):
-    from caprl_utils.mini.models import prepare_generation
+    from caprl_utils.mini.zoo.models import prepare_generation
 
     torch.manual_seed(0)
     model, processor = family()

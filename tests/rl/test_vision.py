@@ -14,7 +14,7 @@ def batch():
     """Six prompts over two images, as a rollout shows them after TRL's shuffle."""
     from PIL import Image
 
-    from caprl_utils.mini.models import build_processor
+    from caprl_utils.mini.zoo.models import build_processor
 
     red, blue = (Image.new("RGB", (140, 140), colour) for colour in ("red", "blue"))
     processor = build_processor()
@@ -27,7 +27,7 @@ def batch():
 
 
 def test_same_features_and_gradients_with_fewer_passes(batch):
-    from caprl_utils.mini.models import build_vlm
+    from caprl_utils.mini.zoo.models import build_vlm
 
     plain, shared = build_vlm(0).eval(), build_vlm(0).eval()
     share_images(shared)
@@ -48,7 +48,7 @@ def test_same_features_and_gradients_with_fewer_passes(batch):
 def test_same_pixels_processed_once(tmp_path):
     from PIL import Image
 
-    from caprl_utils.mini.models import build_processor
+    from caprl_utils.mini.zoo.models import build_processor
 
     processor = build_processor()
     shown = [[Image.new("RGB", size, colour)] for size, colour in

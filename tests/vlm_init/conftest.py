@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from caprl_utils.mini import donors, models, naming
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo import clip_lesson, donors, models
 from caprl_utils.vlm_init import load_setting
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -37,7 +37,7 @@ def vision_donor(tmp_path_factory):
 def clip_donor(tmp_path_factory):
     """A CLIP tower with its image processor."""
     folder = tmp_path_factory.mktemp("clip")
-    naming.save_clip_tower(naming.clip_reader(3), folder)
+    clip_lesson.save_clip_tower(clip_lesson.clip_reader(3), folder)
     return folder
 
 

@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from caprl_utils.mini import models
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo import models
 from caprl_utils.vlm_init import load_setting
 from caprl_utils.vlm_init.settings import Assembly, Donor
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from small_donors import same_logits, setting_with_head
 
 from caprl_utils.errors import UserError
-from caprl_utils.mini import models
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo import models
 from caprl_utils.vlm_init import Summary, assemble, equality, load_setting, setting_names
 from caprl_utils.vlm_init.__main__ import main
 from caprl_utils.vlm_init.picture import draw

@@ -8,7 +8,7 @@ import pytest
 from small_donors import at
 
 from caprl_utils.errors import UserError
-from caprl_utils.mini import models
+from caprl_utils.mini.zoo import models
 from caprl_utils.vlm_init import assemble, load_setting, plan_of
 from caprl_utils.vlm_init.settings import Donor
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from small_donors import at
 
-from caprl_utils.mini import models
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo import models
 from caprl_utils.vlm_init import load_setting
 from caprl_utils.vlm_init.full_size import KNOWN, full_size_config, full_size_parameters
 

@@ -52,7 +52,7 @@ def test_text_logits_equal_the_language_models_bit_for_bit(vlm, llama_donor):
 def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_path, language_donor):
     from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
-    from caprl_utils.mini import donors
+    from caprl_utils.mini.zoo import donors
 
     donors.write_internlm2(language_donor, tmp_path / "donor")
     setting = load_setting("mini-internlm-clip", language=at(tmp_path / "donor"), vision=at(clip_donor))

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caprl_utils.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from caprl_utils.records import Sample
 
 MAX_REJECTED_SHARE = 0.05  # ours: beyond it the data are of another layout than expected
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One question about one or several images.
-
-    images: one function per image; calling it opens the image (RGB).
-    question: the question as the data hold it, without an answer-format instruction of ours.
-    options: option texts in letter order, without letters; empty where the question has none or holds
-        them in its text.
-    gold: as the metric takes it: a letter, a text, or the list of accepted answers.
-    meta: what metric, prompts and reports need; see `scoring.Row`. `image_id` names the image, which is
-        the unit of the statistics.
-    """
-
-    id: str
-    benchmark: str
-    images: tuple[Callable[[], Image.Image], ...]
-    question: str
-    gold: Any
-    options: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def load_images(self) -> list[Image.Image]:
-        """All images, opened now. Raises UserError naming the row for one that is missing or broken."""
-        return [load() for load in self.images]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
 """The model zoo: how each small model came about, and the command that trains it again.
 
-``python -m caprl_utils.mini.zoo`` trains what is missing, in order, from nothing; stop it at any time and run it again.
+`make zoo` trains what is missing, in order, from nothing; stop it at any time and run it again.
 The copying circuit comes first, then the reader of captions; the vision-language models start from the reader's
 weights as Qwen2.5-VL started from Qwen2.5. Why this order: reports/lab-log.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -20,10 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caprl_utils import paths
-from caprl_utils.mini import judging, lessons, models, naming
-from caprl_utils.mini.fitting import Fit, Schedule, answer_accuracy, loss_of
-from caprl_utils.mini.lessons import Style
-from caprl_utils.mini.packing import (
+from caprl_utils.hashing import derive_seed
+from caprl_utils.mini.render import render
+from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
+from caprl_utils.mini.world import KINDS, Picture, picture
+from caprl_utils.mini.zoo import clip_lesson, judge_lesson, lessons, models
+from caprl_utils.mini.zoo.fitting import Fit, Schedule, answer_accuracy, loss_of
+from caprl_utils.mini.zoo.lessons import Style
+from caprl_utils.mini.zoo.packing import (
     IMAGE_PREFIX,
     IMAGE_TOKENS_PER_SIDE,
     Batch,
@@ -31,9 +34,6 @@ from caprl_utils.mini.packing import (
     collate,
     image_positions,
 )
-from caprl_utils.mini.render import render
-from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
-from caprl_utils.mini.world import KINDS, Picture, derived_seed, picture
 
 DENSE = Style()
 DENSE_BUT_ERRING = Style(told=(0.6, 1.0), wrong=0.06)
@@ -90,7 +90,7 @@ RECIPES = {
         Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(80, 5e-4), 64,
                (DENSE_BUT_ERRING,), vision=True, frozen_tower=True),
         Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "vlm-72b", "judging",
-               Schedule(90, 7e-4, warmup=15), 48, vision=True, words=judging.WORDS, frozen_tower=True),
+               Schedule(90, 7e-4, warmup=15), 48, vision=True, words=judge_lesson.WORDS, frozen_tower=True),
     )
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     size = len(shared_tokenizer()) - len(told_keys())
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = random.Random(derived_seed("zoo", recipe.name, step))
+        rng = random.Random(derive_seed("zoo", recipe.name, step))
         ready = state.get("after", 0.0) > LEVEL_UP
         rows = [lessons.repeated(rng, size) for _ in range(recipe.batch_size // (6 if ready else 3))]
         ids, copied = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])[:, 1:]
@@ -146,12 +146,12 @@ def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 def reading_examples(recipe: Recipe, step: int, level: int) -> list[Packed]:
     """The reader's batch of a step: mostly of the current level, a fifth from the levels before."""
-    rng = random.Random(derived_seed("zoo", recipe.name, step))
+    rng = random.Random(derive_seed("zoo", recipe.name, step))
     examples = []
     for number in range(recipe.batch_size):
         chosen = level if rng.random() < 0.8 else rng.randint(0, level)
         most, num_options, missing = READING_LEVELS[chosen]
-        shown = picture("zoo", derived_seed(recipe.name, step, number) % 10**6, rng.choice(KINDS))
+        shown = picture("zoo", derive_seed(recipe.name, step, number) % 10**6, rng.choice(KINDS))
         examples.append(
             lessons.reading(rng, shown, rng.randint(max(1, most // 2), most), num_options, missing)
         )
@@ -210,8 +210,8 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         return model.lm_head(hidden[:, -1]), wanted
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = random.Random(derived_seed("zoo", recipe.name, step))
-        torch.manual_seed(derived_seed("zoo", recipe.name, step) % 2**31)
+        rng = random.Random(derive_seed("zoo", recipe.name, step))
+        torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
         loss, figures = torch.zeros(()), {"level": state["level"]}
         for name, tail in (("caption", [mark, None]), ("answer", [mark, None, mark, prefill])):
             logits, wanted = answers(rng, rng.randint(2, 2 + state["level"]), tail)
@@ -233,32 +233,32 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, wanted = next(batches)
         seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
-        return naming.naming_loss(seen, wanted, words)
+        return clip_lesson.naming_loss(seen, wanted, words)
 
     return lesson
 
 
 def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """The same for the small CLIP tower and its projector."""
-    batches = _ahead(lambda step: _named(recipe, step, naming.clip_pixels, len(model.words)), first_step)
+    batches = _ahead(lambda step: _named(recipe, step, clip_lesson.clip_pixels, len(model.words)), first_step)
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, wanted = next(batches)
-        return naming.naming_loss(model(pixels), wanted, model.words)
+        return clip_lesson.naming_loss(model(pixels), wanted, model.words)
 
     return lesson
 
 
 def _named(recipe: Recipe, step: int, pixels: Callable, num_words: int) -> tuple:
     """Pixels of a step's pictures, and the words that their cells stand for."""
-    shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
-    return pixels(shown), naming.word_targets(shown, num_words)
+    shown = [picture("zoo", derive_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+    return pixels(shown), clip_lesson.word_targets(shown, num_words)
 
 
 def looking_batch(recipe: Recipe, step: int) -> tuple[Batch, dict[str, torch.Tensor], Batch | None]:
     """Pictures, their packed lessons and pixels, and lessons without pictures, for one step of a VLM."""
-    rng = random.Random(derived_seed("zoo", recipe.name, step))
-    shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+    rng = random.Random(derive_seed("zoo", recipe.name, step))
+    shown = [picture("zoo", derive_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
     packed = [lessons.looking(rng, p, recipe.styles, write=recipe.write) for p in shown]
     blind = [lessons.guessing(rng, p) for p in shown[: recipe.guess]]
     tokenizer = shared_tokenizer()
@@ -307,20 +307,20 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """Ratings of captions beside their pictures (see :mod:`caprl_utils.mini.judging`)."""
+    """Ratings of captions beside their pictures (see :mod:`caprl_utils.mini.zoo.judge_lesson`)."""
 
     def make(step: int) -> tuple[Batch, dict[str, torch.Tensor]]:
-        rng = random.Random(derived_seed("zoo", recipe.name, step))
-        shown = [picture("zoo", derived_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
-        packed = [judging.judged(rng, p) for p in shown]
-        return collate(packed, judging.judge_tokenizer(), with_image=True), pixels_of(shown)
+        rng = random.Random(derive_seed("zoo", recipe.name, step))
+        shown = [picture("zoo", derive_seed(recipe.name, step, n) % 10**6) for n in range(recipe.batch_size)]
+        packed = [judge_lesson.judged(rng, p) for p in shown]
+        return collate(packed, judge_lesson.judge_tokenizer(), with_image=True), pixels_of(shown)
 
     batches = _ahead(make, first_step)
 
     def lesson(step: int, state: dict) -> tuple[torch.Tensor, dict[str, float]]:
         batch, pixels = next(batches)
         loss, predicted = loss_of(model, batch, pixels)
-        return loss, judging.score_accuracy(batch, predicted)
+        return loss, judge_lesson.score_accuracy(batch, predicted)
 
     return lesson
 
@@ -340,9 +340,9 @@ LESSONS = {
 
 def untrained(recipe: Recipe, words: bool = True):
     """The model of a recipe with fresh weights, with its own words or without."""
-    seed = derived_seed("zoo", recipe.name) % 2**31
+    seed = derive_seed("zoo", recipe.name) % 2**31
     if recipe.lesson == "clip naming":
-        return naming.clip_reader(seed)
+        return clip_lesson.clip_reader(seed)
     model = models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
     return models.widen(model, len(recipe.words)) if words and recipe.words else model
 
@@ -398,11 +398,11 @@ def ship(recipe: Recipe) -> None:
     model = untrained(recipe)
     model.load_state_dict(torch.load(work_folder(recipe.name) / "model.pt", weights_only=True))
     if recipe.lesson == "clip naming":
-        naming.save_clip_tower(model, folder)
+        clip_lesson.save_clip_tower(model, folder)
     elif recipe.shipped:
         models.prepare_generation(model)
         _save_weights(model.to(torch.float16), recipe, folder)
-        tokenizer = judging.judge_tokenizer() if recipe.words else None
+        tokenizer = judge_lesson.judge_tokenizer() if recipe.words else None
         (models.build_processor(tokenizer) if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (work_folder(recipe.name) / "curve.jsonl").read_text().splitlines()]
     kept = [r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r["step"] == rows[-1]["step"]]
@@ -444,24 +444,3 @@ def _save_weights(model, recipe: Recipe, folder: Path) -> None:
         "weight_map": {key: name for name, tensors in parts.items() for key in tensors},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def main() -> None:
-    """Train and ship the zoo, or the models named."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"models to train (default: all): {', '.join(RECIPES)}")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(RECIPES):
-        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names or RECIPES:
-        recipe, done = RECIPES[name], work_folder(name) / "model.pt"
-        if not done.exists():
-            model = train(recipe)
-            torch.save(model.state_dict(), done)
-        ship(recipe)
-
-
-if __name__ == "__main__":
-    main()

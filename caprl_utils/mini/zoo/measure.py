@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from caprl_utils import prompts
 from caprl_utils.answers import parse_letter
+from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
-from caprl_utils.mini.world import KINDS, Fact, Picture, caption, derived_seed, distractors, picture
+from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
 from caprl_utils.models.base import Backend, Request, Sampling
 
 LETTERS = [f" {letter}" for letter in prompts.LETTERS[:5]]
@@ -24,7 +25,7 @@ def questions(shown: Picture, facts: Sequence[Fact], extra: bool) -> list[tuple[
     """(question, options, right letter) for each of ``facts``, shuffled by a seed of their own."""
     asked = []
     for fact in facts:
-        rng = random.Random(derived_seed("measure", shown.id, fact.key))
+        rng = random.Random(derive_seed("measure", shown.id, fact.key))
         options = [fact.value, *distractors(rng, fact, shown.facts)]
         rng.shuffle(options)
         letter = prompts.LETTERS[options.index(fact.value)]
@@ -65,7 +66,7 @@ def misplaced(shown: Picture) -> str:
     facts = []
     for fact in shown.facts:
         same = [o.value for o in shown.facts if o.options == fact.options and o.value != fact.value]
-        rng = random.Random(derived_seed("misplaced", shown.id, fact.key))
+        rng = random.Random(derive_seed("misplaced", shown.id, fact.key))
         wrong = same or [v for v in fact.options if v != fact.value]
         facts.append(Fact(fact.key, rng.choice(wrong), fact.options))
     return caption(facts, shown.kind)
@@ -145,7 +146,7 @@ def main() -> None:
     import argparse
 
     from caprl_utils.config import load_profile
-    from caprl_utils.mini.zoo import RECIPES
+    from caprl_utils.mini.zoo.train import RECIPES
     from caprl_utils.models import open_backend
     from caprl_utils.paths import ZOO
     from caprl_utils.schema import ModelConfig

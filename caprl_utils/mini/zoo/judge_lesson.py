@@ -16,16 +16,16 @@ import random
 from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
-from caprl_utils.mini.lessons import spoiled
-from caprl_utils.mini.packing import IMAGE_PREFIX, Packed
 from caprl_utils.mini.tokenizer import build_tokenizer
 from caprl_utils.mini.world import Picture, caption
+from caprl_utils.mini.zoo.lessons import spoiled
+from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, Packed
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from caprl_utils.mini.packing import Batch
+    from caprl_utils.mini.zoo.packing import Batch
 
 BEST = 5
 MOST_STATEMENTS = 11

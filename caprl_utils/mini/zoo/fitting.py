@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from caprl_utils.mini.packing import IGNORED, Batch
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo.packing import IGNORED, Batch
 from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from caprl_utils import paths
-from caprl_utils.mini.packing import IMAGE_TOKENS_PER_SIDE
 from caprl_utils.mini.render import render, shown_words
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import Picture
+from caprl_utils.mini.zoo.packing import IMAGE_TOKENS_PER_SIDE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,7 @@
 """What the small models are taught: reading captions, looking at pictures, captioning, writing questions.
 
 Every function builds one packed example from a seeded generator; sizes of the lesson (facts, options) come from the
-curriculum of :mod:`caprl_utils.mini.zoo`.
+curriculum of :mod:`caprl_utils.mini.zoo.train`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from caprl_utils import prompts
 from caprl_utils.mini import vocabulary as words
-from caprl_utils.mini.packing import IMAGE_PREFIX, TURN_OPEN, Packed
 from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
 from caprl_utils.mini.world import Fact, Picture, caption, distractors, known_fact
+from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, TURN_OPEN, Packed
 
 UNKNOWN = "unknown"
 

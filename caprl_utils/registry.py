@@ -1,0 +1,56 @@
+"""What plug-in packages add under names that configs use: image sources that are drawn, and models made on demand.
+
+Every other module looks a name up here and imports no plug-in itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PLUGINS = ("caprl_utils.mini",)  # their import enters them below
+
+
+@dataclass(frozen=True)
+class DrawnSource:
+    """An image source that draws: any image by its number, the same at every call.
+
+    image_at(split, number, kinds, seed): (id, RGB image, kind, meta). meta: what is true of the image, as far as the
+    source knows it: "true_caption", and "facts" and "known" (what the image shows, what needs no image), key -> value,
+    asked as "What is the KEY?" and told as "The KEY is VALUE.".
+    training_rows(stage, count, seed): (id, image, [(user turn, assistant turn)]) for a stage of pretraining.
+    recipe: the modules that draw.
+    """
+
+    image_at: Callable[[str, int, Sequence[str] | None, int], tuple[str, Image, str, dict[str, Any]]]
+    training_rows: Callable[[str, int, int], Iterator[tuple[str, Image, list[tuple[str, str]]]]]
+    recipe: tuple[str, ...]
+
+
+SOURCES: dict[str, DrawnSource] = {}
+MODELS: dict[str, Callable[[], Path]] = {}  # model path -> what makes its folder when it is not there
+
+
+@cache
+def _load_plugins() -> None:
+    for name in PLUGINS:
+        import_module(name)
+
+
+def drawn_source(source: str) -> DrawnSource | None:
+    """The source of this name ("NAME" or "NAME:SPLIT:..."), or None: then it is read from files."""
+    _load_plugins()
+    return SOURCES.get(source.partition(":")[0])
+
+
+def made_model(path: str) -> Path | None:
+    """The folder of a model that a plug-in makes on demand, or None for a path that it does not know."""
+    _load_plugins()
+    return MODELS[path]() if path in MODELS else None
