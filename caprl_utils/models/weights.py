@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
 
 from caprl_utils import paths
@@ -44,9 +43,28 @@ def misread_tokenizer(folder: Path) -> bool:
     return json.loads(tokenizer.read_text()).get("tokenizer_class") in GENERAL_TOKENIZERS
 
 
+# Parts of a vision-language model, by their names in Qwen2.5-VL, Qwen3-VL, InternVL and LLaVA.
+PARTS = ("vision_tower", "projector", "language_model")
+_PROJECTORS = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector")
+_TOWERS = ("visual", "vision_tower")
+
+
+def part_of(name: str) -> str:
+    """The one of PARTS that a tensor belongs to, in any of the layouts that transformers writes."""
+    dotted = f".{name}."
+    if any(f".{prefix}." in dotted for prefix in _PROJECTORS):
+        return "projector"
+    return "vision_tower" if any(f".{prefix}." in dotted for prefix in _TOWERS) else "language_model"
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape of a safetensors file, by its head. Raises SafetensorError when it was cut off."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
 def weights_in(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its head."""
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        head = json.loads(stream.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__")
+    """How many numbers a safetensors file holds."""
+    return sum(math.prod(shape) for shape in tensor_shapes(file).values())

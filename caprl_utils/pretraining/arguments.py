@@ -128,6 +128,8 @@ def stage_arguments(
         arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
     else:
         arguments |= {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
+    if settings.nodes > 1:
+        arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
     if settings.deepspeed is not None:
         arguments["deepspeed"] = str(FILES / f"deepspeed_{settings.deepspeed}.json")
     if files.checkpoint is not None:

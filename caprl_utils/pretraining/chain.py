@@ -1,18 +1,15 @@
 """All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate.
 
     python -m caprl_utils.pretraining.chain --profile mini --item table2
-    python -m caprl_utils.pretraining.chain --profile paper --follow     on every node but the first
 
 A training that several rows begin with is made once. Trainings whose start is there run side by side, as many as
-pretraining.parallel_runs says. Everything stopped goes on where it was. Several nodes share runs/ and this folder, by
-the same paths: node 0 makes everything, the others take part in each training while it says that it runs.
+pretraining.parallel_runs says. Everything stopped goes on where it was. On several nodes it runs once, in a Slurm job:
+configs/slurm/llamafactory.slurm.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,19 +19,17 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.errors import command_line
 from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining import launch
 from caprl_utils.pretraining.arguments import num_steps, stage_of
 from caprl_utils.pretraining.evaluate import evaluate
 from caprl_utils.pretraining.prepare import Prepared, prepare
 from caprl_utils.pretraining.sets import Training, finals, seeded, seeds_of, wanted
-from caprl_utils.pretraining.stages import folder_of, is_made, train
+from caprl_utils.pretraining.stages import folder_of, train
 from caprl_utils.progress import Progress
-from caprl_utils.rl import nodes
 from caprl_utils.schema import Profile
 
-log = logging.getLogger(__name__)
 ITEMS = ("table1", "table2", "figure4")
 
 
@@ -51,12 +46,12 @@ def run(profile: Profile, items: tuple[str, ...] | None = None) -> dict[str, dic
 def assemble(profile: Profile) -> dict[str, Path]:
     """Setting, with its seed where that is not the profile's -> folder of its assembled model.
 
-    The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes train
-    and this is not the first, before hours of captions and data.
+    The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes
+    should train and this is no Slurm job, before hours of captions and data.
     """
     from caprl_utils.vlm_init import assemble as assemble_setting
 
-    launch.check_nodes(profile)
+    launch.check_nodes(profile.pretraining)
     folders = {}
     for setting in profile.pretraining.settings:
         for seed in seeds_of(profile.pretraining, setting):
@@ -73,7 +68,7 @@ def train_all(
 
     models: as `assemble` gives them. The first that fails is raised, after those that run have come to their end.
     """
-    launch.check_nodes(profile)
+    launch.check_nodes(profile.pretraining)
     settings = profile.pretraining
     steps = {
         t.name: num_steps(stage_of(settings, t.stage, t.setting), prepared.of(t).values["rows"])
@@ -88,7 +83,6 @@ def train_all(
             record = train(
                 profile, training, prepared.inputs(training, model),
                 on_step=lambda done, _, loss: counter.at(training.name, done, loss),
-                announced=nodes.announced(_announcements(profile), training.name),
             )  # fmt: skip
             counter.at(training.name, steps[training.name], None)
             return record
@@ -127,41 +121,6 @@ class _Counter:
                 self._progress.update(ahead, note=note)
 
 
-def follow(profile: Profile, items: Sequence[str] | None = None) -> None:
-    """This node's part of every training that node 0 makes, until all have a record of the present settings and code.
-
-    Raises UserError when the environment does not say which node this is.
-    """
-    launch.check_nodes(profile, follows=True)
-
-    trainings = {training.name: training for training in wanted(profile.pretraining, items)}
-
-    def done(name: str) -> bool:
-        return is_made(profile, trainings[name])
-
-    def start(name: str) -> None:
-        print(f"node {nodes.rank()} takes part in {name}", flush=True)
-        folder = folder_of(profile, name)
-        mark = f"node{nodes.rank()}"
-        cache = folder / f".datasets-{mark}"
-        try:
-            launch.run(
-                folder / "train.yaml", folder / f"train.{mark}.log", launch.environment(profile, cache)
-            )
-        except UserError as error:
-            log.warning("%s\nWaiting for node 0 to start it again.", error)
-        finally:
-            shutil.rmtree(cache, ignore_errors=True)
-
-    nodes.follow(_announcements(profile), list(trainings), done, start)
-    print(f"all {len(trainings)} trainings have their record: nothing is left to take part in")
-
-
-def _announcements(profile: Profile) -> Path:
-    """Where node 0 says which training runs."""
-    return folder_of(profile, ".running")
-
-
 @command_line
 def main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
@@ -172,14 +131,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--item", action="append", choices=ITEMS, help="what to make; the profile's items by default"
     )
-    parser.add_argument("--follow", action="store_true", help="take part in what node 0 makes")
     arguments = parser.parse_args(argv)
     profile = load_profile(arguments.profile)
     prepare_process(profile)
     items = tuple(arguments.item or ()) or None
-    if arguments.follow:
-        follow(profile, items)
-        return 0
     records = run(profile, items)
     for name, record in records.items():
         print(f"{name:<40} {100 * record['values']['average']:.1f}")

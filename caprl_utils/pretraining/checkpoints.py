@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import zipfile
 from pathlib import Path
 
+from caprl_utils.models.weights import tensor_shapes
 from caprl_utils.rl.checkpoints import all_checkpoints
 
 _JSON = ("config.json", "tokenizer_config.json", "trainer_state.json")
@@ -62,11 +62,10 @@ def _is_json(file: Path) -> bool:
 
 def _is_whole_safetensors(file: Path) -> bool:
     """Whether the file is as long as its head says."""
+    from safetensors import SafetensorError
+
     try:
-        with open(file, "rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
-            head = json.loads(data.read(length))
-    except (OSError, ValueError, struct.error):
+        tensor_shapes(file)
+    except SafetensorError:
         return False
-    end = max((entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"), default=0)
-    return file.stat().st_size == 8 + length + end
+    return True

@@ -11,7 +11,6 @@ from pathlib import Path
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.rl import nodes
 from caprl_utils.schema import Pretraining, Profile
 
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
@@ -23,35 +22,27 @@ OnStep = Callable[[int, int, float | None], None]
 """(steps done, steps in all, last loss)"""
 
 
-def command(config: Path) -> list[str]:
+def command(config: Path, nodes: int = 1) -> list[str]:
     """The command line. Raises UserError when LLaMA-Factory's environment is not there."""
     program = ENVIRONMENT / "bin" / "llamafactory-cli"
     if not program.is_file():
         raise UserError(f"no {shown(program)}; make it: make setup-llamafactory")
-    return [str(program), "train", str(config)]
+    train = [str(program), "train", str(config)]
+    if nodes == 1:
+        return train
+    # one torchrun a node; only srun knows which node it is on
+    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1",
+            "bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash", *train]  # fmt: skip
 
 
-def follow_command(profile: str) -> str:
-    """What every node but the first runs."""
-    return f".venv/bin/python -m caprl_utils.pretraining.chain --profile {profile} --follow"
-
-
-def check_nodes(profile: Profile, follows: bool = False) -> None:
-    """Raise UserError when this process does not know which node it is, or is another than its command is for."""
-    count = profile.pretraining.nodes
-    if count == 1:
-        if follows:
-            raise UserError(f"pretraining.nodes is 1 in profile {profile.name}: there is no node 0 to follow")
-        return
-    rank = os.environ.get(nodes.VARIABLES[0], "")
-    ranks = range(1, count) if follows else range(1)
-    known = os.environ.keys() >= set(nodes.VARIABLES)
-    if not known or not rank.isdecimal() or int(rank) not in ranks:
+def check_nodes(settings: Pretraining) -> None:
+    """Raise UserError when several nodes should train and this is no job of Slurm's that has as many."""
+    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
+    if settings.nodes > 1 and (found != str(settings.nodes) or "MASTER_ADDR" not in os.environ):
         raise UserError(
-            f"pretraining.nodes is {count}: node 0 runs the notebooks or this chain with NODE_RANK=0; every other node "
-            f"runs `{follow_command(profile.name)}` with NODE_RANK 1 to {count - 1}; all with MASTER_ADDR and "
-            f"MASTER_PORT of node 0. Here NODE_RANK is {rank or 'not set'}; `make plan PROFILE={profile.name}` prints "
-            "the commands"
+            f"pretraining.nodes is {settings.nodes}: LLaMA-Factory is started on each by srun, so this has to run in a "
+            f"Slurm job of {settings.nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
+            "configs/slurm/llamafactory.slurm does so"
         )
 
 
@@ -83,12 +74,16 @@ def torchrun_variables(settings: Pretraining) -> dict[str, str]:
     return found
 
 
-def run(config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None) -> None:
+def run(
+    config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None, nodes: int = 1
+) -> None:
     """Train to the end. watch: called twice a second; what it raises ends the training.
 
     Raises UserError with the end of the log when LLaMA-Factory fails.
     """
-    process = processes.popen(command(config), log, env, guarded=True)  # torchrun's workers die with us, too
+    process = processes.popen(
+        command(config, nodes), log, env, guarded=True
+    )  # torchrun's workers die with us, too
     try:
         while process.poll() is None:
             watch()

@@ -12,7 +12,6 @@ from caprl_utils.pretraining import launch
 from caprl_utils.pretraining.arguments import accumulation, num_steps, stage_of, world_size
 from caprl_utils.pretraining.sets import CAPRL, Training, rows_of, wanted
 from caprl_utils.pretraining.stages import folder_of
-from caprl_utils.rl import nodes
 from caprl_utils.schema import Pretraining, Profile
 
 # Parameters of the paper's settings, in billions (model cards' configurations; vlm_init's tests count them).
@@ -108,18 +107,10 @@ def captions_by_caprl(profile: Profile) -> dict[str, int]:
 
 
 def node_commands(profile: Profile) -> list[str]:
-    """What to type: one line for each node, which starts everything that `PlanRow.commands` lists."""
-    settings = profile.pretraining
-    make = f"make 04_llamafactory_pretraining PROFILE={profile.name}"
-    if settings.nodes == 1:
-        return [f"$ {make}"]
-    where = f"MASTER_ADDR=HOST_0 MASTER_PORT={nodes.PORT}"
-    follow = launch.follow_command(profile.name)
-    return [
-        f"on node 0: NODE_RANK=0 {where} {make}",
-        *(f"on node {rank}: NODE_RANK={rank} {where} {follow}" for rank in range(1, settings.nodes)),
-        "runs/ and this folder have to be on a file system that all nodes see by the same path",
-    ]
+    """What to type: it starts everything that `PlanRow.commands` lists."""
+    if profile.pretraining.nodes > 1:
+        return ["$ sbatch configs/slurm/llamafactory.slurm"]
+    return [f"$ make 04_llamafactory_pretraining PROFILE={profile.name}"]
 
 
 def environment_line(profile: Profile) -> str:

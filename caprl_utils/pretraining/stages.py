@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.hashing import code_hashes, file_hash, folder_hash, value_hash
+from caprl_utils.hashing import file_hash, folder_hash
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import arguments, checkpoints, launch, weights
 from caprl_utils.pretraining.arguments import Chat, Files
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.runs import Run, load_result
+from caprl_utils.runs import Run
 from caprl_utils.schema import Profile
 
 STAGE = "pretraining"
@@ -75,16 +74,6 @@ def open_run(profile: Profile, training: Training, inputs: Inputs) -> Run:
     return Run.open(profile, STAGE, training.name, parts, _MODULES)
 
 
-def is_made(profile: Profile, training: Training) -> bool:
-    """Whether a record is there that these settings and this code made; its data and start are not looked at."""
-    folder = folder_of(profile, training.name)
-    if not (folder / "result.json").is_file():
-        return False
-    record = load_result(folder)
-    parts = {name: value_hash(value) for name, value in _settings_parts(profile, training).items()}
-    return parts.items() <= record["hashes"].items() and record["code"] == code_hashes(_MODULES)
-
-
 def _settings_parts(profile: Profile, training: Training) -> dict[str, Any]:
     settings = profile.pretraining
     return {
@@ -100,11 +89,9 @@ def train(
     training: Training,
     inputs: Inputs,
     on_step: launch.OnStep = lambda *_: None,
-    announced: AbstractContextManager | None = None,
 ) -> dict[str, Any]:
     """Make a training, or what is left of it; returns its record.
 
-    announced: entered while LLaMA-Factory runs, when train.yaml is there (other nodes wait for it).
     Raises UserError when LLaMA-Factory fails, or when something else trains than should, as soon as that is seen.
     """
     with open_run(profile, training, inputs) as run:
@@ -115,8 +102,8 @@ def train(
                 shutil.rmtree(work, ignore_errors=True)
             write_atomic(config, _yaml(profile, training, inputs, work, checkpoint))
             env = launch.environment(profile, run.folder / _CACHE)
-            with announced or nullcontext():
-                launch.run(config, log, env, _watch(profile, training, inputs, run.folder, on_step))
+            watch = _watch(profile, training, inputs, run.folder, on_step)
+            launch.run(config, log, env, watch, profile.pretraining.nodes)
             _finish(run, profile, training, inputs, work, log)
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)

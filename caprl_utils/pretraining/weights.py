@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from caprl_utils.errors import UserError
+from caprl_utils.models.weights import PARTS, part_of, tensor_shapes
 from caprl_utils.paths import shown
 
-PARTS = ("vision_tower", "projector", "language_model")
 _LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
 _LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
-
-
-def part_of(name: str) -> str:
-    """The part that a tensor belongs to, in any of the layouts that transformers writes."""
-    if "multi_modal_projector" in name or "visual.merger." in name:
-        return "projector"
-    return "vision_tower" if "visual." in name or "vision_tower." in name else "language_model"
 
 
 def tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -30,10 +23,7 @@ def tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """
     found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as data:
-            (length,) = struct.unpack("<Q", data.read(8))
-            head = json.loads(data.read(length))
-        found |= {name: (file, tuple(e["shape"])) for name, e in head.items() if name != "__metadata__"}
+        found |= {name: (file, shape) for name, shape in tensor_shapes(file).items()}
     if not found:
         raise UserError(f"no *.safetensors in {shown(folder)}: that model is not there or not whole")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -46,10 +36,7 @@ def counts(folder: Path) -> dict[str, int]:
     """Parameters per part."""
     found = dict.fromkeys(PARTS, 0)
     for name, (_, shape) in tensors(folder).items():
-        size = 1
-        for side in shape:
-            size *= side
-        found[part_of(name)] += size
+        found[part_of(name)] += math.prod(shape)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
-from caprl_utils.models.weights import weights_in
+from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.rl.experiment import Training
 from caprl_utils.schema import ModelConfig
@@ -17,18 +17,6 @@ from caprl_utils.schema import ModelConfig
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, ProcessorMixin
-
-PROJECTORS = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector")
-VISION_TOWERS = ("visual", "vision_tower")
-PARTS = ("vision_tower", "projector", "language_model")
-
-
-def part_of(name: str) -> str:
-    """Which part a parameter belongs to, by its name in Qwen2.5-VL, Qwen3-VL, InternVL or LLaVA."""
-    dotted = f".{name}."
-    if any(f".{prefix}." in dotted for prefix in PROJECTORS):
-        return "projector"
-    return "vision_tower" if any(f".{prefix}." in dotted for prefix in VISION_TOWERS) else "language_model"
 
 
 def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:

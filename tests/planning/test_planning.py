@@ -35,7 +35,7 @@ def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, t
                  "in all:", "dollars", "GPUs: 16 at once, this machine has 0",
                  "hf download Qwen/Qwen2.5-VL-3B-Instruct",
                  "make serve MODEL=Qwen/Qwen2.5-VL-72B-Instruct PORT=8000", "data/pretraining/CapRL-5M.json",
-                 "hf download --repo-type dataset lmms-lab-encoder/ChartQA", "on node 1:"):  # fmt: skip
+                 "hf download --repo-type dataset lmms-lab-encoder/ChartQA", "llamafactory.slurm"):  # fmt: skip
         assert part in text, part
 
 
@@ -51,14 +51,9 @@ def test_a_mistake_in_a_name_is_told():
         graph.steps(load_profile("mini"), ["01_qa_curatio"])
 
 
-def test_each_node_has_one_line_and_each_stage_its_commands(runs_folder):
+def test_each_stage_has_its_commands(runs_folder):
     (step,) = graph.steps(load_profile("paper"), CHAIN[2:3])
-    nodes = [line for line in step.details if line.startswith("on node ")]
-    assert nodes == [
-        "on node 0: NODE_RANK=0 MASTER_ADDR=HOST_0 MASTER_PORT=29500 make 04_llamafactory_pretraining PROFILE=paper",
-        "on node 1: NODE_RANK=1 MASTER_ADDR=HOST_0 MASTER_PORT=29500 .venv/bin/python -m "
-        "caprl_utils.pretraining.chain --profile paper --follow",
-    ]
+    assert "$ sbatch configs/slurm/llamafactory.slurm" in step.details
     started = [line for line in step.details if "llamafactory-cli train" in line]
     trainings = wanted(load_profile("paper").pretraining)
     assert {line.split("/")[-2] for line in started} == {training.name for training in trainings}

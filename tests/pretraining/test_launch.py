@@ -1,6 +1,5 @@
 """LLaMA-Factory as a process: a script in its place shows what it is given, and what becomes of it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,23 +13,9 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import chain, evaluate, launch, sets, stages
+from caprl_utils.pretraining import chain, evaluate, launch, stages
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.rl import nodes
-from caprl_utils.runs import Run
 
-NODES = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-RECORDS = """#!{python}
-import json, os, sys, time
-from pathlib import Path
-names = ("NODE_RANK", "NNODES", "NPROC_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "FORCE_TORCHRUN", "HF_DATASETS_CACHE")
-config = Path(sys.argv[2])
-told = {{name: os.environ.get(name) for name in names}} | {{"text": config.read_text()}}
-here = config.parent
-(here / f"seen-{{os.environ['NODE_RANK']}}.json").write_text(json.dumps(told))
-while len(list(here.glob("seen-*.json"))) < 2:  # as torchrun waits for all nodes
-    time.sleep(0.05)
-"""
 SLEEPS = """#!{python}
 import subprocess, sys, time
 print("started", flush=True)
@@ -56,62 +41,24 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-def test_the_other_nodes_take_part_in_each_training_once_it_is_announced(monkeypatch, tmp_path, runs_folder):
-    """Node 0's part is played here by its own functions; the follower is the real command."""
-    program(monkeypatch, tmp_path, RECORDS)
-    profile = two_nodes(tmp_path)
-    monkeypatch.setenv("NODE_RANK", "0")
-    for name, value in NODES.items():
-        monkeypatch.setenv(name, value)
-    trainings = sets.wanted(profile.pretraining)
-    for training in trainings:  # of other settings: neither its train.yaml is taken nor its record
-        with Run.open(profile, stages.STAGE, training.name, {}, ["caprl_utils.errors"]) as run:
-            (run.folder / "train.yaml").write_text("of an earlier attempt")
-            run.finish(values={}, n=1, unit="row")
-    inputs = stages.Inputs(tmp_path / "model", tmp_path, "align", "hash", tmp_path, 4)
-    inputs.model.mkdir()
-    (inputs.model / "config.json").write_text("{}")
-    code = (
-        "import sys; from pathlib import Path; from caprl_utils.pretraining import chain, launch; "
-        f"launch.ENVIRONMENT = Path({str(launch.ENVIRONMENT)!r}); sys.exit(chain.main(sys.argv[1:]))"
-    )
-    follower = subprocess.Popen(
-        [sys.executable, "-c", code, "--profile", str(tmp_path / "two.yaml"), "--follow"],
-        env=os.environ | {"NODE_RANK": "1"}, cwd=paths.ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        for training in trainings:
-            with stages.open_run(profile, training, inputs) as run:
-                config = run.folder / "train.yaml"
-                config.write_text(f"now {training.name}")
-                env = launch.environment(profile, run.folder / ".datasets")
-                with nodes.announced(chain._announcements(profile), training.name):
-                    launch.run(config, run.folder / "train.log", env)
-                run.finish(values={}, n=1, unit="row")
-        out, _ = follower.communicate(timeout=60)
-    finally:
-        follower.kill()
-    assert follower.returncode == 0 and f"all {len(trainings)} trainings have their record" in out
-    for training in trainings:
-        folder = stages.folder_of(profile, training.name)
-        seen = [json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
-        assert [one["NODE_RANK"] for one in seen] == ["0", "1"]
-        for one in seen:
-            assert one["text"] == f"now {training.name}"
-            assert (one["NNODES"], one["NPROC_PER_NODE"], one["FORCE_TORCHRUN"]) == ("2", "8", "1")
-            assert one["MASTER_ADDR"] == "127.0.0.1" and one["MASTER_PORT"] == "29500"
-        assert seen[0]["HF_DATASETS_CACHE"] != seen[1]["HF_DATASETS_CACHE"]
-        assert (folder / "train.node1.log").exists() and not (folder / ".datasets-node1").exists()
-        assert not list(folder.parent.glob(".running/*.json"))
-
-
-def two_nodes(folder):
-    """Profile smoke on two nodes, as the follower's command reads it."""
-    (folder / "two.yaml").write_text(
-        "extends: smoke\npretraining: {nodes: 2, gpus_per_node: 8, parallel_runs: 1, further: {batch_size: 256},"
-        " align: {batch_size: 256}, sft: {batch_size: 256}}\n"
-    )
-    return load_profile(str(folder / "two.yaml"))
+def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
+    program(monkeypatch, tmp_path, "")
+    paper = load_profile("paper")
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(
+        UserError, match=r"Slurm job of 2 nodes \(here: none\).*configs/slurm/llamafactory\.slurm"
+    ):
+        chain.run(paper)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    launch.check_nodes(paper.pretraining)
+    started = launch.command(tmp_path / "train.yaml", 2)
+    assert started[:2] == ["srun", "--nodes=2"] and started[-2:] == ["train", str(tmp_path / "train.yaml")]
+    found = launch.environment(paper, tmp_path)
+    assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
+    assert str(launch.SITE) in found["PYTHONPATH"]
+    script = paths.CONFIGS / "slurm" / "llamafactory.slurm"
+    subprocess.run(["bash", "-n", str(script)], check=True)
 
 
 def test_no_worker_outlives_a_kill_of_this_process(monkeypatch, tmp_path):

@@ -251,27 +251,6 @@ def test_a_failed_training_stops_the_rest():
         )
 
 
-def test_nodes_must_know_who_they_are(monkeypatch, tmp_path):
-    for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    paper = load_profile("paper")
-    with pytest.raises(UserError, match=r"NODE_RANK.*--profile paper --follow.*NODE_RANK is not set"):
-        chain.run(paper)
-    for name, value in (("NODE_RANK", "1"), ("MASTER_ADDR", "host"), ("MASTER_PORT", "29500")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Here NODE_RANK is 1"):
-        launch.check_nodes(paper)
-    launch.check_nodes(paper, follows=True)
-    monkeypatch.setenv("NODE_RANK", "2")
-    with pytest.raises(UserError, match="Here NODE_RANK is 2"):
-        launch.check_nodes(paper, follows=True)
-    with pytest.raises(UserError, match="no node 0 to follow"):
-        launch.check_nodes(load_profile("mini"), follows=True)
-    found = launch.environment(paper, tmp_path)
-    assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
-    assert str(launch.SITE) in found["PYTHONPATH"]
-
-
 def test_side_by_side_on_a_cpu_the_threads_are_shared(tmp_path):
     assert launch.environment(load_profile("mini"), tmp_path)["OMP_NUM_THREADS"] == "1"
 
