@@ -110,8 +110,8 @@ lab: environment ## open the notebooks in JupyterLab
 	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.jupyter $(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) \
 		--LabApp.default_url=/lab/tree/notebooks/start.md
 
-bench: environment ## speed against the baselines (BENCH="client scoring": only these)
-	@$(PY) -m caprl_utils.bench $(BENCH)
+bench: environment ## speed against the baselines (BENCH="client reward": only these)
+	@$(PY) tests/bench $(BENCH)
 
 test: lint test-fast test-notebooks ## all checks: style, unit tests, smoke chain and notebooks
 

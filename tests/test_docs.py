@@ -102,7 +102,7 @@ def test_the_finder_finds():
     text = (
         "`caprl_utils/gone.py`, `caprl_utils/errors.py:Gone`, [x](gone.md), `make gone`, `python -m caprl_utils.gone`, "
         "`make lab PROFILE=gone`, `01_gone`; fine: `caprl_utils/errors.py:UserError`, `runs/x/y`, "
-        "`reports/<profile>/x.md`, `make lab PROFILE=mini`, `python -m caprl_utils.bench`, <https://gone.example>"
+        "`reports/<profile>/x.md`, `make lab PROFILE=mini`, `python -m caprl_utils.processes`, <https://gone.example>"
     )
     assert sorted(problems_of(text, paths.ROOT)) == [
         "Gone in caprl_utils/errors.py", "link gone.md", "module caprl_utils.gone", "notebook 01_gone",

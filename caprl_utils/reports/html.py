@@ -22,12 +22,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from caprl_utils import bench, paths
+from caprl_utils import paths
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.reports import claims_page, report3
 from caprl_utils.reports.ablation_items import ITEMS
-from caprl_utils.reports.bench_table import bench_markdown
 from caprl_utils.reports.commands import profile_of
 from caprl_utils.reports.statements import groups
 from caprl_utils.schema import Profile
@@ -61,11 +60,8 @@ def write(profile: Profile, folder: Path | None = None) -> Path:
         )
     missing = [group.title for group in groups(profile) if not (folder / f"{group.name}.md").is_file()]
     parts += [("deviations", paths.REPORTS / "deviations.md"), ("lab-log", paths.REPORTS / "lab-log.md")]
+    parts.append(("bench", paths.REPORTS / "bench" / "bench.md"))
     sections = [section(name, file) for name, file in parts if file.is_file()]
-    rows = bench.read()
-    if rows:
-        note_access(bench.results_file())
-        sections.append(Section("bench", "Benches", _render(bench_markdown(rows), folder)[1]))
     page = _template().render(
         profile=profile, sections=sections, missing=missing, counts=_counts(folder), commits=_commits(folder),
         warning=report3.SMOKE_WARNING if profile.name == "smoke" else None,

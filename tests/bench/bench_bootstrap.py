@@ -1,0 +1,31 @@
+"""Seconds of the bootstrap behind all intervals and differences of a table."""
+
+from time import perf_counter
+from typing import Any
+
+import harness
+import numpy as np
+
+from caprl_utils.prism.benchmarks import prism_benchmarks
+from caprl_utils.prism.statistics import DRAWS, bootstrap_benchmarks, macro_average
+
+GOAL_SEC = 5.0
+MODELS = [f"model {number}" for number in range(6)]
+
+
+def rows() -> list[dict[str, Any]]:
+    """All intervals and differences of the paper's benchmarks (their real sizes) and six models."""
+    generator, tables = np.random.default_rng(0), {}
+    for facts in prism_benchmarks():
+        count = (facts.size.rows or facts.size.about or 1000) if facts.size else 1000
+        count = min(count, 2_000) if facts.key == "seed2k" else count
+        hits = generator.binomial(4, 0.5, size=(count, len(MODELS)))  # of four captions
+        tables[facts.key] = (hits / 4, np.arange(count))
+    start = perf_counter()
+    parts = bootstrap_benchmarks(tables, MODELS, draws=DRAWS, seed=0)
+    for table in (*parts.values(), macro_average(parts)):
+        for model in MODELS:
+            table.interval(model)
+            table.difference(model, MODELS[0])
+    seconds, name = perf_counter() - start, f"bootstrap, {len(tables)} benchmarks x {len(MODELS)} models"
+    return [harness.row(name, seconds, GOAL_SEC, 1.0, "s", DRAWS, lower=True, target=True)]

@@ -1,0 +1,162 @@
+"""Speed and noise of the reward: over one vLLM server for the mini world's reader, and in this process.
+
+The tasks are the mini world's: true captions of its pictures cut at several lengths, a question about every fact. Over
+vLLM the goal is set against the usual way, one request a question and ten tokens sampled (the model's own end is
+ignored); a stricter way, in which an answer ends where the model ends it, stands beside it without a goal.
+"""
+
+import json
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import harness
+
+from caprl_utils import paths
+from caprl_utils.answers import parse_letter
+from caprl_utils.config import load_profile
+from caprl_utils.curation.images import open_images
+from caprl_utils.models import Sampling, open_backend
+from caprl_utils.models.client import Post
+from caprl_utils.models.endpoint import CHAT, EndpointBackend
+from caprl_utils.models.server import serve
+from caprl_utils.records import Question
+from caprl_utils.rl.reader import MAX_ANSWER_TOKENS, BackendReader, open_reader
+from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, qa_rewards
+from caprl_utils.rl.story import statement
+from caprl_utils.rl.train import STAGE, run_name
+from caprl_utils.schema import Profile
+
+GOALS = {"qa_expected": 5.0, "qa_sampled": 3.0}  # times the usual way
+SHARE_GOAL = 0.15  # of a training step
+ROUNDS = 3
+GROUP = 8  # captions of an image, as in a rollout
+IMAGES, IMAGES_HERE, IMAGES_NOISE, DRAWS = 48, 16, 8, 20
+IN_FLIGHT = 64
+
+
+def rows() -> list[dict[str, Any]]:
+    """All rows; the reward's share of a step only of main trainings of mini that are there."""
+    profile = load_profile("mini")
+    folders = [paths.RUNS / profile.name / STAGE / run_name("caprl", seed) for seed in profile.rl.seeds]
+    shares = [reward_share(folder) for folder in folders if (folder / "result.json").is_file()]
+    return [*over_vllm(profile), *in_process(profile), *noise(profile), *shares]
+
+
+def tasks_of(profile: Profile, images: int, seed: int) -> list[CaptionTask]:
+    """`GROUP` captions of each image, from one fact to all, with a question about every fact."""
+    tasks = []
+    for _, item in zip(range(images), open_images(profile, "rl"), strict=False):
+        rng, facts = random.Random(f"{seed}/{item.id}"), item.meta["facts"]
+        questions = [_question(rng, key, value, sorted({*facts.values()})) for key, value in facts.items()]
+        for index in range(GROUP):
+            told = rng.sample(list(facts.items()), 1 + index * (len(facts) - 1) // (GROUP - 1))
+            caption = " ".join(statement(f"What is the {key}?", value) for key, value in told)
+            tasks.append(CaptionTask(caption, questions, (seed, 0, item.id, index)))
+    return tasks
+
+
+def _question(rng: random.Random, key: str, value: str, values: Sequence[str]) -> Question:
+    others = [v for v in values if v != value]
+    options = [value, *rng.sample(others, min(3, len(others)))]
+    rng.shuffle(options)
+    answer = "ABCD"[options.index(value)]
+    return Question(question=f"What is the {key}?", options=tuple(options), answer=answer)
+
+
+def _settings(profile: Profile, kind: str = "qa_expected", draw: str | None = None) -> QASettings:
+    rl = profile.rl
+    return QASettings(kind, rl.rounds, draw or rl.question_draw, rl.reader_temperature, min_letter_mass=0.5)
+
+
+def over_vllm(profile: Profile) -> list[dict[str, Any]]:
+    """Captions per second over one vLLM server: expected and sampled against a request per question."""
+    model = profile.models.reward_reader.model_copy(update={"batch_size": IN_FLIGHT})
+    others = {"ten tokens a question": {"ignore_eos": True}, "an answer a question": {}}
+    with serve(model, max_model_len=1024) as server:
+        backend, reader = open_backend(server.config, profile), open_reader(server.config, profile)
+        ways = {kind: partial(qa_rewards, reader=reader, settings=_settings(profile, kind)) for kind in GOALS}
+        ways |= {
+            name: partial(one_by_one, backend=backend, settings=_settings(profile), extra=extra)
+            for name, extra in others.items()
+        }
+        rates = _rates(profile, ways, IMAGES)
+    return [
+        harness.row(f"{kind} over vLLM, against {name}", rates[kind], rates[name], goal, "captions/s", IMAGES * GROUP)
+        for kind, best in GOALS.items()
+        for name, goal in zip(others, (best, None), strict=True)
+    ]  # fmt: skip
+
+
+def one_by_one(
+    tasks: Sequence[CaptionTask], backend: EndpointBackend, settings: QASettings, extra: dict[str, Any]
+) -> float:
+    """The mean reward by one request per question; the first capital of the sampled answer counts."""
+    sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.temperature)
+    rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.draw)]
+    jobs = ((backend.chat_body(r.request, sampling) | extra, r.gold) for r in rounds)
+
+    async def right(post: Post, job: tuple[dict[str, Any], str]) -> bool:
+        text = await post(CHAT, job[0], lambda answer: answer["choices"][0]["message"]["content"])
+        return parse_letter(text, mode="first_capital") == job[1]
+
+    return statistics.mean(backend.client.run(jobs, right))
+
+
+def in_process(profile: Profile) -> list[dict[str, Any]]:
+    """Captions per second in this process: packed prompts against separate ones."""
+    plain = BackendReader(open_backend(profile.models.reward_reader, profile))
+    readers = {"packed": open_reader(profile.models.reward_reader, profile), "plain": plain}
+    ways = {name: partial(qa_rewards, reader=r, settings=_settings(profile)) for name, r in readers.items()}
+    rates = _rates(profile, ways, IMAGES_HERE)
+    name, n = "reward qa_expected in this process, packed prompts", IMAGES_HERE * GROUP
+    return [harness.row(name, rates["packed"], rates["plain"], 1.0, "captions/s", n)]
+
+
+def _rates(profile: Profile, ways: dict[str, Callable], images: int) -> dict[str, list[float]]:
+    """Way -> captions per second of each round."""
+
+    def timed(way: Callable, tasks: list[CaptionTask]) -> float:
+        start = perf_counter()
+        way(tasks)
+        return len(tasks) / (perf_counter() - start)
+
+    for way in ways.values():
+        way(tasks_of(profile, 2, seed=-1))  # warm
+    timed_ways = {name: partial(timed, way) for name, way in ways.items()}
+    return harness.side_by_side(timed_ways, lambda _, number: tasks_of(profile, images, number), ROUNDS)
+
+
+def noise(profile: Profile) -> list[dict[str, Any]]:
+    """Standard deviation of a fixed caption's reward over draws, at four questions each: the paper's dice against
+    the expected answer, questions drawn with replacement and each once.
+    """
+    reader, tasks = (
+        open_reader(profile.models.reward_reader, profile),
+        tasks_of(profile, IMAGES_NOISE, seed=0),
+    )
+    drawn = [replace(t, key=("noise", *t.key, n)) for t in tasks for n in range(DRAWS)]
+
+    def spread(kind: str, draw: str) -> float:
+        rewards = qa_rewards(drawn, reader, _settings(profile, kind, draw)).rewards
+        return statistics.mean(
+            statistics.stdev(rewards[i : i + DRAWS]) for i in range(0, len(rewards), DRAWS)
+        )
+
+    paper, n = spread("qa_sampled", "replacement"), len(drawn)
+    ways = (("qa_expected", "replacement"), ("qa_sampled", "stratified"), ("qa_expected", "stratified"))
+    names = {way: f"noise of the reward, {way[0]}, {way[1]}" for way in ways}
+    return [harness.row(names[way], spread(*way), paper, 1.0, "std", n, lower=True) for way in ways]
+
+
+def reward_share(run_folder: Path) -> dict[str, Any]:
+    """Share of a training's time that the reward takes, from its curve."""
+    lines = (run_folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+    spent, whole = (sum(json.loads(line)[name] for line in lines) for name in ("seconds_reward", "seconds"))
+    name = f"reward's share of a step, {run_folder.name}"
+    return harness.row(name, spent / whole, SHARE_GOAL, 1.0, "share", len(lines), lower=True, target=True)
