@@ -40,11 +40,20 @@ def settings_of(profile: str, overrides: list[str]) -> Profile:
 
 
 @app.command()
-def config(profile: Annotated[str, typer.Argument()] = "mini", overrides: SetOption = []) -> None:
-    """Show all settings of a profile, each with its source."""
-    from caprl_utils.config import explain
+def config(
+    profile: Annotated[str, typer.Argument()] = "mini",
+    experiment: Annotated[str | None, typer.Option(help="A training of configs/experiments.")] = None,
+    overrides: SetOption = [],
+) -> None:
+    """Show all settings of a profile, or of a training over it, each with its source."""
+    from caprl_utils.config import explain, load_experiment
 
-    print(explain(settings_of(profile, overrides)))
+    found = settings_of(profile, overrides)
+    if experiment is None:
+        print(f"# {found.name}: {found.description}\n{explain(found)}")
+        return
+    training, resolved = load_experiment(experiment, profile)
+    print(f"# {training.name}: {training.description}\n{explain(training)}\n{explain(resolved.rl, 'rl.')}")
 
 
 @app.command()

@@ -1,29 +1,124 @@
-"""Load, check and show profiles.
+"""Load, check and show settings: profiles, experiments and VLM pairs (assemblies), all by the same rules.
 
-A profile is a YAML file in configs/profiles/ that holds only what differs from the defaults in `schema`, or
-from the profile it `extends`.
+Each is a YAML file (configs/profiles, configs/experiments, configs/vlm_init) that holds only what differs from the
+defaults in `schema`, or from the file that it `extends`. Unknown keys, keys given twice and bad values are errors
+that name file, key and the nearest valid one.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
-from caprl_utils.schema import RL, Curation, Images, ModelConfig, Models, Prism, Profile, Settings
+from caprl_utils.errors import UserError, did_you_mean, nearest
+from caprl_utils.schema import Assembly, Experiment, Profile, Settings
 
 SET_ENV = "CAPRL_SET"
+_FOLDERS = {Profile: "profiles", Experiment: "experiments", Assembly: "vlm_init"}
+_OF_EXPERIMENTS = ("data", "reward", "training")  # sections that no profile has
 
-__all__ = [
-    "RL", "Curation", "Images", "ModelConfig", "Models", "Prism", "Profile", "Settings",
-    "load_profile", "merge", "nearest", "profile_names", "read_yaml",
-]  # fmt: skip
+Kind = TypeVar("Kind", Profile, Experiment, Assembly)
+
+
+def profile_names() -> list[str]:
+    """Names of all profiles in configs/profiles, sorted."""
+    return _names(Profile)
+
+
+def experiment_names() -> list[str]:
+    """Names of all experiments in configs/experiments, sorted."""
+    return _names(Experiment)
+
+
+def assembly_names() -> list[str]:
+    """Names of all VLM pairs in configs/vlm_init, sorted."""
+    return _names(Assembly)
+
+
+def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
+    """Read a profile by name, or from a YAML file by its path.
+
+    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
+    them lie those of the environment variable CAPRL_SET, one `key=value` a line: so `--set` reaches notebooks and
+    the processes that a command starts. The profile keeps its name; keys of runs differ by what the values are.
+    Raises UserError naming the file, the key, the bad value and the nearest valid one.
+    """
+    file, values = _layers(Profile, name)
+    given = merge(_from_command_line(Profile), _nested(overrides or {}))
+    return _checked(Profile, merge(values, given), file, bool(given))
+
+
+def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
+    """The experiment, and the profile with the experiment's values in its section rl.
+
+    Values of `--set` lie over both, in the sections rl, data, reward and training. Raises UserError naming file, key
+    and nearest valid key.
+    """
+    base = load_profile(profile)  # an error of the profile alone is told as such
+    file, values = _layers(Experiment, name)
+    given = _from_command_line(Experiment)
+    values = merge(merge(_preset(base.rl.preset), values), given)
+    experiment = _checked(Experiment, values, file, bool(given))
+    if experiment.data.num_images == "ablation":
+        data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
+        experiment = experiment.model_copy(update={"data": data})
+    steps = base.ablations.steps if experiment.size == "ablation" else None
+    over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
+    over |= _from_command_line(Profile).get("rl", {})
+    if not over:
+        return experiment, base
+    try:
+        return experiment, load_profile(profile, {"rl": over})
+    except UserError as error:
+        raise UserError(f"{paths.shown(file)}, section rl, over profile {profile}: {error}") from None
+
+
+def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Assembly:
+    """Read a VLM pair by its name, or from a YAML file by its path; overrides as in `load_profile`.
+
+    Raises UserError naming the file, the key and what is wrong with it.
+    """
+    file, values = _layers(Assembly, name)
+    given = _nested(overrides or {})
+    return _checked(Assembly, merge(values, given), file, bool(given))
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML. Raises UserError for an item without "="."""
+    values = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise UserError(f"--set {item}: expected key=value, for example rl.steps=10")
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[key] = text
+    return values
+
+
+def explain(settings: Settings, prefix: str = "") -> str:
+    """All settings of a profile, an experiment or a section, one a line, each with its source."""
+    lines = []
+    for key, source, default in walk(type(settings)):
+        value = settings.lookup(key)
+        note = "" if value == default or key == "name" else f" (default {default!r})"
+        lines.append(f"{prefix}{key} = {value!r:<24}  # {source}{note}")
+    return "\n".join(lines)
+
+
+def walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (dotted key, source, default) for every setting."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            yield from walk(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.description or "", field.default
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -39,59 +134,6 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def profile_names() -> list[str]:
-    """Names of all profiles in configs/profiles, sorted."""
-    return sorted(path.stem for path in paths.PROFILES.glob("*.yaml"))
-
-
-def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
-    """Read a profile by name, or from a YAML file by its path.
-
-    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
-    them lie those of the environment variable CAPRL_SET, one `key=value` a line: so `--set` reaches notebooks and
-    the processes that a command starts.
-    Raises UserError naming the file, the key, the bad value and the nearest valid one.
-    """
-    file = _profile_file(name)
-    merged = _read_layers(file, seen=[])
-    given = merge(
-        _nested(parse_overrides(os.environ.get(SET_ENV, "").splitlines())), _nested(overrides or {})
-    )
-    merged = merge(merged, given)
-    merged.setdefault("name", file.stem)
-    try:
-        return Profile.model_validate(merged)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
-        where = paths.shown(file) + (" with overrides" if given else "")
-        raise UserError(f"{where}:\n{problems}") from None
-
-
-def nearest(word: str, candidates: list[str], count: int = 1) -> list[str]:
-    """The candidates most like `word`, best first; empty when none is near."""
-    return difflib.get_close_matches(word, candidates, n=count, cutoff=0.5)
-
-
-def _profile_file(name: str) -> Path:
-    file = Path(name) if name.endswith((".yaml", ".yml")) else paths.PROFILES / f"{name}.yaml"
-    if file.is_file():
-        return file
-    known = profile_names()
-    raise UserError(f"no profile {name!r}{_hint(name, known)}; known profiles: {', '.join(known)}")
-
-
-def _read_layers(file: Path, seen: list[Path]) -> dict[str, Any]:
-    """The file's values over those of the profile it extends."""
-    if file in seen:
-        raise UserError(f"{paths.shown(file)}: `extends` goes round in a circle")
-    values = read_yaml(file)
-    parent = values.pop("extends", None)
-    if parent is None:
-        return values
-    base = _read_layers(_profile_file(str(parent)), [*seen, file])
-    return merge(base, {"name": file.stem, "description": "", **values})
-
-
 def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a key given twice."""
     try:
@@ -105,6 +147,51 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, section by section."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _names(model: type[Settings]) -> list[str]:
+    return sorted(path.stem for path in (paths.CONFIGS / _FOLDERS[model]).glob("*.yaml"))
+
+
+def _file(model: type[Settings], name: str | Path) -> Path:
+    given = str(name).endswith((".yaml", ".yml"))
+    file = Path(name) if given else paths.CONFIGS / _FOLDERS[model] / f"{name}.yaml"
+    if file.is_file():
+        return file
+    known = _names(model)
+    what = f"no {model.__name__.lower()} {str(name)!r}"
+    raise UserError(f"{what}{did_you_mean(str(name), known)}; known: {', '.join(known)}")
+
+
+def _layers(
+    model: type[Settings], name: str | Path, seen: tuple[Path, ...] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """The file, and its values over those of the files that it extends; name and words are its own."""
+    file = _file(model, name)
+    if file in seen:
+        raise UserError(f"{paths.shown(file)}: `extends` goes round in a circle")
+    values = read_yaml(file)
+    parent = values.pop("extends", None)
+    if parent is None:
+        return file, {"name": file.stem, **values}
+    _, base = _layers(model, str(parent), (*seen, file))
+    words = {key: "" for key in ("description", "item") if key in model.model_fields}
+    return file, merge(base, {"name": file.stem, **words, **values})
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    """What an experiment made for the profile's hardware says itself of training and rl."""
+    own = read_yaml(_file(Experiment, name)) if name else {}
+    return {section: own[section] for section in ("rl", "training") if section in own}
+
+
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in values.items():
@@ -114,89 +201,52 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, section by section."""
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
+def _from_command_line(model: type[Settings]) -> dict[str, Any]:
+    values = _nested(parse_overrides(os.environ.get(SET_ENV, "").splitlines()))
+    training = {key: values.pop(key) for key in _OF_EXPERIMENTS if key in values}
+    _checked(Experiment, {"name": SET_ENV, **training}, Path("--set"), False)  # told even if none is loaded
+    return training if model is Experiment else values
 
 
-def _explain(item: Mapping[str, Any]) -> str:
+def _checked(model: type[Kind], values: Mapping[str, Any], file: Path, overridden: bool) -> Kind:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explained(model, item)}" for item in error.errors())
+        where = paths.shown(file) + (" with overrides" if overridden else "")
+        raise UserError(f"{where}:\n{problems}") from None
+
+
+def _explained(model: type[Settings], item: Mapping[str, Any]) -> str:
     """One line for one pydantic error: dotted key, bad value, nearest valid key or value."""
-    key = ".".join(str(part) for part in item["loc"]) or "profile"
+    key = ".".join(str(part) for part in item["loc"]) or model.__name__.lower()
     value = item.get("input")
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key} (value {value!r}){_nearest_key(item['loc'])}"
+        return f"unknown key {key} (value {value!r}){_nearest_key(model, item['loc'])}"
     if item["type"] == "missing":
         return f"{key}: missing"
     problem = item["msg"].removeprefix("Value error, ")
     hint = ""
-    if item["type"] == "literal_error" and isinstance(value, str):
-        hint = _hint(value, [str(choice) for choice in get_args(_field_at(item["loc"]).annotation)])
+    if item["type"] == "literal_error":
+        hint = did_you_mean(str(value), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
     shown_value = "" if item["type"] == "value_error" else f" {value!r}:"
     return f"{key}:{shown_value} {problem}{hint}"
 
 
-def _nearest_key(loc: tuple[str | int, ...]) -> str:
+def _nearest_key(model: type[Settings], loc: tuple[str | int, ...]) -> str:
     """Suggest a sibling first, then the same word in any other section."""
-    wrong, *siblings = str(loc[-1]), *_section_at(loc[:-1]).model_fields
-    if close := nearest(wrong, siblings):
+    siblings = list(_section_at(model, loc[:-1]).model_fields)
+    if close := nearest(str(loc[-1]), siblings):
         return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
-    everywhere = {dotted.split(".")[-1]: dotted for dotted, _, _ in walk(Profile)}
-    if close := nearest(wrong, list(everywhere)):
+    everywhere = {dotted.split(".")[-1]: dotted for dotted, _, _ in walk(model)}
+    if close := nearest(str(loc[-1]), list(everywhere)):
         return f"; did you mean {everywhere[close[0]]}?"
     return f"; valid keys here: {', '.join(siblings)}"
 
 
-def _hint(word: str, candidates: list[str]) -> str:
-    close = nearest(word, candidates)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _section_at(loc: tuple[str | int, ...]) -> type[BaseModel]:
-    section: type[BaseModel] = Profile
+def _section_at(section: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel]:
     for part in loc:
         kind = section.model_fields[str(part)].annotation
-        section = next((choice for choice in get_args(kind) if choice is not type(None)), kind)  # X | None
+        choices = [choice for choice in (kind, *get_args(kind)) if isinstance(choice, type)]  # X | None
+        section = next(choice for choice in choices if issubclass(choice, BaseModel))
     return section
-
-
-def _field_at(loc: tuple[str | int, ...]) -> Any:
-    return _section_at(loc[:-1]).model_fields[str(loc[-1])]
-
-
-def walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield (dotted key, source, default) for every setting."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            yield from walk(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field.description or "", field.default
-
-
-def explain(profile: Profile) -> str:
-    """All settings of a profile, one a line, each with its source."""
-    lines = [f"# {profile.name}: {profile.description}"]
-    for key, source, default in walk(Profile):
-        value = profile.lookup(key)
-        note = "" if value == default or key == "name" else f" (default {default!r})"
-        lines.append(f"{key} = {value!r:<24}  # {source}{note}")
-    return "\n".join(lines)
-
-
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML. Raises UserError for an item without "="."""
-    values = {}
-    for item in items:
-        key, separator, text = item.partition("=")
-        if not separator or not key:
-            raise UserError(f"--set {item}: expected key=value, for example rl.steps=10")
-        try:
-            values[key] = (
-                float(text) if re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", text) else yaml.safe_load(text)
-            )
-        except (yaml.YAMLError, ValueError):
-            values[key] = text
-    return values

@@ -1,7 +1,8 @@
 """The one exception for what a user can mend, and how command lines tell it."""
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec
 
@@ -10,6 +11,17 @@ P = ParamSpec("P")
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where (file, row, key), and what to do."""
+
+
+def nearest(word: str, candidates: Iterable[str], count: int = 1) -> list[str]:
+    """The candidates most like `word`, best first; empty when none is near."""
+    return difflib.get_close_matches(word, list(candidates), n=count, cutoff=0.5)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """The end of a message about an unknown word: "; did you mean X?", or nothing when none is near."""
+    close = nearest(word, candidates)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def command_line(main: Callable[P, int]) -> Callable[P, int]:

@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from caprl_utils import paths, provenance
-from caprl_utils.config import Settings, load_profile, walk
+from caprl_utils.config import load_profile, walk
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Profile, Settings
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}

@@ -1,4 +1,4 @@
-"""The typed settings of a profile. Every default stands here and nowhere else.
+"""The typed settings of a profile, an experiment and a VLM pair. Every default stands here and nowhere else.
 
 The defaults are the paper's where the paper gives one; a profile's YAML holds only what differs. Each field
 says where its value comes from: "paper" (arXiv 2509.22647), "author script" (the released training and
@@ -10,7 +10,7 @@ recomputes nothing.
 import difflib
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -46,6 +46,13 @@ class Settings(BaseModel):
             value = getattr(self, name)
             part[name] = value.key_part() if isinstance(value, Settings) else value
         return part
+
+    def lookup(self, dotted: str) -> Any:
+        """The value of a dotted key, e.g. "models.policy.path"."""
+        value: Any = self
+        for name in dotted.split("."):
+            value = getattr(value, name)
+        return value
 
 
 class ModelConfig(Settings):
@@ -367,9 +374,171 @@ class Profile(Settings):
         parts = {k: v.key_part() if isinstance(v, Settings) else v for k, v in parts.items()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
-    def lookup(self, dotted: str) -> Any:
-        """The value of a dotted key, e.g. "models.policy.path"."""
-        value: Any = self
-        for name in dotted.split("."):
-            value = getattr(value, name)
-        return value
+
+# Experiments: one YAML of configs/experiments per training run, over the settings of a profile.
+class Data(Settings):
+    """Which images and questions the run trains on."""
+
+    file: str = setting(
+        "curation/main/qa.parquet", "ours: under the profile's run folder (CapRL-QA-75K's schema)"
+    )
+    num_images: Annotated[int, Field(ge=1)] | Literal["ablation"] | None = setting(
+        None, "ours: None takes rl.num_images of the profile, `ablation` its ablations.num_images"
+    )
+    image_share: float = setting(1.0, "ours: of those images, so many (Figure 5 right)", gt=0, le=1)
+    ids: list[str] = setting(
+        [], "ours: shell patterns of image ids; empty takes all (Figure 5 left: kinds of images)"
+    )
+    questions_per_image: int | None = setting(None, "ours: None keeps all questions (Table 4: 1, 2, 3)", ge=1)
+    min_questions: int = setting(
+        1, "ours: images with fewer are left out (Table 4 compares the same images)", ge=1
+    )
+
+
+class Length(Settings):
+    """Length term: `weight` up to `full_share` of rl.max_completion_tokens, falling linearly to 0 at
+    `zero_share` (CapRL++, arXiv 2606.09393).
+    """
+
+    full_share: float = setting(0.5, "CapRL++: tau1, 2048 of 4096 tokens", ge=0, le=1)
+    zero_share: float = setting(0.75, "CapRL++: tau2, 3072 of 4096 tokens", gt=0, le=1)
+    weight: float = setting(0.2, "CapRL++", gt=0)
+
+    @model_validator(mode="after")
+    def _falls(self) -> "Length":
+        if self.zero_share <= self.full_share:
+            raise ValueError(f"zero_share {self.zero_share} is not above full_share {self.full_share}")
+        return self
+
+
+class Reward(Settings):
+    """What a caption is rewarded for. Kind and rounds of the QA reward stand in the profile's section rl."""
+
+    judge: Literal["qa", "vlm", "unified"] = setting(
+        "qa", "paper: QA; its Figure 1c compares a VLM judge (1-5) and UnifiedReward"
+    )
+    reader: Literal["reward_reader", "prism_reader"] = setting(
+        "reward_reader", "paper: the reward's own reader; ours: the evaluation's, for the swap of readers"
+    )
+    min_letter_mass: float = setting(
+        0.5, "ours: below it the option letters do not say what the reader would answer", ge=0, le=1
+    )
+    length: Length | None = setting(None, "paper: no length term")
+
+    @property
+    def role(self) -> str:
+        """Which of the profile's models scores the captions."""
+        return {"qa": self.reader, "vlm": "vlm_judge", "unified": "reward_judge"}[self.judge]
+
+
+class Lora(Settings):
+    """Low-rank adapters instead of all weights."""
+
+    rank: int = setting(64, "ours", ge=1)
+    alpha: int = setting(128, "ours: twice the rank", ge=1)
+    dropout: float = setting(0.0, "ours: keeps the policy equal to its rollouts", ge=0, lt=1)
+
+
+class Training(Settings):
+    """What trains, and how the work is laid out on the machine."""
+
+    vision_tower: bool = setting(True, "ours: the paper does not say; the released script freezes nothing")
+    projector: bool = setting(True, "as vision_tower")
+    language_model: bool = setting(True, "as vision_tower")
+    lora: Lora | None = setting(None, "paper: full fine-tuning")
+    micro_batch_size: int | None = setting(
+        None,
+        "ours: captions per forward and backward; None: all on a CPU, 4 on a GPU",
+        affects_output=False,
+        ge=1,
+    )
+    gradient_checkpointing: bool | None = setting(None, "ours: None: on a GPU only", affects_output=False)
+    lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
+        "constant_with_warmup", "ours: the paper says nothing"
+    )
+    rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = setting(
+        "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
+    )
+    vllm_memory_share: float = setting(
+        0.3, "TRL's default: share of a GPU for colocated vLLM", False, gt=0, lt=1
+    )
+    vllm_server_url: str = setting("http://127.0.0.1:8010", "ours: where `vllm serve` listens", False)
+    accelerate_config: str | None = setting(
+        None,
+        "ours: a file of configs/accelerate for several processes; None: one per GPU",
+        affects_output=False,
+    )
+
+
+class Experiment(Settings):
+    """One training run."""
+
+    name: str = Field(description="the file's name", min_length=1)
+    description: str = setting("", "ours: one line for the reader", affects_output=False)
+    item: str = setting("", "what of the paper it belongs to", affects_output=False)
+    size: Literal["main", "ablation"] = setting(
+        "main", "ours: `ablation` takes ablations.steps of the profile"
+    )
+    rl: dict[str, Any] = setting({}, "values over the profile's section rl")
+    data: Data = setting(Data(), "see each key")
+    reward: Reward = setting(Reward(), "see each key")
+    training: Training = setting(Training(), "see each key")
+
+
+# VLM pairs: one YAML of configs/vlm_init each.
+class Donor(Settings):
+    """A checkpoint that gives weights."""
+
+    path: str = Field(description="hub id, folder, or zoo:NAME for a model of the small zoo", min_length=1)
+    revision: str | None = setting(None, "ours: the hub's current revision unless a commit hash pins it")
+
+
+class Projector(Settings):
+    """How the fresh projector starts. The paper says random, and no more."""
+
+    initialisation: Literal["normal", "torch"] = setting(
+        "normal", "ours: Hugging Face's normal(0, std) and zero bias; `torch` is what a bare nn.Linear has"
+    )
+    std: float = setting(0.02, "ours: initializer_range of both model classes", gt=0)
+    seed: int = setting(
+        0, "ours: every tensor draws from its own generator, seeded by this and its name", ge=0
+    )
+
+
+class Assembly(Settings):
+    """One setting of Table 1: a language model, a vision tower, a fresh projector."""
+
+    name: str = Field(description="the setting's name; the file name of its YAML", min_length=1)
+    description: str = setting("", "ours: one line for the reader", False)
+    architecture: Literal["qwen2_5_vl", "llava"] = Field(description="the class of the assembled model")
+    language: Donor = Field(description="gives language model, head and tokenizer")
+    vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
+    projector: Projector = setting(Projector(), "see each key")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "ours: as the language model's checkpoint"
+    )
+    accepted_differences: list[str] = setting(
+        [],
+        "ours: hyperparameters in which the vision donor's own language model may differ; the donor's count",
+    )
+    min_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
+    max_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
+    vision_feature_layer: int = setting(-2, "LLaVA-1.5: features of the last layer but one (llava)", le=-1)
+    rename_tokens: dict[str, str] = setting(
+        {}, "ours: reserved tokens that get a name, so that no embedding row is added (llava)"
+    )
+    image_token: str = setting("<image>", "LLaVA-1.5, and what LLaMA-Factory's llava plugin writes (llava)")
+    end_tokens: list[str] = setting(
+        ["<|im_end|>", "<|endoftext|>"], "ours: chat models end with the first, base models with the second"
+    )
+    max_shard_bytes: int = setting(2 * 10**9, "ours: memory of the assembly is one shard", False, ge=1)
+
+    @model_validator(mode="after")
+    def _keys_fit_the_architecture(self) -> "Assembly":
+        own = {"qwen2_5_vl": ("min_pixels", "max_pixels", "accepted_differences"),
+               "llava": ("vision_feature_layer", "rename_tokens", "image_token")}  # fmt: skip
+        for architecture, names in own.items():
+            strange = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
+            if architecture != self.architecture and strange:
+                raise ValueError(f"{', '.join(strange)} belong(s) to architecture {architecture}")
+        return self

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from caprl_utils import config, paths
-from caprl_utils.config import Models, Profile, load_profile, profile_names, walk
+from caprl_utils.config import load_assembly, load_experiment, load_profile, profile_names, walk
 from caprl_utils.errors import UserError
+from caprl_utils.schema import Models, Profile
 
 FILES = sorted(paths.PROFILES.glob("*.yaml"))
 SOURCES = ("paper", "author script", "author README", "ours")
@@ -67,9 +68,7 @@ def test_bad_setting_is_named(overrides, expected):
 
 
 def test_unknown_profile_lists_the_known():
-    with pytest.raises(
-        UserError, match=r"no profile 'smke'; did you mean smoke\?; known profiles: mini, one_gpu"
-    ):
+    with pytest.raises(UserError, match=r"no profile 'smke'; did you mean smoke\?; known: mini, one_gpu"):
         load_profile("smke")
 
 
@@ -120,6 +119,78 @@ def test_values_from_the_command_line_reach_every_process(monkeypatch):
     assert (profile.rl.steps, profile.rl.learning_rate, profile.rl.group_size) == (7, 1e-5, 6)
     with pytest.raises(UserError, match="expected key=value"):
         config.parse_overrides(["rl.steps"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rewards: {}", r"bad.yaml:\n  unknown key rewards .*did you mean reward\?"),
+        (
+            "training: {vision_towr: false}",
+            r"unknown key training.vision_towr .*did you mean training.vision_tower\?",
+        ),
+        (
+            "reward: {length: {wieght: 1}}",
+            r"unknown key reward.length.wieght .*did you mean reward.length.weight\?",
+        ),
+        ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
+        ("data: {num_images: 0}", r"data.num_images.*: 0: "),
+        (
+            "reward: {length: {full_share: 0.8}}",
+            r"reward.length.*zero_share 0.75 is not above full_share 0.8",
+        ),
+        ("reward: {judge: vllm}", r"reward.judge: 'vllm': "),
+        ("data: {num_images: some}", r"data.num_images"),
+        ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
+    ],
+)
+def test_mistakes_in_an_experiment_are_named(text, message, tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        load_experiment(str(file), "mini")
+
+
+def test_experiments_that_extend_in_a_circle(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CONFIGS", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mini.yaml").write_text("description: nothing else")
+    (tmp_path / "experiments" / "a.yaml").write_text("extends: b")
+    (tmp_path / "experiments" / "b.yaml").write_text("extends: a")
+    with pytest.raises(UserError, match="goes round in a circle"):
+        load_experiment("a", "mini")
+
+
+def test_the_command_line_wins_over_an_experiment(monkeypatch):
+    monkeypatch.setenv("CAPRL_SET", "training.lora.rank=8\nrl.rounds=2")
+    experiment, resolved = load_experiment("caprl", "smoke")
+    assert (experiment.training.lora.rank, resolved.rl.rounds) == (8, 2)
+    monkeypatch.setenv("CAPRL_SET", "training.lra.rank=8")
+    with pytest.raises(UserError, match=r"--set:\n  unknown key training.lra .*training.lora\?"):
+        load_profile("smoke")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("architecture: lava", r"own.yaml:\n.*architecture: 'lava'.*did you mean llava\?"),
+        ("projector: {std: 0}", r"projector.std: 0: "),
+        ("visin: {}", r"unknown key visin .*did you mean vision\?"),
+        ("vision_feature_layer: -1", "vision_feature_layer belong"),
+        ("extends: qwen2.5-3", r"no assembly 'qwen2.5-3'; did you mean qwen2.5-3b\?"),
+        ("description: a\ndescription: b", "key 'description' stands twice"),
+    ],
+)
+def test_mistakes_in_an_assembly_are_named(text, message, tmp_path):
+    text = text if "extends" in text else f"extends: mini-qwen-3b\n{text}"
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        load_assembly(_write(tmp_path, text))
+
+
+def test_an_assembly_takes_overrides():
+    found = load_assembly("mini-qwen-3b", {"projector.std": 0.1})
+    assert (found.name, found.projector.std, found.projector.seed) == ("mini-qwen-3b", 0.1, 0)
 
 
 def test_import_brings_no_torch():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.rl.experiment import experiment_names
+from caprl_utils.config import experiment_names
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from caprl_utils import gpus
-from caprl_utils.config import nearest
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, nearest
 from caprl_utils.pretraining import plan as pretraining
 from caprl_utils.pretraining.plan import UnknownSize
 from caprl_utils.prism.benchmarks import get_benchmark

@@ -63,10 +63,10 @@ def _models(profile: Profile) -> Iterator[str]:
 
 
 def _donors(profile: Profile) -> Iterator[str]:
-    from caprl_utils.vlm_init.settings import load_setting
+    from caprl_utils.config import load_assembly
 
     for name in profile.pretraining.settings:
-        setting = load_setting(name)
+        setting = load_assembly(name)
         for donor in (setting.language, setting.vision):
             if not _have(donor.path, "model"):
                 yield f"model {donor.path} (setting {name}): .venv/bin/hf download {donor.path}"

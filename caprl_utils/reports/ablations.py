@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile, nearest
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError, command_line, nearest
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
 from caprl_utils.prism.benchmarks import get_benchmark

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caprl_utils.config import load_experiment
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.prism_compare import AVERAGE
 from caprl_utils.reports import numbers
 from caprl_utils.reports.ablation_items import DOCUMENTS, NATURAL, Item
 from caprl_utils.reports.results import Results
 from caprl_utils.rl.ablations import MAIN
-from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.schema import RL, Profile
 
 Trainings = Sequence[tuple[str, Mapping[str, Any]]]  # (file, record) of each training of a row

@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_profile, nearest
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.config import load_experiment, load_profile
+from caprl_utils.errors import UserError, command_line, nearest
 from caprl_utils.notebook import prepare_process
 from caprl_utils.progress import Progress
 from caprl_utils.provenance import gpu_names
 from caprl_utils.rl import nodes
-from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.launch import launch, take_part
 from caprl_utils.rl.train import STAGE, finished, run_name
 from caprl_utils.schema import ModelConfig, Profile

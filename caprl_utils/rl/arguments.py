@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 from caprl_utils.errors import UserError
 from caprl_utils.paths import resolve_model
-from caprl_utils.rl.experiment import Experiment
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Experiment, Profile
 
 MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 GPU_MICRO_BATCH = 4

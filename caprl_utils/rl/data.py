@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.records import Question
-from caprl_utils.rl.experiment import Data
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Data, Profile
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caprl_utils import paths, processes
+from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.provenance import gpu_names
 from caprl_utils.rl import nodes
-from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.live import LiveFigure
 from caprl_utils.rl.train import STAGE, finished, run_name
 from caprl_utils.runs import load_result

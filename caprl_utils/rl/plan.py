@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import gpus, paths
-from caprl_utils.config import read_yaml
+from caprl_utils.config import load_experiment, read_yaml
 from caprl_utils.models.weights import weights_in
 from caprl_utils.rl import nodes
 from caprl_utils.rl.ablations import MAIN, planned
 from caprl_utils.rl.arguments import GPU_MICRO_BATCH, policy_server
-from caprl_utils.rl.experiment import Experiment, load_experiment
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Experiment, Profile
 
 CAPTION_TOKENS = 800  # ours: mean caption after training; the limit counts where it is lower
 IMAGE_TOKENS = 1300  # ours: an image of a million pixels (28 x 28 pixels a token)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils.errors import UserError
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
-from caprl_utils.rl.experiment import Training
-from caprl_utils.schema import ModelConfig
+from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
     from peft import LoraConfig

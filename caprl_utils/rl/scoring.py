@@ -12,12 +12,11 @@ from typing import Any
 from caprl_utils.errors import UserError
 from caprl_utils.models import Backend, open_backend
 from caprl_utils.rl.data import parse_questions
-from caprl_utils.rl.experiment import Experiment, Length
 from caprl_utils.rl.judges import unified_rewards, vlm_rewards
 from caprl_utils.rl.reader import Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, QASettings, RewardBatch, qa_rewards
 from caprl_utils.rl.trainer import RewardsFailedError
-from caprl_utils.schema import RL, Profile
+from caprl_utils.schema import RL, Experiment, Length, Profile
 
 _GRAM = 4
 Rows = Mapping[str, Sequence[Any]]  # column name -> one value per caption

@@ -16,7 +16,6 @@ from caprl_utils.errors import UserError
 from caprl_utils.models import Request, Sampling, open_backend
 from caprl_utils.records import Question
 from caprl_utils.rl.data import data_file, load_data, parse_questions
-from caprl_utils.rl.experiment import Experiment
 from caprl_utils.rl.reader import Reader
 from caprl_utils.rl.rewards import (
     CaptionTask,
@@ -27,7 +26,7 @@ from caprl_utils.rl.rewards import (
     qa_rewards,
     sampled_scores,
 )
-from caprl_utils.schema import Profile
+from caprl_utils.schema import Experiment, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths, prompts
+from caprl_utils.config import load_experiment
 from caprl_utils.errors import command_line
 from caprl_utils.hashing import file_hash, folder_hash
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
 from caprl_utils.rl.data import data_file
-from caprl_utils.rl.experiment import Experiment, load_experiment
 from caprl_utils.runs import Run
-from caprl_utils.schema import ModelConfig, Profile
+from caprl_utils.schema import Experiment, ModelConfig, Profile
 
 if TYPE_CHECKING:
     from caprl_utils.rl.monitor import Monitor

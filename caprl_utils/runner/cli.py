@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import Profile, load_profile, nearest
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError, command_line, nearest
 from caprl_utils.files import ACCESS_LOG_ENV
 from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
@@ -20,6 +20,7 @@ from caprl_utils.runner import times
 from caprl_utils.runner.monitor import Place, View, duration
 from caprl_utils.runner.stamps import is_valid, notebook_key, read_notebook, write_stamp
 from caprl_utils.runs import Lock
+from caprl_utils.schema import Profile
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
 

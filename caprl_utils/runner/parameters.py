@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from caprl_utils.config import nearest
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, nearest
 from caprl_utils.paths import shown
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}

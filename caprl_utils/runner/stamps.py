@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths, provenance
-from caprl_utils.config import Profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.hashing import PACKAGE, cache_key, code_hashes, file_hash, folder_hash
 from caprl_utils.paths import shown
+from caprl_utils.schema import Profile
 
 
 def read_notebook(path: Path) -> dict[str, Any]:

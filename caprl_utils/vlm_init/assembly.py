@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import provenance
+from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.hashing import cache_key
 from caprl_utils.paths import shown
 from caprl_utils.runs import Lock
+from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init.plan import PARTS, Plan
-from caprl_utils.vlm_init.settings import Assembly, load_setting
 from caprl_utils.vlm_init.summary import FILE, PartSummary, Summary
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def assemble(setting: str | Assembly, out: Path | str, seed: int | None = None) 
     Raises UserError, before anything is copied, for donors that do not fit, missing or cut files, and a folder
     that holds something else.
     """
-    setting = setting if isinstance(setting, Assembly) else load_setting(setting)
+    setting = setting if isinstance(setting, Assembly) else load_assembly(setting)
     if seed is not None:
         projector = setting.projector.model_copy(update={"seed": seed})
         setting = setting.model_copy(update={"projector": projector})

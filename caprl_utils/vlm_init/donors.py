@@ -10,8 +10,8 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.registry import made_model
+from caprl_utils.schema import Donor
 from caprl_utils.vlm_init.checkpoint import CONVERT, INDEX, PICKLED, SINGLE
-from caprl_utils.vlm_init.settings import Donor
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # configs, tokenizer, processor
 

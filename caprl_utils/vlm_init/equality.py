@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
+from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init.assembly import plan_of
 from caprl_utils.vlm_init.checkpoint import Checkpoint
 from caprl_utils.vlm_init.plan import Plan
-from caprl_utils.vlm_init.settings import Assembly
 from caprl_utils.vlm_init.summary import Summary
 
 if TYPE_CHECKING:

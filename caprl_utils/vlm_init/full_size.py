@@ -11,11 +11,13 @@ from collections import Counter
 from math import prod
 from typing import Any
 
+from caprl_utils import paths
+from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
+from caprl_utils.schema import Assembly, Donor
 from caprl_utils.vlm_init.plan import PARTS, Part
-from caprl_utils.vlm_init.settings import FOLDER, Assembly, Donor, load_setting
 
-PUBLIC = FOLDER / "public"
+PUBLIC = paths.CONFIGS / "vlm_init" / "public"
 KNOWN = {
     "Qwen2.5-3B": 3_085_938_688,
     "Qwen2.5-7B": 7_615_616_512,
@@ -40,7 +42,7 @@ def full_size_config(setting: str | Assembly) -> Any:
     """The config that an assembly of this setting would write."""
     from caprl_utils.vlm_init import llava, qwen
 
-    setting = setting if isinstance(setting, Assembly) else load_setting(setting)
+    setting = setting if isinstance(setting, Assembly) else load_assembly(setting)
     module = {"qwen2_5_vl": qwen, "llava": llava}[setting.architecture]
     return module.combined(setting, public_config(setting.language), public_config(setting.vision))[0]
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
+from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init import internlm
 from caprl_utils.vlm_init.agreement import language_facts, require
 from caprl_utils.vlm_init.checkpoint import Checkpoint
 from caprl_utils.vlm_init.donors import donor_folder, read_config
 from caprl_utils.vlm_init.plan import Part, Plan, Take, expected_shapes, unused
-from caprl_utils.vlm_init.settings import Assembly
 from caprl_utils.vlm_init.tokens import fast_tokenizer, renamed
 
 CHAT_TEMPLATE = Path(__file__).with_name("llava_chatml.jinja")

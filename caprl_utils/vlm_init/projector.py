@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from caprl_utils.vlm_init.settings import Projector
+from caprl_utils.schema import Projector
 
 if TYPE_CHECKING:
     import torch

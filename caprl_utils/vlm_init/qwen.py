@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init.agreement import language_facts, require, require_same
 from caprl_utils.vlm_init.checkpoint import Checkpoint
 from caprl_utils.vlm_init.donors import donor_folder, read_config
 from caprl_utils.vlm_init.plan import Part, Plan, Take, expected_shapes, unused
-from caprl_utils.vlm_init.settings import Assembly
 from caprl_utils.vlm_init.tokens import fast_tokenizer, same_ids
 
 MERGER = "visual.merger."

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caprl_utils.files import full_disk_as_user_error, write_json
+from caprl_utils.schema import Projector
 from caprl_utils.vlm_init.checkpoint import INDEX, SINGLE
 from caprl_utils.vlm_init.plan import Plan, Take
 from caprl_utils.vlm_init.projector import checksum, fresh
-from caprl_utils.vlm_init.settings import Projector
 
 if TYPE_CHECKING:
     import torch

@@ -6,12 +6,12 @@ import math
 import pytest
 
 from caprl_utils import paths
+from caprl_utils.config import experiment_names
 from caprl_utils.errors import UserError
 from caprl_utils.reports import ablations, claims, numbers
 from caprl_utils.reports.ablation_items import BY_NAME, ITEMS
 from caprl_utils.reports.results import load
 from caprl_utils.reports.tables import from_record_path, look_up
-from caprl_utils.rl.experiment import experiment_names
 from caprl_utils.runs import Run, load_result
 from caprl_utils.schema import ABLATIONS
 

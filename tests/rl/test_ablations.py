@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from caprl_utils.config import load_profile, profile_names
+from caprl_utils.config import experiment_names, load_experiment, load_profile, profile_names
 from caprl_utils.errors import UserError
 from caprl_utils.rl import ablations
-from caprl_utils.rl.experiment import experiment_names, load_experiment
 
 
 @pytest.mark.parametrize("name", profile_names())

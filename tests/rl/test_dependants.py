@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from caprl_utils.config import load_profile
+from caprl_utils import paths
+from caprl_utils.config import load_experiment, load_profile
 from caprl_utils.curation import pipeline
-from caprl_utils.rl import experiment, train
+from caprl_utils.rl import train
 from caprl_utils.rl.ablations import planned
 
 
@@ -18,9 +19,9 @@ def keys(tmp_path, monkeypatch):
     questions.write_bytes(b"the same questions")
     monkeypatch.setattr(train, "data_file", lambda *_: questions)
 
-    experiments = tmp_path / "experiments"
-    shutil.copytree(experiment.EXPERIMENTS, experiments)
-    monkeypatch.setattr(experiment, "EXPERIMENTS", experiments)
+    experiments = tmp_path / "configs" / "experiments"
+    shutil.copytree(paths.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(paths, "CONFIGS", tmp_path / "configs")
 
     def call(text="", rounds=4):
         preset = experiments / "paper.yaml"
@@ -30,7 +31,7 @@ def keys(tmp_path, monkeypatch):
         profile = load_profile(str(file))
         found = {}
         for one in planned(profile):
-            run = train.open_run(*experiment.load_experiment(one.experiment, str(file)), one.seed)
+            run = train.open_run(*load_experiment(one.experiment, str(file)), one.seed)
             found[one.name] = run.key
             run.close()
         return pipeline.open_job(profile).run.key, found

@@ -1,10 +1,8 @@
 import pytest
 
-from caprl_utils.config import profile_names
+from caprl_utils.config import experiment_names, load_experiment, profile_names
 from caprl_utils.errors import UserError
-from caprl_utils.rl import experiment as ex
 from caprl_utils.rl.arguments import batch_layout, grpo_arguments
-from caprl_utils.rl.experiment import experiment_names, load_experiment
 
 NAMES = experiment_names()
 
@@ -46,44 +44,6 @@ def test_profile_keeps_its_sizes():
     assert (mini.rl.rounds, one.rl.rounds) == (4, 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("rewards: {}", r"bad.yaml:\n  unknown key rewards .*did you mean reward\?"),
-        (
-            "training: {vision_towr: false}",
-            r"unknown key training.vision_towr .*did you mean training.vision_tower\?",
-        ),
-        (
-            "reward: {length: {wieght: 1}}",
-            r"unknown key reward.length.wieght .*did you mean reward.length.weight\?",
-        ),
-        ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
-        ("data: {num_images: 0}", r"data.num_images.*: 0: "),
-        (
-            "reward: {length: {full_share: 0.8}}",
-            r"reward.length.*zero_share 0.75 is not above full_share 0.8",
-        ),
-        ("reward: {judge: vllm}", r"reward.judge: 'vllm': "),
-        ("data: {num_images: some}", r"data.num_images"),
-        ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
-    ],
-)
-def test_mistakes_are_named(text, message, tmp_path):
-    file = tmp_path / "bad.yaml"
-    file.write_text(text)
-    with pytest.raises(UserError, match=f"(?s){message}"):
-        load_experiment(str(file), "mini")
-
-
-def test_circle_of_extends(tmp_path, monkeypatch):
-    monkeypatch.setattr(ex, "EXPERIMENTS", tmp_path)
-    (tmp_path / "a.yaml").write_text("extends: b")
-    (tmp_path / "b.yaml").write_text("extends: a")
-    with pytest.raises(UserError, match="goes round in a circle"):
-        load_experiment("a", "mini")
-
-
 def test_batch_layout():
     assert batch_layout(8, 8, None, 1, on_gpu=False) == (64, 1)
     assert batch_layout(128, 8, None, 16, on_gpu=True) == (4, 16)
@@ -122,11 +82,3 @@ def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, 
     if config.use_vllm:
         assert config.vllm_mode == rollout.removeprefix("vllm_")
         assert config.vllm_importance_sampling_mode == "token_truncate"
-
-
-def test_show(capsys):
-    assert ex.main(["rounds_8", "mini"]) == 0
-    shown = capsys.readouterr().out
-    assert "rounds: 8" in shown and "name: rounds_8" in shown
-    assert ex.main(["round_8", "mini"]) == 1
-    assert "did you mean rounds_8?" in capsys.readouterr().err

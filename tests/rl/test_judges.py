@@ -3,11 +3,10 @@ import math
 import pytest
 
 from caprl_utils.models.base import Completion
-from caprl_utils.rl.experiment import Experiment, Length, Reward
 from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
 from caprl_utils.rl.scoring import JudgeReward, length_term, repeated_share
 from caprl_utils.rl.trainer import RewardsFailedError
-from caprl_utils.schema import RL
+from caprl_utils.schema import RL, Experiment, Length, Reward
 
 
 class Judge:

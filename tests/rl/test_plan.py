@@ -2,8 +2,7 @@
 
 import pytest
 
-from caprl_utils.config import load_profile
-from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.config import load_experiment, load_profile
 from caprl_utils.rl.plan import plan_rl, size_of
 
 

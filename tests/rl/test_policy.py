@@ -1,7 +1,6 @@
 import pytest
 
 from caprl_utils.errors import UserError
-from caprl_utils.rl.experiment import Lora, Training
 from caprl_utils.rl.policy import (
     counts,
     freeze,
@@ -10,7 +9,7 @@ from caprl_utils.rl.policy import (
     refuse_what_does_not_mix,
     save_final,
 )
-from caprl_utils.schema import ModelConfig
+from caprl_utils.schema import Lora, ModelConfig, Training
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
+from caprl_utils.config import load_experiment
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer
-from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.train import build
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]

@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from caprl_utils import prompts
+from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.rl import experiment as ex
 from caprl_utils.rl.data import data_file, load_data, parse_questions
-from caprl_utils.rl.experiment import Data
+from caprl_utils.schema import Data
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_subsets(file):
 
 
 def test_missing_file_says_who_makes_it(runs, world):
-    _, profile = ex.load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
+    _, profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
     with pytest.raises(UserError, match=r"no questions at .*nothing.parquet: notebook 01"):
         data_file(profile, Data(file="nothing.parquet"))
 

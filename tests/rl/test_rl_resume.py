@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from trl import GRPOTrainer
 
+from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.models.client import Limits
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl import checkpoints
-from caprl_utils.rl.experiment import load_experiment
 from caprl_utils.rl.served import ServedReader
 from caprl_utils.rl.train import build
 from caprl_utils.rl.trainer import RewardsFailedError
@@ -305,9 +305,9 @@ def test_curve_and_samples(uninterrupted):
 @pytest.mark.integration
 def test_lora_trains_resumes_and_ends_as_a_whole_model(world, runs, tmp_path):
     """Adapters alone train; a resumed run equals the whole one; the final folder needs no PEFT to load."""
-    from caprl_utils.rl.experiment import Lora
-    from caprl_utils.rl.experiment import Training as Parts
     from caprl_utils.rl.policy import counts, save_final
+    from caprl_utils.schema import Lora
+    from caprl_utils.schema import Training as Parts
 
     trainings = [Training(world, tmp_path / name) for name in ("whole", "resumed")]
     for training in trainings:

@@ -9,7 +9,7 @@ import torch
 
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import clip_lesson, donors, models
-from caprl_utils.vlm_init import load_setting
+from caprl_utils.vlm_init import load_assembly
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_donors import at, stirred
@@ -67,14 +67,16 @@ def internlm_donor(llama_donor, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def qwen_setting(language_donor, vision_donor):
-    return load_setting(
+    return load_assembly(
         "mini-qwen-3b",
-        language=at(language_donor),
-        vision=at(vision_donor),
-        accepted_differences=["rms_norm_eps"],
+        {
+            "language": at(language_donor),
+            "vision": at(vision_donor),
+            "accepted_differences": ["rms_norm_eps"],
+        },
     )
 
 
 @pytest.fixture(scope="session")
 def llava_setting(internlm_donor, clip_donor):
-    return load_setting("mini-internlm-clip", language=at(internlm_donor), vision=at(clip_donor))
+    return load_assembly("mini-internlm-clip", {"language": at(internlm_donor), "vision": at(clip_donor)})

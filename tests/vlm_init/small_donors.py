@@ -6,8 +6,8 @@ import torch
 
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import load_setting
-from caprl_utils.vlm_init.settings import Assembly, Donor
+from caprl_utils.schema import Assembly, Donor
+from caprl_utils.vlm_init import load_assembly
 
 PADDED = torch.ones(3, 20, dtype=torch.long)
 PADDED[1, :7] = 0  # left padding, as in generation
@@ -52,11 +52,13 @@ def setting_with_head(tied: bool, vision_donor, folder) -> Assembly:
     (folder / "vision" / "config.json").unlink()
     frame.save_pretrained(folder / "vision")
     language_with_head(tied, folder / "language")
-    return load_setting(
+    return load_assembly(
         "mini-qwen-3b",
-        language=at(folder / "language"),
-        vision=at(folder / "vision"),
-        accepted_differences=["rms_norm_eps"],
+        {
+            "language": at(folder / "language"),
+            "vision": at(folder / "vision"),
+            "accepted_differences": ["rms_norm_eps"],
+        },
     )
 
 

@@ -16,7 +16,7 @@ from small_donors import same_logits, setting_with_head
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import Summary, assemble, equality, load_setting, setting_names
+from caprl_utils.vlm_init import Summary, assemble, assembly_names, equality, load_assembly
 from caprl_utils.vlm_init.__main__ import main
 from caprl_utils.vlm_init.picture import draw
 
@@ -230,9 +230,9 @@ def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("name", setting_names())
+@pytest.mark.parametrize("name", assembly_names())
 def test_every_setting_is_valid(name):
-    setting = load_setting(name)
+    setting = load_assembly(name)
     assert setting.name == name and setting.description
 
 

@@ -9,8 +9,8 @@ from small_donors import at
 
 from caprl_utils.errors import UserError
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import assemble, load_setting, plan_of
-from caprl_utils.vlm_init.settings import Donor
+from caprl_utils.schema import Donor
+from caprl_utils.vlm_init import assemble, load_assembly, plan_of
 
 
 @pytest.fixture
@@ -147,11 +147,11 @@ def test_an_image_processor_of_another_size(llava_setting, clip_donor, tmp_path)
 
 def test_settings_that_do_not_exist_or_do_not_fit():
     with pytest.raises(UserError, match=r"did you mean qwen2\.5-3b"):
-        load_setting("qwen2.5-3")
+        load_assembly("qwen2.5-3")
     with pytest.raises(UserError, match="vision_feature_layer belong"):
-        load_setting("mini-qwen-3b", vision_feature_layer=-1)
+        load_assembly("mini-qwen-3b", {"vision_feature_layer": -1})
     with pytest.raises(UserError, match=r"projector\.std"):
-        load_setting("mini-qwen-3b", projector={"std": 0})
+        load_assembly("mini-qwen-3b", {"projector": {"std": 0}})
 
 
 @pytest.mark.parametrize(
@@ -193,4 +193,4 @@ def test_a_donor_of_the_hub_without_safetensors(
 
 def test_a_donor_that_cannot_be_fetched():
     with pytest.raises(UserError, match=r"'Qwen/Qwen2\.5-3B' is no folder here and could not be fetched"):
-        plan_of(load_setting("qwen2.5-3b"))
+        plan_of(load_assembly("qwen2.5-3b"))

@@ -12,7 +12,7 @@ from small_donors import at
 
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import load_setting
+from caprl_utils.vlm_init import load_assembly
 from caprl_utils.vlm_init.full_size import KNOWN, full_size_config, full_size_parameters
 
 MOST_MEMORY = 1.3  # of the model on disk
@@ -58,7 +58,9 @@ def test_peak_memory_of_two_gigabytes_in_shards(tmp_path):
     donor = large_language_donor(tmp_path / "language", layers=24)
     vision = vision_donor_for(donor, tmp_path / "vision")
     limit = 500_000_000
-    setting = load_setting("qwen2.5-3b", language=at(donor), vision=at(vision), max_shard_bytes=limit)
+    setting = load_assembly(
+        "qwen2.5-3b", {"language": at(donor), "vision": at(vision), "max_shard_bytes": limit}
+    )
     (tmp_path / "setting.json").write_text(setting.model_dump_json(exclude_unset=True))
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "setting.json"), str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

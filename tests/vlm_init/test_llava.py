@@ -11,7 +11,7 @@ from small_donors import PADDED, at, same_logits
 
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
-from caprl_utils.vlm_init import assemble, equality, internlm, load_setting
+from caprl_utils.vlm_init import assemble, equality, internlm, load_assembly
 from caprl_utils.vlm_init.tokens import end_ids, fast_tokenizer, renamed
 
 
@@ -55,7 +55,9 @@ def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_pa
     from caprl_utils.mini.zoo import donors
 
     donors.write_internlm2(language_donor, tmp_path / "donor")
-    setting = load_setting("mini-internlm-clip", language=at(tmp_path / "donor"), vision=at(clip_donor))
+    setting = load_assembly(
+        "mini-internlm-clip", {"language": at(tmp_path / "donor"), "vision": at(clip_donor)}
+    )
     assemble(setting, tmp_path / "out")
     vlm = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     same_logits(vlm, Qwen2ForCausalLM.from_pretrained(language_donor).eval(), len(shared_tokenizer()))
@@ -148,7 +150,7 @@ def test_a_sentencepiece_tokenizer_is_read_without_foreign_code(space_first, tmp
         sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()),
         fast_tokenizer(tmp_path),
     )
-    setting = load_setting("internlm2.5-7b-clip")
+    setting = load_assembly("internlm2.5-7b-clip")
     ours = renamed(native, setting.rename_tokens)
     for text in ("The value of Rome is 42.", "two  spaces\n\nand lines", "数字 é ☃", "def f(x):\n    return"):
         assert ours(text).input_ids == plain.encode(text)
