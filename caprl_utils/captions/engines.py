@@ -13,24 +13,15 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths, processes
 from caprl_utils.captions.manifest import Manifest
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import value_hash
 from caprl_utils.models.base import Backend
-from caprl_utils.models.weights import files_hash
 from caprl_utils.progress import Progress
 from caprl_utils.provenance import gpu_names
-from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
     from caprl_utils.captions.job import Job
     from caprl_utils.captions.work import Worker
 
 _POLL_SEC = 0.5
-
-
-def model_hash(model: ModelConfig) -> str:
-    """Hash of a local folder's files; of name and revision for a model of the hub or behind a server."""
-    folder = Path(paths.resolve_model(model.path))
-    return files_hash(folder) if folder.is_dir() else value_hash([model.path, model.revision])
 
 
 def open_engine(job: Job) -> Backend:

@@ -28,6 +28,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_json
 from caprl_utils.hashing import value_hash
 from caprl_utils.models.base import Backend, Sampling
+from caprl_utils.models.weights import model_hash
 from caprl_utils.paths import shown
 from caprl_utils.schema import ModelConfig
 
@@ -140,7 +141,7 @@ def make_job(
     if isinstance(captioner, str):
         captioner = ModelConfig(path=captioner)
     if isinstance(captioner, ModelConfig):
-        model, digest = captioner, engines.model_hash(captioner)
+        model, digest = captioner, model_hash(captioner)
     else:
         model, digest = ModelConfig(path=captioner.name), captioner.model_hash
     if Path(source).expanduser().exists():

@@ -17,11 +17,11 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
-from caprl_utils.captions.engines import model_hash
 from caprl_utils.errors import UserError
 from caprl_utils.models import server
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.endpoint import request_seed
+from caprl_utils.models.weights import model_hash
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:

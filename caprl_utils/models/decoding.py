@@ -6,20 +6,27 @@ the same completion alone, in any batch, and after a restart (up to the last bit
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor
 
+from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Sampling
 
 
 def uniforms(seed: int, request_id: str, index: int, count: int) -> np.ndarray:
     """``count`` numbers in [0, 1) for one completion, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}/{index}/{request_id}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big"))).random(count)
+    bits = derive_seed(seed, index, request_id, bits=128)
+    return np.random.Generator(np.random.PCG64(bits)).random(count)
+
+
+def draw(logprobs: np.ndarray | Sequence[float], temperature: float, at: float) -> int:
+    """A place in (V,) log-probabilities, by inverting the distribution at a random number in [0, 1)."""
+    values = np.asarray(logprobs)
+    weights = np.exp((values - values.max()) / temperature).cumsum(dtype=np.float64)
+    return min(int(np.searchsorted(weights, at * weights[-1], side="right")), len(weights) - 1)
 
 
 class RowSampler(LogitsProcessor):
@@ -57,7 +64,7 @@ class RowSampler(LogitsProcessor):
         return torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
 
     def _draw(self, scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """Invert the cumulative distribution at each row's own random number: (B, V), (B, 1) -> (B, 1)."""
+        """`draw` for a batch, on its device: (B, V), (B, 1) -> (B, 1)."""
         probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
         order = None
         if self.sampling.top_p < 1:

@@ -10,23 +10,20 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
-from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import value_hash
+from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.client import Client, Limits, Post, RequestError
-from caprl_utils.models.weights import files_hash
+from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
@@ -49,10 +46,8 @@ class EndpointBackend:
 
     @cached_property
     def model_hash(self) -> str:
-        """Hash of a local folder's files; of name and revision for a model that is elsewhere."""
-        if self.config.path.startswith(paths.ZOO_PREFIX) or Path(self.config.path).is_dir():
-            return files_hash(Path(paths.resolve_model(self.config.path)))
-        return value_hash([self.config.path, self.config.revision])
+        """See `weights.model_hash`."""
+        return model_hash(self.config)
 
     @cached_property
     def served(self) -> str:
@@ -166,8 +161,7 @@ class EndpointBackend:
 
 def request_seed(seed: int, request_id: str, index: int) -> int:
     """A 31-bit seed for one completion, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}/{index}/{request_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return derive_seed(seed, index, request_id, bits=31)
 
 
 def _headers(config: ModelConfig) -> dict[str, str]:

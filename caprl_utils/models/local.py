@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import value_hash
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.images import share_images
-from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, files_hash
+from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
 from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
@@ -44,11 +43,8 @@ class LocalBackend:
 
     @cached_property
     def model_hash(self) -> str:
-        """Hash of weights, config and tokenizer of a folder; of name and commit for a model of the hub."""
-        folder = Path(self._path)
-        if folder.is_dir():
-            return files_hash(folder)
-        return value_hash([self._path, self.loaded.commit])
+        """See `weights.model_hash`."""
+        return model_hash(self.config)
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -154,7 +150,6 @@ class LoadedModel:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor, self.tokenizer, self.model = _load(path, config, self.device)
         self.sees = self.processor is not self.tokenizer
-        self.commit = getattr(self.model.config, "_commit_hash", None)
         own = self.model.generation_config
         pad = self.tokenizer.pad_token_id
         self.pad_id = own.pad_token_id if pad is None else pad

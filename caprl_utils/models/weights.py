@@ -9,6 +9,7 @@ from pathlib import Path
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash, value_hash
+from caprl_utils.schema import ModelConfig
 
 MODEL_FILES = (
     "*.safetensors*", "config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt",
@@ -16,8 +17,14 @@ MODEL_FILES = (
 )  # fmt: skip
 
 
-def files_hash(folder: Path) -> str:
-    """Hash of the files that make the model; notes and training logs beside them do not count."""
+def model_hash(model: ModelConfig | Path) -> str:
+    """Hash of a folder's weights, config, tokenizer and processor; of name and revision for a model of the hub.
+
+    Notes and training logs beside them do not count, nor does how the model is reached.
+    """
+    folder = model if isinstance(model, Path) else Path(paths.resolve_model(model.path))
+    if not folder.is_dir():
+        return value_hash([model.path, model.revision])
     files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
     return value_hash({file.name: file_hash(file) for file in files})
 

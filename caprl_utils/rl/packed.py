@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from caprl_utils.models.base import Request
-from caprl_utils.models.decoding import uniforms
+from caprl_utils.models.decoding import draw, uniforms
 from caprl_utils.models.local import LocalBackend
 from caprl_utils.rl.reader import BackendReader
 
@@ -118,12 +118,6 @@ def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return torch.from_numpy(ids), torch.from_numpy(positions), hidden[:, None], ends
 
 
-def _draw(logprobs: np.ndarray, temperature: float, at: float) -> int:
-    """A token by inverting the distribution (V,) at a random number in [0, 1)."""
-    weights = np.exp((logprobs - logprobs.max()) / temperature).cumsum(dtype=np.float64)
-    return min(int(np.searchsorted(weights, at * weights[-1], side="right")), len(weights) - 1)
-
-
 class PackedReader(BackendReader):
     """A `Reader` over a local text model; identical prompts are computed once."""
 
@@ -154,7 +148,7 @@ class PackedReader(BackendReader):
         turn.
         """
         # as a backend's completion: the end of the turn and other special tokens leave no text
-        return self._text([_draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])])
+        return self._text([draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])])
 
     def _generate(self, requests: Sequence[Request], temperature: float, max_tokens: int) -> list[str | None]:
         """Completions of prompts that share their starts, as the backend's own."""
@@ -190,7 +184,7 @@ class PackedReader(BackendReader):
                     past_key_values=cache, use_cache=True,
                 ).last_hidden_state  # fmt: skip
                 rows = torch.log_softmax(model.lm_head(hidden[0, place]).float(), dim=-1).cpu().numpy()
-            drawn = [_draw(row, temperature, at) for row, at in zip(rows, draws[:, step], strict=True)]
+            drawn = [draw(row, temperature, at) for row, at in zip(rows, draws[:, step], strict=True)]
             for tokens, token in zip(new, drawn, strict=True):
                 tokens.append(token)
             if all(self._model.end_ids.intersection(tokens) for tokens in new):

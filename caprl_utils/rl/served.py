@@ -15,7 +15,7 @@ from typing import Any
 
 from caprl_utils.models.base import Request
 from caprl_utils.models.client import Post, RequestError
-from caprl_utils.models.decoding import uniforms
+from caprl_utils.models.decoding import draw, uniforms
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
 
@@ -158,14 +158,7 @@ def stray(logprobs: Sequence[float], temperature: float) -> float:
 
 def _drawn(logprobs: Sequence[float], request: Request, temperature: float) -> str:
     """A letter by inverting the distribution at the request's own random number."""
-    top = max(logprobs)
-    weights = [math.exp((value - top) / temperature) for value in logprobs]
-    place = uniforms(0, request.id, 0, 1)[0] * sum(weights)
-    for letter, weight in zip(ANSWERS, weights, strict=True):
-        place -= weight
-        if place < 0:
-            return f" {letter}"
-    return f" {ANSWERS[-1]}"
+    return f" {ANSWERS[draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])]}"
 
 
 async def _choose_many(

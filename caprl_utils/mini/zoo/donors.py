@@ -13,7 +13,7 @@ from pathlib import Path
 
 from caprl_utils import paths
 from caprl_utils.files import write_json
-from caprl_utils.models.weights import files_hash
+from caprl_utils.models.weights import model_hash
 
 
 def folder(name: str) -> Path:
@@ -25,7 +25,7 @@ def folder(name: str) -> Path:
         return Path(paths.resolve_model(name))
     source_name, write = REWRITTEN[name]
     source = folder(source_name)
-    target = paths.RUNS / "zoo" / f"{name.removeprefix(paths.ZOO_PREFIX)}-{files_hash(source)}"
+    target = paths.RUNS / "zoo" / f"{name.removeprefix(paths.ZOO_PREFIX)}-{model_hash(source)}"
     if not target.is_dir():
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         write(source, partial)
