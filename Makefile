@@ -1,6 +1,8 @@
 # CapRL from images to tables. `make` alone prints what there is to make.
 #   make reproduce PROFILE=smoke     PROFILE is smoke, mini (default), one_gpu or paper
-# What is out of date is decided by content (caprl_utils/runner/stamps.py), so the targets always ask the runner.
+# A notebook is out of date when its source, the package, a config or the notebook before it in the chain is newer than
+# its executed copy, or when a record or report that it made is gone. Running it again is cheap: each run in it goes on
+# from its own rows, or is found complete.
 
 PROFILE ?= mini
 PY ?= .venv/bin/python
@@ -9,6 +11,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export CAPRL_SET := $(or $(SET),$(CAPRL_SET))
 
 PROFILES := $(basename $(notdir $(wildcard configs/profiles/*.yaml)))
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
@@ -17,18 +20,27 @@ endif
 
 RUNS := $(or $(CAPRL_RUNS),runs)
 REPORT := $(if $(filter smoke,$(PROFILE)),$(RUNS)/smoke/reports,reports/$(PROFILE))
+COPIES := $(RUNS)/$(PROFILE)/notebooks
 LOCK := requirements/main-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).lock
 UV := .tools/bin/uv
 CAPRL := $(PY) -m caprl_utils
 RUN := $(CAPRL) run --profile $(PROFILE)
 
-# The notebooks in the order in which each needs the ones before it.
+# The notebooks in the order in which each needs the ones before it; 03-all is 03 with the trainings of every table.
 CHAIN := 01_qa_curation 03_caprl_rl_training 04_llamafactory_pretraining 05_prism_evaluation 06_tables_and_figures
-# The same with the trainings of every table: what `make reproduce` runs.
-WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training:with_ablations=True)
+WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training-with_ablations-True)
 SLICE := $(filter-out 04_%,$(CHAIN))
 # Notebooks that no table needs.
 EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
+# `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
+ORDER := $(if $(filter reproduce,$(MAKECMDGOALS)),$(WHOLE),$(if $(filter slice,$(MAKECMDGOALS)),$(SLICE)))
+# SET="rl.steps=10 ..." overrides settings; a change of it is a change of the inputs.
+$(shell test "$$(cat $(COPIES)/.set 2> /dev/null)" = '$(CAPRL_SET)' || { mkdir -p $(COPIES); echo '$(CAPRL_SET)' > $(COPIES)/.set; })
+INPUTS := $(wildcard $(COPIES)/.set) $(shell find caprl_utils configs reports/paper -type f -not -name '*.pyc')
+
+# $(call before,NAME): the executed copy before NAME in ORDER. $(call lost,NAME): FORCE when a file that it made is gone.
+before = $(firstword $(subst :, ,$(filter %:$(1),$(join $(addprefix $(COPIES)/,$(addsuffix .ipynb:,$(ORDER))),$(wordlist 2,9,$(ORDER))))))
+lost = $(shell test ! -s $(COPIES)/$(1).files || xargs -d '\n' ls < $(COPIES)/$(1).files > /dev/null 2>&1 || echo FORCE)
 
 ##@ Set up
 setup: setup-main setup-llamafactory ## build both environments from their lock files
@@ -47,15 +59,19 @@ lock: ## resolve requirements/*.in again into the lock files
 	$(UV) pip compile --python-version 3.11 requirements/llamafactory.in -o requirements/llamafactory.lock
 
 ##@ Reproduce
-reproduce: environment ## every table and figure of the paper, from images to the report
-	@$(RUN) $(WHOLE)
+reproduce: $(WHOLE:%=$(COPIES)/%.ipynb) ## every table and figure of the paper, from images to the report
 	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reports.readme_map)  # README's map, from results
+	@echo "$(PROFILE): everything is up to date; look at $(REPORT)/report.html"
 
-$(CHAIN): environment ## one notebook by its name, e.g. make 01_qa_curation
-	@$(RUN) $@
+$(CHAIN) $(EXTRA): %: $(COPIES)/%.ipynb ## one notebook by its name, e.g. make 01_qa_curation
 
-$(EXTRA): environment
-	@$(RUN) $@
+# One rule a notebook: NAME, executed copy, parameters.
+define notebook
+$(COPIES)/$(2).ipynb: notebooks/$(1).ipynb $(INPUTS) $(call before,$(2)) $(call lost,$(2)) | environment
+	@$(RUN) $(1)$(3:%=:%) --chain "$(ORDER)"
+endef
+$(foreach name,$(CHAIN) $(EXTRA),$(eval $(call notebook,$(name),$(name))))
+$(eval $(call notebook,03_caprl_rl_training,03_caprl_rl_training-with_ablations-True,with_ablations=True))
 
 table1: ## Table 1: VLMs pretrained on caption sets
 table2: ## Table 2: the same images with other captions
@@ -67,29 +83,28 @@ figure4: ## Figure 4: growing caption sets
 figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: dice in the reward, length term, swap of readers
 
-$(REPORT)/table3.md: environment FORCE
-	@$(RUN) 01_qa_curation
+$(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
 	@$(PY) -m caprl_utils.rl.ablations --table3 --profile $(PROFILE)
-	@$(RUN) $(SLICE)
+	@$(MAKE) --no-print-directory slice
 
-table1 table2 figure4: environment
-	@$(RUN) 01_qa_curation 03_caprl_rl_training
+slice: $(SLICE:%=$(COPIES)/%.ipynb)
+
+table1 table2 figure4: $(COPIES)/01_qa_curation.ipynb $(COPIES)/03_caprl_rl_training.ipynb
 	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
 	@$(PY) -m caprl_utils.reports.$@ --profile $(PROFILE)
 	@$(MAKE) --no-print-directory report
 
 figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_dice extra_length extra_readers
-table4 table5 table6 figures extras: environment
-	@$(RUN) 01_qa_curation
+table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
 	@$(PY) -m caprl_utils.reports.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
 	@$(MAKE) --no-print-directory report
 
 report: environment ## claims, the one HTML page, and model and data cards, from what is there
 	@for part in claims_page html cards; do $(PY) -m caprl_utils.reports.$$part --profile $(PROFILE) || exit 1; done
 
-plan: environment ## what PROFILE needs before it starts: commands, hardware, hours, disk, cost, and what is missing
-	@$(PY) -m caprl_utils.planning --profile $(PROFILE) $(WHOLE)
+plan: environment ## what PROFILE needs before it starts: hardware, hours, disk, and what is missing
+	@$(CAPRL) plan --profile $(PROFILE)
 
 config: environment ## all settings of PROFILE, each with its source
 	@$(CAPRL) config $(PROFILE)
@@ -151,6 +166,6 @@ environment:
 
 FORCE:
 
-.PHONY: setup setup-main setup-llamafactory lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
+.PHONY: slice setup setup-main setup-llamafactory lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
 	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE

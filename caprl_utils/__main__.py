@@ -7,6 +7,7 @@ is told in one line on stderr with exit status 1; wrong usage is 2, Ctrl-C 130.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from caprl_utils.errors import UserError
 if TYPE_CHECKING:
     from caprl_utils.schema import Profile
 
+INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
 app = typer.Typer(
     help="CapRL: caption images, train captioners by what a reader can answer from their captions, measure both.",
     no_args_is_help=True,
@@ -35,7 +37,7 @@ def settings_of(profile: str, overrides: list[str]) -> Profile:
     from caprl_utils.config import SET_ENV, load_profile
 
     if overrides:
-        os.environ[SET_ENV] = "\n".join(overrides)
+        os.environ[SET_ENV] = shlex.join(overrides)
     return load_profile(profile)
 
 
@@ -66,20 +68,39 @@ def run(
         list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of each notebook.")
     ] = [],
     overrides: SetOption = [],
+    chain: Annotated[
+        str, typer.Option(help="All copies that the caller will run, for the time that is left.")
+    ] = "",
 ) -> None:
-    """Run notebooks in order, each only when it is out of date."""
-    from caprl_utils.runner.cli import run_all
+    """Run notebooks in order through papermill; `make` runs only those that are out of date."""
+    from caprl_utils.run import run_all
 
-    settings_of(profile, overrides)
-    run_all(notebooks, profile, parameter)
+    run_all(notebooks, settings_of(profile, overrides), parameter, chain.split())
+
+
+@app.command()
+def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
+    """Show what a profile needs before it starts: hardware, hours, disk, and what is missing here."""
+    from caprl_utils.plan import lines
+
+    print("\n".join(lines(settings_of(profile, overrides))))
 
 
 def main() -> None:
     """Entry point of the console script."""
     try:
         app(prog_name="caprl")
+    except SystemExit as status:
+        if status.code == INTERRUPTED:
+            print("stopped; run again to continue", file=sys.stderr)
+        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        print(
+            f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`", file=sys.stderr
+        )
         sys.exit(1)
 
 

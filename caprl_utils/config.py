@@ -7,6 +7,7 @@ that name file, key and the nearest valid one.
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,6 +20,7 @@ from caprl_utils.errors import UserError, did_you_mean, nearest
 from caprl_utils.schema import Assembly, Experiment, Profile, Settings
 
 SET_ENV = "CAPRL_SET"
+_SCIENTIFIC = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")  # YAML reads 1e-5 as text
 _FOLDERS = {Profile: "profiles", Experiment: "experiments", Assembly: "vlm_init"}
 _OF_EXPERIMENTS = ("data", "reward", "training")  # sections that no profile has
 
@@ -44,7 +46,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     """Read a profile by name, or from a YAML file by its path.
 
     overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
-    them lie those of the environment variable CAPRL_SET, one `key=value` a line: so `--set` reaches notebooks and
+    them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell: so `--set` reaches notebooks and
     the processes that a command starts. The profile keeps its name; keys of runs differ by what the values are.
     Raises UserError naming the file, the key, the bad value and the nearest valid one.
     """
@@ -88,16 +90,19 @@ def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) 
     return _checked(Assembly, merge(values, given), file, bool(given))
 
 
-def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
-    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML. Raises UserError for an item without "="."""
+def parse_overrides(items: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML, 1e-5 as a number too.
+
+    Raises UserError for an item without "=".
+    """
     values = {}
     for item in items:
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise UserError(f"--set {item}: expected key=value, for example rl.steps=10")
+            raise UserError(f"{option} {item}: expected name=value, for example rl.steps=10")
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key] = float(text) if _SCIENTIFIC.fullmatch(text) else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
             values[key] = text
     return values
 
@@ -202,7 +207,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_command_line(model: type[Settings]) -> dict[str, Any]:
-    values = _nested(parse_overrides(os.environ.get(SET_ENV, "").splitlines()))
+    values = _nested(parse_overrides(shlex.split(os.environ.get(SET_ENV, ""))))
     training = {key: values.pop(key) for key in _OF_EXPERIMENTS if key in values}
     _checked(Experiment, {"name": SET_ENV, **training}, Path("--set"), False)  # told even if none is loaded
     return training if model is Experiment else values

@@ -1,7 +1,9 @@
 """What make says, and what README and notebooks may rely on."""
 
+import os
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -26,18 +28,63 @@ def test_plain_make_prints_help_made_from_the_comments():
 @pytest.mark.parametrize(
     "item", ["table1", "table2", "table4", "table5", "table6", "figure4", "figures", "extras"]
 )
-def test_each_item_has_a_target_that_makes_what_it_needs_first(item):
-    plan = make("-n", item, "PROFILE=smoke").stdout
+def test_each_item_has_a_target_that_makes_what_it_needs_first(item, tmp_path):
+    plan = make("-n", item, "PROFILE=smoke", f"CAPRL_RUNS={tmp_path}").stdout
     assert plan.index("01_qa_curation") < plan.index("caprl_utils.reports.")
 
 
-def test_reproduce_runs_the_whole_chain_and_table3_its_slice_only():
-    assert "03_caprl_rl_training:with_ablations=True 04_" in make("-n", "reproduce").stdout
-    table3 = make("-n", "table3").stdout
-    assert "04_" not in table3
-    assert table3.index("rl.ablations --table3") < table3.index(
-        "05_prism_evaluation"
-    )  # all seeds, and the judges
+def test_reproduce_runs_the_whole_chain_and_table3_its_slice_only(tmp_path):
+    plan = make("-n", "reproduce", f"CAPRL_RUNS={tmp_path}").stdout
+    steps = [line.split()[6] for line in plan.splitlines() if "caprl_utils run " in line]
+    assert steps == ["01_qa_curation", "03_caprl_rl_training:with_ablations=True", *CHAIN[2:]]
+    table3 = make("-n", "table3", f"CAPRL_RUNS={tmp_path}").stdout
+    assert "run --profile mini 04_" not in table3
+    assert table3.index("rl.ablations --table3") < table3.index("run --profile mini 05_")  # seeds, judges
+
+
+def made(tmp_path, *names) -> dict:
+    """Executed copies as they are after a run, each newer than the one before it; their runs folder."""
+    copies = tmp_path / "smoke" / "notebooks"
+    copies.mkdir(parents=True)
+    now = time.time()
+    for number, name in enumerate(names):
+        (copies / f"{name}.ipynb").write_text("{}")
+        os.utime(copies / f"{name}.ipynb", (now + number, now + number))
+    return copies
+
+
+def stale(tmp_path, goal="slice", *more) -> list[str]:
+    plan = make("-n", goal, "PROFILE=smoke", f"CAPRL_RUNS={tmp_path}", *more).stdout
+    return [line.split()[6] for line in plan.splitlines() if "caprl_utils run " in line]
+
+
+def test_a_notebook_runs_again_after_what_comes_before_it_or_a_setting_changed(tmp_path):
+    slice_ = [name for name in CHAIN if not name.startswith("04_")]
+    copies = made(tmp_path, *slice_)
+    assert stale(tmp_path) == [] and stale(tmp_path, CHAIN[0]) == []
+    time_now = time.time() + 100
+    os.utime(copies / f"{slice_[1]}.ipynb", (time_now, time_now))
+    assert stale(tmp_path) == slice_[2:]
+    assert stale(tmp_path, "slice", "SET=rl.steps=3") != []
+
+
+def test_an_edit_of_a_reporting_module_remakes_what_every_notebook_writes(tmp_path):
+    slice_ = [name for name in CHAIN if not name.startswith("04_")]
+    copies = made(tmp_path, *slice_)
+    edited = ["-W", "caprl_utils/reports/tables.py"]  # make takes it as just edited
+    assert stale(tmp_path, "04_llamafactory_pretraining", *edited) == ["04_llamafactory_pretraining"]
+    assert stale(tmp_path, "slice", *edited) == slice_
+    assert (copies / f"{slice_[0]}.ipynb").is_file()
+
+
+def test_a_table_that_is_gone_makes_its_notebook_run_again(tmp_path):
+    copies = made(tmp_path, "06_tables_and_figures")
+    table = tmp_path / "table 3.md"
+    table.write_text("")
+    (copies / "06_tables_and_figures.files").write_text(f"{table}\n")
+    assert stale(tmp_path, "06_tables_and_figures") == []
+    table.unlink()
+    assert stale(tmp_path, "06_tables_and_figures") == ["06_tables_and_figures"]
 
 
 def test_serve_says_what_it_needs():

@@ -12,12 +12,10 @@ import psutil
 import pytest
 
 from caprl_utils import paths
+from caprl_utils import run as runner
+from caprl_utils.config import load_profile, parse_overrides
 from caprl_utils.errors import UserError
-from caprl_utils.runner import times
-from caprl_utils.runner.cli import main
-from caprl_utils.runner.monitor import Place, duration, first_line
-from caprl_utils.runner.parameters import parse_parameters
-from caprl_utils.runner.stamps import is_valid, read_notebook
+from caprl_utils.run import duration, expected_times, first_line, run_all, time_left
 
 FIXTURES = Path(__file__).parent / "fixtures"
 pytestmark = pytest.mark.notebooks
@@ -29,7 +27,7 @@ def start(runs_folder):
     started = []
 
     def call(*arguments):
-        command = [sys.executable, "-m", "caprl_utils.runner", *arguments, "--profile", "smoke"]
+        command = [sys.executable, "-m", "caprl_utils", "run", *arguments, "--profile", "smoke"]
         process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True)
         started.append(process)
         return process
@@ -43,12 +41,15 @@ def start(runs_folder):
 
 @pytest.fixture
 def run(capsys, runs_folder):
-    """Run the command line in this process; gives (exit status, what stderr says)."""
+    """Run notebooks in this process; gives (whether all went well, what is told)."""
     before = dict(os.environ)
 
-    def call(*arguments):
-        status = main([*arguments, "--profile", "smoke"])
-        return status, capsys.readouterr().err
+    def call(notebook, *parameters):
+        try:
+            run_all([notebook], load_profile("smoke"), parameters)
+        except UserError as error:
+            return False, f"{capsys.readouterr().err}{error}"
+        return True, capsys.readouterr().err
 
     yield call
     os.environ.clear()
@@ -68,34 +69,20 @@ def wait_for(condition, sec=60):
     raise AssertionError("waited in vain")
 
 
-def test_a_good_notebook_runs_once(runs_folder, run):
-    folder = runs_folder / "smoke" / "notebooks"
-    status, message = run(fixture("good"))
-    assert status == 0, message
+def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_files(runs_folder, run):
+    folder, before = runs_folder / "smoke" / "notebooks", time.time()
+    good, message = run(fixture("good"))
+    assert good, message
     assert "good: done in" in message and "cell 3/6" in message
-    assert (folder / "good.ipynb").is_file() and not (folder / ".good.tmp.ipynb").exists()
+    assert not (folder / ".good.tmp.ipynb").exists()
+    record = runs_folder / "smoke" / "fixture" / "good" / "result.json"
+    assert before - 1 < (folder / "good.ipynb").stat().st_mtime < record.stat().st_mtime
+    assert (folder / "good.files").read_text() == f"{record}\n"
 
-    status, message = run(fixture("good"))
-    assert status == 0 and "everything is up to date" in message and "cell" not in message
-
-    (runs_folder / "smoke" / "fixture" / "good" / "result.json").unlink()
-    status, message = run(fixture("good"), "-p", "lr=1e-5")
-    assert set(times.expected("smoke")) >= {"good", "good-lr=1e-5"}
-    assert status == 0 and "good-lr=1e-5: done in" in message
-    record = json.loads((runs_folder / "smoke" / "fixture" / "good" / "result.json").read_text())
-    assert record["values"] == {"lr": 1e-5}
-
-
-def test_a_record_that_is_gone_makes_its_notebook_stale(tmp_path):
-    record, stamp = tmp_path / "result.json", tmp_path / "good.json"
-    record.write_text("{}")
-    (tmp_path / "good.ipynb").write_text("{}")
-    stamp.write_text(json.dumps({"key": "k", "files": {str(record): "44136fa355b3678a"}}))
-    assert is_valid(stamp, "k") and not is_valid(stamp, "other")
-    record.write_text("{ }")
-    assert not is_valid(stamp, "k")
-    record.unlink()
-    assert not is_valid(stamp, "k")
+    good, message = run(fixture("good"), "lr=1e-5")
+    assert good and "good-lr-1e-5: done in" in message
+    assert set(expected_times("smoke")) >= {"good", "good-lr-1e-5"}
+    assert json.loads(record.read_text())["values"] == {"lr": 1e-5}
 
 
 @pytest.mark.parametrize(
@@ -111,8 +98,8 @@ def test_a_record_that_is_gone_makes_its_notebook_stale(tmp_path):
     ],
 )
 def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
-    status, message = run(fixture(name))
-    assert status == 1
+    good, message = run(fixture(name))
+    assert not good
     for text in [*expected, f"the failed copy is {runs_folder}/smoke/notebooks/{name}.failed.ipynb"]:
         assert text in message
     assert "Traceback" not in message
@@ -124,18 +111,18 @@ def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
     ("arguments", "expected"),
     [
         (
-            [fixture("good"), "-p", "sed=1"],
+            [fixture("good"), "sed=1"],
             "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed",
         ),
-        ([fixture("good"), "-p", "seed=x"], "parameter seed is int, got 'x'"),
-        ([fixture("good"), "-p", "seed"], "-p seed: expected name=value"),
+        ([fixture("good"), "seed=x"], "parameter seed is int, got 'x'"),
+        ([fixture("good"), "seed"], "-p seed: expected name=value"),
         ([fixture("no_parameters")], "has no cell tagged `parameters`"),
         (["no_such_notebook"], "no notebook notebooks/no_such_notebook.ipynb"),
     ],
 )
 def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected):
-    status, message = run(*arguments)
-    assert status == 1 and expected in message
+    good, message = run(*arguments)
+    assert not good and expected in message
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
@@ -181,16 +168,16 @@ def _alive(pids):
 
 def test_parameters_are_read_as_numbers_words_and_lists():
     items = ["lr=1e-5", "n=3", "name=x=y", "on=true", "none=null", "names=[a, b]", "word=yes please"]
-    assert parse_parameters(items) == {
+    assert parse_overrides(items, "-p") == {
         "lr": 1e-5, "n": 3, "name": "x=y", "on": True, "none": None, "names": ["a", "b"],
         "word": "yes please",
     }  # fmt: skip
 
 
-def test_what_is_no_notebook_is_named(tmp_path):
+def test_what_is_no_notebook_is_named(tmp_path, run):
     (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(UserError, match=r"x\.ipynb is no notebook"):
-        read_notebook(tmp_path / "x.ipynb")
+    good, message = run(str(tmp_path / "x.ipynb"))
+    assert not good and "x.ipynb is no notebook" in message
 
 
 def test_lines_of_the_monitor():
@@ -201,26 +188,25 @@ def test_lines_of_the_monitor():
 
 
 def test_time_left_counts_the_notebooks_to_come_and_is_not_guessed():
-    place = Place(1, 3, {"a": 60.0, "b": 120.0, "c": 300.0}, ("b", "c"))
-    assert place.head() == "[1/3] " and place.left("a", 30) == " [all: about 8 min left]"
-    assert place.left("a", 500) == " [all: about 7 min left]"  # late: what comes after is left at least
-    assert place.left("new", 0) == "" and Place().head() == "" and Place().left("a", 0) == ""
+    times, chain = {"a": 60.0, "b": 120.0, "c": 300.0}, ["a", "b", "c"]
+    assert time_left("a", 30, chain, times) == " [all: about 8 min left]"
+    assert time_left("a", 500, chain, times) == " [all: about 7 min left]"  # late: what comes after is left
+    assert time_left("new", 0, chain, times) == "" and time_left("a", 0, ["a"], times) == ""
 
 
-def test_the_longest_time_of_a_notebook_is_kept(runs_folder, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(times, "REPORT", tmp_path / "times.json")
-    assert times.main(["smoke"]) == 1 and "nothing measured yet" in capsys.readouterr().err
-    times.note("smoke", "a", 60.04)
-    times.note("smoke", "a", 2.0)  # found its results made
-    assert times.expected("smoke") == {"a": 60.0}
-    assert times.main(["smoke"]) == 0 and json.loads(times.REPORT.read_text()) == {"smoke": {"a": 60.0}}
+def test_the_longest_time_of_a_notebook_is_kept(runs_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "TIMES", tmp_path / "times.json")
+    (tmp_path / "times.json").write_text('{"smoke": {"a": 10.0, "b": 5.0}}')
+    runner._note_time("smoke", "a", 60.04)
+    runner._note_time("smoke", "a", 2.0)  # found its results made
+    assert expected_times("smoke") == {"a": 60.0, "b": 5.0}
 
 
 def test_missing_package_points_to_setup(tmp_path):
     (tmp_path / "pydantic.py").write_text("raise ModuleNotFoundError('no', name='pydantic')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(paths.ROOT)])}
     done = subprocess.run(
-        [sys.executable, "-m", "caprl_utils.runner", "x"], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "caprl_utils", "config"], env=environment, capture_output=True, text=True
     )
     assert (
         done.returncode == 1

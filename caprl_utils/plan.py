@@ -1,6 +1,8 @@
-"""What a profile needs and this machine does not have, each with how to get it."""
+"""What a profile needs before it starts (`make plan`): its notebooks, rough costs, and everything that is missing here.
 
-from __future__ import annotations
+Costs of sizes that need GPUs are a short table, configs/estimates.yaml, with their sources; times of the others are
+measured. What is missing is looked up: servers, models, data, benchmarks, disk.
+"""
 
 import shutil
 import urllib.request
@@ -11,21 +13,63 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from caprl_utils import paths, provenance
+from caprl_utils.config import load_assembly, read_yaml
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.evaluate import benchmarks_of
 from caprl_utils.pretraining.launch import ENVIRONMENT
 from caprl_utils.pretraining.sets import Training, wanted
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.run import expected_times
 from caprl_utils.schema import Profile
 
+ESTIMATES = paths.CONFIGS / "estimates.yaml"
+CHAIN = [
+    "01_qa_curation", "03_caprl_rl_training", "04_llamafactory_pretraining", "05_prism_evaluation",
+    "06_tables_and_figures",
+]  # fmt: skip
 _ANSWER_SEC = 2.0
 _MINI = "mini-world"
 
 
-def find(profile: Profile, gpus: int, disk_gb: float) -> list[str]:
-    """One line for each thing that is missing. gpus: at once, of the hungriest step. disk_gb: of all steps."""
+def lines(profile: Profile) -> list[str]:
+    """The plan as it is printed."""
+    costs = read_yaml(ESTIMATES).get(profile.name, {})
+    wants = missing(
+        profile,
+        max((c["gpus"] for c in costs.values()), default=0),
+        sum(c["disk_gb"] for c in costs.values()),
+    )
+    return [
+        f"profile {profile.name}: {profile.description}",
+        f"made for {profile.hardware}",
+        "",
+        *_steps(profile, costs),
+        "",
+        *(["nothing is missing"] if not wants else ["missing:", *(f"  - {want}" for want in wants)]),
+    ]
+
+
+def _steps(profile: Profile, costs: dict) -> Iterator[str]:
+    """A line per notebook: what it costs, or how long it took; the sum last."""
+    times, copies, total = expected_times(profile.name), paths.RUNS / profile.name / "notebooks", 0.0
+    for name in CHAIN:
+        sec = max((sec for copy, sec in times.items() if copy.startswith(name)), default=None)
+        needs = "minutes on a CPU" if sec is None else f"{sec / 60:.1f} minutes (measured)"
+        if cost := costs.get(name):
+            needs = f"{cost['gpus']} GPUs at once, {cost['gpu_hours']:,} GPU-hours, {cost['disk_gb']:,} GB of disk"
+        total += sec or 0.0
+        yield f"  {name:<28} {needs}{', made before' if any(copies.glob(f'{name}*.ipynb')) else ''}"
+    if costs:
+        hours = sum(cost["gpu_hours"] for cost in costs.values())
+        yield f"in all: {hours:,} GPU-hours (not measured; sources: {shown(ESTIMATES)})"
+    elif total:
+        yield f"in all: {total / 60:.0f} minutes"
+
+
+def missing(profile: Profile, gpus: int, disk_gb: float) -> list[str]:
+    """One line for each thing that is not here, with its remedy. gpus: at once; disk_gb: of all steps."""
     found = [
-        *_machine(gpus, disk_gb), *_models(profile), *_donors(profile), *_images(profile), *_benchmarks(profile),
+        *_machine(gpus, disk_gb), *_models(profile), *_images(profile), *_benchmarks(profile),
     ]  # fmt: skip
     return list(dict.fromkeys(found))
 
@@ -35,10 +79,7 @@ def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
         yield f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup"
     there = len(provenance.gpu_names())
     if there < gpus:
-        yield (
-            f"GPUs: {gpus} at once, this machine has {there}; several machines: README, configs/accelerate, and the "
-            "commands per node above"
-        )
+        yield f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
     folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
     free = shutil.disk_usage(folder).free / 1e9
     if free < disk_gb:
@@ -60,11 +101,6 @@ def _models(profile: Profile) -> Iterator[str]:
         elif model.path not in seen and not _have(model.path, "model"):
             yield f"model {model.path} ({role}): .venv/bin/hf download {model.path}"
             seen.add(model.path)
-
-
-def _donors(profile: Profile) -> Iterator[str]:
-    from caprl_utils.config import load_assembly
-
     for name in profile.pretraining.settings:
         setting = load_assembly(name)
         for donor in (setting.language, setting.vision):
