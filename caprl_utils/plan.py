@@ -19,6 +19,7 @@ from caprl_utils.pretraining.evaluate import benchmarks_of
 from caprl_utils.pretraining.launch import ENVIRONMENT
 from caprl_utils.pretraining.sets import Training, wanted
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.registry import drawn_source
 from caprl_utils.run import expected_times
 from caprl_utils.schema import Profile
 
@@ -28,7 +29,6 @@ CHAIN = [
     "06_tables_and_figures",
 ]  # fmt: skip
 _ANSWER_SEC = 2.0
-_MINI = "mini-world"
 
 
 def lines(profile: Profile) -> list[str]:
@@ -133,7 +133,7 @@ def _have(path: str, kind: str) -> bool:
 
 def _images(profile: Profile) -> Iterator[str]:
     source = profile.images.source
-    if source != _MINI and not (paths.ROOT / source).exists() and not _have(source, "dataset"):
+    if drawn_source(source) is None and not (paths.ROOT / source).exists() and not _have(source, "dataset"):
         yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
     files: dict[Path, str] = {}
     for training in wanted(profile.pretraining):
@@ -147,7 +147,7 @@ def _images(profile: Profile) -> Iterator[str]:
 def _file(profile: Profile, training: Training) -> Path | None:
     source = getattr(profile.pretraining, training.stage).data
     name = training.captions.name if training.captions else ""
-    return None if source == _MINI else paths.ROOT / source.format(name=name)
+    return None if drawn_source(source) else paths.ROOT / source.format(name=name)
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:
