@@ -47,7 +47,8 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
     overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
     them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell: so `--set` reaches
-    notebooks and the processes that a command starts. The profile keeps its name; keys of runs differ by what the values are.
+    notebooks and the processes that a command starts. The profile keeps its name; keys of runs differ by what the
+    values are.
     Raises UserError naming the file, the key, the bad value and the nearest valid one.
     """
     file, values = _layers(Profile, name)
