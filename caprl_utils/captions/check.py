@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from caprl_utils.captions.old_images import ImageItem, look_at_header
+from caprl_utils.captions.old_sources import RawImage
 from caprl_utils.captions.places import Place, in_threads, items, open_image, place_of
-from caprl_utils.curation.images import ImageItem, look_at_header
-from caprl_utils.curation.sources import RawImage
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.progress import track

@@ -11,9 +11,9 @@ from typing import Any
 from caprl_utils.captions.check import places
 from caprl_utils.captions.job import WORK_SUFFIX, read_job
 from caprl_utils.captions.manifest import Manifest
+from caprl_utils.captions.old_images import ImageItem
 from caprl_utils.captions.places import Place, home_of, is_mini_world, reread
 from caprl_utils.captions.sets import read_captions
-from caprl_utils.curation.images import ImageItem
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import text_hash
 from caprl_utils.paths import shown

@@ -13,8 +13,14 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from caprl_utils.curation.images import MINI_WORLD, ImageItem, decode
-from caprl_utils.curation.sources import RawImage, fingerprint, is_saved_data_set, read_inside, read_source
+from caprl_utils.captions.old_images import MINI_WORLD, ImageItem, decode
+from caprl_utils.captions.old_sources import (
+    RawImage,
+    fingerprint,
+    is_saved_data_set,
+    read_inside,
+    read_source,
+)
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.registry import drawn_source

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from caprl_utils.captions.check import short_hash
 from caprl_utils.captions.loops import is_loop
+from caprl_utils.captions.old_sources import IMAGE_KEYS
 from caprl_utils.captions.rows import caption_id
 from caprl_utils.captions.work import SCHEMA
-from caprl_utils.curation.sources import IMAGE_KEYS
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.hashing import file_hash

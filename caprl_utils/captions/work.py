@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from caprl_utils.captions.check import places
 from caprl_utils.captions.loops import is_loop
 from caprl_utils.captions.manifest import Claim, Manifest, read_shard
+from caprl_utils.captions.old_images import ImageItem
 from caprl_utils.captions.places import Place, in_threads, open_image, reread
 from caprl_utils.captions.rows import caption_id, chunk_seed
-from caprl_utils.curation.images import ImageItem
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Completion, Request, Sampling
 from caprl_utils.progress import Progress

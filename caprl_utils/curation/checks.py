@@ -8,12 +8,13 @@ slightly edited. Two charts that differ in their numbers alone have different ha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import StrEnum
 
 import imagehash
 import numpy as np
 from PIL.Image import Image
 
-from caprl_utils.curation.images import BadImage, ImageItem
+from caprl_utils.images import BadImage, ImageItem
 from caprl_utils.records import CheckedImage
 
 MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
@@ -21,6 +22,16 @@ MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); belo
 HASH_SIDE = 16  # ours: 256 bits; the usual 64 cannot tell two charts of one style apart
 MAX_DISTANCE = 8  # ours: bits of 256 in which copies may differ
 _BAND_BITS = 16
+
+
+class Unwanted(StrEnum):
+    """Why a sound image is set aside."""
+
+    TOO_SMALL = "too small"
+    TOO_PLAIN = "too plain"
+    DUPLICATE = "near-duplicate"
+    SIMILAR = "near-duplicate by embedding"
+    BENCHMARK = "too close to a benchmark image"
 
 
 class DuplicateFinder:
@@ -80,21 +91,21 @@ def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFin
         return _row(item, item.problem, item.detail)
     width, height = item.image.size
     if min(width, height) < MIN_SIDE:
-        return _row(item, BadImage.TOO_SMALL, f"{width} x {height}")
+        return _row(item, Unwanted.TOO_SMALL, f"{width} x {height}")
     spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())
     if spread < MIN_SPREAD:
-        return _row(item, BadImage.TOO_PLAIN, f"grey values spread by {spread:.1f}")
+        return _row(item, Unwanted.TOO_PLAIN, f"grey values spread by {spread:.1f}")
     phash = perceptual_hash(item.image)
     if (copy := benchmarks.nearest(phash)) is not None:
-        return _row(item, BadImage.BENCHMARK, copy, phash)
+        return _row(item, Unwanted.BENCHMARK, copy, phash)
     if (copy := seen.nearest(phash)) is not None:
-        return _row(item, BadImage.DUPLICATE, copy, phash)
+        return _row(item, Unwanted.DUPLICATE, copy, phash)
     seen.add(item.id, phash)
     return _row(item, None, None, phash)
 
 
 def _row(
-    item: ImageItem, reason: BadImage | None, detail: str | None = None, phash: str | None = None
+    item: ImageItem, reason: BadImage | Unwanted | None, detail: str | None = None, phash: str | None = None
 ) -> CheckedImage:
     width, height = item.image.size if item.image is not None else (None, None)
     return CheckedImage(

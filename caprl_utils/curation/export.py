@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from caprl_utils.curation.filtering import Verdict, judge, truth_of
-from caprl_utils.curation.images import ImageItem
 from caprl_utils.curation.index import RowIndex
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
+from caprl_utils.images import ImageItem
 from caprl_utils.paths import shown
 from caprl_utils.records import Answered, Extracted, ImageQA, Question
 from caprl_utils.schema import Curation

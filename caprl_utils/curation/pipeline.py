@@ -23,15 +23,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from caprl_utils import prompts
-from caprl_utils.curation import answering, sources
-from caprl_utils.curation.checks import DuplicateFinder, check_image, finder_of
+from caprl_utils.curation import answering
+from caprl_utils.curation.checks import DuplicateFinder, Unwanted, check_image, finder_of
 from caprl_utils.curation.clusters import semantic_duplicates
 from caprl_utils.curation.export import write_tables
 from caprl_utils.curation.extract import extract
-from caprl_utils.curation.images import MINI_WORLD, BadImage, ImageItem, open_images
 from caprl_utils.curation.index import RowIndex
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.images import BadImage, ImageItem, fingerprint, open_images
 from caprl_utils.models import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
@@ -95,7 +95,7 @@ def open_job(
     parts = {
         "curation": profile.curation,
         "images": profile.images,
-        "source": source if source == MINI_WORLD else sources.fingerprint(source),
+        "source": fingerprint(source),
         "image_seed": profile.seed,
         "seed": seed,
         "split": split,
@@ -150,7 +150,7 @@ def _set_aside_similar(job: Job) -> None:
     store = job.rows(SIMILAR)
     for name, original in found.items():
         if name not in store:
-            store.append(good[name].model_copy(update={"reason": BadImage.SIMILAR, "detail": original}))
+            store.append(good[name].model_copy(update={"reason": Unwanted.SIMILAR, "detail": original}))
     vars(job).pop("good_ids", None)
 
 
@@ -160,10 +160,7 @@ def set_aside(job: Job) -> dict[str, int]:
     return dict(Counter(row["reason"] for row in rows if row["reason"] is not None))
 
 
-_UNWANTED = {
-    BadImage.TOO_PLAIN, BadImage.TOO_SMALL, BadImage.DUPLICATE, BadImage.SIMILAR, BadImage.BENCHMARK,
-}  # fmt: skip
-_BROKEN = frozenset(BadImage) - _UNWANTED
+_BROKEN = frozenset(BadImage)
 
 
 def write_questions(job: Job) -> None:

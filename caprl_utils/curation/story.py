@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from caprl_utils import prompts
 from caprl_utils.curation import answering, pipeline
 from caprl_utils.curation.export import QUESTIONS_FILE
-from caprl_utils.curation.images import ImageItem
 from caprl_utils.curation.pipeline import Job
+from caprl_utils.images import ImageItem
 from caprl_utils.records import Answered, Extracted, Question, Rejection, Written
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ answered in one batch; each has its own seed, so company changes no answer. Lett
 from __future__ import annotations
 
 import base64
-import io
 import json
 import queue
 import threading
@@ -24,13 +23,13 @@ from typing import Any
 
 from PIL import Image
 
+from caprl_utils.images import open_image
 from caprl_utils.models import open_backend
 from caprl_utils.models.base import Backend, Completion, Request, Sampling
 from caprl_utils.models.server import HOST, check_port, free_port
 from caprl_utils.schema import ModelConfig, Profile
 
 _GATHER_SEC = 0.02  # how long a batch waits for company
-_MAX_PIXELS = 50_000_000  # as for images of a folder: beyond it, decoding takes gigabytes
 _DEFAULT_TOKENS = 512  # ours: of a request that gives no max_tokens
 
 
@@ -136,10 +135,7 @@ def _image(url: str) -> Image.Image:
     head, _, data = url.partition(",")
     if not head.startswith("data:image") or not head.endswith(";base64"):
         raise ValueError("images come as data URLs (data:image/png;base64,...); nothing is fetched")
-    image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-    if image.width * image.height > _MAX_PIXELS:
-        raise ValueError(f"the image has {image.width} x {image.height} pixels, too many")
-    return image.convert("RGB")
+    return open_image(base64.b64decode(data, validate=True))
 
 
 def _handler(name: str, batches: _Batches) -> type[BaseHTTPRequestHandler]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.captions.places import in_threads
 from caprl_utils.errors import UserError
+from caprl_utils.images import MAX_ASPECT, BadImageError, in_threads, peek
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import PLACEHOLDER, Example
 from caprl_utils.progress import track
@@ -25,9 +25,7 @@ from caprl_utils.progress import track
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-_MAX_ASPECT = 200  # Qwen2.5-VL's limit; LLaMA-Factory reshapes beyond it
 _NAMED = 5  # bad rows in a message
-MAX_IMAGE_PIXELS = 200_000_000  # ours: nothing larger is opened
 
 
 @dataclass(frozen=True)
@@ -155,25 +153,19 @@ def _sizes(media: Path, example: Example) -> list[tuple[int, int]] | str:
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height. Raises ValueError or OSError with what is wrong."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(path) as image:
+        with peek(path) as image:
             width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise ValueError(f"image {shown(path)} has {width} x {height} pixels")
             image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
             image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
     except FileNotFoundError:
         raise ValueError(f"no image {shown(path)}") from None
-    except UnidentifiedImageError:
-        raise ValueError(f"{shown(path)} is no image that can be read") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"image {shown(path)} has too many pixels to open") from None
+    except BadImageError as error:
+        raise ValueError(f"image {shown(path)}: {error}") from None
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error, IndexError) as error:
         raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {_MAX_ASPECT} to 1")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
     return width, height
 
 

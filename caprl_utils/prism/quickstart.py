@@ -17,6 +17,7 @@ from PIL import Image
 
 from caprl_utils.captions import Caption
 from caprl_utils.files import write_atomic
+from caprl_utils.images import open_image
 from caprl_utils.models.base import Backend
 from caprl_utils.prism import gallery, prism, prism_scores
 from caprl_utils.prism.loaders import Sample
@@ -92,7 +93,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _open(path: Path) -> Image.Image:
-    return Image.open(path).convert("RGB")
+    return open_image(path.read_bytes())
 
 
 def _read(

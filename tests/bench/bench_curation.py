@@ -21,8 +21,8 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.curation import pipeline
-from caprl_utils.curation.images import ImageItem
 from caprl_utils.errors import UserError
+from caprl_utils.images import ImageItem
 from caprl_utils.models import Completion, Request, Sampling
 from caprl_utils.records import CheckedImage
 
@@ -51,7 +51,7 @@ class Scripted:
 def measure_here(count: int) -> dict[str, float]:
     """CPU seconds and memory (GB) of write, extract, answer and filter over `count` images, in CAPRL_RUNS."""
     blank = Image.new("RGB", (56, 56))
-    pipeline.open_images = lambda *_: (ImageItem(f"i{n:08d}", blank, data=b"png") for n in range(count))
+    pipeline.open_images = lambda *_: (ImageItem(f"i{n:08d}", lambda: blank) for n in range(count))
     pipeline.open_backend = lambda *_: Scripted()
     job = pipeline.open_job(load_profile("smoke"))
     checked = job.rows(pipeline.CHECKED)

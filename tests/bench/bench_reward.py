@@ -20,7 +20,7 @@ import harness
 from caprl_utils import paths
 from caprl_utils.answers import parse_letter
 from caprl_utils.config import load_profile
-from caprl_utils.curation.images import open_images
+from caprl_utils.images import open_images
 from caprl_utils.models import Sampling, open_backend
 from caprl_utils.models.client import Post
 from caprl_utils.models.endpoint import CHAT, EndpointBackend

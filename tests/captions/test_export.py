@@ -13,8 +13,8 @@ from scripted_captioner import LOOP, Scripted, fill
 from caprl_utils.captions import llamafactory, released, sets, webdataset
 from caprl_utils.captions.export import main
 from caprl_utils.captions.job import caption_source
-from caprl_utils.curation.sources import read_source
 from caprl_utils.errors import UserError
+from caprl_utils.images import read_source
 from caprl_utils.models.base import Sampling
 from caprl_utils.pretraining.data import INFO, read_examples
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from caprl_utils import prompts
-from caprl_utils.curation.images import ImageItem
+from caprl_utils.images import ImageItem
 from caprl_utils.models import Completion, Request, Sampling
 from caprl_utils.records import text_key
 

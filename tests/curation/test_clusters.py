@@ -9,8 +9,8 @@ from PIL import Image
 from caprl_utils.config import load_profile
 from caprl_utils.curation import clusters, pipeline
 from caprl_utils.curation.clusters import semantic_duplicates
-from caprl_utils.curation.images import open_images
 from caprl_utils.errors import UserError
+from caprl_utils.images import open_images
 from caprl_utils.models import open_backend
 
 
@@ -45,7 +45,8 @@ def job_with(monkeypatch, reader, **settings):
         "smoke", {"images.num_images": 6, "curation.near_duplicates": "embedding", **settings}
     )
     items = list(open_images(profile))
-    twin = items[0].__class__("twin", items[0].image.rotate(180), items[0].kind, items[0].meta)
+    turned = items[0].image.rotate(180)
+    twin = items[0].__class__("twin", lambda: turned, kind=items[0].kind, meta=items[0].meta)
     monkeypatch.setattr(pipeline, "open_images", lambda *_: iter([*items, twin]))
     monkeypatch.setattr(pipeline, "open_backend", lambda *_: reader)
     return pipeline.open_job(profile)

@@ -9,8 +9,8 @@ from scripted_models import FakeReader, FakeWriter
 from caprl_utils.config import load_profile
 from caprl_utils.curation import pipeline
 from caprl_utils.curation.export import read_qa
-from caprl_utils.curation.images import open_images
 from caprl_utils.errors import UserError
+from caprl_utils.images import open_images
 from caprl_utils.records import Answered, Written
 
 

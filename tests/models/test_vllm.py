@@ -12,7 +12,7 @@ import pytest
 
 from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
-from caprl_utils.curation.images import ImageItem, open_images
+from caprl_utils.images import ImageItem, open_images
 from caprl_utils.models import Request, Sampling, open_backend, server
 from caprl_utils.models.endpoint import EndpointBackend
 

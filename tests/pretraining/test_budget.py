@@ -50,7 +50,7 @@ def test_tokens_are_counted(media):
     [
         ("large", "2505 tokens (2500 of images) are over the cutoff 64"),
         ("missing", "no image"),
-        ("text", "no image that can be read"),
+        ("text", "not an image"),
         ("cut", "cannot be decoded"),
         ("cut.jpg", "cannot be decoded"),
         ("stripe", "aspect 4000 x 4"),

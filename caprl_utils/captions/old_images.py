@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from caprl_utils.curation.sources import RawImage, read_source
+from caprl_utils.captions.old_sources import RawImage, read_source
 from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
