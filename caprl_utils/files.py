@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.paths import is_report, shown
+from caprl_utils.paths import shown
 
 ACCESS_LOG_ENV = "CAPRL_ACCESS_LOG"
 
@@ -46,11 +47,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes 0600
             os.replace(temporary, path)
-            if is_report(path):
-                note_access(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+    folders = (paths.REPORTS, paths.reports_of("smoke"))
+    if any(path.absolute().is_relative_to(folder) for folder in folders):
+        note_access(path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -48,11 +48,6 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"a cache key takes JSON values, got {type(value).__name__}: {value!r}")
 
 
-def cache_key(**parts: Any) -> str:
-    """One stable key for named JSON-able parts (settings sections and pydantic models are fine too)."""
-    return value_hash(parts)
-
-
 @cache
 def _hash_of(path: str, size: int, mtime_ns: int) -> str:
     with open(path, "rb") as file:

@@ -1,6 +1,5 @@
 """The third cell of every notebook: resolve the profile, say what runs where, check what it needs."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -36,11 +35,6 @@ class Context:
     def reports(self) -> Path:
         """Where this profile's tables and figures go."""
         return paths.reports_of(self.profile.name)
-
-    def seed_for(self, *names: str | int) -> int:
-        """A seed below 2**31 for one purpose, derived from the notebook's seed, the same in every process."""
-        text = "/".join(map(str, (self.seed, *names)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def start(

@@ -1,17 +1,23 @@
-"""Where everything lies. Nothing in this repository derives a path from the working folder."""
+"""Where everything lies: in a checkout all below it, whatever the working folder is.
+
+Installed, configs and small models lie in the package, and what a user computes below the working folder.
+"""
 
 import os
 from pathlib import Path
 
 from caprl_utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+ROOT = Path(__file__).resolve().parents[1]  # what holds the package
+IN_CHECKOUT = (ROOT / "pyproject.toml").is_file()
+HOME = ROOT if IN_CHECKOUT else Path.cwd()  # what holds a user's files
+_DATA = ROOT if IN_CHECKOUT else ROOT / "caprl_utils"  # a wheel has them in the package
+CONFIGS = _DATA / "configs"
 PROFILES = CONFIGS / "profiles"
 NOTEBOOKS = ROOT / "notebooks"
-REPORTS = ROOT / "reports"
-PAPER = REPORTS / "paper"
-RUNS = Path(os.environ.get("CAPRL_RUNS") or ROOT / "runs").resolve()
+RUNS = Path(os.environ.get("CAPRL_RUNS") or HOME / "runs").resolve()
+REPORTS = ROOT / "reports" if IN_CHECKOUT else RUNS / "reports"
+PAPER = _DATA / "reports" / "paper"
 ZOO = ROOT / "caprl_utils" / "mini" / "weights"
 ZOO_PREFIX = "zoo:"
 
@@ -19,12 +25,6 @@ ZOO_PREFIX = "zoo:"
 def reports_of(profile: str) -> Path:
     """The folder a profile's tables go to; smoke numbers stay under runs/ and out of reports/."""
     return RUNS / "smoke" / "reports" if profile == "smoke" else REPORTS / profile
-
-
-def is_report(path: Path) -> bool:
-    """Whether a file lies where tables and figures go."""
-    folders = (REPORTS, reports_of("smoke"))
-    return any(path.absolute().is_relative_to(folder) for folder in folders)
 
 
 def zoo_folder(path: str) -> Path:
@@ -51,6 +51,6 @@ def resolve_model(path: str) -> str:
 
 
 def shown(path: Path | str) -> str:
-    """A path as messages and records print it: relative to the repository when it lies inside."""
+    """A path as messages and records print it: relative to the repository, or the working folder, when inside."""
     path = Path(path).absolute()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    return str(path.relative_to(HOME)) if path.is_relative_to(HOME) else str(path)

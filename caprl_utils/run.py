@@ -131,7 +131,7 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
-    from caprl_utils.environment import check_environment
+    from caprl_utils.provenance import check_environment
 
     check_environment()
     temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"

@@ -38,7 +38,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
 
     def key_part(self) -> dict[str, Any]:
-        """What of this section can change an output, ready for `runs.cache_key` (JSON values only)."""
+        """What of this section can change an output, for the key of a run (JSON values only)."""
         part = {}
         for name, field in type(self).model_fields.items():
             if not (field.json_schema_extra or {}).get("affects_output", True):

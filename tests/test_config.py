@@ -1,5 +1,7 @@
 """Profiles: every one loads, and every mistake names file, key, value and the nearest valid one."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +193,23 @@ def test_mistakes_in_an_assembly_are_named(text, message, tmp_path):
 def test_an_assembly_takes_overrides():
     found = load_assembly("mini-qwen-3b", {"projector.std": 0.1})
     assert (found.name, found.projector.std, found.projector.seed) == ("mini-qwen-3b", 0.1, 0)
+
+
+def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path):
+    site, work = tmp_path / "site" / "caprl_utils", tmp_path / "work"
+    work.mkdir()
+    shutil.copytree(paths.ROOT / "caprl_utils", site, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    shutil.copytree(paths.CONFIGS, site / "configs")
+    code = (
+        "from caprl_utils import paths, provenance; from caprl_utils.config import load_profile;"
+        "print(load_profile('mini').name, paths.RUNS, paths.REPORTS, provenance.commit()['commit'],"
+        "paths.shown(paths.RUNS / 'x'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site.parent)}
+    del environment["CAPRL_RUNS"]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["mini", f"{work}/runs", f"{work}/runs/reports", "None", "runs/x"]
 
 
 def test_import_brings_no_torch():

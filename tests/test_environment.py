@@ -7,9 +7,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from caprl_utils import environment, paths
-from caprl_utils.environment import check_environment, direct, pins
+from caprl_utils import paths, provenance
 from caprl_utils.errors import UserError
+from caprl_utils.provenance import check_environment, direct, pins
 
 LOCKS = ("main-cpu.lock", "main-gpu.lock")
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
@@ -33,7 +33,7 @@ def test_lock_answers_every_direct_requirement(source, lock):
     locked = pins(lock)
     assert requirements(source)
     for requirement in requirements(source):
-        version = locked.get(environment.normal(requirement.name))
+        version = locked.get(provenance.normal(requirement.name))
         assert version is not None and requirement.specifier.contains(version), (
             f"{requirement} in {lock}: {version}"
         )
@@ -82,7 +82,7 @@ def test_a_wrong_version_and_a_missing_package_point_to_setup(monkeypatch):
             raise metadata.PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(environment.metadata, "version", version)
+    monkeypatch.setattr(provenance.metadata, "version", version)
     with pytest.raises(
         UserError, match=r"trl is 0\.1, the lock says 1\.16\.0; peft is missing\. Run `make setup`"
     ):

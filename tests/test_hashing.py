@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import cache_key, code_hashes, derive_seed, file_hash, folder_hash
+from caprl_utils.hashing import code_hashes, derive_seed, file_hash, folder_hash, value_hash
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -20,22 +20,22 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=4))
 def test_the_order_of_keys_does_not_count(value):
-    assert cache_key(v=value) == cache_key(v=dict(reversed(value.items())))
+    assert value_hash(value) == value_hash(dict(reversed(value.items())))
 
 
 def test_values_count():
     parts = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": None}, {}]
-    assert len({cache_key(**part) for part in parts}) == len(parts)
+    assert len({value_hash(part) for part in parts}) == len(parts)
 
 
 def test_settings_count_by_what_changes_outputs():
     base, saved = load_profile("smoke"), load_profile("smoke", {"rl.save_every": 7})
-    assert cache_key(rl=base.rl) == cache_key(rl=saved.rl)
+    assert value_hash(base.rl) == value_hash(saved.rl)
 
 
 def test_other_objects_are_refused():
     with pytest.raises(TypeError, match="JSON values"):
-        cache_key(a=object())
+        value_hash({"a": object()})
 
 
 @pytest.fixture

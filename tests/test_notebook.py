@@ -67,10 +67,3 @@ def test_a_bad_seed_is_named(seed):
 def test_an_unknown_setting_to_show_is_named():
     with pytest.raises(UserError, match=r"no setting 'rl\.stepz'"):
         notebook.start("05", "smoke", show=("rl.stepz",))
-
-
-def test_derived_seeds_differ_and_stay():
-    first, second = (notebook.Context("t", load_profile("smoke"), seed) for seed in (0, 1))
-    assert first.seed_for("caption", 3) == first.seed_for("caption", 3)
-    seeds = {c.seed_for(name, i) for c in (first, second) for name in ("a", "b") for i in range(50)}
-    assert len(seeds) == 200 and all(0 <= seed < 2**31 for seed in seeds)

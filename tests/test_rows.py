@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from caprl_utils import rows as rows_module
 from caprl_utils.errors import UserError
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 
 
 class Answer(BaseModel):
@@ -86,4 +85,4 @@ class _FullAfter:
 
 
 def test_reading_a_store_that_does_not_exist(tmp_path):
-    assert list(rows_module.RowStore(tmp_path / "none.jsonl").read()) == []
+    assert list(RowStore(tmp_path / "none.jsonl").read()) == []

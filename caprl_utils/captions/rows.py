@@ -17,7 +17,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Completion, Request, Sampling
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from caprl_utils.captions.rows import caption_id, chunk_seed
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Completion, Request, Sampling
 from caprl_utils.progress import Progress
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 
 RETRY_TEMPERATURE = 0.7  # ours: at least; a greedy caption would come out the same again
 RETRY_REPETITION_PENALTY = 1.05  # ours: at least; the value the paper's question writer uses

@@ -14,8 +14,7 @@ from caprl_utils.hashing import text_hash
 from caprl_utils.models import Backend, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.prism.scoring import Judge
-from caprl_utils.rows import RowStore
-from caprl_utils.runs import Run
+from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
 
 MAX_TOKENS = 512  # ours: a reply is one line, with some room for words before it

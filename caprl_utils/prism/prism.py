@@ -30,8 +30,7 @@ from caprl_utils.prism import judging, prism_scores
 from caprl_utils.prism.prism_answers import ReaderMode, Task, answer_all, answer_id
 from caprl_utils.prism.prism_sources import CAPTIONS_STAGE, CaptionSource, ModelCaptions, PrismImage
 from caprl_utils.prism.scoring import Judge, Mode
-from caprl_utils.rows import RowStore
-from caprl_utils.runs import Run
+from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from caprl_utils.captions import chunk_seed, failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.progress import Progress
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 
 if TYPE_CHECKING:
     from caprl_utils.prism.loaders import Sample

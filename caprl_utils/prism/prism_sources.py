@@ -18,8 +18,7 @@ from caprl_utils.captions import Caption, caption_id, caption_images
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.paths import shown
-from caprl_utils.rows import RowStore
-from caprl_utils.runs import load_result
+from caprl_utils.runs import RowStore, load_result
 
 if TYPE_CHECKING:
     from PIL.Image import Image

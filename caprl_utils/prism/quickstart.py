@@ -22,7 +22,7 @@ from caprl_utils.models.base import Backend
 from caprl_utils.prism import gallery, prism, prism_scores
 from caprl_utils.prism.loaders import Sample
 from caprl_utils.prism.prism_answers import ReaderMode, answer_all
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
 from caprl_utils.rl.live import captions_table
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 
 if TYPE_CHECKING:
     from caprl_utils.rl.trainer import CaptionTrainer

@@ -11,7 +11,7 @@ from caprl_utils import provenance
 from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.hashing import cache_key
+from caprl_utils.hashing import value_hash
 from caprl_utils.paths import shown
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Assembly
@@ -41,7 +41,7 @@ def assemble(setting: str | Assembly, out: Path | str, seed: int | None = None) 
     plan = plan_of(setting)
     out = Path(out).absolute()
     hashes = {part: donor.content_hash() for part, donor in plan.donors.items()}
-    key = cache_key(setting=setting, donors=hashes, format=FORMAT)
+    key = value_hash({"setting": setting, "donors": hashes, "format": FORMAT})
     if done := _done(out, key):
         return done
     lock = Lock(out.with_name(f".{out.name}.lock"), shown(out))

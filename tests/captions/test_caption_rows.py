@@ -6,7 +6,7 @@ from pytest import fixture, raises
 from caprl_utils.captions import CHUNK_IMAGES, caption_images
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion, Sampling
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 
 SAMPLING = Sampling(max_tokens=16, temperature=1.0, n=2, seed=3)
 

@@ -18,7 +18,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.models import Request, Sampling
 from caprl_utils.models.client import Limits
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 QUICK = Limits(in_flight=16, request_sec=2.0, first_wait_sec=0.01, longest_wait_sec=0.1, give_up_after=20)
@@ -168,7 +168,7 @@ from pathlib import Path
 from caprl_utils.models import Request, Sampling
 from caprl_utils.models.client import Limits
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.rows import RowStore
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 url, file, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
