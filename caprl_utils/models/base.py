@@ -15,12 +15,14 @@ class Request:
     """One user turn.
 
     ``prefill`` starts the assistant's turn; the model continues it (the completion does not repeat it).
+    ``seed`` stands for the sampling's where it is given.
     """
 
     id: str
     prompt: str
     image: Image | None = None
     prefill: str = ""
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

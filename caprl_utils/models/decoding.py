@@ -36,13 +36,13 @@ class RowSampler(LogitsProcessor):
     """
 
     def __init__(
-        self, sampling: Sampling, rows: Sequence[tuple[str, int]], prompt_mask: torch.Tensor
+        self, sampling: Sampling, rows: Sequence[tuple[int, str, int]], prompt_mask: torch.Tensor
     ) -> None:
-        """rows: (request id, index) of each row; prompt_mask: attention mask of the prompts, (B, T)."""
+        """rows: (seed, request id, index) of each row; prompt_mask: attention mask of the prompts, (B, T)."""
         self.sampling = sampling
         self.prompt_mask = prompt_mask.bool()
         self.seen: torch.Tensor | None = None  # (B, V)
-        draws = [uniforms(sampling.seed, name, index, sampling.max_tokens) for name, index in rows]
+        draws = [uniforms(seed, name, index, sampling.max_tokens) for seed, name, index in rows]
         self.draws = torch.tensor(np.stack(draws), device=prompt_mask.device)  # (B, max_tokens)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

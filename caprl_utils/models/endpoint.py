@@ -138,7 +138,7 @@ class EndpointBackend:
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": request_seed(sampling.seed, request.id, index),
+            "seed": request_seed(sampling.seed if request.seed is None else request.seed, request.id, index),
         }
         if sampling.repetition_penalty != 1:  # not part of OpenAI's own interface
             body["repetition_penalty"] = sampling.repetition_penalty

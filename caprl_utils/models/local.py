@@ -213,7 +213,8 @@ class LoadedModel:
         from caprl_utils.models.decoding import RowSampler
 
         inputs = self.encode([request for request, _ in rows])
-        sampler = RowSampler(sampling, [(r.id, index) for r, index in rows], inputs["attention_mask"])
+        drawn = [(sampling.seed if r.seed is None else r.seed, r.id, index) for r, index in rows]
+        sampler = RowSampler(sampling, drawn, inputs["attention_mask"])
         with torch.inference_mode():
             tokens = self.model.generate(
                 **inputs, max_new_tokens=sampling.max_tokens, do_sample=False,

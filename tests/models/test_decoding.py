@@ -10,7 +10,7 @@ from caprl_utils.models.decoding import RowSampler, uniforms
 def draw(sampling: Sampling, logits: list[float], rows: int) -> torch.Tensor:
     """First tokens of `rows` requests that all see the same logits."""
     prompt = torch.zeros(rows, 1, dtype=torch.long)
-    sampler = RowSampler(sampling, [(str(i), 0) for i in range(rows)], torch.ones_like(prompt))
+    sampler = RowSampler(sampling, [(sampling.seed, str(i), 0) for i in range(rows)], torch.ones_like(prompt))
     return sampler(prompt, torch.tensor([logits] * rows)).argmax(-1)
 
 
@@ -32,7 +32,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
 def test_repetition_penalty_by_hand_and_padding_not_counted():
     sampling = Sampling(max_tokens=2, repetition_penalty=2.0)
     mask = torch.tensor([[0, 1, 1]])
-    sampler = RowSampler(sampling, [("x", 0)], mask)
+    sampler = RowSampler(sampling, [(0, "x", 0)], mask)
     scores = sampler(torch.tensor([[0, 1, 2]]), torch.tensor([[4.0, 4.0, -1.0, 3.0]]))
     assert scores.tolist() == [[4.0, 2.0, -2.0, 3.0]]  # token 0 is padding, 1 and 2 are the prompt
     scores = sampler(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4.0, 4.0, -1.0, 3.0]]))
