@@ -32,11 +32,21 @@ class Row(BaseModel):
 
 
 class Question(Row):
-    """One multiple-choice question; ``options`` are texts without letters, ``answer`` is a letter."""
+    """One multiple-choice question; ``options`` are texts without letters, ``answer`` is a letter.
+
+    What curation adds: its number in the writer's text, and how the filter model answered it, a letter (of these
+    options) per round with the image (visual), without it (text) and with another one (other), None where no letter
+    could be read; open_answer: its words when it sees the image but no options.
+    """
 
     question: str
     options: tuple[str, ...]
     answer: str
+    number: int | None = None
+    visual: tuple[str | None, ...] = ()
+    text: tuple[str | None, ...] = ()
+    other: tuple[str | None, ...] = ()
+    open_answer: str | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -96,65 +106,6 @@ class ImageQA(Row):
         questions = [Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"]]
         image = row["image"]
         return cls(id=row["id"], image=image["bytes"], path=image["path"], questions=tuple(questions))
-
-
-class CheckedImage(Row):
-    """What the image checks found; ``reason`` says why an image was set aside."""
-
-    id: str
-    kind: str | None
-    width: int | None
-    height: int | None
-    phash: str | None  # 16 hex digits, 64 bits
-    reason: str | None
-    detail: str | None = None
-
-
-class Written(Row):
-    """What the question writer wrote about one image (`id` is the image's)."""
-
-    id: str
-    text: str
-    num_tokens: int
-    finish_reason: str
-
-
-class Rejection(Row):
-    """A piece of the writer's text that is no question of the asked form, and why."""
-
-    reason: str
-    number: int | None
-    text: str
-
-
-class Extracted(Row):
-    """Questions found in the writer's text about one image, by their number, and what was rejected."""
-
-    id: str
-    questions: dict[int, Question]
-    rejected: tuple[Rejection, ...]
-
-
-class Answers(Row):
-    """How the filter model answered one question; letters are those of the unshuffled options.
-
-    visual, text: one letter per round with and without the image, None where no letter could be read.
-    other: one letter per round with the picture of another image. open_answer: its words when it sees the
-    image but no options.
-    """
-
-    number: int
-    visual: tuple[str | None, ...]
-    text: tuple[str | None, ...]
-    other: tuple[str | None, ...]
-    open_answer: str | None
-
-
-class Answered(Row):
-    """All answers about one image (`id` is the image's)."""
-
-    id: str
-    answers: tuple[Answers, ...]
 
 
 def text_key(text: str) -> str:

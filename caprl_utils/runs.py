@@ -87,24 +87,25 @@ class RowStore:
     def __init__(self, path: Path):
         self.path = path
         self.torn = 0
-        self._ids = self._recover()
+        self._places = self._recover()
         self._file = None
 
-    def _recover(self) -> set[str]:
+    def _recover(self) -> dict[str, int]:
+        """Id -> where its line starts."""
         if not self.path.exists():
-            return set()
-        ids: set[str] = set()
+            return {}
+        places: dict[str, int] = {}
         good_end = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     self.torn = 1
                     break
-                ids.add(self._parse(line, number)["id"])
+                places[self._parse(line, number)["id"]] = good_end
                 good_end += len(line)
         if self.torn:
             os.truncate(self.path, good_end)
-        return ids
+        return places
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -120,13 +121,13 @@ class RowStore:
 
     def done_ids(self) -> set[str]:
         """Ids of all rows so far."""
-        return set(self._ids)
+        return set(self._places)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._places)
 
     def __contains__(self, row_id: str) -> bool:
-        return row_id in self._ids
+        return row_id in self._places
 
     def append(self, row: Mapping[str, Any] | BaseModel) -> None:
         """Add one row. Raises ValueError for an id that is there already, UserError on a full disk."""
@@ -134,13 +135,13 @@ class RowStore:
         row_id = values.get("id")
         if not isinstance(row_id, str):
             raise ValueError(f"a row of {shown(self.path)} needs a text `id`, got {row_id!r}")
-        if row_id in self._ids:
+        if row_id in self._places:
             raise ValueError(f"row {row_id!r} is in {shown(self.path)} already")
         line = json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
-        self._write(line)
-        self._ids.add(row_id)
+        self._places[row_id] = self._write(line)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes) -> int:
+        """Append a line; returns where it starts."""
         with full_disk_as_user_error(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +154,7 @@ class RowStore:
             except OSError:
                 os.truncate(self.path, start)  # no half row stays behind
                 raise
+            return start
 
     def read(self, model: type[BaseModel] | None = None) -> Iterator[Any]:
         """Yield all rows in the order they were added, as dicts or as `model`."""
@@ -162,6 +164,12 @@ class RowStore:
             for number, line in enumerate(file, start=1):
                 row = self._parse(line, number)
                 yield row if model is None else model.model_validate(row)
+
+    def get(self, row_id: str, model: type[BaseModel]) -> Any:
+        """One row by its id, read from the file: beside the ids nothing is held in memory."""
+        with open(self.path, "rb") as file:
+            file.seek(self._places[row_id])
+            return model.model_validate_json(file.readline())
 
     def close(self) -> None:
         """Flush to disk and close; the next append opens again."""

@@ -123,16 +123,8 @@ class Images(Settings):
 class Curation(Settings):
     """Questions: write, extract, answer, filter (paper, QA curation)."""
 
-    near_duplicates: Literal["hash", "embedding"] = setting(
-        "hash", "ours: no model needed (paper, appendix D: SemDeDup-style clusters, as 'embedding')"
-    )
-    max_similarity: float = setting(0.97, "ours: cosine above which embeddings count as copies", gt=0, le=1)
-    questions_per_image: int = setting(5, "paper: 5 questions per image", ge=1)
-    temperature: float = setting(0.1, "paper: the writer's temperature", ge=0)
-    repetition_penalty: float = setting(1.05, "paper: the writer's repetition penalty", gt=0)
     max_tokens: int = setting(2048, "ours: five questions of the format take about 600 tokens", ge=1)
     rounds: int = setting(4, "paper: each question is answered 4 times, options shuffled", ge=1)
-    answer_temperature: float = setting(0.6, "ours: not stated; as the author script's reward reader", ge=0)
     min_visual_accuracy: float = setting(0.75, "author README: kept when strictly above", ge=0, le=1)
     max_text_accuracy: float = setting(0.25, "author README: kept when strictly below", ge=0, le=1)
     max_bad_share: float = setting(0.5, "ours: more bad rows than this stop the stage", False, ge=0, le=1)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL.Image import Image
 
 from caprl_utils.images import BadImage, ImageItem
-from caprl_utils.records import CheckedImage
+from caprl_utils.records import Row
 
 MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
 MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); below it there is nothing to ask
@@ -30,8 +30,19 @@ class Unwanted(StrEnum):
     TOO_SMALL = "too small"
     TOO_PLAIN = "too plain"
     DUPLICATE = "near-duplicate"
-    SIMILAR = "near-duplicate by embedding"
     BENCHMARK = "too close to a benchmark image"
+
+
+class CheckedImage(Row):
+    """What the image checks found; ``reason`` says why an image was set aside."""
+
+    id: str
+    kind: str | None
+    width: int | None
+    height: int | None
+    phash: str | None  # 64 hex digits, 256 bits
+    reason: str | None
+    detail: str | None = None
 
 
 class DuplicateFinder:
@@ -41,10 +52,12 @@ class DuplicateFinder:
     nine bands one is equal, and looking up nine finds every neighbour.
     """
 
-    def __init__(self, max_distance: int = MAX_DISTANCE) -> None:
-        self._max_distance = max_distance
+    def __init__(self, known: Iterable[tuple[str, str]] = ()) -> None:
+        """known: (name, hash) pairs to start from, for example of benchmark images."""
         self._hashes: list[tuple[str, int]] = []
-        self._bands: list[dict[int, list[int]]] = [{} for _ in range(max_distance + 1)]
+        self._bands: list[dict[int, list[int]]] = [{} for _ in range(MAX_DISTANCE + 1)]
+        for name, phash in known:
+            self.add(name, phash)
 
     def add(self, name: str, phash: str) -> None:
         """Remember a hash (hex digits)."""
@@ -62,7 +75,7 @@ class DuplicateFinder:
                 if place not in tried:
                     tried.add(place)
                     name, other = self._hashes[place]
-                    if (value ^ other).bit_count() <= self._max_distance:
+                    if (value ^ other).bit_count() <= MAX_DISTANCE:
                         return name
         return None
 
@@ -70,14 +83,6 @@ class DuplicateFinder:
     def _split(value: int) -> list[int]:
         count = HASH_SIDE * HASH_SIDE // _BAND_BITS
         return [(value >> (_BAND_BITS * band)) & ((1 << _BAND_BITS) - 1) for band in range(count)]
-
-
-def finder_of(hashes: Iterable[tuple[str, str]]) -> DuplicateFinder:
-    """A finder that knows these (name, hash) pairs, for example of benchmark images."""
-    finder = DuplicateFinder()
-    for name, phash in hashes:
-        finder.add(name, phash)
-    return finder
 
 
 def perceptual_hash(image: Image) -> str:

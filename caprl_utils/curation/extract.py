@@ -11,9 +11,12 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from caprl_utils.records import Question, Rejection, text_key
+from caprl_utils.records import Question, Row, text_key
 
 LETTERS = "ABCD"
+NUM_QUESTIONS = (
+    5  # paper: 5 questions per image, as prompts.WRITE_QUESTIONS asks for; a higher number is rejected
+)
 _EXCERPT = 300  # characters of the rejected piece that are kept
 
 
@@ -46,6 +49,22 @@ class Reason(StrEnum):
     UNKNOWN_LETTER = "answer letter is no option"
     ANSWER_DISAGREES = "answer text is not that of its letter"
     QUESTION_REPEATED = "same question twice"
+
+
+class Rejection(Row):
+    """A piece of the writer's text that is no question of the asked form, and why."""
+
+    reason: str
+    number: int | None
+    text: str
+
+
+class QuestionSet(Row):
+    """The questions found in the text about one image (`id`) and what was rejected; later with their answers."""
+
+    id: str
+    questions: tuple[Question, ...]
+    rejected: tuple[Rejection, ...] = ()
 
 
 _BOLD = re.compile(r"^(?:#+\s*)?\*\*(?P<inner>.+?)\*\*\s*$")
@@ -88,25 +107,22 @@ class _Block:
         return Rejection(reason=reason, number=self.number, text=text.encode("utf-8", "replace").decode())
 
 
-def extract(
-    text: str, finish_reason: str = "stop", num_questions: int = 5
-) -> tuple[dict[int, Question], list[Rejection]]:
-    """Questions by number, and one rejection per piece that is none.
+def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], list[Rejection]]:
+    """The questions in a text, and one rejection per piece that is none.
 
-    finish_reason: "length" when the writer was stopped by its token limit. num_questions: as many as were
-    asked for; a higher number is rejected.
+    finish_reason: "length" when the writer was stopped by its token limit.
     """
     blocks = _blocks(text)
     if not blocks:
         reason = Reason.NO_QUESTION if text.strip() else Reason.EMPTY_TEXT
         excerpt = text[:_EXCERPT].encode("utf-8", "replace").decode()
-        return {}, [Rejection(reason=reason, number=None, text=excerpt)]
-    questions: dict[int, Question] = {}
+        return [], [Rejection(reason=reason, number=None, text=excerpt)]
+    questions: list[Question] = []
     rejected: list[Rejection] = []
     numbers: set[int] = set()
     statements: set[str] = set()
     for block in blocks:
-        found = _heading_problem(block, numbers, num_questions) or _read(block)
+        found = _heading_problem(block, numbers) or _read(block)
         if isinstance(found, Reason) and block is blocks[-1] and finish_reason == "length":
             found = Reason.CUT_OFF
         if isinstance(found, Question) and text_key(found.question) in statements:
@@ -114,7 +130,7 @@ def extract(
         if isinstance(found, Reason):
             rejected.append(block.rejection(found))
         else:
-            questions[block.number] = found
+            questions.append(found)
             statements.add(text_key(found.question))
         if block.number is not None:
             numbers.add(block.number)
@@ -151,14 +167,14 @@ def _heading(line: str) -> _Block | None:
     return None
 
 
-def _heading_problem(block: _Block, numbers: set[int], num_questions: int) -> Reason | None:
+def _heading_problem(block: _Block, numbers: set[int]) -> Reason | None:
     if not block.bold:
         return Reason.NOT_BOLD
     if block.number is None:
         return Reason.NO_NUMBER
     if block.number in numbers:
         return Reason.NUMBER_REPEATED
-    if not 1 <= block.number <= num_questions:
+    if not 1 <= block.number <= NUM_QUESTIONS:
         return Reason.EXTRA_QUESTION
     if not block.question:
         return Reason.EMPTY_QUESTION
@@ -185,7 +201,7 @@ def _read(block: _Block) -> Question | Reason:
     if len(answers) != 1:
         return Reason.SEVERAL_ANSWERS if answers else Reason.NO_ANSWER
     problem = _options_problem(options)
-    return problem or _with_answer(block.question, [text for _, text in options], answers[0])
+    return problem or _with_answer(block, [text for _, text in options], answers[0])
 
 
 def _options_problem(options: list[tuple[str, str]]) -> Reason | None:
@@ -208,7 +224,7 @@ def _options_problem(options: list[tuple[str, str]]) -> Reason | None:
     return None
 
 
-def _with_answer(question: str, options: list[str], value: str) -> Question | Reason:
+def _with_answer(block: _Block, options: list[str], value: str) -> Question | Reason:
     if not value:
         return Reason.NO_ANSWER
     if _TWO_LETTERS.match(value) and text_key(value) not in map(text_key, options):
@@ -223,4 +239,5 @@ def _with_answer(question: str, options: list[str], value: str) -> Question | Re
         return Reason.ANSWER_WITHOUT_TEXT
     if text_key(text) != text_key(options[LETTERS.index(letter)]):
         return Reason.ANSWER_DISAGREES
-    return Question(question=" ".join(question.split()), options=tuple(options), answer=letter)
+    question = " ".join(block.question.split())
+    return Question(question=question, options=tuple(options), answer=letter, number=block.number)

@@ -17,32 +17,32 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any
 
 from caprl_utils import prompts
-from caprl_utils.curation import answering
-from caprl_utils.curation.checks import DuplicateFinder, Unwanted, check_image, finder_of
-from caprl_utils.curation.clusters import semantic_duplicates
-from caprl_utils.curation.export import write_tables
-from caprl_utils.curation.extract import extract
-from caprl_utils.curation.index import RowIndex
+from caprl_utils.curation import answer
+from caprl_utils.curation.checks import CheckedImage, DuplicateFinder, check_image
+from caprl_utils.curation.extract import NUM_QUESTIONS, QuestionSet, extract
+from caprl_utils.curation.keep import write_tables
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.images import BadImage, ImageItem, fingerprint, open_images
 from caprl_utils.models import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
-from caprl_utils.records import Answered, CheckedImage, Extracted, Row, Written
+from caprl_utils.records import Question
+from caprl_utils.registry import drawn_source
 from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
 
 STAGE = "curation"
-CHECKED, SIMILAR, GENERATED, EXTRACTED, ANSWERED = "images", "similar", "generated", "extracted", "answered"
-AnyRow = TypeVar("AnyRow", bound=Row)
-_EMBEDDED_AT_ONCE = 64  # images
+CHECKED, WRITTEN, EXTRACTED, ANSWERED = "images", "generated", "extracted", "answered"
+RECIPE = [
+    *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "answer", "keep")),
+    "caprl_utils.images", "caprl_utils.models.local", "caprl_utils.models.decoding", "caprl_utils.answers",
+    "caprl_utils.records",
+]  # fmt: skip
+WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
 
 
 @dataclass
@@ -51,7 +51,6 @@ class Job:
 
     profile: Profile
     seed: int
-    split: str
     run: Run
     writer: Backend
     reader: Backend
@@ -60,29 +59,24 @@ class Job:
 
     def images(self) -> Iterator[ImageItem]:
         """All images of the source, in its order."""
-        return open_images(self.profile, self.split)
+        return open_images(self.profile)
 
     def rows(self, stage: str) -> RowStore:
         """The rows of a stage so far."""
         return self.run.rows(stage)
 
-    def read(self, stage: str, model: type[AnyRow]) -> Iterator[AnyRow]:
-        """The rows of a stage as typed records."""
-        return self.rows(stage).read(model)
-
     @cached_property
     def good_ids(self) -> set[str]:
         """Ids of the images that passed all checks."""
-        passed = {row["id"] for row in self.rows(CHECKED).read() if row["reason"] is None}
-        return passed - self.rows(SIMILAR).done_ids()
+        return {row["id"] for row in self.rows(CHECKED).read() if row["reason"] is None}
+
+    def good_images(self) -> Iterator[ImageItem]:
+        """The images that passed all checks."""
+        return (item for item in self.images() if item.id in self.good_ids)
 
 
 def open_job(
-    profile: Profile,
-    seed: int = 0,
-    benchmark_hashes: Sequence[tuple[str, str]] = (),
-    split: str = "rl",
-    name: str = "main",
+    profile: Profile, seed: int = 0, benchmark_hashes: Sequence[tuple[str, str]] = (), name: str = "main"
 ) -> Job:
     """Open or continue the run runs/<profile>/curation/<name>.
 
@@ -91,120 +85,76 @@ def open_job(
     """
     writer = open_backend(profile.models.question_writer, profile)
     reader = open_backend(profile.models.question_filter, profile)
-    source = profile.images.source
+    drawn = drawn_source(profile.images.source)
     parts = {
         "curation": profile.curation,
         "images": profile.images,
-        "source": fingerprint(source),
+        "source": fingerprint(profile.images.source),
         "image_seed": profile.seed,
         "seed": seed,
-        "split": split,
         "benchmarks": sorted(benchmark_hashes),
         "prompts": prompts.prompt_hash(),
         "writer": writer.model_hash,
         "reader": reader.model_hash,
     }
-    run = Run.open(profile, STAGE, name, parts, recipe=[__name__])
-    return Job(profile, seed, split, run, writer, reader, finder_of(benchmark_hashes))
+    run = Run.open(profile, STAGE, name, parts, recipe=[*RECIPE, *(drawn.recipe if drawn else ())])
+    return Job(profile, seed, run, writer, reader, DuplicateFinder(benchmark_hashes))
 
 
 def check_images(job: Job) -> None:
     """Set aside what cannot be used: undecodable, too small, too plain, near-duplicates, benchmark images."""
     if job.run.complete:
         return
-    store, finder = job.rows(CHECKED), DuplicateFinder()
-    for row in store.read(CheckedImage):
-        if row.reason is None:
-            finder.add(row.id, row.phash)
+    store = job.rows(CHECKED)
+    finder = DuplicateFinder((row.id, row.phash) for row in store.read(CheckedImage) if row.reason is None)
     with Progress("check images", job.profile.images.num_images) as bar:
         for item in job.images():
             if item.id not in store:
-                row = check_image(item, finder, job.benchmarks)
-                store.append(row)
+                store.append(check_image(item, finder, job.benchmarks))
             bar.update()
     if len(store) == 0:
         raise UserError(f"images.source {job.profile.images.source!r} holds no image")
-    bad = {row.id: row.reason for row in store.read(CheckedImage) if row.reason in _BROKEN}
+    bad = {row.id: row.reason for row in store.read(CheckedImage) if row.reason in set(BadImage)}
     _stop_if_too_many(job, CHECKED, bad, len(store), "images cannot be read")
-    if job.profile.curation.near_duplicates == "embedding":
-        _set_aside_similar(job)
-
-
-def _set_aside_similar(job: Job) -> None:
-    """Embed the good images with the filter model and set aside those that repeat an earlier one."""
-    if not hasattr(job.reader, "image_features"):
-        raise UserError(
-            f"curation.near_duplicates 'embedding' needs the filter model {job.reader.name} in this process "
-            "(models.question_filter.backend: local), or take 'hash'"
-        )
-    good = {row.id: row for row in job.read(CHECKED, CheckedImage) if row.reason is None}
-    waiting = (item for item in job.images() if item.id in good)
-    features = []
-    with Progress("embed images", len(good)) as bar:
-        while some := list(islice(waiting, _EMBEDDED_AT_ONCE)):
-            features.append(job.reader.image_features([item.image for item in some]))
-            bar.update(len(some))
-    found = semantic_duplicates(
-        list(good), np.concatenate(features), job.profile.curation.max_similarity, job.seed
-    )
-    store = job.rows(SIMILAR)
-    for name, original in found.items():
-        if name not in store:
-            store.append(good[name].model_copy(update={"reason": Unwanted.SIMILAR, "detail": original}))
-    vars(job).pop("good_ids", None)
-
-
-def set_aside(job: Job) -> dict[str, int]:
-    """Reason -> number of images that are not used."""
-    rows = (row for stage in (CHECKED, SIMILAR) for row in job.rows(stage).read())
-    return dict(Counter(row["reason"] for row in rows if row["reason"] is not None))
-
-
-_BROKEN = frozenset(BadImage)
 
 
 def write_questions(job: Job) -> None:
     """Have the writer write about every good image that it has not written about yet."""
     if job.run.complete:
         return
-    settings, store = job.profile.curation, job.rows(GENERATED)
+    store = job.rows(WRITTEN)
     sampling = Sampling(
-        max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        repetition_penalty=settings.repetition_penalty,
+        job.profile.curation.max_tokens,
+        WRITER_TEMPERATURE,
+        repetition_penalty=WRITER_REPETITION_PENALTY,
         seed=job.seed,
     )
-    requests = (
-        Request(item.id, prompts.WRITE_QUESTIONS, item.image)
-        for item in job.images()
-        if item.id in job.good_ids and item.id not in store
-    )
+    todo = (item for item in job.good_images() if item.id not in store)
+    requests = (Request(item.id, prompts.WRITE_QUESTIONS, item.image) for item in todo)
     with Progress("write questions", len(job.good_ids)) as bar:
         bar.update(len(store))
         for completion in job.writer.stream(requests, sampling):
-            if _usable(job, GENERATED, completion.id, completion):
-                store.append(
-                    Written(
-                        id=completion.id,
-                        text=completion.text,
-                        num_tokens=completion.num_tokens,
-                        finish_reason=completion.finish_reason,
-                    )
-                )
+            if completion.error is not None:
+                job.failures.setdefault(WRITTEN, {})[completion.id] = completion.error
+            else:
+                store.append({
+                    "id": completion.id, "text": completion.text, "num_tokens": completion.num_tokens,
+                    "finish_reason": completion.finish_reason,
+                })  # fmt: skip
             bar.update()
-    _end_of_stage(job, GENERATED, len(job.good_ids), "images got no questions")
+    _end_of_stage(job, WRITTEN, len(job.good_ids), "images got no questions")
 
 
 def extract_questions(job: Job) -> None:
     """Find the questions in what was written, with a reason for every piece that is none."""
     if job.run.complete:
         return
-    store, count = job.rows(EXTRACTED), job.profile.curation.questions_per_image
-    with Progress("extract", len(job.rows(GENERATED))) as bar:
-        for row in job.read(GENERATED, Written):
-            if row.id not in store:
-                found, rejected = extract(row.text, row.finish_reason, count)
-                store.append(Extracted(id=row.id, questions=found, rejected=tuple(rejected)))
+    store = job.rows(EXTRACTED)
+    with Progress("extract", len(job.rows(WRITTEN))) as bar:
+        for row in job.rows(WRITTEN).read():
+            if row["id"] not in store:
+                questions, rejected = extract(row["text"], row["finish_reason"])
+                store.append(QuestionSet(id=row["id"], questions=questions, rejected=rejected))
             bar.update()
 
 
@@ -212,77 +162,70 @@ def answer_questions(job: Job) -> None:
     """Have the filter model answer every question with and without its image."""
     if job.run.complete:
         return
-    settings, store = job.profile.curation, job.rows(ANSWERED)
-    sampling = Sampling(answering.MAX_TOKENS, temperature=settings.answer_temperature, seed=job.seed)
-    extracted = RowIndex(job.rows(EXTRACTED).path, Extracted)
+    store, total = job.rows(ANSWERED), len(job.rows(EXTRACTED))
+    sampling = Sampling(answer.MAX_TOKENS, temperature=answer.TEMPERATURE, seed=job.seed)
     waiting: dict[str, _Pending] = {}
-    with Progress("answer", len(extracted)) as bar:
+    with Progress("answer", total) as bar:
         bar.update(len(store))
-        for completion in job.reader.stream(_probes(job, extracted, store, waiting), sampling):
-            image_id = completion.id.rsplit("#", 1)[0]
+        for completion in job.reader.stream(_unanswered(job, waiting), sampling):
+            image_id = answer.image_of(completion.id)
             pending = waiting[image_id]
-            pending.take(completion)
-            if pending.left:
+            pending.found[completion.id] = completion
+            if len(pending.found) < pending.count:
                 continue
             del waiting[image_id]
-            if pending.error is None:
-                store.append(
-                    answering.collect(image_id, pending.questions, pending.found, job.seed, settings.rounds)
-                )
+            if error := next((c.error for c in pending.found.values() if c.error), None):
+                job.failures.setdefault(ANSWERED, {})[image_id] = error
             else:
-                job.failures.setdefault(ANSWERED, {})[image_id] = pending.error
+                answers = [
+                    answer.with_answers(
+                        image_id, question, pending.found, job.profile.curation.rounds, job.seed
+                    )
+                    for question in pending.questions
+                ]
+                store.append(QuestionSet(id=image_id, questions=answers))
             bar.update()
-    _end_of_stage(job, ANSWERED, len(extracted), "images have unanswered questions")
+    _end_of_stage(job, ANSWERED, total, "images have unanswered questions")
 
 
 @dataclass
 class _Pending:
-    """The answers about one image while they come in."""
+    """The answers about one image while they come in; count: how many were asked for."""
 
-    questions: dict[int, Any]
-    probes: dict[str, answering.Probe]
-    found: dict[answering.Probe, Completion] = field(default_factory=dict)
-    error: str | None = None
-
-    @property
-    def left(self) -> int:
-        return len(self.probes)
-
-    def take(self, completion: Completion) -> None:
-        self.found[self.probes.pop(completion.id)] = completion
-        self.error = self.error or completion.error
+    questions: tuple[Question, ...]
+    count: int
+    found: dict[str, Completion] = field(default_factory=dict)
 
 
-def _probes(
-    job: Job, extracted: RowIndex[Extracted], store: RowStore, waiting: dict[str, _Pending]
-) -> Iterator[Request]:
+def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
     """Requests for all unanswered images; notes in `waiting` what each image still waits for."""
-    other = None
-    for item in job.images():
-        if item.id not in job.good_ids:
-            continue
-        row = extracted.get(item.id) if item.id not in store else None
-        if row is not None:
-            pairs = list(
-                answering.requests_for(
-                    item.id, row.questions, item.image, other, job.profile.curation.rounds, job.seed
-                )
+    store, extracted, other = job.rows(ANSWERED), job.rows(EXTRACTED), None
+    for item in job.good_images():
+        if item.id in extracted and item.id not in store:
+            questions = extracted.get(item.id, QuestionSet).questions
+            shown_instead = other.image if other is not None else None
+            asked = answer.requests_about(
+                item.id, questions, item.image, shown_instead, job.profile.curation.rounds, job.seed
             )
-            if pairs:
-                waiting[item.id] = _Pending(row.questions, {probe.id: probe for probe, _ in pairs})
-                yield from (request for _, request in pairs)
+            requests = list(asked)
+            if requests:
+                waiting[item.id] = _Pending(questions, len(requests))
+                yield from requests
             else:
-                store.append(Answered(id=item.id, answers=()))
-        other = item.image
+                store.append(QuestionSet(id=item.id, questions=()))
+        other = item
 
 
 def filter_questions(job: Job) -> dict[str, Any]:
     """Apply the limits, write qa.parquet and questions.parquet, and return the run's record."""
     if job.run.complete:
         return job.run.result
-    extracted = RowIndex(job.rows(EXTRACTED).path, Extracted)
-    answered = RowIndex(job.rows(ANSWERED).path, Answered)
-    counts = write_tables(job.run.folder, job.images(), extracted, answered, job.profile.curation)
+    answered = job.rows(ANSWERED)
+
+    def questions(image_id: str) -> tuple[Question, ...]:
+        return answered.get(image_id, QuestionSet).questions if image_id in answered else ()
+
+    counts = write_tables(job.run.folder, job.images(), questions, job.profile.curation)
     values = _funnel(job) | counts
     if values["questions_kept"] == 0:
         raise UserError(
@@ -303,22 +246,16 @@ def _funnel(job: Job) -> dict[str, Any]:
     for row in job.rows(EXTRACTED).read():
         num_extracted += len(row["questions"])
         rejected.update(piece["reason"] for piece in row["rejected"])
-    asked = len(job.rows(EXTRACTED)) * job.profile.curation.questions_per_image
+    set_aside = Counter(row["reason"] for row in job.rows(CHECKED).read() if row["reason"] is not None)
     return {
         "images_read": len(job.rows(CHECKED)),
-        "images_set_aside": set_aside(job),
-        "images_written_about": len(job.rows(GENERATED)),
-        "questions_asked_for": asked,
+        "images_set_aside": dict(set_aside),
+        "images_written_about": len(job.rows(WRITTEN)),
+        "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS,
         "questions_extracted": num_extracted,
         "rejected": dict(rejected),
         "failed": {stage: len(failed) for stage, failed in job.failures.items()},
     }
-
-
-def _usable(job: Job, stage: str, row_id: str, completion: Completion) -> bool:
-    if completion.error is not None:
-        job.failures.setdefault(stage, {})[row_id] = completion.error
-    return completion.error is None
 
 
 def _end_of_stage(job: Job, stage: str, total: int, what: str) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from caprl_utils import prompts
-from caprl_utils.curation import answering, pipeline
-from caprl_utils.curation.export import QUESTIONS_FILE
+from caprl_utils.curation import answer, pipeline
+from caprl_utils.curation.extract import QuestionSet, Rejection
+from caprl_utils.curation.keep import QUESTIONS_FILE, measured
 from caprl_utils.curation.pipeline import Job
 from caprl_utils.images import ImageItem
-from caprl_utils.records import Answered, Extracted, Question, Rejection, Written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ _CELL, _CAPTION = 140, 16  # pixels
 
 def examples(job: Job, count: int) -> list[ImageItem]:
     """The first good images of the source."""
-    return list(islice((item for item in job.images() if item.id in job.good_ids), count))
+    return list(islice(job.good_images(), count))
 
 
 def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
@@ -42,14 +42,22 @@ def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
 
 def written_about(job: Job, image_id: str) -> str:
     """What the question writer wrote about an image."""
-    return next(row.text for row in job.read(pipeline.GENERATED, Written) if row.id == image_id)
+    return next(row["text"] for row in job.rows(pipeline.WRITTEN).read() if row["id"] == image_id)
 
 
 def rejections(job: Job) -> Iterator[tuple[str, Rejection]]:
     """Every rejected piece with the id of its image."""
-    for row in job.read(pipeline.EXTRACTED, Extracted):
+    for row in job.rows(pipeline.EXTRACTED).read(QuestionSet):
         for piece in row.rejected:
             yield row.id, piece
+
+
+def accuracies(job: Job) -> pd.DataFrame:
+    """Every answered question with its accuracies, before any verdict."""
+    import pandas as pd
+
+    rows = job.rows(pipeline.ANSWERED).read(QuestionSet)
+    return pd.DataFrame(measured(row.id, question) for row in rows for question in row.questions)
 
 
 def questions_table(job: Job) -> pd.DataFrame:
@@ -61,34 +69,29 @@ def questions_table(job: Job) -> pd.DataFrame:
 
 def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     """How the filter model answered one question: one row per round, letters as the model saw them."""
-    extracted = next(row for row in job.read(pipeline.EXTRACTED, Extracted) if row.id == image_id)
-    answered = next(row for row in job.read(pipeline.ANSWERED, Answered) if row.id == image_id)
-    question = extracted.questions[number]
-    answers = next(row for row in answered.answers if row.number == number)
+    answered = job.rows(pipeline.ANSWERED).get(image_id, QuestionSet)
+    question = next(one for one in answered.questions if one.number == number)
+
+    def option(letter: str | None) -> str:
+        return "no letter" if letter is None else question.options[prompts.LETTERS.index(letter)]
+
     table = []
-    for round_, (visual, text) in enumerate(zip(answers.visual, answers.text, strict=True)):
-        order = answering.shuffled(job.seed, image_id, number, round_, len(question.options))
-        table.append(
-            {
-                "round": round_ + 1,
-                "options shown": ", ".join(question.options[index] for index in order),
-                "with image": _option(question, visual),
-                "without image": _option(question, text),
-                "right": question.answer_text,
-            }
-        )
+    for round_, (visual, text) in enumerate(zip(question.visual, question.text, strict=True)):
+        order = answer.shuffled(job.seed, image_id, number, round_, len(question.options))
+        table.append({
+            "round": round_ + 1,
+            "options shown": ", ".join(question.options[index] for index in order),
+            "with image": option(visual),
+            "without image": option(text),
+            "right": question.answer_text,
+        })  # fmt: skip
     return table
-
-
-def _option(question: Question, letter: str | None) -> str:
-    return "no letter" if letter is None else question.options[prompts.LETTERS.index(letter)]
 
 
 def funnel(values: dict[str, Any]) -> list[tuple[str, int]]:
     """Steps of the funnel with their counts, from a run's record."""
-    verdicts = values["verdicts"]
+    leaking = sum(count for name, count in values["verdicts"].items() if name.startswith("answered without"))
     answered = values["questions_extracted"]
-    leaking = sum(count for name, count in verdicts.items() if name.startswith("answered without"))
     return [
         ("asked for", values["questions_asked_for"]),
         ("well formed", answered),

@@ -23,9 +23,7 @@ from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from PIL.Image import Image
 
 STREAM_BATCHES = 8
 
@@ -97,13 +95,6 @@ class LocalBackend:
                     scores[row] = values
                 bar.update(len(batch))
         return scores
-
-    def image_features(self, images: Sequence[Image]) -> np.ndarray:
-        """What the vision tower makes of each image, the mean over its tokens, (N, D).
-
-        Raises UserError for a model without one, or of a family other than Qwen-VL.
-        """
-        return self.loaded.image_features(images)
 
     def _batches(
         self,
@@ -230,18 +221,6 @@ class LoadedModel:
         # the end-of-turn token counts: it was generated, and servers count it
         used = len(kept) + (end is not None)
         return Completion(request_id, index, text, used, "length" if end is None else "stop")
-
-    def image_features(self, images: Sequence[Image]) -> np.ndarray:
-        """See `LocalBackend.image_features`."""
-        import torch
-
-        if not self.sees or "image_grid_thw" not in self.processor.model_input_names:
-            raise UserError("image embeddings need a model of the Qwen-VL family")
-        rgb = [image.convert("RGB") for image in images]
-        inputs = self.processor.image_processor(images=rgb, return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            seen = self.model.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        return torch.stack([tokens.float().mean(0) for tokens in seen.pooler_output]).cpu().numpy()
 
     def choice_ids(self, choices: Sequence[str]) -> list[int]:
         """Token id of each choice."""

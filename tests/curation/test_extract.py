@@ -57,11 +57,10 @@ def test_what_is_written_as_asked_comes_back_unchanged(questions):
     found, rejected = extract(text)
     if questions:
         assert rejected == []
-    expected = {
-        number: Question(question=question, options=tuple(options), answer=prompts.LETTERS[answer])
+    assert found == [
+        Question(question=question, options=tuple(options), answer=prompts.LETTERS[answer], number=number)
         for number, (question, options, answer) in enumerate(questions, start=1)
-    }
-    assert found == expected
+    ]
 
 
 @given(OPTIONS, st.integers(0, 3), st.integers(0, 3))
@@ -87,12 +86,12 @@ TEXT = st.lists(PIECES, max_size=20).map("\n".join) | st.text(max_size=200)
 def test_any_text_gives_sound_questions_or_reasons(text, finish_reason):
     found, rejected = extract(text, finish_reason)
     assert found or rejected
-    for number, question in found.items():
-        assert 1 <= number <= 5
+    for question in found:
+        assert 1 <= question.number <= 5
         assert len(question.options) == 4
         assert f"{question.answer})" in text
     assert all(isinstance(Reason(piece.reason), Reason) for piece in rejected)
-    assert max(Counter(text_key(q.question) for q in found.values()).values(), default=1) == 1
+    assert max(Counter(text_key(q.question) for q in found).values(), default=1) == 1
 
 
 @given(st.text(max_size=80))
@@ -100,6 +99,6 @@ def test_cutting_a_text_never_changes_an_answer(tail):
     whole = written(1, "what?", ["one", "two", "three", "four"], 1)
     for end in range(len(whole)):
         found, _ = extract(whole[:end], "length")
-        assert all(question.answer_text == "two" for question in found.values())
+        assert all(question.answer_text == "two" for question in found)
     found, _ = extract(f"{whole}\n{tail}".replace("**", ""))
     assert not found

@@ -1,17 +1,86 @@
-"""Curation from images to parquet with scripted models: funnel, resume, failures, bad images."""
+"""Curation from images to parquet with scripted models that know the mini world: funnel, resume, failures."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow.parquet as pq
 import pytest
-from scripted_models import FakeReader, FakeWriter
 
+from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.curation import pipeline
-from caprl_utils.curation.export import read_qa
+from caprl_utils.curation.extract import QuestionSet
+from caprl_utils.curation.keep import read_qa
 from caprl_utils.errors import UserError
-from caprl_utils.images import open_images
-from caprl_utils.records import Answered, Written
+from caprl_utils.hashing import code_hashes
+from caprl_utils.images import ImageItem, open_images
+from caprl_utils.models import Completion, Request, Sampling
+from caprl_utils.records import text_key
+
+
+class FakeWriter:
+    """Writes five questions about the facts that `truth` knows; `broken` ids fail."""
+
+    name = "fake writer"
+    model_hash = "writer"
+
+    def __init__(self, items: Sequence[ImageItem], broken: Iterable[str] = ()) -> None:
+        self.meta = {item.id: item.meta for item in items}
+        self.broken = set(broken)
+        self.asked: list[str] = []
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        for request in requests:
+            self.asked.append(request.id)
+            if request.id in self.broken:
+                yield Completion(request.id, 0, None, 0, "error", "server is down")
+            else:
+                yield Completion(request.id, 0, self._write(request.id), 99, "stop")
+
+    def _write(self, image_id: str) -> str:
+        """One leaking question where there is one, then sound ones."""
+        meta = self.meta[image_id]
+        pairs = [*list(meta["known"].items())[:1], *meta["facts"].items()][:5]
+        blocks = []
+        for number, (key, value) in enumerate(pairs, start=1):
+            options = [value, f"not {value}", "something else", "nothing"]
+            blocks.append(
+                f"**{number}. What is the {key}?**{prompts.format_options(options)}\n**Answer:** A) {value}"
+            )
+        return "\n".join(blocks)
+
+
+class FakeReader:
+    """Answers from the truth: facts with the image, known things always, the rest ` unknown`."""
+
+    name = "fake reader"
+    model_hash = "reader"
+
+    def __init__(self, items: Sequence[ImageItem]) -> None:
+        self.facts = {item.id: item.meta["facts"] for item in items}
+        self.known = {key: value for item in items for key, value in item.meta["known"].items()}
+        self.calls = 0
+
+    def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
+        for request in requests:
+            self.calls += 1
+            yield Completion(request.id, 0, f" {self._answer(request)}", 2, "stop")
+
+    def _answer(self, request: Request) -> str:
+        image_id, view = request.id.split("#")[0], request.id.split("/")[-2]
+        question, *options = request.prompt.split("Question: ")[1].split("\n")
+        key = question.removeprefix("What is the ").removesuffix("?")
+        value = self.known.get(key)
+        if value is None and view in ("visual", "open"):
+            value = self.facts[image_id].get(key)
+        if value is None:
+            return "unknown"
+        for option in options:
+            if text_key(option[2:]) == text_key(value):
+                return option[0]
+        return value
 
 
 @pytest.fixture
@@ -78,7 +147,7 @@ def test_failed_rows_are_listed_and_tried_again(profile, models):
     job = pipeline.open_job(profile)
     pipeline.write_questions(job)
     assert sorted(writer.asked) == ["rl-chart-000000", "rl-scene-000001"]
-    assert len(list(job.read(pipeline.GENERATED, Written))) == 10
+    assert len(job.rows(pipeline.WRITTEN)) == 10
     assert json.loads((job.run.folder / "generated.failed.json").read_text()) == {}
 
 
@@ -96,7 +165,7 @@ def test_too_many_failures_stop_the_stage(profile, models):
 def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     whole = pipeline.open_job(profile, name="whole")
     run_all(whole)
-    expected = {row.id: row for row in whole.read(pipeline.ANSWERED, Answered)}
+    expected = {row.id: row for row in whole.rows(pipeline.ANSWERED).read(QuestionSet)}
     job = pipeline.open_job(profile, name="stopped")
     pipeline.check_images(job)
     pipeline.write_questions(job)
@@ -118,10 +187,19 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     reader.stream = stream
     job = pipeline.open_job(profile, name="stopped")
     run_all(job)
-    assert {row.id: row for row in job.read(pipeline.ANSWERED, Answered)} == expected
+    assert {row.id: row for row in job.rows(pipeline.ANSWERED).read(QuestionSet)} == expected
 
 
 def test_an_empty_source_is_an_error(tmp_path):
     profile = load_profile("smoke", {"images.source": str(tmp_path)})
     with pytest.raises(UserError, match="no image in"):
         next(open_images(profile))
+
+
+def test_the_recipe_covers_what_makes_the_questions_and_nothing_that_shows_or_moves_them():
+    assert code_hashes(pipeline.RECIPE).keys() == set(pipeline.RECIPE)  # all are there
+    assert {"caprl_utils.curation.extract", "caprl_utils.curation.keep", "caprl_utils.models.local"} <= set(
+        pipeline.RECIPE
+    )
+    kinds = ("story", "reports", "endpoint", "client", "progress", "server", "notebook")
+    assert not [name for name in pipeline.RECIPE if any(kind in name for kind in kinds)]

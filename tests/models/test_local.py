@@ -70,15 +70,6 @@ def test_an_image_shown_often_is_seen_once(vlm):
         assert vlm.choice_logprobs([request], LETTERS)[0] == pytest.approx(row, abs=2e-4)
 
 
-def test_image_features_tell_images_apart(vlm, reader):
-    one, two, again = vlm.image_features([image(0), image(1), image(0)])
-    assert (
-        one.shape == (128,) and one == pytest.approx(again, abs=1e-5) and one != pytest.approx(two, abs=1e-3)
-    )
-    with pytest.raises(UserError, match="Qwen-VL"):
-        reader.image_features([image(0)])
-
-
 def test_seed_and_index_change_a_sampled_completion(vlm):
     request = [Request("x", prompts.CAPTION, image(0))]
     first, second = vlm.generate(request, Sampling(max_tokens=8, temperature=1.0, n=2))

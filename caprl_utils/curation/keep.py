@@ -1,4 +1,4 @@
-"""Curated questions as parquet.
+"""Keep what the image answers and nothing else does, and write the questions as parquet.
 
 qa.parquet         the kept questions in CapRL-QA-75K's schema
 leaking.parquet    those answered with and without the image, in the same schema (paper, Table 6)
@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from caprl_utils.curation.filtering import Verdict, judge, truth_of
-from caprl_utils.curation.index import RowIndex
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.images import ImageItem
 from caprl_utils.paths import shown
-from caprl_utils.records import Answered, Extracted, ImageQA, Question
+from caprl_utils.records import ImageQA, Question, text_key
 from caprl_utils.schema import Curation
 
 if TYPE_CHECKING:
@@ -33,6 +32,65 @@ if TYPE_CHECKING:
 
 QA_FILE, LEAKING_FILE, QUESTIONS_FILE = "qa.parquet", "leaking.parquet", "questions.parquet"
 _QA_ROWS, _QUESTION_ROWS = 100, 5000  # rows of a row group: images are large
+
+
+# The rule
+
+
+class Verdict(StrEnum):
+    """What the filter says about a question."""
+
+    KEPT = "kept"
+    LEAKS = "answered without the image"
+    NOT_VISIBLE = "not answered with the image"
+    BOTH = "answered without the image, not with it"
+
+
+def verdict(visual: float, text: float, limits: Curation) -> Verdict:
+    """Both limits are strict: a question exactly at one is dropped."""
+    visible, leaks = visual > limits.min_visual_accuracy, text >= limits.max_text_accuracy
+    if visible:
+        return Verdict.LEAKS if leaks else Verdict.KEPT
+    return Verdict.BOTH if leaks else Verdict.NOT_VISIBLE
+
+
+def measured(image_id: str, question: Question) -> dict[str, Any]:
+    """An answered question with its accuracies: shares of rounds with the right letter, None without rounds.
+
+    open_correct: without options, the answer was the right option's text.
+    """
+
+    def accuracy(letters: tuple[str | None, ...]) -> float | None:
+        return sum(letter == question.answer for letter in letters) / len(letters) if letters else None
+
+    named = question.open_answer
+    return {
+        "id": f"{image_id}#{question.number}",
+        "image_id": image_id,
+        **question.model_dump(include={"number", "question", "options", "answer"}),
+        "visual_accuracy": accuracy(question.visual),
+        "text_accuracy": accuracy(question.text),
+        "other_accuracy": accuracy(question.other),
+        "open_correct": None if named is None else text_key(named) == text_key(question.answer_text),
+        "unparsed": (*question.visual, *question.text).count(None),
+    }
+
+
+def truth_of(question: Question, meta: dict[str, Any]) -> str | None:
+    """What an image source that knows its images (`registry.DrawnSource`) says about a question.
+
+    "sound", "leaking", "wrong answer" or "unknown fact"; None for a source without knowledge.
+    """
+    if "facts" not in meta:
+        return None
+    key = question.question.removeprefix("What is the ").removesuffix("?")
+    for name, label in (("known", "leaking"), ("facts", "sound")):
+        if key in meta[name]:
+            return label if text_key(question.answer_text) == text_key(meta[name][key]) else "wrong answer"
+    return "unknown fact"
+
+
+# The tables
 
 
 @cache
@@ -79,7 +137,6 @@ class TableWriter:
         self._temporary = path.with_name(f".{path.name}.tmp")
         self._rows: list[dict[str, Any]] = []
         with full_disk_as_user_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = pq.ParquetWriter(self._temporary, schema)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -110,15 +167,6 @@ class TableWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def write_qa(path: Path, rows: Iterable[ImageQA]) -> int:
-    """Write images with their questions in CapRL-QA-75K's schema; returns how many."""
-    count = 0
-    with TableWriter(path, qa_schema(), _QA_ROWS) as table:
-        for count, row in enumerate(rows, start=1):  # noqa: B007 - the count is the result
-            table.add(row.to_row())
-    return count
-
-
 def read_qa(path: Path) -> Iterator[ImageQA]:
     """Read a file in CapRL-QA-75K's schema, ours or the released one, a few rows at a time.
 
@@ -140,88 +188,87 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
                     ) from None
 
 
+class _Fate(NamedTuple):
+    """What became of a question whose truth is known."""
+
+    truth: str
+    seen: bool | None  # the filter model names its answer without options
+    verdict: Verdict
+
+
 def write_tables(
     folder: Path,
     images: Iterable[ImageItem],
-    extracted: RowIndex[Extracted],
-    answered: RowIndex[Answered],
-    settings: Curation,
+    answered: Callable[[str], tuple[Question, ...]],
+    limits: Curation,
 ) -> dict[str, Any]:
-    """Judge every answered question, write the three tables, and return counts and rates for the record."""
+    """Judge every answered question, write the three tables, and return counts and rates for the record.
+
+    answered: the questions about an image, none where it has none.
+    """
     verdicts: Counter[str] = Counter()
-    known: Counter[tuple[str, bool | None, str]] = Counter()
-    totals: Counter[str] = Counter()
+    fates: Counter[_Fate] = Counter()
+    images_kept = unparsed = 0
     with (
         TableWriter(folder / QA_FILE, qa_schema(), _QA_ROWS) as qa,
         TableWriter(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as leaking,
         TableWriter(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as table,
     ):
         for item in images:
-            found, answers = extracted.get(item.id), answered.get(item.id)
-            if found is None or answers is None:
-                continue
-            sets: dict[Verdict, list[Question]] = {Verdict.KEPT: [], Verdict.LEAKS: []}
-            for judged in judge(found, answers, settings):
-                question = judged.as_question()
+            chosen: dict[Verdict, list[Question]] = {Verdict.KEPT: [], Verdict.LEAKS: []}
+            for question in answered(item.id):
+                row = measured(item.id, question)
+                said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
                 truth = truth_of(question, item.meta)
-                table.add({**judged.model_dump(mode="json"), "kind": item.kind, "truth": truth})
-                verdicts[judged.verdict] += 1
-                totals["unparsed"] += judged.unparsed
+                table.add(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
+                verdicts[said] += 1
+                unparsed += row["unparsed"]
                 if truth is not None:
-                    known[truth, judged.open_correct, judged.verdict] += 1
-                if judged.verdict in sets:
-                    sets[judged.verdict].append(question)
-            totals["images"] += bool(sets[Verdict.KEPT])
-            for target, chosen in ((qa, sets[Verdict.KEPT]), (leaking, sets[Verdict.LEAKS])):
-                if chosen:
-                    row = ImageQA(id=item.id, image=item.encoded(), path=item.path, questions=tuple(chosen))
-                    target.add(row.to_row())
+                    fates[_Fate(truth, row["open_correct"], said)] += 1
+                if said in chosen:
+                    chosen[said].append(question)
+            images_kept += bool(chosen[Verdict.KEPT])
+            for target, questions in ((qa, chosen[Verdict.KEPT]), (leaking, chosen[Verdict.LEAKS])):
+                if questions:
+                    target.add(
+                        ImageQA(
+                            id=item.id, image=item.encoded(), path=item.path, questions=questions
+                        ).to_row()
+                    )
     return {
         "questions_kept": verdicts[Verdict.KEPT],
-        "images_kept": totals["images"],
+        "images_kept": images_kept,
         "verdicts": dict(verdicts),
-        "unparsed_answers": totals["unparsed"],
-        "truth": _truth_rates(known),
+        "unparsed_answers": unparsed,
+        "truth": _truth_rates(fates),
     }
 
 
-def _truth_rates(known: Counter[tuple[str, bool | None, str]]) -> dict[str, Any] | None:
+def _truth_rates(fates: Counter[_Fate]) -> dict[str, Any] | None:
     """How the filter did where the source knows its images; None where it does not.
 
     leaking_removed: share of the questions made to leak that are gone. sound_seen_kept: of the sound ones
     whose answer the filter model names without options, the share that is kept. precision: share of sound
     ones among the kept.
     """
-    if not known:
+    if not fates:
         return None
-    kept, leaking, seen = Verdict.KEPT, _pick(known, truth="leaking"), _pick(known, truth="sound", seen=True)
-    kept_all = _pick(known, verdict=kept)
+
+    def count(**wanted: Any) -> int:
+        return sum(n for fate, n in fates.items() if wanted.items() <= fate._asdict().items())
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    leaking, sound, seen = count(truth="leaking"), count(truth="sound"), count(truth="sound", seen=True)
+    kept, sound_kept = count(verdict=Verdict.KEPT), count(truth="sound", verdict=Verdict.KEPT)
     return {
         "leaking": leaking,
-        "leaking_removed": _share(leaking - _pick(known, truth="leaking", verdict=kept), leaking),
+        "leaking_removed": share(leaking - count(truth="leaking", verdict=Verdict.KEPT), leaking),
         "sound_seen": seen,
-        "sound_seen_kept": _share(_pick(known, truth="sound", seen=True, verdict=kept), seen),
-        "sound": _pick(known, truth="sound"),
-        "sound_kept": _share(_pick(known, truth="sound", verdict=kept), _pick(known, truth="sound")),
-        "kept": kept_all,
-        "precision": _share(_pick(known, truth="sound", verdict=kept), kept_all),
+        "sound_seen_kept": share(count(truth="sound", seen=True, verdict=Verdict.KEPT), seen),
+        "sound": sound,
+        "sound_kept": share(sound_kept, sound),
+        "kept": kept,
+        "precision": share(sound_kept, kept),
     }
-
-
-def _pick(
-    known: Counter[tuple[str, bool | None, str]],
-    truth: str | None = None,
-    seen: bool | None = None,
-    verdict: str | None = None,
-) -> int:
-    wanted = (truth, seen, verdict)
-    fits = (
-        count
-        for key, count in known.items()
-        if all(want is None or want == value for want, value in zip(wanted, key, strict=True))
-    )
-    return sum(fits)
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -1,4 +1,4 @@
-"""CapRL-QA-75K's schema in and out: released files drop in, ours load where others look."""
+"""The rule that keeps a question; CapRL-QA-75K's schema in and out: released files drop in, ours load elsewhere."""
 
 import io
 
@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from caprl_utils.curation.export import read_qa, write_qa
+from caprl_utils.config import load_profile
+from caprl_utils.curation.keep import TableWriter, measured, qa_schema, read_qa, verdict
 from caprl_utils.errors import UserError
 from caprl_utils.records import ImageQA, Question
 
@@ -26,8 +27,37 @@ def rows() -> list[ImageQA]:
             for i, c in enumerate(("red", "blue"))]  # fmt: skip
 
 
+def write_qa(path, rows):
+    with TableWriter(path, qa_schema(), group_rows=100) as table:
+        for row in rows:
+            table.add(row.to_row())
+
+
+@pytest.mark.parametrize(
+    ("visual", "text", "expected"),
+    [("AAAA", "BBBB", "kept"), ("AAAB", "BBBB", "not answered with the image"),
+     ("AAAA", "ABBB", "answered without the image"), ("AAAA", [None, "B", "C", "D"], "kept"),
+     ("ABBB", "AAAA", "answered without the image, not with it"), ([None] * 4, "BBBB", "not answered with the image")],
+)  # fmt: skip
+def test_kept_is_what_is_seen_and_not_guessed_and_both_limits_are_strict(visual, text, expected):
+    question = Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=2,
+                        visual=tuple(visual), text=tuple(text), open_answer="A.")  # fmt: skip
+    row = measured("image 7", question)
+    assert row["id"] == "image 7#2" and row["open_correct"] and row["other_accuracy"] is None
+    assert row["unparsed"] == [*visual, *text].count(None)
+    limits = load_profile("smoke").curation
+    assert verdict(row["visual_accuracy"], row["text_accuracy"], limits) == expected
+
+
+def test_a_table_that_is_not_complete_does_not_appear(rows, tmp_path):
+    with pytest.raises(KeyboardInterrupt), TableWriter(tmp_path / "qa.parquet", qa_schema(), 1) as table:
+        table.add(rows[0].to_row())
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_there_and_back(rows, tmp_path):
-    assert write_qa(tmp_path / "qa.parquet", rows) == 2
+    write_qa(tmp_path / "qa.parquet", rows)
     assert list(read_qa(tmp_path / "qa.parquet")) == rows
 
 

@@ -1,0 +1,85 @@
+"""Can the question be answered from the image, and only from it? (paper, QA curation, step 4)
+
+The filter model answers each question several times, options shuffled, with the image and without it.
+Letters are read by the project's one parser, which takes an option's exact text for its letter; an answer that
+states neither counts as wrong. Two further probes, ours: the question with another image, and the question without
+its options.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from caprl_utils import prompts
+from caprl_utils.answers import parse_letter
+from caprl_utils.hashing import derive_seed
+from caprl_utils.models.base import Completion, Request
+from caprl_utils.records import Question
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_TOKENS = 10  # author script: the reward LLM's limit; a letter needs one or two
+TEMPERATURE = 0.6  # ours: not stated; as the author script's reward reader
+VISUAL, TEXT, OTHER, OPEN = "visual", "text", "other", "open"  # what a probe shows: the fields of `Question`
+
+
+def shuffled(seed: int, image_id: str, number: int, round_: int, count: int) -> list[int]:
+    """Order of the options in one round: place -> index of the option as written. Stable over machines."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, f"{image_id}#{number}", round_, bits=64)).shuffle(order)
+    return order
+
+
+def _probe_id(image_id: str, number: int, view: str, round_: int) -> str:
+    """Id of a request; the sampling of its answer is seeded by it."""
+    return f"{image_id}#{number}/{view}/{round_}"
+
+
+def requests_about(
+    image_id: str, questions: Sequence[Question], image: Image, other: Image | None, rounds: int, seed: int
+) -> Iterator[Request]:
+    """All requests about one image; `other` is another image, or None to leave that probe out."""
+    views = {VISUAL: image, TEXT: None} | ({OTHER: other} if other is not None else {})
+    for question in questions:
+        for round_ in range(rounds):
+            order = shuffled(seed, image_id, question.number, round_, len(question.options))
+            prompt = prompts.look_question(question.question, [question.options[index] for index in order])
+            for view, shown in views.items():
+                probe = _probe_id(image_id, question.number, view, round_)
+                yield Request(probe, prompt, shown, prompts.ANSWER_PREFILL)
+        bare = prompts.look_question(question.question)
+        yield Request(_probe_id(image_id, question.number, OPEN, 0), bare, image, prompts.ANSWER_PREFILL)
+
+
+def image_of(probe_id: str) -> str:
+    """Id of the image that a request is about."""
+    return probe_id.rpartition("#")[0]
+
+
+def with_answers(
+    image_id: str, question: Question, found: Mapping[str, Completion], rounds: int, seed: int
+) -> Question:
+    """A question with the answers to its requests. found: by id, all that were sent."""
+    letters: dict[str, list[str | None]] = {VISUAL: [], TEXT: [], OTHER: []}
+    for round_ in range(rounds):
+        order = shuffled(seed, image_id, question.number, round_, len(question.options))
+        for view, given in letters.items():
+            completion = found.get(_probe_id(image_id, question.number, view, round_))
+            if completion is not None:
+                given.append(_letter_of(completion, order, question.options))
+    bare = found[_probe_id(image_id, question.number, OPEN, 0)].text
+    answers = {view: tuple(given) for view, given in letters.items()}
+    return question.model_copy(update=answers | {"open_answer": bare.strip()})
+
+
+def _letter_of(completion: Completion, order: Sequence[int], options: Sequence[str]) -> str | None:
+    """The letter of `options` (in their own order) that a completion to the shuffled question states.
+
+    A completion that is exactly one option's text states its letter; None when nothing is stated clearly.
+    """
+    letters = prompts.LETTERS[: len(order)]
+    stated = parse_letter(completion.text, letters, options=[options[index] for index in order])
+    return None if stated is None else letters[order[letters.index(stated)]]
