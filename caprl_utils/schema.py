@@ -74,8 +74,7 @@ class ModelConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "ours: as the checkpoint says")
     batch_size: int = setting(32, "ours: requests per forward pass (local) or in flight (endpoint)", ge=1)
     trust_remote_code: bool = setting(False, "ours: off unless a profile says so and why")
-    min_pixels: int | None = setting(None, "ours: the processor's own limit", ge=1)
-    max_pixels: int | None = setting(None, "ours: the processor's own limit", ge=1)
+    max_pixels: int | None = setting(None, "ours: the processor's own limit; larger images are shrunk", ge=1)
 
     @model_validator(mode="after")
     def _endpoint_has_a_server(self) -> "ModelConfig":

@@ -291,7 +291,6 @@ def _remedy(config: ModelConfig) -> str:
 
 
 def _limit_pixels(image_processor: Any, config: ModelConfig) -> None:
-    """Set the processor's size limits (pixels per image) where the profile gives some."""
-    for key, value in (("shortest_edge", config.min_pixels), ("longest_edge", config.max_pixels)):
-        if value is not None:
-            image_processor.size[key] = value
+    """Set the processor's limit (pixels per image) where the profile gives one."""
+    if config.max_pixels is not None:
+        image_processor.size["longest_edge"] = config.max_pixels

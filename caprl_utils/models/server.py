@@ -96,8 +96,8 @@ def command(
         arguments.append("--trust-remote-code")
     if tokenizer is not None:
         arguments += ["--tokenizer", str(tokenizer)]
-    if pixels := _pixel_limits(model):
-        arguments += ["--mm-processor-kwargs", json.dumps(pixels)]
+    if model.max_pixels is not None:
+        arguments += ["--mm-processor-kwargs", json.dumps({"max_pixels": model.max_pixels})]
     if gpu_names():
         return [*arguments, "--dtype", model.dtype, "--max-num-seqs", str(model.batch_size)]
     dtype = "float32" if model.dtype == "auto" else model.dtype
@@ -108,11 +108,6 @@ def command(
         # ("CPU Generator does not use offset", vLLM 0.31)
         "--no-enable-chunked-prefill",
     ]  # fmt: skip
-
-
-def _pixel_limits(model: ModelConfig) -> dict[str, int]:
-    limits = {"min_pixels": model.min_pixels, "max_pixels": model.max_pixels}
-    return {name: value for name, value in limits.items() if value is not None}
 
 
 def tokenizer_folder(model: Path, target: Path) -> Path | None:

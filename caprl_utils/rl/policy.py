@@ -39,9 +39,8 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
         resolve_model(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code,
         truncation_side="left", padding_side="left",
     )  # fmt: skip
-    for key, value in (("shortest_edge", config.min_pixels), ("longest_edge", config.max_pixels)):
-        if value is not None:
-            processor.image_processor.size[key] = value
+    if config.max_pixels is not None:
+        processor.image_processor.size["longest_edge"] = config.max_pixels
     return processor
 
 
@@ -49,11 +48,11 @@ def refuse_what_does_not_mix(config: ModelConfig, training: Training) -> None:
     """Raise UserError for settings that each work, but not together."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    if training.rollout != "transformers" and (config.min_pixels or config.max_pixels):
+    if training.rollout != "transformers" and config.max_pixels:
         raise UserError(
-            f"training.rollout {training.rollout}: vLLM takes the pixel limits from the model's folder and would "
-            "see other image tokens than training does. Leave out models.policy.min_pixels and max_pixels and write "
-            "them into the folder's preprocessor_config.json (size: shortest_edge, longest_edge)."
+            f"training.rollout {training.rollout}: vLLM takes the pixel limit from the model's folder and would "
+            "see other image tokens than training does. Leave out models.policy.max_pixels and write it into the "
+            "folder's preprocessor_config.json (size: longest_edge)."
         )
     if training.lora is not None and is_deepspeed_zero3_enabled():
         raise UserError(
