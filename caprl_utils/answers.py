@@ -3,13 +3,6 @@
 Failure policy, the same everywhere: a text without one clear answer gives ``None``. The caller
 counts it, lists it and scores it as wrong (or leaves it out, if the metric says so); nothing in
 this project draws a letter at random or picks the likelier of two.
-
-Two rules for letters:
-
-``first_capital``  the first capital A to I in the text counts (author code of the QA reward). Right
-                   for short completions that continue "The answer is"; wrong for free text, where
-                   it reads "Answer: B" as A.
-``strict``         ours: the text must state one letter, in one of the forms people and models use.
 """
 
 from __future__ import annotations
@@ -18,8 +11,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-LetterMode = Literal["strict", "first_capital"]
 
 DEFAULT_LETTERS = "ABCD"
 
@@ -68,50 +59,33 @@ class LetterReading:
     reason: str | None = None
 
 
-def parse_letter(
-    text: str | None,
-    letters: str = DEFAULT_LETTERS,
-    *,
-    mode: LetterMode = "strict",
-    options: Sequence[str] | None = None,
-) -> str | None:
-    """The option letter that `text` states, or None. See `read_letter`."""
-    return read_letter(text, letters, mode=mode, options=options).letter
+def first_capital(text: str) -> str | None:
+    """The first capital A to I in the text (author code of the QA reward), or None.
+
+    Right for short completions that continue "The answer is"; wrong for free text, where it reads "Answer: B" as A.
+    """
+    found = re.search(r"[A-I]", text)
+    return found[0] if found else None
 
 
 def read_letter(
-    text: str | None,
-    letters: str = DEFAULT_LETTERS,
-    *,
-    mode: LetterMode = "strict",
-    options: Sequence[str] | None = None,
+    text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None
 ) -> LetterReading:
-    """Read one option letter and say how it was read.
+    """Read the one option letter that a text states, in one of the forms people and models use (ours).
 
-    Args:
-        text: the answer, free of the reasoning before it (see `final_answer`). None counts as empty.
-        letters: the letters that exist for this question, e.g. "ABCDE". Ignored by "first_capital",
-            which always looks for A to I as the authors' reward does.
-        mode: "strict" (ours) or "first_capital" (author code).
-        options: option texts without their letters, in letter order. Only if given, a text that is
-            exactly one of them counts as its letter.
+    text: the answer, free of the reasoning before it (see `final_answer`). letters: those that exist for this
+    question, e.g. "ABCDE". options: option texts without their letters, in letter order; only if given, a text that
+    is exactly one of them counts as its letter.
     """
-    text = (text or "").strip()
+    text = text.strip()
     if not text:
         return LetterReading(None, reason="empty answer")
-    if mode == "first_capital":
-        found = re.search(r"[A-I]", text)
-        if found is None:
-            return LetterReading(None, reason="no capital A to I")
-        return LetterReading(found[0], "letter")
-    if mode != "strict":
-        raise ValueError(f"unknown letter mode {mode!r}: use 'strict' or 'first_capital'")
     if options is not None and (index := _option_index(text, options)) is not None:
         return LetterReading(letters[index], "option_text")
-    return _read_strict(_plain(text), letters, options)
+    return _read_stated(_plain(text), letters, options)
 
 
-def _read_strict(text: str, letters: str, options: Sequence[str] | None) -> LetterReading:
+def _read_stated(text: str, letters: str, options: Sequence[str] | None) -> LetterReading:
     leading = _LEADING.match(text) or _LEADING_BARE.match(text)
     if leading and options is not None:
         # "B) Vitamin C": what follows the letter is an option, so its capitals are no answers.

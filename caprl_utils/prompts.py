@@ -7,8 +7,9 @@ read after the prefill ``The answer is``: the next token is then the letter with
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+
+from caprl_utils.hashing import text_hash
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -114,10 +115,10 @@ def look_question(question: str, options: Sequence[str] = ()) -> str:
 def prompt_hash() -> str:
     """Hash over all prompt texts of this module: part of every cache key and run record."""
     texts = [CAPTION, ANSWER_PREFILL, CANNOT_ANSWER, READ, LOOK, WRITE_QUESTIONS, format_options(["x", "y"])]
-    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
+    return text_hash("\x00".join(texts))
 
 
 def judge_prompt_hash() -> str:
     """Hash over the texts that only the judge of a benchmark's metric reads: part of the keys of runs with one."""
     texts = [GRADE, EXTRACT, COMPARE, MATH_RULE, *CHARXIV_RULES.values(), *TYPE_HINTS.values()]
-    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
+    return text_hash("\x00".join(texts))

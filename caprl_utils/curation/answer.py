@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
-from caprl_utils.answers import parse_letter
+from caprl_utils.answers import read_letter
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Completion, Request
 from caprl_utils.records import Question
@@ -81,5 +81,5 @@ def _letter_of(completion: Completion, order: Sequence[int], options: Sequence[s
     A completion that is exactly one option's text states its letter; None when nothing is stated clearly.
     """
     letters = prompts.LETTERS[: len(order)]
-    stated = parse_letter(completion.text, letters, options=[options[index] for index in order])
+    stated = read_letter(completion.text, letters, [options[index] for index in order]).letter
     return None if stated is None else letters[order[letters.index(stated)]]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from caprl_utils import prompts
-from caprl_utils.answers import parse_letter
+from caprl_utils.answers import first_capital
 from caprl_utils.models.base import Request
 from caprl_utils.records import Question
 from caprl_utils.rl.reader import Reader
@@ -130,7 +130,7 @@ def sampled_scores(
 ) -> tuple[list[float | None], dict[str, float]]:
     """1 or 0 per round from one sampled answer; None where the reader failed."""
     texts = reader.answers([r.request for r in rounds], settings.temperature)
-    letters = [None if text is None else parse_letter(text, mode="first_capital") for text in texts]
+    letters = [None if text is None else first_capital(text) for text in texts]
     scores = [
         None if text is None else float(letter == r.gold)
         for text, letter, r in zip(texts, letters, rounds, strict=True)

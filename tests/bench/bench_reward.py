@@ -18,7 +18,7 @@ from typing import Any
 import harness
 
 from caprl_utils import paths
-from caprl_utils.answers import parse_letter
+from caprl_utils.answers import first_capital
 from caprl_utils.config import load_profile
 from caprl_utils.images import open_images
 from caprl_utils.models import Sampling, open_backend
@@ -103,7 +103,7 @@ def one_by_one(
 
     async def right(post: Post, job: tuple[dict[str, Any], str]) -> bool:
         text = await post(CHAT, job[0], lambda answer: answer["choices"][0]["message"]["content"])
-        return parse_letter(text, mode="first_capital") == job[1]
+        return first_capital(text) == job[1]
 
     return statistics.mean(backend.client.run(jobs, right))
 

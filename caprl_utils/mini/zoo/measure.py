@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 from caprl_utils import prompts
-from caprl_utils.answers import parse_letter
+from caprl_utils.answers import read_letter
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
 from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
@@ -106,7 +106,7 @@ def looking_accuracy(model: Backend, count: int = 40, with_image: bool = True, k
             gold.append(letter)
             listed.append(options)
     answers = model.generate(requests, Sampling(max_tokens=3))
-    found = (parse_letter(a.text, options=options) for a, options in zip(answers, listed, strict=True))
+    found = (read_letter(a.text, options=options).letter for a, options in zip(answers, listed, strict=True))
     return sum(letter == g for letter, g in zip(found, gold, strict=True)) / len(gold)
 
 
