@@ -484,18 +484,6 @@ class Donor(Settings):
     revision: str | None = setting(None, "ours: the hub's current revision unless a commit hash pins it")
 
 
-class Projector(Settings):
-    """How the fresh projector starts. The paper says random, and no more."""
-
-    initialisation: Literal["normal", "torch"] = setting(
-        "normal", "ours: Hugging Face's normal(0, std) and zero bias; `torch` is what a bare nn.Linear has"
-    )
-    std: float = setting(0.02, "ours: initializer_range of both model classes", gt=0)
-    seed: int = setting(
-        0, "ours: every tensor draws from its own generator, seeded by this and its name", ge=0
-    )
-
-
 class Assembly(Settings):
     """One setting of Table 1: a language model, a vision tower, a fresh projector."""
 
@@ -504,7 +492,6 @@ class Assembly(Settings):
     architecture: Literal["qwen2_5_vl", "llava"] = Field(description="the class of the assembled model")
     language: Donor = Field(description="gives language model, head and tokenizer")
     vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
-    projector: Projector = setting(Projector(), "see each key")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "ours: as the language model's checkpoint"
     )
@@ -518,16 +505,14 @@ class Assembly(Settings):
     rename_tokens: dict[str, str] = setting(
         {}, "ours: reserved tokens that get a name, so that no embedding row is added (llava)"
     )
-    image_token: str = setting("<image>", "LLaVA-1.5, and what LLaMA-Factory's llava plugin writes (llava)")
     end_tokens: list[str] = setting(
         ["<|im_end|>", "<|endoftext|>"], "ours: chat models end with the first, base models with the second"
     )
-    max_shard_bytes: int = setting(2 * 10**9, "ours: memory of the assembly is one shard", False, ge=1)
 
     @model_validator(mode="after")
     def _keys_fit_the_architecture(self) -> "Assembly":
         own = {"qwen2_5_vl": ("min_pixels", "max_pixels", "accepted_differences"),
-               "llava": ("vision_feature_layer", "rename_tokens", "image_token")}  # fmt: skip
+               "llava": ("vision_feature_layer", "rename_tokens")}  # fmt: skip
         for architecture, names in own.items():
             strange = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
             if architecture != self.architecture and strange:

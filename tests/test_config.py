@@ -177,7 +177,7 @@ def test_the_command_line_wins_over_an_experiment(monkeypatch):
     ("text", "message"),
     [
         ("architecture: lava", r"own.yaml:\n.*architecture: 'lava'.*did you mean llava\?"),
-        ("projector: {std: 0}", r"projector.std: 0: "),
+        ("vision: {path: ''}", r"vision.path: "),
         ("visin: {}", r"unknown key visin .*did you mean vision\?"),
         ("vision_feature_layer: -1", "vision_feature_layer belong"),
         ("extends: qwen2.5-3", r"no assembly 'qwen2.5-3'; did you mean qwen2.5-3b\?"),
@@ -191,8 +191,8 @@ def test_mistakes_in_an_assembly_are_named(text, message, tmp_path):
 
 
 def test_an_assembly_takes_overrides():
-    found = load_assembly("mini-qwen-3b", {"projector.std": 0.1})
-    assert (found.name, found.projector.std, found.projector.seed) == ("mini-qwen-3b", 0.1, 0)
+    found = load_assembly("mini-qwen-3b", {"vision.revision": "main"})
+    assert (found.name, found.vision.path, found.vision.revision) == ("mini-qwen-3b", "zoo:vlm-72b", "main")
 
 
 def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path):

@@ -49,7 +49,7 @@ def assemble(profile: Profile) -> dict[str, Path]:
     The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes
     should train and this is no Slurm job, before hours of captions and data.
     """
-    from caprl_utils.vlm_init import assemble as assemble_setting
+    from caprl_utils.vlm_init import assembly
 
     launch.check_nodes(profile.pretraining)
     folders = {}
@@ -57,7 +57,7 @@ def assemble(profile: Profile) -> dict[str, Path]:
         for seed in seeds_of(profile.pretraining, setting):
             name = seeded(setting, seed)
             folders[name] = paths.RUNS / profile.name / "vlm_init" / name
-            assemble_setting(setting, folders[name], profile.seed if seed is None else seed)
+            assembly.assemble(setting, folders[name], profile.seed if seed is None else seed)
     return folders
 
 

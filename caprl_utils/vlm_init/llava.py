@@ -3,94 +3,82 @@
 Choices that the paper leaves open, all ours: features of CLIP's last layer but one without the class token and a
 projector of two layers with GELU (LLaVA-1.5); pictures padded to a square, because CLIP's own centre crop cuts off the
 sides of charts and documents; ``<image>`` and the chat marks on reserved rows of the embedding, so that none is added.
+
+InternLM2's weights become transformers' own Llama class: the same function without remote code. What differs is layout
+only (modeling_internlm2.py of the model's repository, and InternLM's own tools/convert2llama.py): the fused ``wqkv``
+holds, for each key-value head in turn, the rows of its query heads, then its key, then its value. Two points are ours:
+`bias: true` converts too (Llama's attention_bias covers q, k, v and o alike, as InternLM2's flag does); "dynamic" rope
+scaling is left out: it acts beyond max_position_embeddings (32,768, kept) only, farther than any text here, and
+transformers, LLaMA-Factory's transformers and vLLM each have their own reading of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
 from caprl_utils.schema import Assembly
-from caprl_utils.vlm_init import internlm
-from caprl_utils.vlm_init.agreement import language_facts, require
-from caprl_utils.vlm_init.checkpoint import Checkpoint
-from caprl_utils.vlm_init.donors import donor_folder, read_config
-from caprl_utils.vlm_init.plan import Part, Plan, Take, expected_shapes, unused
-from caprl_utils.vlm_init.tokens import fast_tokenizer, renamed
+from caprl_utils.vlm_init.donors import fast_tokenizer, renamed, require
 
-CHAT_TEMPLATE = Path(__file__).with_name("llava_chatml.jinja")
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaConfig
+
+CLASS = "LlavaForConditionalGeneration"
 # Names as the hub's checkpoints have them: vLLM 0.31 reads a CLIP tower under `vision_model.` only, and a model that
 # transformers built itself is saved without that level.
-RENAMED = {
+STORED = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
-TOWER_FIRST = "embeddings.class_embedding"
-TOWER_PREFIXES = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
+IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
+CHAT_TEMPLATE = Path(__file__).with_name("llava_chatml.jinja")
 LANGUAGE_CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}
+_TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
+_IN_A_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+PREFIXES = (("model.", "lm_head.", "output."), tuple(a + b for a in _TOWERS for b in _IN_A_TOWER))
+
+_INTERNLM_KEPT = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+INTERNLM_NAMES = {
+    "model.tok_embeddings": "model.embed_tokens",
+    "output": "lm_head",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+"""Modules of InternLM2 -> Llama's."""
 
 
-def make_plan(setting: Assembly) -> Plan:
-    """Open and check both donors. Raises UserError for whatever keeps them from fitting together."""
-    language = donor_folder(setting.language, ["model.", "lm_head.", "output."])
-    parts = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
-    vision = donor_folder(setting.vision, [p + q for p in TOWER_PREFIXES for q in parts])
-    raw = read_config(language)
-    text = _text_config(setting, raw)
-    tokenizer = renamed(fast_tokenizer(language), setting.rename_tokens)
-    config = _config(
-        setting, text, _tower_config(setting, read_config(vision)), _image_id(setting, tokenizer, text)
-    )
-    donors: dict[Part, Checkpoint] = {
-        "language model": Checkpoint(language),
-        "vision tower": Checkpoint(vision),
-    }
-    fused = raw["model_type"] == "internlm2"
-    takes = _takes(config, donors["vision tower"], text if fused else None)
+def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The new model's config from both config.json, and notes. Raises UserError for classes that do not belong here."""
+    from transformers import LlavaConfig
+
+    text, tower = _text_config(setting, language), _tower_config(setting, vision)
+    config = LlavaConfig(
+        text_config=text, vision_config=tower, image_token_index=0,  # set with the tokenizer
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2, projector_hidden_act="gelu",
+        vision_feature_select_strategy="default", vision_feature_layer=setting.vision_feature_layer,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )  # fmt: skip
     notes = [
         f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
         for old, new in setting.rename_tokens.items()
     ]
-    if fused:
-        notes.append(
-            "InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"
-        )
-    groups = {"text_model.": "CLIP's text half", "language_model.": "the donor's language model"}
-    return Plan(
-        config=config,
-        takes=takes,
-        donors=donors,
-        save_processor=lambda folder: _save_processor(
-            setting, tokenizer, vision, config.vision_config, folder
-        ),
-        agreed=language_facts(text),
-        notes=notes,
-        left_out=unused(donors["vision tower"], takes, groups),
-    )
-
-
-def combined(
-    setting: Assembly, language: dict[str, Any], vision: dict[str, Any], image_id: int = 0
-) -> tuple[Any, list[str]]:
-    """The new model's config from both config.json. Raises UserError for classes that do not belong here."""
-    return _config(setting, _text_config(setting, language), _tower_config(setting, vision), image_id), []
-
-
-def _image_id(setting: Assembly, tokenizer: Any, text: Any) -> int:
-    vocabulary = tokenizer.get_vocab()
-    require(
-        setting.image_token in vocabulary,
-        f"image_token {setting.image_token!r} is not in the tokenizer of {setting.language.path}; give a reserved "
-        "token that name by rename_tokens",
-    )
-    require(
-        max(vocabulary.values()) < text.vocab_size,
-        f"the tokenizer of {setting.language.path} has ids beyond vocab_size {text.vocab_size}",
-    )
-    return vocabulary[setting.image_token]
+    if language["model_type"] == "internlm2":
+        notes += ["InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"]
+    return config, notes
 
 
 def _text_config(setting: Assembly, raw: dict[str, Any]) -> Any:
@@ -99,7 +87,7 @@ def _text_config(setting: Assembly, raw: dict[str, Any]) -> Any:
 
     kind = raw.get("model_type")
     if kind == "internlm2":
-        return internlm.llama_config(raw)
+        return llama_config(raw)
     require(
         kind in LANGUAGE_CLASSES,
         f"{setting.language.path} is a {kind!r} model; a LLaVA takes internlm2, {', '.join(LANGUAGE_CLASSES)}",
@@ -110,96 +98,110 @@ def _text_config(setting: Assembly, raw: dict[str, Any]) -> Any:
 def _tower_config(setting: Assembly, raw: dict[str, Any]) -> Any:
     from transformers import CLIPVisionConfig
 
-    kind = raw.get("model_type")
+    kind, path = raw.get("model_type"), setting.vision.path
     values = raw if kind == "clip_vision_model" else raw.get("vision_config", {})
     known = kind == "clip" or values.get("model_type") == "clip_vision_model"
-    require(known, f"{setting.vision.path} is a {kind!r} model, not CLIP and none with a CLIP tower")
+    require(known, f"{path} is a {kind!r} model, not CLIP and none with a CLIP tower")
     drop = ("model_type", "dtype", "torch_dtype", "architectures", "transformers_version")
     config = CLIPVisionConfig(**{k: v for k, v in values.items() if k not in drop})
-    require(
-        config.image_size % config.patch_size == 0,
-        f"image_size {config.image_size} of {setting.vision.path} is no multiple of its patch_size "
-        f"{config.patch_size}",
-    )
-    require(
-        -config.num_hidden_layers - 1 <= setting.vision_feature_layer,
-        f"vision_feature_layer {setting.vision_feature_layer}: the tower of {setting.vision.path} has "
-        f"{config.num_hidden_layers} layers",
-    )
+    side, patch, layer = config.image_size, config.patch_size, setting.vision_feature_layer
+    require(side % patch == 0, f"image_size {side} of {path} is no multiple of its patch_size {patch}")
+    layers = config.num_hidden_layers
+    require(layer >= -layers - 1, f"vision_feature_layer {layer}: the tower of {path} has {layers} layers")
     return config
 
 
-def _config(setting: Assembly, text: Any, tower: Any, image_id: int) -> Any:
-    from transformers import LlavaConfig
+def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
+    """Tokenizer of the language donor and an image processor that pads to a square, and tokens of an image.
 
-    return LlavaConfig(
-        text_config=text,
-        vision_config=tower,
-        image_token_index=image_id,
-        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
-        projector_hidden_act="gelu",
-        vision_feature_select_strategy="default",
-        vision_feature_layer=setting.vision_feature_layer,
-        tie_word_embeddings=text.tie_word_embeddings,
+    The id of the image token goes into the config. Raises UserError for tokens or sizes that do not fit.
+    """
+    from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
+
+    tokenizer, path = renamed(fast_tokenizer(language), setting.rename_tokens), setting.language.path
+    ids, limit = tokenizer.get_vocab(), config.text_config.vocab_size
+    require(IMAGE_TOKEN in ids, f"{IMAGE_TOKEN!r} is not in the tokenizer of {path}; give a reserved token that name "
+            "by rename_tokens")  # fmt: skip
+    require(max(ids.values()) < limit, f"the tokenizer of {path} has ids beyond vocab_size {limit}")
+    config.image_token_index = ids[IMAGE_TOKEN]
+    theirs, side = CLIPImageProcessor.from_pretrained(vision), config.vision_config.image_size
+    crop = theirs.crop_size["height"]
+    require(
+        crop == side, f"{shown(vision)}: the image processor makes {crop} pixels, the tower expects {side}"
     )
+    tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8").replace("IMAGE_TOKEN", IMAGE_TOKEN)
+    made = LlavaProcessor(
+        image_processor=LlavaImageProcessor(
+            do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
+            image_mean=theirs.image_mean, image_std=theirs.image_std,
+        ),
+        tokenizer=tokenizer, patch_size=config.vision_config.patch_size, chat_template=tokenizer.chat_template,
+        vision_feature_select_strategy="default", image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,  # the class token, which "default" then leaves out
+    )  # fmt: skip
+    return made, config.image_seq_length
 
 
-def targets(config: Any) -> list[tuple[str, Part, tuple[int, ...]]]:
-    """(name in the checkpoint, part, shape) of every tensor of the new model."""
-    parts: dict[str, Part] = {
-        "model.vision_tower.": "vision tower",
-        "model.multi_modal_projector.": "projector",
-    }
-    found: list[tuple[str, Part, tuple[int, ...]]] = []
-    for name, shape in expected_shapes(config).items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+def tensors(
+    config: Any, language: Mapping[str, torch.Tensor], vision: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """All tensors of both donors under the new model's stored names. Raises UserError for a donor without a tower."""
+    first = "embeddings.class_embedding"
+    prefix = next((p for p in _TOWERS if p + first in vision), None)
+    require(prefix is not None, f"the vision donor has no CLIP tower ({first} under no known prefix)")
+    tower = {f"vision_tower.vision_model.{n.removeprefix(prefix)}": t for n, t in vision.items()
+             if n.startswith(prefix)}  # fmt: skip
+    if "model.tok_embeddings.weight" in language:
+        language = llama_tensors(language, config.text_config)
+    return {**{f"language_model.{name}": tensor for name, tensor in language.items()}, **tower}
+
+
+def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
+    """config.json of an InternLM2 model -> LlamaConfig. Raises UserError for a rope scaling that is not known."""
+    from transformers import LlamaConfig
+
+    missing = [key for key in _INTERNLM_KEPT[:6] if key not in internlm]
+    require(not missing, f"the InternLM2 config lacks {', '.join(missing)}; is config.json whole?")
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": internlm.get("rope_theta", 10_000)}
+    scaling = internlm.get("rope_scaling")
+    kind = scaling and (scaling.get("type") or scaling.get("rope_type"))
+    if kind == "linear":
+        rope |= {"rope_type": "linear", "factor": scaling["factor"]}
+    elif kind not in (None, "dynamic"):
+        raise UserError(f"rope scaling {kind!r} of the InternLM2 config is not known; dynamic and linear are")
+    return LlamaConfig(
+        **{key: internlm[key] for key in _INTERNLM_KEPT if key in internlm},
+        attention_bias=bool(internlm.get("bias", False)), mlp_bias=False, rope_parameters=rope,
+        tie_word_embeddings=bool(internlm.get("tie_word_embeddings", False)),
+    )  # fmt: skip
+
+
+def llama_tensors(internlm: Mapping[str, torch.Tensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
+    """Tensors of InternLM2 under Llama's names, the fused ones split. Raises UserError as `split` does."""
+    found = {}
+    for name, tensor in internlm.items():
+        module, _, kind = name.rpartition(".")
+        if module.endswith("attention.wqkv"):
+            stem = module.removesuffix("attention.wqkv")
+            parts = zip("qkv", split(tensor, config), strict=True)
+            found |= {f"{stem}self_attn.{letter}_proj.{kind}": part for letter, part in parts}
             continue
-        old, new = next((a, b) for a, b in RENAMED.items() if name.startswith(a))
-        found.append((name.replace(old, new, 1), parts.get(old, "language model"), shape))
+        old = next((old for old in INTERNLM_NAMES if module == old or module.endswith(f".{old}")), None)
+        found[f"{module.removesuffix(old)}{INTERNLM_NAMES[old]}.{kind}" if old else name] = tensor
     return found
 
 
-def _takes(config: Any, vision: Checkpoint, fused: Any | None) -> list[Take]:
-    """fused: the text config when the language donor has InternLM2's layout."""
-    prefix = next((p for p in TOWER_PREFIXES if p + TOWER_FIRST in vision.tensors), None)
+def split(wqkv: torch.Tensor, config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fused tensor ((heads + 2 kv heads) * head_dim, ...) -> query, key, value.
+
+    Raises UserError when its rows do not fit the number of heads.
+    """
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    rows = (heads + 2 * kv_heads) * width
     require(
-        prefix is not None, f"{vision.folder} has no CLIP vision tower ({TOWER_FIRST} under no known prefix)"
+        wqkv.shape[0] == rows,
+        f"a fused wqkv has {wqkv.shape[0]} rows, {heads} heads and {kv_heads} key-value heads of {width} make {rows}; "
+        "wrong config.json?",
     )
-    takes = []
-    for target, part, shape in targets(config):
-        source, pick = None, None
-        if part == "vision tower":
-            source = prefix + target.removeprefix("vision_tower.vision_model.")
-        elif part == "language model":
-            source = target.removeprefix("language_model.")
-            if fused is not None:
-                source, pick = internlm.source_of(source, fused)
-        takes.append(Take(target, part, shape, source, pick))
-    return takes
-
-
-def _save_processor(
-    setting: Assembly, tokenizer: Any, vision: Path, tower: Any, folder: Path
-) -> dict[str, Any]:
-    """Tokenizer of the language donor, and an image processor with the tower's size that pads to a square."""
-    from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
-
-    theirs = CLIPImageProcessor.from_pretrained(vision)
-    crop = theirs.crop_size["height"]
-    require(crop == tower.image_size,
-            f"{paths.shown(vision)}: the image processor makes {crop} pixels, the tower expects {tower.image_size}"
-            )  # fmt: skip
-    side = {"height": tower.image_size, "width": tower.image_size}
-    images = LlavaImageProcessor(do_pad=True, size={"shortest_edge": tower.image_size}, crop_size=side,
-                                 image_mean=theirs.image_mean, image_std=theirs.image_std)  # fmt: skip
-    template = CHAT_TEMPLATE.read_text(encoding="utf-8").replace("IMAGE_TOKEN", setting.image_token)
-    tokenizer.chat_template = template
-    LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=tower.patch_size, chat_template=template,
-        vision_feature_select_strategy="default", image_token=setting.image_token,
-        num_additional_image_tokens=1,  # the class token, which "default" then leaves out
-    ).save_pretrained(folder)  # fmt: skip
-    pixels = tower.image_size**2
-    return {"min_pixels": pixels, "max_pixels": pixels,
-            "max_image_tokens": (tower.image_size // tower.patch_size) ** 2,
-            "image_token": setting.image_token}  # fmt: skip
+    by_head = wqkv.unflatten(0, (kv_heads, heads // kv_heads + 2, width))
+    return by_head[:, :-2].flatten(0, 2), by_head[:, -2].flatten(0, 1), by_head[:, -1].flatten(0, 1)

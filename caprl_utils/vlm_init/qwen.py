@@ -2,151 +2,129 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from caprl_utils.errors import UserError
 from caprl_utils.schema import Assembly
-from caprl_utils.vlm_init.agreement import language_facts, require, require_same
-from caprl_utils.vlm_init.checkpoint import Checkpoint
-from caprl_utils.vlm_init.donors import donor_folder, read_config
-from caprl_utils.vlm_init.plan import Part, Plan, Take, expected_shapes, unused
-from caprl_utils.vlm_init.tokens import fast_tokenizer, same_ids
+from caprl_utils.vlm_init.donors import fast_tokenizer, language_facts, require
 
-MERGER = "visual.merger."
+if TYPE_CHECKING:
+    import torch
+
+CLASS = "Qwen2_5_VLForConditionalGeneration"
+STORED = {"model.visual.": "visual.", "model.language_model.": "model."}  # as the hub's checkpoints are named
+PREFIXES = (("model.", "lm_head."), ("visual.", "model.visual."))  # of what the two donors give
 IMAGE_TOKENS = {
-    "<|image_pad|>": "image_token_id",
-    "<|video_pad|>": "video_token_id",
-    "<|vision_start|>": "vision_start_token_id",
-    "<|vision_end|>": "vision_end_token_id",
-}
-RENAMED = {
-    "model.visual.": "visual.",
-    "model.language_model.": "model.",
-}  # as the hub's checkpoints are named
-
-
-def make_plan(setting: Assembly) -> Plan:
-    """Open and compare both donors. Raises UserError for whatever keeps them from fitting together."""
-    language = donor_folder(setting.language, ["model.", "lm_head."])
-    vision = donor_folder(setting.vision, ["visual.", "model.visual."])
-    config, notes = combined(setting, read_config(language), read_config(vision))
-    _check_tokens(setting, config, language, vision)
-    donors: dict[Part, Checkpoint] = {
-        "language model": Checkpoint(language),
-        "vision tower": Checkpoint(vision, ["visual.", "model.visual."]),
-    }
-    deep = "model." if any(n.startswith("model.visual.") for n in donors["vision tower"].tensors) else ""
-    sources = {"language model": "", "vision tower": deep}
-    takes = [
-        Take(target, part, shape, None if part == "projector" else sources[part] + target)
-        for target, part, shape in targets(config)
-    ]
-    groups = {f"{deep}{MERGER}": "the vision donor's own patch merger"}
-    return Plan(
-        config=config,
-        takes=takes,
-        donors=donors,
-        save_processor=lambda folder: _save_processor(setting, vision, folder),
-        agreed=language_facts(config.text_config),
-        notes=[
-            *notes,
-            "embeddings of the vision special tokens are the language model's own, untrained there",
-        ],
-        left_out=unused(donors["vision tower"], takes, groups),
-    )
+    "<|image_pad|>": "image_token_id", "<|video_pad|>": "video_token_id",
+    "<|vision_start|>": "vision_start_token_id", "<|vision_end|>": "vision_end_token_id",
+}  # fmt: skip
+_OF_THE_LANGUAGE_MODEL = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "rms_norm_eps", "max_position_embeddings", "attention_dropout",
+    "initializer_range", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers",
+    "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
+)  # fmt: skip
 
 
 def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The new model's config from both config.json, and notes on accepted differences.
+    """The vision donor's config with everything of the language model from the language donor's, and notes.
 
-    Raises UserError when a config is of another class, or hyperparameters that must agree do not.
+    language, vision: the donors' config.json. Raises UserError when one is of another class, or hyperparameters that
+    must agree do not.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
     for donor, raw, name in ((setting.language, language, "qwen2"), (setting.vision, vision, "qwen2_5_vl")):
-        require(
-            raw.get("model_type") == name,
-            f"{donor.path} is a {raw.get('model_type')!r} model; this setting needs {name!r} here",
-        )
+        kind = raw.get("model_type")
+        require(kind == name, f"{donor.path} is a {kind!r} model; this setting needs {name!r} here")
     text, frame = Qwen2Config.from_dict(language), Qwen2_5_VLConfig.from_dict(vision)
-    accepted = require_same(
-        language_facts(text),
-        language_facts(frame.text_config)
-        | {"tie_word_embeddings": frame.tie_word_embeddings},  # the hub: at the root
-        (setting.language.path, f"the language model inside {setting.vision.path}"),
-        setting.accepted_differences,
-        "Take the vision tower from the Qwen2.5-VL whose language model has the donor's size",
-    )
-    notes = [
-        f"{key} is the language model's {ours!r}; the vision donor's own has {theirs!r}"
-        for key, (ours, theirs) in accepted.items()
-    ]
-    return _config(frame, text), notes
-
-
-def targets(config: Any) -> list[tuple[str, Part, tuple[int, ...]]]:
-    """(name in the checkpoint, part, shape) of every tensor of the new model."""
-    found: list[tuple[str, Part, tuple[int, ...]]] = []
-    for name, shape in expected_shapes(config).items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        target = next((name.replace(a, b, 1) for a, b in RENAMED.items() if name.startswith(a)), name)
-        part: Part = "vision tower" if target.startswith("visual.") else "language model"
-        found.append((target, "projector" if target.startswith(MERGER) else part, shape))
-    return found
-
-
-def _check_tokens(setting: Assembly, config: Any, language: Path, vision: Path) -> None:
-    """Both tokenizers give the same ids, and the image tokens those that the config names."""
-    tokenizer = fast_tokenizer(language)
-    same_ids(tokenizer, fast_tokenizer(vision), setting.language.path, setting.vision.path)
-    for token, key in IMAGE_TOKENS.items():
-        found, named = tokenizer.convert_tokens_to_ids(token), getattr(config, key)
-        require(
-            found == named,
-            f"{token} has id {found} in the tokenizer of {setting.language.path}, but {key} is {named} in "
-            f"{setting.vision.path}",
-        )
-
-
-def _config(frame: Any, text: Any) -> Any:
-    """The vision donor's config with everything of the language model taken from the language donor."""
-    from transformers import Qwen2_5_VLConfig
-
+    notes = _agreement(setting, text, frame)
     sections = frame.text_config.rope_parameters.get("mrope_section")
     head_dim = text.hidden_size // text.num_attention_heads
     require(sections is not None and 2 * sum(sections) == head_dim,
             f"mrope_section {sections} of the vision donor does not add up to half of head_dim {head_dim}")  # fmt: skip
-    taken = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "hidden_act", "rms_norm_eps", "max_position_embeddings", "attention_dropout",
-             "initializer_range", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers",
-             "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
-    values = {key: getattr(text, key) for key in taken}
-    vision = frame.vision_config.to_dict() | {"out_hidden_size": text.hidden_size}
+    values = {key: getattr(text, key) for key in _OF_THE_LANGUAGE_MODEL}
     return Qwen2_5_VLConfig(
-        text_config=values | {"rope_parameters": dict(text.rope_parameters) | {"mrope_section": list(sections)},
-                              "tie_word_embeddings": text.tie_word_embeddings},
-        vision_config=vision,
+        text_config=values | {"rope_parameters": dict(text.rope_parameters) | {"mrope_section": list(sections)}},
+        vision_config=frame.vision_config.to_dict() | {"out_hidden_size": text.hidden_size},
         tie_word_embeddings=text.tie_word_embeddings,  # at the root: older readers do not look further down
-        **{key: getattr(frame, key) for key in ("image_token_id", "video_token_id", "vision_start_token_id",
-                                                "vision_end_token_id")},
-    )  # fmt: skip
+        **{key: getattr(frame, key) for key in IMAGE_TOKENS.values()},
+    ), notes  # fmt: skip
 
 
-def _save_processor(setting: Assembly, vision: Path, folder: Path) -> dict[str, Any]:
-    """Processor of the vision donor (its chat template knows images), with the setting's image size limits."""
+def _agreement(setting: Assembly, text: Any, frame: Any) -> list[str]:
+    """Compare the language model with the vision donor's own; notes on accepted differences.
+
+    Raises UserError listing every other difference, and for an accepted name that is no hyperparameter.
+    """
+    ours = language_facts(text)
+    # the hub's configs tie the head at the root
+    theirs = language_facts(frame.text_config) | {"tie_word_embeddings": frame.tie_word_embeddings}
+    accepted = setting.accepted_differences
+    if unknown := sorted(set(accepted) - set(ours)):
+        raise UserError(
+            f"accepted_differences: {', '.join(unknown)} is not compared; known: {', '.join(ours)}"
+        )
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    if refused := [key for key in differing if key not in accepted]:
+        raise UserError(
+            f"{setting.language.path} and the language model inside {setting.vision.path} do not fit together: "
+            + "; ".join(f"{key} {ours[key]!r} and {theirs[key]!r}" for key in refused)
+            + ". Take the vision tower from the Qwen2.5-VL whose language model has the donor's size"
+        )
+    untrained = "embeddings of the vision special tokens are the language model's own, untrained there"
+    return [
+        *(
+            f"{k} is the language model's {ours[k]!r}; the vision donor's own has {theirs[k]!r}"
+            for k in differing
+        ),
+        untrained,
+    ]
+
+
+def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
+    """Processor of the vision donor (its chat template knows images) with the setting's limits, and most image tokens.
+
+    Raises UserError unless both tokenizers give the same ids and the image tokens have those that the config names.
+    """
     from transformers import Qwen2_5_VLProcessor
 
-    processor = Qwen2_5_VLProcessor.from_pretrained(vision)
-    size = dict(processor.image_processor.size)
-    size["shortest_edge"] = setting.min_pixels or size["shortest_edge"]
-    size["longest_edge"] = setting.max_pixels or size["longest_edge"]
-    require(size["shortest_edge"] <= size["longest_edge"],
-            f"min_pixels {size['shortest_edge']} is above max_pixels {size['longest_edge']}")  # fmt: skip
-    processor.image_processor.size = size
-    processor.save_pretrained(folder)
-    per_token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
-    return {
-        "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"],
-        "max_image_tokens": size["longest_edge"] // per_token, "image_token": processor.image_token,
-    }  # fmt: skip
+    _same_ids(setting, fast_tokenizer(language), fast_tokenizer(vision))
+    tokenizer = fast_tokenizer(language)
+    for token, key in IMAGE_TOKENS.items():
+        found, named = tokenizer.convert_tokens_to_ids(token), getattr(config, key)
+        require(found == named, f"{token} has id {found} in the tokenizer of {setting.language.path}, but {key} is "
+                f"{named} in {setting.vision.path}")  # fmt: skip
+    made = Qwen2_5_VLProcessor.from_pretrained(vision)
+    images = made.image_processor
+    low = setting.min_pixels or images.size["shortest_edge"]
+    high = setting.max_pixels or images.size["longest_edge"]
+    require(low <= high, f"min_pixels {low} is above max_pixels {high}")
+    images.size = dict(images.size) | {"shortest_edge": low, "longest_edge": high}
+    return made, high // (images.patch_size * images.merge_size) ** 2
+
+
+def _same_ids(setting: Assembly, language: Any, vision: Any) -> None:
+    """Raise UserError unless every token of both has the same id in both, and the vision donor adds none."""
+    ours, theirs = language.get_vocab(), vision.get_vocab()
+    if moved := [token for token, number in theirs.items() if ours.get(token, number) != number]:
+        token = min(moved)
+        raise UserError(
+            f"the tokenizers of {setting.language.path} and {setting.vision.path} do not fit together: {len(moved)} "
+            f"tokens have other ids, {token!r} for one ({ours[token]} and {theirs[token]})"
+        )
+    if added := sorted(theirs.keys() - ours.keys()):
+        raise UserError(
+            f"{setting.vision.path} has {len(added)} tokens that {setting.language.path} lacks "
+            f"({', '.join(map(repr, added[:5]))}); the language model would have no embedding for them"
+        )
+
+
+def tensors(
+    config: Any, language: Mapping[str, torch.Tensor], vision: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """All tensors of both donors under the new model's stored names."""
+    tower = {f"visual.{name.partition('visual.')[2]}": tensor for name, tensor in vision.items()}
+    return {**language, **tower}

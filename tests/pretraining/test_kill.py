@@ -12,7 +12,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import arguments, launch, stages
 from caprl_utils.pretraining.sets import Training
-from caprl_utils.vlm_init import assemble
+from caprl_utils.vlm_init.assembly import assemble
 from tests.pretraining.conftest import BATCH, STEPS, inputs_of
 
 pytestmark = [

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from caprl_utils import vlm_init
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import chain, launch, prepare, sets, stages
 from caprl_utils.pretraining.data import read_examples
 from caprl_utils.pretraining.rows import described, image_source
 from caprl_utils.pretraining.sets import Training
+from caprl_utils.vlm_init import assembly
 
 
 class Counter:
@@ -136,7 +136,7 @@ def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, 
     seeded = load_profile("smoke", {"pretraining.more_seeds": {"mini-qwen-3b": [3]}})
     made = {}
     monkeypatch.setattr(
-        vlm_init, "assemble", lambda setting, out, seed: made.update({out.name: (setting, seed)})
+        assembly, "assemble", lambda setting, out, seed: made.update({out.name: (setting, seed)})
     )
     folders = chain.assemble(seeded)
     assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}

@@ -9,16 +9,15 @@ import sys
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file
-from small_donors import same_logits, setting_with_head
+from safetensors.torch import load_file, save_file
 
+from caprl_utils.config import assembly_names, load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import Summary, assemble, assembly_names, equality, load_assembly
-from caprl_utils.vlm_init.__main__ import main
-from caprl_utils.vlm_init.picture import draw
+from caprl_utils.vlm_init import assembly
+from caprl_utils.vlm_init.assembly import Summary, assemble, verify_tensors
+from tests.vlm_init.conftest import same_logits, setting_with_head
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +68,6 @@ def test_the_projector_is_its_seeded_draw(assembled, qwen_setting, vlm, tmp_path
     assert differing == {"visual.merger.mlp.0.weight", "visual.merger.mlp.2.weight"}
 
 
-def test_the_projector_can_start_as_torch_would(qwen_setting, tmp_path):
-    how = qwen_setting.projector.model_copy(update={"initialisation": "torch"})
-    assemble(qwen_setting.model_copy(update={"projector": how}), tmp_path / "out")
-    merger = load_file(tmp_path / "out" / "model.safetensors")
-    weight, bias = merger["visual.merger.mlp.0.weight"], merger["visual.merger.mlp.0.bias"]
-    bound = weight.shape[1] ** -0.5
-    for tensor in (weight, bias):
-        assert 0.9 * bound < tensor.abs().max() <= bound
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_heads_tied_or_not_are_as_the_language_models(tied, vision_donor, tmp_path):
     from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2ForCausalLM
@@ -93,7 +82,9 @@ def test_heads_tied_or_not_are_as_the_language_models(tied, vision_donor, tmp_pa
     )
     vlm = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     assert (vlm.lm_head.weight is vlm.model.language_model.embed_tokens.weight) is tied
-    assert summary.parameters == sum(p.numel() for p in vlm.parameters())
+    assert sum(part["parameters"] for part in summary.parts.values()) == sum(
+        p.numel() for p in vlm.parameters()
+    )
     language = Qwen2ForCausalLM.from_pretrained(tmp_path / "language").eval()
     same_logits(vlm, language, len(shared_tokenizer()))
 
@@ -101,17 +92,24 @@ def test_heads_tied_or_not_are_as_the_language_models(tied, vision_donor, tmp_pa
 def test_the_summary_counts_what_the_model_has(assembled, vlm):
     merger = sum(p.numel() for p in vlm.model.visual.merger.parameters())
     tower = sum(p.numel() for p in vlm.model.visual.parameters()) - merger
-    assert {name: part.parameters for name, part in assembled.parts.items()} == {
-        "language model": sum(p.numel() for p in vlm.parameters()) - tower - merger,
-        "vision tower": tower,
+    assert {name: part["parameters"] for name, part in assembled.parts.items()} == {
+        "language_model": sum(p.numel() for p in vlm.parameters()) - tower - merger,
+        "vision_tower": tower,
         "projector": merger,
     }
-    assert assembled.left_out == {"the vision donor's own patch merger": merger}
     assert any("rms_norm_eps" in note for note in assembled.notes)
     assert Summary.load(assembled.folder) == assembled
-    compared = equality.verify_tensors(assembled)
-    assert compared == {n: p.tensors for n, p in assembled.parts.items() if n != "projector"}
-    assert assembled.projector_checksum in assembled.text()
+    compared = verify_tensors(assembled)
+    assert compared == {n: p["tensors"] for n, p in assembled.parts.items() if n != "projector"}
+
+
+def test_a_tensor_that_changed_is_named(assembled, qwen_setting, tmp_path):
+    summary = assemble(qwen_setting, tmp_path / "out", seed=5)
+    tensors = load_file(summary.folder / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, summary.folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight in .* differs from its donor"):
+        verify_tensors(summary)
 
 
 def test_what_training_and_serving_read_is_there(assembled, vlm):
@@ -122,7 +120,7 @@ def test_what_training_and_serving_read_is_there(assembled, vlm):
     assert processor.tokenizer(text).input_ids == shared_tokenizer()(text).input_ids
     assert processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") == vlm.config.image_token_id
     assert dict(processor.image_processor.size) == {"shortest_edge": 140 * 140, "longest_edge": 140 * 140}
-    assert assembled.images["max_image_tokens"] == 25
+    assert assembled.max_image_tokens == 25
     ends = [shared_tokenizer().convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
     assert vlm.generation_config.eos_token_id == ends == assembled.end_token_ids
     assert vlm.generation_config.pad_token_id == shared_tokenizer().pad_token_id
@@ -134,7 +132,7 @@ def test_image_size_limits_are_written_into_the_model(qwen_setting, tmp_path):
     summary = assemble(qwen_setting.model_copy(update={"min_pixels": 56 * 56}), tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]["size"]
     assert stored == {"shortest_edge": 56 * 56, "longest_edge": 140 * 140}
-    assert summary.images["min_pixels"] == 56 * 56
+    assert summary.max_image_tokens == 25
     with pytest.raises(UserError, match="min_pixels 99999999 is above max_pixels 19600"):
         assemble(qwen_setting.model_copy(update={"min_pixels": 99999999}), tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
@@ -152,8 +150,9 @@ def test_saved_again_it_is_the_same(assembled, vlm, tmp_path):
     )
 
 
-def test_several_shards_hold_the_same(assembled, qwen_setting, tmp_path):
-    cut = assemble(qwen_setting.model_copy(update={"max_shard_bytes": 10**6}), tmp_path / "cut", seed=5)
+def test_several_shards_hold_the_same(assembled, qwen_setting, monkeypatch, tmp_path):
+    monkeypatch.setattr(assembly, "MAX_SHARD", "1MB")
+    cut = assemble(qwen_setting, tmp_path / "cut", seed=5)
     index = json.loads((cut.folder / "model.safetensors.index.json").read_text())
     files = sorted(cut.folder.glob("model-*.safetensors"))
     assert len(files) > 4 and {f.name for f in files} == set(index["weight_map"].values())
@@ -175,10 +174,11 @@ def test_done_is_done_and_something_else_is_not_overwritten(assembled, qwen_sett
 def test_killed_while_writing_it_starts_again(assembled, qwen_setting, tmp_path):
     script = (
         "import os, signal, sys\n"
-        "from caprl_utils.vlm_init import Assembly, assemble, writer\n"
-        "draw = writer.fresh\n"
-        "writer.fresh = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "assemble(Assembly.model_validate_json(sys.argv[1]), sys.argv[2], seed=5)\n"
+        "from pathlib import Path\n"
+        "from caprl_utils.schema import Assembly\n"
+        "from caprl_utils.vlm_init import assembly\n"
+        "assembly._checksum = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "assembly.assemble(Assembly.model_validate_json(sys.argv[1]), Path(sys.argv[2]), seed=5)\n"
     )
     command = [
         sys.executable,
@@ -198,15 +198,21 @@ def test_killed_while_writing_it_starts_again(assembled, qwen_setting, tmp_path)
 @pytest.mark.integration
 def test_two_processes_that_assemble_the_same_make_one_model(assembled, qwen_setting, tmp_path):
     """The first writes, the second waits for it and finds it done; neither deletes what the other writes."""
-    file, out = tmp_path / "mine.yaml", tmp_path / "out"
-    setting = qwen_setting.model_dump(mode="json", exclude_unset=True, exclude={"name"})
-    file.write_text(yaml.safe_dump(setting))
-    command = [sys.executable, "-m", "caprl_utils.vlm_init", str(file), "--out", str(out), "--seed", "5"]
+    out = tmp_path / "out"
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from caprl_utils.schema import Assembly\n"
+        "from caprl_utils.vlm_init.assembly import assemble\n"
+        "setting = Assembly.model_validate_json(sys.argv[1])\n"
+        "print(assemble(setting, Path(sys.argv[2]), 5).projector_checksum)\n"
+    )
+    command = [sys.executable, "-c", script, qwen_setting.model_dump_json(exclude_unset=True), str(out)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate(timeout=280)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert all(assembled.projector_checksum in text for text in told)
-    assert equality.verify_tensors(Summary.load(out)) and not (tmp_path / ".out.partial").exists()
+    assert verify_tensors(Summary.load(out)) and not (tmp_path / ".out.partial").exists()
 
 
 def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
@@ -222,7 +228,7 @@ def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
         raise UserError("enough")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="enough"):
-        patch.setattr("caprl_utils.vlm_init.assembly._write", taken)
+        patch.setattr("caprl_utils.vlm_init.assembly._save", taken)
         assemble(qwen_setting, tmp_path / "out")
     assert held == [os.getpid()] and not (tmp_path / "out").exists()
     assemble(qwen_setting, tmp_path / "out")
@@ -234,22 +240,3 @@ def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
 def test_every_setting_is_valid(name):
     setting = load_assembly(name)
     assert setting.name == name and setting.description
-
-
-def test_the_command_line_tells_what_was_made_or_what_is_wrong(qwen_setting, tmp_path, capsys):
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        yaml.safe_dump(qwen_setting.model_dump(mode="json", exclude_unset=True, exclude={"name"}))
-    )
-    assert main([str(file), "--out", str(tmp_path / "out"), "--seed", "5"]) == 0
-    told = capsys.readouterr().out
-    assert "mine: Qwen2_5_VLForConditionalGeneration" in told and "seed 5" in told
-    assert main(["mini-quen-3b", "--out", str(tmp_path / "none")]) == 1
-    assert "did you mean mini-qwen-3b" in capsys.readouterr().err
-
-
-def test_a_picture_has_a_panel_for_every_model(assembled):
-    figure = draw([assembled, assembled])
-    assert [axes.get_title() for axes in figure.axes] == [
-        f"mini-qwen-3b: {assembled.parameters:,} parameters"
-    ] * 2

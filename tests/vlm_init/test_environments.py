@@ -5,17 +5,18 @@ import subprocess
 
 import pytest
 import torch
-from small_donors import PADDED, setting_with_head
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.mini.render import render
+from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
 from caprl_utils.models import Request, Sampling, open_backend, server
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig
-from caprl_utils.vlm_init import assemble
+from caprl_utils.vlm_init.assembly import assemble
+from tests.vlm_init.conftest import PADDED, setting_with_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PYTHON = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
@@ -60,8 +61,7 @@ def load(folder):
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="no LLaMA-Factory environment: make setup-llamafactory")
 def test_both_environments_load_and_save_the_same_model(assembled, tmp_path):
-    vocabulary = assembled.agreed["vocab_size"]
-    ids = torch.randint(9, vocabulary, PADDED.shape, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(9, len(shared_tokenizer()), PADDED.shape, generator=torch.Generator().manual_seed(0))
     masks = {"ones": torch.ones_like(PADDED), "mask": PADDED}
     torch.save({"ids": ids, **masks}, tmp_path / "inputs.pt")
     command = [

@@ -8,37 +8,48 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_donors import at
 
+from caprl_utils.config import load_assembly
+from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.vlm_init import load_assembly
-from caprl_utils.vlm_init.full_size import KNOWN, full_size_config, full_size_parameters
+from caprl_utils.vlm_init.assembly import full_size_config, parameters, stored_shapes
+from tests.vlm_init.conftest import at
 
 MOST_MEMORY = 1.3  # of the model on disk
 LLAVA_PROJECTOR = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
 
 
-def test_parts_of_the_papers_settings_add_up_to_the_known_models():
-    for size in ("3B", "7B"):
-        parts = full_size_parameters(f"qwen2.5-{size.lower()}")
-        assert parts["language model"] == KNOWN[f"Qwen2.5-{size}"]
-        assert sum(parts.values()) == KNOWN[f"Qwen2.5-VL-{size}"]
-    assert full_size_parameters("internlm2.5-7b-clip") == {
-        "language model": KNOWN["InternLM2.5-7B"],
-        "vision tower": KNOWN["CLIP-ViT-L/14 at 336 pixels, image half"],
-        "projector": LLAVA_PROJECTOR,
-    }
+# Parameters of the released models, as the hub counts them in their safetensors (CLIP: of its image half).
+KNOWN = {"qwen2.5-3b": (3_085_938_688, 3_754_622_976), "qwen2.5-7b": (7_615_616_512, 8_292_166_656)}
+INTERNLM, CLIP = 7_737_708_544, 303_507_456
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_parts_of_the_papers_qwen_settings_add_up_to_the_known_models(name):
+    parts = parameters(stored_shapes(full_size_config(load_assembly(name))))
+    assert (parts["language_model"], sum(parts.values())) == KNOWN[name]
+
+
+def test_parts_of_the_papers_llava_setting_are_the_known_models():
+    parts = parameters(stored_shapes(full_size_config(load_assembly("internlm2.5-7b-clip"))))
+    assert parts == {"language_model": INTERNLM, "vision_tower": CLIP, "projector": LLAVA_PROJECTOR}
+
+
+def test_donors_that_do_not_fit_are_refused_at_full_size():
+    small, large = load_assembly("qwen2.5-3b"), load_assembly("qwen2.5-7b")
+    with pytest.raises(UserError, match="do not fit together: hidden_size 2048 and 3584"):
+        full_size_config(small.model_copy(update={"vision": large.vision}))
 
 
 def test_full_size_configs_have_what_the_donors_have():
-    small, large = full_size_config("qwen2.5-3b"), full_size_config("qwen2.5-7b")
+    small, large = (full_size_config(load_assembly(f"qwen2.5-{size}")) for size in ("3b", "7b"))
     assert small.tie_word_embeddings is True and large.tie_word_embeddings is False
     rope = small.text_config.rope_parameters
     assert rope["rope_theta"] == 1e6 and rope["mrope_section"] == [16, 24, 24]
     assert (small.vision_config.out_hidden_size, large.vision_config.out_hidden_size) == (2048, 3584)
     assert small.vision_config.tokens_per_second == 2  # the class's own default is another
-    text = full_size_config("internlm2.5-7b-clip").text_config
+    text = full_size_config(load_assembly("internlm2.5-7b-clip")).text_config
     assert text.rope_parameters == {"rope_type": "default", "rope_theta": 1_000_000}
     assert (text.attention_bias, text.max_position_embeddings, text.rms_norm_eps) == (False, 32768, 1e-5)
 
@@ -46,9 +57,13 @@ def test_full_size_configs_have_what_the_donors_have():
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from caprl_utils.vlm_init import Assembly, assemble
-summary = assemble(Assembly.model_validate_json(Path(sys.argv[1]).read_text()), sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, summary.bytes_on_disk)
+from caprl_utils.schema import Assembly
+from caprl_utils.vlm_init import assembly
+assembly.MAX_SHARD = "500MB"
+out = Path(sys.argv[2])
+assembly.assemble(Assembly.model_validate_json(Path(sys.argv[1]).read_text()), out)
+on_disk = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, on_disk)
 """
 
 
@@ -57,10 +72,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, summary.bytes_o
 def test_peak_memory_of_two_gigabytes_in_shards(tmp_path):
     donor = large_language_donor(tmp_path / "language", layers=24)
     vision = vision_donor_for(donor, tmp_path / "vision")
-    limit = 500_000_000
-    setting = load_assembly(
-        "qwen2.5-3b", {"language": at(donor), "vision": at(vision), "max_shard_bytes": limit}
-    )
+    setting = load_assembly("qwen2.5-3b", {"language": at(donor), "vision": at(vision)})
     (tmp_path / "setting.json").write_text(setting.model_dump_json(exclude_unset=True))
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "setting.json"), str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -10,10 +10,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caprl_utils import paths
 from caprl_utils.files import write_json
 from caprl_utils.models.weights import model_hash
+
+if TYPE_CHECKING:
+    import torch
 
 
 def folder(name: str) -> Path:
@@ -63,18 +67,23 @@ def write_internlm2(source: Path, target: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from caprl_utils.vlm_init.internlm import LAYER_NAMES, TOP_NAMES, fuse
+    from caprl_utils.vlm_init.llava import INTERNLM_NAMES
 
     given = json.loads((source / "config.json").read_text())
     tensors, config = load_file(source / "model.safetensors"), _Shape(given)
     bias = "model.layers.0.self_attn.q_proj.bias" in tensors
-    out = {TOP_NAMES.get(name, name): t for name, t in tensors.items() if ".layers." not in name}
+    theirs = {new: old for old, new in INTERNLM_NAMES.items()}
+    out = {}
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if ".layers." not in name:
+            out[f"{theirs.get(module, module)}.weight"] = tensor
     for layer in range(given["num_hidden_layers"]):
         stem = f"model.layers.{layer}."
         for kind in ("weight", "bias") if bias else ("weight",):
             parts = (tensors[f"{stem}self_attn.{letter}_proj.{kind}"] for letter in "qkv")
-            out[f"{stem}attention.wqkv.{kind}"] = fuse(*parts, config).contiguous()
-        for new, old in LAYER_NAMES.items():
+            out[f"{stem}attention.wqkv.{kind}"] = _fused(*parts, config).contiguous()
+        for old, new in list(INTERNLM_NAMES.items())[2:]:  # without embeddings and head
             out[f"{stem}{old}.weight"] = tensors[f"{stem}{new}.weight"]
         if bias:
             zeros = torch.zeros_like(tensors[f"{stem}input_layernorm.weight"])
@@ -83,6 +92,15 @@ def write_internlm2(source: Path, target: Path) -> None:
     save_file(out, target / "model.safetensors", metadata={"format": "pt"})
     write_json(target / "config.json", _internlm2_config(given, bias))
     _copy_tokenizer(source, target)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: _Shape) -> torch.Tensor:
+    """One tensor of all three as InternLM2 has it (see `vlm_init.llava.split`)."""
+    import torch
+
+    heads, head_dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    parts = [part.unflatten(0, (heads, -1, head_dim)) for part in (query, key, value)]
+    return torch.cat(parts, dim=1).flatten(0, 2)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
