@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
+from typing import Any
 
 import imagehash
 import numpy as np
 from PIL.Image import Image
 
-from caprl_utils.images import BadImage, ImageItem
-from caprl_utils.records import Row
+from caprl_utils.images import ImageItem
 
 MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
 MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); below it there is nothing to ask
@@ -31,18 +31,6 @@ class Unwanted(StrEnum):
     TOO_PLAIN = "too plain"
     DUPLICATE = "near-duplicate"
     BENCHMARK = "too close to a benchmark image"
-
-
-class CheckedImage(Row):
-    """What the image checks found; ``reason`` says why an image was set aside."""
-
-    id: str
-    kind: str | None
-    width: int | None
-    height: int | None
-    phash: str | None  # 64 hex digits, 256 bits
-    reason: str | None
-    detail: str | None = None
 
 
 class DuplicateFinder:
@@ -90,29 +78,23 @@ def perceptual_hash(image: Image) -> str:
     return str(imagehash.phash(image, hash_size=HASH_SIDE))
 
 
-def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder) -> CheckedImage:
-    """One image's row; a good one is remembered in `seen`."""
+def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder) -> dict[str, Any]:
+    """An image's row: id, kind, width, height, phash, reason (None for a good one) and detail.
+
+    A good one is remembered in `seen`.
+    """
+    width, height = item.image.size if item.image is not None else (None, None)
+    row = {"id": item.id, "kind": item.kind, "width": width, "height": height, "phash": None}
     if item.problem is not None:
-        return _row(item, item.problem, item.detail)
-    width, height = item.image.size
+        return row | {"reason": item.problem, "detail": item.detail}
     if min(width, height) < MIN_SIDE:
-        return _row(item, Unwanted.TOO_SMALL, f"{width} x {height}")
+        return row | {"reason": Unwanted.TOO_SMALL, "detail": f"{width} x {height}"}
     spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())
     if spread < MIN_SPREAD:
-        return _row(item, Unwanted.TOO_PLAIN, f"grey values spread by {spread:.1f}")
-    phash = perceptual_hash(item.image)
-    if (copy := benchmarks.nearest(phash)) is not None:
-        return _row(item, Unwanted.BENCHMARK, copy, phash)
-    if (copy := seen.nearest(phash)) is not None:
-        return _row(item, Unwanted.DUPLICATE, copy, phash)
+        return row | {"reason": Unwanted.TOO_PLAIN, "detail": f"grey values spread by {spread:.1f}"}
+    row["phash"] = phash = perceptual_hash(item.image)
+    for finder, reason in ((benchmarks, Unwanted.BENCHMARK), (seen, Unwanted.DUPLICATE)):
+        if (copy := finder.nearest(phash)) is not None:
+            return row | {"reason": reason, "detail": copy}
     seen.add(item.id, phash)
-    return _row(item, None, None, phash)
-
-
-def _row(
-    item: ImageItem, reason: BadImage | Unwanted | None, detail: str | None = None, phash: str | None = None
-) -> CheckedImage:
-    width, height = item.image.size if item.image is not None else (None, None)
-    return CheckedImage(
-        id=item.id, kind=item.kind, width=width, height=height, phash=phash, reason=reason, detail=detail
-    )
+    return row | {"reason": None, "detail": None}

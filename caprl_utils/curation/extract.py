@@ -14,9 +14,7 @@ from enum import StrEnum
 from caprl_utils.records import Question, Row, text_key
 
 LETTERS = "ABCD"
-NUM_QUESTIONS = (
-    5  # paper: 5 questions per image, as prompts.WRITE_QUESTIONS asks for; a higher number is rejected
-)
+NUM_QUESTIONS = 5  # paper: questions per image; prompts.WRITE_QUESTIONS asks for so many
 _EXCERPT = 300  # characters of the rejected piece that are kept
 
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
@@ -100,15 +100,13 @@ def qa_schema() -> pa.Schema:
 
     text = Value("string")
     question = {"question": text, "choices": List(text), "answer": text}
-    return Features(
-        {
-            "id": text,
-            "image": Image(),
-            "prompt": List({"role": text, "content": text}),
-            "data_source": text,
-            "reward_model": {"ground_truth": List(question)},
-        }
-    ).arrow_schema
+    return Features({
+        "id": text,
+        "image": Image(),
+        "prompt": List({"role": text, "content": text}),
+        "data_source": text,
+        "reward_model": {"ground_truth": List(question)},
+    }).arrow_schema  # fmt: skip
 
 
 @cache
@@ -127,44 +125,36 @@ def questions_schema() -> pa.Schema:
     )  # fmt: skip
 
 
-class TableWriter:
-    """A parquet file that appears under its name only when it is complete."""
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, group_rows: int
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that adds a row to a parquet file; the file appears under its name only when it is complete."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, path: Path, schema: pa.Schema, group_rows: int) -> None:
-        import pyarrow.parquet as pq
+    temporary, rows = path.with_name(f".{path.name}.tmp"), []
 
-        self.path, self._schema, self._group_rows = path, schema, group_rows
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._rows: list[dict[str, Any]] = []
+    def flush() -> None:
+        file.write_table(pa.Table.from_pylist(rows, schema=schema))
+        rows.clear()
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == group_rows:
+            flush()
+
+    try:
         with full_disk_as_user_error(path):
-            self._file = pq.ParquetWriter(self._temporary, schema)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add one row."""
-        self._rows.append(row)
-        if len(self._rows) == self._group_rows:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        with full_disk_as_user_error(self.path):
-            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
-
-    def __enter__(self) -> TableWriter:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None and self._rows:
-            self._flush()
-        self._file.close()
-        if error is None:
-            with open(self._temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+            with pq.ParquetWriter(temporary, schema) as file:
+                yield add
+                if rows:
+                    flush()
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_qa(path: Path) -> Iterator[ImageQA]:
@@ -189,10 +179,10 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
 
 
 class _Fate(NamedTuple):
-    """What became of a question whose truth is known."""
+    """What became of a question: its truth where that is known, and whether the model named it without options."""
 
-    truth: str
-    seen: bool | None  # the filter model names its answer without options
+    truth: str | None
+    seen: bool | None
     verdict: Verdict
 
 
@@ -206,13 +196,12 @@ def write_tables(
 
     answered: the questions about an image, none where it has none.
     """
-    verdicts: Counter[str] = Counter()
     fates: Counter[_Fate] = Counter()
     images_kept = unparsed = 0
     with (
-        TableWriter(folder / QA_FILE, qa_schema(), _QA_ROWS) as qa,
-        TableWriter(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as leaking,
-        TableWriter(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as table,
+        table_writer(folder / QA_FILE, qa_schema(), _QA_ROWS) as add_kept,
+        table_writer(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as add_leaking,
+        table_writer(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as add_measured,
     ):
         for item in images:
             chosen: dict[Verdict, list[Question]] = {Verdict.KEPT: [], Verdict.LEAKS: []}
@@ -220,21 +209,20 @@ def write_tables(
                 row = measured(item.id, question)
                 said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
                 truth = truth_of(question, item.meta)
-                table.add(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
-                verdicts[said] += 1
+                add_measured(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
+                fates[_Fate(truth, row["open_correct"], said)] += 1
                 unparsed += row["unparsed"]
-                if truth is not None:
-                    fates[_Fate(truth, row["open_correct"], said)] += 1
-                if said in chosen:
-                    chosen[said].append(question)
+                chosen.setdefault(said, []).append(question)
             images_kept += bool(chosen[Verdict.KEPT])
-            for target, questions in ((qa, chosen[Verdict.KEPT]), (leaking, chosen[Verdict.LEAKS])):
-                if questions:
-                    target.add(
-                        ImageQA(
-                            id=item.id, image=item.encoded(), path=item.path, questions=questions
-                        ).to_row()
+            for said, add in ((Verdict.KEPT, add_kept), (Verdict.LEAKS, add_leaking)):
+                if chosen[said]:
+                    questions = ImageQA(
+                        id=item.id, image=item.encoded(), path=item.path, questions=chosen[said]
                     )
+                    add(questions.to_row())
+    verdicts: Counter[str] = Counter()
+    for fate, count in fates.items():
+        verdicts[fate.verdict] += count
     return {
         "questions_kept": verdicts[Verdict.KEPT],
         "images_kept": images_kept,
@@ -251,15 +239,16 @@ def _truth_rates(fates: Counter[_Fate]) -> dict[str, Any] | None:
     whose answer the filter model names without options, the share that is kept. precision: share of sound
     ones among the kept.
     """
-    if not fates:
-        return None
 
     def count(**wanted: Any) -> int:
-        return sum(n for fate, n in fates.items() if wanted.items() <= fate._asdict().items())
+        return sum(n for fate, n in known.items() if wanted.items() <= fate._asdict().items())
 
     def share(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
+    known = {fate: n for fate, n in fates.items() if fate.truth is not None}
+    if not known:
+        return None
     leaking, sound, seen = count(truth="leaking"), count(truth="sound"), count(truth="sound", seen=True)
     kept, sound_kept = count(verdict=Verdict.KEPT), count(truth="sound", verdict=Verdict.KEPT)
     return {

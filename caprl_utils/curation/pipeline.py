@@ -21,7 +21,7 @@ from typing import Any
 
 from caprl_utils import prompts
 from caprl_utils.curation import answer
-from caprl_utils.curation.checks import CheckedImage, DuplicateFinder, check_image
+from caprl_utils.curation.checks import DuplicateFinder, check_image
 from caprl_utils.curation.extract import NUM_QUESTIONS, QuestionSet, extract
 from caprl_utils.curation.keep import write_tables
 from caprl_utils.errors import UserError
@@ -106,7 +106,7 @@ def check_images(job: Job) -> None:
     if job.run.complete:
         return
     store = job.rows(CHECKED)
-    finder = DuplicateFinder((row.id, row.phash) for row in store.read(CheckedImage) if row.reason is None)
+    finder = DuplicateFinder((row["id"], row["phash"]) for row in store.read() if row["reason"] is None)
     with Progress("check images", job.profile.images.num_images) as bar:
         for item in job.images():
             if item.id not in store:
@@ -114,7 +114,7 @@ def check_images(job: Job) -> None:
             bar.update()
     if len(store) == 0:
         raise UserError(f"images.source {job.profile.images.source!r} holds no image")
-    bad = {row.id: row.reason for row in store.read(CheckedImage) if row.reason in set(BadImage)}
+    bad = {row["id"]: row["reason"] for row in store.read() if row["reason"] in set(BadImage)}
     _stop_if_too_many(job, CHECKED, bad, len(store), "images cannot be read")
 
 
@@ -123,12 +123,8 @@ def write_questions(job: Job) -> None:
     if job.run.complete:
         return
     store = job.rows(WRITTEN)
-    sampling = Sampling(
-        job.profile.curation.max_tokens,
-        WRITER_TEMPERATURE,
-        repetition_penalty=WRITER_REPETITION_PENALTY,
-        seed=job.seed,
-    )
+    limit, penalty = job.profile.curation.max_tokens, WRITER_REPETITION_PENALTY
+    sampling = Sampling(limit, WRITER_TEMPERATURE, repetition_penalty=penalty, seed=job.seed)
     todo = (item for item in job.good_images() if item.id not in store)
     requests = (Request(item.id, prompts.WRITE_QUESTIONS, item.image) for item in todo)
     with Progress("write questions", len(job.good_ids)) as bar:

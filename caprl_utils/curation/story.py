@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from caprl_utils import prompts
 from caprl_utils.curation import answer, pipeline
-from caprl_utils.curation.extract import QuestionSet, Rejection
-from caprl_utils.curation.keep import QUESTIONS_FILE, measured
+from caprl_utils.curation.extract import QuestionSet
+from caprl_utils.curation.keep import measured
 from caprl_utils.curation.pipeline import Job
 from caprl_utils.images import ImageItem
 
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CELL, _CAPTION = 140, 16  # pixels
-
-
-def examples(job: Job, count: int) -> list[ImageItem]:
-    """The first good images of the source."""
-    return list(islice(job.good_images(), count))
 
 
 def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
@@ -45,11 +39,13 @@ def written_about(job: Job, image_id: str) -> str:
     return next(row["text"] for row in job.rows(pipeline.WRITTEN).read() if row["id"] == image_id)
 
 
-def rejections(job: Job) -> Iterator[tuple[str, Rejection]]:
-    """Every rejected piece with the id of its image."""
-    for row in job.rows(pipeline.EXTRACTED).read(QuestionSet):
-        for piece in row.rejected:
-            yield row.id, piece
+def rejections(job: Job) -> pd.DataFrame:
+    """Every rejected piece: image, reason and text."""
+    import pandas as pd
+
+    rows = job.rows(pipeline.EXTRACTED).read(QuestionSet)
+    pieces = [(row.id, piece.reason, piece.text) for row in rows for piece in row.rejected]
+    return pd.DataFrame(pieces, columns=["image", "reason", "text"])
 
 
 def accuracies(job: Job) -> pd.DataFrame:
@@ -58,13 +54,6 @@ def accuracies(job: Job) -> pd.DataFrame:
 
     rows = job.rows(pipeline.ANSWERED).read(QuestionSet)
     return pd.DataFrame(measured(row.id, question) for row in rows for question in row.questions)
-
-
-def questions_table(job: Job) -> pd.DataFrame:
-    """questions.parquet: every answered question with its accuracies and verdict."""
-    import pandas as pd
-
-    return pd.read_parquet(job.run.folder / QUESTIONS_FILE)
 
 
 def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:

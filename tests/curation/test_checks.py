@@ -23,7 +23,7 @@ def jpeg(image: Image.Image) -> Image.Image:
 def test_small_plain_and_copied_images():
     finder, benchmarks = DuplicateFinder(), DuplicateFinder([("benchmark 7", perceptual_hash(picture(5)))])
     first = check_image(ImageItem("first", lambda: picture(0)), finder, benchmarks)
-    assert first.reason is None
+    assert first["reason"] is None
     cases = {
         "copy": (picture(0), Unwanted.DUPLICATE, "first"),
         "scaled": (picture(0, (256, 192)), Unwanted.DUPLICATE, "first"),
@@ -35,7 +35,7 @@ def test_small_plain_and_copied_images():
     }
     for name, (image, reason, detail) in cases.items():
         row = check_image(ImageItem(name, image.copy), finder, benchmarks)
-        assert (row.reason, row.detail) == (reason, detail), name
+        assert (row["reason"], row["detail"]) == (reason, detail), name
 
 
 def test_every_hash_within_the_distance_is_found():

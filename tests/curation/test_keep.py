@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from caprl_utils.config import load_profile
-from caprl_utils.curation.keep import TableWriter, measured, qa_schema, read_qa, verdict
+from caprl_utils.curation.keep import measured, qa_schema, read_qa, table_writer, verdict
 from caprl_utils.errors import UserError
 from caprl_utils.records import ImageQA, Question
 
@@ -28,9 +28,9 @@ def rows() -> list[ImageQA]:
 
 
 def write_qa(path, rows):
-    with TableWriter(path, qa_schema(), group_rows=100) as table:
+    with table_writer(path, qa_schema(), group_rows=100) as add:
         for row in rows:
-            table.add(row.to_row())
+            add(row.to_row())
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_kept_is_what_is_seen_and_not_guessed_and_both_limits_are_strict(visual,
 
 
 def test_a_table_that_is_not_complete_does_not_appear(rows, tmp_path):
-    with pytest.raises(KeyboardInterrupt), TableWriter(tmp_path / "qa.parquet", qa_schema(), 1) as table:
-        table.add(rows[0].to_row())
+    with pytest.raises(KeyboardInterrupt), table_writer(tmp_path / "qa.parquet", qa_schema(), 1) as add:
+        add(rows[0].to_row())
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
