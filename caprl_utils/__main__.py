@@ -59,6 +59,31 @@ def config(
 
 
 @app.command()
+def curate(
+    profile: ProfileOption = "mini",
+    seed: Annotated[int, typer.Option(help="Of sampling and of the option shuffles.")] = 0,
+    away_from_benchmarks: Annotated[
+        bool, typer.Option("--decontaminate/--as-they-are", help="Leave out images of the benchmarks.")
+    ] = True,
+    overrides: SetOption = [],
+) -> None:
+    """Write questions about the profile's images and keep those that only the image answers."""
+    from caprl_utils.curation import checks, keep, pipeline
+    from caprl_utils.paths import shown
+    from caprl_utils.prism import prism
+
+    settings = settings_of(profile, overrides)
+    held_out = prism.images_of(prism.load_samples(settings)) if away_from_benchmarks else []
+    hashes = [(image.id, checks.perceptual_hash(image.open())) for image in held_out]
+    job = pipeline.open_job(settings, seed, hashes)
+    with job.run:
+        values = pipeline.curate(job)["values"]
+    for step, count in pipeline.funnel(values):
+        print(f"{count:8,} questions {step}")
+    print(f"{values['images_kept']:8,} images with kept questions: {shown(job.run.folder / keep.QA_FILE)}")
+
+
+@app.command()
 def run(
     notebooks: Annotated[
         list[str], typer.Argument(help="Names in notebooks/; NAME:PARAMETER=VALUE sets one.")

@@ -1,11 +1,7 @@
 """The stages of curation, each resumable by image id (paper, QA curation).
 
     job = open_job(profile, seed)
-    check_images(job)
-    write_questions(job)
-    extract_questions(job)
-    answer_questions(job)
-    record = filter_questions(job)
+    record = curate(job)    check_images, write_questions, extract_questions, answer_questions, filter_questions
 
 Everything is streamed: one image and a few requests are in memory at a time, beside the ids. A request that
 fails is listed in <stage>.failed.json and tried again when the stage runs again; the others are not held up.
@@ -99,6 +95,13 @@ def open_job(
     }
     run = Run.open(profile, STAGE, name, parts, recipe=[*RECIPE, *(drawn.recipe if drawn else ())])
     return Job(profile, seed, run, writer, reader, DuplicateFinder(benchmark_hashes))
+
+
+def curate(job: Job) -> dict[str, Any]:
+    """All stages in order; stopped, they go on where they were. Returns the run's record."""
+    for stage in (check_images, write_questions, extract_questions, answer_questions):
+        stage(job)
+    return filter_questions(job)
 
 
 def check_images(job: Job) -> None:
@@ -222,7 +225,7 @@ def filter_questions(job: Job) -> dict[str, Any]:
         return answered.get(image_id, QuestionSet).questions if image_id in answered else ()
 
     counts = write_tables(job.run.folder, job.images(), questions, job.profile.curation)
-    values = _funnel(job) | counts
+    values = _counts(job) | counts
     if values["questions_kept"] == 0:
         raise UserError(
             f"the filter kept none of {values['questions_extracted']} questions ({values['verdicts']}). Look "
@@ -235,7 +238,19 @@ def filter_questions(job: Job) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _funnel(job: Job) -> dict[str, Any]:
+def funnel(values: dict[str, Any]) -> list[tuple[str, int]]:
+    """Steps from what was asked for to what is kept, with their counts, from a run's record."""
+    leaking = sum(count for name, count in values["verdicts"].items() if name.startswith("answered without"))
+    answered = values["questions_extracted"]
+    return [
+        ("asked for", values["questions_asked_for"]),
+        ("well formed", answered),
+        ("not answered without the image", answered - leaking),
+        ("and answered with it: kept", values["questions_kept"]),
+    ]
+
+
+def _counts(job: Job) -> dict[str, Any]:
     """Counts of the stages before the filter."""
     rejected: Counter[str] = Counter()
     num_extracted = 0

@@ -75,15 +75,3 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
             "right": question.answer_text,
         })  # fmt: skip
     return table
-
-
-def funnel(values: dict[str, Any]) -> list[tuple[str, int]]:
-    """Steps of the funnel with their counts, from a run's record."""
-    leaking = sum(count for name, count in values["verdicts"].items() if name.startswith("answered without"))
-    answered = values["questions_extracted"]
-    return [
-        ("asked for", values["questions_asked_for"]),
-        ("well formed", answered),
-        ("not answered without the image", answered - leaking),
-        ("and answered with it: kept", values["questions_kept"]),
-    ]

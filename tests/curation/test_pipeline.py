@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from caprl_utils import prompts
-from caprl_utils.config import load_profile
+from caprl_utils.__main__ import app
+from caprl_utils.config import SET_ENV, load_profile
 from caprl_utils.curation import pipeline
 from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import read_qa
@@ -97,20 +99,9 @@ def models(profile, monkeypatch):
     return writer, reader
 
 
-def run_all(job):
-    for stage in (
-        pipeline.check_images,
-        pipeline.write_questions,
-        pipeline.extract_questions,
-        pipeline.answer_questions,
-    ):
-        stage(job)
-    return pipeline.filter_questions(job)
-
-
 def test_from_images_to_parquet(profile, models):
     job = pipeline.open_job(profile)
-    record = run_all(job)
+    record = pipeline.curate(job)
     values = record["values"]
     assert values["images_read"] == values["images_written_about"] == values["images_kept"] == 10
     assert values["questions_extracted"] == values["questions_asked_for"] == 50
@@ -125,11 +116,19 @@ def test_from_images_to_parquet(profile, models):
     assert all(row["text_accuracy"] == 1.0 and row["verdict"] != "kept" for row in leaking)
 
 
+def test_the_command_prints_the_funnel(models, monkeypatch):
+    monkeypatch.setenv(SET_ENV, "")
+    some = ["--set", "images.num_images=10", "--as-they-are"]
+    done = CliRunner().invoke(app, ["curate", "--profile", "smoke", *some])
+    assert done.exit_code == 0, done.output
+    assert "50 questions asked for" in done.output and "10 images with kept questions: " in done.output
+
+
 def test_a_complete_run_asks_nothing_again(profile, models):
     writer, reader = models
-    run_all(pipeline.open_job(profile))
+    pipeline.curate(pipeline.open_job(profile))
     asked, calls = len(writer.asked), reader.calls
-    record = run_all(pipeline.open_job(profile))
+    record = pipeline.curate(pipeline.open_job(profile))
     assert (len(writer.asked), reader.calls) == (asked, calls)
     assert record["values"]["questions_kept"] > 0
 
@@ -164,7 +163,7 @@ def test_too_many_failures_stop_the_stage(profile, models):
 
 def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     whole = pipeline.open_job(profile, name="whole")
-    run_all(whole)
+    pipeline.curate(whole)
     expected = {row.id: row for row in whole.rows(pipeline.ANSWERED).read(QuestionSet)}
     job = pipeline.open_job(profile, name="stopped")
     pipeline.check_images(job)
@@ -186,7 +185,7 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     job.run.close()
     reader.stream = stream
     job = pipeline.open_job(profile, name="stopped")
-    run_all(job)
+    pipeline.curate(job)
     assert {row.id: row for row in job.rows(pipeline.ANSWERED).read(QuestionSet)} == expected
 
 
