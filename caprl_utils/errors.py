@@ -13,9 +13,9 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where (file, row, key), and what to do."""
 
 
-def nearest(word: str, candidates: Iterable[str], count: int = 1) -> list[str]:
-    """The candidates most like `word`, best first; empty when none is near."""
-    return difflib.get_close_matches(word, list(candidates), n=count, cutoff=0.5)
+def nearest(word: str, candidates: Iterable[str]) -> list[str]:
+    """The candidate most like `word`; empty when none is near."""
+    return difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

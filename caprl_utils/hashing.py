@@ -63,10 +63,10 @@ def file_hash(path: Path | str) -> str:
     return _hash_of(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
 
 
-def folder_hash(folder: Path | str, pattern: str = "**/*") -> str:
+def folder_hash(folder: Path | str) -> str:
     """Hash over names and contents of a folder's files (a model, a data set); hidden files do not count."""
     folder = Path(folder)
-    files = sorted(f for f in folder.glob(pattern) if f.is_file() and not f.name.startswith("."))
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
     if not files:
         raise UserError(f"missing or empty folder: {paths.shown(folder)}")
     return value_hash({str(f.relative_to(folder)): file_hash(f) for f in files})

@@ -32,7 +32,7 @@ class Progress:
         self._last_write = 0.0
         target = os.environ.get(PROGRESS_ENV)
         self._file = Path(target) if target else None
-        self._bar = None if self._file else _tqdm()(total=total, desc=label, disable=_silent())
+        self._bar = None if self._file else self._shown_bar()
         self._write(force=True)
 
     def update(self, count: int = 1, note: str | None = None) -> None:
@@ -44,6 +44,11 @@ class Progress:
             if note:
                 self._bar.set_postfix_str(note)
         self._write()
+
+    def _shown_bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=self.total, desc=self.label, disable=not (in_kernel() or sys.stderr.isatty()))
 
     def _write(self, force: bool = False) -> None:
         now = time.time()
@@ -91,15 +96,3 @@ def in_kernel() -> bool:
     """Whether this is a notebook's kernel, JupyterLab's or papermill's."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return hasattr(shell, "kernel")
-
-
-def _tqdm() -> Any:
-    if in_kernel():
-        from tqdm.auto import tqdm
-    else:
-        from tqdm import tqdm
-    return tqdm
-
-
-def _silent() -> bool:
-    return not (in_kernel() or sys.stderr.isatty())
