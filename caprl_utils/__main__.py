@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,6 +110,52 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
     from caprl_utils.plan import lines
 
     print("\n".join(lines(settings_of(profile, overrides))))
+
+
+@app.command()
+def score(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A captioning model: zoo:NAME, a folder, or a hub id.", show_default=False),
+    ] = None,
+    benchmark: Annotated[
+        list[str], typer.Option(help="A benchmark's key, or KEY=PATH for local data. Default: the profile's.")
+    ] = [],
+    num_samples: Annotated[
+        int | None, typer.Option(help="Questions of each. Default: the profile's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run. Default: after the model.")] = None,
+    direct: Annotated[
+        bool, typer.Option(help="Direct VQA: the model answers from the image itself.")
+    ] = False,
+    list_them: Annotated[bool, typer.Option("--list", help="Show the benchmarks.")] = False,
+    vectors: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Check the scorer against test vectors.")
+    ] = None,
+    profile: ProfileOption = "mini",
+    overrides: SetOption = [],
+) -> None:
+    """Score a captioning model with Prism: what a reader can answer from its captions alone."""
+    if list_them:
+        from caprl_utils.prism.benchmarks import overview
+
+        return print(overview())
+    if vectors:
+        from caprl_utils.prism.caprl import version_warning
+        from caprl_utils.prism.scoring import check_vectors
+
+        if warning := version_warning():
+            print(f"warning: {warning}", file=sys.stderr)
+        passed, failures = check_vectors(vectors)
+        print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
+        raise typer.Exit(1 if failures else 0)
+    if model is None:
+        raise UserError(
+            "name a captioning model (zoo:NAME, a folder, or a hub id), or --list or --vectors FILE"
+        )
+    from caprl_utils.prism.evaluate import score_model
+
+    print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
 
 
 def main() -> None:

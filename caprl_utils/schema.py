@@ -206,17 +206,13 @@ class Prism(Settings):
     captions_per_image: int = setting(4, "author script", ge=1)
     caption_temperature: float = setting(1.0, "author script", ge=0)
     caption_max_tokens: int = setting(2048, "author script", ge=1)
-    reader: Literal["choice", "greedy", "sampled"] = setting(
-        "choice", "ours: letter probabilities, no dice (author script: sampled at 1.0)"
-    )
     scoring: Literal["standard", "caprl"] = setting(
-        "standard", "ours: each benchmark's own metric (author script: caprl, which needs reader sampled)"
+        "standard",
+        "ours: each benchmark's own metric, answers read from letter probabilities or greedily (caprl: author script, "
+        "its scorer on answers sampled at 1.0)",
     )
     judge_model: ModelConfig | None = setting(
         None, "ours: for metrics that need a judge; without it their samples have no score and are counted"
-    )
-    image_reader: Literal["choice", "greedy", "sampled"] = setting(
-        "greedy", "ours: a model that looks at the image writes its answer, as evaluation harnesses ask it"
     )
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 

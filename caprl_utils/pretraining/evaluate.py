@@ -15,18 +15,17 @@ from typing import Any
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining.stages import folder_of
-from caprl_utils.prism.benchmarks import mini_benchmarks, pretraining_benchmarks
+from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
 from caprl_utils.processes import die_with_parent
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.schema import Profile
 
 
 def benchmarks_of(profile: Profile) -> list[str]:
-    """Keys of the benchmarks: the profile's in the mini world, else the twelve of Tables 1 and 2."""
-    rendered = {facts.key for facts in mini_benchmarks()}
-    if set(profile.prism.benchmarks) <= rendered:
+    """Keys of the benchmarks: the profile's where all are rendered, else the twelve of Tables 1 and 2."""
+    if all(get_benchmark(key).loader for key in profile.prism.benchmarks):
         return list(profile.prism.benchmarks)
-    return [facts.key for facts in pretraining_benchmarks()]
+    return [facts.key for facts in benchmarks_of_table(1)]
 
 
 def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -87,7 +86,7 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
 def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
     """Direct VQA of one training's model; returns the record."""
     from caprl_utils.models import open_backend
-    from caprl_utils.prism.vqa import evaluate_vqa
+    from caprl_utils.prism.evaluate import evaluate_vqa
 
     final = folder_of(profile, name) / "final"
     model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
@@ -97,7 +96,7 @@ def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _samples(profile: str) -> Any:
     """The questions, drawn and hashed once a process. profile: as JSON."""
-    from caprl_utils.prism.prism import load_samples
+    from caprl_utils.prism.loading import load_samples
 
     loaded = Profile.model_validate_json(profile)
     return load_samples(loaded, benchmarks_of(loaded))

@@ -1,7 +1,7 @@
 """The benchmark registry: facts from configs/benchmarks.yaml, typed and checked.
 
 Only facts live there (where the data are, which columns, which metric, which licence); what to do with
-them lives in `loaders` and `scoring`.
+them lives in `loading` and `scoring`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Facts(BaseModel):
 
 
 class Caprl(_Facts):
-    """The authors' file of a benchmark and the branch of their scorer that it takes."""
+    """The authors' file of a benchmark (a fact, not read here) and the branch of their scorer that it takes."""
 
     branch: Literal["chart", "info", "symbolic"]
     file: str | None = None
@@ -84,15 +84,14 @@ class Licence(_Facts):
 
 
 class Benchmark(_Facts):
-    """One benchmark. `metric` is a code of scoring.standard.METRICS; `caprl` is None where the authors'
-    scorer has no file for it. `loader` ("module:function") makes the samples of a rendered benchmark;
-    it is called with (key, num_samples, seed)."""
+    """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of scoring.METRICS;
+    `caprl` is None where the authors' scorer has no file for it. `loader` ("module:function") makes the samples of a
+    rendered benchmark; it is called with (key, num_samples, seed).
+    """
 
     key: str
     name: str
     tables: tuple[int, ...] = ()
-    prism: bool = False
-    pretraining: bool = False
     caprl: Caprl | None = None
     hub: Hub | None = None
     size: Size | None = None
@@ -155,16 +154,17 @@ def get_benchmark(key: str) -> Benchmark:
     raise UserError(f"unknown benchmark {key!r}: {hint}")
 
 
-def prism_benchmarks() -> list[Benchmark]:
-    """The 11 benchmarks of Table 3, in its order of columns."""
-    return [item for item in load_registry().values() if item.prism]
+def benchmarks_of_table(number: int) -> list[Benchmark]:
+    """The benchmarks of one of the paper's tables, in its order of columns."""
+    return [item for item in load_registry().values() if number in item.tables]
 
 
-def pretraining_benchmarks() -> list[Benchmark]:
-    """The 12 benchmarks of Tables 1 and 2."""
-    return [item for item in load_registry().values() if item.pretraining]
-
-
-def mini_benchmarks() -> list[Benchmark]:
-    """The benchmarks rendered by this project, whose data come from a registered loader."""
-    return [item for item in load_registry().values() if item.key.startswith("mini-")]
+def overview() -> str:
+    """One line a benchmark: key, name, rows, metric, and the paper's tables that have it."""
+    lines = []
+    for item in load_registry().values():
+        rows = (item.size.rows or item.size.about) if item.size else None
+        tables = f"tables {', '.join(map(str, item.tables))}" if item.tables else ""
+        where = "rendered here" if item.loader else f"{rows or '?'} rows"
+        lines.append(f"{item.key:<17} {item.name:<24} {where:<14} {item.metric:<30} {tables}".rstrip())
+    return "\n".join(lines)

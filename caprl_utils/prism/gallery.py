@@ -1,95 +1,80 @@
 """A gallery of captions: images, what several captioners wrote, which questions were hit and missed.
 
 `write` makes one HTML file that needs nothing else: images as data URIs, decoded only when they come into
-        view, no request to anywhere. Sorted by disagreement of the captioners; filter box, model and
-        benchmark menus, arrow keys.
+view, no request to anywhere. Sorted by disagreement of the captioners; filter box, benchmark and order menus,
+arrow keys. `write_examples` and `folder_items` serve the quick start: example images, and a folder of one's own.
 """
+
+from __future__ import annotations
 
 import base64
 import html
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caprl_utils.captions import Caption
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.prism.prism import image_ids
-from caprl_utils.prism.prism_scores import read_samples
+from caprl_utils.images import open_image
+from caprl_utils.models.base import Backend
+from caprl_utils.prism.evaluate import preview
+from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.sources import image_ids
+from caprl_utils.records import Sample
+from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
+    import pandas as pd
     from PIL.Image import Image
-
-    from caprl_utils.prism.loaders import Sample
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
 _COLOURS = {True: "#1b6e3c", False: "#a8322a"}
+Rows = Sequence[Mapping[str, Any]]  # of samples.parquet
 
 
-def collect(samples: Sequence["Sample"], runs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """One item per image: captions and scores of every captioner, most disagreement first.
+def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
+    """One item per image, in the order of the samples: captions and scores of every captioner.
 
-    runs: label -> folder of a finished Prism run. Items hold `id`, `benchmark`, `open`, `captions` (label
-    -> texts), `questions` (question, options, gold, scores and answers by label), `score` (label ->
-    mean), `disagreement`. Raises UserError when a run is missing or was made on other samples.
+    rows: label -> rows of an evaluation. Items hold `id`, `benchmark`, `open`, `captions` (label -> texts), `questions`
+    (question, options, gold, scores and answers by label), `score` (label -> mean), `disagreement`. Raises UserError
+    for an evaluation of other samples.
     """
-    rows = {label: read_samples(folder) for label, folder in runs.items()}
-    items = collect_rows(samples, rows)
-    return sorted(items, key=lambda item: (-item["disagreement"], item["id"]))
-
-
-def collect_rows(
-    samples: Sequence["Sample"], rows: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> list[dict[str, Any]]:
-    """`collect` from rows (see `prism_scores.score_rows`) by label, in the order of the samples."""
     items: dict[str, dict[str, Any]] = {}
     questions: dict[tuple[str, str], dict[str, Any]] = {}
     for sample in samples:
         first = image_ids(sample)[0]
-        item = items.setdefault(first, _new_item(first, sample))
-        questions[sample.benchmark, sample.id] = question = _new_question(sample)
-        item["questions"].append(question)
+        item = items.setdefault(first, _item(first, sample.benchmark, sample.images[0]))
+        gold = sample.gold if isinstance(sample.gold, str) else ", ".join(map(str, sample.gold))
+        question = {"question": sample.question, "options": list(sample.options), "gold": gold}
+        questions[sample.benchmark, sample.id] = question | {"scores": {}, "answers": {}}
+        item["questions"].append(questions[sample.benchmark, sample.id])
     for label, found in rows.items():
         for row in found:
-            if (row["benchmark"], row["sample_id"]) not in questions:
+            question = questions.get((row["benchmark"], row["sample_id"]))
+            if question is None:
                 raise UserError(
                     f"{label}: sample {row['sample_id']} of {row['benchmark']} is not in the gallery"
                 )
-            _add_row(items[row["image_id"]], questions[row["benchmark"], row["sample_id"]], label, row)
+            _add_row(items[row["image_id"]], question, label, row)
     for item in items.values():
-        _finish(item)
+        means = item["score"] = _mean_scores(item["questions"])
+        item["disagreement"] = max(means.values()) - min(means.values()) if means else 0.0
     return list(items.values())
 
 
-def item_without_questions(name: str, image: Callable[[], "Image"]) -> dict[str, Any]:
-    """An item for an image about which nothing is asked; its captions are to be filled in."""
-    return {
-        "id": name, "benchmark": "", "open": image, "captions": {}, "questions": [], "score": {},
-        "disagreement": 0.0,
-    }  # fmt: skip
+def most_disagreement_first(items: Rows) -> list[dict[str, Any]]:
+    """The items by how far the captioners are apart."""
+    return sorted(items, key=lambda item: (-item["disagreement"], item["id"]))
 
 
-def _new_item(image_id: str, sample: "Sample") -> dict[str, Any]:
-    return {
-        "id": image_id,
-        "benchmark": sample.benchmark,
-        "open": sample.images[0],
-        "captions": {},
-        "questions": [],
-    }
-
-
-def _new_question(sample: "Sample") -> dict[str, Any]:
-    gold = sample.gold if isinstance(sample.gold, str) else ", ".join(map(str, sample.gold))
-    return {
-        "question": sample.question,
-        "options": list(sample.options),
-        "gold": gold,
-        "scores": {},
-        "answers": {},
-    }
+def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str, Any]:
+    empty = {"captions": {}, "questions": [], "score": {}, "disagreement": 0.0}
+    return {"id": image_id, "benchmark": benchmark, "open": image, **empty}
 
 
 def _add_row(item: dict[str, Any], question: dict[str, Any], label: str, row: Mapping[str, Any]) -> None:
@@ -101,27 +86,24 @@ def _add_row(item: dict[str, Any], question: dict[str, Any], label: str, row: Ma
     question["answers"].setdefault(label, []).append(row["answer"])
 
 
-def _finish(item: dict[str, Any]) -> None:
-    """Mean score by label over the item's questions, and how far the captioners are apart."""
+def _mean_scores(questions: Rows) -> dict[str, float]:
     found: dict[str, list[float]] = {}
-    for question in item["questions"]:
+    for question in questions:
         for label, scores in question["scores"].items():
             found.setdefault(label, []).extend(score for score in scores if score is not None)
-    item["score"] = {label: sum(scores) / len(scores) for label, scores in found.items() if scores}
-    means = list(item["score"].values())
-    item["disagreement"] = max(means) - min(means) if means else 0.0
+    return {label: sum(scores) / len(scores) for label, scores in found.items() if scores}
 
 
-def data_uri(image: "Image", max_side_pixels: int = MAX_SIDE_PIXELS) -> str:
+def data_uri(image: Image) -> str:
     """The image, scaled down if need be, as a data URI: PNG when small, WebP otherwise."""
     small = image.convert("RGB")
-    small.thumbnail((max_side_pixels, max_side_pixels))
+    small.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
     buffer, kind = io.BytesIO(), "png" if max(image.size) <= 256 else "webp"
     small.save(buffer, format=kind.upper(), **({"optimize": True} if kind == "png" else {"quality": 75}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def write(items: Sequence[Mapping[str, Any]], file: Path, title: str) -> Path:
+def write(items: Rows, file: Path, title: str) -> Path:
     """Write the gallery of `collect`'s items as one HTML file; the same items give the same bytes."""
     labels = list(dict.fromkeys(label for item in items for label in (*item["score"], *item["captions"])))
     content = [
@@ -135,7 +117,7 @@ def write(items: Sequence[Mapping[str, Any]], file: Path, title: str) -> Path:
     return file
 
 
-def cards(items: Sequence[Mapping[str, Any]]) -> str:
+def cards(items: Rows) -> str:
     """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with
     hit or miss.
     """
@@ -159,15 +141,81 @@ def _card_question(question: Mapping[str, Any]) -> str:
     marks = []
     for label, scores in question["scores"].items():
         hits = sum(score == 1 for score in scores)
-        colour = _COLOURS[hits * 2 > len(scores)]
         answers = ", ".join(dict.fromkeys(str(answer) for answer in question["answers"][label]))
         text = html.escape(f"{label} {hits}/{len(scores)} ({answers})")
-        marks.append(f"<span style='color:{colour}'>{text}</span>")
-    gold = html.escape(f"{question['gold']}{_option(question)}")
+        marks.append(f"<span style='color:{_COLOURS[hits * 2 > len(scores)]}'>{text}</span>")
+    place = ord(question["gold"][0]) - ord("A") if len(question["gold"]) == 1 else -1
+    text = f") {question['options'][place]}" if 0 <= place < len(question["options"]) else ""
+    gold = html.escape(question["gold"] + text)
     return f"<li>{html.escape(question['question'])} <b>{gold}</b>: {'; '.join(marks)}</li>"
 
 
-def _option(question: Mapping[str, Any]) -> str:
-    """The text of a gold letter's option."""
-    place = ord(question["gold"][0]) - ord("A") if len(question["gold"]) == 1 else -1
-    return f") {question['options'][place]}" if 0 <= place < len(question["options"]) else ""
+# --- the quick start (notebook 00) ---
+
+
+def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str, list[Sample]]:
+    """Write some images of the profile's benchmarks as PNG files; returns file -> the questions about it."""
+    found: dict[str, list[Sample]] = {}
+    files: dict[str, str] = {}
+    by_benchmark = [load_samples(profile, [name]) for name in profile.prism.benchmarks]
+    for sample in (sample for row in zip(*by_benchmark, strict=False) for sample in row):  # all kinds in turn
+        image_id = image_ids(sample)[0]
+        if image_id not in files:
+            if len(files) == num_images:
+                continue
+            files[image_id] = f"{sample.benchmark}/{image_id.rpartition('/')[2]}.png"
+            _save(sample.images[0](), folder / files[image_id])
+        found.setdefault(files[image_id], []).append(sample)
+    return found
+
+
+def _save(image: Image, path: Path) -> None:
+    """Write a PNG; one that is there already keeps its time, by which captioning knows its images."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    if not path.is_file() or path.read_bytes() != buffer.getvalue():
+        write_atomic(path, buffer.getvalue())
+
+
+def folder_items(
+    profile: Profile,
+    captions: pd.DataFrame,
+    folder: Path,
+    label: str,
+    questions: Mapping[str, Sequence[Sample]],
+    reader: Backend | None,
+) -> list[dict[str, Any]]:
+    """Items for the captioned images of a folder, in the order of the captions.
+
+    captions: a captions file. label: what the captioner is called. questions: about some of the images, by file (see
+    `write_examples`); `reader` answers them from the captions alone.
+    """
+    texts: dict[str, list[str]] = {}
+    for row in captions.sort_values(["image_id", "index"], kind="stable").itertuples():
+        texts.setdefault(row.image_id, []).append(row.caption)
+    files = {
+        image_ids(sample)[0]: file for file, asked in questions.items() for sample in asked if file in texts
+    }
+    samples = [sample for file in dict.fromkeys(files.values()) for sample in questions[file]]
+    given = {
+        image: [_caption(image, i, text) for i, text in enumerate(texts[file])]
+        for image, file in files.items()
+    }
+    rows = preview(profile, samples, given, reader) if samples and reader else []
+    items = {files[item["id"]]: item for item in collect(samples, {label: rows})}
+    return [
+        items.get(file, _item(file, "", partial(_open, folder / file)))
+        | {"id": file, "captions": {label: found}}
+        for file, found in texts.items()
+    ]
+
+
+def _caption(image_id: str, index: int, text: str) -> Caption:
+    return Caption(
+        id=f"{image_id}#{index}", image_id=image_id, index=index, text=text, num_tokens=None, finish_reason="stop",
+        model="", model_hash="",
+    )  # fmt: skip
+
+
+def _open(path: Path) -> Image:
+    return open_image(path.read_bytes())

@@ -1,5 +1,7 @@
 """Statistics for the tables: the image is the unit, models are compared on the same images.
 
+All questions of an image are drawn together. The average counts every benchmark the same, as the paper's does.
+
 * Intervals: paired cluster bootstrap over images, percentile interval. One resample of the images of a
   benchmark serves all models, so that differences keep their pairing; benchmarks are resampled
   independently and a macro average counts each benchmark the same.
@@ -18,18 +20,27 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-DRAWS = 10_000
+from caprl_utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 LEVEL = 0.95
+POWER = 0.8
+AVERAGE = "average"
+LENGTH_TOLERANCE = 0.1  # ours: captions within a tenth count as equally long
 _BLOCK_VALUES = 2_000_000  # weights held at once: 16 MB as float64
+
+Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of the sample
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its percentile interval.
+    """A value with its percentile interval at `LEVEL`.
 
     value, low, high: in the unit of the scores (0 to 1).
     num_clusters: images; num_rows: samples (for an average over benchmarks their sums).
@@ -39,15 +50,10 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float
     num_clusters: int
     num_rows: int
     draws: int
     p_value: float | None = None
-
-    @property
-    def includes_zero(self) -> bool:
-        return self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,36 +66,30 @@ class Bootstrap:
     num_clusters: int
     num_rows: int
 
-    def interval(self, model: str, level: float = LEVEL) -> Interval:
+    def interval(self, model: str) -> Interval:
         """The model's mean with its interval."""
         place = self._place(model)
-        return self._interval(self.means[place], self.samples[:, place], level, None)
+        return self._interval(self.means[place], self.samples[:, place], None)
 
-    def difference(self, model: str, baseline: str, level: float = LEVEL) -> Interval:
+    def difference(self, model: str, baseline: str) -> Interval:
         """model - baseline, paired by image, with the bootstrap p-value."""
         a, b = self._place(model), self._place(baseline)
-        value = self.means[a] - self.means[b]
         samples = self.samples[:, a] - self.samples[:, b]
-        return self._interval(value, samples, level, _p_value(samples))
+        return self._interval(self.means[a] - self.means[b], samples, _p_value(samples))
 
     def _place(self, model: str) -> int:
         if model not in self.models:
             raise ValueError(f"no model {model!r} among {', '.join(self.models)}")
         return self.models.index(model)
 
-    def _interval(self, value: float, samples: np.ndarray, level: float, p_value: float | None) -> Interval:
-        low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    def _interval(self, value: float, samples: np.ndarray, p_value: float | None) -> Interval:
+        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         ends = (float(value), float(low), float(high))
-        return Interval(*ends, level, self.num_clusters, self.num_rows, len(samples), p_value)
+        return Interval(*ends, self.num_clusters, self.num_rows, len(samples), p_value)
 
 
 def bootstrap(
-    scores: Any,
-    clusters: Sequence[Any],
-    models: Sequence[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int
 ) -> Bootstrap:
     """Resample the images of one benchmark.
 
@@ -160,11 +160,7 @@ def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:
 
 
 def bootstrap_benchmarks(
-    tables: Mapping[str, tuple[Any, Sequence[Any]]],
-    models: Sequence[str],
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
+    tables: Mapping[str, tuple[Any, Sequence[Any]]], models: Sequence[str], draws: int, seed: int
 ) -> dict[str, Bootstrap]:
     """`bootstrap` for each benchmark, with a seed of its own derived from `seed` and its name.
 
@@ -175,6 +171,36 @@ def bootstrap_benchmarks(
         name: bootstrap(scores, clusters, models, draws=draws, seed=seed ^ zlib.crc32(name.encode()))
         for name, (scores, clusters) in tables.items()
     }
+
+
+def bootstrap_models(
+    models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int
+) -> dict[str, Bootstrap]:
+    """Resampled means of all models per benchmark, and under `AVERAGE` of their average.
+
+    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same
+    samples.
+    """
+    labels = list(models)
+    first = models[labels[0]]
+    tables = {}
+    for benchmark, scores in first.items():
+        for label in labels[1:]:
+            _check_same(labels[0], scores, label, models[label].get(benchmark, {}), benchmark)
+        keys = sorted(scores)
+        columns = [[models[label][benchmark][key] for label in labels] for key in keys]
+        tables[benchmark] = (columns, [image for image, _ in keys])
+    parts = bootstrap_benchmarks(tables, labels, draws, seed)
+    return {**parts, AVERAGE: macro_average(parts)}
+
+
+def _check_same(first: str, ours: Scores, other: str, theirs: Scores, benchmark: str) -> None:
+    odd = sorted(ours.keys() ^ theirs.keys())
+    if odd:
+        raise UserError(
+            f"{benchmark}: {first} and {other} were not scored on the same samples ({len(odd)} differ, first "
+            f"{'/'.join(odd[0])}); evaluate both again with one profile and seed"
+        )
 
 
 def _p_value(samples: np.ndarray) -> float:
@@ -197,16 +223,25 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def minimum_detectable_difference(
-    differences: Sequence[float], *, level: float = LEVEL, power: float = 0.8, num_clusters: int | None = None
-) -> float:
-    """Smallest true difference that a two-sided paired test finds with `power`.
+def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str) -> pd.DataFrame:
+    """A row per benchmark: model - baseline in points, with interval and p."""
+    import pandas as pd
+
+    gaps = {name: part.difference(model, baseline) for name, part in parts.items()}
+    rows = {
+        name: {"difference": 100 * gap.value, "low": 100 * gap.low, "high": 100 * gap.high, "p": gap.p_value}
+        for name, gap in gaps.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def minimum_detectable_difference(differences: Sequence[float]) -> float:
+    """The smallest true difference that a paired comparison of these images finds with power `POWER`.
 
     (z(level) + z(power)) * sd / sqrt(n), the normal approximation.
 
     Args:
         differences: one mean difference per image, from which the standard deviation is taken.
-        num_clusters: images of the planned comparison; by default as many as given.
 
     Raises:
         ValueError: fewer than two images.
@@ -216,8 +251,8 @@ def minimum_detectable_difference(
     values = np.asarray(differences, dtype=float)
     if len(values) < 2:
         raise ValueError("a spread needs at least two images")
-    factor = norm.ppf((1 + level) / 2) + norm.ppf(power)
-    return float(factor * values.std(ddof=1) / sqrt(num_clusters or len(values)))
+    factor = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
+    return float(factor * values.std(ddof=1) / sqrt(len(values)))
 
 
 def cluster_means(scores: Sequence[float], clusters: Sequence[Any]) -> dict[Any, float]:
@@ -303,3 +338,82 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
         raise ValueError(f"best of {n} needs at least {n} draws, there are {len(scores)}")
     ranked = sorted(scores)
     return sum(value * comb(rank, n - 1) for rank, value in enumerate(ranked)) / comb(len(ranked), n)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Two captioners on pairs of captions of one image and the same length.
+
+    parts: benchmark (and `AVERAGE`, if every benchmark has pairs) -> resampled means of "ours" and
+    "theirs". pairs: caption pairs per benchmark. share: of all that could be.
+    """
+
+    parts: Mapping[str, Bootstrap]
+    pairs: Mapping[str, int]
+    share: float
+
+
+def length_matched(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], draws: int, seed: int
+) -> Matched:
+    """Compare only captions of equal length: is the gain more than length? (ours)
+
+    Captions of one image are paired, nearest lengths first, each used once, when their tokens differ by
+    at most `LENGTH_TOLERANCE` of the longer. What finds no partner is left out, so this is a comparison
+    of the lengths that both captioners write, not of all captions. rows: of samples.parquet.
+    """
+    left, right = _by_sample(ours), _by_sample(theirs)
+    tables: dict[str, tuple[list[tuple[float, float]], list[str]]] = {}
+    possible = 0
+    for key in left.keys() & right.keys():
+        benchmark, image, _ = key
+        possible += min(len(left[key]), len(right[key]))
+        for pair in _equal_length(left[key], right[key]):
+            scores, images = tables.setdefault(benchmark, ([], []))
+            scores.append(pair)
+            images.append(image)
+    ordered = {name: _sorted_table(*tables[name]) for name in sorted(tables)}
+    parts = bootstrap_benchmarks(ordered, ["ours", "theirs"], draws, seed)
+    if parts and len(parts) == len({row["benchmark"] for row in ours}):
+        parts[AVERAGE] = macro_average({name: parts[name] for name in ordered})
+    pairs = {name: len(scores) for name, (scores, _) in ordered.items()}
+    return Matched(parts, pairs, sum(pairs.values()) / possible if possible else 0.0)
+
+
+def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
+    """(benchmark, image, sample) -> (tokens, score) of its captions; rows without either are left out."""
+    found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["num_tokens"] is not None and row["score"] is not None:
+            key = (row["benchmark"], row["image_id"], row["sample_id"])
+            found.setdefault(key, []).append((row["num_tokens"], row["score"]))
+    return found
+
+
+def _equal_length(
+    left: Sequence[tuple[int, float]], right: Sequence[tuple[int, float]]
+) -> list[tuple[float, float]]:
+    """Score pairs of captions of equal length, nearest first, each caption once."""
+    gaps = sorted(
+        (abs(a - b), i, j)
+        for i, (a, _) in enumerate(left)
+        for j, (b, _) in enumerate(right)
+        if abs(a - b) <= LENGTH_TOLERANCE * max(a, b)
+    )
+    used_left: set[int] = set()
+    used_right: set[int] = set()
+    pairs = []
+    for _, i, j in gaps:
+        if i not in used_left and j not in used_right:
+            used_left.add(i)
+            used_right.add(j)
+            pairs.append((left[i][1], right[j][1]))
+    return pairs
+
+
+def _sorted_table(
+    scores: list[tuple[float, float]], images: list[str]
+) -> tuple[list[tuple[float, float]], list[str]]:
+    """Rows in an order of their own, so that the result does not hang on the order of a set."""
+    order = sorted(range(len(scores)), key=lambda i: (images[i], scores[i]))
+    return [scores[i] for i in order], [images[i] for i in order]

@@ -21,7 +21,7 @@ from caprl_utils.errors import UserError, command_line, nearest
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import claims, figures, numbers, opening, report3, table3
 from caprl_utils.reports.ablation_items import BY_NAME, DOCUMENTS, ITEMS, NATURAL, Item, Row
 from caprl_utils.reports.growth import plot_growth

@@ -18,7 +18,7 @@ from caprl_utils import paths
 from caprl_utils.errors import command_line
 from caprl_utils.files import write_atomic
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import numbers
 from caprl_utils.reports.commands import profile_of
 from caprl_utils.reports.tables import record_path

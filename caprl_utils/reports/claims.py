@@ -17,8 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from caprl_utils.prism.prism_compare import AVERAGE, Scores, bootstrap_models
-from caprl_utils.prism.statistics import Bootstrap, Interval, holm, macro_average
+from caprl_utils.prism.statistics import (
+    AVERAGE,
+    Bootstrap,
+    Interval,
+    Scores,
+    bootstrap_models,
+    holm,
+    macro_average,
+)
 from caprl_utils.reports import captioners, numbers
 from caprl_utils.reports.results import Results
 from caprl_utils.reports.tables import Source

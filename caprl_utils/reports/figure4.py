@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, FIGURE_4, VANILLA, growth_sets
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import opening, pretrained, style, table1
 from caprl_utils.reports.claims import Claim
 from caprl_utils.reports.pretrained import Item, Row

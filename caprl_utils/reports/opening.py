@@ -7,7 +7,7 @@ from typing import Any
 
 from caprl_utils.config import load_experiment
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import numbers
 from caprl_utils.reports.ablation_items import DOCUMENTS, NATURAL, Item
 from caprl_utils.reports.results import Results

@@ -17,8 +17,7 @@ from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.rows import MINI_WORLD
 from caprl_utils.pretraining.sets import VANILLA, CaptionSet, chain, final_name, seeds_of
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
-from caprl_utils.prism.statistics import holm
+from caprl_utils.prism.statistics import AVERAGE, holm
 from caprl_utils.reports import caption_sets, claims, numbers, opening, report3
 from caprl_utils.reports.commands import profile_of
 from caprl_utils.reports.paper import paper_table

@@ -14,7 +14,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import captioners, claims, figures, numbers, opening, table3
 from caprl_utils.reports.commands import profile_of
 from caprl_utils.reports.paper import paper_table

@@ -11,9 +11,8 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.prism.prism_compare import AVERAGE, bootstrap_models, sample_scores
-from caprl_utils.prism.prism_scores import read_samples
-from caprl_utils.prism.statistics import Bootstrap, Interval
+from caprl_utils.prism.scores import read_samples, sample_scores
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
 from caprl_utils.reports.tables import Source, record_path
 from caprl_utils.rl.ablations import MAIN, seeds_of
 from caprl_utils.runs import load_result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import numbers
 from caprl_utils.reports.results import Results
 

@@ -7,11 +7,14 @@ from typing import Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE, LENGTH_TOLERANCE, Matched, length_matched
 from caprl_utils.prism.statistics import (
+    AVERAGE,
+    LENGTH_TOLERANCE,
     Interval,
+    Matched,
     cluster_means,
     holm,
+    length_matched,
     minimum_detectable_difference,
     variance_components,
 )

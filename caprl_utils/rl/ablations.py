@@ -218,7 +218,7 @@ class Evaluation:
 
     def of(self, one: Planned) -> dict[str, Any]:
         """The captioner of a training; returns the record by the evaluation's own reader."""
-        from caprl_utils.prism.prism import trained_captioner
+        from caprl_utils.prism.evaluate import trained_captioner
 
         trained = trained_captioner(self.profile, one.name)
         records = [self._evaluate(one.name, trained, role) for role in self._readers_of(one.experiment)]
@@ -231,13 +231,14 @@ class Evaluation:
 
     def _evaluate(self, name: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
         from caprl_utils.models import open_backend
-        from caprl_utils.prism import prism
+        from caprl_utils.prism.evaluate import evaluate
+        from caprl_utils.prism.loading import load_samples
 
         if self._samples is None:
-            self._samples = prism.load_samples(self.profile)
+            self._samples = load_samples(self.profile)
         if role not in self._readers:
             self._readers[role] = open_backend(self.profile.models[role], self.profile)
-        return prism.evaluate(
+        return evaluate(
             self.profile, prism_name(name, role), open_backend(captioner, self.profile),
             self._readers[role], self._samples, captions_run=name,
         )  # fmt: skip

@@ -17,9 +17,9 @@ from caprl_utils.captions import rows
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
-from caprl_utils.prism import prism, prism_answers
-from caprl_utils.prism.loaders import Sample
-from caprl_utils.prism.vqa import evaluate_vqa
+from caprl_utils.prism import answers
+from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
+from caprl_utils.records import Sample
 
 COLOURS = ["red", "blue", "green", "white"]
 CHUNK = int(os.environ["CHUNK"])
@@ -66,12 +66,12 @@ def sample(number, benchmark, options):
 
 
 def main():
-    prism_answers.CHUNK_QUESTIONS = CHUNK
+    answers.CHUNK_QUESTIONS = CHUNK
     rows._chunks.__defaults__ = (CHUNK,)
     profile = load_profile("smoke")
     samples = [sample(n, "mini-scene", COLOURS) for n in range(40)]
     samples += [sample(n, "mini-document", []) for n in range(40)]
-    prism.evaluate(profile, "m", Model(), Model(), samples)
+    evaluate(profile, "m", Model(), Model(), samples)
     evaluate_vqa(profile, "m", Model(), samples)
 
 

@@ -4,13 +4,7 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.prism.benchmarks import (
-    get_benchmark,
-    load_registry,
-    mini_benchmarks,
-    pretraining_benchmarks,
-    prism_benchmarks,
-)
+from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark, load_registry, overview
 from caprl_utils.schema import PRISM_BENCHMARKS
 
 
@@ -20,14 +14,14 @@ def columns_of(table):
 
 
 def test_the_benchmarks_of_the_paper():
-    assert len(prism_benchmarks()) == len(columns_of("table3_prism.csv")) == 11
-    assert len(pretraining_benchmarks()) == len(columns_of("table1_pretraining.csv")) == 12
-    assert [facts.key for facts in prism_benchmarks()] == PRISM_BENCHMARKS
+    assert len(benchmarks_of_table(3)) == len(columns_of("table3_prism.csv")) == 11
+    assert len(benchmarks_of_table(1)) == len(columns_of("table1_pretraining.csv")) == 12
+    assert [facts.key for facts in benchmarks_of_table(3)] == PRISM_BENCHMARKS
     assert {"visulogic", "captionqa"} <= set(load_registry())
 
 
-def test_mini_benchmarks_and_their_metrics():
-    assert {facts.key: facts.metric for facts in mini_benchmarks()} == {
+def test_rendered_benchmarks_and_their_metrics():
+    assert {facts.key: facts.metric for facts in load_registry().values() if facts.loader} == {
         "mini-chart": "relaxed_accuracy", "mini-infographic": "exact_match", "mini-document": "exact_match",
         "mini-scene": "letter_accuracy", "mini-geometry": "letter_accuracy",
     }  # fmt: skip
@@ -44,7 +38,7 @@ def test_every_hub_benchmark_tells_where_it_is():
 
 
 def test_the_branches_of_the_authors_scorer():
-    branches = {facts.key: facts.caprl.branch for facts in prism_benchmarks()}
+    branches = {facts.key: facts.caprl.branch for facts in benchmarks_of_table(3)}
     assert {key for key, branch in branches.items() if branch == "chart"} == {
         "chartqa",
         "chartqapro",
@@ -57,6 +51,12 @@ def test_the_branches_of_the_authors_scorer():
 def test_unknown_keys_name_the_nearest():
     with pytest.raises(UserError, match="chartqapro"):
         get_benchmark("chartqapor")
+
+
+def test_the_overview_has_every_benchmark():
+    lines = overview().splitlines()
+    assert [line.split()[0] for line in lines] == list(load_registry())
+    assert "2500 rows" in lines[0] and lines[0].endswith("tables 1, 2, 3")
 
 
 @pytest.mark.parametrize(

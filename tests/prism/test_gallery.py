@@ -5,14 +5,15 @@ import re
 import shutil
 import subprocess
 
+import pandas as pd
 import pytest
 from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.prism import gallery, prism_scores
-from caprl_utils.prism.loaders import Sample
-from caprl_utils.runs import Run
+from caprl_utils.models import Completion
+from caprl_utils.prism import gallery
+from caprl_utils.records import Sample
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -31,36 +32,22 @@ def make_samples(count):
     ]
 
 
-def make_run(profile, name, samples, scores, caption="The value is 42. </script><b>"):
-    shared = {"num_tokens": 5, "finish_reason": "stop", "options": [], "gold": "42", "answer": "42"}
-    shared |= {"letter_mass": None, "parsed": "42", "reason": None}
-    rows = [
+def make_rows(samples, scores, caption="The value is 42. </script><b>"):
+    return [
         {
-            **shared,
-            "benchmark": s.benchmark,
-            "sample_id": s.id,
-            "image_id": f"{s.benchmark}/img{n}",
-            "question": s.question,
-            "caption_index": index,
-            "caption": f"{caption} {index}",
-            "score": scores[n],
+            "benchmark": s.benchmark, "sample_id": s.id, "image_id": f"{s.benchmark}/img{n}", "caption_index": index,
+            "caption": f"{caption} {index}", "answer": "42", "score": scores[n],
         }
         for n, s in enumerate(samples)
         for index in range(2)
-    ]
-    with Run.open(profile, "prism", name, {}, ["caprl_utils.prism.gallery"]) as run:
-        prism_scores.write_samples(run.folder / "samples.parquet", rows, name)
-        return run.folder
+    ]  # fmt: skip
 
 
 @pytest.fixture
 def items():
-    samples, profile = make_samples(3), load_profile("smoke")
-    runs = {
-        "base": make_run(profile, "base", samples, [0.0, 1.0, 0.0]),
-        "CapRL": make_run(profile, "caprl", samples, [1.0, 1.0, 0.0]),
-    }
-    return gallery.collect(samples, runs)
+    samples = make_samples(3)
+    rows = {"base": make_rows(samples, [0.0, 1.0, 0.0]), "CapRL": make_rows(samples, [1.0, 1.0, 0.0])}
+    return gallery.most_disagreement_first(gallery.collect(samples, rows))
 
 
 def test_most_disagreement_comes_first(items):
@@ -93,10 +80,65 @@ def test_cards_escape_what_models_wrote(items):
 
 
 def test_a_run_on_other_samples_is_refused(items):
-    samples = make_samples(2)
-    folder = make_run(load_profile("smoke"), "more", make_samples(3), [1.0, 1.0, 1.0])
+    rows = make_rows(make_samples(3), [1.0, 1.0, 1.0])
     with pytest.raises(UserError, match="sample s2 of mini-chart is not in the gallery"):
-        gallery.collect(samples, {"more": folder})
+        gallery.collect(make_samples(2), {"more": rows})
+
+
+class Knows:
+    """Names the right answer when the prompt's caption holds it, else something wrong."""
+
+    name = model_hash = "knows"
+
+    def __init__(self, samples):
+        self.gold = {sample.question: sample for sample in samples}
+
+    def _right(self, prompt):
+        return "told" in prompt
+
+    def _sample(self, prompt):
+        return next(s for question, s in self.gold.items() if question in prompt)
+
+    def generate(self, requests, sampling, progress=None):
+        texts = [self._sample(r.prompt).gold if self._right(r.prompt) else "nothing" for r in requests]
+        return [Completion(r.id, 0, f" {t}", 2, "stop") for r, t in zip(requests, texts, strict=True)]
+
+    def choice_logprobs(self, requests, choices, progress=None):
+        found = []
+        for r in requests:
+            gold = f" {self._sample(r.prompt).gold}" if self._right(r.prompt) else choices[-1]
+            found.append([-0.1 if choice == gold else -9.0 for choice in choices])
+        return found
+
+
+def captions_of(names):
+    return pd.DataFrame(
+        {"image_id": n, "index": 0, "caption": "all is told" if k == 0 else "little"}
+        for k, n in enumerate(names)
+    )
+
+
+def test_examples_are_written_once_and_asked_about(tmp_path):
+    profile = load_profile("smoke")
+    questions = gallery.write_examples(profile, tmp_path, 4)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert files == sorted(questions) and len(files) == 4
+    assert len({name.split("/")[0] for name in files}) == 4  # a kind each
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.png"))]
+    gallery.write_examples(profile, tmp_path, 4)
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.png"))] == times
+    one = {files[0]: questions[files[0]]}
+    items = gallery.folder_items(profile, captions_of(files), tmp_path, "mine", one, Knows(one[files[0]]))
+    assert [item["id"] for item in items] == files
+    assert items[0]["score"] == {"mine": 1.0} and items[1]["score"] == {}
+    assert [item["captions"]["mine"] for item in items] == [["all is told"], *[["little"]] * 3]
+
+
+def test_images_without_questions_have_captions_only(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
+    items = gallery.folder_items(load_profile("smoke"), captions_of(["a.png"]), tmp_path, "mine", {}, None)
+    page = gallery.write(items, tmp_path / "page.html", "mine").read_text()
+    assert '"labels": ["mine"]' in page and "all is told" in page and "all is told" in gallery.cards(items)
 
 
 @pytest.mark.integration
@@ -105,9 +147,9 @@ def test_the_page_works_in_a_browser(tmp_path):
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser: one of {', '.join(BROWSERS)} on PATH is needed")
-    samples, profile = make_samples(2000), load_profile("smoke")
-    folder = make_run(profile, "base", samples, [float(n % 2) for n in range(2000)])
-    page = gallery.write(gallery.collect(samples, {"base": folder}), tmp_path / "page.html", "Captions")
+    samples = make_samples(2000)
+    rows = make_rows(samples, [float(n % 2) for n in range(2000)])
+    page = gallery.write(gallery.collect(samples, {"base": rows}), tmp_path / "page.html", "Captions")
     probe = tmp_path / "probe.html"
     probe.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [

@@ -8,13 +8,12 @@ import json
 import pytest
 from PIL import Image
 
+from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
+from caprl_utils.prism import loading
 from caprl_utils.prism.benchmarks import get_benchmark, load_registry
-from caprl_utils.prism.loaders import load, load_caprl, load_own
-from caprl_utils.prism.loaders.files import USER_START
-from caprl_utils.prism.loaders.hub import how_to_get
-from caprl_utils.prism.loaders.images import inside, open_image
-from caprl_utils.prism.loaders.layouts import CANNOT_ANSWER, split_options
+from caprl_utils.prism.layouts import CANNOT_ANSWER, split_options
+from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
 from caprl_utils.prism.scoring import score
 
 
@@ -170,19 +169,12 @@ def test_hub_layouts(key, tmp_path):
     in_parquet = key in ("chartqa", "infovqa", "seed2k", "mme_realworld")
     loaded = load(key, path=write(tmp_path / "hub", rows, image_columns, in_parquet))
     sample = loaded[0]
-    assert loaded.rejected == ()
     assert (sample.question, sample.options, sample.gold) == first
     assert sample.benchmark == key and sample.meta["image_id"]
     assert "secret" not in str(sample.meta)
-    assert sample.load_images()[0].size == (6, 4)
-    result = score(
-        key, _right_answer(sample), sample.gold, meta={**sample.meta, "options": list(sample.options)}
-    )
+    assert sample.images[0]().size == (6, 4)
+    result = score(sample, sample.gold[0] if isinstance(sample.gold, list) else sample.gold)
     assert result.value == (None if key in ("charxiv", "mmvet") else 1.0)
-
-
-def _right_answer(sample):
-    return sample.gold[0] if isinstance(sample.gold, list) else sample.gold
 
 
 def test_all_hub_benchmarks_are_covered():
@@ -229,19 +221,21 @@ def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
     row = {"image_path": "images/0.png", "question": "Next?", "label": "C", "id": "0", "tag": "x"}
     (tmp_path / "v" / "data.jsonl").write_text(json.dumps(row) + "\n")
     sample = load("visulogic", path=tmp_path / "v" / "data.jsonl")[0]
-    assert sample.gold == "C" and sample.load_images()[0].size == (6, 4)
+    assert sample.gold == "C" and sample.images[0]().size == (6, 4)
 
 
 def test_gqa_joins_images(tmp_path):
     rows = [{"id": "q1", "imageId": "n1", "question": "Dog?", "answer": "yes", "fullAnswer": "Yes."}]
-    questions = write(tmp_path / "q", rows, [])
-    images = write(tmp_path / "i", [{"id": "n1", "image": P}, {"id": "n2", "image": OTHER}], ["image"])
-    sample = load("gqa", path=questions, images_path=images)[0]
-    assert sample.meta["image_id"] == "n1" and sample.load_images()[0].getpixel((0, 0)) == (200, 10, 10)
-    with pytest.raises(UserError, match="images_path"):
-        load("gqa", path=questions)
+    facts = get_benchmark("gqa").hub
+    write(tmp_path / "gqa" / facts.config, rows, [])
+    images = [{"id": "n1", "image": P}, {"id": "n2", "image": OTHER}]
+    write(tmp_path / "gqa" / facts.images_config, images, ["image"])
+    sample = load("gqa", path=tmp_path / "gqa")[0]
+    assert sample.meta["image_id"] == "n1" and sample.images[0]().getpixel((0, 0)) == (200, 10, 10)
+    write(tmp_path / "other" / facts.config, rows, [])
+    write(tmp_path / "other" / facts.images_config, images[1:], ["image"])
     with pytest.raises(UserError, match="first: n1"):
-        load("gqa", path=questions, images_path=write(tmp_path / "j", [{"id": "n2", "image": P}], ["image"]))
+        load("gqa", path=tmp_path / "other")
 
 
 def captionqa_row(identity):
@@ -277,11 +271,9 @@ def test_captionqa_copies_the_sequential_shuffle(tmp_path):
 
 
 def test_rendered_benchmarks_come_from_their_maker(monkeypatch):
-    import caprl_utils.prism.loaders as loaders
-
     facts = get_benchmark("mini-chart").model_copy(update={"loader": "tests.prism.test_loaders:maker"})
-    monkeypatch.setattr(loaders, "get_benchmark", lambda key: facts)
-    assert load("mini-chart", num_samples=3, seed=1).samples == ("mini-chart", 3, 1)
+    monkeypatch.setattr("caprl_utils.prism.loading.get_benchmark", lambda key: facts)
+    assert load("mini-chart", num_samples=3, seed=1) == ["mini-chart", 3, 1]
     facts = facts.model_copy(update={"loader": "no.such:thing"})
     with pytest.raises(UserError, match="cannot be imported"):
         load("mini-chart")
@@ -299,7 +291,6 @@ def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
     file = write(tmp_path / "hub", [row], ["image"])
     with pytest.raises(UserError, match=r"'question' \(there is 'Question'\).*ChartQA"):
         load("chartqa", path=file)
-    assert load("chartqa", path=file, columns={"question": "Question"})[0].question == "How many?"
 
 
 @pytest.mark.parametrize(
@@ -314,24 +305,24 @@ def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
         ("infovqa", {"answers": []}, "test has no answers"),
     ],
 )
-def test_a_bad_row_is_set_aside_with_its_reason(key, change, message, tmp_path):
+def test_a_bad_row_is_set_aside_with_its_reason(key, change, message, tmp_path, monkeypatch, caplog):
     rows, image_columns, _ = LAYOUTS[key]
     file = write(tmp_path / "hub", [rows[0], {**rows[0], **change}], image_columns)
-    loaded = load(key, path=file, max_rejected_share=0.5)
-    assert len(loaded) == 1
-    assert message in loaded.rejected[0].reason and "row 1" in loaded.rejected[0].row
     with pytest.raises(UserError, match="1 of 2 rows"):
         load(key, path=file)
+    monkeypatch.setattr(loading, "MAX_REJECTED_SHARE", 0.5)
+    assert len(load(key, path=file)) == 1
+    assert message in caplog.text and "row 1" in caplog.text
 
 
-def test_a_missing_image_is_named_when_it_is_opened(tmp_path):
+def test_a_missing_image_is_named_when_it_is_opened(tmp_path, monkeypatch, caplog):
     row = LAYOUTS["mmstar"][0][0]
     rows = [row, {**row, "image": None}, {**row, "image": {"bytes": b"no image", "path": None}}]
-    file = write(tmp_path / "hub", rows, ["image"])
-    loaded = load("mmstar", path=file, max_rejected_share=0.5)
-    assert len(loaded.rejected) == 1 and "image" in loaded.rejected[0].reason
+    monkeypatch.setattr(loading, "MAX_REJECTED_SHARE", 0.5)
+    loaded = load("mmstar", path=write(tmp_path / "hub", rows, ["image"]))
+    assert len(loaded) == 2 and "an image is needed" in caplog.text
     with pytest.raises(UserError, match=r"row 2.*not an image"):
-        loaded[1].load_images()
+        loaded[1].images[0]()
 
 
 def test_absent_data_say_how_to_get_them(tmp_path):
@@ -353,9 +344,9 @@ def test_the_hub_out_of_reach_says_how_to_get_the_data(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(
-        UserError, match=r"me/Copy could not be loaded \(ConnectionError.*revision.*hf download"
+        UserError, match=r"Lin-Chen/MMStar could not be loaded \(ConnectionError.*revision.*hf download"
     ):
-        load("mmstar", dataset="me/Copy", revision="abc")
+        load("mmstar")
 
 
 def test_saved_datasets_and_their_splits(tmp_path):
@@ -369,6 +360,29 @@ def test_saved_datasets_and_their_splits(tmp_path):
     assert len(load("chartqa", path=tmp_path / "one")) == len(load("chartqa", path=tmp_path / "many")) == 1
     with pytest.raises(UserError, match="splits dev, train"):
         load("chartqa", path=tmp_path / "other")
+
+
+def test_of_a_downloaded_repository_only_the_split_is_read(tmp_path):
+    row = LAYOUTS["chartqa"][0][0]
+    for split, answer in (("train", "1"), ("test", "2")):
+        file = write(tmp_path / split, [{**row, "answer": answer}], ["image"], parquet=True)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        file.rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    found = load_samples(load_profile("smoke"), [f"chartqa={tmp_path / 'data'}"])
+    assert [sample.gold for sample in found] == ["2"]
+
+
+def test_groups_of_wemath_have_pictures_of_their_own(tmp_path):
+    row = LAYOUTS["wemath"][0][0]
+    rows = [
+        row,
+        {**row, "key": "2steps_2", "image_path": OTHER},
+        {**row, "key": "2steps_multi", "image_path": OTHER},
+    ]
+    first, second, multi = load("wemath", path=write(tmp_path / "hub", rows, ["image_path"]))
+    assert [s.id for s in (first, second, multi)] == ["g1-2steps_1", "g1-2steps_2", "g1-2steps_multi"]
+    assert {s.meta["ID"] for s in (first, second, multi)} == {"g1"}
+    assert second.meta["image_id"] == multi.meta["image_id"] != first.meta["image_id"]
 
 
 def test_subsets_are_drawn_with_a_seed_and_keep_groups(tmp_path):
@@ -397,103 +411,6 @@ def test_links_cannot_leave_their_root(tmp_path):
     (tmp_path / "root" / "in.png").symlink_to(tmp_path / "out.png")
     with pytest.raises(UserError, match="outside"):
         inside(tmp_path / "root", "in.png", "f, row 1")
-
-
-def test_images_have_a_pixel_limit(monkeypatch):
-    monkeypatch.setattr("caprl_utils.images.MAX_PIXELS", 20)
-    with pytest.raises(UserError, match=r"f, row 1: too many pixels \(6 x 4, the limit is 20\)"):
-        open_image(png(), "f, row 1")
-    for broken in (b"", b"text", "!!", None, {"bytes": None, "path": "/x.png"}, png()[:45]):
-        with pytest.raises(UserError, match="f, row 1"):
-            open_image(broken, "f, row 1")
-
-
-# --- the authors' files, and one's own ---
-
-
-def caprl_record(**changes):
-    prompt = f"{USER_START}How many?\nAnswer in a box.<|im_end|>\n<|im_start|>assistant\n"
-    image = [
-        {"role": "user", "content": [{"type": "image", "image": "bench/0.png"}, {"type": "text", "text": ""}]}
-    ]
-    return {"prompt": prompt, "answer": 12, "image": image, **changes}
-
-
-@pytest.fixture
-def collection(tmp_path):
-    root = tmp_path / "collection"
-    (root / "json_file").mkdir(parents=True)
-    (root / "bench").mkdir()
-    (root / "bench" / "0.png").write_bytes(png())
-
-    def make(*records):
-        (root / "json_file" / "lmm_eval_chartqa.json").write_text(json.dumps(records))
-        return root
-
-    return make
-
-
-def test_caprl_files(collection):
-    sample = load_caprl("chartqa", collection(caprl_record()))[0]
-    assert (sample.question, sample.gold) == ("How many?\nAnswer in a box.", "12")
-    assert sample.meta["prompt"].startswith("<|im_start|>user")
-    assert sample.load_images()[0].size == (6, 4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"prompt": "How many?"}, "vision slot"),
-        ({"answer": {"a": 1}}, "unknown answer type dict"),
-        ({"image": []}, "no image path"),
-        ({"image": "bench/1.png"}, "missing"),
-        ({"image": ["../../secret.png"]}, "outside"),
-    ],
-)
-def test_bad_caprl_records_are_set_aside(collection, changes, message):
-    root = collection(caprl_record(), caprl_record(**changes))
-    loaded = load_caprl("chartqa", root, max_rejected_share=0.5)
-    assert len(loaded) == 1 and message in loaded.rejected[0].reason
-
-
-def test_caprl_files_that_are_not_there_or_not_json(collection, tmp_path):
-    with pytest.raises(UserError, match=r"internlm/CapRL-Evaluation-Files.*licence.*hf download"):
-        load_caprl("chartqa", tmp_path)
-    with pytest.raises(UserError, match="record lacks answer"):
-        load_caprl("chartqa", collection({"prompt": "x", "image": "y"}))
-    file = tmp_path / "broken.json"
-    file.write_text("[{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        load_caprl("chartqa", file)
-    with pytest.raises(UserError, match="has no file"):
-        load_caprl("gqa", file)
-
-
-def test_own_folders(tmp_path):
-    (tmp_path / "a.png").write_bytes(png())
-    lines = [
-        {
-            "question": "How many?",
-            "gold": "3",
-            "image": "a.png",
-            "options": ["1", "3"],
-            "meta": {"year": ["NO"]},
-        },
-        {"question": "How many?", "gold": 3, "image": "a.png"},
-        {"question": "How many?", "gold": "3"},
-        {"question": "", "gold": "3", "image": "a.png"},
-        {"question": "x", "gold": "3", "image": "a.png", "goldd": "4"},
-    ]
-    (tmp_path / "samples.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    loaded = load_own("chartqa", tmp_path, max_rejected_share=1.0)
-    assert loaded[0].options == ("1", "3") and loaded[0].load_images()[0].size == (6, 4)
-    reasons = " | ".join(item.reason for item in loaded.rejected)
-    for expected in ("unknown answer type int", "no image", "question is missing", "unknown keys goldd"):
-        assert expected in reasons
-    with pytest.raises(UserError, match="4 of 5 rows"):
-        load_own("chartqa", tmp_path)
-    with pytest.raises(UserError, match=r"samples\.jsonl"):
-        load_own("chartqa", tmp_path / "none")
 
 
 def test_options_in_one_text():

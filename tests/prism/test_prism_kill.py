@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.prism.prism_scores import read_samples
+from caprl_utils.prism.scores import read_samples
 
 WORKER = Path(__file__).parent / "prism_worker.py"
 CHUNK = 8  # questions and images per call: many places to be killed at

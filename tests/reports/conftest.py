@@ -6,7 +6,7 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.prism import prism_scores
+from caprl_utils.prism import scores
 from caprl_utils.runs import Run
 
 BENCHMARKS = ("mini-chart", "mini-scene")
@@ -34,9 +34,9 @@ def prism_run(profile, name, right, tokens=20.0):
         for n in range(IMAGES)
         for index in range(2)
     ]
-    with Run.open(profile, "prism", name, {"right": right}, ["caprl_utils.prism.prism_scores"]) as run:
-        prism_scores.write_samples(run.folder / "samples.parquet", rows, name)
-        summary = prism_scores.summarise(rows, profile.prism.bootstrap_draws, profile.seed)
+    with Run.open(profile, "prism", name, {"right": right}, ["caprl_utils.prism.scores"]) as run:
+        scores.write_samples(run.folder / "samples.parquet", rows, name)
+        summary = scores.summarise(rows, profile.prism.bootstrap_draws, profile.seed)
         run.finish(
             **summary, unit="sample", label=name, captions_per_image=2, reader={"name": "r", "mode": "choice"}
         )

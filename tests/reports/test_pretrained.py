@@ -9,7 +9,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining.prepare import dataset_of, run_name
 from caprl_utils.pretraining.sets import finals, wanted
-from caprl_utils.prism import prism_scores
+from caprl_utils.prism import scores
 from caprl_utils.reports import claims_page, figure4, html, table1, table2, trace
 from caprl_utils.reports.tables import from_record_path, look_up
 from caprl_utils.runs import Run
@@ -33,9 +33,9 @@ def vqa_run(profile, name, right):
         for benchmark in ("mini-chart", "mini-infographic")
         for n in range(40)
     ]  # fmt: skip
-    with Run.open(profile, "vqa", name, {"right": right}, ["caprl_utils.prism.prism_scores"]) as run:
-        prism_scores.write_samples(run.folder / "samples.parquet", rows, name)
-        run.finish(**prism_scores.summarise(rows, 500, 0), unit="sample", label=name)
+    with Run.open(profile, "vqa", name, {"right": right}, ["caprl_utils.prism.scores"]) as run:
+        scores.write_samples(run.folder / "samples.parquet", rows, name)
+        run.finish(**scores.summarise(rows, 500, 0), unit="sample", label=name)
 
 
 @pytest.fixture

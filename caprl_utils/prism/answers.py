@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,12 +22,10 @@ from caprl_utils.captions import chunk_seed, failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.progress import Progress
+from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
-if TYPE_CHECKING:
-    from caprl_utils.prism.loaders import Sample
-
-ReaderMode = Literal["choice", "greedy", "sampled"]
+Mode = Literal["choice", "greedy", "sampled"]
 CHUNK_QUESTIONS = 256
 GREEDY = Sampling(max_tokens=32)  # ours: after the prefill an answer is a word, a number or a letter
 AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script, stage 2
@@ -35,12 +33,19 @@ AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script
 
 @dataclass(frozen=True)
 class Task:
-    """One question about one caption. `caption` None: the reader sees the image instead."""
+    """One question about one caption. `caption` None: the reader sees the image instead.
+
+    image_id: of the first image, the unit of the statistics. num_tokens: of the caption, None if unknown.
+    finish_reason: "length" for a caption that was cut.
+    """
 
     id: str
     sample: Sample
     caption_index: int
     caption: str | None
+    image_id: str
+    num_tokens: int | None
+    finish_reason: str
 
 
 class Answer(BaseModel):
@@ -56,13 +61,8 @@ class Answer(BaseModel):
     letter_mass: float | None = None
 
 
-def answer_id(sample: Sample, caption_index: int) -> str:
-    """Row id of the answer to a sample from one of its captions."""
-    return f"{sample.benchmark}/{sample.id}#{caption_index}"
-
-
 def answer_all(
-    tasks: Sequence[Task], reader: Backend, mode: ReaderMode, store: RowStore, seed: int
+    tasks: Sequence[Task], reader: Backend, mode: Mode, store: RowStore, seed: int
 ) -> dict[str, Answer]:
     """Answer every task that `store` does not hold yet; returns all answers by id.
 
@@ -86,7 +86,7 @@ def answer_all(
 Ask = Callable[[Sequence[Task], int], dict[str, Answer | str]]
 
 
-def _chunks(tasks: Sequence[Task], reader: Backend, mode: ReaderMode) -> Iterator[tuple[Ask, list[Task]]]:
+def _chunks(tasks: Sequence[Task], reader: Backend, mode: Mode) -> Iterator[tuple[Ask, list[Task]]]:
     """Tasks that can be asked in one call: letter questions by number of options, all others together."""
     groups: dict[int, list[Task]] = {}
     for task in tasks:
@@ -126,7 +126,7 @@ def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
     )
 
 
-def _texts(reader: Backend, mode: ReaderMode) -> Ask:
+def _texts(reader: Backend, mode: Mode) -> Ask:
     sampling = AUTHORS if mode == "sampled" else GREEDY
 
     def ask(tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:

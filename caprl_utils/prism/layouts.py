@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import Benchmark
-from caprl_utils.prism.loaders.hub import Record
-from caprl_utils.prism.loaders.sample import Sample
-from caprl_utils.prism.scoring.choices import as_options, gold_letter
-from caprl_utils.prism.scoring.text import literal_list
+from caprl_utils.prism.metrics import as_options, gold_letter, literal_list
+from caprl_utils.records import Sample
+
+if TYPE_CHECKING:
+    from caprl_utils.prism.loading import Record
 
 CANNOT_ANSWER = "Cannot answer from the caption"  # CaptionQA's own wording
 _ID_COLUMNS = (
@@ -23,31 +25,10 @@ _IMAGE_ID_COLUMNS = (
     "image_url", "ucsf_document_id", "imageId", "figure_path", "problem_index",
 )  # fmt: skip
 
-_YES_NO_STARTS = frozenset(
-    [
-        "is",
-        "are",
-        "was",
-        "were",
-        "do",
-        "does",
-        "did",
-        "have",
-        "has",
-        "had",
-        "can",
-        "could",
-        "will",
-        "would",
-        "should",
-        "shall",
-        "may",
-        "might",
-        "must",
-    ]
-)
-
-Layout = Callable[[Record, Benchmark], list[Sample]]
+_YES_NO_STARTS = (
+    "is", "are", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would", "should",
+    "shall", "may", "might", "must",
+)  # fmt: skip
 
 
 def generic(record: Record, facts: Benchmark) -> list[Sample]:
@@ -92,10 +73,9 @@ def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
     if known:
         page = record.get("ucsf_document_page_no")
         return f"{known[0]}-{page}" if page is not None else str(known[0])
-    if facts.key in ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d"):
-        return record.image_hash(
-            _columns(facts).image[0]
-        )  # several questions share an image, no column says so
+    if facts.key in ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d", "wemath"):
+        # several questions share an image, no column says so
+        return record.image(_columns(facts).image[0]).stored_hash()
     return identity
 
 
@@ -150,12 +130,12 @@ def charxiv(record: Record, facts: Benchmark) -> list[Sample]:
 
 
 def wemath(record: Record, facts: Benchmark) -> list[Sample]:
-    """All options stand in one text, "A. 3 cm; B. 4 cm; ..."."""
+    """All options stand in one text, "A. 3 cm; B. 4 cm; ..."; `ID` names the problem group, `key` the part of it."""
     options = split_options(record.text("option"))
     gold = _letter(record.text("answer"), options, facts)
     identity = f"{record.text('ID')}-{record.text('key')}"
-    made = sample(record, facts, record.text("question"), gold, options)
-    return [_renamed(made, identity, image_id=record.text("ID"))]
+    made = sample(record, facts, record.text("question"), gold, options, ID=record.text("ID"))
+    return [_renamed(made, identity)]
 
 
 def split_options(text: str) -> list[str]:
@@ -197,11 +177,8 @@ def mme_realworld(record: Record, facts: Benchmark) -> list[Sample]:
     """Options come as "(A) red"; the image is base64 text."""
     raw = as_options(record.get("multi-choice options")) or []
     options = [re.sub(r"^\s*\(?[A-E][).]\s*", "", option) for option in raw]
-    return [
-        sample(
-            record, facts, record.text("question"), _letter(record.text("answer"), options, facts), options
-        )
-    ]
+    gold = _letter(record.text("answer"), options, facts)
+    return [sample(record, facts, record.text("question"), gold, options)]
 
 
 def mmbench(record: Record, facts: Benchmark) -> list[Sample]:
@@ -217,7 +194,7 @@ def mmbench(record: Record, facts: Benchmark) -> list[Sample]:
 
 
 def gqa(record: Record, facts: Benchmark) -> list[Sample]:
-    """Questions only; `loaders.load` joins the images from their own configuration."""
+    """Questions only; `loading.load` joins the images from their own configuration."""
     return [sample(record, facts, record.text("question"), record.text("answer"), images=())]
 
 
@@ -240,10 +217,10 @@ def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
     return made
 
 
-def shuffle_captionqa(samples: Sequence[Sample], seed_: int = 0) -> list[Sample]:
+def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
     """CaptionQA's option order: one generator runs over all questions, and each but yes/no questions gets
     the option "Cannot answer from the caption" first. The order is copied, not drawn anew per question."""
-    generator = random.Random(seed_)
+    generator = random.Random(0)
     shuffled = []
     for item in samples:
         options = list(item.options)
@@ -254,10 +231,8 @@ def shuffle_captionqa(samples: Sequence[Sample], seed_: int = 0) -> list[Sample]
         generator.shuffle(order)
         gold = ascii_uppercase[order.index(ascii_uppercase.index(item.gold))]
         cannot = ascii_uppercase[order.index(len(options) - 1)] if extra else None
-        shuffled.append(Sample(
-            item.id, item.benchmark, item.images, item.question, gold,
-            tuple(options[place] for place in order), {**item.meta, "cannot_answer": cannot},
-        ))  # fmt: skip
+        texts = tuple(options[place] for place in order)
+        shuffled.append(replace(item, gold=gold, options=texts, meta={**item.meta, "cannot_answer": cannot}))
     return shuffled
 
 
@@ -269,7 +244,7 @@ def _yes_no(question: str, choices: Sequence[str]) -> bool:
     return " " in question and question.split(" ")[0] in _YES_NO_STARTS
 
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, Callable[[Record, Benchmark], list[Sample]]] = {
     "chartqapro": chartqapro,
     "infovqa": accepted_answers,
     "docvqa": accepted_answers,
@@ -319,6 +294,4 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _renamed(item: Sample, identity: str, **meta: Any) -> Sample:
-    return Sample(
-        identity, item.benchmark, item.images, item.question, item.gold, item.options, {**item.meta, **meta}
-    )
+    return replace(item, id=identity, meta={**item.meta, **meta})

@@ -1,0 +1,202 @@
+"""Scoring "caprl": the verdict of the authors' Prism scorer, quirk by quirk, with math-verify 0.8.0.
+
+Where this departs from the released script, on purpose:
+
+1. The branch follows the benchmark key, never the path of the data file (Q25).
+2. A gold that reads as a list is parsed as a literal, never evaluated as code. Equal on every literal
+   list; a gold like "list(range(3))" or "exit()" stays text here (Q16).
+3. An empty list of alternatives, on which the script stops, leaves the symbolic score alone.
+4. Items of a gold list that are not text are compared as text by the similarity too (the script stops).
+5. math-verify's limit of 5 s counts CPU time, not the clock, so that a busy machine changes no verdict.
+
+Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1),
+scale search (Q2), golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22).
+
+The version of math-verify is part of the metric (12% against 12 changes its verdict in 0.9.0), so the one that is
+followed is pinned here and compared with what is installed. Main thread only: its time limits are signals (Q26).
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+
+from caprl_utils.errors import UserError
+from caprl_utils.prism.metrics import ANLS_THRESHOLD, Score, anls_distance, literal_list, relaxed_match
+
+Branch = Literal["chart", "info", "symbolic"]
+
+SCALES = (1, 0.01, 100)  # Q2
+LIMIT_SEC = 5.0  # math-verify's default, per parse and per comparison
+MATH_VERIFY_VERSION = "0.8.0"  # the last release before the paper (July 2025)
+_ANSWER_START = re.compile(r"</think>\s*<answer>")
+_BOX = "\\boxed{"
+_ANSWER_END = "</answer>"
+
+GOLD_UNPARSED = "the gold cannot be parsed, which scores 1 for every answer (Q7)"
+NO_ANSWER = "no answer: the layout </think><answer>...\\boxed{...}...</answer> was not found"
+
+
+class Verdict(NamedTuple):
+    """What the symbolic part gives: its score, the answer's normalised text, whether the gold parsed."""
+
+    symbolic: float
+    answer_text: str
+    gold_parsed: bool
+
+
+def score(completion: str, gold: Any, branch: Branch) -> Score:
+    """The authors' score of a reader's complete text."""
+    answer = extract(completion)
+    verdict = symbolic_verdict(answer or "", str(gold))
+    value = verdict.symbolic
+    if branch != "symbolic" and value < 1.0:
+        value = max(value, chart_score(verdict.answer_text, str(gold), similarity=branch == "info"))
+    if not verdict.gold_parsed:
+        return Score(value, answer, GOLD_UNPARSED)
+    return Score(value, answer, NO_ANSWER if answer is None else None)
+
+
+def extract(completion: str) -> str | None:
+    """The text that the authors' greedy pattern captures; None where it finds nothing.
+
+    From the first box after the answer tag to the last closing brace that still has a closing answer
+    tag behind it (Q23, Q24). Written as searches instead of a pattern, so that a completion stuck in
+    a loop costs linear time.
+    """
+    start = _ANSWER_START.search(completion)
+    if start is None:
+        return None
+    box = completion.find(_BOX, start.end())
+    if box < 0:
+        return None
+    content = box + len(_BOX)
+    closing_tag = completion.rfind(_ANSWER_END)
+    closing_brace = completion.rfind("}", content, max(closing_tag, content))
+    return completion[content:closing_brace] if closing_brace >= 0 else None
+
+
+@lru_cache(maxsize=100_000)
+def symbolic_verdict(answer: str, gold: str) -> Verdict:
+    """The symbolic score of an extracted answer, "" where nothing was extracted, by math-verify."""
+    gold_parsed = list(_parse(f"${gold}$"))
+    parsed = list(_parse(f"${answer}$"))
+    answer_text = str(parsed[-1]) if parsed else ""
+    if not gold_parsed:
+        return Verdict(1.0, answer_text, False)
+    try:
+        hit = _verify(answer, gold_parsed) or _verify(parsed, gold_parsed)
+    except Exception:  # the authors' scorer turns every error of the comparison into 0
+        hit = False
+    return Verdict(float(hit), answer_text, True)
+
+
+def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
+    """Relaxed accuracy over scales and alternatives; with `similarity` (InfoVQA) the larger of it and ANLS.
+
+    Args:
+        answer_text: the normalised text of the answer's parse, "" if there is none.
+    """
+    listed = literal_list(gold)
+    alternatives = [gold] if listed is None else [str(item) for item in listed]
+    if not alternatives:
+        return 0.0
+    try:
+        number = float(answer_text)
+        candidates = [str(scale * number) for scale in SCALES]
+    except ValueError:
+        candidates = [answer_text]
+    # Q1: the gold is the candidate here and the answer the reference.
+    relaxed = max(float(relaxed_match(text.strip(), item)) for text in candidates for item in alternatives)
+    if not similarity:
+        return relaxed
+    best = 1 - min(anls_distance(item, answer_text) for item in alternatives)
+    return max(relaxed, 0.0 if best < ANLS_THRESHOLD else best)
+
+
+# --- the calls to math-verify as the authors' scorer makes them, but for the clock of their time limit ---
+
+
+def version_warning() -> str | None:
+    """What to tell where another math-verify is installed than the one that defines this scorer."""
+    try:
+        installed = version("math-verify")
+    except PackageNotFoundError as error:
+        raise UserError(
+            f"math-verify is not installed: `pip install math-verify=={MATH_VERIFY_VERSION} "
+            "latex2sympy2-extended==1.10.2` (the versions in requirements/main.in)"
+        ) from error
+    if installed == MATH_VERIFY_VERSION:
+        return None
+    return (
+        f"math-verify {installed} is installed, scoring caprl is defined with {MATH_VERIFY_VERSION}: "
+        "percentages, units and mixed-case words may be judged otherwise"
+    )
+
+
+@lru_cache(maxsize=4096)  # one gold is compared with the answers from several captions
+def _parse(text: str) -> tuple[Any, ...]:
+    """First LaTeX match of `text`: [expression, normalised text], [normalised text] or []."""
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.errors import TimeoutException
+
+    _silence()
+    try:
+        with _cpu_limit():
+            return tuple(
+                parse(
+                    text,
+                    extraction_config=[LatexExtractionConfig()],
+                    extraction_mode="first_match",
+                    parsing_timeout=None,
+                )
+            )
+    except TimeoutException:  # fired just after the parse: what math-verify makes of it inside
+        return ()
+
+
+def _verify(answer: Any, gold: list[Any]) -> bool:
+    """math-verify's comparison with the answer in first place, as the authors call it (Q22)."""
+    from math_verify import verify
+    from math_verify.errors import TimeoutException
+
+    _silence()
+    try:
+        with _cpu_limit():
+            return verify(answer, gold, timeout_seconds=None)
+    except TimeoutException:
+        return False
+
+
+@contextmanager
+def _cpu_limit() -> Iterator[None]:
+    """math-verify's limit of 5 s, on CPU time instead of the clock.
+
+    With the clock, a busy machine changes verdicts: a gold whose parse is stopped scores 1 for every answer
+    (Q7). The exception is math-verify's own, so it is handled where its own alarm would be.
+    """
+    from math_verify.errors import TimeoutException
+
+    def stop(*_: Any) -> None:
+        raise TimeoutException("Operation timed out!")
+
+    previous = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SEC)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+@cache
+def _silence() -> None:
+    """No warning that the clock's limit is off: `_cpu_limit` stands in for it."""
+    from math_verify import grader, parser
+
+    grader.TIMEOUT_WARNING_SHOWN = parser.TIMEOUT_WARNING_SHOWN = True

@@ -1,0 +1,264 @@
+"""Prism: how much of an image is in its caption, measured by a text-only reader (paper, Table 3); and direct VQA.
+
+Stage 1, a captioner describes every image (`sources`); stage 2, a reader answers the benchmarks' questions from the
+caption alone (`answers`); stage 3, the answers are scored by each benchmark's metric (`scores`). The score of a sample
+is the mean over its captions. In direct VQA (paper, Tables 1 and 2) a model answers from the image itself: the same
+questions, reading and scoring, so its score differs from Prism's only by what the model sees.
+
+How it departs from the released scripts:
+1. The reader reads letter probabilities or decodes greedily; a model that looks at the image decodes greedily, as
+   evaluation harnesses ask it. Scoring "caprl" takes the authors' setting instead, which samples.
+2. Answers are scored by each benchmark's own metric ("standard"); "caprl" is the authors' scorer.
+3. Captions and answers are kept, row by row; a stopped evaluation continues with the same result.
+4. An image with several questions is captioned once. Direct VQA leaves out questions about several images.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from caprl_utils import paths, prompts
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import value_hash
+from caprl_utils.models import open_backend
+from caprl_utils.models.base import Backend
+from caprl_utils.notebook import prepare_process
+from caprl_utils.prism import scores
+from caprl_utils.prism.answers import Mode, Task, answer_all
+from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.scoring import Judge
+from caprl_utils.prism.sources import (
+    Captions,
+    Source,
+    image_hash,
+    image_ids,
+    image_itself,
+    images_of,
+    model_captions,
+)
+from caprl_utils.records import Sample
+from caprl_utils.runs import RowStore, Run
+from caprl_utils.schema import ModelConfig, Profile
+
+STAGE, VQA_STAGE = "prism", "vqa"
+RECIPE = [
+    *(f"caprl_utils.prism.{name}" for name in (
+        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
+    )),
+    "caprl_utils.answers", "caprl_utils.captions.rows", "caprl_utils.models.decoding", "caprl_utils.models.local",
+    "caprl_utils.prompts",
+]  # fmt: skip
+
+
+def evaluate(
+    profile: Profile,
+    name: str,
+    captioner: Backend | Source,
+    reader: Backend,
+    samples: Sequence[Sample],
+    captions_run: str | None = None,
+) -> dict[str, Any]:
+    """Run the three stages, or what is left of them; returns the run's record.
+
+    The run is runs/<profile>/prism/<name>: answers.jsonl, samples.parquet (see `scores.COLUMNS`), result.json (values
+    by benchmark and their average, intervals over images, unparsed answers). captioner: a model, or a `Source`.
+    reader: a text-only model; for `image_itself` a VLM. captions_run: name of the captions' run, `name` by default;
+    another reader of the same captioner names the first one's.
+    Raises UserError when a caption or an answer could not be had; finished rows stay on disk.
+    """
+    source = (
+        captioner
+        if isinstance(captioner, Source)
+        else model_captions(profile, captioner, captions_run or name)
+    )
+    return _evaluate(profile, STAGE, name, source, reader, samples)
+
+
+def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Ask `model` every question about its image and score the answers; returns the run's record.
+
+    The run is runs/<profile>/vqa/<name>, as in `evaluate` but without captions; `left_out` lists the questions about
+    several images. Raises UserError when an answer could not be had; finished rows stay on disk.
+    """
+    asked, left_out = one_image_each(samples)
+    return _evaluate(profile, VQA_STAGE, name, image_itself(), model, asked, left_out=left_out)
+
+
+def _evaluate(
+    profile: Profile,
+    stage: str,
+    name: str,
+    source: Source,
+    reader: Backend,
+    samples: Sequence[Sample],
+    **more: Any,
+) -> dict[str, Any]:
+    settings, mode = profile.prism, reading(profile, source.looks)
+    judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
+    parts = {
+        "prism": {"reader": mode, "bootstrap_draws": settings.bootstrap_draws, "scoring": settings.scoring},
+        "captioner": source.fingerprint,
+        "reader": reader.model_hash,
+        "prompts": prompts.prompt_hash(),
+        "samples": samples_hash(samples),
+        "seed": profile.seed,
+        "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
+    }
+    with Run.open(profile, stage, name, parts, RECIPE) as run:
+        if run.complete:
+            return run.result
+        captions = source.captions(images_of(samples))
+        tasks = make_tasks(samples, captions, source.looks)
+        answers = answer_all(tasks, reader, mode, run.rows("answers"), profile.seed)
+        asked = Judge(judge, run.rows("verdicts")) if judge else None
+        rows = scores.score_rows(tasks, answers, settings.scoring, asked)
+        scores.write_samples(run.folder / "samples.parquet", rows, name)
+        return run.finish(
+            **scores.summarise(rows, settings.bootstrap_draws, profile.seed), unit="sample", captioner=source.name,
+            reader={"name": reader.name, "mode": mode}, scoring=settings.scoring,
+            judge=judge.name if judge else None,
+            captions_per_image=max(len(found) for found in captions.values()), **more,
+        )  # fmt: skip
+
+
+def reading(profile: Profile, looks: bool = False) -> Mode:
+    """How answers are read: letter probabilities from a caption, greedily from an image; the authors' scorer reads
+    <answer> tags, which only their sampled setting writes.
+    """
+    if profile.prism.scoring == "caprl":
+        return "sampled"
+    return "greedy" if looks else "choice"
+
+
+def preview(
+    profile: Profile, samples: Sequence[Sample], captions: Captions, reader: Backend
+) -> list[dict[str, Any]]:
+    """Stages 2 and 3 for a few samples and captions of their images, kept nowhere: rows of `scores.COLUMNS`."""
+    tasks = make_tasks(samples, captions, looks=False)
+    with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:
+        answers = answer_all(tasks, reader, reading(profile), store, seed=0)
+    return scores.score_rows(tasks, answers, profile.prism.scoring)
+
+
+def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
+    """Run name -> captioner of every finished training of the named experiments, seeds in order."""
+    stage = paths.RUNS / profile.name / "rl"
+    names = [
+        folder.name
+        for experiment in experiments
+        for folder in sorted(stage.glob(f"{experiment}-seed*"), key=lambda f: (len(f.name), f.name))
+        if (folder / "result.json").is_file()
+    ]
+    return {name: trained_captioner(profile, name) for name in names}
+
+
+def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
+    """The captioner that the training runs/<profile>/rl/<run_name> ends with."""
+    folder = paths.RUNS / profile.name / "rl" / run_name / "final"
+    return profile.models.policy.model_copy(
+        update={"path": str(folder), "revision": None, "backend": "local"}
+    )
+
+
+def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> list[Task]:
+    """One task per sample and caption; the captions of several images are numbered and joined."""
+    tasks = []
+    for sample in samples:
+        ids = image_ids(sample)
+        for index in range(min(len(captions[image_id]) for image_id in ids)):
+            used = [captions[image_id][index] for image_id in ids]
+            texts, tokens = [c.text for c in used], [c.num_tokens for c in used]
+            joined = (
+                texts[0] if len(texts) == 1 else "\n".join(f"Image {i}: {t}" for i, t in enumerate(texts, 1))
+            )
+            tasks.append(Task(
+                f"{sample.benchmark}/{sample.id}#{index}", sample, index, None if looks else joined, ids[0],
+                None if None in tokens else sum(tokens),
+                "length" if any(c.finish_reason == "length" for c in used) else "stop",
+            ))  # fmt: skip
+    return tasks
+
+
+def one_image_each(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, list[str]]]:
+    """The samples with one image, and the ids of the others by benchmark.
+
+    Raises UserError where nothing would be left of a benchmark.
+    """
+    asked = [sample for sample in samples if len(sample.images) == 1]
+    left_out: dict[str, list[str]] = {}
+    for sample in samples:
+        if len(sample.images) != 1:
+            left_out.setdefault(sample.benchmark, []).append(sample.id)
+    gone = sorted(set(left_out) - {sample.benchmark for sample in asked})
+    if gone or not asked:
+        raise UserError(
+            f"no question with exactly one image in {', '.join(gone) or 'the samples'}: a model is asked about "
+            "one image at a time"
+        )
+    return asked, left_out
+
+
+def samples_hash(samples: Sequence[Sample]) -> str:
+    """Hash of everything of the samples that can change a score: texts, golds and images."""
+    images = {image.id: image_hash(image.open) for image in images_of(samples)}
+    rows = [
+        [s.benchmark, s.id, s.question, list(s.options), s.gold, _plain(s.meta), image_ids(s)]
+        for s in samples
+    ]
+    return value_hash({"rows": rows, "images": images})
+
+
+def _plain(value: Any) -> Any:
+    """Metadata as JSON values; anything else by its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def score_model(
+    profile: Profile,
+    model: str,
+    benchmarks: Sequence[str],
+    num_samples: int | None,
+    name: str | None,
+    direct: bool,
+) -> str:
+    """What `caprl score` does: evaluate one model; returns a line a benchmark and where the run stands.
+
+    benchmarks: keys, or KEY=PATH for local data; none for the profile's. direct: VQA instead of Prism.
+    """
+    prepare_process(profile)
+    name = name or re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")
+    samples = load_samples(profile, benchmarks or None, num_samples)
+    backend = open_backend(
+        profile.models.policy.model_copy(update={"path": model, "revision": None}), profile
+    )
+    if direct:
+        record = evaluate_vqa(profile, name, backend, samples)
+    else:
+        reader = open_backend(profile.models.prism_reader, profile)
+        record = evaluate(profile, name, backend, reader, samples)
+    folder = paths.RUNS / profile.name / record["stage"] / name
+    return f"{score_lines(record)}\n{paths.shown(folder)}"
+
+
+def score_lines(record: Mapping[str, Any]) -> str:
+    """One line a benchmark: score with interval in percent, questions, answers unread and unscored."""
+    lines = [f"{'':<17} score [95 % interval]   questions  unparsed  unscored  tokens per caption"]
+    values = record["values"]
+    for key, part in (*values["benchmarks"].items(), ("average", None)):
+        mean, interval = part["mean"] if part else values["average"], record["intervals"].get(key)
+        line = f"{key:<17} " + (f"{100 * mean:5.1f}" if mean is not None else "    -")
+        line += f" [{100 * interval[0]:5.1f}, {100 * interval[1]:5.1f}]" if interval else " " * 15
+        if part:
+            tokens = part["caption_tokens"]
+            line += f"   {part['num_samples']:>9}  {part['unparsed']:>8}  {part['unscored']:>8}"
+            line += f"  {tokens:18.1f}" if tokens is not None else ""
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,384 @@
+"""Benchmark data as samples, from the hub's layouts, local copies of them, or the maker of a rendered benchmark.
+
+`load("chartqa")` takes id, config, split and revision from the registry; with path it reads local data of the same
+layout. A row that cannot be used is set aside with its reason and told; absent data are a UserError that says how to
+get them.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from caprl_utils.errors import UserError
+from caprl_utils.images import BadImageError, open_image
+from caprl_utils.prism.benchmarks import Benchmark, get_benchmark
+from caprl_utils.prism.layouts import LAYOUTS, generic, shuffle_captionqa
+from caprl_utils.records import Sample
+from caprl_utils.schema import Profile
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL import Image
+
+MAX_REJECTED_SHARE = 0.05  # ours: beyond it the data are of another layout than expected
+_BASE64_COLUMNS = {"bytes"}
+log = logging.getLogger(__name__)
+
+
+def load_samples(
+    profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None
+) -> list[Sample]:
+    """The samples of several benchmarks, in the order given.
+
+    benchmarks: keys of the registry, or KEY=PATH for local data; those and num_samples (of each) are the profile's
+    Prism settings by default. Raises UserError when data are missing.
+    """
+    settings = profile.prism
+    count = settings.num_samples if num_samples is None else num_samples
+    found: list[Sample] = []
+    for name in settings.benchmarks if benchmarks is None else benchmarks:
+        key, _, path = name.partition("=")
+        found += load(key, count, profile.seed, Path(path) if path else None)
+    return found
+
+
+def load(
+    benchmark: str, num_samples: int | None = None, seed: int = 0, path: Path | None = None
+) -> list[Sample]:
+    """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker.
+
+    num_samples: a random subset of this size (drawn with `seed`, in the data's order), by group for
+    benchmarks whose metric groups rows. None for all. path: local data instead of the hub: a parquet or JSONL file, a
+    folder of such (as `hf download` writes it), or a folder written by `Dataset.save_to_disk`.
+    Raises UserError for absent data, wrong columns, or too many rows set aside.
+    """
+    facts = get_benchmark(benchmark)
+    if facts.loader is not None:
+        return list(_maker(facts)(benchmark, num_samples, seed))
+    samples = _read(facts, open_table(facts, path))
+    if facts.key == "gqa":
+        samples = _join_gqa(facts, path, samples)
+    if facts.key == "captionqa":
+        samples = shuffle_captionqa(samples)
+    return _subset(samples, num_samples, seed)
+
+
+def _maker(facts: Benchmark) -> Callable[..., list[Sample]]:
+    module, _, function = str(facts.loader).partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"benchmark {facts.key!r}: its loader {facts.loader!r} cannot be imported: {error}"
+        ) from error
+
+
+def _read(facts: Benchmark, table: Table) -> list[Sample]:
+    table.require(_needed_columns(facts, table), facts)
+    layout = LAYOUTS.get(facts.key, generic)
+    keep = facts.hub.keep if facts.hub else {}
+    samples: list[Sample] = []
+    rejected: list[str] = []
+    for record in table.rows():
+        if any(record.get(column) != value for column, value in keep.items()):
+            continue
+        try:
+            samples.extend(layout(record, facts))
+        except UserError as error:
+            rejected.append(f"{record.where}: {error}")
+    _check_rejected(facts.key, table.label, len(samples), rejected)
+    return samples
+
+
+def _needed_columns(facts: Benchmark, table: Table) -> tuple[str, ...]:
+    roles = facts.columns
+    if roles is None:
+        return ()
+    if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
+        return roles.answer
+    needed = (*roles.question, *roles.options, *roles.answer)
+    if facts.key == "gqa":  # its images stand in a configuration of their own
+        return needed
+    return (*(roles.image[:1] if "image_1" in roles.image else roles.image), *needed)
+
+
+def _check_rejected(benchmark: str, label: str, num_samples: int, rejected: Sequence[str]) -> None:
+    """Tell of rows set aside. Raises UserError if there are no samples or too many such rows."""
+    total = num_samples + len(rejected)
+    first = f"; first: {rejected[0]}" if rejected else ""
+    if not num_samples:
+        raise UserError(f"benchmark {benchmark!r}: no usable row of {total} in {label}{first}")
+    if len(rejected) > MAX_REJECTED_SHARE * total:
+        raise UserError(
+            f"benchmark {benchmark!r}: {len(rejected)} of {total} rows of {label} were set aside, more than "
+            f"{MAX_REJECTED_SHARE:.0%}{first}. Check that the files have the expected layout"
+        )
+    if rejected:
+        log.warning("%s: %d of %d rows were set aside%s", benchmark, len(rejected), total, first)
+
+
+def _join_gqa(facts: Benchmark, path: Path | None, samples: list[Sample]) -> list[Sample]:
+    """Attach GQA's images, which live in a configuration of their own, once per image."""
+    table = open_table(facts, path, facts.hub.images_config if facts.hub else None)
+    table.require(("id", "image"), facts)
+    images = {str(record.get("id")): record.image("image") for record in table.rows()}
+    absent = sorted({str(item.meta["image_id"]) for item in samples} - set(images))
+    if absent:
+        raise UserError(f"{table.label} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
+    return [replace(item, images=(images[str(item.meta["image_id"])],)) for item in samples]
+
+
+def _subset(samples: list[Sample], num_samples: int | None, seed: int) -> list[Sample]:
+    if num_samples is None or num_samples >= len(samples):
+        return samples
+    groups: dict[Any, list[int]] = {}
+    for index, item in enumerate(samples):
+        whole = {"mmbench": "image_id", "wemath": "ID"}.get(item.benchmark)
+        groups.setdefault(item.meta[whole] if whole else index, []).append(index)
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    chosen: list[int] = []
+    for key in order:
+        if len(chosen) >= num_samples:
+            break
+        chosen.extend(groups[key])
+    return [samples[index] for index in sorted(chosen)]
+
+
+# --- rows of a data set ---
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of a dataset whose image columns are read only when an image is opened. root: folder of local data."""
+
+    data: Dataset
+    lazy: frozenset[str]
+    root: Path | None
+    label: str
+
+    def rows(self) -> Iterator[Record]:
+        """Every row without its images, in order."""
+        rest = [name for name in self.data.column_names if name not in self.lazy]
+        light = self.data.select_columns(rest) if rest else None
+        for index in range(len(self.data)):
+            yield Record(self, index, light[index] if light is not None else {})
+
+    def cell(self, index: int, column: str) -> Any:
+        """One cell of an image column, as stored (not decoded)."""
+        return self.data.select_columns([column])[index][column]
+
+    def require(self, columns: Sequence[str], facts: Benchmark) -> None:
+        """Raises UserError naming the columns that are missing, with the nearest names there are."""
+        present = self.data.column_names
+        hints = []
+        for name in (name for name in columns if name not in present):
+            near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
+            hints.append(f"{name!r}" + (f" (there is {near[0]!r})" if near else ""))
+        if hints:
+            raise UserError(
+                f"{self.label} lacks the column {', '.join(hints)} of {facts.name}; it has {', '.join(present)}. "
+                "For a copy with other names change columns in configs/benchmarks.yaml"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row."""
+
+    table: Table
+    index: int
+    values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        return f"{self.table.label}, row {self.index}"
+
+    def get(self, column: str, default: Any = None) -> Any:
+        """The cell of a text column, `default` if there is no such column or it is empty."""
+        value = self.values.get(column)
+        return default if value is None else value
+
+    def text(self, column: str) -> str:
+        """The cell as text. Raises UserError if it is empty or no text or number."""
+        value = self.get(column)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
+            return str(value)
+        raise UserError(f"column {column!r} holds {_shown(value)}, text is needed")
+
+    def has_image(self, column: str) -> bool:
+        return column in self.table.data.column_names
+
+    def image(self, column: str, position: int = 0) -> StoredImage:
+        """The image in `column` (its `position`-th, if the cell is a list), to be opened when it is called."""
+        return StoredImage(self.table, self.index, column, position)
+
+
+class StoredImage:
+    """One image of a table: calling it opens it (RGB)."""
+
+    def __init__(self, table: Table, index: int, column: str, position: int):
+        self.table, self.index, self.column, self.position = table, index, column, position
+        self.where = f"{table.label}, row {index}, column {column!r}"
+
+    def __call__(self) -> Image.Image:
+        """Raises UserError naming row and column for what is no image, too large or absent."""
+        try:
+            return open_image(self._bytes())
+        except BadImageError as error:
+            raise UserError(f"{self.where}: {error}") from error
+
+    def stored_hash(self) -> str:
+        """Hash of the image file, nothing decoded: equal for questions about the same image."""
+        return hashlib.sha256(self._bytes()).hexdigest()[:16]
+
+    def _bytes(self) -> bytes:
+        value = self.table.cell(self.index, self.column)
+        if isinstance(value, list):
+            if self.position >= len(value):
+                raise UserError(f"{self.where}: {len(value)} images, number {self.position + 1} is needed")
+            value = value[self.position]
+        if isinstance(value, Mapping):  # the storage form of `datasets.Image`
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, str) and value and self.column in _BASE64_COLUMNS:
+            try:
+                return base64.b64decode(value.split(",", 1)[-1], validate=True)
+            except ValueError as error:
+                raise UserError(f"{self.where}: the image text is not base64") from error
+        if isinstance(value, str):
+            return inside(self.table.root, value, self.where).read_bytes()
+        if not isinstance(value, bytes):
+            raise UserError(f"{self.where} holds {_shown(value)}, an image is needed")
+        return value
+
+
+def inside(root: Path | None, relative: str, where: str) -> Path:
+    """The file `relative` names under `root`. Raises UserError if it leaves the root or is missing.
+
+    where: file and row, for the message.
+    """
+    if root is None:
+        raise UserError(
+            f"{where}: the data hold only a path; download them with their images and name the folder"
+        )
+    root = root.resolve()
+    path = (root / PurePosixPath(relative.removeprefix("file://").replace("\\", "/"))).resolve()
+    if not path.is_relative_to(root):
+        raise UserError(f"{where}: image {relative!r} lies outside {root}; paths must stay inside it")
+    if not path.is_file():
+        raise UserError(f"{where}: image {relative!r} is missing, expected at {path}")
+    return path
+
+
+def open_table(facts: Benchmark, path: Path | None, config: str | None = None) -> Table:
+    """The benchmark's rows. Raises UserError when they are absent.
+
+    config: another configuration of the same dataset (GQA keeps its images in one).
+    """
+    config = config or (facts.hub.config if facts.hub else None)
+    data = _open_local(facts, path, config) if path else _open_hub(facts, config)
+    label = str(path or (facts.hub.id if facts.hub else facts.key))
+    wanted = facts.columns.image if facts.columns else ()
+    lazy = {*wanted, *(name for name, feature in data.features.items() if _is_image(feature))}
+    root = path if path is None or path.is_dir() else path.parent
+    return Table(_undecoded(data), frozenset(lazy & set(data.column_names)), root, label)
+
+
+def _open_local(facts: Benchmark, path: Path, config: str | None) -> Dataset:
+    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+    if not path.exists():
+        raise UserError(f"no data at {path}. {how_to_get(facts)}")
+    if config and (path / config).is_dir():  # a repository of several configurations
+        path = path / config
+    try:
+        if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+            loaded = load_from_disk(str(path))
+            return _only_split(loaded, facts, path) if isinstance(loaded, DatasetDict) else loaded
+        files = _data_files(facts, path)
+        kind = "parquet" if files[0].suffix == ".parquet" else "json"
+        found = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a dataset: {error}") from error
+    assert isinstance(found, Dataset)
+    return found
+
+
+def _data_files(facts: Benchmark, path: Path) -> list[Path]:
+    """Parquet files below a folder, or JSONL files; only those named after the split, where any is."""
+    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.jsonl"))
+    if not files:
+        raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
+    split = facts.hub.split if facts.hub else None
+    return [file for file in files if split and file.name.startswith(split)] or files
+
+
+def _only_split(loaded: Any, facts: Benchmark, path: Path) -> Dataset:
+    wanted = facts.hub.split if facts.hub else None
+    if wanted in loaded:
+        return loaded[wanted]
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    raise UserError(f"{path} has the splits {', '.join(loaded)}; {facts.name} is scored on {wanted!r}")
+
+
+def _open_hub(facts: Benchmark, config: str | None) -> Dataset:
+    from datasets import load_dataset
+
+    hub = facts.hub
+    if hub is None:
+        raise UserError(f"{facts.name} is not a hub dataset; load it by its key")
+    arguments = {
+        "name": config, "split": hub.split, "revision": hub.revision, "data_files": hub.data_files,
+    }  # fmt: skip
+    try:
+        return load_dataset(hub.id, **{k: v for k, v in arguments.items() if v is not None})
+    except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
+        first = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+        raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
+
+
+def how_to_get(facts: Benchmark) -> str:
+    """What is missing and how to get it: id, revision, licence, size, command."""
+    if facts.hub is None:
+        return facts.needs()
+    return (
+        f"Needed: {facts.needs()}. Get it on a machine with access: `hf download {facts.hub.id} "
+        f"--repo-type dataset --local-dir DIR`, then name it {facts.key}=DIR (a folder, or a parquet file in it); "
+        "another copy or revision is named in configs/benchmarks.yaml"
+    )
+
+
+def _is_image(feature: Any) -> bool:
+    from datasets import Image
+
+    inner = getattr(feature, "feature", feature)
+    if isinstance(feature, list) and feature:
+        inner = feature[0]
+    return isinstance(inner, Image)
+
+
+def _undecoded(data: Dataset) -> Dataset:
+    """The same rows with images left as stored, so that reading a row decodes nothing."""
+    from datasets import Image, List
+
+    for name, feature in data.features.items():
+        if isinstance(feature, Image):
+            data = data.cast_column(name, Image(decode=False))
+        elif _is_image(feature):
+            data = data.cast_column(name, List(Image(decode=False)))
+    return data
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

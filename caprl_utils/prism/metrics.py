@@ -1,0 +1,518 @@
+"""The metrics of the benchmarks on one answer: text and plain numbers, letters, MMMU's own parser, maths.
+
+Sources: ChartQA (arXiv 2203.10244, section 5.1), ChartQAPro's published evaluation script, the ANLS definition of the
+DocVQA challenge, the official code of MMMU, MATH-Vision and MathVista, each as lmms-eval and VLMEvalKit compute it.
+Edit distances come from rapidfuzz.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from string import ascii_uppercase
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from caprl_utils.answers import DEFAULT_LETTERS, final_answer, has_answer_mark, read_letter
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One verdict.
+
+    value: 0 to 1; None when the sample could not be scored (no judge).
+    parsed: the answer that was compared; None when none was found in the text (such answers score 0).
+    reason: what a reader of the row should know: why there is no value or no answer, or by which
+        detour the value came about. None when there is nothing to say.
+    """
+
+    value: float | None
+    parsed: str | None
+    reason: str | None = None
+
+
+# --- text and plain numbers ---
+
+RELATIVE_TOLERANCE = 0.05
+ANLS_THRESHOLD = 0.5
+
+
+def to_float(text: str) -> float | None:
+    """`text` as a number; a trailing percent sign divides by 100; None if it is not a number."""
+    try:
+        if text.endswith("%"):
+            return float(text.rstrip("%")) / 100.0
+        return float(text)
+    except ValueError:
+        return None
+
+
+def relaxed_match(reference: str, candidate: str, tolerance: float = RELATIVE_TOLERANCE) -> bool:
+    """ChartQA's test: |candidate - reference| / |reference| <= tolerance, else equal text without case.
+
+    Plain floating point, so 1.05 misses 1 (0.050000000000000044). A zero reference switches the
+    numeric test off.
+    """
+    number, base = to_float(candidate), to_float(reference)
+    if number is not None and base:
+        return abs(number - base) / abs(base) <= tolerance
+    return candidate.lower() == reference.lower()
+
+
+def relaxed_accuracy(prediction: str, gold: Any) -> float:
+    """ChartQA. A gold that is a list in the data is a set of alternatives; bracketed text stays text,
+    as in lmms-eval (VLMEvalKit reads it as a list)."""
+    golds = gold if isinstance(gold, (list, tuple)) else [gold]
+    return float(any(relaxed_match(str(item), prediction) for item in golds))
+
+
+def anls_distance(gold: str, prediction: str) -> float:
+    """Edit distance of the lower-cased, space-collapsed strings over the longer *raw* length.
+
+    The raw length is taken in upper case, where a sharp s counts two, as in the toolkits.
+    """
+    distance = Levenshtein.distance(" ".join(gold.lower().split()), " ".join(prediction.lower().split()))
+    length = max(len(gold.upper()), len(prediction.upper()))
+    return distance / length if length else 0.0
+
+
+def anls(prediction: str, golds: Sequence[str]) -> float:
+    """Best similarity over the accepted answers; below 0.5 it is 0, at exactly 0.5 it is kept.
+
+    The original definition drops 0.5 as well; both toolkits keep it and so do we.
+    """
+    similarity = 1 - min((anls_distance(str(gold), prediction) for gold in golds), default=1.0)
+    return 0.0 if similarity < ANLS_THRESHOLD else similarity
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """GQA: equal without case and punctuation (lmms-eval; VLMEvalKit keeps punctuation)."""
+    table = str.maketrans("", "", string.punctuation)
+    return float(prediction.lower().translate(table) == gold.lower().translate(table))
+
+
+def short_match(prediction: str, gold: str) -> float:
+    """RealWorldQA's open answers: equal without case and one trailing full stop; number words stay words."""
+
+    def key(text: str) -> str:
+        return text.lower().strip().removesuffix(".").strip()
+
+    return float(key(prediction) == key(gold))
+
+
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = "zero one two three four five six seven eight nine ten"
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
+
+
+def vqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
+    """VQA accuracy (VQAv2, TextVQA): an answer that three annotators gave is right.
+
+    Mean over all sets that leave one annotator out of min(1, matching answers / 3), after lower case,
+    without articles and punctuation (points inside numbers stay), number words as digits.
+    """
+    keys = [_vqa_key(str(gold)) for gold in golds]
+    matches = sum(key == _vqa_key(prediction) for key in keys)
+    if not keys:
+        return 0.0
+    if len(keys) == 1:
+        return float(matches)
+    left_out = [min(1.0, (matches - (key == _vqa_key(prediction))) / 3) for key in keys]
+    return sum(left_out) / len(left_out)
+
+
+def _vqa_key(text: str) -> str:
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\d),(?=\d)", "", text.lower().strip())
+    text = re.sub(r"[^\w\s.']", " ", text)
+    words = (_NUMBER_WORDS.get(word, word) for word in text.split())
+    return " ".join(word for word in words if word not in _ARTICLES)
+
+
+def relaxed_accuracy_pro(
+    prediction: str, gold: Any, year: Any = None, question_type: str | None = None
+) -> float:
+    """ChartQAPro: items by position, mean over them; missing and extra items score 0.
+
+    Follows the official script and VLMEvalKit: the exact-match switch for Multi Choice and Fact
+    Checking, which they compute and never use, is not applied (lmms-eval applies it).
+
+    Args:
+        gold: the gold of the last turn, or the list of all turns as the data hold it.
+        year: "YES"/"NO" flags; one flag serves all items, a conversation counts its last flag only.
+    """
+    target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
+    target, prediction = (text.strip().strip(".").strip("\n") for text in (target, prediction))
+    wanted = _as_items(_quote_items(target))
+    given = _as_items(prediction)
+    flags = [str(flag).upper() for flag in ([year] if isinstance(year, str) else year or [])]
+    if question_type == "Conversational":
+        flags = flags[-1:]
+    if 0 < len(flags) < len(wanted):
+        flags = flags * len(wanted)
+    scores = []
+    for index in range(max(len(wanted), len(given))):
+        if index >= len(wanted) or index >= len(given):
+            scores.append(0.0)
+        elif index < len(flags) and flags[index] == "YES":
+            scores.append(float(wanted[index].strip().lower() == given[index].strip().lower()))
+        else:
+            scores.append(_pro_item(wanted[index], given[index]))
+    return sum(scores) / len(scores)
+
+
+def _pro_item(gold: str, prediction: str) -> float:
+    gold, prediction = (text.strip().strip("%").strip() for text in (gold, prediction))
+    base, number = _bare_float(gold), _bare_float(prediction)
+    if base is not None and number is not None:
+        if base == 0.0:
+            return float(number == 0.0)
+        return float(abs(number - base) / abs(base) <= RELATIVE_TOLERANCE)
+    gold, prediction = gold.lower(), prediction.lower()
+    longest = max(len(gold), len(prediction))
+    distance = Levenshtein.distance(gold, prediction) / longest if longest else 0.0
+    return 1 - distance if distance < ANLS_THRESHOLD else 0.0  # strict: exactly 0.5 scores 0
+
+
+def _bare_float(text: str) -> float | None:
+    try:
+        return float(text.strip().strip("%"))
+    except ValueError:
+        return None
+
+
+def _quote_items(text: str) -> str:
+    """Repair "[Yes, No]" to "['Yes', 'No']" so that it reads as a list; other text comes back as it is."""
+    if not (inner := re.match(r"^\[(.*)\]$", text.strip())):
+        return text
+    quoted = re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inner[1])
+    repaired = f"[{quoted}]"
+    return repaired if _literal(repaired) is not None else text
+
+
+def _as_items(text: str) -> list[str]:
+    value = _literal(text)
+    if isinstance(value, list) and value:
+        return [str(item).strip(" '") for item in value]
+    return [text]
+
+
+def _literal(text: str) -> Any:
+    """`text` as a Python literal, None if it is none. Never evaluates anything."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def literal_list(text: str) -> list[Any] | None:
+    """The list that `text` writes out, or None. Replaces the evaluation of gold strings as code (Q16)."""
+    value = _literal(text)
+    return value if isinstance(value, list) else None
+
+
+# --- letters ---
+
+OPTION_TEXT = "read from the option's text, not from a letter"
+NO_LETTER = "counted as wrong, not drawn at random"
+
+
+def letters_for(options: Sequence[str] | None, default: str = DEFAULT_LETTERS) -> str:
+    """The letters that exist: as many as there are options, or `default` when the options are not known."""
+    return ascii_uppercase[: len(options)] if options else default
+
+
+def as_options(value: Any) -> list[str] | None:
+    """Options as a list; MMMU stores them as the text of a list, read as a literal, never evaluated."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+    return [str(option) for option in value] if isinstance(value, (list, tuple)) and value else None
+
+
+def gold_letter(gold: Any) -> str:
+    """A gold letter; a position counted from 0 (AI2D) becomes its letter."""
+    text = str(gold).strip()
+    if text.isdigit() and int(text) < len(ascii_uppercase):
+        return ascii_uppercase[int(text)]
+    return text.strip("().").upper() if len(text.strip("().")) == 1 else text
+
+
+def letter_accuracy(prediction: str, gold: Any, options: Sequence[str] | None, letters: str) -> Score:
+    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed."""
+    reading = read_letter(final_answer(prediction), letters_for(options, letters), options=options)
+    if reading.letter is None:
+        return Score(0.0, None, reading.reason)
+    reason = OPTION_TEXT if reading.source == "option_text" else None
+    return Score(float(reading.letter == gold_letter(gold)), reading.letter, reason)
+
+
+def letter_or_short(prediction: str, gold: str, options: Sequence[str] | None, letters: str) -> Score:
+    """RealWorldQA: letter accuracy where the gold is a letter, else equal short text."""
+    if re.fullmatch(r"[A-Z]", str(gold).strip()):
+        return letter_accuracy(prediction, gold, options, letters)
+    answer = final_answer(prediction)
+    return Score(short_match(answer, str(gold)), answer or None, None if answer else "empty answer")
+
+
+def all_rotations(scores: Sequence[Score]) -> Score:
+    """MMBench: 1 only if every rotation of the question is answered right."""
+    unread = sum(score.parsed is None for score in scores)
+    return Score(
+        float(all(score.value == 1.0 for score in scores)),
+        None if unread else " ".join(str(score.parsed) for score in scores),
+        f"no clear letter in {unread} of {len(scores)} rotations" if unread else None,
+    )
+
+
+# --- MMMU: the benchmark's own parser, without its random draw ---
+
+_OPEN_MARKERS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_TRIVIAL = set(":,.!?;'")
+_NUMBER_PATTERNS = (
+    r"-?\b\d{1,3}(?:,\d{3})+\b",  # 1,234
+    r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1.2e3
+    r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
+)
+
+
+def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
+    """MMMU's letter search: "(A)", then "A ", then "A.", then option texts in longer answers; the last hit.
+
+    The official code draws a letter where nothing is found; here that is None.
+    """
+    for mark in ",.!?;:'":
+        response = response.strip(mark)
+    response = f" {response} "
+    letters = letters_for(options)
+    for form, where in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        hits = [letter for letter in letters if form.format(letter) in response]
+        if hits:
+            return _last(hits, [response.rfind(where.format(letter)) for letter in hits])
+    if len(response.split()) > 5:
+        lowered = response.lower()
+        texts = {letter: option.lower() for letter, option in zip(letters, options, strict=False)}
+        hits = [letter for letter in letters if texts[letter] in lowered]
+        if hits:
+            return _last(hits, [lowered.rfind(texts[letter]) for letter in hits])
+    return None
+
+
+def _last(hits: list[str], positions: list[int]) -> str:
+    return hits[0] if len(hits) == 1 else hits[positions.index(max(positions))]
+
+
+def mmmu_open(response: str, golds: Sequence[str]) -> bool:
+    """MMMU's open questions: a gold number among the numbers of the key parts (two decimals), or a gold
+    text contained in a key part."""
+    wanted = [key for gold in golds for key in _mmmu_keys(str(gold))]
+    parts = _key_parts(response)
+    numbers = [
+        number for part in parts for pattern in _NUMBER_PATTERNS for number in re.findall(pattern, part)
+    ]
+    for found in (key for text in (*parts, *numbers) for key in _mmmu_keys(text)):
+        if isinstance(found, str):
+            if any(isinstance(gold, str) and gold in found for gold in wanted):
+                return True
+        elif found in wanted:
+            return True
+    return False
+
+
+def _key_parts(response: str) -> list[str]:
+    response = response.strip().strip(".").lower()
+    # The official split at ". " wants a capital after it, but the text is lower case: only lines split.
+    sentences = response.split("\n")
+    parts = []
+    for index, sentence in enumerate(sentences):
+        markers = _OPEN_MARKERS + (("=",) if index == len(sentences) - 1 else ())
+        tails = [sentence.split(marker)[-1].strip() for marker in markers if marker in sentence]
+        shortest = ""
+        for tail in tails:
+            if not shortest or len(tail) < len(shortest):
+                shortest = tail
+        if shortest and shortest not in _TRIVIAL:
+            parts.append(shortest)
+    return parts or [response]
+
+
+def _mmmu_keys(text: str) -> list[str | float]:
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def mmmu_accuracy(
+    prediction: str, gold: Any, options: Sequence[str] | None, question_type: str | None
+) -> Score:
+    """MMMU and open questions by its own rules; no letter counts as wrong (the official code draws one)."""
+    answer = final_answer(prediction)
+    golds = [gold] if isinstance(gold, str) else list(gold)
+    if options and question_type != "open":
+        letter = mmmu_letter(answer, options)
+        return Score(float(letter in golds), letter, None if letter else f"no letter: {NO_LETTER}")
+    listed = as_options(gold) if isinstance(gold, str) and gold.strip().startswith("[") else None
+    return Score(
+        float(mmmu_open(answer, listed or golds)), answer or None, None if answer else "empty answer"
+    )
+
+
+# --- maths ---
+
+DECIMALS = 2  # MATH-Vision's official rounding
+MAX_SHORT_WORDS = 8  # ours: a MathVista answer of more words needs the judge's extraction
+
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
+
+
+def mathvision_accuracy(prediction: str, gold: Any, options: Sequence[str] | None) -> Score:
+    """MATH-Vision: the letter or the option's text for choices, else equality rounded to two decimals."""
+    answer = final_answer(prediction)
+    if not answer:
+        return Score(0.0, None, "empty answer")
+    gold = str(gold).strip()
+    accepted = [gold]
+    if options:
+        letters = letters_for(options)
+        reading = read_letter(answer, letters)
+        if reading.letter is not None:
+            return Score(float(reading.letter == gold), reading.letter)
+        if gold in letters:
+            accepted.append(options[letters.index(gold)])
+    return Score(float(any(math_equal(answer, text) for text in accepted)), answer)
+
+
+def math_equal(answer: str, gold: str) -> bool:
+    """Equal as cleaned text, item by item in tuples, or as numbers rounded to two decimals.
+
+    LaTeX is evaluated with latex2sympy2-extended. As in the official code, what holds a root, pi or a
+    variable is not turned into a decimal: it equals only the same text.
+    """
+    answer, gold = _clean(answer), _clean(gold)
+    if not answer or not gold:
+        return False
+    if answer == gold:
+        return True
+    pair = (_items(answer), _items(gold))
+    if pair[0] and pair[1]:
+        return (
+            len(pair[0]) == len(pair[1])
+            and answer[0] == gold[0]
+            and all(left == right or _equal_numbers(left, right) for left, right in zip(*pair, strict=True))
+        )
+    return _equal_numbers(answer, gold)
+
+
+def _equal_numbers(answer: str, gold: str) -> bool:
+    left, right = _value(answer), _value(gold)
+    return left is not None and right is not None and round(left, DECIMALS) == round(right, DECIMALS)
+
+
+def _items(text: str) -> list[str] | None:
+    if len(text) > 2 and text[0] + text[-1] in ("()", "[]") and "," in text:
+        return text[1:-1].split(",")
+    return None
+
+
+def _clean(text: str) -> str:
+    """Lower case; what follows the last equals or approximation sign; without degrees, units, spaces."""
+    text = text.lower().strip().rstrip(".").lstrip(":")
+    text = text.split("=")[-1].split("\\approx")[-1]
+    text = text.replace("\u221e", "\\infty").replace("\u00b0", "")
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\(?:left|right|,|!|;)|\\?\$|\\%|\\text|\\mbox", "", text)
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"(?:\{m\}|m)\^3|\{units\}|units|\{km\}|km", "", text)
+    text = re.sub(r"\s+", "", text)
+    text = re.sub(r"^[({]([a-e])[)}]$", r"\1", text)
+    return _GROUPED.sub("", text) if not text.startswith(("(", "[")) else text
+
+
+@lru_cache(maxsize=20_000)
+def _value(text: str) -> float | None:
+    """The number that `text` writes, None where the official code would not get one."""
+    text = text.strip()
+    if _PLAIN_NUMBER.fullmatch(text):
+        return float(text)
+    if (fraction := _FRACTION.fullmatch(text)) and int(fraction[2]):
+        return int(fraction[1]) / int(fraction[2])
+    if len(text) > 200 or not re.search(r"\d", text):
+        return None
+    return _latex_value(text)
+
+
+def _latex_value(text: str) -> float | None:
+    from latex2sympy2_extended import latex2sympy
+    from sympy import Rational
+
+    try:
+        expression = latex2sympy(text, convert_degrees=False).doit()
+        if expression.is_Float or expression.is_Rational:
+            return float(Rational(expression))
+    except Exception:  # the parser raises many types; the official code takes any error as "not equal"
+        return None
+    return None
+
+
+def mathvista_match(
+    prediction: str,
+    gold: Any,
+    *,
+    question_type: str | None,
+    answer_type: str | None,
+    choices: Sequence[str] | None,
+    precision: float | None,
+    extracted: bool,
+) -> Score:
+    """MathVista's typed comparison of an extracted answer with the gold.
+
+    The judge's part is only the extraction. A short or marked answer needs none; a longer text without
+    one gives no score.
+
+    Args:
+        precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
+        extracted: True when a judge has extracted `prediction` already.
+    """
+    answer = prediction.strip() if extracted else final_answer(prediction)
+    if not extracted and not has_answer_mark(prediction) and len(answer.split()) > MAX_SHORT_WORDS:
+        return Score(None, None, "no judge: a MathVista answer in a sentence needs one to extract it")
+    if not answer:
+        return Score(0.0, None, "empty answer")
+    if question_type == "multi_choice" and choices:
+        value: str | None = _nearest_choice(answer, list(choices))
+    else:
+        value = _typed(answer, answer_type, precision)
+    if value is None:
+        return Score(0.0, None, f"not read as {answer_type}")
+    return Score(float(value.strip() == str(gold).strip()), value)
+
+
+def _nearest_choice(answer: str, choices: list[str]) -> str:
+    letters = letters_for(choices)
+    marked = re.findall(r"\(([a-zA-Z])\)", answer)
+    letter = marked[0].upper() if marked else answer
+    if len(letter) == 1 and letter in letters:
+        return choices[letters.index(letter)]
+    distances = [Levenshtein.distance(letter, choice) for choice in choices]
+    return choices[distances.index(min(distances))]
+
+
+def _typed(answer: str, answer_type: str | None, precision: float | None) -> str | None:
+    try:
+        if answer_type == "integer":
+            return str(int(float(answer)))  # truncates; a thousands separator is not a number
+        if answer_type == "float":
+            return str(round(float(answer), int(precision if precision is not None else 0)))
+    except (ValueError, OverflowError):
+        return None
+    return answer

@@ -1,0 +1,288 @@
+"""From answers to the numbers of a run: a row per question and caption, kept as samples.parquet, and their summary.
+
+The score of a sample is the mean over its captions; best-of-n is another quantity (it needs the right
+answer to choose) and stands apart under its own name. A sample without a score (its metric needs a judge)
+is left out of the mean and counted; an answer that could not be read scores 0, is counted and listed.
+
+Two benchmarks are not scored question by question: the rotations of one MMBench question make one row, which is right
+if all of them are; and We-Math's score is of problem groups (`group_score`), over all rows.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
+from caprl_utils.paths import shown
+from caprl_utils.prism.answers import Answer, Task
+from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.metrics import Score, all_rotations
+from caprl_utils.prism.scoring import Judge, Scoring, score_answers
+from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_models
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
+COLUMNS = (
+    "benchmark", "sample_id", "group", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
+    "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason",
+)  # fmt: skip
+_LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
+
+
+def score_rows(
+    tasks: Sequence[Task], answers: Mapping[str, Answer], scoring: Scoring, judge: Judge | None = None
+) -> list[dict[str, Any]]:
+    """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
+    found = score_answers([(task.sample, answers[task.id].text or "") for task in tasks], scoring, judge)
+    scores = {task.id: score for task, score in zip(tasks, found, strict=True)}
+    rows = []
+    for unit in _units(tasks, scoring):
+        parts = [scores[task.id] for task in unit]
+        verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
+        rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
+    return rows
+
+
+def _units(tasks: Sequence[Task], scoring: Scoring) -> list[list[Task]]:
+    """Tasks that make one row: the rotations of a circular question, every other one alone."""
+    units: dict[Any, list[Task]] = {}
+    for task in tasks:
+        circular = (
+            scoring == "standard" and _metric(task) == "circular_accuracy" and "rotation" in task.sample.meta
+        )
+        key = (
+            (task.sample.benchmark, task.sample.meta["image_id"], task.caption_index) if circular else task.id
+        )
+        units.setdefault(key, []).append(task)
+    return list(units.values())
+
+
+def _metric(task: Task) -> str:
+    return get_benchmark(task.sample.benchmark).metric
+
+
+def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scoring: Scoring) -> dict[str, Any]:
+    """The published row of one unit; of several rotations answers and golds are JSON lists."""
+    task, sample, several = unit[0], unit[0].sample, len(unit) > 1
+    masses = [answer.letter_mass for answer in answers if answer.letter_mass is not None]
+    golds = [task.sample.gold for task in unit] if several else sample.gold
+    grouped = scoring == "standard" and _metric(task) == "wemath_four_dimensional"
+    return {
+        "benchmark": sample.benchmark, "sample_id": sample.id,
+        "group": str(sample.meta["ID"]) if grouped else None, "image_id": task.image_id,
+        "caption_index": task.caption_index, "caption": task.caption,
+        "num_tokens": task.num_tokens, "finish_reason": task.finish_reason,
+        "question": sample.question, "options": list(sample.options),
+        "gold": golds if isinstance(golds, str) else json.dumps(golds),
+        "answer": json.dumps([answer.text for answer in answers]) if several else answers[0].text,
+        "letter_mass": min(masses) if masses else None,
+        "parsed": verdict.parsed, "score": verdict.value,
+        "reason": "two letters equally likely" if not several and answers[0].text is None else verdict.reason,
+    }  # fmt: skip
+
+
+def write_samples(path: Path, rows: Sequence[Mapping[str, Any]], model: str) -> None:
+    """Write the rows as parquet, atomically; the same rows give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"caption_index": pa.int64(), "num_tokens": pa.int64(), "options": pa.list_(pa.string())}
+    kinds |= {"letter_mass": pa.float64(), "score": pa.float64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+    table = pa.Table.from_pylist([{**row, "model": model} for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomic(path, buffer.getvalue())
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a finished Prism run."""
+    import pyarrow.parquet as pq
+
+    file = folder / "samples.parquet"
+    if not file.is_file():
+        raise UserError(f"no {shown(file)}: that evaluation has not been made or not been finished")
+    return pq.read_table(file).to_pylist()
+
+
+def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
+    """Per benchmark the mean over captions of every sample; samples without a score are left out.
+
+    rows: of samples.parquet; of several runs (training seeds) together, a sample's score is the mean over
+    all. Of We-Math the samples are its problem groups.
+    """
+    return {
+        name: {key: sum(values) / len(values) for key, values in scores.items()}
+        for name, scores in _scores_of(rows).items()
+    }
+
+
+def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], list[float]]]:
+    """Benchmark -> (image, sample) -> a score for each caption."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for benchmark, image, sample, score in _scored(rows):
+        found.setdefault(benchmark, {}).setdefault((image, sample), []).append(score)
+    return found
+
+
+def _scored(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, float]]:
+    """(benchmark, image, sample, score) of what was scored; groups stand for their image and sample."""
+    groups: dict[tuple[Any, ...], dict[str, bool]] = {}
+    for row in rows:
+        if row["score"] is None:
+            continue
+        if row.get("group") is None:
+            yield row["benchmark"], row["image_id"], row["sample_id"], row["score"]
+        else:
+            one = row["benchmark"], row["group"], row.get("model"), row["caption_index"]
+            groups.setdefault(one, {})[row["sample_id"]] = row["score"] == 1
+    for (benchmark, group, *_), right in groups.items():
+        score = group_score(right)
+        if score is not None:
+            yield benchmark, group, group, score
+
+
+def group_score(right: Mapping[str, bool]) -> float | None:
+    """We-Math's four-dimensional score of one problem group, strict (its official code).
+
+    1 for complete mastery (every step and the multi-step question right), 0.5 for inadequate generalization (every
+    step right, the multi-step question wrong), 0 for rote memorization and insufficient knowledge. The mean over the
+    525 groups of testmini is the official (525 - IG / 2 - rote - insufficient) / 525; of fewer groups it is theirs
+    alone, where the official code counts those that are absent as mastered. None for a group that is not whole.
+
+    right: sample ids, which end in "2steps_1", ..., "3steps_multi".
+    """
+    multi = [hit for name, hit in right.items() if name.endswith("steps_multi")]
+    steps = [hit for name, hit in right.items() if not name.endswith("steps_multi")]
+    number = re.search(r"(\d+)steps_\w+$", next(iter(right)))
+    if len(multi) != 1 or number is None or len(steps) != int(number[1]):
+        return None
+    return (1.0 if multi[0] else 0.5) if all(steps) else 0.0
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, Any]:
+    """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts
+    the same).
+    """
+    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
+    values = {name: _values([row for row in rows if row["benchmark"] == name]) for name in benchmarks}
+    return {
+        "values": {
+            "benchmarks": values,
+            "average": _mean([values[name]["mean"] for name in benchmarks]),
+            "caption_tokens": _mean([values[name]["caption_tokens"] for name in benchmarks]),
+        },
+        "n": {name: values[name]["num_samples"] for name in benchmarks},
+        "unparsed": {name: values[name]["unparsed"] for name in benchmarks},
+        "intervals": _intervals(rows, draws, seed),
+        "unparsed_rows": _unparsed_rows(rows),
+    }
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, list[float]]:
+    """Benchmark -> [low, high]; the average's only where every benchmark has scores."""
+    scores = sample_scores(rows)
+    if not scores:
+        return {}
+    parts = bootstrap_models({"model": scores}, draws, seed)
+    if len(scores) < len({row["benchmark"] for row in rows}):
+        del parts[AVERAGE]
+    found = {name: part.interval("model") for name, part in parts.items()}
+    return {name: [interval.low, interval.high] for name, interval in found.items()}
+
+
+def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of one benchmark. `mean` is its score; what is counted are questions, also where it is scored by groups."""
+    per_sample = next(iter(_scores_of(rows).values()), {}).values()
+    captions = {(row["image_id"], row["caption_index"]): row for row in rows}.values()
+    fewest = min((len(scores) for scores in per_sample), default=0)
+    masses = [row["letter_mass"] for row in rows if row["letter_mass"] is not None]
+    return {
+        "mean": _mean([sum(s) / len(s) for s in per_sample]),
+        "num_samples": len({row["sample_id"] for row in rows}),
+        "num_images": len({row["image_id"] for row in rows}),
+        "num_rows": len(rows),
+        "unscored": sum(row["score"] is None for row in rows),
+        "unparsed": sum(row["parsed"] is None for row in rows),
+        "caption_tokens": _mean([row["num_tokens"] for row in captions]),
+        "cut_captions": sum(row["finish_reason"] == "length" for row in captions),
+        "low_letter_mass": sum(mass < LOW_MASS for mass in masses) if masses else None,
+        "best_of": {
+            str(k): _mean([best_of_n(s, k) for s in per_sample]) for k in (1, 2, 4, 8) if 1 < k <= fewest
+        },
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean; None when any value is missing, because a mean over the rest would be of something else."""
+    return None if not values or any(v is None for v in values) else float(np.mean(values))
+
+
+def _unparsed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    unread = [row for row in rows if row["parsed"] is None]
+    keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
+    return [{key: row[key] for key in keys} for row in unread[:_LISTED]]
+
+
+def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not
+    (ours).
+
+    The right answer is looked up as words in the caption, so a value told of another thing counts as
+    held.
+    """
+    counts = {"right": 0, "wrong, but told": 0, "wrong, not told": 0}
+    scored = [row for row in rows if row["score"] is not None]
+    for row in scored:
+        if row["score"] == 1:
+            counts["right"] += 1
+        else:
+            counts["wrong, but told" if _told(row) else "wrong, not told"] += 1
+    return {name: count / len(scored) for name, count in counts.items()} if scored else {}
+
+
+def _told(row: Mapping[str, Any]) -> bool:
+    place = ord(row["gold"][0]) - ord("A") if len(row["gold"]) == 1 else -1
+    wanted = row["options"][place] if 0 <= place < len(row["options"]) else row["gold"]
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", row["caption"] or "", re.IGNORECASE) is not None
+
+
+# --- tables for a notebook, in percent ---
+
+
+def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per run: its benchmarks' scores, their average, tokens per caption and unparsed answers."""
+    import pandas as pd
+
+    rows = {
+        name: {
+            **{key: 100 * part["mean"] for key, part in record["values"]["benchmarks"].items()},
+            "average": 100 * record["values"]["average"],
+            "tokens per caption": record["values"]["caption_tokens"],
+            "unparsed answers": sum(record["unparsed"].values()),
+        }
+        for name, record in records.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def best_of_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row per run and benchmark: the mean over captions beside the best of n."""
+    import pandas as pd
+
+    rows = {
+        (name, key): {"mean": part["mean"], **{f"best of {k}": v for k, v in part["best_of"].items()}}
+        for name, record in records.items()
+        for key, part in record["values"]["benchmarks"].items()
+    }
+    return 100 * pd.DataFrame(rows).T

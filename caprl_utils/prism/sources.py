@@ -1,0 +1,286 @@
+"""Stage 1 of Prism, where captions come from: a model, or a pseudo-captioner that bounds it.
+
+Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent
+but unrelated text gives away). Ceilings: the complete true facts (what the reader can reach, rendered images
+only) and the image itself (what a VLM answers when it looks, so the caption is no bottleneck). All are
+ours; the paper's table has none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from caprl_utils import prompts
+from caprl_utils.captions import Caption, caption_id, caption_images
+from caprl_utils.errors import UserError
+from caprl_utils.models.base import Backend, Sampling
+from caprl_utils.paths import shown
+from caprl_utils.records import Sample
+from caprl_utils.runs import RowStore, Run, load_result
+from caprl_utils.schema import Profile
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CAPTIONS_STAGE = "captions"
+RECIPE = [
+    "caprl_utils.captions.rows", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
+]  # fmt: skip
+Captions = Mapping[str, list[Caption]]  # by image id
+TokenCounter = Callable[[str], int]
+# several captioners are evaluated on the same samples: each image is hashed once
+_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class PrismImage:
+    """One image to caption: `id` is unique over all benchmarks, `true_caption` is there for rendered images
+    only.
+    """
+
+    id: str
+    benchmark: str
+    open: Callable[[], Image]
+    true_caption: str | None = None
+
+
+def image_ids(sample: Sample) -> list[str]:
+    """Ids of a sample's images, unique over benchmarks: its loader's `image_id`, numbered if there are
+    several.
+    """
+    name = f"{sample.benchmark}/{sample.meta.get('image_id', sample.id)}"
+    return [name] if len(sample.images) == 1 else [f"{name}/{i}" for i in range(1, len(sample.images) + 1)]
+
+
+def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
+    """Every image once, in the order of the samples."""
+    found: dict[str, PrismImage] = {}
+    for sample in samples:
+        if not sample.images:
+            raise UserError(f"{sample.benchmark}, sample {sample.id}: no image to caption")
+        for image_id, image in zip(image_ids(sample), sample.images, strict=True):
+            if image_id not in found:
+                found[image_id] = PrismImage(
+                    image_id, sample.benchmark, image, sample.meta.get("true_caption")
+                )
+    return list(found.values())
+
+
+def image_hash(image: Callable[[], Image]) -> str:
+    """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of size, mode and pixels.
+
+    Remembered for the function that opens it.
+    """
+    if image not in _HASHES:
+        if hasattr(image, "stored_hash"):
+            _HASHES[image] = image.stored_hash()
+        else:
+            opened = image()
+            digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode())
+            digest.update(opened.tobytes())
+            _HASHES[image] = digest.hexdigest()[:16]
+    return _HASHES[image]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Gives every image at least one caption. looks: the reader gets the image instead.
+
+    fingerprint: JSON values that change the captions, for the run's key.
+    """
+
+    name: str
+    fingerprint: Mapping[str, Any]
+    captions: Callable[[Sequence[PrismImage]], Captions]
+    looks: bool = False
+
+
+def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
+    """Captions written by a model, sampled as profile.prism says.
+
+    They are a run of their own, runs/<profile>/captions/<run>, so that another reader or scoring does not caption
+    again.
+    """
+    sampling = caption_sampling(profile)
+    # the instruction stands in the fingerprint, and its module in the recipe
+    made_by = {"model": captioner.model_hash, "sampling": asdict(sampling), "prompt": prompts.CAPTION}
+
+    def captions(images: Sequence[PrismImage]) -> Captions:
+        """Each image is captioned once, however many questions it has."""
+        parts = {"captioner": made_by, "images": {image.id: image_hash(image.open) for image in images}}
+        with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
+            found = _write(captioner, sampling, images, opened.rows("captions"))
+            if not opened.complete:
+                tokens = [caption.num_tokens for captions in found.values() for caption in captions]
+                opened.finish(
+                    values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(found), unit="image",
+                    seeds=[sampling.seed], captions_per_image=sampling.n,
+                )  # fmt: skip
+        return found
+
+    return Source(captioner.name, made_by, captions)
+
+
+def caption_sampling(profile: Profile) -> Sampling:
+    """How captions are drawn for Prism."""
+    settings = profile.prism
+    return Sampling(
+        max_tokens=settings.caption_max_tokens,
+        temperature=settings.caption_temperature,
+        n=settings.captions_per_image,
+        seed=profile.seed,
+    )
+
+
+def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> list[Caption]:
+    """A model's captions of one image, sampled as profile.prism says and kept nowhere."""
+    with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
+        return _write(captioner, caption_sampling(profile), [image], store)[image.id]
+
+
+def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore) -> Captions:
+    pairs = [(image.id, image.open) for image in images]
+    return caption_images(pairs, captioner, sampling, store).captions
+
+
+def empty_captions() -> Source:
+    """Floor: the caption is empty."""
+    name = "empty caption"
+    return Source(
+        name,
+        {"source": "empty"},
+        lambda images: {image.id: [_told(image.id, 0, "", name, 0)] for image in images},
+    )
+
+
+def true_captions(count_tokens: TokenCounter) -> Source:
+    """Ceiling: every fact of the image, from the benchmark itself."""
+    name = "complete true facts"
+
+    def captions(images: Sequence[PrismImage]) -> Captions:
+        """Raises UserError for a benchmark that knows no facts."""
+        without = sorted({image.benchmark for image in images if not image.true_caption})
+        if without:
+            raise UserError(
+                f"no true captions for {', '.join(without)}: only rendered images come with facts"
+            )
+        return {
+            image.id: [_told(image.id, 0, image.true_caption, name, count_tokens(image.true_caption))]
+            for image in images
+        }
+
+    return Source(name, {"source": "true"}, captions)  # the facts are part of the samples' own hash
+
+
+def other_image_captions(run_folder: Path) -> Source:
+    """Floor: each image gets the captions of the next image of its benchmark, from a finished Prism run."""
+
+    def captions(images: Sequence[PrismImage]) -> Captions:
+        """Raises UserError for a benchmark of one image, which has no other."""
+        there = _captions_of(run_folder)
+        moved: dict[str, list[Caption]] = {}
+        for benchmark in dict.fromkeys(image.benchmark for image in images):
+            ids = [image.id for image in images if image.benchmark == benchmark]
+            if len(ids) < 2:
+                raise UserError(f"{benchmark} has one image, so there is no other image's caption")
+            for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
+                moved[image_id] = [
+                    row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
+                    for row in _of(there, other, run_folder)
+                ]
+        return moved
+
+    taken_from = {"source": "other image", "run": load_result(run_folder)["key"]}
+    return Source("another image's caption", taken_from, captions)
+
+
+def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) -> Source:
+    """Control for length: a run's captions, each cut to the words that another run's caption of the image
+    has.
+
+    Whole sentences are kept while they fit; where not even the first fits, its first words. As many captions an
+    image as both runs have.
+    """
+    name = f"{run_folder.name} cut to the length of {shorter.name}"
+
+    def captions(images: Sequence[PrismImage]) -> Captions:
+        long, short = _captions_of(run_folder), _captions_of(shorter)
+        found: dict[str, list[Caption]] = {}
+        for image in images:
+            pairs = zip(_of(long, image.id, run_folder), _of(short, image.id, shorter), strict=False)
+            texts = [(a.index, cut(a.text, len(b.text.split()))) for a, b in pairs]
+            found[image.id] = [_told(image.id, i, text, name, count_tokens(text)) for i, text in texts]
+        return found
+
+    keys = [load_result(folder)["key"] for folder in (run_folder, shorter)]
+    return Source(name, {"source": "cut", "runs": keys}, captions)
+
+
+def cut(text: str, num_words: int) -> str:
+    """The first whole sentences of a text that have at most `num_words` words; else its first words."""
+    kept: list[str] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
+        if len(" ".join([*kept, sentence]).split()) > num_words:
+            break
+        kept.append(sentence)
+    return " ".join(kept) if kept else " ".join(text.split()[:num_words])
+
+
+def image_itself() -> Source:
+    """Ceiling: the reader, a VLM, looks at the image (direct VQA). One placeholder an image, so that all rows have the
+    same shape.
+    """
+    name = "the image itself"
+    return Source(
+        name, {"source": "image"}, lambda images: {image.id: [_told(image.id, 0, "", name, None)] for image in images},
+        looks=True,
+    )  # fmt: skip
+
+
+def controls(
+    samples: Sequence[Sample], base: Path, trained: Sequence[Path], count_tokens: TokenCounter
+) -> dict[str, Source]:
+    """Floors, ceilings and the control for length that need no captioner, by run name.
+
+    base, trained: finished Prism runs; base's captions are moved around for the other-image floor, those of
+    each in trained are cut to base's length. The true facts come only where every sample has them.
+    count_tokens: see `captions.token_counter`.
+    """
+    found = {
+        "floor-empty": empty_captions(),
+        "floor-other-image": other_image_captions(base),
+        **{f"{run.name}-cut": cut_captions(run, base, count_tokens) for run in trained},
+    }
+    if all(sample.meta.get("true_caption") for sample in samples):
+        found["ceiling-true-facts"] = true_captions(count_tokens)
+    return found
+
+
+def _captions_of(run_folder: Path) -> dict[str, list[Caption]]:
+    """Image id -> captions of a Prism run, by index."""
+    found: dict[str, list[Caption]] = {}
+    folder = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name
+    for row in RowStore(folder / "captions.jsonl").read(Caption):
+        found.setdefault(row.image_id, []).append(row)
+    return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
+
+
+def _of(captions: Captions, image_id: str, run_folder: Path) -> list[Caption]:
+    if image_id not in captions:
+        raise UserError(f"{shown(run_folder)} has no captions of image {image_id}")
+    return captions[image_id]
+
+
+def _told(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:
+    """A caption that no model wrote for this image."""
+    return Caption(
+        id=caption_id(image_id, index), image_id=image_id, index=index, text=text, model=name, model_hash="",
+        num_tokens=num_tokens, finish_reason="stop",
+    )  # fmt: skip
