@@ -71,10 +71,11 @@ def curate(
     """Write questions about the profile's images and keep those that only the image answers."""
     from caprl_utils.curation import checks, keep, pipeline
     from caprl_utils.paths import shown
-    from caprl_utils.prism import prism
+    from caprl_utils.prism.loading import load_samples
+    from caprl_utils.prism.sources import images_of
 
     settings = settings_of(profile, overrides)
-    held_out = prism.images_of(prism.load_samples(settings)) if away_from_benchmarks else []
+    held_out = images_of(load_samples(settings)) if away_from_benchmarks else []
     hashes = [(image.id, checks.perceptual_hash(image.open())) for image in held_out]
     job = pipeline.open_job(settings, seed, hashes)
     with job.run:
