@@ -19,3 +19,14 @@ def runs_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RUNS", folder)
     monkeypatch.setenv("CAPRL_RUNS", str(folder))
     return folder
+
+
+@pytest.fixture
+def quick_client(monkeypatch):
+    """The client of model servers tries again at once and soon gives up."""
+    from caprl_utils.models import endpoint
+
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.1)
+    monkeypatch.setattr(endpoint, "REQUEST_SEC", 1.0)
+    monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from caprl_utils.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -76,3 +80,14 @@ class Backend(Protocol):
 
         None stands for a request that could not be answered; missing is not zero.
         """
+
+
+def counted(items: Iterable[Item], label: str | None, total: int) -> Iterator[Item]:
+    """The items as they come, with a progress line where there is a label."""
+    if label is None:
+        yield from items
+        return
+    with Progress(label, total) as bar:
+        for item in items:
+            yield item
+            bar.update()

@@ -2,47 +2,234 @@
 
 1. One request per completion, each with a seed derived from (seed, id, index): a retry, a restart or another
    server changes nothing but the last bits.
-2. Letters are read with `logprob_token_ids`, a vLLM extension, from one new token.
-3. The server must run with `--generation-config vllm`, or the model's own sampling defaults leak in; `server`
+2. As soon as one request ends, the next one starts; nothing waits for a batch. The openai library sends them, over
+   aiohttp, and repeats what a server answered badly or too late.
+3. Letters are read with `logprob_token_ids`, a vLLM extension, from one new token.
+4. The server must run with `--generation-config vllm`, or the model's own sampling defaults leak in; `server`
    starts it so.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import logging
 import os
+import queue
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL.Image import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.models.base import Completion, Request, Sampling
-from caprl_utils.models.client import Client, Limits, Post, RequestError
+from caprl_utils.models.base import Completion, Request, Sampling, counted
 from caprl_utils.models.weights import model_hash
-from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
-CHAT, TOKENIZE = "chat/completions", "/tokenize"  # the second stands beside /v1 in vLLM
+if TYPE_CHECKING:
+    import openai
+
+log = logging.getLogger(__name__)
+
+# How patient the client is; the values are ours.
+REQUEST_SEC = 300.0  # one attempt; one that is late so often as the library tries is not tried again
+CONNECT_SEC = 30.0
+RETRIES = 5  # the library's own, after 0.5 s, 1 s, 2 s, ... or when the server says
+ROUNDS = 4  # all of that again, with another server where there is one: about a minute in all
+SILENT_SEC = 300.0  # how long servers that take no connection are waited for; vLLM starts in minutes
+GIVE_UP_AFTER = 100  # requests that failed in a row: the servers are gone
+_AWAY = (502, 503, 504)  # what a gateway answers when the server behind it takes no connection
 _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close together
+
+
+class RequestError(Exception):
+    """A request that has no answer.
+
+    kind: "refused" (the server says that the request is at fault), "silent" (no server took it for SILENT_SEC),
+    "late" or "failed" in every attempt.
+    """
+
+    def __init__(self, reason: str, kind: str = "failed") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Post(NamedTuple):
+    """A JSON body to be posted, and how its answer is read.
+
+    key: comes back with the result. read: takes the parsed JSON; its KeyError, IndexError, TypeError or ValueError
+    means that the answer is broken. path: below the server's /v1, or beside it when it starts with "/".
+    """
+
+    key: Any
+    body: dict[str, Any]
+    read: Callable[[Any], Any]
+    path: str = "chat/completions"
+
+
+@dataclass
+class _Server:
+    url: str
+    api: openai.AsyncOpenAI
+    slots: asyncio.Semaphore
+    waiting: int = 0  # requests, those under way included
+    failing: bool = False  # its last answer was none
+
+
+class Client:
+    """Keeps the servers at `base_urls` full, the least busy one first, and loses nothing.
+
+    Requests run on an event loop in a thread of its own, so it works inside Jupyter, whose own loop is running.
+    """
+
+    def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
+        """in_flight: requests that a server works on at once."""
+        self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
+        self._told = False  # that servers are silent
+
+    def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
+        """(key, what was read or a RequestError) of each post as it ends, in any order.
+
+        Posts are taken as there is room.
+        """
+        done: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._told = False
+        room = 2 * self.in_flight * len(self.base_urls)  # as many again wait to start at once
+        with self._loop() as (loop, servers):
+            waiting, pending, more = iter(posts), 0, True
+            while more or pending:
+                while more and pending < room:
+                    post = next(waiting, None)
+                    if post is None:
+                        more = False
+                        break
+                    future = asyncio.run_coroutine_threadsafe(self._result(servers, post), loop)
+                    future.add_done_callback(done.put)
+                    pending += 1
+                    if not done.empty():
+                        break
+                if pending:
+                    yield done.get().result()
+                    pending -= 1
+
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """The parsed answer to one post. Raises RequestError."""
+        ((_, found),) = self.run([Post(None, body, lambda answer: answer, path)])
+        if isinstance(found, RequestError):
+            raise found
+        return found
+
+    @contextmanager
+    def _loop(self) -> Iterator[tuple[asyncio.AbstractEventLoop, list[_Server]]]:
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="caprl-client", daemon=True)
+        thread.start()
+        servers = asyncio.run_coroutine_threadsafe(self._open(), loop).result()
+        try:
+            yield loop, servers
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(servers), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    async def _open(self) -> list[_Server]:
+        import openai
+
+        http = openai.DefaultAioHttpClient(follow_redirects=False)  # a redirect would send a GET without body
+        timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
+        options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
+        return [
+            _Server(url, openai.AsyncOpenAI(base_url=url, **options), asyncio.Semaphore(self.in_flight))
+            for url in self.base_urls
+        ]
+
+    async def _result(self, servers: list[_Server], post: Post) -> tuple[Any, Any]:
+        """One post with all its attempts."""
+        rounds, silent_since = 0, None
+        while True:
+            # a server that failed last time counts as full, so it is tried again only when the others are
+            server = min(servers, key=lambda s: s.waiting + self.in_flight * s.failing)
+            server.waiting += 1
+            try:
+                async with server.slots:
+                    found = await _attempt(server, post)
+                server.failing = False
+                return post.key, found
+            except RequestError as error:
+                failure = error
+            finally:
+                server.waiting -= 1
+            if failure.kind == "refused":
+                return post.key, failure
+            server.failing = True
+            if failure.kind == "silent":
+                silent_since = silent_since or time.monotonic()
+                give_up = time.monotonic() - silent_since >= SILENT_SEC
+                self._tell(failure, servers)
+            else:
+                rounds += 1
+                give_up = failure.kind == "late" or rounds == ROUNDS
+            if give_up:
+                return post.key, failure
+
+    def _tell(self, failure: RequestError, servers: Sequence[_Server]) -> None:
+        """Say once that servers are waited for: a training or a notebook would seem to hang."""
+        if not self._told and all(server.failing for server in servers):
+            self._told = True
+            log.warning("no server: %s; waiting up to %g s for it to come back", failure, SILENT_SEC)
+
+
+async def _attempt(server: _Server, post: Post) -> Any:
+    """One post with the library's retries. Raises RequestError."""
+    import aiohttp
+    import openai
+
+    beside = server.url.rstrip("/").removesuffix("/v1") if post.path.startswith("/") else ""
+    try:
+        return post.read(await server.api.post(beside + post.path, body=post.body, cast_to=object))
+    except openai.APIStatusError as error:
+        status = error.status_code
+        refused = status < 500 and status not in (408, 409, 429)  # these the library repeats
+        kind = "refused" if refused else "silent" if status in _AWAY else "failed"
+        raise RequestError(f"HTTP {status}: {error.response.text[:300]} ({server.url})", kind) from None
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
+        silent = isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+        kind = "silent" if silent else "late" if isinstance(cause, TimeoutError) else "failed"
+        raise RequestError(f"{type(cause).__name__}: {cause} ({server.url})", kind) from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
+
+
+async def _close(servers: Sequence[_Server]) -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for server in servers:
+        await server.api.close()
 
 
 class EndpointBackend:
     """The model that `config.path` names, served at `config.base_urls`."""
 
-    def __init__(self, config: ModelConfig, limits: Limits | None = None) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         """Raises UserError when the API key's variable is not set. Servers are asked at the first request."""
         self.name = config.path
         self.config = config
         self._images: OrderedDict[int, tuple[Image, str]] = OrderedDict()
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
-        self.client = Client(
-            config.base_urls, _headers(config), limits or Limits(in_flight=config.batch_size)
-        )
+        self.client = Client(config.base_urls, config.batch_size, api_key(config))
 
     @cached_property
     def model_hash(self) -> str:
@@ -52,13 +239,23 @@ class EndpointBackend:
     @cached_property
     def served(self) -> str:
         """The model's name, once every server has said that it serves it."""
-        for url, answer in self.client.get("models"):
-            names = [model.get("id") for model in answer.get("data", [])]
+        import openai
+
+        for url in self.config.base_urls:
+            try:
+                with openai.OpenAI(
+                    base_url=url, api_key=self.client.api_key, max_retries=0, timeout=10
+                ) as api:
+                    names = [model.id for model in api.models.list()]
+            except openai.OpenAIError as error:
+                raise UserError(
+                    f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set "
+                    "base_urls of this model in the profile."
+                ) from None
             if self.config.path not in names:
                 raise UserError(
-                    f"the server at {url} does not serve {self.config.path!r} but "
-                    f"{', '.join(map(str, names))}; start it with that name (`make serve MODEL=...`) or "
-                    "change the model's path in the profile"
+                    f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with "
+                    "that name (`make serve MODEL=...`) or change the model's path in the profile"
                 )
         return self.config.path
 
@@ -69,27 +266,32 @@ class EndpointBackend:
         order = {request.id: place for place, request in enumerate(requests)}
         if len(order) < len(requests):
             raise ValueError("two requests have the same id")
-        found = self.stream(requests, sampling)
-        if progress:
-            found = _counted(found, progress, len(requests) * sampling.n)
+        found = counted(self.stream(requests, sampling), progress, len(requests) * sampling.n)
         return sorted(found, key=lambda completion: (order[completion.id], completion.index))
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `Backend.stream`. The servers stay full as long as there are requests."""
-        jobs = (
-            (request, index, self.chat_body(request, sampling, index))
+        """See `Backend.stream`. The servers stay full as long as there are requests.
+
+        Raises UserError when the servers are gone.
+        """
+        posts = (
+            Post((request.id, index), self.chat_body(request, sampling, index), _read_completion)
             for request in requests
             for index in range(sampling.n)
         )
         failed_in_row = 0
-        for completion in self.client.run(jobs, _complete):
-            failed_in_row = 0 if completion.error is None else failed_in_row + 1
-            if failed_in_row >= self.client.limits.give_up_after:
+        for (request_id, index), found in self.client.run(posts):
+            if not isinstance(found, RequestError):
+                failed_in_row = 0
+                yield Completion(request_id, index, *found)
+                continue
+            failed_in_row += 1
+            if found.kind == "silent" or failed_in_row >= GIVE_UP_AFTER:
                 raise UserError(
-                    f"the last {failed_in_row} requests to {', '.join(self.config.base_urls)} all failed: "
-                    f"{completion.error}. Look at the server's log; what was finished is kept, run again."
+                    f"the last {failed_in_row} requests to {', '.join(self.config.base_urls)} all failed: {found}. "
+                    "Look at the server's log, start it again; what was finished is kept, run again."
                 )
-            yield completion
+            yield Completion(request_id, index, None, 0, "error", str(found))
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
@@ -97,33 +299,38 @@ class EndpointBackend:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.choice_ids(tuple(choices))
         extra = {"logprobs": True, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
-        jobs = (
-            (place, self.chat_body(request, Sampling(max_tokens=1)) | extra, ids)
-            for place, request in enumerate(requests)
-        )
-        scores: list[list[float] | None] = [None] * len(requests)
-        found = self.client.run(jobs, _choose)
-        for place, values in _counted(found, progress, len(requests)) if progress else found:
-            scores[place] = values
-        return scores
+        sampling = Sampling(max_tokens=1)
+
+        def read(answer: dict[str, Any]) -> list[float]:
+            top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            found = {entry["token"]: float(entry["logprob"]) for entry in top}
+            return [found[f"token_id:{token}"] for token in ids]
+
+        posts = (Post(place, self.chat_body(r, sampling) | extra, read) for place, r in enumerate(requests))
+        found = dict(counted(self.client.run(posts), progress, len(requests)))
+        rows = (found[place] for place in range(len(requests)))
+        return [None if isinstance(row, RequestError) else row for row in rows]
 
     def choice_ids(self, choices: tuple[str, ...]) -> list[int]:
         """Token id of each choice, from the servers' own tokenizer; asked once."""
         if choices not in self._choice_ids:
             bodies = [{"model": self.served, "prompt": c, "add_special_tokens": False} for c in choices]
-            found = dict(self.client.run(enumerate(bodies), _tokenize))
-            for place, choice in enumerate(choices):
-                if isinstance(found[place], RequestError):
-                    raise UserError(
-                        f"{', '.join(self.config.base_urls)}: no token ids ({found[place]}); reading letters by "
-                        "probability needs a vLLM server"
-                    )
-                if len(found[place]) != 1:
-                    raise UserError(
-                        f"{choice!r} is {len(found[place])} tokens of {self.name}; a choice must be one"
-                    )
-            self._choice_ids[choices] = [found[place][0] for place in range(len(choices))]
+            posts = (
+                Post(i, body, lambda answer: answer["tokens"], "/tokenize") for i, body in enumerate(bodies)
+            )
+            found = dict(self.client.run(posts))
+            self._choice_ids[choices] = [self._one_token(c, found[i]) for i, c in enumerate(choices)]
         return self._choice_ids[choices]
+
+    def _one_token(self, choice: str, tokens: list[int] | RequestError) -> int:
+        if isinstance(tokens, RequestError):
+            raise UserError(
+                f"{', '.join(self.config.base_urls)}: no token ids ({tokens}); reading letters by probability needs "
+                "a vLLM server"
+            )
+        if len(tokens) != 1:
+            raise UserError(f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one")
+        return tokens[0]
 
     def chat_body(self, request: Request, sampling: Sampling, index: int = 0) -> dict[str, Any]:
         """What is posted for one completion of a request."""
@@ -164,56 +371,19 @@ def request_seed(seed: int, request_id: str, index: int) -> int:
     return derive_seed(seed, index, request_id, bits=31)
 
 
-def _headers(config: ModelConfig) -> dict[str, str]:
-    if config.api_key_env is None:
-        return {}
-    key = os.environ.get(config.api_key_env)
-    if not key:
-        raise UserError(f"{config.path}: set the environment variable {config.api_key_env} to the API key")
-    return {"Authorization": f"Bearer {key}"}
+def api_key(model: ModelConfig) -> str | None:
+    """The key that `api_key_env` names; None where a model needs none. Raises UserError when it is not set."""
+    if model.api_key_env is None:
+        return None
+    if not os.environ.get(model.api_key_env):
+        raise UserError(f"{model.path}: set the environment variable {model.api_key_env} to the API key")
+    return os.environ[model.api_key_env]
 
 
-async def _complete(post: Post, job: tuple[Request, int, dict[str, Any]]) -> Completion:
-    request, index, body = job
-    try:
-        text, num_tokens, finish_reason = await post(CHAT, body, _read_completion)
-    except RequestError as error:
-        return Completion(request.id, index, None, 0, "error", str(error))
-    if finish_reason not in ("stop", "length"):
-        return Completion(request.id, index, None, num_tokens, "error", f"the server ended: {finish_reason}")
-    return Completion(request.id, index, text, num_tokens, finish_reason)
-
-
-def _read_completion(answer: dict[str, Any]) -> tuple[str, int, str]:
+def _read_completion(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:
+    """A Completion's fields after its id and index."""
     (choice,) = answer["choices"]
-    text = choice["message"]["content"] or ""
-    return text, int(answer["usage"]["completion_tokens"]), choice["finish_reason"]
-
-
-async def _choose(post: Post, job: tuple[int, dict[str, Any], list[int]]) -> tuple[int, list[float] | None]:
-    place, body, ids = job
-    try:
-        return place, await post(CHAT, body, lambda answer: _read_logprobs(answer, ids))
-    except RequestError:
-        return place, None
-
-
-async def _tokenize(post: Post, job: tuple[int, dict[str, Any]]) -> tuple[int, list[int] | RequestError]:
-    place, body = job
-    try:
-        return place, await post(TOKENIZE, body, lambda answer: answer["tokens"])
-    except RequestError as error:
-        return place, error
-
-
-def _read_logprobs(answer: dict[str, Any], ids: Sequence[int]) -> list[float]:
-    top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    found = {entry["token"]: float(entry["logprob"]) for entry in top}
-    return [found[f"token_id:{token}"] for token in ids]
-
-
-def _counted(found: Iterator[Any], label: str, total: int) -> Iterator[Any]:
-    with Progress(label, total) as bar:
-        for item in found:
-            yield item
-            bar.update()
+    tokens, ended = int(answer["usage"]["completion_tokens"]), choice["finish_reason"]
+    if ended not in ("stop", "length"):
+        return None, tokens, "error", f"the server ended: {ended}"
+    return choice["message"]["content"] or "", tokens, ended, None

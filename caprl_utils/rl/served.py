@@ -11,12 +11,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from caprl_utils.models.base import Request
-from caprl_utils.models.client import Post, RequestError
 from caprl_utils.models.decoding import draw, uniforms
-from caprl_utils.models.endpoint import EndpointBackend
+from caprl_utils.models.endpoint import EndpointBackend, Post, RequestError
 from caprl_utils.rl.reader import BackendReader
 
 log = logging.getLogger(__name__)
@@ -68,13 +68,20 @@ class ServedReader(BackendReader):
             "logprob_token_ids": ids, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
         parts = [prompts[i : i + PROMPTS_PER_REQUEST] for i in range(0, len(prompts), PROMPTS_PER_REQUEST)]
-        jobs = ((part, fixed | {"prompt": [before + p + after for p in part]}, ids) for part in parts)
+        posts = (
+            Post(part, fixed | {"prompt": [before + p + after for p in part]},
+                 partial(_read_many, ids=ids, count=len(part)), "completions")
+            for part in parts
+        )  # fmt: skip
         found: dict[str, list[float] | None] = {}
         refused: list[Request] = []
-        for part, rows, error in self.backend.client.run(jobs, _choose_many):
-            if error.startswith("HTTP 4") and not error.startswith("HTTP 429"):  # the list is at fault
+        for part, rows in self.backend.client.run(posts):
+            if not isinstance(rows, RequestError):
+                found.update(zip(part, rows, strict=True))
+                continue
+            found.update(dict.fromkeys(part))
+            if rows.kind == "refused":  # the list is at fault
                 refused += [unique[prompt] for prompt in part]
-            found.update(zip(part, rows, strict=True))
         if refused:
             plain = super().letter_logprobs(refused, letters)
             found.update(zip((r.prompt for r in refused), plain, strict=True))
@@ -93,12 +100,10 @@ class ServedReader(BackendReader):
 
     def _same_as_plain(self, requests: Sequence[Request]) -> bool | None:
         """None when the server did not answer both ways: nothing is known yet."""
-        import httpx
-
         plain = super().letter_logprobs(requests, "AB")
         try:
             self._frame = frame(self.backend, requests[0])
-        except httpx.TransportError:
+        except RequestError:
             return None
         if self._frame is None:
             return False
@@ -113,34 +118,25 @@ class ServedReader(BackendReader):
 
 def frame(backend: EndpointBackend, request: Request) -> tuple[str, str] | None:
     """What the server's chat template puts before and after a prompt, the prefill included; None when it cannot be
-    told (no vLLM server, or a template that changes the prompt). Raises httpx.TransportError when no server answers.
+    told (no vLLM server, or a template that changes the prompt). Raises RequestError when no server answers.
     """
-    import httpx
-
-    url = backend.config.base_urls[0].rstrip("/").removesuffix("/v1")
     messages = [{"role": "user", "content": request.prompt}]
     body: dict[str, Any] = {"model": backend.served, "messages": messages}
     if request.prefill:
         messages.append({"role": "assistant", "content": request.prefill})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     try:
-        with httpx.Client(headers=backend.client.headers, timeout=30.0) as http:
-            ids = _json(http.post(f"{url}/tokenize", json=body))["tokens"]
-            text = _json(http.post(f"{url}/detokenize", json={"model": backend.served, "tokens": ids}))[
-                "prompt"
-            ]
-            again = {"model": backend.served, "prompt": text, "add_special_tokens": False}
-            if _json(http.post(f"{url}/tokenize", json=again))["tokens"] != ids:
-                return None
-    except (httpx.HTTPStatusError, ValueError, KeyError):
-        return None
+        ids = backend.client.ask("/tokenize", body)["tokens"]
+        text = backend.client.ask("/detokenize", {"model": backend.served, "tokens": ids})["prompt"]
+        again = {"model": backend.served, "prompt": text, "add_special_tokens": False}
+        if backend.client.ask("/tokenize", again)["tokens"] != ids:
+            return None
+    except RequestError as error:
+        if error.kind == "refused":  # no vLLM server
+            return None
+        raise
     before, found, after = text.partition(request.prompt)
     return (before, after) if found else None
-
-
-def _json(response: Any) -> Any:
-    response.raise_for_status()
-    return response.json()
 
 
 def stray(logprobs: Sequence[float], temperature: float) -> float:
@@ -159,17 +155,6 @@ def stray(logprobs: Sequence[float], temperature: float) -> float:
 def _drawn(logprobs: Sequence[float], request: Request, temperature: float) -> str:
     """A letter by inverting the distribution at the request's own random number."""
     return f" {ANSWERS[draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])]}"
-
-
-async def _choose_many(
-    post: Post, job: tuple[list[str], dict[str, Any], list[int]]
-) -> tuple[list[str], Sequence[list[float] | None], str]:
-    """(prompts, their rows, the error or "")."""
-    part, body, ids = job
-    try:
-        return part, await post("completions", body, lambda answer: _read_many(answer, ids, len(part))), ""
-    except RequestError as error:
-        return part, [None] * len(part), str(error)
 
 
 def _read_many(answer: dict[str, Any], ids: Sequence[int], count: int) -> list[list[float]]:

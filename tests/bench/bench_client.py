@@ -21,8 +21,7 @@ import harness
 from caprl_utils import paths, processes
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.models.client import Client, Limits, Post, RequestError
-from caprl_utils.models.endpoint import CHAT
+from caprl_utils.models.endpoint import Client, Post, RequestError
 from caprl_utils.models.server import serve
 from caprl_utils.schema import ModelConfig
 
@@ -68,22 +67,16 @@ def chats(count: int, lengths_seed: int, prompts_seed: int) -> list[Chat]:
 
 def ours(served: ModelConfig, at_once: int, asked: Sequence[Chat]) -> float:
     """Tokens per second of this project's client; it gets `at_once` chats and waits for all before the next."""
-    client, start, tokens = Client(served.base_urls, {}, Limits(in_flight=IN_FLIGHT)), perf_counter(), 0
+    client, start, tokens = Client(served.base_urls, IN_FLIGHT), perf_counter(), 0
     fixed = {"model": served.path, "temperature": 0, "ignore_eos": True}
     bodies = [fixed | {"messages": [{"role": "user", "content": p}], "max_tokens": n} for p, n in asked]
+    posts = [Post(None, body, lambda answer: answer["usage"]["completion_tokens"]) for body in bodies]
     for first in range(0, len(asked), at_once):
-        for done in client.run(bodies[first : first + at_once], _tokens):
+        for _, done in client.run(posts[first : first + at_once]):
             if isinstance(done, RequestError):
                 raise UserError(f"a request of the bench failed: {done}")
             tokens += done
     return tokens / (perf_counter() - start)
-
-
-async def _tokens(post: Post, body: dict[str, Any]) -> int | RequestError:
-    try:
-        return await post(CHAT, body, lambda answer: int(answer["usage"]["completion_tokens"]))
-    except RequestError as error:
-        return error
 
 
 def load_generator(served: ModelConfig, asked: Sequence[Chat]) -> float:

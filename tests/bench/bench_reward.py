@@ -22,8 +22,7 @@ from caprl_utils.answers import first_capital
 from caprl_utils.config import load_profile
 from caprl_utils.images import open_images
 from caprl_utils.models import Sampling, open_backend
-from caprl_utils.models.client import Post
-from caprl_utils.models.endpoint import CHAT, EndpointBackend
+from caprl_utils.models.endpoint import EndpointBackend, Post
 from caprl_utils.models.server import serve
 from caprl_utils.records import Question
 from caprl_utils.rl.reader import MAX_ANSWER_TOKENS, BackendReader, open_reader
@@ -99,13 +98,16 @@ def one_by_one(
     """The mean reward by one request per question; the first capital of the sampled answer counts."""
     sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.temperature)
     rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.draw)]
-    jobs = ((backend.chat_body(r.request, sampling) | extra, r.gold) for r in rounds)
-
-    async def right(post: Post, job: tuple[dict[str, Any], str]) -> bool:
-        text = await post(CHAT, job[0], lambda answer: answer["choices"][0]["message"]["content"])
-        return first_capital(text) == job[1]
-
-    return statistics.mean(backend.client.run(jobs, right))
+    posts = (
+        Post(
+            r.gold,
+            backend.chat_body(r.request, sampling) | extra,
+            lambda a: a["choices"][0]["message"]["content"],
+        )
+        for r in rounds
+    )
+    found = backend.client.run(posts)
+    return statistics.mean(first_capital(text) == gold for gold, text in found)
 
 
 def in_process(profile: Profile) -> list[dict[str, Any]]:

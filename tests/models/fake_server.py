@@ -25,19 +25,27 @@ class FakeServer:
         self.delay_sec, self.models, self.key = delay_sec, models, key
         self.attempts: Counter[str] = Counter()  # by prompt and seed
         self.busy = self.most_busy = self.hold_until = 0
-        self.down = False
+        self.down, self._port = False, 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> FakeServer:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        self.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def close(self) -> None:
+        """Take no connection until `open`."""
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+
+    def open(self) -> None:
+        """Listen again, at the same address."""
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=2**26)
@@ -46,9 +54,10 @@ class FakeServer:
         app.router.add_post("/tokenize", self._tokenize)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}/v1"
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in self.models]})

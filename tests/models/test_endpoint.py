@@ -5,8 +5,8 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,19 @@ from fault_proxy import FAULTS, FaultProxy
 from PIL import Image
 
 from caprl_utils.errors import UserError
-from caprl_utils.models import Request, Sampling
-from caprl_utils.models.client import Limits
+from caprl_utils.models import Request, Sampling, endpoint
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
-QUICK = Limits(in_flight=16, request_sec=2.0, first_wait_sec=0.01, longest_wait_sec=0.1, give_up_after=20)
+pytestmark = pytest.mark.usefixtures("quick_client")
 
 
-def backend(*servers: FakeServer | FaultProxy, limits: Limits = QUICK, **settings) -> EndpointBackend:
+def backend(*servers: FakeServer | FaultProxy, **settings) -> EndpointBackend:
     urls = [server.url for server in servers]
-    return EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=urls, **settings), limits)
+    return EndpointBackend(
+        ModelConfig(path="fake", backend="endpoint", base_urls=urls, batch_size=16, **settings)
+    )
 
 
 def requests(count: int, prefix: str = "") -> list[Request]:
@@ -44,17 +45,15 @@ def test_completions_come_in_the_order_asked():
 def test_a_faulty_way_gives_the_same_rows(tmp_path):
     sampling = Sampling(max_tokens=9, n=2)
     with FakeServer() as server, FaultProxy(server.url, share=0.2) as proxy:
-        expected = backend(server).generate(requests(400), sampling)
-        client = backend(proxy)
+        expected = backend(server).generate(requests(150), sampling)
         with RowStore(tmp_path / "rows.jsonl") as store:
-            for done in client.stream(requests(400), sampling):
+            for done in backend(proxy).stream(requests(150), sampling):
                 store.append({"id": f"{done.id}#{done.index}", "text": done.text})
     assert set(proxy.faults) == set(FAULTS)
     assert 0.15 < sum(proxy.faults.values()) / proxy.posts < 0.25
-    assert client.client.retries >= sum(proxy.faults.values())
     rows = {row["id"]: row["text"] for row in RowStore(tmp_path / "rows.jsonl").read()}
     assert rows == {f"{c.id}#{c.index}": c.text for c in expected}
-    assert len(rows) == len(expected) == 800
+    assert len(rows) == len(expected) == 300
 
 
 def test_a_refused_request_is_one_error_and_not_retried():
@@ -68,12 +67,11 @@ def test_a_refused_request_is_one_error_and_not_retried():
         assert max(server.attempts.values()) == 1
 
 
-def test_the_server_is_kept_full_and_never_overfull():
+def test_the_server_is_kept_full_and_never_overfull(monkeypatch):
+    monkeypatch.setattr(endpoint, "REQUEST_SEC", 60.0)
     with FakeServer() as server:
         server.hold_until = 16  # however slowly a busy machine sends them
-        backend(server, limits=replace(QUICK, request_sec=60.0)).generate(
-            requests(64), Sampling(max_tokens=9)
-        )
+        backend(server).generate(requests(64), Sampling(max_tokens=9))
         assert server.most_busy == 16
 
 
@@ -87,13 +85,31 @@ def test_two_servers_share_the_work_and_one_may_go_down():
         assert sum(second.attempts.values()) > 30
 
 
-def test_servers_that_are_gone_stop_the_run():
+def test_servers_that_only_fail_stop_the_run(monkeypatch):
+    monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 20)
     with FakeServer() as server:
         client = backend(server)
         client.generate(requests(1), Sampling(max_tokens=9))
         server.down = True
-        with pytest.raises(UserError, match=r"all failed: .*run again"):
+        with pytest.raises(UserError, match=r"last 20 requests to http.* all failed: HTTP 500.*run again"):
             client.generate(requests(100), Sampling(max_tokens=9))
+
+
+def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_stops_the_run(monkeypatch, caplog):
+    monkeypatch.setattr(endpoint, "SILENT_SEC", 20.0)
+    with FakeServer() as server:
+        client = backend(server)
+        expected = client.generate(requests(20), Sampling(max_tokens=9))
+        server.close()
+        threading.Timer(1.0, server.open).start()
+        assert client.generate(requests(20), Sampling(max_tokens=9)) == expected
+        assert caplog.text.count("waiting up to 20 s") == 1
+        server.close()
+        monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)
+        with pytest.raises(UserError, match=r"requests to http://127.*start it again"):
+            client.generate(requests(20), Sampling(max_tokens=9))
+        assert client.choice_logprobs(requests(1), []) == [None]
+        server.open()
 
 
 def test_requests_are_taken_as_there_is_room():
@@ -166,17 +182,15 @@ WORKER = """
 import sys
 from pathlib import Path
 from caprl_utils.models import Request, Sampling
-from caprl_utils.models.client import Limits
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 url, file, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-config = ModelConfig(path="fake", backend="endpoint", base_urls=[url])
+config = ModelConfig(path="fake", backend="endpoint", base_urls=[url], batch_size=8)
 store = RowStore(file)
 todo = (Request(f"r{i}", f"prompt {i}") for i in range(count) if f"r{i}" not in store)
-limits = Limits(in_flight=8, first_wait_sec=0.01)
-for done in EndpointBackend(config, limits).stream(todo, Sampling(max_tokens=9)):
+for done in EndpointBackend(config).stream(todo, Sampling(max_tokens=9)):
     store.append({"id": done.id, "text": done.text})
 """
 

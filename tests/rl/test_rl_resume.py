@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from trl import GRPOTrainer
 
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.models.client import Limits
+from caprl_utils.models import endpoint
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl import checkpoints
 from caprl_utils.rl.served import ServedReader
@@ -182,13 +183,12 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
     assert_same(uninterrupted, training)
 
 
-def served(world: Path, folder: Path, server: Server, silent_sec: float, at_step: int, then) -> tuple:
+def served(world: Path, folder: Path, server: Server, at_step: int, then) -> tuple:
     """A training whose reader is a server, which goes away after a step; `then` is called when it has."""
     from transformers import TrainerCallback
 
     training = Training(world, folder)
     config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
-    limits = Limits(first_wait_sec=0.05, longest_wait_sec=0.2, silent_sec=silent_sec)
 
     class Away(TrainerCallback):
         def on_step_end(self, args, state, control, **unused):
@@ -198,15 +198,15 @@ def served(world: Path, folder: Path, server: Server, silent_sec: float, at_step
 
     def reader(trainer):
         trainer.add_callback(Away())
-        return ServedReader(EndpointBackend(config, limits))
+        return ServedReader(EndpointBackend(config))
 
     return training, reader
 
 
 @pytest.mark.integration
-def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, runs, tmp_path):
+def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, runs, tmp_path, quick_client):
     with Server() as server:
-        training, reader = served(world, tmp_path / "run", server, 0.5, 2, lambda: None)
+        training, reader = served(world, tmp_path / "run", server, 2, lambda: None)
         with pytest.raises(
             RewardsFailedError, match=r"(?s)8 of 8 captions.*step 2 is saved in .*checkpoint-2"
         ):
@@ -219,19 +219,25 @@ def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, run
 
 
 @pytest.mark.integration
-def test_a_server_that_comes_back_is_waited_for(world, runs, tmp_path, caplog):
-    """It is away for a second in the middle: no step without rewards, and the curve of a server that stayed."""
+def test_a_server_that_comes_back_is_waited_for(world, runs, tmp_path, caplog, quick_client, monkeypatch):
+    """It is away in the middle until the client says so: no step without rewards, and the curve of one that stayed."""
+
+    def back_when_missed(server: Server) -> None:
+        while "waiting up to 60 s" not in caplog.text:
+            time.sleep(0.05)
+        server.start()
+
     curves = []
-    for silent_sec, away in ((0.5, False), (60, True)):
+    monkeypatch.setattr(endpoint, "SILENT_SEC", 60.0)
+    for away in (False, True):
         with Server() as server:
-            timer = threading.Timer(1.0, server.start)
+            later = threading.Thread(target=back_when_missed, args=(server,))
             training, reader = served(
                 world,
                 tmp_path / str(away),
                 server,
-                silent_sec,
                 2 if away else STEPS,
-                timer.start if away else timer.cancel,
+                later.start if away else lambda: None,
             )
             assert training.fit(reader=reader)
             if not away:

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caprl_utils.models.base import Request
-from caprl_utils.models.client import Limits
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.rl.reader import BackendReader
 from caprl_utils.rl.served import ServedReader, stray
@@ -15,11 +14,12 @@ from caprl_utils.schema import ModelConfig
 from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
 
 PREFILL = "The answer is"
+pytestmark = pytest.mark.usefixtures("quick_client")
 
 
 def backend(server: Server) -> EndpointBackend:
     config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
-    return EndpointBackend(config, Limits(attempts=1, first_wait_sec=0.01, silent_sec=0.2))
+    return EndpointBackend(config)
 
 
 def requests(count: int = 130) -> list[Request]:
@@ -104,7 +104,7 @@ def test_a_list_that_fails_once_does_not_mean_that_lists_differ(caplog, monkeypa
 def test_letters_are_looked_up_once_and_any_server_will_do():
     with Server() as first, Server() as second:
         config = ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
-        endpoint = EndpointBackend(config, Limits(first_wait_sec=0.01, silent_sec=5))
+        endpoint = EndpointBackend(config)
         assert endpoint.served == "m"
         first.stop()
         assert endpoint.choice_ids((" A", " B")) == [65, 66]
