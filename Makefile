@@ -84,7 +84,7 @@ figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: dice in the reward, length term, swap of readers
 
 $(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
-	@$(PY) -m caprl_utils.rl.ablations --table3 --profile $(PROFILE)
+	@$(PY) -m caprl_utils train --table3 --profile $(PROFILE)
 	@$(MAKE) --no-print-directory slice
 
 slice: $(SLICE:%=$(COPIES)/%.ipynb)

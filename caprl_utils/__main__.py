@@ -159,6 +159,36 @@ def score(
     print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
 
 
+@app.command()
+def train(
+    names: Annotated[list[str], typer.Argument(help="Experiments; all of the profile without a name.")] = [],
+    table3: Annotated[
+        bool, typer.Option("--table3", help="Those of Table 3: the main one and the judges'.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="Show the experiments of the profile, and stop.")
+    ] = False,
+    profile: ProfileOption = "mini",
+    overrides: SetOption = [],
+) -> None:
+    """Train captioners by reinforcement learning and evaluate them; what is done is read, what stopped goes on."""
+    from caprl_utils.notebook import prepare_process
+    from caprl_utils.rl import experiments
+
+    settings = settings_of(profile, overrides)
+    names = [*names, *(experiments.of_table_3(settings) if table3 else [])]
+    if show:
+        print(experiments.listing(profile))
+        return
+    prepare_process(settings)
+    for row in experiments.run_all(profile, names):
+        words = (
+            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in row.items()
+        )
+        print("  ".join(words))
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:

@@ -139,7 +139,6 @@ class RL(Settings):
     learning_rate: float = setting(1e-6, "author script", gt=0)
     warmup_steps: int = setting(20, "author script", ge=0)
     beta: float = setting(0.01, "ours: the paper has a KL penalty but no coefficient (script: 0)", ge=0)
-    epsilon: float = setting(0.2, "ours: TRL's default; inert with one update per rollout", gt=0)
     scale_rewards: Literal["group", "none"] = setting("group", "paper: group mean and std (script: none)")
     loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] = setting(
         "grpo", "paper: mean over each caption's tokens"
@@ -407,9 +406,6 @@ class Reward(Settings):
     reader: Literal["reward_reader", "prism_reader"] = setting(
         "reward_reader", "paper: the reward's own reader; ours: the evaluation's, for the swap of readers"
     )
-    min_letter_mass: float = setting(
-        0.5, "ours: below it the option letters do not say what the reader would answer", ge=0, le=1
-    )
     length: Length | None = setting(None, "paper: no length term")
 
     @property
@@ -423,7 +419,6 @@ class Lora(Settings):
 
     rank: int = setting(64, "ours", ge=1)
     alpha: int = setting(128, "ours: twice the rank", ge=1)
-    dropout: float = setting(0.0, "ours: keeps the policy equal to its rollouts", ge=0, lt=1)
 
 
 class Training(Settings):
@@ -443,13 +438,12 @@ class Training(Settings):
     lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
         "constant_with_warmup", "ours: the paper says nothing"
     )
-    rollout: Literal["transformers", "vllm_colocate", "vllm_server"] = setting(
+    rollout: Literal["transformers", "vllm_colocate"] = setting(
         "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
     )
     vllm_memory_share: float = setting(
         0.3, "TRL's default: share of a GPU for colocated vLLM", False, gt=0, lt=1
     )
-    vllm_server_url: str = setting("http://127.0.0.1:8010", "ours: where `vllm serve` listens", False)
     accelerate_config: str | None = setting(
         None,
         "ours: a file of configs/accelerate for several processes; None: one per GPU",

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from caprl_utils.models.weights import tensor_shapes
-from caprl_utils.rl.checkpoints import all_checkpoints
+from caprl_utils.rl.policy import checkpoints_in
 
 _JSON = ("config.json", "tokenizer_config.json", "trainer_state.json")
 _ZIPPED = ("optimizer.pt", "scheduler.pt")
@@ -21,7 +21,7 @@ _ZIPPED = ("optimizer.pt", "scheduler.pt")
 def last_whole(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None; broken ones are deleted."""
     whole = []
-    for checkpoint in all_checkpoints(folder):
+    for checkpoint in checkpoints_in(folder):
         if problem(checkpoint) is None:
             whole.append(checkpoint)
         else:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from caprl_utils.reports.claims import Claim
 from caprl_utils.reports.results import BASE, CAPRL, Entry
 from caprl_utils.reports.summary import Brief
-from caprl_utils.rl.ablations import BASE_RUN, prism_name
-from caprl_utils.rl.train import run_name
+from caprl_utils.rl.experiments import BASE_RUN, prism_name, run_name
 
 DOCUMENTS = ("mini-chart", "mini-infographic", "mini-document", "chartqa", "chartqapro", "charxiv", "infovqa")
 NATURAL = ("mini-scene", "seed2k", "mmstar")

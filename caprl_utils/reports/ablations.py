@@ -29,8 +29,7 @@ from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Results, load
 from caprl_utils.reports.summary import told
 from caprl_utils.reports.tables import Cell, Source, Table, json_text, record_path
-from caprl_utils.rl.ablations import run_all, seeds_of
-from caprl_utils.rl.train import run_name
+from caprl_utils.rl.experiments import run_all, run_name, seeds_of
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 

@@ -11,7 +11,7 @@ from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import numbers
 from caprl_utils.reports.ablation_items import DOCUMENTS, NATURAL, Item
 from caprl_utils.reports.results import Results
-from caprl_utils.rl.ablations import MAIN
+from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
 Trainings = Sequence[tuple[str, Mapping[str, Any]]]  # (file, record) of each training of a row

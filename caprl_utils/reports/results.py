@@ -14,7 +14,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
 from caprl_utils.reports.tables import Source, record_path
-from caprl_utils.rl.ablations import MAIN, seeds_of
+from caprl_utils.rl.experiments import MAIN, seeds_of
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 

@@ -21,7 +21,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError, command_line
 from caprl_utils.reports.tables import from_record_path, look_up
-from caprl_utils.rl.ablations import MAIN
+from caprl_utils.rl.experiments import MAIN
 
 MAKERS = {  # stage of a run -> target that makes it
     "curation": "01_qa_curation",
@@ -206,7 +206,7 @@ def command(profile: str, stage: str, run: str) -> str:
     """What makes a run: the training behind a row of the ablations, or the notebook of its stage."""
     training = re.match(r"(\w+)-seed(\d+)", run)
     if stage in ("rl", "prism") and training and (training[1] != MAIN or training[2] != "0"):
-        return f"python -m caprl_utils.rl.ablations {training[1]} --profile {profile}"
+        return f"caprl train {training[1]} --profile {profile}"
     return f"make {MAKERS.get(stage, 'reproduce')} PROFILE={profile}"
 
 

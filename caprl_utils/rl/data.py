@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
+from caprl_utils.hashing import derive_seed
 from caprl_utils.records import Question
 from caprl_utils.schema import Data, Profile
 
@@ -34,11 +33,10 @@ def data_file(profile: Profile, data: Data) -> Path:
 def load_data(file: Path, data: Data, num_images: int, min_images: int = 1) -> Dataset:
     """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt, image and questions.
 
-    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: decoded to
-    PIL when read. questions: JSON text of Question rows, because nested columns change between versions of
-    `datasets`. Of more than `num_images` images those with the smallest hash of their id are taken, so a
-    smaller set is part of a larger one (Figure 5 right). Raises UserError for a bad row and when fewer than
-    `min_images` remain.
+    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: decoded to PIL when
+    read. questions: a list of Question rows as dictionaries. Of more than `num_images` images those with the smallest
+    hash of their id are taken, so a smaller set is part of a larger one (Figure 5 right). Raises UserError for a bad
+    row and when fewer than `min_images` remain.
     """
     import datasets
 
@@ -59,7 +57,7 @@ def load_data(file: Path, data: Data, num_images: int, min_images: int = 1) -> D
     chosen = rows.select(kept).select_columns(["image"]).cast_column("image", datasets.Image())
     chosen = chosen.add_column("id", ids)
     chosen = chosen.add_column("prompt", [[{"role": "user", "content": prompts.CAPTION}]] * len(kept))
-    return chosen.add_column("questions", [_dump(questions[i]) for i in kept])
+    return chosen.add_column("questions", [[q.model_dump(mode="json") for q in questions[i]] for i in kept])
 
 
 def _questions(file: Path, row: dict[str, Any], data: Data) -> list[Question]:
@@ -90,14 +88,5 @@ def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_ima
     return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])
 
 
-def _rank(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
-def _dump(questions: list[Question]) -> str:
-    return json.dumps([q.model_dump(mode="json") for q in questions], ensure_ascii=False)
-
-
-def parse_questions(text: str) -> list[Question]:
-    """The questions of a row's `questions` column."""
-    return [Question.model_validate(row) for row in json.loads(text)]
+def _rank(name: str) -> int:
+    return derive_seed(name, bits=256)

@@ -1,6 +1,4 @@
-"""What a training shows while it runs: curve.jsonl, samples.jsonl, TensorBoard files, the progress file; and when it
-has to stop.
-"""
+"""What a training shows while it runs: curve.jsonl, samples.jsonl, TensorBoard, progress; and when it has to stop."""
 
 from __future__ import annotations
 
@@ -8,20 +6,19 @@ import json
 import math
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
-from caprl_utils.rl.live import captions_table
+from caprl_utils.rl.grpo import CaptionTrainer
+from caprl_utils.rl.policy import step_of
 from caprl_utils.runs import RowStore
-
-if TYPE_CHECKING:
-    from caprl_utils.rl.trainer import CaptionTrainer
 
 SAMPLES_PER_STEP = 8
 COLUMNS = {  # our names -> TRL's, and those our reward logs
@@ -49,9 +46,7 @@ COLUMNS = {  # our names -> TRL's, and those our reward logs
 
 
 def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> dict[str, Any]:
-    """One row of curve.jsonl: what is missing is None. `rewards`: one list per image, NaN where there is
-    none.
-    """
+    """One row of curve.jsonl: what is missing is None. `rewards`: one list per image, NaN where there is none."""
     row = {name: _finite(logs.get(key)) for name, key in COLUMNS.items()}
     return {"id": str(step), "step": step, **row, "group_std": group_std(rewards)}
 
@@ -91,26 +86,34 @@ def _step_of(line: str, otherwise: int) -> int:
 
 
 class Monitor(TrainerCallback):
-    """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving)."""
+    """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving).
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, writes: bool = True):
-        """writes: whether this is the process of several that writes the files."""
-        self.folder, self.stopping, self.trainer, self.writes = folder, False, None, writes
-        if not writes:
-            return
-        for name in ("curve", "samples"):
-            cut_after(folder / f"{name}.jsonl", start_step)
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
-        self.curve = RowStore(folder / "curve.jsonl")
-        self.samples = RowStore(folder / "samples.jsonl")
-        self.progress = Progress("train", total=total_steps)
-        self.progress.update(start_step)
+    A context manager: on leaving it the files are flushed.
+    """
 
-    def attach(self, trainer: CaptionTrainer) -> None:
-        """Start listening to a trainer, and to SIGTERM."""
-        self.trainer = trainer
+    def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None):
+        """Start to listen to a trainer that goes on from a checkpoint, and to SIGTERM."""
+        self.folder, self.stopping, self.trainer = folder, False, trainer
+        self.writes = trainer.accelerator.is_main_process  # one of the processes that train together
+        if self.writes:
+            start = step_of(checkpoint) if checkpoint else 0
+            for name in ("curve", "samples"):
+                cut_after(folder / f"{name}.jsonl", start)
+            self.curve, self.samples = RowStore(folder / "curve.jsonl"), RowStore(folder / "samples.jsonl")
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+            trainer.add_callback(TensorBoardCallback(self.board))
+            self.progress = Progress("train", total=trainer.args.max_steps)
+            self.progress.update(start)
         trainer.add_callback(self)
         signal.signal(signal.SIGTERM, self._on_signal)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writes:
+            for file in (self.curve, self.samples, self.board, self.progress):
+                file.close()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.stopping = True
@@ -133,22 +136,14 @@ class Monitor(TrainerCallback):
         groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
         row = curve_row(state.global_step, logs, groups)
         self.curve.append(row)
-        samples = [
-            self._sample(state.global_step, number, kept, rewards)
-            for number in range(min(SAMPLES_PER_STEP, len(rewards)))
-        ]
-        for sample in samples:
+        for number in range(min(SAMPLES_PER_STEP, len(rewards))):
+            sample = self._sample(state.global_step, number, kept, rewards)
             self.samples.append(sample)
-        self._board(row, samples)
+            self.board.add_text(
+                f"caption {number}", f"{sample['reward']}: {sample['caption']}", state.global_step
+            )
         note = f"reward {row['reward']:.3f}" if row["reward"] is not None else "no reward"
         self.progress.update(1, note=f"{note}, {row['completion_tokens'] or 0:.0f} tokens")
-
-    def _board(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> None:
-        """The same for TensorBoard."""
-        for name in (*COLUMNS, "group_std"):
-            if row[name] is not None:
-                self.board.add_scalar(name, row[name], row["step"])
-        self.board.add_text("captions", captions_table(samples), row["step"])
 
     def _sample(self, step: int, number: int, kept: Any, rewards: list[float]) -> dict[str, Any]:
         return {
@@ -164,15 +159,6 @@ class Monitor(TrainerCallback):
                 f"{' and '.join(bad)} not finite at step {step}; nothing of this step was saved in "
                 f"{shown(self.folder)}. Lower rl.learning_rate, or look at samples.jsonl for broken captions."
             )
-
-    def close(self) -> None:
-        """Flush the files."""
-        if not self.writes:
-            return
-        self.curve.close()
-        self.samples.close()
-        self.board.close()
-        self.progress.close()
 
 
 def any_process(flag: bool) -> bool:

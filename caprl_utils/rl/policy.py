@@ -1,25 +1,40 @@
-"""The policy to train: which of its parts move, and how many parameters that is."""
+"""The policy to train: which of its parts move, how many parameters that is, and its images seen once.
+
+GRPO shows every image `group_size` times, in the rollout and in each forward of the loss. Here the captions of one
+image share one pass of the image processor and of the vision tower. The numbers are those of separate passes (the
+features are the same tensors, gradients add up); with small images and short captions the vision tower would otherwise
+take a third of a step.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
+from caprl_utils.files import write_json
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel, ProcessorMixin
 
+SEE_ONCE = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL's tower feeds further layers of the language model
+COMPLETE = "complete.json"  # written last into a checkpoint: it is whole
+_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")  # all Qwen-VL families
+
 
 def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:
-    """The policy in float32, with the parts that do not train frozen."""
+    """The policy in float32, the parts that do not train frozen; it encodes each image of a batch once."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -28,6 +43,7 @@ def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:
         trust_remote_code=config.trust_remote_code,
     )  # fmt: skip
     freeze(model, training)
+    share_images(model)
     return model
 
 
@@ -44,7 +60,7 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
     return processor
 
 
-def refuse_what_does_not_mix(config: ModelConfig, training: Training) -> None:
+def check_training(config: ModelConfig, training: Training) -> None:
     """Raise UserError for settings that each work, but not together."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -62,9 +78,7 @@ def refuse_what_does_not_mix(config: ModelConfig, training: Training) -> None:
 
 
 def freeze(model: PreTrainedModel, training: Training) -> None:
-    """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is
-    missing.
-    """
+    """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is missing."""
     found = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         part = part_of(name)
@@ -88,7 +102,8 @@ def lora_config(training: Training, model: PreTrainedModel) -> LoraConfig | None
 
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
     return LoraConfig(
-        r=training.lora.rank, lora_alpha=training.lora.alpha, lora_dropout=training.lora.dropout,
+        r=training.lora.rank, lora_alpha=training.lora.alpha,
+        lora_dropout=0.0,  # ours: keeps the policy equal to its rollouts
         target_modules="all-linear",
         exclude_modules=[name for name in layers if not getattr(training, part_of(name))] or None,
         task_type="CAUSAL_LM",
@@ -112,8 +127,7 @@ def _size(parameter: Any) -> int:
 def save_final(
     model: Any, processor: ProcessorMixin, folder: Path, state_dict: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at
-    all.
+    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all.
 
     state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
     weights were written than the model has.
@@ -131,3 +145,111 @@ def save_final(
         )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+
+
+def share_images(model: PreTrainedModel) -> None:
+    """Make a model of SEE_ONCE encode each distinct image of a batch once; others stay as they are."""
+    if model.config.model_type not in SEE_ONCE:
+        return
+    inner = model.model.get_image_features
+
+    def features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
+        import torch
+
+        images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
+        rows = places(images)
+        first = [rows.index(place) for place in range(max(rows) + 1)]
+        if len(first) == len(rows):
+            return inner(pixel_values, image_grid_thw, **options)
+        seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)
+        seen.pooler_output = [seen.pooler_output[place] for place in rows]
+        return seen
+
+    model.model.get_image_features = features
+
+
+def places(images: tuple[torch.Tensor, ...]) -> list[int]:
+    """For each image its place among the distinct ones, in order of first appearance."""
+    import torch
+
+    sums = torch.stack([image.sum() for image in images]).tolist()
+    found: list[int] = []  # index of each distinct image
+    rows = []
+    for i, image in enumerate(images):
+        same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
+        place = next(same, len(found))
+        if place == len(found):
+            found.append(i)
+        rows.append(place)
+    return rows
+
+
+@contextmanager
+def process_once(processor: ProcessorMixin) -> Iterator[None]:
+    """Within the block, Qwen's image processors prepare each distinct image of a call once; others are as ever."""
+    tool = processor.image_processor
+    if type(tool).__name__ not in _PROCESSORS:
+        yield
+        return
+    inner = tool.preprocess
+
+    def preprocess(images: Any, *args: Any, **options: Any) -> Any:
+        import torch
+        from transformers.image_utils import make_flat_list_of_images
+
+        flat = make_flat_list_of_images(images)
+        keys = [(image.mode, image.size, image.tobytes()) for image in flat]
+        distinct = {key: image for key, image in zip(keys, flat, strict=True)}
+        place = {key: number for number, key in enumerate(distinct)}
+        rows = [place[key] for key in keys]
+        batch = inner(list(distinct.values()), *args, **options)
+        grid = torch.as_tensor(batch["image_grid_thw"])
+        patches = torch.split(torch.as_tensor(batch["pixel_values"]), grid.prod(-1).tolist())
+        batch["pixel_values"] = torch.cat([patches[row] for row in rows])
+        batch["image_grid_thw"] = grid[rows]
+        return batch
+
+    tool.preprocess = preprocess
+    try:
+        yield
+    finally:
+        del tool.preprocess  # an attribute of its own would be written into checkpoints
+
+
+def mark_complete(folder: Path) -> None:
+    """Flush a checkpoint's files to disk, then write its marker."""
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    for file in files:
+        handle = os.open(file, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
+
+
+def step_of(folder: Path) -> int:
+    """The number in checkpoint-<number>."""
+    return int(_CHECKPOINT.match(folder.name)[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All checkpoint folders, whole or not, the oldest first."""
+    return sorted(
+        (f for f in folder.glob("checkpoint-*") if f.is_dir() and _CHECKPOINT.match(f.name)), key=step_of
+    )
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. Half-written ones (a kill while saving) are deleted."""
+    whole = []
+    for checkpoint in checkpoints_in(folder):
+        if (checkpoint / COMPLETE).is_file():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
+
+
+def delete_checkpoints(folder: Path) -> None:
+    """Delete every checkpoint of a finished run."""
+    for checkpoint in checkpoints_in(folder):
+        shutil.rmtree(checkpoint)

@@ -9,18 +9,21 @@ How it departs from the paper and the released code, each on purpose:
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from caprl_utils import prompts
 from caprl_utils.answers import first_capital
+from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Request
 from caprl_utils.records import Question
-from caprl_utils.rl.reader import Reader
+from caprl_utils.rl.readers import Reader
+from caprl_utils.schema import RL, Length
+
+MIN_LETTER_MASS = 0.5
+"""Ours: below it the option letters do not say what the reader would answer."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,6 @@ class CaptionTask:
     caption: str
     questions: Sequence[Question]
     key: tuple[str | int, ...]  # (seed, step, image id, caption index)
-
-
-@dataclass(frozen=True)
-class QASettings:
-    """Settings of the reward; the values come from the profile and the experiment."""
-
-    kind: Literal["qa_sampled", "qa_expected"]
-    rounds: int
-    draw: Literal["replacement", "stratified"]
-    temperature: float
-    min_letter_mass: float
 
 
 @dataclass(frozen=True)
@@ -55,9 +47,7 @@ class Round:
 
 @dataclass
 class RewardBatch:
-    """Rewards in the order of the captions, None where one could not be computed, and what was seen on the
-    way.
-    """
+    """Rewards in the order of the captions (None where one could not be computed), and what was seen on the way."""
 
     rewards: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -68,7 +58,7 @@ class RewardBatch:
         return sum(r is None for r in self.rewards) / max(1, len(self.rewards))
 
 
-def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: QASettings) -> RewardBatch:
+def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> RewardBatch:
     """Mean share of right answers of each caption over its rounds.
 
     qa_sampled: r(c) = 1/N sum_i [LLM(c, q_i) = a_i]            (paper, equations 1-3)
@@ -77,9 +67,9 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: QASetting
     An answer without a letter is wrong and counted (`unparsed`); a caption with a round that the reader
     could not answer has reward None.
     """
-    rounds = [draw_rounds(task, settings.rounds, settings.draw) for task in tasks]
+    rounds = [draw_rounds(task, settings.rounds, settings.question_draw) for task in tasks]
     flat = [r for rows in rounds for r in rows]
-    score = sampled_scores if settings.kind == "qa_sampled" else expected_scores
+    score = sampled_scores if settings.reward == "qa_sampled" else expected_scores
     scores, metrics = score(flat, reader, settings)
     parts = iter(scores)
     grouped = [[next(parts) for _ in rows] for rows in rounds]
@@ -121,15 +111,14 @@ def _ask(task: CaptionTask, question: Question, number: int) -> Round:
 
 
 def _random(*names: str | int) -> random.Random:
-    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
+    return random.Random(derive_seed(*names, bits=64))
 
 
 def sampled_scores(
-    rounds: Sequence[Round], reader: Reader, settings: QASettings
+    rounds: Sequence[Round], reader: Reader, settings: RL
 ) -> tuple[list[float | None], dict[str, float]]:
     """1 or 0 per round from one sampled answer; None where the reader failed."""
-    texts = reader.answers([r.request for r in rounds], settings.temperature)
+    texts = reader.answers([r.request for r in rounds], settings.reader_temperature)
     letters = [None if text is None else first_capital(text) for text in texts]
     scores = [
         None if text is None else float(letter == r.gold)
@@ -145,11 +134,11 @@ def sampled_scores(
 
 
 def expected_scores(
-    rounds: Sequence[Round], reader: Reader, settings: QASettings
+    rounds: Sequence[Round], reader: Reader, settings: RL
 ) -> tuple[list[float | None], dict[str, float]]:
     """Probability of the right letter per round at the reader's temperature; None where the reader failed.
 
-    A round whose letters hold less than `min_letter_mass` of the probability is sampled instead
+    A round whose letters hold less than MIN_LETTER_MASS of the probability is sampled instead
     (`fallback`): there the letters do not say what the reader would answer.
     """
     if not rounds:
@@ -163,10 +152,10 @@ def expected_scores(
             continue
         row = row[: len(r.letters)]
         masses.append(sum(map(math.exp, row)))
-        if masses[-1] < settings.min_letter_mass:
+        if masses[-1] < MIN_LETTER_MASS:
             low.append(index)
             continue
-        chances = _softmax(row, settings.temperature)
+        chances = _softmax(row, settings.reader_temperature)
         scores[-1] = chances[r.letters.index(r.gold)]
         cannot.append(chances[-1])
     metrics = {
@@ -193,5 +182,20 @@ def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _share(flags) -> float:
+def _share(flags: Iterable[bool]) -> float:
     return _average([float(flag) for flag in flags])
+
+
+def length_term(num_tokens: int, length: Length, limit: int) -> float:
+    """`weight` up to `full_share` of `limit` tokens, 0 from `zero_share` on, linear between (CapRL++, arXiv
+    2606.09393).
+    """
+    full, zero = length.full_share * limit, length.zero_share * limit
+    return length.weight * min(1.0, max(0.0, (zero - num_tokens) / max(1.0, zero - full)))
+
+
+def repeated_share(text: str) -> float:
+    """Share of the text's runs of four words that occurred before in it; 0 for a short text."""
+    words = text.split()
+    grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

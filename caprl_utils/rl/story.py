@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import prompts
@@ -15,18 +15,17 @@ from caprl_utils.errors import UserError
 from caprl_utils.images import open_images
 from caprl_utils.models import Request, Sampling, open_backend
 from caprl_utils.records import Question
-from caprl_utils.rl.data import data_file, load_data, parse_questions
-from caprl_utils.rl.reader import Reader
+from caprl_utils.rl.data import data_file, load_data
+from caprl_utils.rl.readers import Reader
 from caprl_utils.rl.rewards import (
     CaptionTask,
-    QASettings,
     Round,
     draw_rounds,
     expected_scores,
     qa_rewards,
     sampled_scores,
 )
-from caprl_utils.schema import Experiment, Profile
+from caprl_utils.schema import RL, Experiment, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +61,7 @@ def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[
     """The first `count` images of the run's data set."""
     rows = load_data(data_file(profile, experiment.data), experiment.data, profile.rl.num_images)
     rows = rows.select(range(min(count, len(rows))))
-    return [Example(row["id"], row["image"], parse_questions(row["questions"])) for row in rows]
+    return [Example(row["id"], row["image"], [Question(**q) for q in row["questions"]]) for row in rows]
 
 
 def statement(question: str, answer: str) -> str:
@@ -97,9 +96,7 @@ def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
     return [known.get(e.id) or stated(e.questions) for e in examples]
 
 
-def ask(
-    caption: str, questions: Sequence[Question], reader: Reader, settings: QASettings
-) -> list[dict[str, Any]]:
+def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: RL) -> list[dict[str, Any]]:
     """Every question once: what the reader was asked, and how likely it answers rightly, one row each."""
     rounds = _each_once(caption, questions)
     scores, _ = expected_scores(rounds, reader, settings)
@@ -118,16 +115,16 @@ def _options(r: Round) -> str:
     return "  ".join(r.request.prompt.splitlines()[-len(r.letters) :])
 
 
-def mean_reward(
-    captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: QASettings
-) -> float:
+def mean_reward(captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL) -> float:
     """Mean expected reward of one caption per image, every question asked once. Raises UserError on a
     failure.
     """
     tasks = [CaptionTask(c, e.questions, ("story", e.id)) for c, e in zip(captions, examples, strict=True)]
     rewards = []
     for task in tasks:
-        one = replace(settings, kind="qa_expected", rounds=len(task.questions), draw="stratified")
+        one = settings.model_copy(
+            update={"reward": "qa_expected", "rounds": len(task.questions), "question_draw": "stratified"}
+        )
         rewards += qa_rewards([task], reader, one).rewards
     return statistics.mean(_all_known(rewards))
 
@@ -139,7 +136,7 @@ def _all_known(rewards: list[float | None]) -> list[float]:
 
 
 def noise(
-    captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: QASettings, repeats: int
+    captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL, repeats: int
 ) -> list[dict[str, Any]]:
     """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each
     kind.
@@ -149,7 +146,7 @@ def noise(
     table = []
     for kind in ("qa_sampled", "qa_expected"):
         for draw in ("replacement", "stratified"):
-            how = replace(settings, kind=kind, draw=draw)
+            how = settings.model_copy(update={"reward": kind, "question_draw": draw})
             tasks = [
                 CaptionTask(c, e.questions, ("noise", e.id, repeat))
                 for c, e in zip(captions, examples, strict=True)
@@ -166,7 +163,7 @@ def noise(
 
 
 def outcomes(
-    model: str, profile: Profile, examples: Sequence[Example], reader: Reader, settings: QASettings
+    model: str, profile: Profile, examples: Sequence[Example], reader: Reader, settings: RL
 ) -> list[Outcome]:
     """Greedy captions of a model (a path as in profiles), each question of their image asked once."""
     policy = profile.models.policy.model_copy(update={"path": model, "backend": "local"})

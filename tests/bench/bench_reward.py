@@ -25,11 +25,11 @@ from caprl_utils.models import Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend, Post
 from caprl_utils.models.server import serve
 from caprl_utils.records import Question
-from caprl_utils.rl.reader import MAX_ANSWER_TOKENS, BackendReader, open_reader
-from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, qa_rewards
+from caprl_utils.rl.experiments import STAGE, run_name
+from caprl_utils.rl.readers import MAX_ANSWER_TOKENS, Reader, open_reader
+from caprl_utils.rl.rewards import CaptionTask, draw_rounds, qa_rewards
 from caprl_utils.rl.story import statement
-from caprl_utils.rl.train import STAGE, run_name
-from caprl_utils.schema import Profile
+from caprl_utils.schema import RL, Profile
 
 GOALS = {"qa_expected": 5.0, "qa_sampled": 3.0}  # times the usual way
 SHARE_GOAL = 0.15  # of a training step
@@ -68,9 +68,8 @@ def _question(rng: random.Random, key: str, value: str, values: Sequence[str]) -
     return Question(question=f"What is the {key}?", options=tuple(options), answer=answer)
 
 
-def _settings(profile: Profile, kind: str = "qa_expected", draw: str | None = None) -> QASettings:
-    rl = profile.rl
-    return QASettings(kind, rl.rounds, draw or rl.question_draw, rl.reader_temperature, min_letter_mass=0.5)
+def _settings(profile: Profile, kind: str = "qa_expected", draw: str | None = None) -> RL:
+    return profile.rl.model_copy(update={"reward": kind, "question_draw": draw or profile.rl.question_draw})
 
 
 def over_vllm(profile: Profile) -> list[dict[str, Any]]:
@@ -93,11 +92,11 @@ def over_vllm(profile: Profile) -> list[dict[str, Any]]:
 
 
 def one_by_one(
-    tasks: Sequence[CaptionTask], backend: EndpointBackend, settings: QASettings, extra: dict[str, Any]
+    tasks: Sequence[CaptionTask], backend: EndpointBackend, settings: RL, extra: dict[str, Any]
 ) -> float:
     """The mean reward by one request per question; the first capital of the sampled answer counts."""
-    sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.temperature)
-    rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.draw)]
+    sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.reader_temperature)
+    rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.question_draw)]
     posts = (
         Post(
             r.gold,
@@ -112,7 +111,7 @@ def one_by_one(
 
 def in_process(profile: Profile) -> list[dict[str, Any]]:
     """Captions per second in this process: packed prompts against separate ones."""
-    plain = BackendReader(open_backend(profile.models.reward_reader, profile))
+    plain = Reader(open_backend(profile.models.reward_reader, profile))
     readers = {"packed": open_reader(profile.models.reward_reader, profile), "plain": plain}
     ways = {name: partial(qa_rewards, reader=r, settings=_settings(profile)) for name, r in readers.items()}
     rates = _rates(profile, ways, IMAGES_HERE)

@@ -67,7 +67,7 @@ def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_
     [
         ("prism", "caprl-seed0-cut", "make 05_prism_evaluation PROFILE=mini"),
         ("prism", "base-3b", "make 05_prism_evaluation PROFILE=mini"),
-        ("rl", "rounds_8-seed0", "python -m caprl_utils.rl.ablations rounds_8 --profile mini"),
+        ("rl", "rounds_8-seed0", "caprl train rounds_8 --profile mini"),
         ("pretraining", "mini-qwen-3b-vanilla-sft", "make 04_llamafactory_pretraining PROFILE=mini"),
     ],
 )

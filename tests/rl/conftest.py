@@ -70,7 +70,7 @@ def world(models, tmp_path_factory) -> Path:
     profile = {
         "extends": "mini", "torch_threads": 1,
         "models": {
-            "policy": {"path": str(models["policy"])}, "reward_reader": {"path": str(models["reader"])},
+            "policy": {"path": str(models["policy"])},
         },
         "rl": {
             "num_images": 6, "prompts_per_step": 4, "group_size": 2, "steps": STEPS, "warmup_steps": 1,
@@ -78,9 +78,7 @@ def world(models, tmp_path_factory) -> Path:
         },
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(profile))
-    (folder / "small.yaml").write_text(
-        yaml.safe_dump({"description": "a test", "reward": {"min_letter_mass": 0.0}})
-    )
+    (folder / "small.yaml").write_text("description: a test")
     write_questions(folder / "runs" / "tiny" / "curation" / "main" / "qa.parquet", num_images=6)
     return folder
 

@@ -1,8 +1,22 @@
+"""Experiments: the YAMLs, what a profile trains, what a change retrains, how trainings are started and evaluated."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 
-from caprl_utils.config import experiment_names, load_experiment, profile_names
+from caprl_utils import paths
+from caprl_utils.config import experiment_names, load_experiment, load_profile, profile_names
 from caprl_utils.errors import UserError
-from caprl_utils.rl.arguments import batch_layout, grpo_arguments
+from caprl_utils.progress import PROGRESS_ENV
+from caprl_utils.rl import experiments
+from caprl_utils.rl.grpo import batch_layout, grpo_arguments
+from tests.rl.conftest import write_questions
 
 NAMES = experiment_names()
 
@@ -57,7 +71,7 @@ def test_batch_layout():
 
 
 @pytest.mark.parametrize(("profile", "processes"), [("one_gpu", 1), ("paper", 16)])
-@pytest.mark.parametrize("rollout", ["transformers", "vllm_colocate", "vllm_server"])
+@pytest.mark.parametrize("rollout", ["transformers", "vllm_colocate"])
 def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, tmp_path, monkeypatch):
     """GRPOConfig refuses bfloat16 where there is no GPU: that one check is switched off."""
     import transformers.training_args
@@ -82,3 +96,345 @@ def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, 
     if config.use_vllm:
         assert config.vllm_mode == rollout.removeprefix("vllm_")
         assert config.vllm_importance_sampling_mode == "token_truncate"
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    """Call with YAML over mini and the reward's rounds: training -> its key."""
+    questions = tmp_path / "qa.parquet"
+    questions.write_bytes(b"the same questions")
+    monkeypatch.setattr(experiments, "data_file", lambda *_: questions)
+
+    folder = tmp_path / "configs" / "experiments"
+    shutil.copytree(paths.CONFIGS, tmp_path / "configs")
+    monkeypatch.setattr(paths, "CONFIGS", tmp_path / "configs")
+
+    def call(text="", rounds=4):
+        preset = folder / "paper.yaml"
+        preset.write_text(re.sub(r"rounds: \d+", f"rounds: {rounds}", preset.read_text()))
+        file = tmp_path / "mine.yaml"
+        file.write_text(f"extends: mini\n{text}")
+        profile = load_profile(str(file))
+        found = {}
+        for one in experiments.planned(profile):
+            run = experiments.open_run(*load_experiment(one.experiment, str(file)), one.seed)
+            found[one.name] = run.key
+            run.close()
+        return found
+
+    return call
+
+
+def differing(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_the_rewards_rounds_retrain_all_but_those_with_rounds_of_their_own(keys):
+    before, after = keys(), keys(rounds=3)
+    own = {f"rounds_{rounds}-seed{seed}" for rounds in (1, 2, 8) for seed in (0, 1)}
+    assert set(before) - differing(before, after) == own
+
+
+def test_another_seed_is_another_training_and_leaves_the_rest(keys):
+    one, two = keys("rl: {seeds: [0]}"), keys("rl: {seeds: [0, 1]}")
+    assert differing(one, two) == set() and set(two) - set(one) == {"caprl-seed1"}
+
+
+def test_the_ablations_size_leaves_the_main_run(keys):
+    before, after = keys(), keys("ablations: {steps: 7}")
+    assert "caprl-seed0" not in differing(before, after) and "short-seed0" in differing(before, after)
+
+
+def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
+    short = {name.removeprefix("caprl_utils.") for name in experiments.RECIPE}
+    assert {
+        "rl.rewards",
+        "rl.judges",
+        "rl.readers",
+        "rl.grpo",
+        "rl.policy",
+        "rl.data",
+        "models.local",
+    } <= short
+    shows = (
+        "rl.monitor",
+        "rl.train",
+        "rl.experiments",
+        "rl.story",
+        "models.client",
+        "models.endpoint",
+        "models.server",
+    )
+    assert not short & set(shows) and not any(name.startswith(("reports", "curation")) for name in short)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_profile_names_experiments_that_exist(name):
+    profile = load_profile(name)
+    runs = experiments.planned(profile)
+    assert {run.experiment for run in runs} <= set(experiment_names())
+    assert len({run.name for run in runs}) == len(runs)  # nothing is trained twice
+    assert [r.seed for r in runs if r.experiment == "caprl"] == profile.rl.seeds
+
+
+def test_main_run_has_all_seeds_others_one_and_those_added():
+    profile = load_profile("mini", {"rl.seeds": [3, 4]})
+    runs = experiments.planned(profile, ["rounds_1", "caprl", "natural"])
+    assert [run.name for run in runs] == [
+        "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
+        load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
+
+
+@pytest.fixture
+def one_seed_each(monkeypatch):
+    """The profiles as they are, but every experiment is trained once."""
+
+    def load(name):
+        profile = load_profile(name)
+        single = profile.ablations.model_copy(update={"more_seeds": {}})
+        return profile.model_copy(update={"ablations": single})
+
+    monkeypatch.setattr(experiments, "load_profile", load)
+
+
+def test_unknown_experiment_is_named():
+    with pytest.raises(
+        UserError, match=r"experiment 'round_1' is none of profile mini; did you mean rounds_1\?"
+    ):
+        experiments.planned(load_profile("mini"), ["round_1"])
+
+
+def test_ablations_have_their_own_size():
+    profile = load_profile("mini")
+    short, resolved = load_experiment("short", "mini")
+    assert short.size == "ablation" and resolved.rl.steps == profile.ablations.steps
+    _, main = load_experiment("caprl", "mini")
+    assert main.rl.steps == profile.rl.steps
+    leaking, _ = load_experiment("leaking", "mini")
+    assert leaking.data.num_images == profile.ablations.num_images
+    paper, _ = load_experiment("refined", "paper")
+    assert paper.data.num_images == 20_000
+
+
+def test_the_loop_trains_and_evaluates_each_once(monkeypatch, one_seed_each):
+    calls = []
+    record = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
+        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
+
+    def train(experiment, profile, seed, bar, stopping):
+        calls.append(("train", experiment, seed))
+        return record
+
+    def judge(self, name, captioner, role):
+        calls.append(("evaluate", name, role, captioner.path.split("/")[-1]))
+        return {"values": {"average": 0.5}}
+
+    monkeypatch.setattr(experiments, "launch", train)
+    monkeypatch.setattr(experiments.Evaluation, "_evaluate", judge)
+    rows = experiments.run_all("mini", ["short", "rounds_1"])
+    assert [row["run"] for row in rows] == ["short-seed0", "rounds_1-seed0"]
+    assert rows[0]["accuracy"] == 0.5 and rows[0]["minutes"] == 1.0
+    assert [call for call in calls if call[0] == "train"] == [("train", "short", 0), ("train", "rounds_1", 0)]
+    evaluated = [call[1:] for call in calls if call[0] == "evaluate"]
+    assert evaluated[:2] == [
+        ("base-3b", "prism_reader", "zoo:vlm-3b"),
+        ("base-3b", "reward_reader", "zoo:vlm-3b"),
+    ]
+    assert sorted(evaluated[2:]) == [
+        ("rounds_1-seed0", "prism_reader", "final"),
+        ("short-seed0", "prism_reader", "final"),
+        ("short-seed0", "reward_reader", "final"),
+    ]
+    assert experiments.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
+
+
+def test_table_3_has_the_judges_that_the_profile_trains():
+    assert experiments.of_table_3(load_profile("mini")) == ["caprl", "judge_vlm", "judge_unified"]
+    assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
+
+
+def test_a_failed_training_holds_up_no_other(monkeypatch, one_seed_each):
+    done = []
+
+    def train(experiment, profile, seed, bar, stopping):
+        if experiment == "rounds_1":
+            raise UserError("no reader")
+        done.append(experiment)
+        return {}
+
+    monkeypatch.setattr(experiments, "launch", train)
+    monkeypatch.setattr(experiments, "summary", lambda *a: {})
+    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *a: {})
+    with pytest.raises(UserError, match=r"(?s)1 of 3 trainings failed.*rounds_1-seed0: no reader"):
+        experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
+    assert done == ["short", "rounds_2"]
+    monkeypatch.setattr(experiments, "launch", lambda *a: (_ for _ in ()).throw(UserError("no questions")))
+    with pytest.raises(UserError, match=r"^no questions$"):
+        experiments.run_all("mini", ["caprl", "short"])
+
+
+def test_trainings_run_side_by_side_the_longest_first(monkeypatch, one_seed_each):
+    started, both = [], threading.Barrier(2, timeout=20)
+
+    def train(experiment, profile, seed, bar, stopping):
+        started.append(experiment)
+        both.wait()  # breaks when they come one after the other
+        bar.update(1, "reward 0.5")
+        return {}
+
+    monkeypatch.setattr(experiments, "launch", train)
+    monkeypatch.setattr(experiments, "summary", lambda one, *a: {"run": one.name})
+    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *a: {})
+    rows = experiments.run_all("mini", ["short", "judge_vlm", "judge_unified", "rounds_1"])
+    assert set(started[:2]) == {"judge_vlm", "judge_unified"}
+    names = ["judge_vlm-seed0", "judge_unified-seed0", "short-seed0", "rounds_1-seed0"]
+    assert [row["run"] for row in rows] == names
+
+
+def test_interrupted_ends_all_trainings(monkeypatch, one_seed_each):
+    ended, running = [], threading.Semaphore(0)
+
+    def train(experiment, profile, seed, bar, stopping):
+        running.release()
+        assert stopping.wait(20)
+        ended.append(experiment)
+        raise UserError("ended")
+
+    def interrupt(self):
+        running.acquire(timeout=20)
+        running.acquire(timeout=20)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "launch", train)
+    monkeypatch.setattr(experiments.Evaluation, "base", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
+    assert sorted(ended) == ["rounds_1", "short"]  # the third never started
+
+
+def test_on_one_gpu_nothing_is_evaluated_beside_a_training(monkeypatch):
+    busy = []
+    record = {"n": 9, "values": dict.fromkeys(
+        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
+
+    def alone(result):
+        assert not busy, "two at once on one GPU"
+        busy.append(1)
+        time.sleep(0.01)
+        busy.pop()
+        return result
+
+    monkeypatch.setattr(experiments, "gpu_names", lambda: ["H100"])
+    monkeypatch.setattr(experiments, "launch", lambda *_: alone(record))
+    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *_: alone({"values": {"average": 0.5}}))
+    rows = experiments.run_all("one_gpu")
+    assert [row["accuracy"] for row in rows] == [0.5] * len(experiments.planned(load_profile("one_gpu")))
+
+
+ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
+WORK = """
+import json, os, sys
+from pathlib import Path
+print("loading weights")
+progress = {"label": "train", "done": 3, "total": 4, "note": "reward 0.5", "sec": 1, "time": 1}
+Path(os.environ["PROGRESS"]).write_text(json.dumps(progress))
+if sys.argv[1] == "fail":
+    sys.exit("error: the reader is gone")
+folder = Path(sys.argv[2])
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "result.json").write_text(json.dumps({"key": "k", "values": {"steps": 4}}))
+""".replace('"PROGRESS"', f'"{PROGRESS_ENV}"')
+
+
+@pytest.fixture
+def work(world, monkeypatch, tmp_path):
+    """`launch` on the small world, with a stand-in for the training's process."""
+    monkeypatch.setattr(paths, "RUNS", tmp_path)
+    write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=2)
+    seen = []
+    monkeypatch.setattr(experiments.Progress, "update", lambda bar, count, note: seen.append((count, note)))
+
+    def run(how: str, **options):
+        folder = tmp_path / "tiny" / "rl" / "small-seed0"
+        monkeypatch.setattr(experiments, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
+        return experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
+
+    run.seen = seen
+    return run
+
+
+def test_launch_returns_the_record_and_shows_progress(work):
+    assert work("well")["values"] == {"steps": 4}
+    assert (3, "reward 0.5") in work.seen
+
+
+def test_a_complete_run_is_read_without_a_process(work, monkeypatch):
+    monkeypatch.setattr(experiments, "finished", lambda *_: {"values": {"steps": 4}})
+    assert work("fail")["values"] == {"steps": 4}
+
+
+def test_launch_stops_when_told(work):
+    stopping = threading.Event()
+    stopping.set()
+    with pytest.raises(UserError, match="small-seed0 ended with status"):
+        work("well", stopping=stopping)
+
+
+def test_failure_shows_the_end_of_the_log(work):
+    with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
+        work("fail")
+
+
+def test_command_with_one_and_several_gpus():
+    plain = experiments.command("caprl", "mini", 1, 0, None)
+    assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
+    several = experiments.command("caprl", "paper", 0, 8, None)
+    assert "accelerate.commands.launch" in several and several[several.index("--num_processes") + 1] == "8"
+    configured = experiments.command("caprl", "paper", 0, 8, "one_node.yaml")
+    assert configured[configured.index("--config_file") + 1] == str(
+        paths.CONFIGS / "accelerate" / "one_node.yaml"
+    )
+
+
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_accelerate_configs_parse(file):
+    """By accelerate's own reader; what stands under deepspeed_config has to be an option of its launcher."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(file))
+    assert str(config.distributed_type).endswith("DEEPSPEED")
+    assert config.num_processes == 8 * config.num_machines
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.deepspeed_config) <= options
+    assert config.deepspeed_config["zero_stage"] in (2, 3)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
+def test_deepspeed_takes_the_configs(file):
+    """By accelerate's plugin and DeepSpeed's own class, which the environment of LLaMA-Factory has."""
+    code = """
+import json, sys, yaml
+from accelerate import DeepSpeedPlugin
+from deepspeed.runtime.config import DeepSpeedConfig
+given = yaml.safe_load(open(sys.argv[1]))["deepspeed_config"]
+given.pop("deepspeed_multinode_launcher", None)
+plugin = DeepSpeedPlugin(**given)
+batch = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 16,
+         "gradient_clipping": 1.0}
+config = DeepSpeedConfig({**plugin.deepspeed_config, **batch})
+print(json.dumps([config.zero_optimization_stage, config.zero_config.gather_16bit_weights_on_model_save]))
+"""
+    python = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
+    done = subprocess.run([python, "-c", code, file], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stage, gathers = json.loads(done.stdout.splitlines()[-1])
+    assert stage == (3 if "zero3" in file.stem else 2)
+    assert gathers == (stage == 3)  # else the last model could not be written
+
+
+def test_there_are_accelerate_configs():
+    assert len(ACCELERATE) >= 3

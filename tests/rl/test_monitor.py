@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from caprl_utils.errors import UserError
-from caprl_utils.rl import checkpoints
+from caprl_utils.rl import policy
+from caprl_utils.rl.grpo import StepSampler
 from caprl_utils.rl.monitor import Monitor, curve_row, cut_after, group_std
-from caprl_utils.rl.trainer import StepSampler
 
 
 def test_group_spread_by_hand():
@@ -34,11 +34,16 @@ def test_rows_beyond_the_checkpoint_are_cut(tmp_path):
 
 @pytest.mark.parametrize("logs", [{"loss": math.nan, "grad_norm": 1.0}, {"loss": 0.1, "grad_norm": math.inf}])
 def test_nan_stops_with_step_and_remedy(logs, tmp_path):
-    monitor = Monitor(tmp_path, total_steps=4, start_step=0)
-    with pytest.raises(UserError, match=r"not finite at step 3.*rl\.learning_rate"):
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4),
+        add_callback=lambda callback: None,
+    )  # fmt: skip
+    with (
+        Monitor(trainer, tmp_path, None) as monitor,
+        pytest.raises(UserError, match=r"not finite at step 3.*rl\.learning_rate"),
+    ):
         monitor.on_log(None, SimpleNamespace(global_step=3), None, logs)
     assert monitor.curve.done_ids() == set()
-    monitor.close()
 
 
 def test_half_written_checkpoints_go(tmp_path):
@@ -47,9 +52,9 @@ def test_half_written_checkpoints_go(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x")
     (tmp_path / "checkpoint-notes").mkdir()
     for step in (2, 4):
-        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}")
-    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-4"
-    assert [p.name for p in checkpoints.all_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+        policy.mark_complete(tmp_path / f"checkpoint-{step}")
+    assert policy.last_complete(tmp_path) == tmp_path / "checkpoint-4"
+    assert [p.name for p in policy.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():

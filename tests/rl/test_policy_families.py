@@ -9,7 +9,8 @@ import yaml
 
 from caprl_utils.config import load_experiment
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer
-from caprl_utils.rl.train import build
+from caprl_utils.rl.grpo import open_trainer
+from caprl_utils.rl.monitor import Monitor
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 IDS = {token: SPECIAL.index(token) for token in SPECIAL}
@@ -107,12 +108,10 @@ def test_a_step_of_training(family, world, runs, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
     experiment, resolved = load_experiment(str(world / "small.yaml"), str(tmp_path / "tiny.yaml"))
     (tmp_path / "run").mkdir()
-    trainer, monitor = build(experiment, resolved, 0, tmp_path / "run", None)
+    trainer = open_trainer(experiment, resolved, 0, tmp_path / "run")
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    try:
+    with Monitor(trainer, tmp_path / "run", None):
         assert trainer.fit(None)
-    finally:
-        monitor.close()
     (row,) = (tmp_path / "run" / "curve.jsonl").read_text().splitlines()
     assert math.isfinite(json.loads(row)["loss"])
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}

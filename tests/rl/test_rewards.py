@@ -1,11 +1,22 @@
 import math
-from dataclasses import replace
 
 import pytest
 
 from caprl_utils import prompts
+from caprl_utils.models.base import Completion
 from caprl_utils.records import Question
-from caprl_utils.rl.rewards import CaptionTask, QASettings, draw_rounds, expected_scores, qa_rewards
+from caprl_utils.rl import rewards
+from caprl_utils.rl.grpo import CaptionReward, RewardsFailedError
+from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
+from caprl_utils.rl.rewards import (
+    CaptionTask,
+    draw_rounds,
+    expected_scores,
+    length_term,
+    qa_rewards,
+    repeated_share,
+)
+from caprl_utils.schema import RL, Length
 from tests.rl.reader_fakes import ChanceReader, options_of
 
 QUESTIONS = [
@@ -13,8 +24,14 @@ QUESTIONS = [
     Question(question="What is the topic?", options=("sales", "rain", "cats", "books"), answer="A"),
     Question(question="Who wrote it?", options=("Ann", "Bob"), answer="B"),
 ]
-EXPECTED = QASettings("qa_expected", rounds=6, draw="stratified", temperature=1.0, min_letter_mass=0.5)
-SAMPLED = replace(EXPECTED, kind="qa_sampled")
+EXPECTED = RL(reward="qa_expected", rounds=6, question_draw="stratified", reader_temperature=1.0)
+
+
+def using(settings: RL = EXPECTED, **values) -> RL:
+    return settings.model_copy(update=values)
+
+
+SAMPLED = using(reward="qa_sampled")
 
 
 def task(caption: str = "The value of Rome is 42.", questions=QUESTIONS, index: int = 0) -> CaptionTask:
@@ -59,7 +76,7 @@ def test_expected_by_hand_at_temperature():
     reader = ChanceReader(
         lambda r, options: {k: {"Bob": 0.5, "Ann": 0.3}.get(o, 0.2) for k, o in options.items()}
     )
-    settings = replace(EXPECTED, rounds=1, temperature=0.5)
+    settings = using(rounds=1, reader_temperature=0.5)
     batch = qa_rewards([task(questions=QUESTIONS[2:])], reader, settings)
     assert batch.rewards == [pytest.approx(0.25 / (0.25 + 0.09 + 0.04))]
     assert batch.metrics["letter_mass"] == pytest.approx(1.0)
@@ -69,10 +86,10 @@ def test_expected_by_hand_at_temperature():
 def test_expected_is_the_mean_of_many_sampled():
     """Five standard errors of 3,000 draws; each key draws other questions, orders and answers."""
     reader, temperature = knows(0.4), 0.6
-    settings = replace(SAMPLED, rounds=1, draw="replacement", temperature=temperature)
+    settings = using(SAMPLED, rounds=1, question_draw="replacement", reader_temperature=temperature)
     drawn = qa_rewards([task(index=i) for i in range(3000)], reader, settings).rewards
     expected = qa_rewards(
-        [task(index=i) for i in range(3000)], reader, replace(settings, kind="qa_expected")
+        [task(index=i) for i in range(3000)], reader, using(settings, reward="qa_expected")
     ).rewards
     mean, p = sum(drawn) / len(drawn), sum(expected) / len(expected)
     assert 0.3 < p < 0.99
@@ -82,10 +99,10 @@ def test_expected_is_the_mean_of_many_sampled():
 @pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
 def test_always_a_earns_chance(kind):
     """Shuffling: a reader that always says A is right in a quarter of the questions with four options."""
-    settings = QASettings(kind, 1, "replacement", 0.6, 0.5)
+    settings = using(reward=kind, rounds=1, question_draw="replacement", reader_temperature=0.6)
     tasks = [task(questions=QUESTIONS[:1], index=i) for i in range(3000)]
-    rewards = qa_rewards(tasks, says("A"), settings).rewards
-    assert sum(rewards) / len(rewards) == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 3000))
+    found = qa_rewards(tasks, says("A"), settings).rewards
+    assert sum(found) / len(found) == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 3000))
 
 
 def test_extra_option_is_last_and_each_order_occurs():
@@ -127,7 +144,7 @@ def test_failure_is_none_and_never_zero(kind):
         task("dead", QUESTIONS[:1], 1),
         task(questions=QUESTIONS[:1], index=2),
     ]
-    batch = qa_rewards(tasks, ChanceReader(chances), replace(EXPECTED, kind=kind))
+    batch = qa_rewards(tasks, ChanceReader(chances), using(reward=kind))
     assert batch.rewards == [pytest.approx(1.0), None, pytest.approx(1.0)]
     assert batch.failed_share == pytest.approx(1 / 3)
 
@@ -147,10 +164,104 @@ def test_unparsed_answer_is_wrong_and_counted():
     assert batch.rewards == [0.0] and batch.metrics["unparsed"] == 1.0
 
 
-def test_little_mass_on_letters_falls_back_to_sampling():
+def test_little_mass_on_letters_falls_back_to_sampling(monkeypatch):
     reader = ChanceReader(lambda request, options: {"nothing": 0.9, **dict.fromkeys(options, 0.02)})
     rounds = draw_rounds(task(), 6, "stratified")
     scores, metrics = expected_scores(rounds, reader, EXPECTED)
     assert metrics["fallback"] == 1.0 and set(scores) <= {0.0, 1.0}
-    scores, metrics = expected_scores(rounds, reader, replace(EXPECTED, min_letter_mass=0.0))
+    monkeypatch.setattr(rewards, "MIN_LETTER_MASS", 0.0)
+    scores, metrics = expected_scores(rounds, reader, EXPECTED)
     assert metrics["fallback"] == 0.0 and all(0 < s < 1 for s in scores)
+
+
+class Judge:
+    """Rates captions by a table; None fails."""
+
+    name = model_hash = "judge"
+
+    def __init__(self, table):
+        self.table = table
+
+    def _of(self, request):
+        return next(value for caption, value in self.table.items() if caption in request.prompt)
+
+    def choice_logprobs(self, requests, choices, progress=None):
+        assert choices == [" 1", " 2", " 3", " 4", " 5"] and all(r.image == "image" for r in requests)
+        rows = [self._of(r) for r in requests]
+        return [None if row is None else [math.log(p) for p in row] for row in rows]
+
+    def generate(self, requests, sampling, progress=None):
+        return [Completion(r.id, 0, self._of(r), 1, "stop") for r in requests]
+
+
+def test_vlm_score_is_the_expectation():
+    judge = Judge({"good": [1e-9, 1e-9, 1e-9, 0.25, 0.75], "bad": [0.4, 1e-9, 1e-9, 1e-9, 0.1], "gone": None})
+    batch = vlm_rewards(["good", "bad", "gone"], ["image"] * 3, ["a", "b", "c"], judge)
+    # by hand: (4.75 - 1) / 4; scores 1 and 5 with weights 4 to 1 give 1.8, (1.8 - 1) / 4
+    assert batch.rewards == [pytest.approx(0.9375), pytest.approx(0.2), None]
+    assert batch.metrics["score_mass"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("Fine.\nFinal Score: 4", 0.75),
+        ("Final Score: 2\nNo. Final Score: **4.5**", 0.875),
+        ("Final Score: 1", 0.0),
+        ("Final Score: 87", None),
+        ("I would say four.", None),
+    ],
+)
+def test_unified_final_score(text, reward):
+    assert final_score(text) == reward
+
+
+def test_unified_counts_what_has_no_score():
+    judge = Judge({"first": "Final Score: 5", "second": "Good.", "third": None})
+    batch = unified_rewards(["first", "second", "third"], ["image"] * 3, ["a", "b", "c"], judge)
+    assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
+
+
+def judged(judge, rl: RL, length: Length | None = None) -> CaptionReward:
+    """The reward as TRL calls it, by the VLM judge."""
+
+    def score(captions, rows, step):
+        return vlm_rewards(captions, rows["image"], rows["id"], judge)
+
+    return CaptionReward("vlm", score, rl, length)
+
+
+def call(reward, captions, lengths):
+    extra, metrics = {}, {}
+    state = type("State", (), {"global_step": 3})()
+    values = reward(
+        completions=[[{"content": c}] for c in captions], completion_ids=[[0] * n for n in lengths],
+        trainer_state=state, log_extra=extra.__setitem__, log_metric=metrics.__setitem__,
+        id=["a"] * len(captions), image=["image"] * len(captions), prompts=[],
+    )  # fmt: skip
+    return values, extra, metrics
+
+
+def test_reward_function_adds_the_length_term_and_logs():
+    judge = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None})
+    settings = RL(max_failed_share=0.5, max_completion_tokens=20)
+    reward = judged(judge, settings, Length(full_share=0.5, zero_share=1.0))
+    values, extra, metrics = call(reward, ["good", "gone", "good"], [5, 5, 15])
+    assert values == [pytest.approx(1.2), None, pytest.approx(1.1)]
+    assert extra["num_tokens"] == [5, 5, 15] and metrics["failed_share"] == pytest.approx(1 / 3)
+
+
+def test_too_many_failures_stop():
+    reward = judged(Judge({"gone": None, "good": [0.2] * 5}), RL(max_failed_share=0.4))
+    with pytest.raises(RewardsFailedError, match="1 of 2 captions could not be scored"):
+        call(reward, ["gone", "good"], [1, 1])
+
+
+def test_length_term_by_hand():
+    length = Length(full_share=0.5, zero_share=0.75, weight=0.2)
+    assert [length_term(n, length, 4096) for n in (0, 2048, 2560, 3072, 9999)] == [0.2, 0.2, 0.1, 0.0, 0.0]
+
+
+def test_repeated_share_by_hand():
+    assert repeated_share("a b c d") == 0.0 and repeated_share("short") == 0.0
+    assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd

@@ -1,5 +1,3 @@
-import json
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +5,7 @@ import pytest
 from caprl_utils import prompts
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.rl.data import data_file, load_data, parse_questions
+from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.schema import Data
 
 
@@ -22,8 +20,8 @@ def test_rows_are_what_trl_takes(file):
     row = rows[0]
     assert row["prompt"] == [{"role": "user", "content": prompts.CAPTION}]
     assert row["image"].size == (140, 140)
-    question = parse_questions(row["questions"])[0]
-    assert question.options == ("1", "2", "3", "4") and question.answer in "BCD"
+    question = row["questions"][0]
+    assert question["options"] == ["1", "2", "3", "4"] and question["answer"] in "BCD"
 
 
 def test_smaller_set_is_part_of_the_larger(file):
@@ -36,7 +34,7 @@ def test_subsets(file):
     two = load_data(file, Data(questions_per_image=2), num_images=9)
     three = load_data(file, Data(), num_images=9)
     for a, b in zip(two["questions"], three["questions"], strict=True):
-        assert len(json.loads(a)) == 2 and all(q in json.loads(b) for q in json.loads(a))
+        assert len(a) == 2 and all(q in b for q in a)
     with pytest.raises(UserError, match="0 images of 6 remain, the run needs 4"):
         load_data(file, Data(min_questions=4), num_images=9, min_images=4)
 

@@ -14,7 +14,7 @@ import torch
 
 from caprl_utils import paths
 from caprl_utils.models.server import free_port
-from caprl_utils.rl import checkpoints
+from caprl_utils.rl.policy import checkpoints_in, last_complete
 from caprl_utils.rl.train import STOPPED
 from tests.rl.conftest import STEPS
 
@@ -94,7 +94,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, copied, tmp_path
     wait_for(process, lambda: steps_in(curve) >= 1, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == STOPPED, log.read_text()
-    assert checkpoints.last_complete(folder) is not None and not (folder / "result.json").exists()
+    assert last_complete(folder) is not None and not (folder / "result.json").exists()
 
     process = start(world, copied, log)
     wait_for(process, lambda: steps_in(curve) > kill_at, log)
@@ -103,7 +103,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, copied, tmp_path
 
     assert start(world, copied, log).wait() == 0, log.read_text()
     assert json.loads((folder / "result.json").read_text())["values"]["steps"] == STEPS
-    assert checkpoints.all_checkpoints(folder) == []
+    assert checkpoints_in(folder) == []
 
     other = moved(copied, tmp_path / "other")
     assert start(world, other, log).wait() == 0, log.read_text()
@@ -123,7 +123,7 @@ def test_two_processes_stop_at_one_step_and_go_on(world, copied, tmp_path):
     wait_for(process, lambda: steps_in(folder / "curve.jsonl") >= 1, log)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) != 0, log.read_text()
-    assert checkpoints.last_complete(folder) is not None, log.read_text()
+    assert last_complete(folder) is not None, log.read_text()
 
     assert start(world, copied, log, processes=2).wait() == 0, log.read_text()
     other = moved(copied, tmp_path / "other")

@@ -15,10 +15,10 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.models import endpoint
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.rl import checkpoints
-from caprl_utils.rl.served import ServedReader
-from caprl_utils.rl.train import build
-from caprl_utils.rl.trainer import RewardsFailedError
+from caprl_utils.rl.grpo import RewardsFailedError, open_trainer
+from caprl_utils.rl.monitor import Monitor
+from caprl_utils.rl.policy import COMPLETE, last_complete
+from caprl_utils.rl.readers import ListedPrompts, Reader
 from caprl_utils.schema import ModelConfig
 from tests.rl.conftest import STEPS
 from tests.rl.vllm_stub import Server
@@ -35,16 +35,14 @@ class Training:
         folder.mkdir(exist_ok=True)
 
     def fit(self, stop_after: int | None = None, reader=None) -> bool:
-        checkpoint = checkpoints.last_complete(self.folder)
-        self.trainer, monitor = build(self.experiment, self.profile, 0, self.folder, checkpoint)
+        checkpoint = last_complete(self.folder)
+        self.trainer = open_trainer(self.experiment, self.profile, 0, self.folder)
         if reader is not None:
-            self.trainer.reward_funcs[0].reader = reader(self.trainer)
-        if stop_after is not None:
-            self.trainer.add_callback(stop_after_step(monitor, stop_after))
-        try:
+            self.trainer.reward_funcs[0].score.reader = reader(self.trainer)
+        with Monitor(self.trainer, self.folder, checkpoint) as monitor:
+            if stop_after is not None:
+                self.trainer.add_callback(stop_after_step(monitor, stop_after))
             return self.trainer.fit(checkpoint)
-        finally:
-            monitor.close()
 
     @property
     def curve(self) -> list[dict]:
@@ -112,7 +110,7 @@ def test_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, uni
     """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
     training = Training(world, tmp_path / "run")
     training.fit(stop_after=3)
-    (training.folder / "checkpoint-3" / checkpoints.MARKER).unlink()
+    (training.folder / "checkpoint-3" / COMPLETE).unlink()
     with open(training.folder / "curve.jsonl", "a") as curve:
         curve.write('{"id": "4", "st')
     assert training.fit()
@@ -123,8 +121,7 @@ def test_trls_own_loading_loads_nothing(world, runs, uninterrupted, tmp_path):
     """The reason for our override. When this fails, TRL and transformers were mended and it can go."""
     checkpoint = uninterrupted.folder / "checkpoint-4"
     training = Training(world, tmp_path / "run")
-    trainer, monitor = build(training.experiment, training.profile, 0, training.folder, None)
-    monitor.close()
+    trainer = open_trainer(training.experiment, training.profile, 0, training.folder)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     GRPOTrainer._load_from_checkpoint(trainer, str(checkpoint))
     body = {name: p for name, p in trainer.model.named_parameters() if name != "lm_head.weight"}
@@ -147,8 +144,7 @@ def test_checkpoint_that_does_not_fit_is_refused(world, runs, uninterrupted, tmp
     weights.popitem()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     training = Training(world, tmp_path / "run")
-    trainer, monitor = build(training.experiment, training.profile, 0, training.folder, None)
-    monitor.close()
+    trainer = open_trainer(training.experiment, training.profile, 0, training.folder)
     with pytest.raises(UserError, match="checkpoint-1 does not fit the model"):
         trainer._load_from_checkpoint(str(folder))
 
@@ -157,11 +153,9 @@ def dying(at_step: int):
     """A reader that fails on everything from a step on."""
 
     def wrap(trainer):
-        real = trainer.reward_funcs[0].reader
+        real = trainer.reward_funcs[0].score.reader
 
         class Dying:
-            model_hash = real.model_hash
-
             def letter_logprobs(self, requests, letters):
                 if trainer.state.global_step >= at_step:
                     return [None] * len(requests)
@@ -198,7 +192,8 @@ def served(world: Path, folder: Path, server: Server, at_step: int, then) -> tup
 
     def reader(trainer):
         trainer.add_callback(Away())
-        return ServedReader(EndpointBackend(config))
+        backend = EndpointBackend(config)
+        return Reader(backend, ListedPrompts(backend))
 
     return training, reader
 
@@ -211,7 +206,7 @@ def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, run
             RewardsFailedError, match=r"(?s)8 of 8 captions.*step 2 is saved in .*checkpoint-2"
         ):
             training.fit(reader=reader)
-        assert checkpoints.last_complete(training.folder).name == "checkpoint-2"
+        assert last_complete(training.folder).name == "checkpoint-2"
         assert [row["failed_share"] for row in training.curve] == [0, 0]
         server.start()
         assert training.fit(reader=lambda trainer: reader(trainer))
@@ -258,11 +253,9 @@ def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path
     )
 
     def wrap(trainer):
-        real = trainer.reward_funcs[0].reader
+        real = trainer.reward_funcs[0].score.reader
 
         class Failing:
-            model_hash = real.model_hash
-
             def letter_logprobs(self, requests, letters):
                 rows = real.letter_logprobs(requests, letters)
                 failed = {
@@ -302,10 +295,10 @@ def test_curve_and_samples(uninterrupted):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(uninterrupted.folder / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("reward")] == [1, 2, 3, 4]
-    assert board.Scalars("kl")[-1].value == pytest.approx(uninterrupted.curve[-1]["kl"], rel=1e-5)
-    shown = board.Tensors("captions/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert first[0]["image_id"] not in ("", None) and "<td" in shown
+    assert [event.step for event in board.Scalars("train/reward")] == [1, 2, 3, 4]
+    assert board.Scalars("train/kl")[-1].value == pytest.approx(uninterrupted.curve[-1]["kl"], rel=1e-5)
+    shown = board.Tensors("caption 0/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert shown == f"{first[0]['reward']}: {first[0]['caption']}"
 
 
 @pytest.mark.integration

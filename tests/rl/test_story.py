@@ -3,13 +3,13 @@ import pytest
 from caprl_utils.errors import UserError
 from caprl_utils.records import Question
 from caprl_utils.rl import story
-from caprl_utils.rl.rewards import QASettings
 from caprl_utils.rl.story import Example, Outcome
+from caprl_utils.schema import RL
 from tests.rl.reader_fakes import ChanceReader
 
 ROME = Question(question="What is the value of Rome?", options=("17", "42"), answer="B")
 BLUE = Question(question="Is it blue?", options=("yes", "no"), answer="A")
-SETTINGS = QASettings("qa_expected", 2, "replacement", 1.0, 0.5)
+SETTINGS = RL(reward="qa_expected", rounds=2, question_draw="replacement", reader_temperature=1.0)
 
 
 def believes(request, options):

@@ -1,0 +1,227 @@
+"""Readers: the same numbers whichever way they ask, single failures stay single, and a plain way out."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caprl_utils.models.base import Request
+from caprl_utils.models.endpoint import EndpointBackend
+from caprl_utils.models.local import LocalBackend
+from caprl_utils.rl.readers import ListedPrompts, PackedPrompts, Reader, batches, pack, stray, tensors
+from caprl_utils.schema import ModelConfig
+from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
+
+pytestmark = pytest.mark.usefixtures("quick_client")
+CAPTIONS = ["The value of Rome is 42. The topic is sales.", "The value of Oslo is 7. The topic is sales.", ""]
+QUESTIONS = [
+    "What is the topic?\nA) sales\nB) rain",
+    "What is the value of Rome?\nA) 42\nB) 17\nC) 5",
+    "What?",
+]
+
+
+def packed_reader(backend) -> Reader:
+    return Reader(backend, PackedPrompts(backend))
+
+
+@pytest.fixture(scope="module")
+def backend(models):
+    return LocalBackend(ModelConfig(path=str(models["reader"])))
+
+
+@pytest.fixture
+def requests():
+    texts = [f"Caption: {c}\nQuestion: {q}" for c in CAPTIONS for q in QUESTIONS]
+    return [Request(f"r{i}", t, prefill="The answer is") for i, t in enumerate([*texts, texts[0]])]
+
+
+def test_same_numbers_as_plain_requests(backend, requests):
+    packed, plain = packed_reader(backend), Reader(backend)
+    a, b = packed.letter_logprobs(requests, "ABC"), plain.letter_logprobs(requests, "ABC")
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert packed._same is True
+
+
+def first_tokens(reader, requests) -> list[str]:
+    return list(reader._fast.first_tokens(requests, 1.0).values())
+
+
+def test_sampled_answers_repeat_and_follow_the_probabilities(backend, requests):
+    packed = packed_reader(backend)
+    many = [Request(f"draw{i}", requests[0].prompt, prefill="The answer is") for i in range(2000)]
+    first = first_tokens(packed, many)
+    assert first == first_tokens(packed, many)
+    chance = np.exp(packed.letter_logprobs(requests[:1], "A")[0][0])
+    share = sum(text == " A" for text in first) / len(first)
+    assert share == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(first)) + 1e-9)
+
+
+def test_answers_after_probabilities_cost_no_second_pass(backend, requests, monkeypatch):
+    packed = packed_reader(backend)
+    packed.letter_logprobs(requests, "ABC")
+    first = first_tokens(packed, requests[:2])
+    monkeypatch.setattr(packed._fast, "_pass", lambda packs: pytest.fail("computed again"))
+    assert first_tokens(packed, requests[:2]) == first
+    with pytest.raises(pytest.fail.Exception):
+        packed.letter_logprobs([Request("new", "What else?", prefill="The answer is")], "ABC")
+
+
+def test_too_long_prompt_fails_alone(backend, requests):
+    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill="The answer is")
+    rows = packed_reader(backend).letter_logprobs([requests[0], long, requests[1]], "AB")
+    assert rows[1] is None and rows[0] is not None and rows[2] is not None
+
+
+def test_packs_are_trees_of_tokens():
+    prompts = [[1, 2, 3, 4, 9], [1, 2, 3, 4, 8, 8], [5, 6], [1, 2, 3, 4, 9], [1, 2, 7]]
+    (tree,) = pack(prompts, max_tokens=100)
+    assert tree.ids == [1, 2, 3, 4, 8, 8, 9, 7, 5, 6]
+    assert tree.positions == [0, 1, 2, 3, 4, 5, 4, 2, 0, 1]
+    assert [tree.ids[end] for end in tree.ends] == [prompts[row][-1] for row in tree.rows]
+    *_, scores, ends = tensors([tree])
+    sees = scores[0, 0] == 0
+    told = [tree.ids[place] for place in sees[6].nonzero().flatten()]
+    assert told == [1, 2, 3, 4, 9] and ends.tolist() == [[0, end] for end in tree.ends]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12), st.integers(1, 20)
+)
+def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
+    packs = pack(prompts, max_tokens)
+    ids, positions, scores, ends = tensors(packs)
+    rows = [row for one in packs for row in one.rows]
+    assert sorted(rows) == list(range(len(prompts)))
+    for row, (number, end) in zip(rows, ends.tolist(), strict=True):
+        seen = (scores[number, 0, end] == 0).nonzero().flatten()
+        assert ids[number, seen].tolist() == prompts[row]
+        assert positions[number, seen].tolist() == list(range(len(prompts[row])))
+    assert all(len(p.ids) <= max(max_tokens, *map(len, prompts)) for p in packs)
+
+
+def test_batches_stay_below_the_limit():
+    packs = pack([[i] * (5 + i) for i in range(20)], max_tokens=50)
+    made = list(batches(packs, 60))
+    assert sum(map(len, made)) == len(packs)
+    assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 60 for b in made)
+
+
+def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, requests, monkeypatch):
+    packed = packed_reader(backend)
+
+    def refuse(packs):
+        raise ValueError("no such mask")
+
+    monkeypatch.setattr(packed._fast, "_pass", refuse)
+    np.testing.assert_allclose(
+        packed.letter_logprobs(requests, "AB"),
+        Reader(backend).letter_logprobs(requests, "AB"),
+        atol=1e-5,
+    )
+    assert packed._same is False
+
+
+PREFILL = "The answer is"
+
+
+def endpoint(server: Server) -> EndpointBackend:
+    config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
+    return EndpointBackend(config)
+
+
+def listed(server: Server) -> Reader:
+    backend = endpoint(server)
+    return Reader(backend, ListedPrompts(backend))
+
+
+def asked(count: int = 130) -> list[Request]:
+    return [Request(f"r{i}", f"Question {i % 100}?", prefill=PREFILL) for i in range(count)]
+
+
+def test_same_numbers_in_few_requests():
+    with Server() as server:
+        served, plain = listed(server), Reader(endpoint(server))
+        found = served.letter_logprobs(asked(), "ABC")
+        calls = [call for call in server.calls if call != "chat"]
+        assert calls == [4, 64, 36] or calls == [4, 36, 64]  # the check, then 100 different prompts
+        for row, wanted in zip(found, plain.letter_logprobs(asked(), "ABC"), strict=True):
+            assert row == pytest.approx(wanted)
+
+
+def test_a_server_whose_lists_differ_is_asked_one_by_one(caplog):
+    with Server(lists_differ=True) as server:
+        served = listed(server)
+        rows = served.letter_logprobs(asked(8), "ABC")
+        assert rows == [pytest.approx(r) for r in Reader(endpoint(server)).letter_logprobs(asked(8), "ABC")]
+        assert server.calls.count(4) == 1 and "asking one by one" in caplog.text
+
+
+def test_a_prompt_that_is_too_long_fails_alone():
+    with Server(longest=200) as server:
+        served = listed(server)
+        rows = served.letter_logprobs([*asked(5), Request("long", "x" * 300, prefill=PREFILL)], "AB")
+        assert rows[5] is None and all(row is not None for row in rows[:5])
+
+
+def test_a_dead_server_gives_none_and_is_asked_again_when_it_is_back():
+    with Server() as server:
+        reader = listed(server)
+        first = reader.letter_logprobs(asked(4), "AB")
+        server.longest, ok = -1, server.longest
+        assert reader.letter_logprobs(asked(4), "AB") == [None] * 4
+        server.longest = ok
+        assert reader.letter_logprobs(asked(4), "AB") == first
+
+
+def test_answers_are_drawn_here_as_often_as_the_letters_say():
+    with Server() as server:
+        reader = listed(server)
+        many = [Request(f"draw{i}", "Question 0?", prefill=PREFILL) for i in range(3000)]
+        texts = reader.answers(many, temperature=1.0)
+        assert texts == reader.answers(many, temperature=1.0)
+        best = "ABC"[sum(map(ord, BEFORE + "Question 0?" + MIDDLE + PREFILL)) % 3]
+        assert sum(text == f" {best}" for text in texts) / 3000 == pytest.approx(0.9, abs=0.03)
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=30), st.integers(1, 9), st.floats(0.1, 1))
+def test_other_tokens_never_have_more_than_the_bound_says(weights, letters, temperature):
+    chances = [w / sum(weights) for w in weights]
+    warm = [p ** (1 / temperature) for p in chances]
+    cut = min(letters, len(chances) - 1)
+    others = sum(warm[cut:]) / sum(warm[:cut])
+    assert others <= stray([math.log(p) for p in chances[:cut]], temperature) * (1 + 1e-6) + 1e-9
+    assert stray([-0.001], 1.5) == math.inf
+
+
+def test_unsure_letters_are_sampled_by_the_server():
+    with Server(unsure=True) as server:
+        reader = listed(server)
+        texts = reader.answers(asked(3), temperature=0.6)
+        assert texts == [" Z Z"] * 3  # no letter of an answer in the first token, so more are asked for
+
+
+def test_a_list_that_fails_once_does_not_mean_that_lists_differ(caplog, monkeypatch):
+    """The first call meets a server that goes away in the middle: nothing is known yet, and nothing is said."""
+    with Server() as server:
+        reader = listed(server)
+        monkeypatch.setattr(server, "longest", -1)
+        assert reader.letter_logprobs(asked(4), "AB") == [None] * 4
+        monkeypatch.setattr(server, "longest", 10_000)
+        reader.letter_logprobs(asked(70), "AB")
+        assert 64 in server.calls and "asking one by one" not in caplog.text
+
+
+def test_letters_are_looked_up_once_and_any_server_will_do():
+    with Server() as first, Server() as second:
+        config = ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
+        backend = EndpointBackend(config)
+        assert backend.served == "m"
+        first.stop()
+        assert backend.choice_ids((" A", " B")) == [65, 66]
+        second.stop()
+        assert backend.choice_ids((" A", " B")) == [65, 66]
+        first.start()
+        second.start()
