@@ -1,9 +1,9 @@
-"""Statements of the paper, each tested on our runs by an interval, never by a look.
+"""Statements of the paper, each tested on our runs by an interval, never by a look; and the page of all of them.
 
 A claim that something is higher: supported when the 95 % interval of the paired difference lies above zero, not
 supported when it lies below, else undecided. A claim that more brings no gain: supported when the interval ends below
 `MARGIN`, not supported when it lies above zero. A claim that one is as good as another: supported when the interval
-begins above minus `MARGIN`, not supported when it lies below zero. What the mini world has built in is no finding:
+begins above minus `MARGIN`, not supported when it lies below zero. What a profile's models have built in is no finding:
 its verdict is `BY_CONSTRUCTION`, whatever the interval.
 
 Verdicts go by the interval alone. Beside those of accuracy stands a p-value corrected after Holm over the item's tests
@@ -12,59 +12,56 @@ Verdicts go by the interval alone. Beside those of accuracy stands a p-value cor
 
 from __future__ import annotations
 
+import json
 import math
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from caprl_utils.prism.statistics import (
-    AVERAGE,
-    Bootstrap,
-    Interval,
-    Scores,
-    bootstrap_models,
-    holm,
-    macro_average,
+from caprl_utils import paths
+from caprl_utils.files import note_access
+from caprl_utils.prism.prism_compare import AVERAGE, Scores, bootstrap_models
+from caprl_utils.prism.statistics import Bootstrap, Interval, holm
+from caprl_utils.reports import numbers
+from caprl_utils.reports.items import Claim, Item, items, texts
+from caprl_utils.reports.numbers import Cell, Source, Table
+from caprl_utils.reports.results import (
+    CAUTIONS,
+    PRINTED_AVERAGE,
+    Results,
+    all_average_notes,
+    keys_of,
+    paper_values,
 )
-from caprl_utils.reports import captioners, numbers
-from caprl_utils.reports.results import Results
-from caprl_utils.reports.tables import Source
 from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
-BY_CONSTRUCTION = "by construction"
 WINDOW_STEPS = 10  # steps at either end of a training curve that are compared
+P_LEVEL = 0.05  # of corrected p-values; verdicts go by the interval
 _Z95 = 1.959964
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement: `ours` against `theirs`, both labels of rows.
-
-    kind: "accuracy" (of the average, or of `benchmarks` if the profile has any of them), "no gain" and "as good" (the
-    same, other verdict), "larger gain" (of `ours` over `theirs` on `benchmarks` than on `others`), "tokens" (caption
-    length in the evaluation; `share` of ours), "reward" (last against first steps of the training of `ours`).
-    built_in: why its outcome is no finding where the captioners are the mini world's.
-    """
-
-    text: str
-    ours: str
-    theirs: str = ""
-    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
-    benchmarks: Sequence[str] = ()
-    others: Sequence[str] = ()
-    share: float = 1.0
-    built_in: str = ""
-
-    def tested(self, profile: Profile) -> bool:
-        """Whether the data of a profile could have decided otherwise."""
-        return not (self.built_in and captioners.of_zoo(profile))
-
-    @property
-    def subtraction(self) -> str:
-        """What its value is of: "A − B"."""
-        ours = self.ours if self.share == 1 else f"{self.share:g} × {self.ours}"
-        return f"{ours} − {self.theirs}"
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+BY_CONSTRUCTION, NOT_RUN = "by construction", "not run"
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, BY_CONSTRUCTION, NOT_RUN)
+SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
+INTRODUCTION = (
+    "A statement is tested by the 95 % interval of a paired difference between our own runs, resampled by image: "
+    "**supported** when the interval lies on the statement's side of zero, **not supported** when it lies on the "
+    f'other, **undecided** when it holds zero. "No gain" is supported when the interval ends below {MARGIN:.0%} of the '
+    'questions, "as good" when it begins above minus that. Rewards compare the first and last '
+    f"{WINDOW_STEPS} steps. **By construction**: the models were made so, which tests nothing. n says how many "
+    "evaluated models stand on either side; where it is one, how much trainings with another seed differ is not in the "
+    "interval. Verdicts are not corrected for their number: about 1 in 40 false statements would come out as supported "
+    "by chance. p, beside statements of accuracy, is corrected after Holm over the tests of its table or figure. "
+    "Verdicts hold for our models and benchmarks at this size, not for the paper's."
+)
+ROUNDED = (
+    "Averages that lie more than 0.05 away from the mean of the printed entries of their row. The entries are rounded "
+    "too, so a true mean may lie up to 0.05 off the one computed from them. Comparisons above use the averages as "
+    "printed."
+)
 
 
 @dataclass(frozen=True)
@@ -80,25 +77,20 @@ class Finding:
     low: float
     high: float
     verdict: str
-    runs: tuple[int, ...] = ()
+    runs: tuple[int, ...]
     images: int | None = None
     steps: int | None = None
     sources: tuple[Source, ...] = ()
     p: float | None = None
 
-    @property
-    def reason(self) -> str:
-        """Why the outcome is built in; empty where it was tested."""
-        return self.claim.built_in if self.verdict == BY_CONSTRUCTION else ""
-
-    def line(self, pairs: Sequence[tuple[str, str]] = ()) -> str:
+    def line(self, pairs: Sequence[tuple[str, str]]) -> str:
         """One line of the report. pairs: rows of the differences above it; a value that none of them holds says what
         it is of.
         """
         claim, text = self.claim, printed(self.claim.kind, self.value, self.low, self.high, self.p)
         if claim.theirs and (claim.kind == "tokens" or (claim.ours, claim.theirs) not in pairs):
             text = f"{claim.subtraction}: {text}"
-        reason = f" {self.reason[0].upper()}{self.reason[1:]}." if self.reason else ""
+        reason = f" {claim.built_in[0].upper()}{claim.built_in[1:]}." if claim.built_in else ""
         return f"- {claim.text}: **{self.verdict}**, {text}.{reason}"
 
     def as_json(self) -> dict[str, Any]:
@@ -106,9 +98,8 @@ class Finding:
         return {
             "text": self.claim.text, "kind": self.claim.kind, "ours": self.claim.ours,
             "theirs": self.claim.theirs, "value": self.value, "interval": [self.low, self.high],
-            "p": self.p, "verdict": self.verdict, "reason": self.reason, "runs": list(self.runs),
-            "images": self.images, "steps": self.steps,
-            "sources": [{"file": s.file, "key": s.key} for s in self.sources],
+            "p": self.p, "verdict": self.verdict, "reason": self.claim.built_in, "runs": list(self.runs),
+            "images": self.images, "steps": self.steps, "sources": [asdict(source) for source in self.sources],
         }  # fmt: skip
 
 
@@ -126,71 +117,55 @@ def printed(kind: str, value: float, low: float, high: float, p: float | None = 
 Test = tuple[frozenset[str], tuple[str, ...]]
 
 
-def corrected(
-    results: Results, pairs: Sequence[tuple[str, str]], claims: Sequence[Claim] = ()
-) -> dict[Test, float]:
-    """p-values after Holm over an item's tests: its pairs on the average, and its claims of kind accuracy.
-
-    A pair and the claim on it are one test, whichever stands first. Claims that are built in are no tests.
-    """
-    stated = [c for c in claims if c.kind == "accuracy" and c.tested(results.profile)]
-    asked = [*((*pair, ()) for pair in pairs), *((c.ours, c.theirs, c.benchmarks) for c in stated)]
-    known = [test for test in asked if all(side in results.measured for side in test[:2])]
-    return holm({_test(*test): accuracy_difference(results, *test).p_value for test in known})
-
-
-def p_of(found: Mapping[Test, float], ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> float | None:
-    """The corrected p-value of one test; None when it is none of the item's."""
-    return found.get(_test(ours, theirs, benchmarks))
-
-
-def _test(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:
+def test_of(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:
+    """The test of a pair, or of the claim on it: one and the same, whichever stands first."""
     return frozenset((ours, theirs)), tuple(benchmarks)
 
 
-def test_all(
-    claims: Sequence[Claim],
-    results: Results,
-    pairs: Sequence[tuple[str, str]],
-    curves: Mapping[str, Sequence[float]] | None = None,
-) -> list[Finding]:
-    """What the data say about an item's claims, those left out whose runs are not there. pairs: that it compares."""
-    adjusted = corrected(results, pairs, claims)
-    found = [finding for claim in claims if (finding := test(claim, results, curves or {})) is not None]
-    return [
-        replace(f, p=p_of(adjusted, f.claim.ours, f.claim.theirs, f.claim.benchmarks))
-        if f.claim.kind == "accuracy" and not f.reason
-        else f
-        for f in found
-    ]
+def corrected(results: Results) -> dict[Test, float]:
+    """p-values after Holm over an item's tests: its pairs on the average, and its claims of kind accuracy.
 
-
-def test(claim: Claim, results: Results, curves: Mapping[str, Sequence[float]]) -> Finding | None:
-    """The verdict of the data; None when a run that the claim needs is not there, or too short for it.
-
-    curves: label -> reward per step.
+    Claims that are built in are no tests.
     """
+    stated = [c for c in results.item.claims if c.kind == "accuracy" and not c.built_in]
+    asked = [*((*pair, ()) for pair in results.pairs), *((c.ours, c.theirs, c.benchmarks) for c in stated)]
+    known = [test for test in asked if all(side in results.measured for side in test[:2])]
+    return holm({test_of(*test): results.difference(*test).p_value for test in known})
+
+
+def test_all(results: Results) -> list[Finding]:
+    """What the data say about an item's claims, those left out whose runs are not there or too short."""
+    adjusted = corrected(results)
+    found = (_test(claim, results, adjusted) for claim in results.item.claims)
+    return [finding for finding in found if finding is not None]
+
+
+def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Finding | None:
+    sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
     if claim.kind == "reward":
-        if claim.ours not in curves:
-            return None
-        if (risen := rise(curves[claim.ours])) is None:
-            return None
-        value, low, high = risen
-        steps = len(curves[claim.ours])
-        return Finding(claim, value, low, high, verdict(low, high), (1,), None, steps, _curve(claim, results))
-    if claim.ours not in results.measured or claim.theirs not in results.measured:
+        return _test_reward(claim, results)
+    if None in sides or (gap := _gap(claim, results)) is None:
         return None
-    gap = _gap(claim, results)
-    if gap is None:
-        return None
-    judge = {"no gain": no_gain, "as good": as_good}.get(claim.kind, verdict)
-    word = judge(gap.low, gap.high) if claim.tested(results.profile) else BY_CONSTRUCTION
-    sides = [results.measured[label] for label in (claim.ours, claim.theirs)]
+    word = BY_CONSTRUCTION if claim.built_in else verdict(gap.low, gap.high, claim.kind)
+    p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if claim.kind == "accuracy" else None
+    sources = tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys))
     return Finding(
-        claim, gap.value, gap.low, gap.high, word,
-        tuple(len(side.names) for side in sides), gap.num_clusters,
-        sources=tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys)),
+        claim, gap.value, gap.low, gap.high, word, tuple(len(side.names) for side in sides), gap.num_clusters,
+        sources=sources, p=None if claim.built_in else p,
     )  # fmt: skip
+
+
+def _test_reward(claim: Claim, results: Results) -> Finding | None:
+    """By the first training of the row."""
+    side = results.measured.get(claim.ours)
+    if side is None or not side.trainings or (risen := rise(side.curves[0].rewards)) is None:
+        return None
+    value, low, high = risen
+    curve = side.curves[0]
+    source = Source(curve.file, "reward")
+    return Finding(
+        claim, value, low, high, verdict(low, high), (1,), None, len(curve.rewards), (source,)
+    )
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
@@ -198,7 +173,7 @@ def _gap(claim: Claim, results: Results) -> Interval | None:
         return token_difference(results, claim.ours, claim.theirs, claim.share)
     if claim.kind == "larger gain":
         return gain_difference(results, claim)
-    return accuracy_difference(results, claim.ours, claim.theirs, claim.benchmarks)
+    return results.difference(claim.ours, claim.theirs, claim.benchmarks)
 
 
 def _compared(claim: Claim, results: Results) -> list[tuple[str, ...]]:
@@ -206,41 +181,18 @@ def _compared(claim: Claim, results: Results) -> list[tuple[str, ...]]:
     if claim.kind == "tokens":
         return [("caption_tokens",)]
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts]
-    return [("benchmarks", name, "mean") for name in groups] or [(AVERAGE,)]
+    return [keys_of(name) for name in groups or [AVERAGE]]
 
 
-def _curve(claim: Claim, results: Results) -> tuple[Source, ...]:
-    """The training whose captioner was evaluated under the claim's label."""
-    if claim.ours not in results.measured:
-        return ()
-    file = results.measured[claim.ours].files[0].replace("/prism/", "/rl/")
-    return (Source(file.replace("result.json", "curve.jsonl"), "reward"),)
-
-
-def verdict(low: float, high: float) -> str:
-    """A claim that a difference is positive, by its 95 % interval."""
-    if low > 0:
-        return "supported"
-    return "not supported" if high < 0 else "undecided"
-
-
-def no_gain(low: float, high: float) -> str:
-    """A claim that more brings no gain."""
-    if high < MARGIN:
-        return "supported"
-    return "not supported" if low > 0 else "undecided"
-
-
-def as_good(low: float, high: float) -> str:
-    """A claim that ours is as good as theirs: no worse by `MARGIN` or more."""
-    if low > -MARGIN:
-        return "supported"
-    return "not supported" if high < 0 else "undecided"
-
-
-def accuracy_difference(results: Results, ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Interval:
-    """Paired difference of two rows on the average, or on the mean of those of `benchmarks` that were measured."""
-    return part_of(results, benchmarks).difference(ours, theirs)
+def verdict(low: float, high: float, kind: str = "accuracy") -> str:
+    """By the 95 % interval: of a claim that a difference is positive, or of kinds "no gain" and "as good"."""
+    if kind == "no gain":
+        yes, no = high < MARGIN, low > 0
+    elif kind == "as good":
+        yes, no = low > -MARGIN, high < 0
+    else:
+        yes, no = low > 0, high < 0
+    return SUPPORTED if yes else NOT_SUPPORTED if no else UNDECIDED
 
 
 def gain_difference(results: Results, claim: Claim) -> Interval | None:
@@ -248,18 +200,12 @@ def gain_difference(results: Results, claim: Claim) -> Interval | None:
     groups = (claim.benchmarks, claim.others)
     if not all(any(name in results.parts for name in group) for group in groups):
         return None
-    first, second = (part_of(results, group) for group in groups)
+    first, second = (results.part_of(group) for group in groups)
     both = Bootstrap(
         first.models, first.means - second.means, first.samples - second.samples,
         first.num_clusters + second.num_clusters, first.num_rows + second.num_rows,
     )  # fmt: skip
     return both.difference(claim.ours, claim.theirs)
-
-
-def part_of(results: Results, benchmarks: Sequence[str] = ()) -> Bootstrap:
-    """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
-    chosen = [name for name in benchmarks if name in results.parts]
-    return macro_average({name: results.parts[name] for name in chosen}) if chosen else results.parts[AVERAGE]
 
 
 def token_difference(results: Results, ours: str, theirs: str, share: float = 1.0) -> Interval:
@@ -278,14 +224,19 @@ def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> di
     found: dict[str, dict[tuple[str, str], dict[tuple[str, int], int]]] = {}
     for row in rows:
         if row["num_tokens"] is not None:
-            captions = found.setdefault(row["benchmark"], {}).setdefault(
-                (row["image_id"], row["image_id"]), {}
-            )
+            image = (row["image_id"], row["image_id"])
+            captions = found.setdefault(row["benchmark"], {}).setdefault(image, {})
             captions[row["caption"] or "", row["caption_index"]] = row["num_tokens"]
     return {
         name: {key: factor * sum(captions.values()) / len(captions) for key, captions in images.items()}
         for name, images in found.items()
     }
+
+
+def ends(values: Sequence[float]) -> tuple[float, float]:
+    """Means over the first and the last `WINDOW_STEPS` steps."""
+    width = min(WINDOW_STEPS, len(values))
+    return sum(values[:width]) / width, sum(values[-width:]) / width
 
 
 def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
@@ -303,3 +254,214 @@ def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
         spreads.append(sum((r - mean) ** 2 for r in part) / (width - 1) / width)
     value, half = means[1] - means[0], _Z95 * math.sqrt(sum(spreads))
     return value, value - half, value + half
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One line of the page: a claim of an item, and what the item's report says of it (None: not run).
+
+    place: of the claim in that report. report: the report as sources name it.
+    """
+
+    id: str
+    item: Item
+    claim: Claim
+    found: Mapping[str, Any] | None
+    place: int | None
+    report: str
+
+    @property
+    def verdict(self) -> str:
+        return self.found["verdict"] if self.found else NOT_RUN
+
+    def source(self, key: str) -> tuple[Source, ...]:
+        """Where a value of the finding stands in the item's report."""
+        return (Source(self.report, f"facts/claims/{self.place}/{key}"),)
+
+
+def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], str, str]:
+    """(JSON, CSV, Markdown) over every statement of the paper, from the reports of a folder.
+
+    A verdict here is that of the table or figure it comes from; what was not run says so. where: the folder of the
+    page, whose links lead to the reports.
+    """
+    rows = [row for item in items(profile).values() if not item.ours for row in _statements(profile, item, folder)]
+    supported = [row for row in rows if row.verdict == SUPPORTED]
+    facts = {
+        "profile": profile.name,
+        "counts": {word: sum(row.verdict == word for row in rows) for word in VERDICTS},
+        "supported_one_training": [row.id for row in supported if max(row.found["runs"]) == 1],
+        "supported_large_p": [row.id for row in supported if (row.found.get("p") or 0.0) >= P_LEVEL],
+        "printed_averages": all_average_notes(),
+    }
+    table = claims_table(rows)
+    content = {"facts": facts, "tables": [table.as_json()], "runs": _runs_of(rows, folder)}
+    parts = [
+        f"# What the paper states, and what our data say (profile {profile.name})",
+        *([f"> {SMOKE_WARNING}"] if profile.name == "smoke" else []),
+        INTRODUCTION, _overview(rows, os.path.relpath(folder, where)), _strength(facts), table.markdown(),
+        *_built_in(rows), "## The paper's printed numbers", ROUNDED,
+        "\n".join(f"- {note}" for note in facts["printed_averages"]), *CAUTIONS.values(),
+    ]  # fmt: skip
+    return content, _csv(rows), numbers.paragraphs(parts)
+
+
+def _statements(profile: Profile, item: Item, folder: Path) -> list[Statement]:
+    file = folder / f"{item.name}.json"
+    listed: list[Mapping[str, Any]] = []
+    if file.is_file():
+        note_access(file)
+        listed = json.loads(file.read_text(encoding="utf-8"))["facts"].get("claims", [])
+    places = {found["text"]: place for place, found in enumerate(listed)}
+    report = numbers.record_path(paths.reports_of(profile.name) / file.name)
+    rows = []
+    for number, claim in enumerate(item.claims, 1):
+        place = places.get(claim.text)
+        found = None if place is None else listed[place]
+        rows.append(Statement(f"{item.title.split(':')[0]} ({number})", item, claim, found, place, report))
+    return rows
+
+
+def claims_table(rows: Sequence[Statement]) -> Table:
+    """The page's one table; every number with the runs it was compared from."""
+    heads = ["Statement", "Verdict", "Difference, 95 % interval, p", "The paper's numbers", "Our test", "n"]
+    body = [
+        (row.id, [
+            Cell(row.claim.text), _verdict_cell(row), _difference_cell(row), Cell(paper_text(row.item, row.claim)),
+            Cell(test_text(row.claim)), _count_cell(row),
+        ])
+        for row in rows
+    ]  # fmt: skip
+    return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
+
+
+def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
+    """The paper's percentages for ours and theirs: printed averages, or means of the claim's benchmarks.
+
+    None where the paper prints none. A claim about gains on two groups of benchmarks gives both gains.
+    """
+    if item.paper is None or claim.kind in ("tokens", "reward"):
+        return None
+    values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
+    ours, theirs = (values.get(labels.get(label)) for label in (claim.ours, claim.theirs))
+    if ours is None or theirs is None:
+        return None
+    if claim.kind == "larger gain":
+        return tuple(_mean(ours, g) - _mean(theirs, g) for g in (claim.benchmarks, claim.others))
+    return _mean(ours, claim.benchmarks), _mean(theirs, claim.benchmarks)
+
+
+def _mean(row: Mapping[str, float], benchmarks: Sequence[str]) -> float:
+    if not benchmarks:
+        return row[PRINTED_AVERAGE]
+    columns = texts()["columns"]
+    values = [row[columns[name]] for name in benchmarks if columns.get(name) in row]
+    return sum(values) / len(values)
+
+
+def paper_text(item: Item, claim: Claim) -> str:
+    """What the paper prints for a statement: "48.3 against 39.9 (+8.4)"."""
+    means = paper_means(item, claim)
+    if means is None:
+        return "a curve" if item.paper is None else numbers.MISSING
+    ours, theirs = numbers.percents([value / 100 for value in means])
+    gap = numbers.difference(round(means[0] - means[1], 2) / 100)
+    sign = "+" if claim.kind == "larger gain" else ""
+    return f"{sign}{ours} against {sign}{theirs} ({gap})"
+
+
+def test_text(claim: Claim) -> str:
+    """Which rows are compared in what."""
+    if claim.kind == "reward":
+        return f"reward of {claim.ours}, last minus first steps, above 0"
+    gain = "gain in accuracy, first minus second group of benchmarks"
+    what = {"tokens": "tokens per caption", "larger gain": gain}.get(claim.kind, "accuracy")
+    limit = {"no gain": f"below {MARGIN:.0%}", "as good": f"above −{MARGIN:.0%}"}.get(claim.kind, "above 0")
+    where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
+    return f"{what}{where}: {claim.subtraction} {limit}"
+
+
+def _verdict_cell(row: Statement) -> Cell:
+    if row.found is None:
+        return Cell(NOT_RUN)
+    return Cell(f"**{row.verdict}**", row.verdict, None, row.source("verdict"))
+
+
+def _difference_cell(row: Statement) -> Cell:
+    found = row.found
+    if found is None:
+        return Cell(numbers.MISSING)
+    low, high = found["interval"]
+    sources = tuple(Source(s["file"], s["key"]) for s in found.get("sources", []))
+    text = printed(found["kind"], found["value"], low, high, found.get("p"))
+    return Cell(text, found["value"], (low, high), sources)
+
+
+def _count_cell(row: Statement) -> Cell:
+    found = row.found or {}
+    if found.get("images") is not None:
+        ours, theirs = found["runs"]
+        text = f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
+        return Cell(text, found["images"], None, row.source("images"))
+    if found.get("steps") is not None:
+        return Cell(f"{found['steps']} steps of one training", found["steps"], None, row.source("steps"))
+    return Cell(numbers.MISSING)
+
+
+def _runs_of(rows: Sequence[Statement], folder: Path) -> list[dict[str, Any]]:
+    """The runs behind all statements, as the reports they stand in name them."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(row.item.name for row in rows if row.found):
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        found |= {run["file"]: run for run in content["runs"]}
+    return [found[file] for file in sorted(found)]
+
+
+def _csv(rows: Sequence[Statement]) -> str:
+    lines = [["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high",
+              "p", "images", "steps", "verdict"]]  # fmt: skip
+    for row in rows:
+        claim, found = row.claim, row.found or {}
+        means = paper_means(row.item, claim) or (None, None)
+        lines.append([
+            row.id, claim.text, *(None if m is None else round(m, 2) for m in means), claim.kind, claim.ours,
+            claim.theirs, found.get("value"), *found.get("interval", (None, None)), found.get("p"),
+            found.get("images"), found.get("steps"), row.verdict,
+        ])  # fmt: skip
+    return numbers.csv_text(lines)
+
+
+def _strength(facts: Mapping[str, Any]) -> str:
+    """How firm the supported statements are: trainings behind them, and p-values after correction."""
+    single, weak = (facts[name] for name in ("supported_one_training", "supported_large_p"))
+    named = f": {', '.join(weak)}" if weak else ""
+    return (
+        f"Of the {facts['counts'][SUPPORTED]} supported statements, {len(single)} rest on no more than one training a "
+        f"side (n: 1 against 1, or the steps of one training), and {len(weak)} have a corrected p of {P_LEVEL} or "
+        f"more{named}."
+    )
+
+
+def _built_in(rows: Sequence[Statement]) -> list[str]:
+    """What was not tested, because the models were made so, under the reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.verdict == BY_CONSTRUCTION:
+            reasons.setdefault(row.claim.built_in, []).append(row.id)
+    lines = [f"- {', '.join(ids)}: {reason}." for reason, ids in reasons.items()]
+    return ["## By construction", "\n".join(lines)] if lines else []
+
+
+def _overview(rows: Sequence[Statement], base: str) -> str:
+    """Verdicts per item. base: path from the page to the reports."""
+    lines = ["| Item | Statements | " + " | ".join(VERDICTS) + " |",
+             "| :--- |" + " ---: |" * (1 + len(VERDICTS))]  # fmt: skip
+    by_item: dict[str, list[Statement]] = {}
+    for row in rows:
+        by_item.setdefault(row.item.title, []).append(row)
+    for title, group in [*by_item.items(), ("All", rows)]:
+        there = title != "All" and any(row.found for row in group)
+        counts = Counter(row.verdict for row in group)
+        cells = [f"[{title}]({base}/{group[0].item.name}.md)" if there else title, len(group)]
+        lines.append("| " + " | ".join(map(str, [*cells, *(counts[word] or "" for word in VERDICTS)])) + " |")
+    return "\n".join(lines)

@@ -1,53 +1,155 @@
-"""The figures: training curves, and scores as dots with intervals."""
+"""All figures, in one style: readable in grey, the same bytes for the same numbers.
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+A model has one colour, line and marker in all figures; CapRL's line is the strongest. A series is told apart by line
+style and marker as well as by shade. SVG keeps its text as text, carries no date, and its ids come from a fixed salt.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
-from caprl_utils.paths import shown
-from caprl_utils.reports import style
-from caprl_utils.reports.tables import record_path
+from caprl_utils.files import write_atomic
+from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
+from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.prism.statistics import Interval
+from caprl_utils.reports import numbers
+from caprl_utils.reports.items import groups
+from caprl_utils.reports.results import Curve, Results, title_of
 
-SMOOTH_STEPS = (
-    9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
-)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_INCHES = 6.4
+DPI = 160
+ACCURACY = "accuracy (%), 95 % interval"
+SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
+_COLUMNS = 3  # panels of Figure 4 side by side
+_ASIDE = 0.02  # how far either line's points of Figure 4 stand from their place, as a share of the axis
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One training: what was measured at each step."""
+class Look:
+    """How one series is drawn. strong: the series that the figure is about."""
 
-    label: str
-    steps: Sequence[int]
-    rewards: Sequence[float]
-    lengths: Sequence[float]  # tokens per caption
-    file: str = ""  # record_path of its curve.jsonl
+    colour: str
+    line: str | tuple
+    marker: str
+    strong: bool = False
 
-
-@dataclass(frozen=True)
-class Dots:
-    """One model: value and interval per group, None where there is none."""
-
-    label: str
-    values: Sequence[float | None]
-    intervals: Sequence[tuple[float, float] | None]
+    def of_line(self) -> dict[str, Any]:
+        """Arguments of matplotlib's plot for its line; the strong one is wider and lies above the others."""
+        width, layer = (2.2, 3.0) if self.strong else (1.4, 2.0)
+        return {"color": self.colour, "linestyle": self.line, "linewidth": width, "zorder": layer}
 
 
-def read_curve(run_folder: Path, label: str) -> Curve:
-    """The curve.jsonl of a training run; steps without a reward are left out. Raises UserError without
-    any.
+# Part of a label, in any case -> its look, the first that fits. A judge's label names the model that it trained too.
+MODELS = (
+    ("unified", Look("#e0a030", "--", "s")),
+    ("vlm as judge", Look("#6b2f85", (0, (5, 1)), "v")),
+    ("vl-as-judge", Look("#6b2f85", (0, (5, 1)), "v")),
+    ("judge_vlm", Look("#6b2f85", (0, (5, 1)), "v")),
+    ("caprl", Look("#b5121b", "-", "o", strong=True)),
+    ("densefusion", Look("#22663a", "--", "^")),
+    ("sharegpt4v", Look("#b07d12", "-.", "P")),
+    ("vanilla", Look("#808080", ":", "D")),
+    ("72b", Look("#0b3c6f", "-.", "X")),
+    ("7b", Look("#7fb0d8", (0, (3, 1, 1, 1)), "^")),
+    ("3b", Look("#808080", ":", "D")),
+)
+# For series that are no model of the paper. Dark and light take turns: neighbours differ in grey as well.
+OTHERS = (
+    Look("#1d6a7d", "--", "s"),
+    Look("#9aa83a", "-.", "v"),
+    Look("#5a4a3f", (0, (1, 1)), "P"),
+    Look("#d9738a", (0, (7, 2)), "*"),
+)
+_AGAIN = ("--", ":", "-.")  # lines of a model's second, third and fourth series in one figure
+
+
+def looks(labels: Sequence[str]) -> list[Look]:
+    """A look for each series: that of its model, the same in every figure; further series of a model differ in line."""
+    found: list[Look] = []
+    spare = cycle(OTHERS)
+    for label in labels:
+        look = next((look for part, look in MODELS if part in label.lower()), None) or next(spare)
+        seen = sum(earlier.colour == look.colour for earlier in found)
+        found.append(replace(look, line=_AGAIN[(seen - 1) % len(_AGAIN)]) if seen else look)
+    return found
+
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "caprl",
+    "savefig.dpi": DPI,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw figures inside this block: the style holds here and leaves the caller's settings alone."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
+
+
+def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
+    """Write <stem>.png and <stem>.svg, atomically and without dates. Call inside `styled`.
+
+    note: one small line below: which profile, and how many questions, images or captions.
     """
-    file = run_folder / "curve.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
-    if not rows:
-        raise UserError(f"no training curve in {shown(file)}; make it: make 03_caprl_rl_training")
-    rows.sort(key=lambda row: row["step"])
-    columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
-    return Curve(label, *columns, record_path(file))
+    if note:
+        figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
+    written = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        target = stem.with_name(f"{stem.name}.{kind}")
+        write_atomic(target, buffer.getvalue())
+        written.append(target)
+    return written
+
+
+def new_grid(
+    num_panels: int, num_columns: int, row_height_inches: float = 2.2, **grid: Any
+) -> tuple[Figure, list]:
+    """A figure of the common width with its panels in rows; places that stay empty are not drawn. It is not tied to
+    pyplot, so nothing stays open.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_rows = -(-num_panels // num_columns)
+    figure = Figure(figsize=(WIDTH_INCHES, row_height_inches * num_rows))
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(num_rows, num_columns, squeeze=False, **grid).flat)
+    for empty in axes[num_panels:]:
+        empty.set_axis_off()
+    return figure, axes[:num_panels]
 
 
 def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[float]:
@@ -57,24 +159,28 @@ def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[flo
     return [sum(window) / len(window) for window in windows]
 
 
+def counted(results: Results) -> str:
+    """The small line below a figure of scores: "profile mini, 500 questions about 250 images"."""
+    whole = results.parts[AVERAGE]
+    return (
+        f"profile {results.profile.name}, {numbers.count(whole.num_rows)} questions about "
+        f"{numbers.count(whole.num_clusters)} images"
+    )
+
+
 def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
     """Reward and caption length over training steps (as the paper's Figure 1c); writes PNG and SVG.
 
     limit: tokens at which the training cuts a caption. note: small line below.
     """
-    with style.styled():
-        figure, (left, right) = style.new_figure(2, height_inches=2.9)
-        for curve, look in zip(curves, style.looks([curve.label for curve in curves]), strict=True):
+    with styled():
+        figure, (left, right) = new_grid(2, 2, 2.9)
+        for curve, look in zip(curves, looks([curve.label for curve in curves]), strict=True):
             for axes, values in ((left, curve.rewards), (right, curve.lengths)):
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
-                axes.plot(
-                    curve.steps, centred_mean(values), color=look.colour, linestyle=look.line,
-                    linewidth=look.width, zorder=look.layer, label=curve.label,
-                )  # fmt: skip
+                axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
         step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
-        left.set(
-            title="Reward", xlabel=step, ylim=(0, 1.03)
-        )  # a full reward is seen, not hidden by the frame
+        left.set(title="Reward", xlabel=step, ylim=(0, 1.03))  # a full reward is seen, not hidden by the frame
         right.set(title="Caption length (tokens)", xlabel=step)
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
@@ -83,40 +189,31 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
         right.set_ylim(bottom=0)
         if len(curves) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        style.note(figure, note)
-        return style.save(figure, stem)
+        return save(figure, stem, note)
 
 
-def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, note: str = "") -> list[Path]:
+def plot_dots(
+    series: Mapping[str, Sequence[Interval | None]], benchmarks: Sequence[str], stem: Path, note: str = ""
+) -> list[Path]:
     """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG.
 
-    note: small line below.
+    series: model -> its accuracy on each of the benchmarks (names as printed), None where there is none.
     """
-    with style.styled():
-        rows = len(groups)
-        figure, (axes,) = style.new_figure(1, height_inches=1.2 + rows * (0.11 * len(models) + 0.17))
-        spread = 0.7 / max(1, len(models))
-        looks = style.looks([model.label for model in models])
-        for number, (model, look) in enumerate(zip(models, looks, strict=True)):
-            offset = (number - (len(models) - 1) / 2) * spread
-            places = [rows - 1 - i - offset for i, v in enumerate(model.values) if v is not None]
-            values = [100 * v for v in model.values if v is not None]
-            for place, bounds in zip(places, [b for v, b in zip(model.values, model.intervals, strict=True)
-                                              if v is not None], strict=True):  # fmt: skip
-                if bounds is not None:
-                    axes.plot([100 * b for b in bounds], [place, place], color=look.colour, linewidth=1.2)
+    with styled():
+        rows = len(benchmarks)
+        figure, (axes,) = new_grid(1, 1, 1.2 + rows * (0.11 * len(series) + 0.17))
+        spread = 0.7 / max(1, len(series))
+        for number, ((label, parts), look) in enumerate(zip(series.items(), looks(list(series)), strict=True)):
+            offset = (number - (len(series) - 1) / 2) * spread
+            found = {rows - 1 - place - offset: part for place, part in enumerate(parts) if part is not None}
+            for place, part in found.items():
+                axes.plot([100 * part.low, 100 * part.high], [place, place], color=look.colour, linewidth=1.2)
             axes.plot(
-                values,
-                places,
-                linestyle="none",
-                marker=look.marker,
-                color=look.colour,
-                markersize=6 if look.strong else 4.5,
-                label=model.label,
-                clip_on=False,
-            )
-        axes.set(yticks=range(rows), yticklabels=list(reversed(groups)), xlim=(0, 100))
-        axes.set(xlabel="accuracy (%), 95 % interval", ylim=(-0.5, rows - 0.5))
+                [100 * part.value for part in found.values()], list(found), linestyle="none", marker=look.marker,
+                color=look.colour, markersize=6 if look.strong else 4.5, label=label, clip_on=False,
+            )  # fmt: skip
+        axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100))
+        axes.set(xlabel=ACCURACY, ylim=(-0.5, rows - 0.5))
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
         for place in range(0, rows, 2):
@@ -124,5 +221,82 @@ def plot_dots(models: Sequence[Dots], groups: Sequence[str], stem: Path, note: s
         axes.legend(
             loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.2
         )
-        style.note(figure, note)
-        return style.save(figure, stem)
+        return save(figure, stem, note)
+
+
+def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]:
+    """Line -> (training images, accuracy, low, high) in order; the base model stands at 0 images."""
+    lines: dict[str, list[tuple[int, float, float, float]]] = {}
+    named = {"average": (), "documents and charts": groups()["documents"], "natural images": groups()["natural"]}
+    for label, found in results.measured.items():
+        images = next((record["n"] for record in found.trainings.values()), 0)
+        for name, benchmarks in named.items():
+            if not benchmarks or any(b in results.parts for b in benchmarks):
+                part = results.part_of(benchmarks).interval(label)
+                lines.setdefault(name, []).append((images, part.value, part.low, part.high))
+    return {name: sorted(points) for name, points in lines.items()}
+
+
+def plot_growth(results: Results, stem: Path) -> list[Path]:
+    """Figure 5 right: accuracy over the number of training images, a line per group of benchmarks."""
+    lines = growth(results)
+    with styled():
+        figure, (axes,) = new_grid(1, 1, 2.6)
+        # the average has the colour of the model itself, which is CapRL at every point
+        found = looks(["CapRL" if name == "average" else name for name in lines])
+        for (name, points), look in zip(lines.items(), found, strict=True):
+            images, values, lows, highs = zip(*points, strict=True)
+            percent = [[100 * v for v in column] for column in (values, lows, highs)]
+            axes.plot(images, percent[0], marker=look.marker, label=name, **look.of_line())
+            axes.vlines(images, percent[1], percent[2], color=look.colour, linewidth=1)
+        axes.set(xlabel="training images; 0: before training; the scale is logarithmic above 0", ylabel=ACCURACY)
+        places = sorted({point[0] for points in lines.values() for point in points})
+        least = min((place for place in places if place), default=1)
+        axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+        axes.set_xticks(places, [str(place) for place in places])
+        axes.minorticks_off()
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return save(figure, stem, counted(results))
+
+
+def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
+    """Figure 4: a panel per benchmark and one for the average, a line per caption set.
+
+    pairs: label of a row -> caption pairs that it was trained on.
+    """
+    panels = [*results.benchmarks, AVERAGE]
+    with styled():
+        figure, all_axes = new_grid(len(panels), _COLUMNS, sharey=True)
+        for axes, panel in zip(all_axes, panels, strict=True):
+            _panel(axes, results, pairs, panel)
+        for axes in all_axes[::_COLUMNS]:
+            axes.set_ylabel(ACCURACY)
+        for axes in all_axes[-_COLUMNS:]:
+            axes.set_xlabel("caption pairs")
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        return save(figure, stem, counted(results))
+
+
+def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -> None:
+    """Both lines of one benchmark, from the point that they share."""
+    width = max(pairs.values())
+    (grey,) = looks([VANILLA])
+    start = results.interval(VANILLA, panel)
+    for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
+        (look,) = looks([base.name])
+        labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
+        parts = [results.interval(label, panel) for label in labels]
+        sizes = [pairs[label] + side * _ASIDE * width for label in labels]
+        values = [100 * part.value for part in (start, *parts)]
+        axes.plot(
+            [0, *sizes], values, marker=look.marker, markevery=slice(1, None), label=base.name, **look.of_line()
+        )
+        axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
+    point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
+    axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)
+    axes.vlines([0], *_bounds([start]), color=grey.colour, linewidth=1)
+    axes.set(title=title_of(panel), xticks=sorted(set(pairs.values())))
+
+
+def _bounds(parts: Sequence[Interval]) -> tuple[list[float], list[float]]:
+    return [100 * part.low for part in parts], [100 * part.high for part in parts]

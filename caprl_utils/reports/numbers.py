@@ -1,13 +1,25 @@
-"""The one formatter of numbers in tables, figures and reports.
+"""How numbers stand in print: the one formatter of digits, and tables in which every number knows its source.
 
-It never hides a difference: values that are not equal never print the same beside each other, a value
-that is not 0 or 100 % never prints as such, and a difference that is not zero shows its sign. Where the
-usual digits are too few, the values concerned get more. Rounding is half up on the decimal form, so 41.25
-prints as 41.3 everywhere.
+The formatter never hides a difference: values that are not equal never print the same beside each other, a value that
+is not 0 or 100 % never prints as such, and a difference that is not zero shows its sign. Where the usual digits are too
+few, the values concerned get more. Rounding is half up on the decimal form, so 41.25 prints as 41.3 everywhere.
+
+Markdown and CSV of a table hold nothing that changes between two runs with the same results (no dates, paths of a
+machine or run times). Its JSON holds raw values and, for each cell, the file and the key that it was read from.
 """
 
+from __future__ import annotations
+
+import csv
+import io
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
 
 MISSING = "–"
 EQUAL_BELOW = 1e-9  # ours: nearer values differ only by the order of a summation
@@ -102,3 +114,123 @@ def _clashes(values: Sequence[Decimal | None], texts: Sequence[str]) -> set[int]
         if max(values[i] for i in group) - min(values[i] for i in group) > Decimal(EQUAL_BELOW)
         for i in group
     }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a number stands: a file (as `record_path` writes it) and the keys to it inside, joined by "/"."""
+
+    file: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is printed, the raw value behind it, its interval if it has one, and its sources."""
+
+    text: str
+    value: float | int | str | None = None
+    interval: tuple[float, float] | None = None
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: heads of the columns after the first. rows: (label, cells). head: head of the label
+    column. words: columns hold words, so they are aligned left.
+    """
+
+    name: str
+    caption: str
+    head: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    notes: Sequence[str] = ()
+    words: bool = False
+
+    def __post_init__(self) -> None:
+        for label, cells in self.rows:
+            if len(cells) != len(self.columns):
+                raise ValueError(
+                    f"table {self.name}, row {label!r}: {len(cells)} cells for {len(self.columns)} columns"
+                )
+
+    def markdown(self) -> str:
+        """The table, its caption above and its notes below, numbers aligned right."""
+        lines = [f"**{self.caption}**", "", _line([self.head, *self.columns])]
+        lines.append(_line([":---", *(":---" if self.words else "---:" for _ in self.columns)]))
+        lines += [_line([label, *(cell.text for cell in cells)]) for label, cells in self.rows]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with the sources of each cell."""
+        rows = [{"label": label, "cells": [asdict(cell) for cell in cells]} for label, cells in self.rows]
+        return {
+            "name": self.name, "caption": self.caption, "columns": list(self.columns), "rows": rows,
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def long_csv(tables: Sequence[Table]) -> str:
+    """Tables in long form under one head, one number a line: table, row, column, raw value, interval, text."""
+    lines = [["table", "row", "column", "value", "low", "high", "printed"]]
+    for table in tables:
+        for label, cells in table.rows:
+            for column, cell in zip(table.columns, cells, strict=True):
+                bounds = cell.interval or (None, None)
+                lines.append([table.name, label, column, cell.value, *bounds, cell.text])
+    return csv_text(lines)
+
+
+def csv_text(lines: Sequence[Sequence[Any]]) -> str:
+    """CSV as reports are written; None is an empty field."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON as reports are written."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def paragraphs(parts: Sequence[str]) -> str:
+    """Markdown of paragraphs, tables and heads, an empty line between two."""
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def record_path(path: Path) -> str:
+    """A run file or a report as tables name it: the same on every machine, wherever CAPRL_RUNS points."""
+    path = path.absolute()
+    for prefix, folder in _folders().items():
+        if path.is_relative_to(folder):
+            return f"{prefix}{path.relative_to(folder)}"
+    return str(path.relative_to(paths.ROOT))
+
+
+def from_record_path(name: str) -> Path:
+    """The file that `record_path` named."""
+    for prefix, folder in _folders().items():
+        if name.startswith(prefix):
+            return folder / name.removeprefix(prefix)
+    return paths.ROOT / name
+
+
+def _folders() -> dict[str, Path]:
+    return {"runs/": paths.RUNS, "reports/paper/": paths.PAPER, "reports/": paths.REPORTS}
+
+
+def look_up(record: Any, key: str) -> Any:
+    """The value that `Source.key` names. Raises KeyError naming the missing part."""
+    for part in key.split("/"):
+        try:
+            record = record[int(part)] if isinstance(record, list) else record[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise KeyError(f"{key}: there is no {part!r}") from None
+    return record
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,81 +1,89 @@
-"""The measured captioners of a profile: finished Prism runs as rows of Table 3, resampled together.
+"""What was measured: the runs behind an item's rows, resampled together; and what the paper prints.
 
-A row stands for one captioner; several training seeds of one captioner are averaged sample by sample.
-Rows whose runs are not there are left out, but for the two that the paper's claim needs.
+Several training seeds of a row are averaged sample by sample. Rows whose runs are not there are left out, but for those
+that the item cannot do without. The paper's values are read from reports/paper and never mixed with ours.
 """
 
+from __future__ import annotations
+
+import csv
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.prism.scores import read_samples, sample_scores
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
-from caprl_utils.reports.tables import Source, record_path
-from caprl_utils.rl.experiments import MAIN, seeds_of
+from caprl_utils.files import note_access
+from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.prism_compare import AVERAGE, bootstrap_models, sample_scores
+from caprl_utils.prism.prism_scores import read_samples
+from caprl_utils.prism.statistics import Bootstrap, Interval, macro_average
+from caprl_utils.reports.items import Item, Row
+from caprl_utils.reports.numbers import Source, from_record_path, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
-BASE, CAPRL = "3B (base)", "CapRL-3B"
-CUT = f"control: {CAPRL} cut to the base's length"
+Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
+PRINTED_AVERAGE = "Average"  # column of the paper's tables
+PAPER = {  # table of reports/paper -> columns that name a row
+    "table1_pretraining.csv": ("setting", "dataset"),
+    "table2_image_sources.csv": ("setting", "dataset"),
+    "table3_prism.csv": ("caption_model",),
+    "table4_qa_per_image.csv": ("caption_model",),
+    "table5_sampling_rounds.csv": ("sampling_rounds",),
+    "table6_leakage.csv": ("training_data",),
+    "figure5_left_generalization.csv": ("caption_model",),
+}
+CAUTIONS = {  # table of reports/paper -> what is uncertain about it
+    "figure5_left_generalization.csv": "Figure 5, left: the SEED values of the two trainings were read from a text "
+    "layer and may stand in the other order (reports/paper/README.md).",
+}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One row. runs: names under runs/<profile>/prism; "{seed}" stands for each seed that the experiment was trained
-    with, "{first}" for the first of them.
-    """
+class Curve:
+    """One training: what was measured at each step."""
 
     label: str
-    runs: str
-    paper: str | None = None  # the row of the paper's table that it stands for
-    bound: bool = False  # a floor, ceiling or control, no captioner of the paper
-    more: tuple[str, ...] = ()  # names of further runs: other seeds of a training that is not of RL
-    experiment: str = MAIN  # whose seeds
-
-    def names(self, profile: Profile) -> list[str]:
-        """Names of its runs."""
-        seeds = seeds_of(profile, self.experiment) if "{seed}" in self.runs else profile.rl.seeds[:1]
-        return [*(self.runs.format(seed=seed, first=profile.rl.seeds[0]) for seed in seeds), *self.more]
-
-
-ENTRIES = (
-    Entry(BASE, "base-3b", "Qwen2.5-VL-3B"),
-    Entry("7B", "base-7b", "Qwen2.5-VL-7B"),
-    Entry("72B", "base-72b", "Qwen2.5-VL-72B"),
-    Entry("UnifiedRW-as-Judge-3B", "judge_unified-seed{first}", "UnifiedRW-as-Judge-3B"),
-    Entry("Qwen2.5VL-as-Judge-3B", "judge_vlm-seed{first}", "Qwen2.5VL-as-Judge-3B"),
-    Entry(CAPRL, "caprl-seed{seed}", "CapRL-3B"),
-    Entry("floor: empty caption", "floor-empty", bound=True),
-    Entry("floor: another image's caption", "floor-other-image", bound=True),
-    Entry(CUT, "caprl-seed{seed}-cut", bound=True),
-    Entry("ceiling: complete true facts", "ceiling-true-facts", bound=True),
-    Entry("ceiling: the 72B looks at the image", "ceiling-image", bound=True),
-)
+    steps: Sequence[int]
+    rewards: Sequence[float]
+    lengths: Sequence[float]  # tokens per caption
+    file: str = ""  # record_path of its curve.jsonl
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the runs of one entry say."""
+    """What the runs of one row say. rows_of_runs: samples.parquet of each. missing: runs that are not there."""
 
-    entry: Entry
-    names: tuple[str, ...]  # of the runs
-    files: tuple[str, ...]  # record_path of each run's result.json
-    records: tuple[Mapping[str, Any], ...]
-    rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]  # samples.parquet of each run
-    scores: Mapping[str, Any]  # benchmark -> (image, sample) -> score
+    row: Row
+    records: Records
+    rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]
+    trainings: Records
+    more: Records
+    missing: tuple[str, ...]
 
-    @property
+    @cached_property
     def rows(self) -> list[Mapping[str, Any]]:
         """Rows of all runs together."""
         return [row for rows in self.rows_of_runs for row in rows]
 
+    @cached_property
+    def scores(self) -> Mapping[str, Any]:
+        """Benchmark -> (image, sample) -> score."""
+        return sample_scores(self.rows)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the runs."""
+        return [Path(file).parent.name for file in self.records]
+
     def mean_of(self, *keys: str) -> float | None:
         """Mean over the runs of a value of their records; None where one misses it."""
         found: list[Any] = []
-        for record in self.records:
+        for record in self.records.values():
             value: Any = record["values"]
             for key in keys:
                 value = value[key]
@@ -84,17 +92,31 @@ class Measured:
 
     def sources(self, *keys: str) -> tuple[Source, ...]:
         """Where those values stand."""
-        return tuple(Source(file, "/".join(("values", *keys))) for file in self.files)
+        return tuple(Source(file, "/".join(("values", *keys))) for file in self.records)
+
+    def samples(self, key: str) -> tuple[Source, ...]:
+        """A column of the single scores of all runs."""
+        return tuple(Source(file.replace("result.json", "samples.parquet"), key) for file in self.records)
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Reward and length over each of its trainings. Raises UserError where one has none."""
+        label, many = self.row.label, len(self.trainings) > 1
+        return [
+            _read_curve(file, f"{label}, training {number}" if many else label)
+            for number, file in enumerate(self.trainings, 1)
+        ]
 
 
 @dataclass(frozen=True)
 class Results:
-    """All entries that were measured, and their resampled means."""
+    """The rows of an item that were measured, and their resampled means."""
 
     profile: Profile
+    item: Item
     measured: Mapping[str, Measured]
-    parts: Mapping[str, Bootstrap]  # benchmark or "average" -> means of all entries
-    missing: Mapping[str, Sequence[str]] = field(default_factory=dict)  # label -> runs that are not there
+    parts: Mapping[str, Bootstrap]  # benchmark or "average" -> means of all rows
+    missing: Mapping[str, Sequence[str]]  # label -> runs that are not there
 
     @property
     def benchmarks(self) -> list[str]:
@@ -102,63 +124,147 @@ class Results:
         return [name for name in self.parts if name != AVERAGE]
 
     @property
-    def training_seeds(self) -> list[int]:
-        """Those of CapRL that were evaluated."""
-        found = self.measured[CAPRL]
-        runs = found.entry.runs
-        return [seed for seed in self.profile.rl.seeds if runs.format(seed=seed) in found.names]
+    def pairs(self) -> list[tuple[str, str]]:
+        """Those of the item's comparisons whose rows were measured."""
+        return [pair for pair in self.item.pairs if all(label in self.measured for label in pair)]
 
     def interval(self, label: str, benchmark: str) -> Interval:
-        """Mean and 95 % interval of an entry."""
+        """Mean and 95 % interval of a row."""
         return self.parts[benchmark].interval(label)
 
-    def difference(self, label: str, baseline: str, benchmark: str) -> Interval:
-        """Paired difference of two entries."""
-        return self.parts[benchmark].difference(label, baseline)
+    def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Interval:
+        """Paired difference of two rows on the average, or on the mean of those of `benchmarks` that were measured."""
+        return self.part_of(benchmarks).difference(ours, theirs)
+
+    def part_of(self, benchmarks: Sequence[str] = ()) -> Bootstrap:
+        """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
+        found = {name: self.parts[name] for name in benchmarks if name in self.parts}
+        return macro_average(found) if found else self.parts[AVERAGE]
 
 
-def load(
-    profile: Profile,
-    entries: Sequence[Entry] = ENTRIES,
-    needed: Sequence[str] = (BASE, CAPRL),
-    some_seeds: bool = False,
-    stage: str = "prism",
-    maker: str = "05_prism_evaluation",
-) -> Results:
-    """Read the Prism runs of a profile; entries without a run are left out, but for the labels in `needed`.
+def keys_of(benchmark: str) -> tuple[str, ...]:
+    """Where a benchmark's mean, or the average, stands among the values of a record."""
+    return (AVERAGE,) if benchmark == AVERAGE else ("benchmarks", benchmark, "mean")
 
-    stage, maker: where other evaluations with the same rows stand ("vqa"), and the notebook that makes them.
-    some_seeds: take the training seeds that were evaluated; otherwise all must be there. Whatever is not
-    there is named in the result's `missing`.
-    Raises UserError naming what is missing and how to make it.
+
+def title_of(benchmark: str) -> str:
+    """Name of a benchmark, or "Average", as printed."""
+    return "Average" if benchmark == AVERAGE else get_benchmark(benchmark).name
+
+
+def missing_runs(profile: Profile, item: Item) -> list[str]:
+    """Evaluations without which the item cannot be shown, "<stage>/<run>"; some seeds do where a table says which."""
+    home, found = paths.RUNS / profile.name, []
+    for row in item.rows:
+        if row.label in item.needed or (item.kind == "rl" and not row.trainings):
+            there = [run for run in row.runs if (home / run / "result.json").is_file()]
+            found += [] if there and item.kind == "prism" else [run for run in row.runs if run not in there]
+    return found
+
+
+def load(profile: Profile, item: Item) -> Results:
+    """Read the runs of an item and resample their scores.
+
+    Table 3 takes the training seeds that were evaluated, elsewhere all must be there. Raises UserError naming what is
+    missing and how to make it.
     """
-    measured, missing = {}, {}
-    for entry in entries:
-        folders = [paths.RUNS / profile.name / stage / name for name in entry.names(profile)]
-        there = [folder for folder in folders if (folder / "result.json").is_file()]
-        if there and len(there) < len(folders) and not some_seeds:
-            raise UserError(
-                f"{entry.label}: {len(there)} of {len(folders)} training seeds were evaluated; "
-                f"make the rest: make reproduce PROFILE={profile.name}"
-            )
-        if there:
-            measured[entry.label] = _measure(entry, there)
-        if len(there) < len(folders):
-            missing[entry.label] = [folder.name for folder in folders if folder not in there]
-    absent = [label for label in needed if label not in measured]
-    if absent:
+    if missing := missing_runs(profile, item):
         raise UserError(
-            f"no {stage.capitalize()} result of {' and '.join(absent)} in profile {profile.name}; "
-            f"make it: make {maker} PROFILE={profile.name}"
+            f"{item.name} needs {', '.join(missing)}; make them: make {item.target} PROFILE={profile.name}"
         )
-    scores = {label: found.scores for label, found in measured.items()}
+    found = {row.label: _measure(profile, item, row) for row in item.rows}
+    measured = {label: one for label, one in found.items() if one.records}
+    scores = {label: one.scores for label, one in measured.items()}
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
-    return Results(profile, measured, parts, missing)
+    return Results(profile, item, measured, parts, {k: one.missing for k, one in found.items() if one.missing})
 
 
-def _measure(entry: Entry, folders: Sequence[Path]) -> Measured:
-    rows = tuple(read_samples(folder) for folder in folders)
-    files = tuple(record_path(folder / "result.json") for folder in folders)
-    scores = sample_scores([row for run in rows for row in run])
-    names = tuple(folder.name for folder in folders)
-    return Measured(entry, names, files, tuple(load_result(f) for f in folders), rows, scores)
+def _measure(profile: Profile, item: Item, row: Row) -> Measured:
+    home = paths.RUNS / profile.name
+    there = [run for run in row.runs if (home / run / "result.json").is_file()]
+    if there and len(there) < len(row.runs) and item.kind != "prism":
+        raise UserError(
+            f"{row.label}: {len(there)} of {len(row.runs)} training seeds were evaluated; make the rest: "
+            f"make {item.target} PROFILE={profile.name}"
+        )
+    trainings = row.trainings if there else ()
+    if item.kind == "prism":
+        trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
+    captions = [row.captions[1]] if row.captions and (home / row.captions[1] / "result.json").is_file() else []
+    return Measured(
+        row, _records(home, there), tuple(read_samples(home / run) for run in there), _records(home, trainings),
+        _records(home, [*row.more, *captions] if there else []),
+        tuple(Path(run).name for run in row.runs if run not in there),
+    )  # fmt: skip
+
+
+def _records(home: Path, runs: Sequence[str]) -> Records:
+    return {record_path(home / run / "result.json"): load_result(home / run) for run in runs}
+
+
+def _read_curve(record_file: str, label: str) -> Curve:
+    """The curve.jsonl beside a record; steps without a reward are left out. Raises UserError without any."""
+    file = from_record_path(record_file).with_name("curve.jsonl")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
+    if not rows:
+        raise UserError(f"no training curve in {paths.shown(file)}; make it: make 03_caprl_rl_training")
+    note_access(file)
+    rows.sort(key=lambda row: row["step"])
+    columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
+    return Curve(label, *columns, record_path(file))
+
+
+def paper_rows(file: str) -> list[dict[str, str]]:
+    """A CSV of reports/paper, texts as printed. Raises UserError when the file or a column is missing."""
+    path = paths.PAPER / file
+    try:
+        with open(path, encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except FileNotFoundError:
+        raise UserError(f"missing {paths.shown(path)}: the paper's values come with the repository") from None
+    for name in PAPER[file]:
+        if not rows or name not in rows[0]:
+            raise UserError(f"{paths.shown(path)} has no column {name!r}")
+    return rows
+
+
+def paper_value(text: str) -> float | str:
+    """A printed number, or a word such as "yes" in a column of words."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
+    """Labels of a row -> column -> number as printed."""
+    return {
+        tuple(row[name] for name in PAPER[file]): {
+            column: value for column, text in row.items() if isinstance(value := paper_value(text), float)
+        }
+        for row in paper_rows(file)
+    }
+
+
+def average_notes(file: str) -> list[str]:
+    """Printed averages of one of the paper's tables that rounding of the printed entries does not lead to."""
+    notes = []
+    for labels, values in paper_values(file).items():
+        printed, entries = values.get(PRINTED_AVERAGE), [v for c, v in values.items() if c != PRINTED_AVERAGE]
+        if printed is not None and abs(printed - sum(entries) / len(entries)) > 0.05 + 1e-9:
+            mean = sum(entries) / len(entries)
+            notes.append(
+                f"{', '.join(labels)}: the printed average {printed:.1f} lies {abs(printed - mean):.3f} away from the "
+                f"mean of the printed entries, {mean:.3f}"
+            )
+    return notes
+
+
+def all_average_notes() -> list[str]:
+    """Those of all of the paper's tables, rows of two tables once."""
+    found: dict[str, str] = {}
+    for file in PAPER:
+        for note in average_notes(file):
+            found.setdefault(note, f"{file.split('_')[0].replace('table', 'Table ')}, {note}")
+    return list(found.values())

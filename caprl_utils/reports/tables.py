@@ -1,150 +1,472 @@
-"""A table whose every printed number knows where it came from, and its Markdown, CSV and JSON forms.
+"""The one writer of tables and figures: an item becomes <name>.md, .csv, .json and its pictures, from finished runs.
 
-The Markdown and the CSV hold nothing that changes between two runs with the same results (no dates, paths
-of a machine or run times). The JSON holds raw values and, for each cell, the run record and the key that
-it was read from.
+    tables.write(profile, "table1")
+
+The same results give the same bytes. Every cell keeps the record and the key that its number was read from; the runs
+behind an item (keys, commits, seeds, hashes) stand in its JSON.
 """
 
-import csv
-import io
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
+from caprl_utils.prism.prism_compare import AVERAGE, LENGTH_TOLERANCE, Matched, length_matched
+from caprl_utils.prism.statistics import (
+    cluster_means,
+    holm,
+    minimum_detectable_difference,
+    variance_components,
+)
+from caprl_utils.reports import claims, figures, numbers, sentences
+from caprl_utils.reports.items import Item, chosen, items
+from caprl_utils.reports.numbers import Cell, Source, Table
+from caprl_utils.reports.results import (
+    CAUTIONS,
+    PAPER,
+    Curve,
+    Measured,
+    Results,
+    average_notes,
+    keys_of,
+    load,
+    missing_runs,
+    paper_rows,
+    paper_value,
+    title_of,
+)
+from caprl_utils.schema import Profile
+
+BASE, CAPRL, CUT = "3B (base)", "CapRL-3B", "control: CapRL-3B cut to the base's length"  # rows of Table 3
+LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
+LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
+GAPS = "Difference in percentage points with 95 % interval"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a number stands: a file (as `record_path` writes it) and the keys to it inside."""
+def write_all(profile: Profile, names: Sequence[str] = (), folder: Path | None = None) -> list[str]:
+    """Write the items named, or all whose runs are there (the others are told on stderr); returns the names.
 
-    file: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is printed, the raw value behind it, its interval if it has one, and its sources."""
-
-    text: str
-    value: float | int | str | None = None
-    interval: tuple[float, float] | None = None
-    sources: tuple[Source, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """columns: heads of the columns after the first. rows: (label, cells). head: head of the label
-    column. words: columns hold words, so they are aligned left.
+    Raises UserError for an unknown name, and for a named item whose runs are missing.
     """
+    done = []
+    for item in chosen(profile, names) if names else items(profile).values():
+        if not names and (missing := missing_runs(profile, item)):
+            print(f"{item.name}: left out, not there yet: {', '.join(missing)}", file=sys.stderr)
+            continue
+        _write(profile, item, folder)
+        done.append(item.name)
+    return done
 
-    name: str
-    caption: str
-    head: str
-    columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[Cell]]]
-    notes: Sequence[str] = field(default=())
-    words: bool = False
 
-    def __post_init__(self) -> None:
-        for label, cells in self.rows:
-            if len(cells) != len(self.columns):
-                raise ValueError(
-                    f"table {self.name}, row {label!r}: {len(cells)} cells for {len(self.columns)} columns"
-                )
+def write(profile: Profile, name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Write one item to a folder, the profile's own by default; returns what its JSON holds.
 
-    def cell(self, row: str, column: str) -> Cell:
-        """The cell of a row label and a column head. Raises KeyError naming what there is."""
-        for label, cells in self.rows:
-            if label == row and column in self.columns:
-                return cells[list(self.columns).index(column)]
-        labels = [label for label, _ in self.rows]
-        raise KeyError(
-            f"table {self.name} has rows {labels} and columns {list(self.columns)}, not {row!r}, {column!r}"
+    Raises UserError when a run is missing, or when smoke numbers would enter reports/.
+    """
+    (item,) = chosen(profile, [name])
+    return _write(profile, item, folder)
+
+
+def folder_of(profile: Profile, folder: Path | None = None) -> Path:
+    """Where reports go. Raises UserError when smoke numbers would be written into reports/."""
+    folder = folder or paths.reports_of(profile.name)
+    if profile.name == "smoke" and folder.absolute().is_relative_to(paths.REPORTS):
+        raise UserError(
+            f"profile smoke does not write to {paths.shown(folder)}: its numbers are no results. "
+            "Use PROFILE=mini, or another folder"
         )
-
-    def markdown(self) -> str:
-        """The table, its caption above and its notes below, numbers aligned right."""
-        lines = [f"**{self.caption}**", ""]
-        lines.append(_line([self.head, *self.columns]))
-        lines.append(_line([":---", *(":---" if self.words else "---:" for _ in self.columns)]))
-        lines += [_line([label, *(cell.text for cell in cells)]) for label, cells in self.rows]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
-
-    def csv(self) -> str:
-        """Long form, one number a line: row, column, raw value, interval."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["table", "row", "column", "value", "low", "high", "printed"])
-        for label, cells in self.rows:
-            for column, cell in zip(self.columns, cells, strict=True):
-                low, high = cell.interval or (None, None)
-                writer.writerow([self.name, label, column, cell.value, low, high, cell.text])
-        return buffer.getvalue()
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, with the sources of each cell."""
-        return {
-            "name": self.name,
-            "caption": self.caption,
-            "columns": list(self.columns),
-            "rows": [
-                {"label": label, "cells": [_cell_json(cell) for cell in cells]} for label, cells in self.rows
-            ],
-            "notes": list(self.notes),
-        }
+    return folder
 
 
-def record_path(path: Path) -> str:
-    """A run file or a report as tables name it: the same on every machine, wherever CAPRL_RUNS points."""
-    path = path.absolute()
-    for prefix, folder in _folders().items():
-        if path.is_relative_to(folder):
-            return f"{prefix}{path.relative_to(folder)}"
-    return str(path.relative_to(paths.ROOT))
+def _write(profile: Profile, item: Item, folder: Path | None) -> dict[str, Any]:
+    stem = folder_of(profile, folder) / item.name
+    results = load(profile, item)
+    findings = claims.test_all(results)
+    tables = tables_of(results)
+    paper = [paper_table(item.paper, f"The paper's {_short(item)}, accuracy (%)")] if item.paper else []
+    draw(results, stem)
+    facts = {
+        "profile": profile.name,
+        "claims": [finding.as_json() for finding in findings],
+        "summary": sentences.summary(results),
+        "training_seeds": {
+            label: [seed for record in found.trainings.values() for seed in record["seeds"]]
+            for label, found in results.measured.items()
+        },
+        **(_facts(results) if item.kind == "prism" else {}),
+    }
+    content = {
+        "facts": facts, "tables": [table.as_json() for table in [*tables, *paper]], "runs": _runs_of(results),
+    }  # fmt: skip
+    write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
+    write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
+    write_atomic(stem.with_suffix(".md"), _markdown(results, tables, findings, paper, facts))
+    return content
 
 
-def from_record_path(name: str) -> Path:
-    """The file that `record_path` named."""
-    for prefix, folder in _folders().items():
-        if name.startswith(prefix):
-            return folder / name.removeprefix(prefix)
-    return paths.ROOT / name
+def _short(item: Item) -> str:
+    return "Table 3" if item.kind == "prism" else item.title
 
 
-def _folders() -> dict[str, Path]:
-    return {"runs/": paths.RUNS, "reports/paper/": paths.PAPER, "reports/": paths.REPORTS}
+def _runs_of(results: Results) -> list[dict[str, Any]]:
+    """The runs behind an item: record, key, commit, seeds, hashes."""
+    kept = ("key", "commit", "dirty", "seeds", "hashes")
+    records = {
+        file: record
+        for found in results.measured.values()
+        for group in (found.records, found.trainings, found.more)
+        for file, record in group.items()
+    }
+    return [
+        {"file": file, **{key: record.get(key) for key in kept}} for file, record in sorted(records.items())
+    ]
 
 
-def look_up(record: Any, key: str) -> Any:
-    """The value under keys joined by "/", as `Source.key` holds them. Raises KeyError naming the missing
-    part.
-    """
-    for part in key.split("/"):
-        try:
-            record = record[int(part)] if isinstance(record, list) else record[part]
-        except (KeyError, IndexError, ValueError, TypeError):
-            raise KeyError(f"{key}: there is no {part!r}") from None
-    return record
-
-
-def json_text(value: Any) -> str:
-    """Indented JSON as reports are written."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _cell_json(cell: Cell) -> dict[str, Any]:
+def _facts(results: Results) -> dict[str, Any]:
+    """What Table 3 says in words besides."""
+    base = next(iter(results.measured[BASE].records.values()))
+    gap = results.difference(CAPRL, BASE)
+    measured = results.measured.items()
     return {
-        "text": cell.text,
-        "value": cell.value,
-        "interval": list(cell.interval) if cell.interval else None,
-        "sources": [{"file": s.file, "key": s.key} for s in cell.sources],
+        "num_samples": {name: base["n"][name] for name in results.benchmarks},
+        "num_images": {name: base["values"]["benchmarks"][name]["num_images"] for name in results.benchmarks},
+        "captions_per_image": base["captions_per_image"],
+        "reader": base["reader"]["mode"],
+        "missing": {label: list(names) for label, names in results.missing.items()},
+        "draws": results.profile.prism.bootstrap_draws,
+        "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
+        "gain": gap.value,
+        "gain_interval": [gap.low, gap.high],
+        "verdict": claims.verdict(gap.low, gap.high),
     }
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _markdown(
+    results: Results,
+    tables: Sequence[Table],
+    findings: Sequence[claims.Finding],
+    paper: Sequence[Table],
+    facts: Mapping[str, Any],
+) -> str:
+    item, name = results.item, results.profile.name
+    title = f"{item.title}, profile {name}"
+    pictures = [f"![{item.title}]({item.name}.svg)"] if item.figures else []
+    kinds, after = {finding.claim.kind for finding in findings}, []
+    if item.kind == "prism":
+        title = item.title.replace(":", f", profile {name}:", 1)
+        words = sentences.of_table_3(results, facts, curves_of(results))
+        pictures = [f"![Accuracy per benchmark]({item.name}_dots.svg)", "## What the data say", words]
+        curves = f"![Reward and caption length over training]({item.name}_curves.svg)"
+        after = ["## The training run", curves]
+    elif item.figures == ["curves"]:
+        pictures.append(sentences.caption_limits(results.profile))
+    whose = "Our questions" if item.ours else "The paper's statements"
+    lines = "\n".join(finding.line(item.pairs) for finding in findings)
+    margin = f"less than {claims.MARGIN:.0%} of the questions, over the whole interval."
+    return numbers.paragraphs([
+        f"# {title}",
+        *([f"> {claims.SMOKE_WARNING}"] if name == "smoke" else []),
+        *sentences.opening(results),
+        *(table.markdown() for table in tables if table.rows),
+        *pictures,
+        *([f"## {whose}, as our data have them", lines] if findings else []),
+        *([f"No gain: {margin}"] if "no gain" in kinds else []),
+        *([f"As good: worse by {margin}"] if "as good" in kinds else []),
+        *after,
+        *(["## The paper's values", sentences.APART] if paper else []),
+        *(table.markdown() for table in paper),
+    ])  # fmt: skip
+
+
+def draw(results: Results, stem: Path) -> None:
+    """The item's pictures; each has the item's name, or the kind of picture behind it where there are several."""
+    item = results.item
+    for kind in item.figures:
+        target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
+        if kind == "curves":
+            training = sentences.main_training(results.profile)
+            note = sentences.trained(results.profile)
+            figures.plot_curves(curves_of(results), target, training.max_completion_tokens, note)
+        elif kind == "dots":
+            groups = [*results.benchmarks, AVERAGE]
+            shown = [label for label, found in results.measured.items() if not found.row.bound]
+            series = {label: [results.interval(label, group) for group in groups] for label in shown}
+            figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
+        elif kind == "growth":
+            figures.plot_growth(results, target)
+        elif kind == "sets":
+            figures.plot_sets(results, {l: _pairs(found) for l, found in results.measured.items()}, target)
+
+
+def curves_of(results: Results) -> list[Curve]:
+    """The trainings behind an item; Table 3's are all CapRL's."""
+    if results.item.kind != "prism":
+        return [curve for found in results.measured.values() for curve in found.curves]
+    found = results.measured[CAPRL]
+    seeds = [seed for record in found.trainings.values() for seed in record["seeds"]]
+    labels = ["CapRL"] if len(seeds) == 1 else [f"CapRL, seed {seed}" for seed in seeds]
+    return [replace(curve, label=label) for curve, label in zip(found.curves, labels, strict=True)]
+
+
+def tables_of(results: Results) -> list[Table]:
+    """All tables of an item but the paper's."""
+    tables = [scores_table(results), gaps_table(results)]
+    if results.item.kind == "prism":
+        return [*tables, scores_table(results, bounds=True), matched_table(results), best_table(results),
+                variance_table(results)]  # fmt: skip
+    if results.item.kind == "pretraining" and (captions := captions_table(results)).rows:
+        tables.append(captions)
+    if results.item.figures == ["curves"]:
+        tables.append(curve_table(results))
+    return tables
+
+
+def scores_table(results: Results, bounds: bool = False) -> Table:
+    """Accuracy with interval of every row per benchmark, and what the row was trained on.
+
+    bounds: of floors, ceilings and controls instead.
+    """
+    item = results.item
+    shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
+    groups = [*results.benchmarks, AVERAGE]
+    columns = [_score_column(results, shown, name) for name in groups]
+    rows = [
+        (label, [*(column[label] for column in columns), *_more_cells(item, found).values()])
+        for label, found in shown.items()
+    ]
+    heads = [*map(title_of, groups), *_more_cells(item, next(iter(results.measured.values())))]
+    caption = f"{item.title}: accuracy (%) with 95 % interval"
+    name, notes = item.name, item.notes
+    if item.kind == "prism":
+        caption, notes = "Accuracy (%) with 95 % interval", sentences.missing(results)
+    if bounds:
+        name, caption, notes = "bounds", "Floors, ceilings and a control for length, accuracy (%)", ()
+    return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
+
+
+def _score_column(results: Results, shown: Mapping[str, Measured], benchmark: str) -> dict[str, Cell]:
+    intervals = {label: results.interval(label, benchmark) for label in shown}
+    values = {label: _score(results, found, benchmark) for label, found in shown.items()}
+    texts = numbers.percents(list(values.values()))
+    cells = {}
+    for (label, part), text in zip(intervals.items(), texts, strict=True):
+        bounds = (part.low, part.high)
+        sources = shown[label].sources(*keys_of(benchmark))
+        cells[label] = Cell(f"{text} {numbers.interval(bounds)}", values[label], bounds, sources)
+    return cells
+
+
+def _score(results: Results, found: Measured, benchmark: str) -> float:
+    """The value on record; of VLMs the resampled one, which differs in the last digit at most.
+
+    Raises UserError where the single scores say otherwise.
+    """
+    mean = results.interval(found.row.label, benchmark).value
+    keys = keys_of(benchmark)
+    value = found.mean_of(*keys)
+    if value is None or abs(value - mean) > 1e-9:
+        raise UserError(
+            f"{next(iter(found.records))}: {'/'.join(keys)} is {value}, its samples.parquet says {mean}; "
+            "delete that run and make it again"
+        )
+    return mean if results.item.kind == "pretraining" else value
+
+
+def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
+    """Column -> what is told of a row besides its scores."""
+    if item.kind == "pretraining":
+        many, pairs = len(found.records), _pairs(found)
+        sources = tuple(Source(file, "n") for file in found.trainings)
+        return {"Trainings": Cell(str(many), many), "Caption pairs": Cell(numbers.count(pairs), pairs, None, sources)}
+    tokens = found.mean_of("caption_tokens")
+    cells = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, found.sources("caption_tokens"))}
+    if item.kind == "rl":
+        first = next(iter(found.trainings.values()), None)
+        facts = {
+            "Training images": (first and first["n"], "n"),
+            "Steps": (first and first["values"]["steps"], "values/steps"),
+            "Trainings": (len(found.trainings) or None, "values/steps"),
+        }
+        for head, (value, key) in facts.items():
+            sources = tuple(Source(file, key) for file in found.trainings)
+            cells[head] = Cell(numbers.count(value), value, None, sources)
+    return cells
+
+
+def _pairs(found: Measured) -> int:
+    """Caption pairs that a VLM was trained on; all seeds train on the same rows."""
+    return next((record["n"] for record in found.trainings.values()), 0)
+
+
+def gaps_table(results: Results) -> Table:
+    """Paired differences in points with interval, and Holm's p: of the average over the item's tests, in Table 3 of
+    single benchmarks over the benchmarks.
+    """
+    table3 = results.item.kind == "prism"
+    adjusted = claims.corrected(results)
+    groups = [*results.benchmarks, AVERAGE]
+    rows = []
+    for ours, theirs in results.pairs:
+        gaps = {name: results.parts[name].difference(ours, theirs) for name in groups}
+        values = [gap.value for gap in gaps.values()]
+        texts = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
+        ps = holm({name: gaps[name].p_value for name in results.benchmarks}) if table3 else {}
+        ps[AVERAGE] = adjusted[claims.test_of(ours, theirs)]
+        cells = []
+        for (name, gap), text in zip(gaps.items(), texts, strict=True):
+            bounds = (gap.low, gap.high)
+            p = f", {numbers.p_value(ps[name])}" if name in ps else ""
+            sources = tuple(s for side in (ours, theirs) for s in results.measured[side].sources(*keys_of(name)))
+            cells.append(Cell(f"{text} {numbers.interval(bounds, signed=True)}{p}", gap.value, bounds, sources))
+        rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
+    name = "differences" if table3 else f"{results.item.name}_gaps"
+    smallest = [detectable_difference(results, name) for name in results.benchmarks] if table3 else []
+    notes = sentences.under_gaps(results, len(adjusted) > len(results.pairs), smallest)
+    return Table(name, GAPS, "Comparison", [*map(title_of, groups)], rows, notes)
+
+
+def detectable_difference(results: Results, benchmark: str) -> float:
+    """Smallest true difference of CapRL from base that a benchmark's images show with 80 % power."""
+    ours, theirs = (results.measured[label].scores[benchmark] for label in (CAPRL, BASE))
+    gaps = cluster_means([ours[key] - theirs[key] for key in ours], [image for image, _ in ours])
+    return minimum_detectable_difference(list(gaps.values()))
+
+
+def captions_table(results: Results) -> Table:
+    """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
+    shares = {"told": "Facts told right (%)", "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}
+    rows: dict[str, list[Cell]] = {}
+    for found in results.measured.values():
+        for file, record in found.more.items():
+            if found.row.captions and (values := record["values"].get("captions")):
+                texts = {"count": numbers.count(values["count"]), "tokens": numbers.number(values["tokens"])}
+                texts |= {key: numbers.percent(values[key]) for key in shares}
+                rows[found.row.captions[0]] = [
+                    Cell(text, values[key], None, (Source(file, f"values/captions/{key}"),))
+                    for key, text in texts.items()
+                ]
+    heads = ["Captions", "Tokens, mean", *shares.values()]
+    name = f"{results.item.name}_captions"
+    return Table(name, "The caption sets", "Set", heads, list(rows.items()), [sentences.CAPTION_SETS])
+
+
+def curve_table(results: Results) -> Table:
+    """Reward and caption length at either end of each training."""
+    keys = ("reward", "reward", "completion_tokens", "completion_tokens")
+    rows = []
+    for curve in curves_of(results):
+        values = [*claims.ends(curve.rewards), *claims.ends(curve.lengths)]
+        texts = [*numbers.numbers(values[:2], decimals=3), *numbers.numbers(values[2:])]
+        cells = [
+            Cell(text, value, None, (Source(curve.file, key),))
+            for text, value, key in zip(texts, values, keys, strict=True)
+        ]
+        rows.append((curve.label, cells))
+    heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
+    notes = [f"Means over {claims.WINDOW_STEPS} steps. Rewards of different judges are on different scales."]
+    return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
+
+
+def matched_table(results: Results) -> Table:
+    """Table 3's differences again, on captions of equal length alone; a dash where there are no pairs."""
+    ours, theirs = (results.measured[side].rows for side in (CAPRL, BASE))
+    matched = length_matched(ours, theirs, results.profile.prism.bootstrap_draws, results.profile.seed)
+    groups = [*results.benchmarks, AVERAGE]
+    notes = [
+        f"Captions of the same image whose tokens differ by at most {LENGTH_TOLERANCE:.0%}; "
+        f"{numbers.percent(matched.share)} % of the captions found a partner, the rest is left out. No interval from "
+        f"fewer than {LEAST_PAIRS} pairs, and none of an average over such benchmarks."
+    ]
+    caption = "Difference in percentage points between captions of equal length"
+    rows = [(f"{CAPRL} − {BASE}", [_matched_cell(results, matched, name) for name in groups])]
+    return Table("length_matched", caption, "Comparison", [*map(title_of, groups)], rows, notes)
+
+
+def _matched_cell(results: Results, matched: Matched, name: str) -> Cell:
+    if name not in matched.parts:
+        return Cell(numbers.MISSING)
+    gap = matched.parts[name].difference("ours", "theirs")
+    fewest = min(matched.pairs.values()) if name == AVERAGE else matched.pairs[name]
+    bounds = (gap.low, gap.high) if fewest >= LEAST_PAIRS else None
+    shown = f" {numbers.interval(bounds, signed=True)}" if bounds else ""
+    num_pairs = matched.pairs.get(name, sum(matched.pairs.values()))
+    sources = tuple(s for side in (CAPRL, BASE) for s in results.measured[side].samples(name))
+    return Cell(f"{numbers.difference(gap.value)}{shown}, {num_pairs} pairs", gap.value, bounds, sources)
+
+
+def best_table(results: Results) -> Table:
+    """Mean over an image's captions beside the best of n, averages over the benchmarks (%)."""
+    first = next(iter(results.measured[BASE].records.values()))["values"]["benchmarks"]
+    counts = list(first[results.benchmarks[0]]["best_of"])
+    rows = []
+    for label, found in results.measured.items():
+        if found.row.bound:
+            continue
+        values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
+        for k in counts:
+            each = [found.mean_of("benchmarks", name, "best_of", k) for name in results.benchmarks]
+            values.append(None if None in each else sum(each) / len(each))
+            named = [found.sources("benchmarks", name, "best_of", k) for name in results.benchmarks]
+            sources.append(tuple(source for group in named for source in group))
+        texts = numbers.percents(values)
+        rows.append((label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)]))
+    notes = [
+        "Best of n needs the right answer to choose by: an upper bound on choosing, not a score of the captioner. "
+        "Unbiased where more captions were drawn than n."
+    ]
+    heads = ["Mean", *(f"Best of {k}" for k in counts)]
+    return Table("best_of", "Mean and best of n captions, average (%)", "Captioner", heads, rows, notes)
+
+
+def variance_table(results: Results) -> Table:
+    """Standard deviation of single scores by source, in points: questions, captions of one, training seeds."""
+    rows = []
+    for label in (BASE, CAPRL):
+        found = results.measured[label]
+        parts = variance_components(_score_array(found))
+        values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
+        texts = [numbers.percent(v) for v in values]
+        if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
+            texts[-1] = f"not above the noise ({len(found.records)} trainings)"
+        sources = found.samples("score")
+        rows.append((label, [Cell(t, v, None, sources) for t, v in zip(texts, values, strict=True)]))
+    notes = [
+        "A dash where there is one draw. The reader adds no sampling noise of its own unless its mode is sampled.",
+        *sentences.averages_of_trainings(results.measured[CAPRL]),
+    ]
+    heads = ["Between questions", "Between captions", "Between training seeds"]
+    caption = "Where scores vary: standard deviation in percentage points"
+    return Table("variance", caption, "Captioner", heads, rows, notes)
+
+
+def _score_array(found: Measured) -> list[list[list[list[float]]]]:
+    """Scores as (questions, training seeds, captions, 1)."""
+    by_run = []
+    for rows in found.rows_of_runs:
+        captions: dict[tuple[str, str], list[float]] = {}
+        for row in sorted(rows, key=lambda row: row["caption_index"]):
+            if row["score"] is not None:
+                captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
+        by_run.append(captions)
+    return [[[[score] for score in run[key]] for run in by_run] for key in sorted(by_run[0])]
+
+
+def paper_table(file: str, caption: str) -> Table:
+    """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
+    rows, labels = paper_rows(file), PAPER[file]
+    columns = [name for name in rows[0] if name not in labels]
+    source = numbers.record_path(paths.PAPER / file)
+    body = [
+        (", ".join(row[name] for name in labels),
+         [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns])
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+    notes = [*average_notes(file), *([CAUTIONS[file]] if file in CAUTIONS else [])]
+    return Table(Path(file).stem, caption, labels[0], columns, body, notes)

@@ -1,0 +1,307 @@
+"""What the tables and figures compare and state: rows of runs, comparisons, claims. Data only.
+
+Table 3, Tables 4 to 6, Figures 1c and 5 and our own extras stand in configs/reports.yaml. Tables 1 and 2 and Figure 4
+follow from a profile's pretraining settings and stand here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+from caprl_utils import paths
+from caprl_utils.config import nearest, read_yaml
+from caprl_utils.errors import UserError
+from caprl_utils.files import note_access
+from caprl_utils.pretraining import prepare
+from caprl_utils.pretraining.sets import (
+    CAPRL_1M,
+    CAPRL_5M,
+    CAPRL_DENSEFUSION,
+    CAPRL_SHAREGPT4V,
+    DENSEFUSION,
+    FIGURE_4,
+    SHAREGPT4V,
+    TABLE_1,
+    TABLE_2,
+    VANILLA,
+    CaptionSet,
+    chain,
+    final_name,
+    growth_sets,
+    seeds_of,
+)
+from caprl_utils.rl import ablations
+from caprl_utils.rl.train import run_name
+from caprl_utils.schema import Profile
+
+FILE = paths.CONFIGS / "reports.yaml"
+CAPTIONERS = ("policy", "captioner_7b", "captioner_72b")  # roles of the models that the paper compares by size
+Kind = Literal["prism", "rl", "pretraining"]
+NOTEBOOKS: Mapping[Kind, str] = {
+    "prism": "05_prism_evaluation",
+    "rl": "03_caprl_rl_training",
+    "pretraining": "04_llamafactory_pretraining",
+}
+SETS = (
+    "The sets bear the names of the paper's (CapRL-1M: a million pairs of image and caption; CapRL-5M: five million); "
+    "how many pairs ours have stands under Caption pairs."
+)
+APART = (
+    "In the figure CapRL's points stand a little to the right of their number of pairs and DenseFusion's as much to "
+    "the left, so that intervals do not hide each other; both lines begin at Vanilla (grey), without these pairs."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Runs are named "<stage>/<run>", a folder under runs/<profile>.
+
+    runs: evaluations, one for each training seed; their scores are averaged sample by sample. trainings: what it was
+    trained by, one for each seed. more: further runs behind it. captions: (name, run) of the caption set that it was
+    trained on. paper: labels of its row in the item's CSV of reports/paper. bound: a floor, ceiling or control.
+    setting: of the pretraining.
+    """
+
+    label: str
+    runs: tuple[str, ...]
+    trainings: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    captions: tuple[str, str] | None = None
+    paper: tuple[str, ...] | None = None
+    bound: bool = False
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement: `ours` against `theirs`, both labels of rows. Kinds: see configs/reports.yaml.
+
+    built_in: why its outcome is no finding with the profile's models.
+    """
+
+    text: str
+    ours: str
+    theirs: str = ""
+    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
+    benchmarks: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    share: float = 1.0
+    built_in: str = ""
+
+    @property
+    def subtraction(self) -> str:
+        """What its value is of: "A − B"."""
+        ours = self.ours if self.share == 1 else f"{self.share:g} × {self.ours}"
+        return f"{ours} − {self.theirs}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One table or figure of the paper, or of ours.
+
+    kind: what its rows were made by. pairs: compared rows. needed: labels without which there is nothing to show.
+    ladder, or told with its comparisons: what stands for it in the README. paper: CSV of reports/paper.
+    """
+
+    name: str
+    title: str
+    rows: Sequence[Row]
+    pairs: Sequence[tuple[str, str]]
+    needed: Sequence[str]
+    claims: Sequence[Claim] = ()
+    kind: Kind = "rl"
+    ladder: Sequence[str] = ()
+    told: str = ""
+    told_pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    paper: str | None = None
+    figures: Sequence[Literal["dots", "curves", "growth", "sets"]] = ()
+    notes: Sequence[str] = ()
+
+    @property
+    def notebook(self) -> str:
+        """The notebook that makes its runs."""
+        return NOTEBOOKS[self.kind]
+
+    @property
+    def target(self) -> str:
+        """The target of the Makefile that makes it."""
+        groups = {"extra": "extras", "figure1c": "figures", "figure5": "figures"}
+        return groups.get(self.name.split("_")[0], self.name)
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is no item of the paper."""
+        return self.name.startswith("extra")
+
+
+@functools.cache
+def texts() -> Mapping[str, Any]:
+    """configs/reports.yaml."""
+    return read_yaml(FILE)
+
+
+def groups() -> Mapping[str, Sequence[str]]:
+    """Benchmarks by the names that the paper's statements give them: "documents", "natural"."""
+    return texts()["groups"]
+
+
+def about_models(profile: Profile) -> Mapping[str, str]:
+    """What must be said of a profile's models: "licence", "limits", "data", and "captioners" and "built_in" if any."""
+    found = [getattr(profile.models, role).path for role in CAPTIONERS]
+    return next(
+        entry for entry in texts()["models"] if all(fnmatch(path, entry["path"]) for path in found)
+    )
+
+
+def items(profile: Profile) -> dict[str, Item]:
+    """All of them by name: the paper's tables, its figures, then ours."""
+    note_access(FILE)
+    listed = {name: _listed(profile, name, **entry) for name, entry in texts()["items"].items()}
+    made = [table1(profile), table2(profile), figure4(profile)]
+    found = {item.name: item for item in [*made, *listed.values()]}
+    return dict(sorted(found.items(), key=lambda entry: (entry[1].ours, entry[0][0] == "f", entry[0])))
+
+
+def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
+    """Those named. Raises UserError for a name that is none."""
+    known = items(profile)
+    for name in names:
+        if name not in known:
+            close = nearest(name, list(known))
+            raise UserError(f"no item {name!r}{f'; did you mean {close[0]}?' if close else ''} "
+                            f"There are {', '.join(known)}")  # fmt: skip
+    return [known[name] for name in names]
+
+
+def experiments_of(names: Sequence[str]) -> list[str]:
+    """The experiments behind the items named, each once."""
+    rows = [row for name in names for row in texts()["items"].get(name, {"rows": ()})["rows"]]
+    return list(dict.fromkeys(row["trained"] for row in rows if "trained" in row))
+
+
+def _listed(
+    profile: Profile, name: str, rows: list, claims: list, pairs: list, told: Mapping | None = None, **more: Any
+) -> Item:
+    """An item of configs/reports.yaml."""
+    told_pairs = {label: tuple(pair) for label, pair in (told or {"pairs": {}})["pairs"].items()}
+    return Item(
+        name, rows=[_row(profile, **row) for row in rows], claims=[_claim(profile, **claim) for claim in claims],
+        pairs=[tuple(pair) for pair in pairs], told=told["text"] if told else "", told_pairs=told_pairs, **more,
+    )  # fmt: skip
+
+
+def _row(
+    profile: Profile, label: str, trained: str | None = None, run: str = ablations.BASE_RUN,
+    read_by: str = "prism_reader", paper: str | None = None, bound: bool = False,
+) -> Row:  # fmt: skip
+    main = profile.rl.seeds
+    if trained is not None:
+        names = [run_name(trained, seed) for seed in ablations.seeds_of(profile, trained)]
+    else:
+        names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
+    return Row(
+        label, tuple(f"prism/{ablations.prism_name(name, read_by)}" for name in names),
+        tuple(f"rl/{name}" for name in names) if trained is not None else (),
+        paper=(paper,) if paper else None, bound=bound,
+    )  # fmt: skip
+
+
+def _claim(profile: Profile, groups: Sequence[str] = (), built_in: bool = False, **more: Any) -> Claim:
+    first, second = ([tuple(texts()["groups"][name]) for name in groups] + [(), ()])[:2]
+    reason = about_models(profile).get("built_in", "") if built_in else ""
+    return Claim(benchmarks=first, others=second, built_in=reason, **more)
+
+
+def table1(profile: Profile) -> Item:
+    """Table 1: every setting of the profile with every caption set."""
+    rows, pairs, claims, first = [], [], [], {}
+    for setting in profile.pretraining.settings:
+        prefix = f"{setting}, "
+        rows += [_pretrained(profile, setting, captions, prefix) for captions in TABLE_1]
+        ours = f"{prefix}{CAPRL_1M.name}"
+        first[setting] = (ours, f"{prefix}{VANILLA}")
+        for theirs in (VANILLA, SHAREGPT4V.name, DENSEFUSION.name):
+            pairs.append((ours, f"{prefix}{theirs}"))
+            claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1]))
+        pairs.append((f"{prefix}{CAPRL_5M.name}", ours))
+        claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
+    return Item(
+        "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, [row.label for row in rows], claims,
+        "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
+        paper="table1_pretraining.csv", notes=(SETS,),
+    )  # fmt: skip
+
+
+def table2(profile: Profile) -> Item:
+    """Table 2: the same images, captions swapped for CapRL's, in the profile's first setting."""
+    setting = profile.pretraining.settings[0]
+    pairs = [(CAPRL_SHAREGPT4V.name, SHAREGPT4V.name), (CAPRL_DENSEFUSION.name, DENSEFUSION.name)]
+    claims = [
+        Claim(f"On the images of {theirs}, CapRL's captions are better", ours, theirs)
+        for ours, theirs in pairs
+    ]
+    rows = [_pretrained(profile, setting, captions) for captions in TABLE_2]
+    return Item(
+        "table2", "Table 2: the same images, other captions", rows, pairs, [row.label for row in rows], claims,
+        "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
+        paper="table2_image_sources.csv", notes=(SETS, f"Setting {setting}."),
+    )  # fmt: skip
+
+
+def figure4(profile: Profile) -> Item:
+    """Figure 4: growing caption sets, CapRL's against DenseFusion's.
+
+    Comparisons that Table 1 makes of the same runs are stated and counted there, if the profile makes that table.
+    """
+    setting = profile.pretraining.settings[0]
+    sets = [*growth_sets(profile.pretraining), *FIGURE_4]
+    rows = [_pretrained(profile, setting, captions) for captions in (None, *sets)]
+    labels = [row.label for row in rows[1:]]
+    pairs = [(ours, theirs) for theirs, ours in zip(labels[::2], labels[1::2], strict=True)]
+    claims = [Claim(f"{ours} is better than {theirs}", ours, theirs) for ours, theirs in pairs]
+    none_to_all = {base.name: (base.name, VANILLA) for base in (CAPRL_1M, DENSEFUSION)}
+    claims.append(Claim("CapRL's pairs are better than none", *none_to_all[CAPRL_1M.name]))
+    pairs += none_to_all.values()
+    if smaller := [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]:
+        pairs.append((CAPRL_1M.name, smaller[0]))
+        claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
+    there = dict(_in_table_1(profile, claims))
+    notes = [SETS, f"Setting {setting}. A smaller set is a sample of the larger.", APART]
+    if there:
+        same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there.items())
+        notes.append(f"Comparisons of the same runs are stated and counted once: {same}.")
+    return Item(
+        "figure4", "Figure 4: growing caption sets", rows, pairs, [row.label for row in rows],
+        [claim for claim in claims if claim not in there], "pretraining", told="no pairs to all:",
+        told_pairs=none_to_all, figures=["sets"], notes=notes,
+    )  # fmt: skip
+
+
+def _in_table_1(profile: Profile, claims: Sequence[Claim]) -> Iterator[tuple[Claim, int]]:
+    """Claims whose runs Table 1 compares as well, with the number of its statement."""
+    if "table1" in profile.pretraining.items:
+        prefix = f"{profile.pretraining.settings[0]}, "
+        there = {(c.ours, c.theirs): number for number, c in enumerate(table1(profile).claims, 1)}
+        for claim in claims:
+            if (number := there.get((prefix + claim.ours, prefix + claim.theirs))) is not None:
+                yield claim, number
+
+
+def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, prefix: str = "") -> Row:
+    """A row of Tables 1 and 2 and Figure 4: a setting with a caption set (None: Vanilla)."""
+    name = VANILLA if captions is None else captions.name
+    share = "" if captions is None or captions.share == 1 else f" x {captions.share:g}"
+    seeds = seeds_of(profile.pretraining, setting)
+    stages = [training for seed in seeds for training in chain(setting, captions, seed)]
+    paper = texts()["settings"].get(setting)
+    return Row(
+        f"{prefix}{name}{share}", tuple(f"vqa/{final_name(setting, captions, seed)}" for seed in seeds),
+        tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
+        tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
+        None if captions is None else (name, f"pretraining/{prepare.run_name(captions.slug)}"),
+        (paper, name) if paper else None, setting=setting,
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""What gathers the reports of a profile: claims.md, report.html, and the map in README.md.
+
+Written from the Markdown and JSON reports that are there; the same reports give the same bytes. report.html needs
+nothing else: figures lie inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.files import note_access, write_atomic
+from caprl_utils.reports import claims, numbers
+from caprl_utils.reports.items import Item, items
+from caprl_utils.reports.results import PRINTED_AVERAGE, paper_values
+from caprl_utils.reports.tables import folder_of
+from caprl_utils.schema import Profile
+
+PUBLISHED = "mini"  # the profile whose claims.md stands in reports/ itself
+TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
+START, END = "<!-- map:start -->", "<!-- map:end -->"
+MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
+
+
+def claims_file(profile: Profile, folder: Path | None = None) -> Path:
+    """Where claims.md goes."""
+    published = paths.REPORTS if profile.name == PUBLISHED else paths.reports_of(profile.name)
+    return (folder or published) / "claims.md"
+
+
+def write_claims(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
+    """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds.
+
+    folder: another one, for the page as well. Raises UserError when smoke numbers would enter reports/.
+    """
+    page, folder = claims_file(profile, folder), folder_of(profile, folder)
+    content, lines, text = claims.page(profile, folder, page.parent)
+    write_atomic(folder / "claims.json", numbers.json_text(content))
+    write_atomic(folder / "claims.csv", lines)
+    write_atomic(page, text)
+    return content
+
+
+def write_html(profile: Profile, folder: Path | None = None) -> Path:
+    """Write report.html into the profile's report folder; returns the file.
+
+    Raises UserError when there is no report yet, when a figure is missing, or for smoke numbers in reports/.
+    """
+    folder, known = folder_of(profile, folder), items(profile)
+    beside = folder / "claims.md"
+    files = {"claims": beside if beside.is_file() else claims_file(profile)}
+    files |= {name: folder / f"{name}.md" for name in known}
+    if not any(file.is_file() for file in files.values()):
+        raise UserError(f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`")
+    missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
+    files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log")}
+    files["bench"] = paths.REPORTS / "bench" / "bench.md"
+    sections = [(name, *chapter(name, file)) for name, file in files.items() if file.is_file()]
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    counts = next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {})
+    page = _template().render(
+        profile=profile, sections=sections, missing=missing, counts=counts, commits=_commits(*reports),
+        warning=claims.SMOKE_WARNING if profile.name == "smoke" else None,
+    )  # fmt: skip
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def chapter(name: str, file: Path) -> tuple[str, Markup]:
+    """(title, HTML without it) of a Markdown report, its figures inside."""
+    note_access(file)
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(file.read_text(encoding="utf-8"))
+    title = ""
+    if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
+        title, tokens = tokens[1].content, tokens[3:]
+    for place, token in enumerate(tokens):
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
+        if token.type == "heading_open":
+            slug = re.sub(r"[^a-z0-9]+", "-", tokens[place + 1].content.lower()).strip("-")
+            token.attrSet("id", f"{name}-{slug}")
+        elif token.type == "inline":
+            _complete(token, file.parent, in_table=tokens[place - 1].type == "td_open")
+    html = parser.renderer.render(tokens, parser.options, {})
+    html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    return re.sub(r",? \(?profile \w+\)?", "", title), Markup(html)
+
+
+def _complete(token: Token, base: Path, in_table: bool) -> None:
+    """Figures come inside, links to other reports lead to their chapter, and verdicts get their colour.
+
+    "+39.5 [34.0, 45.0], p < 0.001" stands in three lines: tables of eight columns fit on a screen.
+    """
+    for child in token.children or []:
+        if child.type == "image":
+            child.attrSet("src", data_uri(base / str(child.attrGet("src"))))
+        elif child.type == "link_open":
+            target = str(child.attrGet("href"))
+            if not target.startswith(("http:", "https:", "#")):
+                child.attrSet("href", f"#{Path(target).stem}")
+    if in_table and (found := VALUE_AND_INTERVAL.match(token.content)):
+        small = "".join(f"<small>{Markup.escape(text)}</small>" for text in found.groups()[1:] if text)
+        token.children = [Token("text", "", 0, content=found[1]), Token("html_inline", "", 0, content=small)]
+    for opening, text in pairwise(token.children or []):
+        if opening.type == "strong_open" and text.content in claims.VERDICTS:
+            opening.attrSet("class", f"verdict {text.content.replace(' ', '-')}")
+
+
+def data_uri(file: Path) -> str:
+    """A figure as an address that holds it. Raises UserError when it is missing."""
+    if file.suffix not in TYPES or not file.is_file():
+        raise UserError(f"the figure {paths.shown(file)} is missing; make its report again")
+    return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _commits(*reports: dict[str, Any]) -> list[str]:
+    """Short commits of the runs behind reports; a star where the code had uncommitted changes."""
+    runs = [run for content in reports for run in content.get("runs", []) if run.get("commit")]
+    return sorted({f"{run['commit'][:10]}{'*' if run.get('dirty') else ''}" for run in runs})
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("caprl_utils.reports", "."), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template("report.html.jinja")
+
+
+def readme_map() -> str:
+    """Paper item -> notebook -> target -> the paper's value, ours, profile and commit of the runs; from reports/ alone."""
+    head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " :--- |" * len(head)]
+    for name, item in items(load_profile(PUBLISHED)).items():
+        if not item.ours:
+            row = [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(name)]
+            lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _printed(item: Item) -> str:
+    """The averages of the paper that stand beside our summary: "39.9 to 48.3"."""
+    if item.name.startswith("figure"):
+        return "curves"
+    values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
+    ladders = [item.ladder] if item.ladder else [(theirs, ours) for ours, theirs in item.told_pairs.values()]
+    told = [[f"{values[labels[label]][PRINTED_AVERAGE]:.1f}" for label in ladder] for ladder in ladders]
+    return "; ".join((" to " if len(ladder) == 2 else ", ").join(ladder) for ladder in told)
+
+
+def _measured(name: str) -> list[str]:
+    for profile in MAPPED:
+        file = paths.REPORTS / profile / f"{name}.json"
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            ours = f"[{content['facts']['summary']}](reports/{profile}/{name}.md)"
+            return [ours, profile, ", ".join(_commits(content))]
+    return ["not yet", "", ""]
+
+
+def update_readme(readme: Path, check: bool = False) -> bool:
+    """Put the map between its marks; returns whether the file was up to date. check: change nothing.
+
+    Raises UserError when the file or its marks are missing.
+    """
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
+        raise UserError(f"{paths.shown(readme)} needs the lines {START} and {END}, once each, in this order")
+    before, after = text.split(START)[0], text.split(END)[1]
+    wanted = f"{before}{START}\n{readme_map()}\n{END}{after}"
+    if wanted != text and not check:
+        write_atomic(readme, wanted)
+    return wanted == text
