@@ -60,7 +60,7 @@ lock: ## resolve requirements/*.in again into the lock files
 
 ##@ Reproduce
 reproduce: $(WHOLE:%=$(COPIES)/%.ipynb) ## every table and figure of the paper, from images to the report
-	@$(if $(filter smoke,$(PROFILE)),true,$(PY) -m caprl_utils.reports.readme_map)  # README's map, from results
+	@$(if $(filter smoke,$(PROFILE)),true,$(CAPRL) report --readme)  # README's map, from results
 	@echo "$(PROFILE): everything is up to date; look at $(REPORT)/report.html"
 
 $(CHAIN) $(EXTRA): %: $(COPIES)/%.ipynb ## one notebook by its name, e.g. make 01_qa_curation
@@ -91,17 +91,15 @@ slice: $(SLICE:%=$(COPIES)/%.ipynb)
 
 table1 table2 figure4: $(COPIES)/01_qa_curation.ipynb $(COPIES)/03_caprl_rl_training.ipynb
 	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
-	@$(PY) -m caprl_utils.reports.$@ --profile $(PROFILE)
-	@$(MAKE) --no-print-directory report
+	@$(CAPRL) report $@ --profile $(PROFILE)
 
 figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_dice extra_length extra_readers
 table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
-	@$(PY) -m caprl_utils.reports.ablations $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
-	@$(MAKE) --no-print-directory report
+	@$(CAPRL) report $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
 
-report: environment ## claims, the one HTML page, and model and data cards, from what is there
-	@for part in claims_page html cards; do $(PY) -m caprl_utils.reports.$$part --profile $(PROFILE) || exit 1; done
+report: environment ## tables, figures, claims, the one HTML page, and model and data cards, from what is there
+	@$(CAPRL) report --profile $(PROFILE)
 
 plan: environment ## what PROFILE needs before it starts: hardware, hours, disk, and what is missing
 	@$(CAPRL) plan --profile $(PROFILE)
@@ -113,7 +111,7 @@ zoo: environment ## train the small models of the mini world from nothing
 	$(PY) -m caprl_utils.mini.zoo
 
 trace: environment ## a printed number back to its run: make trace ITEM="table3 CapRL mini-chart"
-	@$(PY) -m caprl_utils.reports.trace "$(ITEM)" --profile $(PROFILE)
+	@$(CAPRL) trace "$(ITEM)" --profile $(PROFILE)
 
 ##@ Use
 serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PORT until Ctrl-C

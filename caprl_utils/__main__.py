@@ -189,6 +189,45 @@ def train(
         print("  ".join(words))
 
 
+@app.command()
+def report(
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(help="table1 ... figure5_right, extra_dice ...; default: all there are."),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="First make the trainings that the items need.")
+    ] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="Only bring README.md's map up to date.")] = False,
+    profile: ProfileOption = "mini",
+    overrides: SetOption = [],
+) -> None:
+    """Write tables and figures, claims, the one HTML page and cards from what is there."""
+    from caprl_utils import paths
+    from caprl_utils.reports import page
+
+    found = settings_of(profile, overrides)
+    if readme:
+        page.update_readme(paths.ROOT / "README.md")
+        return
+    if train:
+        page.train(found, items or [])
+    for file in page.write_all(found, items or []):
+        print(paths.shown(file))
+
+
+@app.command()
+def trace(
+    item: Annotated[str, typer.Argument(help='Report, words of row and column: "table3 CapRL mini-chart".')],
+    profile: ProfileOption = "mini",
+    overrides: SetOption = [],
+) -> None:
+    """Follow a printed number back to its run."""
+    from caprl_utils.reports.trace import trace
+
+    print(trace(settings_of(profile, overrides), item))
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:

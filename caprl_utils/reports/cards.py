@@ -44,7 +44,9 @@ def _runs(stage: Path) -> list[Path]:
 def captioner_card(profile: Profile, folder: Path) -> str:
     """Of a captioner trained by reinforcement learning. folder: runs/<profile>/rl/<run>."""
     start, tags = profile.models.policy.path, ["image-captioning", "grpo", "trl", "caprl"]
-    return _model_card(profile, "captioner", folder, f"Captioner {folder.name}", start, "prism", "image-to-text", tags)
+    return _model_card(
+        profile, "captioner", folder, f"Captioner {folder.name}", start, "prism", "image-to-text", tags
+    )
 
 
 def vlm_card(profile: Profile, folder: Path) -> str:
@@ -86,7 +88,9 @@ def _model_card(
 
     record, scores = load_result(folder), _scores(profile, stage, folder.name)
     values, texts = record["values"], numbers.percents([mean for mean, _, _ in scores.values()])
-    results = [EvalResult(task, key, title_of(key), "accuracy", round(100 * s[0], 2)) for key, s in scores.items()]
+    results = [
+        EvalResult(task, key, title_of(key), "accuracy", round(100 * s[0], 2)) for key, s in scores.items()
+    ]
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
         tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
@@ -108,7 +112,14 @@ def _model_card(
 
 
 def _data_card(
-    profile: Profile, kind: str, title: str, file: str, size: int, tasks: list[str], tags: list[str], **facts: Any
+    profile: Profile,
+    kind: str,
+    title: str,
+    file: str,
+    size: int,
+    tasks: list[str],
+    tags: list[str],
+    **facts: Any,
 ) -> str:
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -131,7 +142,9 @@ def _scores(profile: Profile, stage: str, name: str) -> dict[str, tuple[float, A
     if not (folder / "result.json").is_file():
         return {}
     record = load_result(folder)
-    found = {key: part["mean"] for key, part in record["values"]["benchmarks"].items() if part["mean"] is not None}
+    found = {
+        key: part["mean"] for key, part in record["values"]["benchmarks"].items() if part["mean"] is not None
+    }
     return {key: (mean, record["intervals"].get(key), record["n"][key]) for key, mean in found.items()}
 
 

@@ -23,8 +23,7 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.files import note_access
-from caprl_utils.prism.prism_compare import AVERAGE, Scores, bootstrap_models
-from caprl_utils.prism.statistics import Bootstrap, Interval, holm
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, holm
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
@@ -147,7 +146,11 @@ def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Fin
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
     word = BY_CONSTRUCTION if claim.built_in else verdict(gap.low, gap.high, claim.kind)
-    p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if claim.kind == "accuracy" else None
+    p = (
+        adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks))
+        if claim.kind == "accuracy"
+        else None
+    )
     sources = tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys))
     return Finding(
         claim, gap.value, gap.low, gap.high, word, tuple(len(side.names) for side in sides), gap.num_clusters,
@@ -163,9 +166,7 @@ def _test_reward(claim: Claim, results: Results) -> Finding | None:
     value, low, high = risen
     curve = side.curves[0]
     source = Source(curve.file, "reward")
-    return Finding(
-        claim, value, low, high, verdict(low, high), (1,), None, len(curve.rewards), (source,)
-    )
+    return Finding(claim, value, low, high, verdict(low, high), (1,), None, len(curve.rewards), (source,))
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
@@ -285,7 +286,9 @@ def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], s
     A verdict here is that of the table or figure it comes from; what was not run says so. where: the folder of the
     page, whose links lead to the reports.
     """
-    rows = [row for item in items(profile).values() if not item.ours for row in _statements(profile, item, folder)]
+    rows = [
+        row for item in items(profile).values() if not item.ours for row in _statements(profile, item, folder)
+    ]
     supported = [row for row in rows if row.verdict == SUPPORTED]
     facts = {
         "profile": profile.name,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
-from caprl_utils.prism.prism_compare import AVERAGE
-from caprl_utils.prism.statistics import Interval
+from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import groups
 from caprl_utils.reports.results import Curve, Results, title_of
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 WIDTH_INCHES = 6.4
 DPI = 160
 ACCURACY = "accuracy (%), 95 % interval"
-SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
+SMOOTH_STEPS = (
+    9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
+)
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 _COLUMNS = 3  # panels of Figure 4 side by side
 _ASIDE = 0.02  # how far either line's points of Figure 4 stand from their place, as a share of the axis
@@ -180,7 +181,9 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
         step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
-        left.set(title="Reward", xlabel=step, ylim=(0, 1.03))  # a full reward is seen, not hidden by the frame
+        left.set(
+            title="Reward", xlabel=step, ylim=(0, 1.03)
+        )  # a full reward is seen, not hidden by the frame
         right.set(title="Caption length (tokens)", xlabel=step)
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
@@ -193,23 +196,28 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
 
 
 def plot_dots(
-    series: Mapping[str, Sequence[Interval | None]], benchmarks: Sequence[str], stem: Path, note: str = ""
+    series: Mapping[str, Sequence[tuple[float, float, float] | None]],
+    benchmarks: Sequence[str],
+    stem: Path,
+    note: str = "",
 ) -> list[Path]:
     """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG.
 
-    series: model -> its accuracy on each of the benchmarks (names as printed), None where there is none.
+    series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none.
     """
     with styled():
         rows = len(benchmarks)
         figure, (axes,) = new_grid(1, 1, 1.2 + rows * (0.11 * len(series) + 0.17))
         spread = 0.7 / max(1, len(series))
-        for number, ((label, parts), look) in enumerate(zip(series.items(), looks(list(series)), strict=True)):
+        for number, ((label, parts), look) in enumerate(
+            zip(series.items(), looks(list(series)), strict=True)
+        ):
             offset = (number - (len(series) - 1) / 2) * spread
             found = {rows - 1 - place - offset: part for place, part in enumerate(parts) if part is not None}
-            for place, part in found.items():
-                axes.plot([100 * part.low, 100 * part.high], [place, place], color=look.colour, linewidth=1.2)
+            for place, (_, low, high) in found.items():
+                axes.plot([100 * low, 100 * high], [place, place], color=look.colour, linewidth=1.2)
             axes.plot(
-                [100 * part.value for part in found.values()], list(found), linestyle="none", marker=look.marker,
+                [100 * value for value, _, _ in found.values()], list(found), linestyle="none", marker=look.marker,
                 color=look.colour, markersize=6 if look.strong else 4.5, label=label, clip_on=False,
             )  # fmt: skip
         axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100))
@@ -227,7 +235,11 @@ def plot_dots(
 def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]:
     """Line -> (training images, accuracy, low, high) in order; the base model stands at 0 images."""
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    named = {"average": (), "documents and charts": groups()["documents"], "natural images": groups()["natural"]}
+    named = {
+        "average": (),
+        "documents and charts": groups()["documents"],
+        "natural images": groups()["natural"],
+    }
     for label, found in results.measured.items():
         images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():
@@ -249,7 +261,9 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
             percent = [[100 * v for v in column] for column in (values, lows, highs)]
             axes.plot(images, percent[0], marker=look.marker, label=name, **look.of_line())
             axes.vlines(images, percent[1], percent[2], color=look.colour, linewidth=1)
-        axes.set(xlabel="training images; 0: before training; the scale is logarithmic above 0", ylabel=ACCURACY)
+        axes.set(
+            xlabel="training images; 0: before training; the scale is logarithmic above 0", ylabel=ACCURACY
+        )
         places = sorted({point[0] for points in lines.values() for point in points})
         least = min((place for place in places if place), default=1)
         axes.set_xscale("symlog", linthresh=least, linscale=0.5)
@@ -289,7 +303,12 @@ def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -
         sizes = [pairs[label] + side * _ASIDE * width for label in labels]
         values = [100 * part.value for part in (start, *parts)]
         axes.plot(
-            [0, *sizes], values, marker=look.marker, markevery=slice(1, None), label=base.name, **look.of_line()
+            [0, *sizes],
+            values,
+            marker=look.marker,
+            markevery=slice(1, None),
+            label=base.name,
+            **look.of_line(),
         )
         axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
     point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}

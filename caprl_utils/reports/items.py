@@ -13,8 +13,8 @@ from fnmatch import fnmatch
 from typing import Any, Literal
 
 from caprl_utils import paths
-from caprl_utils.config import nearest, read_yaml
-from caprl_utils.errors import UserError
+from caprl_utils.config import read_yaml
+from caprl_utils.errors import UserError, nearest
 from caprl_utils.files import note_access
 from caprl_utils.pretraining import prepare
 from caprl_utils.pretraining.sets import (
@@ -34,12 +34,15 @@ from caprl_utils.pretraining.sets import (
     growth_sets,
     seeds_of,
 )
-from caprl_utils.rl import ablations
-from caprl_utils.rl.train import run_name
+from caprl_utils.rl import experiments
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"
-CAPTIONERS = ("policy", "captioner_7b", "captioner_72b")  # roles of the models that the paper compares by size
+CAPTIONERS = (
+    "policy",
+    "captioner_7b",
+    "captioner_72b",
+)  # roles of the models that the paper compares by size
 Kind = Literal["prism", "rl", "pretraining"]
 NOTEBOOKS: Mapping[Kind, str] = {
     "prism": "05_prism_evaluation",
@@ -133,6 +136,12 @@ class Item:
         return groups.get(self.name.split("_")[0], self.name)
 
     @property
+    def experiments(self) -> list[str]:
+        """The trainings of notebook 03 behind it, each once."""
+        runs = (run for row in self.rows for run in row.trainings if self.kind == "rl")
+        return list(dict.fromkeys(run.removeprefix("rl/").rsplit("-seed", 1)[0] for run in runs))
+
+    @property
     def ours(self) -> bool:
         """Whether it is no item of the paper."""
         return self.name.startswith("extra")
@@ -152,9 +161,7 @@ def groups() -> Mapping[str, Sequence[str]]:
 def about_models(profile: Profile) -> Mapping[str, str]:
     """What must be said of a profile's models: "licence", "limits", "data", and "captioners" and "built_in" if any."""
     found = [getattr(profile.models, role).path for role in CAPTIONERS]
-    return next(
-        entry for entry in texts()["models"] if all(fnmatch(path, entry["path"]) for path in found)
-    )
+    return next(entry for entry in texts()["models"] if all(fnmatch(path, entry["path"]) for path in found))
 
 
 def items(profile: Profile) -> dict[str, Item]:
@@ -177,14 +184,14 @@ def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
     return [known[name] for name in names]
 
 
-def experiments_of(names: Sequence[str]) -> list[str]:
-    """The experiments behind the items named, each once."""
-    rows = [row for name in names for row in texts()["items"].get(name, {"rows": ()})["rows"]]
-    return list(dict.fromkeys(row["trained"] for row in rows if "trained" in row))
-
-
 def _listed(
-    profile: Profile, name: str, rows: list, claims: list, pairs: list, told: Mapping | None = None, **more: Any
+    profile: Profile,
+    name: str,
+    rows: list,
+    claims: list,
+    pairs: list,
+    told: Mapping | None = None,
+    **more: Any,
 ) -> Item:
     """An item of configs/reports.yaml."""
     told_pairs = {label: tuple(pair) for label, pair in (told or {"pairs": {}})["pairs"].items()}
@@ -195,16 +202,16 @@ def _listed(
 
 
 def _row(
-    profile: Profile, label: str, trained: str | None = None, run: str = ablations.BASE_RUN,
+    profile: Profile, label: str, trained: str | None = None, run: str = experiments.BASE_RUN,
     read_by: str = "prism_reader", paper: str | None = None, bound: bool = False,
 ) -> Row:  # fmt: skip
     main = profile.rl.seeds
     if trained is not None:
-        names = [run_name(trained, seed) for seed in ablations.seeds_of(profile, trained)]
+        names = [experiments.run_name(trained, seed) for seed in experiments.seeds_of(profile, trained)]
     else:
         names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
     return Row(
-        label, tuple(f"prism/{ablations.prism_name(name, read_by)}" for name in names),
+        label, tuple(f"prism/{experiments.prism_name(name, read_by)}" for name in names),
         tuple(f"rl/{name}" for name in names) if trained is not None else (),
         paper=(paper,) if paper else None, bound=bound,
     )  # fmt: skip

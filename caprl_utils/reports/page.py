@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
-from caprl_utils.reports import claims, numbers
-from caprl_utils.reports.items import Item, items
+from caprl_utils.notebook import prepare_process
+from caprl_utils.reports import cards, claims, numbers, tables
+from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.results import PRINTED_AVERAGE, paper_values
 from caprl_utils.reports.tables import folder_of
+from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
 PUBLISHED = "mini"  # the profile whose claims.md stands in reports/ itself
@@ -33,6 +36,20 @@ TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
+
+
+def train(profile: Profile, names: Sequence[str]) -> None:
+    """Make the trainings behind items of notebook 03, where they are missing."""
+    prepare_process(profile)
+    run_all(profile.name, [name for item in chosen(profile, names) for name in item.experiments])
+
+
+def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
+    """Write the items named, or all whose runs are there; then claims, the HTML page and cards of what is there."""
+    folder = folder_of(profile)
+    written = [folder / f"{name}.md" for name in tables.write_all(profile, names)]
+    write_claims(profile)
+    return [*written, claims_file(profile), write_html(profile), *cards.write_all(profile)]
 
 
 def claims_file(profile: Profile, folder: Path | None = None) -> Path:
@@ -64,11 +81,13 @@ def write_html(profile: Profile, folder: Path | None = None) -> Path:
     files = {"claims": beside if beside.is_file() else claims_file(profile)}
     files |= {name: folder / f"{name}.md" for name in known}
     if not any(file.is_file() for file in files.values()):
-        raise UserError(f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`")
+        raise UserError(
+            f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`"
+        )
     missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
     files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log")}
     files["bench"] = paths.REPORTS / "bench" / "bench.md"
-    sections = [(name, *chapter(name, file)) for name, file in files.items() if file.is_file()]
+    sections = [(name, *_chapter(name, file)) for name, file in files.items() if file.is_file()]
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     counts = next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {})
     page = _template().render(
@@ -79,8 +98,14 @@ def write_html(profile: Profile, folder: Path | None = None) -> Path:
     return folder / "report.html"
 
 
-def chapter(name: str, file: Path) -> tuple[str, Markup]:
-    """(title, HTML without it) of a Markdown report, its figures inside."""
+def html_of(file: Path) -> str:
+    """A Markdown report as HTML for a notebook, its figures inside."""
+    title, body = _chapter(file.stem, file)
+    return f"<h2>{Markup.escape(title)}</h2>{body}"
+
+
+def _chapter(name: str, file: Path) -> tuple[str, Markup]:
+    """(title, HTML without it) of a Markdown report, its figures inside. name: what its ids begin with."""
     note_access(file)
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(file.read_text(encoding="utf-8"))
@@ -142,12 +167,18 @@ def _template() -> Any:
 
 
 def readme_map() -> str:
-    """Paper item -> notebook -> target -> the paper's value, ours, profile and commit of the runs; from reports/ alone."""
+    """Paper item, notebook, target, the paper's value, ours, profile and commit of the runs; from reports/ alone."""
     head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
     lines = ["| " + " | ".join(head) + " |", "|" + " :--- |" * len(head)]
     for name, item in items(load_profile(PUBLISHED)).items():
         if not item.ours:
-            row = [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(name)]
+            row = [
+                item.title,
+                f"`{item.notebook}`",
+                f"`make {item.target}`",
+                _printed(item),
+                *_measured(name),
+            ]
             lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 

@@ -18,9 +18,8 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.prism_compare import AVERAGE, bootstrap_models, sample_scores
-from caprl_utils.prism.prism_scores import read_samples
-from caprl_utils.prism.statistics import Bootstrap, Interval, macro_average
+from caprl_utils.prism.scores import read_samples, sample_scores
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, macro_average
 from caprl_utils.reports.items import Item, Row
 from caprl_utils.reports.numbers import Source, from_record_path, record_path
 from caprl_utils.runs import load_result
@@ -162,6 +161,12 @@ def missing_runs(profile: Profile, item: Item) -> list[str]:
     return found
 
 
+def listed(runs: Sequence[str]) -> str:
+    """The first of many runs by name."""
+    more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+    return f"{', '.join(runs[:4])}{more}"
+
+
 def load(profile: Profile, item: Item) -> Results:
     """Read the runs of an item and resample their scores.
 
@@ -170,13 +175,15 @@ def load(profile: Profile, item: Item) -> Results:
     """
     if missing := missing_runs(profile, item):
         raise UserError(
-            f"{item.name} needs {', '.join(missing)}; make them: make {item.target} PROFILE={profile.name}"
+            f"{item.name} needs {listed(missing)}; make them: make {item.target} PROFILE={profile.name}"
         )
     found = {row.label: _measure(profile, item, row) for row in item.rows}
     measured = {label: one for label, one in found.items() if one.records}
     scores = {label: one.scores for label, one in measured.items()}
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
-    return Results(profile, item, measured, parts, {k: one.missing for k, one in found.items() if one.missing})
+    return Results(
+        profile, item, measured, parts, {k: one.missing for k, one in found.items() if one.missing}
+    )
 
 
 def _measure(profile: Profile, item: Item, row: Row) -> Measured:
@@ -190,7 +197,9 @@ def _measure(profile: Profile, item: Item, row: Row) -> Measured:
     trainings = row.trainings if there else ()
     if item.kind == "prism":
         trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
-    captions = [row.captions[1]] if row.captions and (home / row.captions[1] / "result.json").is_file() else []
+    captions = (
+        [row.captions[1]] if row.captions and (home / row.captions[1] / "result.json").is_file() else []
+    )
     return Measured(
         row, _records(home, there), tuple(read_samples(home / run) for run in there), _records(home, trainings),
         _records(home, [*row.more, *captions] if there else []),

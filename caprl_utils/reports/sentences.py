@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.prism.prism_compare import AVERAGE
+from caprl_utils.config import load_experiment
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import claims, numbers
 from caprl_utils.reports.items import CAPTIONERS, about_models, groups, texts
 from caprl_utils.reports.results import Curve, Measured, Results, title_of
-from caprl_utils.rl.ablations import MAIN
-from caprl_utils.rl.experiment import load_experiment
+from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
 APART = "Other models, other benchmarks, other size: for orientation, never mixed with ours."
@@ -60,7 +60,9 @@ def opening(results: Results) -> list[str]:
         by_group = item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
         parts = [_captioning(results), _trained_rows(results), *([_groups(results)] if by_group else [])]
         return [" ".join(parts)]
-    seeds = [seed for found in results.measured.values() for r in found.trainings.values() for seed in r["seeds"]]
+    seeds = [
+        seed for found in results.measured.values() for r in found.trainings.values() for seed in r["seeds"]
+    ]
     trained = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     design = (
         f"{_captioning(results)} CapRL was trained with {trained}, any other trained row once; how much trainings "
@@ -82,7 +84,9 @@ def _captioners(profile: Profile) -> list[str]:
 
 def _captioning(results: Results) -> str:
     """How captions were measured; floors and ceilings aside."""
-    records = [r for found in results.measured.values() if not found.row.bound for r in found.records.values()]
+    records = [
+        r for found in results.measured.values() if not found.row.bound for r in found.records.values()
+    ]
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
     captions = _range([record["captions_per_image"] for record in records])
     return (
@@ -105,7 +109,8 @@ def _groups(results: Results) -> str:
     known = [key for keys in named.values() for key in keys]
     named["In the average alone"] = [key for key in results.benchmarks if key not in known]
     listed = {
-        title: ", ".join(title_of(key) for key in results.benchmarks if key in keys) for title, keys in named.items()
+        title: ", ".join(title_of(key) for key in results.benchmarks if key in keys)
+        for title, keys in named.items()
     }
     return " ".join(f"{title}: {names}." for title, names in listed.items() if names)
 

@@ -18,10 +18,13 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.prism.prism_compare import AVERAGE, LENGTH_TOLERANCE, Matched, length_matched
 from caprl_utils.prism.statistics import (
+    AVERAGE,
+    LENGTH_TOLERANCE,
+    Matched,
     cluster_means,
     holm,
+    length_matched,
     minimum_detectable_difference,
     variance_components,
 )
@@ -36,6 +39,7 @@ from caprl_utils.reports.results import (
     Results,
     average_notes,
     keys_of,
+    listed,
     load,
     missing_runs,
     paper_rows,
@@ -58,7 +62,10 @@ def write_all(profile: Profile, names: Sequence[str] = (), folder: Path | None =
     done = []
     for item in chosen(profile, names) if names else items(profile).values():
         if not names and (missing := missing_runs(profile, item)):
-            print(f"{item.name}: left out, not there yet: {', '.join(missing)}", file=sys.stderr)
+            print(
+                f"{item.name}: left out, not there yet: {listed(missing)}; make it: make {item.target} "
+                f"PROFILE={profile.name}", file=sys.stderr,
+            )  # fmt: skip
             continue
         _write(profile, item, folder)
         done.append(item.name)
@@ -196,13 +203,19 @@ def draw(results: Results, stem: Path) -> None:
             figures.plot_curves(curves_of(results), target, training.max_completion_tokens, note)
         elif kind == "dots":
             groups = [*results.benchmarks, AVERAGE]
-            shown = [label for label, found in results.measured.items() if not found.row.bound]
-            series = {label: [results.interval(label, group) for group in groups] for label in shown}
-            figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
+            series = {
+                label: [
+                    (part.value, part.low, part.high) for part in (results.interval(label, g) for g in groups)
+                ]
+                for label, found in results.measured.items()
+                if not found.row.bound
+            }
+            figures.plot_dots(series, [*map(title_of, groups)], target, figures.counted(results))
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "sets":
-            figures.plot_sets(results, {l: _pairs(found) for l, found in results.measured.items()}, target)
+            pairs = {label: _pairs(found) for label, found in results.measured.items()}
+            figures.plot_sets(results, pairs, target)
 
 
 def curves_of(results: Results) -> list[Curve]:
@@ -284,7 +297,10 @@ def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     if item.kind == "pretraining":
         many, pairs = len(found.records), _pairs(found)
         sources = tuple(Source(file, "n") for file in found.trainings)
-        return {"Trainings": Cell(str(many), many), "Caption pairs": Cell(numbers.count(pairs), pairs, None, sources)}
+        return {
+            "Trainings": Cell(str(many), many),
+            "Caption pairs": Cell(numbers.count(pairs), pairs, None, sources),
+        }
     tokens = found.mean_of("caption_tokens")
     cells = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, found.sources("caption_tokens"))}
     if item.kind == "rl":
@@ -323,8 +339,12 @@ def gaps_table(results: Results) -> Table:
         for (name, gap), text in zip(gaps.items(), texts, strict=True):
             bounds = (gap.low, gap.high)
             p = f", {numbers.p_value(ps[name])}" if name in ps else ""
-            sources = tuple(s for side in (ours, theirs) for s in results.measured[side].sources(*keys_of(name)))
-            cells.append(Cell(f"{text} {numbers.interval(bounds, signed=True)}{p}", gap.value, bounds, sources))
+            sources = tuple(
+                s for side in (ours, theirs) for s in results.measured[side].sources(*keys_of(name))
+            )
+            cells.append(
+                Cell(f"{text} {numbers.interval(bounds, signed=True)}{p}", gap.value, bounds, sources)
+            )
         rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
     name = "differences" if table3 else f"{results.item.name}_gaps"
     smallest = [detectable_difference(results, name) for name in results.benchmarks] if table3 else []
@@ -341,7 +361,12 @@ def detectable_difference(results: Results, benchmark: str) -> float:
 
 def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
-    shares = {"told": "Facts told right (%)", "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}
+    shares = {
+        "told": "Facts told right (%)",
+        "wrong": "Statements wrong (%)",
+        "cut": "Cut (%)",
+        "looped": "Loops (%)",
+    }
     rows: dict[str, list[Cell]] = {}
     for found in results.measured.values():
         for file, record in found.more.items():

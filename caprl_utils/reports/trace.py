@@ -18,7 +18,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.reports.items import NOTEBOOKS
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.rl.ablations import MAIN
+from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import Profile
 
 MAKERS = {  # stage of a run -> target that makes it
@@ -26,7 +26,15 @@ MAKERS = {  # stage of a run -> target that makes it
     "captions": NOTEBOOKS["prism"], "prism": NOTEBOOKS["prism"], "pretraining": NOTEBOOKS["pretraining"],
     "vqa": NOTEBOOKS["pretraining"],
 }  # fmt: skip
-DATA = ("data", "samples", "questions", "images", "source", "captions", "file")  # names of hashes that are of data
+DATA = (
+    "data",
+    "samples",
+    "questions",
+    "images",
+    "source",
+    "captions",
+    "file",
+)  # names of hashes that are of data
 MOST_SHOWN = 12  # cells listed when an item fits several
 
 
@@ -85,7 +93,9 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
     files = sorted(folder.glob(f"{report}.json"))
     if not files:
         known = ", ".join(sorted(f.stem for f in folder.glob("*.json"))) or "none"
-        raise UserError(f"no report {report} in {paths.shown(folder)} (there are: {known}); run `make reproduce`")
+        raise UserError(
+            f"no report {report} in {paths.shown(folder)} (there are: {known}); run `make reproduce`"
+        )
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         runs = {run["file"]: run for run in content.get("runs", [])}
@@ -107,7 +117,10 @@ def _plain(text: str) -> str:
 
 def describe(cell: Found) -> str:
     """The cell, and for each of its sources the record, value, code, data and command behind it."""
-    lines = [f"{cell.report} | {cell.table} | {cell.row} | {cell.column}", f"  printed {cell.text}, value {cell.value}"]
+    lines = [
+        f"{cell.report} | {cell.table} | {cell.row} | {cell.column}",
+        f"  printed {cell.text}, value {cell.value}",
+    ]
     if cell.sources and not cell.own:
         lines.append("  a property of the row, whose runs are:")
     lines += _source_lines(cell.sources, cell.runs)
@@ -149,9 +162,13 @@ def _run_lines(name: str, keys: Sequence[str], runs: Mapping[str, Mapping[str, A
     record = json.loads(here.read_text(encoding="utf-8")) if here.is_file() else {}
     lines = []
     if not record:
-        lines.append("    its file is not here (runs/ is not in git); what follows is the report's own record of it")
+        lines.append(
+            "    its file is not here (runs/ is not in git); what follows is the report's own record of it"
+        )
     elif told.get("key") not in (None, record["key"]):
-        lines.append(f"    was made again since this report (now key {record['key'][:16]}): make the report again")
+        lines.append(
+            f"    was made again since this report (now key {record['key'][:16]}): make the report again"
+        )
         record = {}
     elif name.endswith("/result.json"):
         lines += [f"    holds    {look_up(record, key)}" for key in keys if key]
@@ -182,5 +199,5 @@ def command(profile: str, stage: str, run: str) -> str:
     """What makes a run: the training behind a row of the ablations, or the notebook of its stage."""
     training = re.match(r"(\w+)-seed(\d+)", run)
     if stage in ("rl", "prism") and training and (training[1] != MAIN or training[2] != "0"):
-        return f"python -m caprl_utils.rl.ablations {training[1]} --profile {profile}"
+        return f"caprl train {training[1]} --profile {profile}"
     return f"make {MAKERS.get(stage, 'reproduce')} PROFILE={profile}"

@@ -7,59 +7,28 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.prism import scores
+from caprl_utils.reports.items import items
+from caprl_utils.reports.results import load
 from caprl_utils.runs import Run
 
-BENCHMARKS = ("mini-chart", "mini-scene")
-IMAGES = 40
+RECIPE = ["caprl_utils.errors"]
 
 
-def prism_run(profile, name, right, tokens=20.0):
-    """A Prism run in which the first `right` of every 20 images are answered right, with two captions
-    each.
-    """
-    shared = {"question": "What is it?", "options": [], "gold": "7", "answer": "7", "letter_mass": None}
-    shared |= {"parsed": "7", "reason": None, "finish_reason": "stop"}
-    shared["num_tokens"] = None if tokens is None else int(tokens)
+def evaluate(profile, stage, name, right, tokens=None, benchmarks=("mini-chart", "mini-scene"), captions=1):
+    """An evaluation in which the first `right` of every 20 of 40 images are answered right."""
+    shared = {"question": "What is it?", "options": [], "gold": "7", "answer": "7", "letter_mass": None,
+              "parsed": "7", "reason": None, "finish_reason": "stop",
+              "num_tokens": None if tokens is None else int(tokens)}  # fmt: skip
     rows = [
-        {
-            **shared,
-            "benchmark": benchmark,
-            "sample_id": f"s{n}",
-            "image_id": f"{benchmark}/i{n}",
-            "caption_index": index,
-            "caption": f"caption {index} of {n}",
-            "score": float(n % 20 < right),
-        }
-        for benchmark in BENCHMARKS
-        for n in range(IMAGES)
-        for index in range(2)
-    ]
-    with Run.open(profile, "prism", name, {"right": right}, ["caprl_utils.prism.scores"]) as run:
+        shared | {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
+                  "caption": f"caption {index} of {n}", "score": float(n % 20 < right)}
+        for benchmark in benchmarks for n in range(40) for index in range(captions)
+    ]  # fmt: skip
+    with Run.open(profile, stage, name, {"right": right}, RECIPE) as run:
         scores.write_samples(run.folder / "samples.parquet", rows, name)
         summary = scores.summarise(rows, profile.prism.bootstrap_draws, profile.seed)
-        run.finish(
-            **summary, unit="sample", label=name, captions_per_image=2, reader={"name": "r", "mode": "choice"}
-        )
-
-
-def rl_run(profile, seed=0, steps=12):
-    """A training run's curve."""
-    folder = paths.RUNS / profile.name / "rl" / f"caprl-seed{seed}"
-    folder.mkdir(parents=True)
-    rows = [{"step": n, "reward": 0.3 + 0.03 * n, "completion_tokens": 20.0 + n} for n in range(1, steps + 1)]
-    (folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(name="prism_run")
-def prism_run_fixture():
-    """The function prism_run."""
-    return prism_run
-
-
-@pytest.fixture(name="rl_run")
-def rl_run_fixture():
-    """The function rl_run."""
-    return rl_run
+        reader = {"name": "r", "mode": "choice"}
+        run.finish(**summary, unit="sample", label=name, captions_per_image=captions, reader=reader)
 
 
 @pytest.fixture
@@ -72,11 +41,77 @@ def profile(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def finished(profile):
-    """Base, CapRL, 72B, a floor and the training are done."""
-    prism_run(profile, "base-3b", right=8)
-    prism_run(profile, "caprl-seed0", right=14, tokens=40.0)
-    prism_run(profile, "base-72b", right=18, tokens=45.0)
-    prism_run(profile, "floor-empty", right=1, tokens=0.0)
-    rl_run(profile)
+def prism_run(profile):
+    """Makes a Prism run with two captions an image."""
+
+    def make(name, right, tokens=20.0):
+        evaluate(profile, "prism", name, right, tokens, captions=2)
+
+    return make
+
+
+@pytest.fixture
+def trained(profile, prism_run):
+    """Makes a training with its curve, and its evaluation."""
+
+    def make(experiment, right, images=40, tokens=20.0, rises=True, seed=0):
+        name = f"{experiment}-seed{seed}"
+        with Run.open(profile, "rl", name, {"questions": "q"}, RECIPE) as run:
+            rows = [
+                {"step": n, "reward": 0.3 + (0.03 * n if rises else 0.0), "completion_tokens": tokens + n}
+                for n in range(1, 13)
+            ]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (run.folder / "curve.jsonl").write_text(lines)
+            about = {"name": experiment, "description": "as in the paper", "rl": {"group_size": 8},
+                     "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"}}  # fmt: skip
+            run.finish(values={"steps": 12, "reward_first": 0.25, "reward_last": 0.7}, n=images, unit="image",
+                       seeds=[seed], experiment=about)  # fmt: skip
+        prism_run(name, right, tokens)
+
+    return make
+
+
+@pytest.fixture
+def finished(profile, prism_run, trained):
+    """Base, CapRL with its training, 72B and a floor are done."""
+    prism_run("base-3b", right=8)
+    trained("caprl", right=14, tokens=40.0)
+    prism_run("base-72b", right=18, tokens=45.0)
+    prism_run("floor-empty", right=1, tokens=0.0)
     return profile
+
+
+@pytest.fixture
+def table5(profile, prism_run, trained):
+    """Table 5 is done."""
+    prism_run("base-3b", right=8)
+    for name, right in (("rounds_1", 10), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
+        trained(name, right)
+    return profile
+
+
+@pytest.fixture
+def results_of():
+    """The results of an item by its name."""
+    return lambda profile, name="table3": load(profile, items(profile)[name])
+
+
+@pytest.fixture
+def cell():
+    """A cell of a table by row label and column head."""
+    return lambda table, row, column: dict(table.rows)[row][list(table.columns).index(column)]
+
+
+@pytest.fixture
+def with_seeds():
+    """A profile with these seeds of the main experiment."""
+    return lambda profile, *seeds: profile.model_copy(
+        update={"rl": profile.rl.model_copy(update={"seeds": list(seeds)})}
+    )
+
+
+@pytest.fixture
+def evaluation():
+    """The function evaluate."""
+    return evaluate

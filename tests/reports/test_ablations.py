@@ -1,50 +1,19 @@
 """Tables 4 to 6, Figures 1c and 5: rows, differences and verdicts from runs with known scores."""
 
-import json
-import math
-
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.config import experiment_names
+from caprl_utils.config import experiment_names, load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reports import ablations, claims, numbers
-from caprl_utils.reports.ablation_items import BY_NAME, ITEMS
-from caprl_utils.reports.results import load
-from caprl_utils.reports.tables import from_record_path, look_up
-from caprl_utils.runs import Run, load_result
+from caprl_utils.reports import claims, figures, numbers, tables
+from caprl_utils.reports.items import items
+from caprl_utils.reports.numbers import from_record_path, look_up
+from caprl_utils.runs import load_result
 from caprl_utils.schema import ABLATIONS
 
 
-@pytest.fixture
-def trained(profile, prism_run):
-    """Makes a training with its curve, and its evaluation."""
-
-    def make(experiment, right, images=40, tokens=20.0, rises=True, seed=0):
-        name = f"{experiment}-seed{seed}"
-        with Run.open(profile, "rl", name, {"name": name}, ["caprl_utils.errors"]) as run:
-            rows = [
-                {"step": n, "reward": 0.3 + (0.03 * n if rises else 0.0), "completion_tokens": tokens + n}
-                for n in range(1, 13)
-            ]
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (run.folder / "curve.jsonl").write_text(lines)
-            run.finish(values={"steps": 12}, n=images, unit="image", seeds=[seed])
-        prism_run(profile, name, right=right, tokens=tokens)
-
-    return make
-
-
-@pytest.fixture
-def table5(profile, prism_run, trained):
-    prism_run(profile, "base-3b", right=8)
-    for name, right in (("rounds_1", 10), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
-        trained(name, right)
-    return profile
-
-
 def test_rows_images_and_differences(table5, tmp_path):
-    content = ablations.write(table5, BY_NAME["table5"], tmp_path)
+    content = tables.write(table5, "table5", tmp_path)
     scores, gaps, paper = content["tables"]
     assert [row["label"] for row in scores["rows"]] == ["3B (base)", "N = 1", "N = 2", "N = 4", "N = 8"]
     assert scores["columns"][-3:] == ["Training images", "Steps", "Trainings"]
@@ -63,12 +32,17 @@ def test_rows_images_and_differences(table5, tmp_path):
 
 
 def test_a_row_is_the_mean_over_its_trainings(table5, trained, tmp_path):
-    more = table5.ablations.model_copy(update={"more_seeds": {"rounds_1": [1]}})
+    more = table5.ablations.model_copy(update={"more_seeds": {"rounds_1": [1], "rounds_2": [1]}})
     two = table5.model_copy(update={"ablations": more})
-    with pytest.raises(UserError, match="N = 1: 1 of 2 training seeds were evaluated"):
-        ablations.write(two, BY_NAME["table5"], tmp_path)
+    with pytest.raises(UserError, match="table5 needs prism/rounds_1-seed1; make them: make table5"):
+        tables.write(two, "table5", tmp_path)
     trained("rounds_1", right=14, seed=1)
-    content = ablations.write(two, BY_NAME["table5"], tmp_path)
+    with pytest.raises(
+        UserError, match="N = 2: 1 of 2 training seeds were evaluated; make the rest: make table5"
+    ):
+        tables.write(two, "table5", tmp_path)
+    trained("rounds_2", right=14, seed=1)
+    content = tables.write(two, "table5", tmp_path)
     scores = content["tables"][0]
     one = next(row for row in scores["rows"] if row["label"] == "N = 1")["cells"]
     assert one[scores["columns"].index("Average")]["value"] == pytest.approx(0.6)  # of 10 and 14 of 20
@@ -76,7 +50,7 @@ def test_a_row_is_the_mean_over_its_trainings(table5, trained, tmp_path):
 
 
 def test_verdicts(table5, tmp_path):
-    content = ablations.write(table5, BY_NAME["table5"], tmp_path)
+    content = tables.write(table5, "table5", tmp_path)
     verdicts = [claim["verdict"] for claim in content["facts"]["claims"]]
     assert verdicts == ["supported", "supported", "supported"]  # N=8 equals N=4 on every image
     text = (tmp_path / "table5.md").read_text()
@@ -85,15 +59,15 @@ def test_verdicts(table5, tmp_path):
     assert content["facts"]["summary"].startswith(
         "N = 1, N = 2, N = 4, N = 8: 50.0, 60.0, 70.0, 70.0 (N = 8 against N = 1: +20.0 [+"
     )
-    assert "Four rounds are better than one: **supported**, +20.0 points [" in text
     (line,) = [line for line in text.splitlines() if line.startswith("- Four rounds")]
     p = content["facts"]["claims"][0]["p"]
+    assert "Four rounds are better than one: **supported**, +20.0 points [" in line
     assert line.endswith(f", {numbers.p_value(p)}.") and content["facts"]["claims"][2]["p"] is None
     assert f", {numbers.p_value(p)} |" in text  # the same number stands in the table of differences
 
 
 def test_a_page_opens_with_what_was_measured_and_trained(table5, tmp_path):
-    ablations.write(table5, BY_NAME["table5"], tmp_path)
+    tables.write(table5, "table5", tmp_path)
     first = (tmp_path / "table5.md").read_text().split("\n\n")[1]
     for part in (
         "describes every image 2 times", "(r, mode choice)", "40 questions about 40 images in each of the 2 benchmarks",
@@ -103,11 +77,11 @@ def test_a_page_opens_with_what_was_measured_and_trained(table5, tmp_path):
     assert "Natural images:" not in first  # no statement here is about a group of benchmarks
 
 
-def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, tmp_path):
-    prism_run(profile, "base-3b", right=8)
+def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, tmp_path, results_of):
+    prism_run("base-3b", right=8)
     trained("documents", 12)
     trained("natural", 8)
-    content = ablations.write(profile, BY_NAME["figure5_left"], tmp_path)
+    content = tables.write(profile, "figure5_left", tmp_path)
     assert [c["verdict"] for c in content["facts"]["claims"]] == ["supported", "undecided", "supported"]
     assert "profile mini, 80 questions about 80 images" in (tmp_path / "figure5_left.svg").read_text()
     text = (tmp_path / "figure5_left.md").read_text()
@@ -115,27 +89,19 @@ def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, tmp_path
     assert "- Figure 5, left: the SEED values of the two trainings were read from a text layer" in text
     assert content["facts"]["summary"].startswith("against 3B (base): Documents and charts +20.0 [")
     assert ", Natural images 0.0 [" in content["facts"]["summary"]
-
-
-def test_claims_on_groups_are_tests_of_the_item_too(profile, prism_run, trained):
-    prism_run(profile, "base-3b", right=8)
-    trained("documents", 12)
-    trained("natural", 8)
-    item = BY_NAME["figure5_left"]
-    results = load(profile, [row.entry() for row in item.rows], needed=())
-    alone, whole = (claims.corrected(results, item.pairs, stated) for stated in ((), item.claims))
-    assert (len(alone), len(whole)) == (3, 6)
-    pair = item.pairs[0]
-    assert claims.p_of(whole, *pair) == claims.p_of(whole, *reversed(pair)) > claims.p_of(alone, *pair)
-    assert claims.p_of(alone, *pair, benchmarks=("mini-chart",)) is None
+    results = results_of(profile, "figure5_left")  # they are tests of the item too
+    found = claims.corrected(results)
+    pair = results.pairs[0]
+    assert len(found) == 6 and found[claims.test_of(*pair)] == found[claims.test_of(*reversed(pair))]
+    assert claims.test_of(*pair, ("mini-chart",)) not in found
 
 
 def test_figure_1c_tells_length_and_reward(profile, prism_run, trained, tmp_path):
-    prism_run(profile, "base-3b", right=8, tokens=20)
+    prism_run("base-3b", right=8, tokens=20)
     trained("judge_unified", 2, tokens=5, rises=False)
     trained("judge_vlm", 10, tokens=40)
     trained("caprl", 14, tokens=30)
-    content = ablations.write(profile, BY_NAME["figure1c"], tmp_path)
+    content = tables.write(profile, "figure1c", tmp_path)
     assert {c["verdict"] for c in content["facts"]["claims"]} == {"supported"}
     shrunk = content["facts"]["claims"][0]
     assert (shrunk["kind"], shrunk["value"]) == ("tokens", pytest.approx(15.0))
@@ -150,28 +116,24 @@ def test_figure_1c_tells_length_and_reward(profile, prism_run, trained, tmp_path
     assert "**supported**, 3B (base) − UnifiedReward as judge: +15.0 tokens [" in text
 
 
-def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, tmp_path):
-    two = profile.model_copy(update={"rl": profile.rl.model_copy(update={"seeds": [0, 1]})})
-    prism_run(two, "base-3b", right=8)
+def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, tmp_path, with_seeds):
+    prism_run("base-3b", right=8)
     for name in ("judge_unified", "judge_vlm", "caprl"):
         trained(name, 10)
     trained("caprl", 12, seed=1)
-    content = ablations.write(two, BY_NAME["figure1c"], tmp_path)
+    content = tables.write(with_seeds(profile, 0, 1), "figure1c", tmp_path)
     curves = [row["label"] for row in content["tables"][2]["rows"]]
     assert curves[-2:] == ["CapRL-3B, training 1", "CapRL-3B, training 2"] and len(curves) == 4
     assert "CapRL-3B, training 2" in (tmp_path / "figure1c.svg").read_text()
     assert "One training a row, 2 of CapRL-3B." in (tmp_path / "figure1c.md").read_text()
 
 
-def test_growth_over_images(profile, prism_run, trained, tmp_path):
-    prism_run(profile, "base-3b", right=8)
+def test_growth_over_images(profile, prism_run, trained, tmp_path, results_of):
+    prism_run("base-3b", right=8)
     for name, right, images in (("images_10", 10, 4), ("images_30", 12, 12), ("short", 14, 40)):
         trained(name, right, images)
-    ablations.write(profile, BY_NAME["figure5_right"], tmp_path)
-    rows = BY_NAME["figure5_right"].rows
-    results = load(profile, [row.entry() for row in rows], needed=())
-    records = {r.label: ablations.training_records(profile, r) for r in rows}
-    line = ablations.growth(results, records)["average"]
+    tables.write(profile, "figure5_right", tmp_path)
+    line = figures.growth(results_of(profile, "figure5_right"))["average"]
     assert [point[0] for point in line] == [0, 4, 12, 40]
     assert [point[1] for point in line] == pytest.approx([0.4, 0.5, 0.6, 0.7])
     assert "the scale is logarithmic above 0" in (tmp_path / "figure5_right.svg").read_text()
@@ -179,52 +141,43 @@ def test_growth_over_images(profile, prism_run, trained, tmp_path):
 
 def test_same_results_same_bytes(table5, tmp_path):
     for name in ("one", "two"):
-        ablations.write(table5, BY_NAME["table5"], tmp_path / name)
+        tables.write(table5, "table5", tmp_path / name)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
         assert str(tmp_path) not in file.read_text()
 
 
 def test_what_is_missing_is_left_out_or_named(table5, capsys):
-    done = ablations.write_all(table5)
-    assert list(done) == ["table5"]
-    assert "table4: left out, not there yet: questions_1-seed0, questions_2-seed0" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"table6 needs leaking-seed0, refined-seed0; make them"):
-        ablations.write_all(table5, ["table6"])
+    assert tables.write_all(table5) == ["table5"]
+    told = capsys.readouterr().err
+    assert (
+        "table4: left out, not there yet: prism/questions_1-seed0, prism/questions_2-seed0; make it" in told
+    )
+    with pytest.raises(UserError, match=r"table6 needs prism/leaking-seed0, prism/refined-seed0; make them"):
+        tables.write_all(table5, ["table6"])
     with pytest.raises(UserError, match=r"no item 'tabel5'; did you mean table5\?"):
-        ablations.write_all(table5, ["tabel5"])
+        tables.write_all(table5, ["tabel5"])
 
 
-def test_every_row_is_an_experiment_that_some_profile_trains():
-    rows = {row.experiment for item in ITEMS for row in item.rows} - {None, "caprl"}
-    assert rows <= set(experiment_names())
-    assert rows - {"sampled"} <= set(ABLATIONS)  # the paper's own reward is sampled already
-    for item in ITEMS:
+@pytest.mark.parametrize("name", ["smoke", "mini", "one_gpu", "paper"])
+def test_items_name_rows_that_they_have_and_experiments_that_exist(name):
+    found = items(load_profile(name))
+    assert list(found) == [
+        "table1", "table2", "table3", "table4", "table5", "table6", "figure1c", "figure4", "figure5_left",
+        "figure5_right", "extra_dice", "extra_length", "extra_readers",
+    ]  # fmt: skip
+    for item in found.values():
         labels = {row.label for row in item.rows}
         asked = {c.ours for c in item.claims} | {c.theirs for c in item.claims if c.theirs}
-        assert asked | {label for pair in item.pairs for label in pair} | set(item.needed) <= labels, (
-            item.name
-        )
-        assert item.paper is None or (paths.PAPER / item.paper[0]).is_file()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "word"), [(-0.02, 0.005, "supported"), (0.001, 0.03, "not supported"), (-0.01, 0.02, "undecided")]
-)  # fmt: skip
-def test_no_gain(low, high, word):
-    assert claims.no_gain(low, high) == word
-
-
-def test_rise_by_hand():
-    value, low, high = claims.rise([0.0, 0.2, 0.5, 0.7])
-    # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
-    assert value == pytest.approx(0.5)
-    half = 1.959964 * math.sqrt(0.02)
-    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
-    assert claims.rise([0.5, 0.6, 0.7]) is None  # too few steps at either end for a spread
+        pairs = [*item.pairs, *item.told_pairs.values()]
+        asked |= {label for pair in pairs for label in pair} | {*item.needed, *item.ladder}
+        assert asked <= labels, item.name
+        assert item.paper is None or (paths.PAPER / item.paper).is_file()
+        trained = set(item.experiments) - {"caprl"}
+        assert trained <= set(experiment_names()) and trained - {"sampled"} <= set(ABLATIONS), item.name
 
 
 def test_experiments_of_items():
-    assert ablations.experiments_of(["table5", "figure5_right"]) == [
-        "rounds_1", "rounds_2", "short", "rounds_8", "images_10", "images_30",
-    ]  # fmt: skip
+    found = items(load_profile("mini"))
+    assert found["table5"].experiments == ["rounds_1", "rounds_2", "short", "rounds_8"]
+    assert found["table1"].experiments == []

@@ -10,28 +10,21 @@ from caprl_utils.config import load_profile
 from caprl_utils.reports import cards
 from caprl_utils.runs import Run, load_result
 
-MODULES = ["caprl_utils.errors"]
+RECIPE = ["caprl_utils.errors"]
 
 
 @pytest.fixture
-def captioner(profile, prism_run):
+def captioner(profile, trained):
     """A training of the mini world and its evaluation; returns the run's folder."""
-    experiment = {
-        "name": "caprl", "description": "CapRL as in the paper", "rl": {"group_size": 8},
-        "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"},
-    }  # fmt: skip
-    values = {"steps": 12, "reward_first": 0.25, "reward_last": 0.7}
-    with Run.open(profile, "rl", "caprl-seed0", {"data": "settings", "questions": "d"}, MODULES) as run:
-        run.finish(values=values, n=318, unit="image", experiment=experiment)
-    prism_run(profile, "caprl-seed0", right=14)
-    return run.folder
+    trained("caprl", right=14, images=318)
+    return paths.RUNS / profile.name / "rl" / "caprl-seed0"
 
 
 @pytest.fixture
 def vlm(profile):
     """The last stage of a pretraining; returns the run's folder."""
     values = {"steps": 9, "loss_first": 2.0, "loss_last": 0.5}
-    with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, MODULES) as run:
+    with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, RECIPE) as run:
         (run.folder / "final").mkdir()
         run.finish(
             values=values, n=100, unit="row", setting="mini-qwen-3b", training_stage="sft", captions=None,
@@ -47,7 +40,7 @@ def questions(profile):
         "images_read": 320, "images_kept": 318, "questions_kept": 902, "questions_extracted": 1245,
         "verdicts": {"kept": 902, "answered without the image": 291},
     }  # fmt: skip
-    with Run.open(profile, "curation", "main", {}, MODULES) as run:
+    with Run.open(profile, "curation", "main", {}, RECIPE) as run:
         run.finish(values=values, n=1245, unit="question")
     return run.folder
 
@@ -65,7 +58,7 @@ def captions(profile):
 
 
 def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, vlm, questions, captions):
-    with Run.open(profile, "rl", "short-seed0", {}, MODULES):
+    with Run.open(profile, "rl", "short-seed0", {}, RECIPE):
         pass  # not finished
     before = (captioner / "result.json").read_bytes()
     assert cards.write_all(profile) == [

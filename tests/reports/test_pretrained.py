@@ -9,57 +9,50 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining.prepare import dataset_of, run_name
 from caprl_utils.pretraining.sets import finals, wanted
-from caprl_utils.prism import scores
-from caprl_utils.reports import claims_page, figure4, html, table1, table2, trace
-from caprl_utils.reports.tables import from_record_path, look_up
+from caprl_utils.reports import page, tables, trace
+from caprl_utils.reports.items import figure4
+from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import Run
 
 RIGHT = {"vanilla": 4, "sharegpt4v-1m": 6, "densefusion-1m": 8, "caprl-1m": 12, "caprl-5m": 15,
          "caprl-sharegpt4v-1m": 11, "caprl-densefusion-1m": 12, "densefusion-1m-x0.5": 7,
          "caprl-1m-x0.5": 9}  # fmt: skip
-
-
+RECIPE = ["caprl_utils.errors"]
 CAPTIONS = {"count": 10, "tokens": 12.3, "told": 0.6, "wrong": 0.2, "cut": 0.0, "looped": 0.1}
-
-
-def vqa_run(profile, name, right):
-    """An evaluation in which the first `right` of every 20 images are answered right."""
-    shared = {"question": "What is it?", "options": [], "gold": "7", "answer": "7", "letter_mass": None, "parsed": "7",
-              "reason": None, "finish_reason": None, "num_tokens": None, "caption": None,
-              "caption_index": 0}  # fmt: skip
-    rows = [
-        {**shared, "benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}",
-         "score": float(n % 20 < right)}
-        for benchmark in ("mini-chart", "mini-infographic")
-        for n in range(40)
-    ]  # fmt: skip
-    with Run.open(profile, "vqa", name, {"right": right}, ["caprl_utils.prism.scores"]) as run:
-        scores.write_samples(run.folder / "samples.parquet", rows, name)
-        run.finish(**scores.summarise(rows, 500, 0), unit="sample", label=name)
+ITEMS = ("table1", "table2", "figure4")
 
 
 @pytest.fixture
-def pretrained(profile):
-    """All trainings of the profile and their evaluations."""
+def vqa_run(profile, evaluation):
+    """Makes an evaluation of a VLM."""
+
+    def make(name, right):
+        evaluation(profile, "vqa", name, right, benchmarks=("mini-chart", "mini-infographic"))
+
+    return make
+
+
+@pytest.fixture
+def pretrained(profile, vqa_run):
+    """Profile mini with all its trainings and their evaluations."""
     settings = profile.pretraining
     for training in wanted(settings):
-        with Run.open(profile, "pretraining", training.name, {}, ["caprl_utils.errors"]) as run:
+        with Run.open(profile, "pretraining", training.name, {}, RECIPE) as run:
             run.finish(values={"steps": 3}, n=training.num_rows(settings), unit="row")
     for dataset in {dataset_of(training): training for training in wanted(settings)}:
-        with Run.open(profile, "pretraining", run_name(dataset), {}, ["caprl_utils.errors"]) as run:
+        with Run.open(profile, "pretraining", run_name(dataset), {}, RECIPE) as run:
             run.finish(values={"rows": 10, "captions": CAPTIONS}, n=10, unit="row")
     for name in finals(settings):
         row = re.sub(r"-seed\d+$", "", name)
         slug = next(s for s in sorted(RIGHT, key=len, reverse=True) if row.endswith(f"-{s}-sft"))
-        vqa_run(profile, name, RIGHT[slug])
+        vqa_run(name, RIGHT[slug])
+    return profile
 
 
-@pytest.mark.parametrize(("module", "num_rows"), [(table1, 15), (table2, 5), (figure4, 5)])
-def test_items_are_written_twice_alike_and_every_number_has_its_source(
-    module, num_rows, profile, pretrained, tmp_path
-):
-    content = module.write(profile, tmp_path / "a")
-    module.write(profile, tmp_path / "b")
+@pytest.mark.parametrize(("name", "num_rows"), [("table1", 15), ("table2", 5), ("figure4", 5)])
+def test_items_are_written_twice_alike_and_every_number_has_its_source(name, num_rows, pretrained, tmp_path):
+    content = tables.write(pretrained, name, tmp_path / "a")
+    tables.write(pretrained, name, tmp_path / "b")
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
     scores, gaps = content["tables"][:2]
@@ -73,57 +66,50 @@ def test_items_are_written_twice_alike_and_every_number_has_its_source(
         assert all(cell["sources"] or cell["value"] == 0 for head, cell in heads if head != "Trainings")
 
 
-def test_table_1_has_the_values_and_the_verdicts(profile, pretrained, tmp_path):
-    content = table1.write(profile, tmp_path)
+def test_table_1_has_the_values_and_the_verdicts(pretrained, tmp_path):
+    content = tables.write(pretrained, "table1", tmp_path)
     rows = {row["label"]: row["cells"] for row in content["tables"][0]["rows"]}
-    setting = profile.pretraining.settings[0]
+    setting = pretrained.pretraining.settings[0]
     place = content["tables"][0]["columns"].index("Average")
     assert rows[f"{setting}, Vanilla"][place]["value"] == pytest.approx(0.2)
     assert rows[f"{setting}, CapRL-1M"][place]["value"] == pytest.approx(0.6)
-    assert rows[f"{setting}, CapRL-1M"][-1]["value"] == profile.pretraining.further.num_rows
+    assert rows[f"{setting}, CapRL-1M"][-1]["value"] == pretrained.pretraining.further.num_rows
     assert rows[f"{setting}, Vanilla"][-1]["text"] == "0"
     assert {claim["verdict"] for claim in content["facts"]["claims"]} == {"supported"}
-    text = (tmp_path / "table1.md").read_text()
-    assert (
-        "40 questions about 40 images in each of the 2 benchmarks" in text
-        and "bear the names of the paper's" in text
-    )
-    summary = content["facts"]["summary"]
-    assert summary.startswith("CapRL-1M against Vanilla: ") and all(
-        s in summary for s in profile.pretraining.settings
-    )
-    assert "zoo:vlm-7b" in text and "59.7" in text and "shares one alignment" not in text
+    text, summary = (tmp_path / "table1.md").read_text(), content["facts"]["summary"]
+    assert "40 questions about 40 images in each of the 2 benchmarks" in text
+    assert "bear the names of the paper's" in text and "zoo:vlm-7b" in text and "59.7" in text
+    assert summary.startswith("CapRL-1M against Vanilla: ")
+    assert all(setting in summary for setting in pretrained.pretraining.settings)
 
 
-def test_figure_4_stands_in_the_order_of_sizes(profile, pretrained, tmp_path):
-    content = figure4.write(profile, tmp_path)
-    assert (tmp_path / "figure4.svg").stat().st_size > 0 and (tmp_path / "figure4.png").stat().st_size > 0
+def test_figure_4_stands_in_the_order_of_sizes(pretrained, tmp_path):
+    content = tables.write(pretrained, "figure4", tmp_path)
+    assert (tmp_path / "figure4.png").stat().st_size > 0
     drawn = (tmp_path / "figure4.svg").read_text()
     assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
     summary = content["facts"]["summary"]
     assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
 
 
-def test_a_comparison_that_table_1_makes_is_counted_there_alone(profile, pretrained, tmp_path):
-    content = figure4.write(profile, tmp_path)
-    texts = [claim["text"] for claim in content["facts"]["claims"]]
-    assert texts == [
+def test_a_comparison_that_table_1_makes_is_counted_there_alone(pretrained, tmp_path):
+    content = tables.write(pretrained, "figure4", tmp_path)
+    assert [claim["text"] for claim in content["facts"]["claims"]] == [
         "CapRL-1M x 0.5 is better than DenseFusion-1M x 0.5", "More of CapRL's pairs are better than fewer",
     ]  # fmt: skip
     text = (tmp_path / "figure4.md").read_text()
     assert "CapRL-1M − DenseFusion-1M as Table 1 (3); CapRL-1M − Vanilla as Table 1 (1)" in text
-    alone = profile.pretraining.model_copy(update={"items": ["figure4"]})
-    claims = figure4.item(profile.model_copy(update={"pretraining": alone})).claims
-    assert [claim.theirs for claim in claims] == [
+    alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
+    assert [c.theirs for c in figure4(pretrained.model_copy(update={"pretraining": alone})).claims] == [
         "DenseFusion-1M x 0.5", "DenseFusion-1M", "Vanilla", "CapRL-1M x 0.5",
     ]  # fmt: skip
 
 
-def test_a_row_is_the_mean_over_its_seeds_question_by_question(profile, pretrained, tmp_path):
-    setting, *others = profile.pretraining.settings
-    assert profile.pretraining.more_seeds == {setting: [1]}
-    vqa_run(profile, f"{setting}-caprl-1m-sft-seed1", 8)
-    content = table1.write(profile, tmp_path)
+def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_run, tmp_path):
+    setting, *others = pretrained.pretraining.settings
+    assert pretrained.pretraining.more_seeds == {setting: [1]}
+    vqa_run(f"{setting}-caprl-1m-sft-seed1", 8)
+    content = tables.write(pretrained, "table1", tmp_path)
     scores, gaps, captions = content["tables"][:3]
     rows = {row["label"]: dict(zip(scores["columns"], row["cells"], strict=True)) for row in scores["rows"]}
     ours = rows[f"{setting}, CapRL-1M"]
@@ -140,41 +126,42 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(profile, pretrain
     assert f"runs/mini/pretraining/{setting}-caprl-1m-further-seed1/result.json" in files
     told = f"Two trainings a row in setting {setting}, one training a row in setting {', '.join(others)}: how much"
     assert told in gaps["notes"][0] and "averaged question by question" in gaps["notes"][0]
-    (_, cells), *_ = ((row["label"], row["cells"]) for row in captions["rows"])
-    assert [cell["text"] for cell in cells] == ["10", "12.3", "60.0", "20.0", "0.0", "10.0"]
+    assert [cell["text"] for cell in captions["rows"][0]["cells"]] == [
+        "10",
+        "12.3",
+        "60.0",
+        "20.0",
+        "0.0",
+        "10.0",
+    ]
 
 
-def test_a_seed_that_was_not_evaluated_is_named(profile, pretrained, tmp_path):
-    setting = profile.pretraining.settings[0]
+def test_an_evaluation_that_is_missing_is_named_with_its_command(pretrained, tmp_path):
+    setting = pretrained.pretraining.settings[0]
     (paths.RUNS / "mini" / "vqa" / f"{setting}-vanilla-sft-seed1" / "result.json").unlink()
-    with pytest.raises(UserError, match="1 of 2 training seeds were evaluated"):
-        table2.write(profile, tmp_path)
+    with pytest.raises(
+        UserError, match=f"table2 needs vqa/{setting}-vanilla-sft-seed1; make them: make table2"
+    ):
+        tables.write(pretrained, "table2", tmp_path)
 
 
-def test_with_a_users_captions_no_model_of_ours_is_named(profile, pretrained, tmp_path):
-    further = profile.pretraining.further.model_copy(update={"data": "own/{name}.json"})
-    own = profile.model_copy(
-        update={"pretraining": profile.pretraining.model_copy(update={"further": further})}
-    )
-    table2.write(own, tmp_path)
+def test_with_a_users_captions_no_model_of_ours_is_named(pretrained, tmp_path):
+    further = pretrained.pretraining.further.model_copy(update={"data": "own/{name}.json"})
+    settings = pretrained.pretraining.model_copy(update={"further": further})
+    tables.write(pretrained.model_copy(update={"pretraining": settings}), "table2", tmp_path)
     text = (tmp_path / "table2.md").read_text()
     assert "files of the user (own/{name}.json)" in text and "short and noisy" not in text
 
 
-def test_what_is_missing_is_named_with_its_command(profile, tmp_path):
-    with pytest.raises(UserError, match=r"no Vqa result of Vanilla .* make 04_llamafactory_pretraining"):
-        table2.write(profile, tmp_path)
-
-
-def test_claims_trace_and_page_take_these_items_as_they_come(profile, pretrained):
-    for module in (table1, table2, figure4):
-        module.write(profile)
-    counts = claims_page.write(profile)["facts"]["counts"]
+def test_claims_trace_and_page_take_these_items_as_they_come(pretrained):
+    for name in ITEMS:
+        tables.write(pretrained, name)
+    counts = page.write_claims(pretrained)["facts"]["counts"]
     assert counts["supported"] == 16 and counts["not run"] >= 30
-    page = html.write(profile).read_text(encoding="utf-8")
-    assert all(f'<section id="{name}">' in page for name in ("claims", "table1", "table2", "figure4"))
+    text = page.write_html(pretrained).read_text(encoding="utf-8")
+    assert all(f'<section id="{name}">' in text for name in ("claims", *ITEMS))
     cells = list(trace.cells_of(paths.REPORTS / "mini"))
-    assert {cell.report for cell in cells} == {"claims", "table1", "table2", "figure4"}
+    assert {cell.report for cell in cells} == {"claims", *ITEMS}
     for cell in cells:
         told = trace.describe(cell)
         assert "no source on record" not in told, told

@@ -1,0 +1,161 @@
+"""Verdicts; and claims.md: every statement once, its verdict that of its report, the paper's numbers beside it."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.reports import claims, page, results, tables
+from caprl_utils.reports.items import items, texts
+
+
+@pytest.fixture
+def reported(finished, tmp_path):
+    """Table 3 and the claims in a folder; returns profile, folder and what the claims' JSON holds."""
+    tables.write(finished, "table3", tmp_path)
+    return finished, tmp_path, page.write_claims(finished, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stated():
+    return [
+        (item, claim)
+        for item in items(load_profile("mini")).values()
+        if not item.ours
+        for claim in item.claims
+    ]
+
+
+def rows_of(content):
+    return {row["label"]: [cell["text"] for cell in row["cells"]] for row in content["tables"][0]["rows"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "word"),
+    [
+        ("accuracy", 0.01, 0.1, "supported"), ("accuracy", -0.1, -0.01, "not supported"),
+        ("accuracy", -0.1, 0.1, "undecided"),
+        ("no gain", -0.02, 0.005, "supported"), ("no gain", 0.001, 0.03, "not supported"),
+        ("no gain", -0.01, 0.02, "undecided"),
+        ("as good", -0.005, 0.02, "supported"), ("as good", -0.05, -0.02, "not supported"),
+        ("as good", -0.03, 0.01, "undecided"),
+    ],
+)  # fmt: skip
+def test_verdict(kind, low, high, word):
+    assert claims.verdict(low, high, kind) == word
+
+
+def test_rise_by_hand():
+    value, low, high = claims.rise([0.0, 0.2, 0.5, 0.7])
+    # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
+    assert value == pytest.approx(0.5)
+    half = 1.959964 * math.sqrt(0.02)
+    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    assert claims.rise([0.5, 0.6, 0.7]) is None  # too few steps at either end for a spread
+
+
+def test_larger_gain_needs_both_groups_of_benchmarks(finished, results_of):
+    found = results_of(finished)
+    claim = next(claim for claim in found.item.claims if claim.kind == "larger gain")
+    (finding,) = [one for one in claims.test_all(found) if one.claim == claim]
+    assert finding.value == pytest.approx(0.0) and finding.verdict == "undecided" and finding.images == 80
+    del found.parts["mini-scene"]
+    assert claim not in [one.claim for one in claims.test_all(found)]
+
+
+def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated):
+    texts_ = [(item.name, claim.text) for item, claim in stated]
+    assert len(set(texts_)) == len(texts_) >= 20
+    printed = [(i, c, means) for i, c in stated if (means := claims.paper_means(i, c)) is not None]
+    assert len(printed) >= 30
+    for item, claim, (ours, theirs) in printed:
+        gap = round(ours - theirs, 6)
+        states = {"no gain": gap <= 0, "as good": gap >= 0}.get(claim.kind, gap > 0)
+        assert states, f"{item.name}: {claim.text}: {ours} against {theirs}"
+
+
+def test_every_setting_of_the_pretraining_is_one_of_the_papers():
+    known = texts()["settings"]
+    assert set(known) == {file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml")}
+    assert set(known.values()) == {setting for setting, _ in results.paper_values("table1_pretraining.csv")}
+
+
+def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
+    _, folder, content = reported
+    counts, rows = content["facts"]["counts"], rows_of(content)
+    assert counts["supported"] >= 3 and counts["not run"] >= 30 and sum(counts.values()) == len(rows)
+    statement, verdict, gap, of_paper, test, count = rows["Table 3 (1)"]
+    assert statement.startswith("CapRL's captions serve") and of_paper == "48.3 against 39.9 (+8.4)"
+    assert test == "accuracy: CapRL-3B − 3B (base) above 0" and verdict == "**supported**"
+    assert gap.startswith("+30.0 points [+") and count == "80 images; 1 against 1 evaluated"
+    assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
+    assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
+    text = (folder / "claims.md").read_text(encoding="utf-8")
+    assert "| [Table 3: caption quality in the Prism framework](./table3.md) | 13 |" in text
+    with open(folder / "claims.csv", encoding="utf-8", newline="") as file:
+        lines = {line["item"]: line for line in csv.DictReader(file)}
+    assert (
+        float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3) and lines["Table 4 (1)"]["low"] == ""
+    )
+    assert lines["Table 4 (1)"]["paper_ours"] == "48.0"
+
+
+def test_the_page_of_mini_stands_beside_its_folder(finished):
+    tables.write(finished, "table3")
+    page.write_claims(finished)
+    assert "(mini/table3.md)" in (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
+    content = json.loads((paths.REPORTS / "mini" / "claims.json").read_text(encoding="utf-8"))
+    (source,) = content["tables"][0]["rows"][14]["cells"][1]["sources"]
+    assert source == {"file": "reports/mini/table3.json", "key": "facts/claims/0/verdict"}
+    with pytest.raises(UserError, match="smoke does not write"):
+        page.write_claims(load_profile("smoke"), paths.REPORTS / "mini")
+
+
+def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
+    found = results.all_average_notes()
+    rows = [note.split(": ")[0] for note in found]
+    assert rows == [
+        "Table 1, Qwen2.5-3B + Qwen2.5-ViT, CapRL-5M", "Table 1, Qwen2.5-7B + Qwen2.5-ViT, DenseFusion-1M",
+        "Table 3, Qwen2.5-VL-72B", "Table 3, CapRL-3B", "Table 4, CapRL-3QA-20k",
+    ]  # fmt: skip
+    assert "62.0 lies 0.100 away from the mean of the printed entries, 62.100" in found[0]
+    text = " ".join((paths.PAPER / "README.md").read_text(encoding="utf-8").split())
+    assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows
+
+
+def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apart(
+    finished, prism_run, tmp_path
+):
+    prism_run("base-7b", right=12, tokens=30.0)
+    tables.write(finished, "table3", tmp_path)
+    content = page.write_claims(finished, tmp_path)
+    assert content["facts"]["counts"][claims.BY_CONSTRUCTION] == 2
+    _, verdict, gap, *_ = rows_of(content)["Table 3 (12)"]
+    assert verdict == "**by construction**" and gap.startswith("+20.0 points [") and ", p" not in gap
+    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in text
+    (line,) = [line for line in (tmp_path / "table3.md").read_text().splitlines() if "7B against 3B" in line]
+    assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
+    assert not any(claim.built_in for claim in items(load_profile("paper"))["table3"].claims)
+
+
+def test_the_page_says_how_firm_the_supported_are(reported):
+    profile, folder, _ = reported
+    file = folder / "table3.json"
+    content = json.loads(file.read_text())
+    supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
+    supported[0]["p"], supported[1]["runs"] = 0.06, [2, 1]
+    file.write_text(json.dumps(content))
+    facts = page.write_claims(profile, folder)["facts"]
+    assert facts["supported_large_p"] == ["Table 3 (1)"]
+    assert len(facts["supported_one_training"]) == len(supported) - 1
+    text = (folder / "claims.md").read_text(encoding="utf-8")
+    assert (
+        f"Of the {len(supported)} supported statements, {len(supported) - 1} rest on no more than one" in text
+    )
+    assert "1 have a corrected p of 0.05 or more: Table 3 (1)." in text
+    assert "+30.0 points [" in text and ", p = 0.060 |" in text

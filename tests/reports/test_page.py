@@ -1,0 +1,118 @@
+"""report.html: whole, alone, the same for the same reports; README's map; `caprl report`."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.reports import figures, page, tables
+
+
+@pytest.fixture
+def reported(finished):
+    """Table 3 and the claims are written, with a lab log beside them."""
+    tables.write(finished, "table3")
+    page.write_claims(finished)
+    (paths.REPORTS / "lab-log.md").write_text("# Lab log: what\n\n## One\n\n<script>alert(1)</script>\n")
+    return finished
+
+
+@pytest.fixture
+def readme(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text(f"# Title\n\n{page.START}\nold\n{page.END}\n\nThe end.\n", encoding="utf-8")
+    return file
+
+
+class Tags(HTMLParser):
+    """Start tags with their attributes; asserts that elements close in order."""
+
+    VOID = {"meta", "img", "br", "hr"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(reported):
+    file = page.write_html(reported)
+    text = file.read_text(encoding="utf-8")
+    tags = Tags(text).tags
+    sections = [attrs["id"] for tag, attrs in tags if tag == "section"]
+    assert sections == ["claims", "table3", "lab-log"]
+    ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
+    inside = [attrs["href"][1:] for tag, attrs in tags if tag == "a" and attrs["href"].startswith("#")]
+    assert set(sections) <= set(inside) and set(inside) <= ids
+    images = [attrs["src"] for tag, attrs in tags if tag == "img"]
+    assert len(images) == 2 and all(src.startswith("data:image/svg+xml;base64,") for src in images)
+    assert 'class="verdict supported"' in text and "<small>[" in text
+    assert "Not measured at this profile yet: Table 1" in text and "&lt;script&gt;alert" in text
+    assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
+    assert not re.search(r"@import|url\(", text) and len(text) < 3_000_000
+    assert page.write_html(reported).read_text(encoding="utf-8") == text
+
+
+def test_a_report_is_shown_in_a_notebook_with_its_figures(reported):
+    text = page.html_of(paths.REPORTS / "mini" / "table3.md")
+    assert text.startswith("<h2>Table 3: caption quality") and text.count('src="data:image/svg+xml') == 2
+
+
+def test_a_missing_figure_no_report_at_all_and_smoke_are_told(reported):
+    (paths.REPORTS / "mini" / "table3_dots.svg").unlink()
+    with pytest.raises(UserError, match=r"table3_dots.svg is missing"):
+        page.write_html(reported)
+    with pytest.raises(UserError, match="make reproduce PROFILE=one_gpu"):
+        page.write_html(load_profile("one_gpu"))
+    with pytest.raises(UserError, match="smoke does not write"):
+        page.write_html(load_profile("smoke"), paths.REPORTS / "mini")
+
+
+def test_all_reports_are_written_in_one_go(finished):
+    with pytest.raises(UserError, match="table5 needs"):
+        page.write_all(finished, ["table5"])
+    names = [file.name for file in page.write_all(finished)]
+    assert names == ["table3.md", "claims.md", "report.html", "README.md"]
+
+
+def test_the_map_is_filled_between_its_marks(readme, profile):
+    assert not page.update_readme(readme, check=True)
+    assert "old" in readme.read_text(encoding="utf-8")
+    assert not page.update_readme(readme)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "old" not in text
+    assert page.update_readme(readme, check=True)
+    assert "`make table3` | 39.9 to 48.3 | not yet |" in text
+    assert "| 55.5 to 59.7; 58.7 to 62.2; 55.6 to 59.6 |" in text  # all of Table 1's settings
+    assert "| 47.3, 47.6, 48.4, 48.3 |" in text and "| Commit of the runs |" in text
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(UserError, match="map:start"):
+        page.update_readme(readme)
+
+
+def test_a_result_puts_the_map_out_of_date(readme, finished, monkeypatch):
+    for plot in ("plot_curves", "plot_dots"):  # drawing takes longest and the map shows no figure
+        monkeypatch.setattr(figures, plot, lambda *arguments, **named: [])
+    page.update_readme(readme)
+    tables.write(finished, "table3", paths.REPORTS / "mini")
+    assert not page.update_readme(readme, check=True)
+    page.update_readme(readme)
+    row = r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"
+    assert re.search(row, readme.read_text(encoding="utf-8"))
+
+
+def test_the_readme_of_the_repository_is_up_to_date():
+    assert page.update_readme(paths.ROOT / "README.md", check=True), "run: caprl report --readme"
