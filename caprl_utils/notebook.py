@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,10 +22,8 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TR
 class Context:
     """What a notebook works with."""
 
-    title: str
     profile: Profile
     seed: int
-    params: Mapping[str, Any] = field(default_factory=dict)
 
     def run_folder(self, stage: str, name: str) -> Path:
         """Where the run <stage>/<name> of this profile lies."""
@@ -43,13 +41,11 @@ def start(
     seed: int = 0,
     needs: Mapping[str, str] | None = None,
     show: tuple[str, ...] = (),
-    **params: Any,
 ) -> Context:
     """Load the profile, prepare the process and print what is about to run.
 
     needs: run "stage/name", or path relative to the repository -> notebook that makes it; a missing one stops
-    here. show: sections or keys of the profile to print ("rl", "models.policy"). params: the notebook's other
-    parameters.
+    here. show: sections or keys of the profile to print ("rl", "models.policy").
     Raises UserError for an unknown profile, a bad parameter or a missing input.
     """
     _errors_in_one_line()
@@ -58,9 +54,8 @@ def start(
         raise UserError(f"parameter seed: expected a whole number from 0 on, got {seed!r}")
     prepare_process(loaded)
     _check_needs(loaded, needs or {})
-    context = Context(title, loaded, seed, params)
-    print(_summary(context, show))
-    return context
+    print(title, _summary(loaded, seed, show), sep="\n")
+    return Context(loaded, seed)
 
 
 def prepare_process(profile: Profile) -> None:
@@ -85,19 +80,17 @@ def _check_needs(profile: Profile, needs: Mapping[str, str]) -> None:
         raise UserError("\n".join(problems))
 
 
-def _summary(context: Context, show: tuple[str, ...]) -> str:
-    profile, code = context.profile, provenance.commit()
+def _summary(profile: Profile, seed: int, show: tuple[str, ...]) -> str:
+    code = provenance.commit()
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
     found = provenance.versions()
     main = " ".join(
         f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found
     )
     lines = [
-        context.title,
         f"profile   {profile.name}: {profile.description}",
         f"made for  {profile.hardware}",
-        f"seed      {context.seed}",
-        *(f"parameter {name} = {value!r}" for name, value in context.params.items()),
+        f"seed      {seed}",
         f"commit    {(code['commit'] or 'none')[:10]}{state}",
         f"versions  {main}",
         *_shown_settings(profile, show),

@@ -190,7 +190,7 @@ class Run:
     """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
 
     with Run.open(profile, "curation", "answers", {"rl": profile.rl, "data": file_hash(rows)},
-                  recipe=["caprl_utils.curation.answering"]) as run:
+                  recipe=["caprl_utils.curation.answer"]) as run:
         if not run.complete:
             rows = run.rows("answers")
             for request in requests:

@@ -20,13 +20,12 @@ def clean_environment():
 
 
 def test_start_prints_profile_settings_commit_and_versions(capsys):
-    context = notebook.start("05 Prism", "smoke", seed=3, show=("rl.steps", "models.policy"), sample=7)
+    context = notebook.start("05 Prism", "smoke", seed=3, show=("rl.steps", "models.policy"))
     shown = capsys.readouterr().out
     for text in (
         "05 Prism",
         "profile   smoke",
         "seed      3",
-        "parameter sample = 7",
         "commit    ",
         "torch ",
     ):
@@ -36,17 +35,12 @@ def test_start_prints_profile_settings_commit_and_versions(capsys):
     assert str(paths.ROOT) not in shown
 
 
-def test_start_prepares_the_process(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    profile = load_profile("smoke", {"torch_threads": 3})
-    notebook.prepare_process(profile)
-    assert os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["OMP_NUM_THREADS"] == "3"
-
-
-def test_online_profiles_keep_the_hub(monkeypatch):
+def test_start_prepares_the_process_and_only_offline_profiles_lose_the_hub(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     notebook.prepare_process(load_profile("paper"))
     assert "HF_HUB_OFFLINE" not in os.environ
+    notebook.prepare_process(load_profile("smoke", {"torch_threads": 3}))
+    assert os.environ["HF_HUB_OFFLINE"] == "1" and os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_missing_input_names_the_target_that_makes_it(runs_folder):

@@ -22,13 +22,10 @@ def gone(pid):
     return False
 
 
-def test_output_goes_to_the_log(tmp_path):
+def test_output_goes_to_the_log_and_a_failure_shows_its_end(tmp_path):
     command = [sys.executable, "-c", "import os, sys; print(os.environ['X']); print('err', file=sys.stderr)"]
     processes.run(command, tmp_path / "logs" / "out.log", env={"X": "told"})
     assert set((tmp_path / "logs" / "out.log").read_text().split()) == {"told", "err"}
-
-
-def test_failure_shows_the_end_of_the_log(tmp_path):
     command = [sys.executable, "-c", "print('\\n'.join(map(str, range(99)))); raise SystemExit(3)"]
     with pytest.raises(UserError, match=r"failed \(exit status 3\); the end of .*out\.log:\n84\n") as error:
         processes.run(command, tmp_path / "out.log")

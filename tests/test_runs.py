@@ -87,12 +87,9 @@ def test_nan_is_refused_and_leaves_no_result():
     assert not list(run.folder.glob(".*.tmp"))
 
 
-def test_missing_result_says_what_to_do(tmp_path):
+def test_a_missing_or_damaged_result_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no result at .*run it first"):
         load_result(tmp_path)
-
-
-def test_damaged_result_says_what_to_do(tmp_path):
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
         load_result(tmp_path)
@@ -180,7 +177,8 @@ def test_other_os_errors_are_not_hidden(tmp_path):
         write_atomic(tmp_path / "file" / "below", "x")
 
 
-def test_access_log_gets_records_and_reports(tmp_path, monkeypatch):
+def test_access_log_gets_records_and_reports_and_smoke_stays_out_of_reports(tmp_path, monkeypatch):
+    assert not paths.reports_of("smoke").is_relative_to(paths.REPORTS)
     log = tmp_path / "access"
     monkeypatch.setenv(files.ACCESS_LOG_ENV, str(log))
     with open_run(a=1) as run:
@@ -191,11 +189,6 @@ def test_access_log_gets_records_and_reports(tmp_path, monkeypatch):
         str(run.folder / "result.json"),
         str(paths.reports_of("smoke") / "table3.md"),
     ]
-
-
-def test_smoke_stays_out_of_reports():
-    assert not paths.reports_of("smoke").is_relative_to(paths.REPORTS)
-    assert paths.reports_of("mini") == paths.REPORTS / "mini"
 
 
 def test_config_and_key_lie_beside_the_rows():
