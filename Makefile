@@ -90,7 +90,7 @@ $(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
 slice: $(SLICE:%=$(COPIES)/%.ipynb)
 
 table1 table2 figure4: $(COPIES)/01_qa_curation.ipynb $(COPIES)/03_caprl_rl_training.ipynb
-	@$(PY) -m caprl_utils.pretraining.chain --item $@ --profile $(PROFILE)
+	@$(CAPRL) train $@ --profile $(PROFILE)
 	@$(CAPRL) report $@ --profile $(PROFILE)
 
 figures_ITEMS := figure1c figure5_left figure5_right

@@ -32,6 +32,8 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. rl.steps=10.")
 ]
 
+PRETRAINED = ("table1", "table2", "figure4")  # items of `caprl train` that are made of pretrained VLMs
+
 
 def settings_of(profile: str, overrides: list[str]) -> Profile:
     """The profile with the values of `--set`, which also reach notebooks and the processes that a command starts."""
@@ -161,7 +163,9 @@ def score(
 
 @app.command()
 def train(
-    names: Annotated[list[str], typer.Argument(help="Experiments; all of the profile without a name.")] = [],
+    names: Annotated[
+        list[str], typer.Argument(help="Experiments (all without a name), or table1, table2, figure4.")
+    ] = [],
     table3: Annotated[
         bool, typer.Option("--table3", help="Those of Table 3: the main one and the judges'.")
     ] = False,
@@ -171,17 +175,27 @@ def train(
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
-    """Train captioners by reinforcement learning and evaluate them; what is done is read, what stopped goes on."""
+    """Train captioners by RL, or VLMs on captions, and evaluate them; what is done is read, what stopped goes on."""
     from caprl_utils.notebook import prepare_process
+    from caprl_utils.pretraining.pretrain import pretrain
     from caprl_utils.rl import experiments
 
     settings = settings_of(profile, overrides)
-    names = [*names, *(experiments.of_table_3(settings) if table3 else [])]
     if show:
         print(experiments.listing(profile))
         return
     prepare_process(settings)
-    for row in experiments.run_all(profile, names):
+    items = [name for name in names if name in PRETRAINED]
+    if items:
+        for name, record in pretrain(settings, items).items():
+            print(f"{name}  average {record['values']['average']:.3f}")
+    chosen = [
+        *(name for name in names if name not in items),
+        *(experiments.of_table_3(settings) if table3 else []),
+    ]
+    if items and not chosen:
+        return
+    for row in experiments.run_all(profile, chosen):
         words = (
             f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
             for key, value in row.items()

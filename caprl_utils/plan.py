@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from caprl_utils import paths, provenance
 from caprl_utils.config import load_assembly, read_yaml
 from caprl_utils.paths import shown
-from caprl_utils.pretraining.evaluate import benchmarks_of
-from caprl_utils.pretraining.launch import ENVIRONMENT
+from caprl_utils.pretraining.llamafactory import ENVIRONMENT
+from caprl_utils.pretraining.pretrain import benchmarks_of
 from caprl_utils.pretraining.sets import Training, wanted
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.registry import drawn_source

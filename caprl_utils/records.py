@@ -6,14 +6,17 @@ and ours can go to verl or OpenRLHF.
 
 from __future__ import annotations
 
+import json
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from caprl_utils import prompts
+from caprl_utils.files import write_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -137,3 +140,76 @@ class Sample:
     def load_images(self) -> list[Image.Image]:
         """All images, opened now. Raises UserError naming the row for one that is missing or broken."""
         return [load() for load in self.images]
+
+
+PLACEHOLDER = "<image>"
+MARKS = (PLACEHOLDER, "<video>", "<audio>")
+"""What LLaMA-Factory takes for a medium wherever it stands in a text."""
+_TAGS = {
+    "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+    "system_tag": "system",
+}  # fmt: skip
+
+
+class Message(Row):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Conversation(Row):
+    """A row of LLaMA-Factory's `sharegpt` format; `images` are paths below the media folder, one per placeholder
+    (`mark_problem` says where they are not).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    images: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
+        roles = [message.role for message in turns]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+            raise ValueError(f"turns are {roles}, expected user and assistant in turn")
+        if not all(message.content.strip() for message in self.messages):
+            raise ValueError("a turn has no text")
+        for name in self.images:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"image path {name!r} leads outside the media folder")
+        return self
+
+    @property
+    def mark_problem(self) -> str | None:
+        """Marks in the text that LLaMA-Factory would look for a medium for, in vain; None where all is well."""
+        text = "\n".join(message.content for message in self.messages)
+        if (asked := text.count(PLACEHOLDER)) != len(self.images):
+            return f"{asked} {PLACEHOLDER} for {len(self.images)} images"
+        other = next((mark for mark in MARKS[1:] if mark in text), None)
+        return f"its text holds {other}, which LLaMA-Factory takes for a medium" if other else None
+
+
+def mark_in(text: str) -> str | None:
+    """The first of MARKS that a text holds; a caption with one cannot be trained on."""
+    return next((mark for mark in MARKS if mark in text), None)
+
+
+def about_image(name: str, image: str, turns: Sequence[tuple[str, str]]) -> Conversation:
+    """A conversation about one image, which stands before the first question."""
+    messages = []
+    for number, (question, answer) in enumerate(turns):
+        mark = PLACEHOLDER if number == 0 else ""
+        messages += [Message(role="user", content=mark + question), Message(role="assistant", content=answer)]
+    return Conversation(id=name, messages=tuple(messages), images=(image,))
+
+
+def register(file: Path) -> None:
+    """Enter a file NAME.jsonl of conversations as NAME in dataset_info.json beside it, as LLaMA-Factory asks."""
+    info = file.parent / "dataset_info.json"
+    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
+    entries[file.stem] = {
+        "file_name": file.name, "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"}, "tags": _TAGS,
+    }  # fmt: skip
+    write_json(info, dict(sorted(entries.items())))

@@ -362,6 +362,17 @@ def load_result(path: Path | str) -> dict[str, Any]:
     return result
 
 
+def step_of(checkpoint: Path) -> int:
+    """The number of a folder checkpoint-STEP."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """All folders checkpoint-STEP of a training, whole or not, the oldest first."""
+    found = [f for f in folder.glob("checkpoint-*") if f.is_dir() and f.name.count("-") == 1]
+    return sorted((f for f in found if f.name.partition("-")[2].isdecimal()), key=step_of)
+
+
 def _manifest(parts: Mapping[str, Any], recipe: Sequence[str]) -> dict[str, Any]:
     hashes = {name: value_hash(value) for name, value in {**parts, "versions": provenance.versions()}.items()}
     code = code_hashes(recipe)

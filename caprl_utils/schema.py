@@ -216,15 +216,12 @@ class Prism(Settings):
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 
-_PARTS = Literal["vision_tower", "projector", "language_model"]
-_EVERYTHING = ["vision_tower", "projector", "language_model"]
 _APPENDIX = "paper, appendix F"
 
 
 class PretrainingStage(Settings):
     """What the three stages of pretraining a VLM share."""
 
-    trains: list[_PARTS] = setting(_EVERYTHING, f"{_APPENDIX}: everything", min_length=1)
     num_epochs: float = setting(1.0, "author script", gt=0)
     micro_batch_size: int = setting(4, "ours: rows per GPU and forward pass", False, ge=1)
 
@@ -234,7 +231,6 @@ class Align(PretrainingStage):
 
     data: str = setting("data/pretraining/blip-558k.json", "ours: a LLaVA file, or mini-world")
     num_rows: int = setting(558_000, f"{_APPENDIX}: BLIP-558K", ge=1)
-    trains: list[_PARTS] = setting(["projector"], _APPENDIX, min_length=1)
     learning_rate: float = setting(1e-3, _APPENDIX, gt=0)
     batch_size: int = setting(256, _APPENDIX, ge=1)
     micro_batch_size: int = setting(
@@ -291,9 +287,6 @@ class Pretraining(Settings):
     media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")
     cutoff_tokens: int = setting(6144, "author script", ge=16)
     max_pixels: int = setting(1024 * 28 * 28, "author script", ge=1)
-    min_pixels: int = setting(32 * 32, "ours: LLaMA-Factory's default", ge=1)
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting("cosine", "author script")
-    warmup_ratio: float = setting(0.1, "author script", ge=0, lt=1)
     precision: Literal["bf16", "float32"] = setting("bf16", "author script")
     deepspeed: Literal["zero2", "zero3"] | None = setting(
         "zero3", "author script; None trains in one process", False
@@ -303,10 +296,6 @@ class Pretraining(Settings):
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine", False, ge=1)
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
     max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
-    caption_max_tokens: int = setting(2048, "ours: as prism.caption_max_tokens", ge=1)
-    caption_temperature: float = setting(
-        1.0, "ours: as prism.caption_temperature, so that sets are made of what Table 3 measures", ge=0
-    )
 
     @model_validator(mode="after")
     def _settings_are_known(self) -> "Pretraining":

@@ -1,6 +1,6 @@
 """A caption set as training data of LLaMA-Factory, with image paths below one media folder.
 
-The rows are those that `pretraining.data` reads: {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION],
+The rows are those that `records.Conversation` reads: {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION],
 "images": [path]}, in a JSONL file with its entry in dataset_info.json beside it.
 """
 
@@ -21,8 +21,8 @@ from caprl_utils.captions.sets import read_captions, schema_of
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.paths import shown
-from caprl_utils.pretraining.data import about_image, mark_in, register
 from caprl_utils.progress import track
+from caprl_utils.records import about_image, mark_in, register
 
 EMPTY, MISSING = "the caption is empty", "no such image below the media folder"
 MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance

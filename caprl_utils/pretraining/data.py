@@ -1,68 +1,41 @@
-"""Data files of LLaMA-Factory: conversations about images, in its `sharegpt` format, one JSON object a line.
+"""Rows to pretrain on: read from files, sampled, checked against every model's token limit, written for LLaMA-Factory.
 
-A data folder holds NAME.jsonl for every data set, dataset_info.json that describes them, and the images that
-were rendered for it. Files of a user come in LLaVA's form (`image`, `conversations` of from and value) or in
-this one (`images`, `messages` of role and content), as a JSON list or one object a line.
+A data folder holds NAME.jsonl for every data set, dataset_info.json that describes them, and the images that were
+rendered for it. Files of a user come in LLaVA's form (`image`, `conversations` of from and value) or in LLaMA-Factory's
+`sharegpt` (`images`, `messages` of role and content), as a JSON list or one object a line.
+
+Why rows are checked before training (ours): LLaMA-Factory cuts a row that is longer than the cutoff anywhere, image
+tokens too, and the step that meets it dies of "Image features and image tokens do not match" hours later
+(hiyouga/LlamaFactory#5968). A missing image only warns there and fails in the middle of the training, as does one that
+was cut off.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError
 
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic, write_json
+from caprl_utils.files import write_atomic
+from caprl_utils.images import MAX_ASPECT, BadImageError, in_threads, peek
 from caprl_utils.paths import shown
+from caprl_utils.progress import track
+from caprl_utils.records import PLACEHOLDER, Conversation, register
 
-INFO = "dataset_info.json"
-PLACEHOLDER = "<image>"
-MARKS = (PLACEHOLDER, "<video>", "<audio>")
-"""What LLaMA-Factory takes for a medium wherever it stands in a text."""
-_TAGS = {
-    "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-    "system_tag": "system",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+MIN_PIXELS = 32 * 32  # LLaMA-Factory's default: smaller images are enlarged
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-
-
-class Message(BaseModel):
-    """One turn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: str
-    content: str
-
-
-class Example(BaseModel):
-    """One conversation about its images; `images` are paths below the media folder, one per placeholder
-    (`mark_problem` says where they are not).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str
-    messages: tuple[Message, ...]
-    images: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _sound(self) -> Example:
-        turns = self.messages[1:] if self.messages and self.messages[0].role == "system" else self.messages
-        roles = [message.role for message in turns]
-        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-            raise ValueError(f"turns are {roles}, expected user and assistant in turn")
-        if not all(message.content.strip() for message in self.messages):
-            raise ValueError("a turn has no text")
-        for name in self.images:
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"image path {name!r} leads outside the media folder")
-        return self
+_NAMED = 5  # bad rows in a message
 
 
 @dataclass(frozen=True)
@@ -76,26 +49,12 @@ class BadRow:
         return f"row {self.id}: {self.reason}"
 
 
-def mark_in(text: str) -> str | None:
-    """The first of MARKS that a text holds; a caption with one cannot be trained on."""
-    return next((mark for mark in MARKS if mark in text), None)
-
-
-def about_image(example_id: str, image: str, turns: Sequence[tuple[str, str]]) -> Example:
-    """A conversation about one image, which stands before the first question."""
-    messages = []
-    for number, (question, answer) in enumerate(turns):
-        mark = PLACEHOLDER if number == 0 else ""
-        messages += [Message(role="user", content=mark + question), Message(role="assistant", content=answer)]
-    return Example(id=example_id, messages=tuple(messages), images=(image,))
-
-
-def write_examples(folder: Path, name: str, examples: Iterable[Example]) -> int:
+def write_rows(folder: Path, name: str, rows: Iterable[Conversation]) -> int:
     """Write NAME.jsonl and its entry in dataset_info.json; returns the number of rows.
 
     Raises UserError when there are none.
     """
-    lines = [example.model_dump_json() for example in examples]
+    lines = [row.model_dump_json() for row in rows]
     if not lines:
         raise UserError(f"data set {name!r} would be empty; nothing was written to {shown(folder)}")
     write_atomic(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
@@ -103,80 +62,35 @@ def write_examples(folder: Path, name: str, examples: Iterable[Example]) -> int:
     return len(lines)
 
 
-def register(file: Path) -> None:
-    """Enter a file NAME.jsonl of such rows as NAME in dataset_info.json beside it."""
-    info = file.parent / INFO
-    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
-    entries[file.stem] = {
-        "file_name": file.name, "formatting": "sharegpt",
-        "columns": {"messages": "messages", "images": "images"}, "tags": _TAGS,
-    }  # fmt: skip
-    write_json(info, dict(sorted(entries.items())))
-
-
-def read_examples(file: Path) -> list[Example]:
-    """Rows that `write_examples` wrote. Raises UserError naming file and row for any that is not sound."""
-    rows = read_rows(file)
-    if bad := [row for row in rows if isinstance(row, BadRow)]:
-        raise UserError(f"{shown(file)}, {bad[0]}")
-    return rows
-
-
-def read_rows(file: Path) -> list[Example | BadRow]:
-    """A user's file in one of the two forms. A row whose text holds other marks than its images' is a BadRow.
+def read_rows(file: Path) -> list[Conversation | BadRow]:
+    """A file in one of the two forms. A row whose text holds other marks than its images' is a BadRow.
 
     Raises UserError naming file and row for what has not the form of a row.
     """
     return [_parse(file, number, row) for number, row in _raw_rows(file)]
 
 
-def _parse(file: Path, number: int, raw: Any) -> Example | BadRow:
+def _parse(file: Path, number: int, raw: Any) -> Conversation | BadRow:
     try:
-        row = Example.model_validate(_ours(raw, number))
-        reason = mark_problem(row)
-        return BadRow(f"{number} (id {row.id})", reason) if reason else row
+        row = Conversation.model_validate(_by_our_names(raw, number))
+        return BadRow(f"{number} (id {row.id})", row.mark_problem) if row.mark_problem else row
     except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        reason = (
-            "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else repr(error)
-        )
+        reason = repr(error)
+        if isinstance(error, ValidationError):
+            reason = "; ".join(found["msg"] for found in error.errors())
         raise UserError(
             f"{shown(file)}, row {number}: {reason}. A row has `image` and `conversations` (from, value), or "
             "`images` and `messages` (role, content), with one <image> in the text for every image."
         ) from None
 
 
-def mark_problem(example: Example) -> str | None:
-    """Marks in a row's text that LLaMA-Factory would look for a medium for, in vain; None where all is well."""
-    text = "\n".join(message.content for message in example.messages)
-    if (asked := text.count(PLACEHOLDER)) != len(example.images):
-        return f"{asked} {PLACEHOLDER} for {len(example.images)} images"
-    other = next((mark for mark in MARKS[1:] if mark in text), None)
-    return f"its text holds {other}, which LLaMA-Factory takes for a medium" if other else None
-
-
-def sample(examples: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """`count` of the examples, drawn by the seed; a larger count holds a smaller one.
-
-    Raises UserError when there are too few.
-    """
-    if count > len(examples):
-        raise UserError(f"{count} rows are asked for, the data set has {len(examples)}")
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    return [examples[place] for place in sorted(order[:count])]
-
-
-def _ours(row: Any, number: int) -> dict[str, Any]:
-    """LLaVA's columns by our names."""
+def _by_our_names(row: Any, number: int) -> dict[str, Any]:
     images = row.get("images", row.get("image", []))
     messages = row.get("messages")
     if messages is None:
         messages = [{"role": _ROLES[m["from"]], "content": m["value"]} for m in row["conversations"]]
-    return {
-        "id": str(row.get("id", number)),
-        "messages": messages,
-        "images": [images] if isinstance(images, str) else images or [],
-    }
+    images = [images] if isinstance(images, str) else images or []
+    return {"id": str(row.get("id", number)), "messages": messages, "images": images}
 
 
 def _raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
@@ -197,3 +111,129 @@ def _raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
         raise UserError(f"no data file {shown(file)}; the profile's section `pretraining` names it") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{shown(file)} is not valid JSON ({error})") from None
+
+
+def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """`count` of the rows, drawn by the seed; a larger count holds a smaller one.
+
+    Raises UserError when there are too few.
+    """
+    if count > len(rows):
+        raise UserError(f"{count} rows are asked for, the data set has {len(rows)}")
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return [rows[place] for place in sorted(order[:count])]
+
+
+class TokenCounter:
+    """Tokens of a row as LLaMA-Factory makes them: image features by the processor, text by the chat template."""
+
+    def __init__(self, processor: ProcessorMixin, max_pixels: int):
+        self.processor, self.max_pixels = processor, max_pixels
+        self.image_tokens = functools.lru_cache(maxsize=None)(self._image_tokens)
+
+    def text(self, row: Conversation) -> str:
+        """The row as the model sees it, each image as one placeholder."""
+        messages = []
+        for message in row.messages:
+            parts: list[dict[str, Any]] = []
+            for number, piece in enumerate(message.content.split(PLACEHOLDER)):
+                parts += [{"type": "image"}] if number else []
+                parts += [{"type": "text", "text": piece}] if piece else []
+            messages.append({"role": message.role, "content": parts})
+        return self.processor.apply_chat_template(messages, tokenize=False)
+
+    def text_tokens(self, row: Conversation) -> int:
+        """Tokens of the text, without the images' placeholders."""
+        ids = self.processor.tokenizer(self.text(row), add_special_tokens=False)["input_ids"]
+        return len(ids) - len(row.images)
+
+    def _image_tokens(self, width: int, height: int) -> int:
+        width, height = resized(width, height, self.max_pixels)
+        found = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        return found["num_image_tokens"][0]
+
+
+def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """Size of an image after LLaMA-Factory's own resizing, which comes before the processor's."""
+    if width * height > max_pixels:
+        factor = math.sqrt(max_pixels / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    if width * height < MIN_PIXELS:
+        factor = math.sqrt(MIN_PIXELS / (width * height))
+        width, height = int(width * factor), int(height * factor)
+    return width, height
+
+
+@dataclass
+class Budget:
+    """What the rows of a data set need of one model. bad: place of a row (ids may repeat) -> its id and the reason."""
+
+    longest: int = 0
+    total: int = 0
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+def token_budgets(
+    rows: Sequence[Conversation], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
+) -> dict[str, Budget]:
+    """Decode every image once and count every row's tokens for each model; returns model -> budget.
+
+    counters: model -> what counts its tokens. cutoff: tokens that a row may have.
+    """
+    budgets = {name: Budget() for name in counters}
+    looked = in_threads(functools.partial(_sizes, media), rows)
+    for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), looked, strict=True)):
+        for name, counter in counters.items():
+            found = budgets[name]
+            if isinstance(sizes, str):
+                found.bad[place] = f"row {row.id}: {sizes}"
+                continue
+            images = sum(counter.image_tokens(*size) for size in sizes)
+            tokens = counter.text_tokens(row) + images
+            if tokens > cutoff:
+                text = f"{tokens} tokens ({images} of images) are over the cutoff {cutoff}"
+                found.bad[place] = f"row {row.id}: {text}"
+                continue
+            found.longest, found.total = max(found.longest, tokens), found.total + tokens
+    return budgets
+
+
+def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
+    """Raise UserError naming the rows when more than the allowed share cannot be trained on.
+
+    bad: a line for each such row, which names it.
+    """
+    if len(bad) > max_bad_share * num_rows:
+        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise UserError(
+            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {'; '.join(bad[:_NAMED])}{more}. "
+            "Mend or remove them, lower pretraining.max_pixels or raise pretraining.cutoff_tokens; "
+            "pretraining.max_bad_share lets a share of them be left out."
+        )
+
+
+def _sizes(media: Path, row: Conversation) -> list[tuple[int, int]] | str:
+    """Width and height of a row's images, or what is wrong with one of them."""
+    try:
+        return [image_size(media / name) for name in row.images]
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image that can be decoded. Raises ValueError with what is wrong."""
+    try:
+        with peek(path) as image:
+            width, height = image.size
+            image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
+            image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
+    except FileNotFoundError:
+        raise ValueError(f"no image {shown(path)}") from None
+    except BadImageError as error:
+        raise ValueError(f"image {shown(path)}: {error}") from None
+    except Exception as error:  # decoders raise what they like on broken files
+        raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
+    return width, height

@@ -17,8 +17,7 @@ from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
 from caprl_utils.rl.grpo import CaptionTrainer
-from caprl_utils.rl.policy import step_of
-from caprl_utils.runs import RowStore
+from caprl_utils.runs import RowStore, step_of
 
 SAMPLES_PER_STEP = 8
 COLUMNS = {  # our names -> TRL's, and those our reward logs

@@ -9,7 +9,6 @@ take a third of a step.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
+from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SEE_ONCE = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL's tower feeds further layers of the language model
 COMPLETE = "complete.json"  # written last into a checkpoint: it is whole
-_CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 _PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")  # all Qwen-VL families
 
 
@@ -224,18 +223,6 @@ def mark_complete(folder: Path) -> None:
         os.fsync(handle)
         os.close(handle)
     write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
-
-
-def step_of(folder: Path) -> int:
-    """The number in checkpoint-<number>."""
-    return int(_CHECKPOINT.match(folder.name)[1])
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """All checkpoint folders, whole or not, the oldest first."""
-    return sorted(
-        (f for f in folder.glob("checkpoint-*") if f.is_dir() and _CHECKPOINT.match(f.name)), key=step_of
-    )
 
 
 def last_complete(folder: Path) -> Path | None:

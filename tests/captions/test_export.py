@@ -16,7 +16,7 @@ from caprl_utils.captions.job import caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.images import read_source
 from caprl_utils.models.base import Sampling
-from caprl_utils.pretraining.data import INFO, read_examples
+from caprl_utils.pretraining.data import read_rows
 
 IMAGES = 9
 
@@ -42,15 +42,15 @@ def test_llamafactory_names_the_files_of_a_folder(captions, images, tmp_path):
     file = tmp_path / "data" / "train.jsonl"
     written = llamafactory.write_llamafactory(captions, file)
     assert (written.rows, written.set_aside, written.media) == (IMAGES - 1, {}, images)
-    first = read_examples(file)[0]
+    first = read_rows(file)[0]
     assert [m.content for m in first.messages] == [
         "<image>Please describe this image in detail.",
         "p000.png 0 0",
     ]
     assert first.id == "p000.png#0" and first.images == ("p000.png",)
-    assert not any(example.images == ("p002.png",) for example in read_examples(file))
+    assert not any(example.images == ("p002.png",) for example in read_rows(file))
     assert llamafactory.write_llamafactory(captions, file, sound_only=False).rows == IMAGES
-    entry = json.loads((file.parent / INFO).read_text())["train"]
+    entry = json.loads((file.parent / "dataset_info.json").read_text())["train"]
     assert entry["file_name"] == file.name and entry["formatting"] == "sharegpt"
     assert set(entry["columns"].values()) < set(lines(file)[0])
 
@@ -58,11 +58,11 @@ def test_llamafactory_names_the_files_of_a_folder(captions, images, tmp_path):
 def test_paths_start_at_the_media_folder(captions, images, tmp_path):
     file = tmp_path / "train.jsonl"
     llamafactory.write_llamafactory(captions, file, media=tmp_path)
-    assert read_examples(file)[0].images == ("images/p000.png",)
+    assert read_rows(file)[0].images == ("images/p000.png",)
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(UserError, match=r"image .*images/p000\.png is outside the media folder .*elsewhere"):
         llamafactory.write_llamafactory(captions, file, media=tmp_path / "elsewhere")
-    assert read_examples(file)[0].images == ("images/p000.png",)
+    assert read_rows(file)[0].images == ("images/p000.png",)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "rendered"])
@@ -73,7 +73,7 @@ def test_images_that_are_no_files_are_written(images, tmp_path, kind):
     caption_source(source, tmp_path / "set", Scripted(), Sampling(16), shard_images=4)
     file = tmp_path / "train" / "train.jsonl"
     assert llamafactory.write_llamafactory(tmp_path / "set", file).rows == IMAGES
-    files = [example.images[0] for example in read_examples(file)]
+    files = [example.images[0] for example in read_rows(file)]
     assert len(set(files)) == IMAGES and files[0].startswith("images/train/")
     with Image.open(file.parent / files[-1]) as image:
         image.load()
@@ -84,7 +84,7 @@ def test_the_images_of_a_list_are_named(images, tmp_path):
     caption_source(tmp_path / "list.txt", tmp_path / "set", Scripted(), Sampling(16))
     file = tmp_path / "train.jsonl"
     assert llamafactory.write_llamafactory(tmp_path / "set", file).media == tmp_path
-    assert [example.images for example in read_examples(file)] == [("images/p003.png",), ("images/p001.png",)]
+    assert [example.images for example in read_rows(file)] == [("images/p003.png",), ("images/p001.png",)]
 
 
 def test_captions_that_the_trainer_would_trip_over_are_set_aside(images, tmp_path):
@@ -100,7 +100,7 @@ def test_captions_that_the_trainer_would_trip_over_are_set_aside(images, tmp_pat
         f"the caption holds <{tag}>, which LLaMA-Factory takes for a file": 1 for tag in ("video", "image")
     }
     assert written.set_aside == tagged | {llamafactory.EMPTY: 1, llamafactory.MISSING: 1}
-    assert len(read_examples(file)) == written.rows == IMAGES - 4
+    assert len(read_rows(file)) == written.rows == IMAGES - 4
     with pytest.raises(UserError, match="the prompt holds <audio>"):
         llamafactory.write_llamafactory(tmp_path / "set", file, prompt="<audio> Describe.")
 
@@ -224,7 +224,7 @@ def test_a_release_becomes_our_parquet_and_then_training_data(release, tmp_path)
         llamafactory.write_llamafactory(out, file, tmp_path / "nowhere")
     written = llamafactory.write_llamafactory(out, file, tmp_path, max_bad_share=0.5)
     assert written.set_aside == {llamafactory.MISSING: 1}
-    assert [example.images[0] for example in read_examples(file)] == [row["image_id"] for row in rows[:3]]
+    assert [example.images[0] for example in read_rows(file)] == [row["image_id"] for row in rows[:3]]
     assert sets.sample(out, tmp_path / "sample.parquet", 2) in (2, 3)
     again = llamafactory.write_llamafactory(tmp_path / "sample.parquet", file, tmp_path, max_bad_share=0.9)
     assert again.rows <= 3
@@ -265,7 +265,7 @@ def test_the_command_line_writes_training_data(captions, tmp_path, capsys):
         capsys, "llamafactory", captions, "--out", out, "--media", tmp_path, "--prompt", "Say."
     )
     assert status == 0 and f"8 rows, image paths below {tmp_path} (media_dir)\nwritten: {out}" in said
-    example = read_examples(out)[0]
+    example = read_rows(out)[0]
     assert example.images == ("images/p000.png",) and example.messages[0].content == "<image>Say."
     assert told(capsys, "llamafactory", captions, "--out", out, "--all")[0] == 0 and len(lines(out)) == 9
     status, said = told(capsys, "llamafactory", captions, "--out", out, "--media", tmp_path / "other")
@@ -293,7 +293,7 @@ def test_the_command_line_reads_a_release(release, tmp_path, capsys):
         capsys, "released", release, "--out", out, "--media", tmp_path, "--max-bad-share", 0.3
     )
     assert status == 0 and "set aside: 1, no such image below the media folder" in said
-    assert [example.images[0] for example in read_examples(out)][:2] == ["images/p000.png", "images/p001.png"]
+    assert [example.images[0] for example in read_rows(out)][:2] == ["images/p000.png", "images/p001.png"]
     status, said = told(capsys, "released", release, "--out", out)
     assert status == 1 and "--media" in said
     status, said = told(capsys, "released", tmp_path / "no.jsonl", "--out", out, "--media", tmp_path)

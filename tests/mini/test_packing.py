@@ -8,9 +8,8 @@ import torch
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
-from caprl_utils.mini.zoo import examples as lessons
-from caprl_utils.mini.zoo import models, recipes
-from caprl_utils.mini.zoo.lessons import pixels_of
+from caprl_utils.mini.zoo import lessons, models
+from caprl_utils.mini.zoo import train as zoo
 from caprl_utils.mini.zoo.packing import IGNORED, IMAGE_PAD, collate
 
 
@@ -39,9 +38,9 @@ def test_text_branches_equal_separate_prompts():
 def test_image_branches_equal_separate_prompts():
     model, processor = models.build_vlm(0).eval(), models.build_processor()
     shown = picture("zoo", 3)
-    packed = lessons.looking(random.Random(1), shown, [recipes.DENSE])
+    packed = lessons.looking(random.Random(1), shown, [zoo.DENSE])
     batch = collate([packed], processor.tokenizer, with_image=True)
-    pixels = pixels_of([shown])
+    pixels = zoo.pixels_of([shown])
     with torch.no_grad():
         together = model(
             input_ids=batch.input_ids,
@@ -61,7 +60,7 @@ def test_image_branches_equal_separate_prompts():
 @pytest.mark.parametrize("index", range(10))
 def test_tokenizer_is_lossless_on_everything_the_world_says(index):
     tokenizer, shown = shared_tokenizer(), picture("zoo", index)
-    packed = lessons.looking(random.Random(index), shown, [recipes.TERSE_AND_ERRING], write=1.0)
+    packed = lessons.looking(random.Random(index), shown, [zoo.TERSE_AND_ERRING], write=1.0)
     blind = lessons.guessing(random.Random(index), shown)
     for example in (packed, blind, lessons.reading(random.Random(index), shown, 5, 4, 0.3)):
         for asked, answered in example.branches:

@@ -10,9 +10,8 @@ from caprl_utils.errors import UserError
 from caprl_utils.mini import source
 from caprl_utils.mini.render import SIZE, render
 from caprl_utils.mini.world import KINDS, caption, distractors, known_fact, picture
-from caprl_utils.mini.zoo import examples as lessons
-from caprl_utils.mini.zoo import measure
-from caprl_utils.mini.zoo.recipes import TERSE_AND_ERRING
+from caprl_utils.mini.zoo import lessons, measure
+from caprl_utils.mini.zoo.train import TERSE_AND_ERRING
 
 
 @pytest.mark.parametrize("kind", KINDS)

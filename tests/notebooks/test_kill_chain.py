@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.pretraining.launch import ENVIRONMENT
+from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(5400)]
 PROFILE = os.environ.get("CAPRL_KILL_PROFILE", "smoke")

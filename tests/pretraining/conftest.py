@@ -4,7 +4,8 @@ import pytest
 
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import data
-from caprl_utils.pretraining.stages import Inputs
+from caprl_utils.pretraining.stage import Inputs
+from caprl_utils.records import about_image
 
 STEPS, BATCH = 6, 2
 
@@ -18,8 +19,8 @@ def rows(tmp_path_factory):
     examples = []
     for name, image, turns in training_rows("sft", STEPS * BATCH, seed=1):
         image.save(folder / f"{name}.png")
-        examples.append(data.about_image(name, f"{name}.png", turns))
-    data.write_examples(folder, "sft", examples)
+        examples.append(about_image(name, f"{name}.png", turns))
+    data.write_rows(folder, "sft", examples)
     return folder, examples
 
 

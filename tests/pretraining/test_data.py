@@ -1,26 +1,28 @@
-"""Data files: LLaMA-Factory's form, a user's forms, and what is refused."""
+"""Rows: LLaMA-Factory's form, a user's forms, what is refused, and the check of tokens and images."""
 
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data
+from caprl_utils.records import about_image, mark_in
 
 TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?", "The answer is 42")]
 
 
 def test_written_rows_come_back_and_are_described(tmp_path):
-    rows = [data.about_image(f"image-{i}", f"set/image-{i}.png", TURNS) for i in range(3)]
-    assert data.write_examples(tmp_path, "align", rows) == 3
-    data.write_examples(tmp_path, "sft", rows[:1])
+    rows = [about_image(f"image-{i}", f"set/image-{i}.png", TURNS) for i in range(3)]
+    assert data.write_rows(tmp_path, "align", rows) == 3
+    data.write_rows(tmp_path, "sft", rows[:1])
     info = json.loads((tmp_path / "dataset_info.json").read_text())
     assert list(info) == ["align", "sft"]
     assert info["align"]["formatting"] == "sharegpt"
     assert info["align"]["columns"] == {"messages": "messages", "images": "images"}
-    assert data.read_examples(tmp_path / "align.jsonl") == rows
+    assert data.read_rows(tmp_path / "align.jsonl") == rows
     assert rows[0].messages[0].content.startswith("<image>Please")
     assert "<image>" not in rows[0].messages[2].content
 
@@ -30,7 +32,7 @@ def test_llava_files_are_read_as_list_and_as_lines(tmp_path):
                                                          {"from": "gpt", "value": "A star."}]}  # fmt: skip
     for text in (json.dumps([row, row]), json.dumps(row) + "\n" + json.dumps(row)):
         (tmp_path / "llava.json").write_text(text)
-        first, _ = data.read_examples(tmp_path / "llava.json")
+        first, _ = data.read_rows(tmp_path / "llava.json")
         assert (first.id, first.images) == ("7", ("a/b.png",))
         assert [m.role for m in first.messages] == ["user", "assistant"]
 
@@ -38,8 +40,6 @@ def test_llava_files_are_read_as_list_and_as_lines(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"images": []}, "1 <image> for 0 images"),
-        ({"images": ["a.png", "b.png"]}, "1 <image> for 2 images"),
         ({"images": ["../a.png"]}, "leads outside the media folder"),
         ({"images": ["/etc/a.png"]}, "leads outside the media folder"),
         ({"messages": [{"role": "user", "content": "<image>?"}]}, "expected user and assistant in turn"),
@@ -53,41 +53,48 @@ def test_llava_files_are_read_as_list_and_as_lines(tmp_path):
     ],
 )
 def test_a_bad_row_is_named(tmp_path, change, said):
-    good = json.loads(data.about_image("x", "x.png", TURNS[:1]).model_dump_json())
+    good = json.loads(about_image("x", "x.png", TURNS[:1]).model_dump_json())
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
     with pytest.raises(UserError, match="row 2") as error:
-        data.read_examples(file)
+        data.read_rows(file)
     assert said in str(error.value) and "rows.jsonl" in str(error.value)
 
 
 @pytest.mark.parametrize("mark", ["<video>", "<audio>", "<image>"])
 def test_a_mark_that_stands_for_no_medium_sets_the_row_aside(tmp_path, mark):
     rows = [
-        data.about_image(f"r{n}", "x.png", [("What?", text)])
-        for n, text in enumerate(("A cat.", f"A {mark}."))
+        about_image(f"r{n}", "x.png", [("What?", text)]) for n, text in enumerate(("A cat.", f"A {mark}."))
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(row.model_dump_json() for row in rows))
     good, bad = data.read_rows(file)
     assert good == rows[0] and isinstance(bad, data.BadRow) and mark in bad.reason and "id r1" in str(bad)
-    assert data.mark_in(f"A {mark}.") == mark and data.mark_in("A cat.") is None
-    with pytest.raises(UserError, match="row 2"):
-        data.read_examples(file)
+    assert mark_in(f"A {mark}.") == mark and mark_in("A cat.") is None
+
+
+@pytest.mark.parametrize(
+    ("images", "said"), [([], "1 <image> for 0 images"), (["a.png", "b.png"], "1 <image> for 2 images")]
+)
+def test_images_without_their_marks_set_the_row_aside(tmp_path, images, said):
+    row = json.loads(about_image("x", "x.png", TURNS).model_dump_json()) | {"images": images}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (found,) = data.read_rows(tmp_path / "rows.jsonl")
+    assert found.reason == said
 
 
 @pytest.mark.parametrize("text", ["{", "[{]", '{"id": 1}\n{"id"'])
 def test_a_file_that_is_no_json_is_named(tmp_path, text):
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(UserError, match=r"rows\.json"):
-        data.read_examples(tmp_path / "rows.json")
+        data.read_rows(tmp_path / "rows.json")
 
 
 def test_a_missing_file_and_an_empty_set_are_refused(tmp_path):
     with pytest.raises(UserError, match="no data file"):
-        data.read_examples(tmp_path / "nowhere.json")
+        data.read_rows(tmp_path / "nowhere.json")
     with pytest.raises(UserError, match="would be empty"):
-        data.write_examples(tmp_path, "align", [])
+        data.write_rows(tmp_path, "align", [])
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 5))
@@ -101,3 +108,74 @@ def test_a_larger_sample_holds_the_smaller(small, large, seed):
 def test_too_small_a_set_is_named():
     with pytest.raises(UserError, match="5 rows are asked for, the data set has 3"):
         data.sample([1, 2, 3], 5, 0)
+
+
+class WordCounter:
+    """A token a word, a token for every 28 x 28 pixels."""
+
+    def image_tokens(self, width, height):
+        return (width // 28) * (height // 28)
+
+    def text_tokens(self, example):
+        return sum(len(message.content.split()) for message in example.messages)
+
+
+def row(name, answer="one two"):
+    file = name if "." in name else f"{name}.png"
+    return about_image(name, file, [("What is this?", answer)])
+
+
+def check(rows, media):
+    """Of one model."""
+    return data.token_budgets(rows, media, {"model": WordCounter()}, 64)["model"]
+
+
+@pytest.fixture
+def media(tmp_path):
+    Image.new("RGB", (140, 140)).save(tmp_path / "good.png")
+    Image.new("RGB", (1400, 1400)).save(tmp_path / "large.png")
+    Image.new("RGB", (4000, 4)).save(tmp_path / "stripe.png")
+    (tmp_path / "text.png").write_text("no picture")
+    Image.effect_noise((200, 200), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:-3000])
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:-40])
+    return tmp_path
+
+
+def test_tokens_are_counted(media):
+    assert check([row("good")], media) == data.Budget(30, 30, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("large", "2505 tokens (2500 of images) are over the cutoff 64"),
+        ("missing", "no image"),
+        ("text", "not an image"),
+        ("cut", "cannot be decoded"),
+        ("cut.jpg", "cannot be decoded"),
+        ("stripe", "aspect 4000 x 4"),
+    ],
+)
+def test_a_row_that_would_stop_the_training_is_named(media, name, said):
+    found = check([row("good"), row(name)], media)
+    assert list(found.bad) == [1] and said in found.bad[1] and found.bad[1].startswith(f"row {name}: ")
+    with pytest.raises(UserError, match=f"row {name}: "):
+        data.refuse(list(found.bad.values()), 2, "align", 0.0)
+    data.refuse(list(found.bad.values()), 2, "align", 0.5)
+
+
+def test_each_image_is_opened_once_for_all_models(media, monkeypatch):
+    opened = []
+    plain = data.image_size
+    monkeypatch.setattr(data, "image_size", lambda path: opened.append(path.name) or plain(path))
+    counters = {"one": WordCounter(), "other": WordCounter()}
+    found = data.token_budgets([row("good"), row("photo.jpg")], media, counters, 64)
+    assert opened == ["good.png", "photo.jpg"] and found["one"] == found["other"]
+    assert found["one"].total == 30 + 54
+
+
+def test_llama_factory_resizes_before_the_processor():
+    assert data.resized(140, 140, 802816) == (140, 140)
+    assert data.resized(2000, 1000, 802816) == (1267, 633)
+    assert data.resized(8, 8, 802816) == (32, 32)

@@ -10,7 +10,7 @@ import pytest
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
-from caprl_utils.pretraining import arguments, launch, stages
+from caprl_utils.pretraining import llamafactory, stage
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init.assembly import assemble
 from tests.pretraining.conftest import BATCH, STEPS, inputs_of
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
-        not launch.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
+        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
     ),
 ]
 KILLED_AT = 4
@@ -33,30 +33,30 @@ def model(request, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage", arguments.STAGES)
-def test_killed_in_the_middle_it_ends_with_the_same_weights(stage, model, rows):
+@pytest.mark.parametrize("name", llamafactory.STAGES)
+def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
     sizes = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
     pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
     changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1} | pace
     profile = load_profile("mini", {"pretraining": changed})
     inputs = inputs_of(model, rows)
-    names = [f"{kind}-{model.name}-{stage}" for kind in ("undisturbed", "killed")]
-    homes = [stages.folder_of(profile, name) for name in names]
-    whole, killed = (Training(name, SETTINGS[model.name], stage, None) for name in names)
+    names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
+    homes = [stage.folder_of(profile, run) for run in names]
+    whole, killed = (Training(run, SETTINGS[model.name], name, None) for run in names)
 
-    undisturbed = stages.train(profile, whole, inputs)
+    undisturbed = stage.train(profile, whole, inputs)
     killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))
     killer.start()
     with pytest.raises(UserError, match="llamafactory-cli ended"):
-        stages.train(profile, killed, inputs)
+        stage.train(profile, killed, inputs)
     killer.join()
-    resumed = stages.train(profile, killed, inputs)
+    resumed = stage.train(profile, killed, inputs)
 
     assert "/checkpoint-" in (homes[1] / "train.yaml").read_text()
     assert resumed["values"] == undisturbed["values"] and resumed["values"]["steps"] == STEPS
     assert len({file_hash(home / "final" / "model.safetensors") for home in homes}) == 1
     moved = resumed["values"]["moved"]
-    assert (moved["language_model"] > 0) == (stage != "align") and moved["projector"] > 0
+    assert (moved["language_model"] > 0) == (name != "align") and moved["projector"] > 0
     assert not (homes[1] / "work").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import arguments, budget, launch, stages
+from caprl_utils.pretraining import data, llamafactory, stage
 from caprl_utils.pretraining.sets import Training
 from tests.pretraining.conftest import BATCH, STEPS, inputs_of
 
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(
-        not launch.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
+        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
     ),
 ]
 PROBE = Path(__file__).with_name("lf_probe.py")
@@ -44,7 +44,7 @@ def small_profile():
 
 
 def probe(kind, config, *overrides, distributed=False):
-    env = {"PYTHONPATH": str(launch.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = {"PYTHONPATH": str(llamafactory.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env["HF_DATASETS_CACHE"] = str(config.parent / "cache")
     if distributed:
         env |= {
@@ -54,7 +54,7 @@ def probe(kind, config, *overrides, distributed=False):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "29613",
         }
-    python = launch.ENVIRONMENT / "bin" / "python"
+    python = llamafactory.ENVIRONMENT / "bin" / "python"
     done = subprocess.run(
         [str(python), str(PROBE), kind, str(config), *overrides],
         env=os.environ | env, capture_output=True, text=True, timeout=900,
@@ -64,25 +64,24 @@ def probe(kind, config, *overrides, distributed=False):
 
 
 @pytest.mark.parametrize("profile", ["paper", "one_gpu", "mini"])
-@pytest.mark.parametrize("stage", arguments.STAGES)
-def test_llama_factorys_parser_reads_what_we_write(profile, stage, tmp_path):
+@pytest.mark.parametrize("name", llamafactory.STAGES)
+def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
     settings = load_profile(profile).pretraining
-    chat = arguments.Chat(arguments.LLAVA if stage == "sft" else arguments.QWEN)
-    files = arguments.Files("model", tmp_path, "rows", tmp_path, tmp_path / "out")
-    values = arguments.stage_arguments(settings, stage, chat, files, seed=0)
+    chat = {"template": llamafactory.LLAVA if name == "sft" else llamafactory.QWEN}
+    files = llamafactory.Files("model", tmp_path, "rows", tmp_path, tmp_path / "out")
+    values = llamafactory.stage_arguments(settings, name, chat, files, 0, 10_000)
     config = tmp_path / "train.yaml"
-    config.write_text(arguments.to_yaml(values, "test"))
+    config.write_text(llamafactory.to_yaml(values, "test"))
     # a machine without GPU has no bf16 there; everything else is as written
     read = probe("parse", config, "use_cpu=true", distributed=settings.deepspeed is not None)
-    chosen = arguments.stage_of(settings, stage)
+    chosen = llamafactory.stage_of(settings, name)
     assert read["learning_rate"] == chosen.learning_rate
-    world = arguments.world_size(settings)
+    world = max(1, settings.nodes * settings.gpus_per_node)
     assert read["batch"] * read["accumulation"] * world == chosen.batch_size
     assert read["cutoff_len"] == settings.cutoff_tokens and read["max_pixels"] == settings.max_pixels
-    assert read["schedule"] == settings.lr_schedule
-    assert settings.warmup_ratio in (read["warmup_ratio"], read["warmup_steps"])
+    assert read["schedule"] == "cosine" and 0.1 in (read["warmup_ratio"], read["warmup_steps"])
     assert read["frozen"] == [
-        part not in chosen.trains for part in ("vision_tower", "projector", "language_model")
+        part not in llamafactory.TRAINS[name] for part in ("vision_tower", "projector", "language_model")
     ]
     assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
     assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
@@ -93,13 +92,14 @@ def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(sma
 
     folder, examples = rows
     settings = small_profile().pretraining
-    files = arguments.Files(small_model, folder, "sft", folder, tmp_path / "out")
+    files = llamafactory.Files(small_model, folder, "sft", folder, tmp_path / "out")
     config = tmp_path / "train.yaml"
-    values = arguments.stage_arguments(settings, "sft", stages.chat_of(small_model), files, seed=0)
-    config.write_text(arguments.to_yaml(values, "test"))
+    chat = llamafactory.chat_of(small_model)
+    values = llamafactory.stage_arguments(settings, "sft", chat, files, 0, len(examples))
+    config.write_text(llamafactory.to_yaml(values, "test"))
     encoded = probe("encode", config)
     processor = AutoProcessor.from_pretrained(small_model)
-    counter = budget.TokenCounter(processor, settings.min_pixels, settings.max_pixels)
+    counter = data.TokenCounter(processor, settings.max_pixels)
     assert len(encoded) == len(examples)
     for row, example in zip(encoded, examples, strict=True):
         image_tokens = counter.image_tokens(140, 140)
@@ -116,5 +116,5 @@ def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
     (broken / "model.safetensors").write_bytes(b"cut off")
     profile = small_profile()
     with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
-        stages.train(profile, Training("broken", "mini-qwen-3b", "sft", None), inputs_of(broken, rows))
-    assert paths.shown(stages.folder_of(profile, "broken") / "train.log") in str(error.value)
+        stage.train(profile, Training("broken", "mini-qwen-3b", "sft", None), inputs_of(broken, rows))
+    assert paths.shown(stage.folder_of(profile, "broken") / "train.log") in str(error.value)

@@ -9,9 +9,9 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import chain, launch, prepare, sets, stages
-from caprl_utils.pretraining.data import read_examples
-from caprl_utils.pretraining.rows import described, image_source
+from caprl_utils.pretraining import prepare, pretrain, sets, stage
+from caprl_utils.pretraining.data import read_rows
+from caprl_utils.pretraining.prepare import described, image_source
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init import assembly
 
@@ -64,12 +64,12 @@ def captioned(monkeypatch, tmp_path):
 def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
     trainings = sets.wanted(profile.pretraining)
     made = prepare.prepare(profile, trainings, captioned)
-    assert set(made.sets) == {prepare.dataset_of(t) for t in trainings}
-    rows = {name: read_examples(found.folder / f"{name}.jsonl") for name, found in made.sets.items()}
+    assert set(made) == {prepare.dataset_of(t) for t in trainings}
+    rows = {name: read_rows(found.folder / f"{name}.jsonl") for name, found in made.items()}
     assert len(rows["align"]) == len(rows["sft"]) == 10
     half, full = ({row.images for row in rows[name]} for name in ("caprl-1m-x0.5", "caprl-1m"))
     assert half < full
-    media = made.sets["sft"].media
+    media = made["sft"].media
     assert all((media / image).is_file() for name in rows for row in rows[name] for image in row.images)
     for row in rows["densefusion-1m"]:
         assert row.messages[1].content == f"densefusion-by-densefusion {row.id}"
@@ -80,14 +80,14 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
     ]
     assert len(set(everything)) == len(everything)
     assert prepare.prepare(profile, trainings, captioned) == made
-    given = made.inputs(trainings[0], captioned["mini-qwen-3b"])
-    expected = ("align", 10, made.sets["align"].values["hash"])
+    given = made["align"].inputs(captioned["mini-qwen-3b"])
+    expected = ("align", 10, made["align"].values["hash"])
     assert (given.dataset, given.num_rows, given.data_hash) == expected
 
 
 def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile, captioned):
     made = prepare.prepare(profile, sets.wanted(profile.pretraining), captioned)
-    found = made.sets["densefusion-1m"].values
+    found = made["densefusion-1m"].values
     assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
     assert found["rows"] == 6 and found["set_aside"] == []
     assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
@@ -112,12 +112,12 @@ def test_how_true_captions_are_is_measured():
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):
     """`make table1` beside a running `make figure4` must not move the data away under its trainings."""
     figure4 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("figure4",)), captioned)
-    times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.sets.items()}
+    times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.items()}
     table1 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("table1",)), captioned)
-    shared = figure4.sets.keys() & table1.sets.keys()
+    shared = figure4.keys() & table1.keys()
     assert shared == {"align", "densefusion-1m", "caprl-1m", "sft"}
-    assert all(table1.sets[name].folder.stat().st_ctime_ns == times[name] for name in shared)
-    assert not (table1.sets["sft"].folder.parent / ".stale").exists()
+    assert all(table1[name].folder.stat().st_ctime_ns == times[name] for name in shared)
+    assert not (table1["sft"].folder.parent / ".stale").exists()
 
 
 def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
@@ -125,8 +125,8 @@ def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
 
     written = []
     monkeypatch.setattr(job, "caption_source", lambda source, out, *_: written.append(out))
-    sampled = profile.pretraining.model_copy(update={"caption_temperature": 0.5})
-    for one in (profile, profile, profile.model_copy(update={"pretraining": sampled})):
+    sampled = profile.prism.model_copy(update={"caption_temperature": 0.5})
+    for one in (profile, profile, profile.model_copy(update={"prism": sampled})):
         prepare.caption(one, "densefusion-by-densefusion")
     assert written[0] == written[1] != written[2]
     assert all(out.name.startswith("densefusion-by-densefusion-") for out in written)
@@ -138,17 +138,17 @@ def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, 
     monkeypatch.setattr(
         assembly, "assemble", lambda setting, out, seed: made.update({out.name: (setting, seed)})
     )
-    folders = chain.assemble(seeded)
+    folders = pretrain.assemble(seeded)
     assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
     assert folders["mini-qwen-3b-seed3"].name == "mini-qwen-3b-seed3"
     trainings = {t.name: t for t in sets.wanted(seeded.pretraining)}
     one, other = trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]
     assert prepare.dataset_of(one) == prepare.dataset_of(other) and other.model in folders
-    inputs = stages.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
+    inputs = stage.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    texts = [stages._yaml(seeded, training, inputs, tmp_path, None) for training in (one, other)]
+    texts = [stage.train_yaml(seeded, training, inputs, tmp_path, None) for training in (one, other)]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
-    keys = [stages.open_run(seeded, training, inputs) for training in (one, other)]
+    keys = [stage.open_run(seeded, training, inputs) for training in (one, other)]
     assert keys[0].key != keys[1].key
     for run in keys:
         run.close()
@@ -205,8 +205,8 @@ def test_rows_of_a_user_are_told_apart_by_their_place_and_marks_set_them_aside(p
     changed = {"align": align, "media_folder": str(tmp_path / "media"), "max_bad_share": 0.6}
     own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update=changed)})
     training = Training("a", "mini-qwen-3b", "align", None)
-    made = prepare.prepare(own, [training], captioned).of(training)
-    told = [r.messages[1].content for r in read_examples(made.folder / "align.jsonl")]
+    made = prepare.prepare(own, [training], captioned)["align"]
+    told = [r.messages[1].content for r in read_rows(made.folder / "align.jsonl")]
     assert told == ["A cat.", "A cow."] and made.values["rows"] == 2 and made.values["captions"] is None
     aside = "; ".join(made.values["set_aside"])
     for part in ("2 <image> for 1 images", "holds <audio>", "no image"):
@@ -235,9 +235,8 @@ def test_trainings_wait_for_their_start_and_run_side_by_side(profile):
         done.append(training.name)
         return {}
 
-    records = {}
     trainings = sets.wanted(profile.pretraining)
-    chain._in_order(trainings, make, 2, records)
+    records = pretrain.in_order(trainings, make, 2)
     assert set(records) == {t.name for t in trainings} and most <= 2
 
 
@@ -246,20 +245,6 @@ def test_a_failed_training_stops_the_rest():
         raise UserError(f"{training.name} failed")
 
     with pytest.raises(UserError, match="align failed"):
-        chain._in_order(
-            [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")], make, 1, {}
+        pretrain.in_order(
+            [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")], make, 1
         )
-
-
-def test_side_by_side_on_a_cpu_the_threads_are_shared(tmp_path):
-    assert launch.environment(load_profile("mini"), tmp_path)["OMP_NUM_THREADS"] == "1"
-
-
-def test_a_notebooks_way_of_plotting_stays_in_the_notebook(tmp_path):
-    assert launch.environment(load_profile("mini"), tmp_path)["MPLBACKEND"] == "Agg"
-
-
-def test_without_its_environment_make_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "ENVIRONMENT", tmp_path)
-    with pytest.raises(UserError, match="make setup-llamafactory"):
-        launch.command(tmp_path / "train.yaml")

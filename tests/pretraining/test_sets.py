@@ -5,7 +5,6 @@ import pytest
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import sets
-from caprl_utils.pretraining.plan import plan_pretraining, state_bytes
 
 PAPER = load_profile("paper")
 SETTINGS = PAPER.pretraining
@@ -39,25 +38,6 @@ def test_rows():
     assert rows["qwen2.5-3b-caprl-1m-further"] == 1_000_000
     assert rows["qwen2.5-3b-caprl-1m-x0.2-further"] == 200_000
     assert rows["qwen2.5-3b-align"] == 558_000
-
-
-def test_the_plan_has_a_row_for_each_setting_and_stage():
-    rows = plan_pretraining(PAPER)
-    assert len(rows) == 9
-    for row in rows:
-        assert row.hours > 0 and row.disk_gb > 0 and 0 < row.memory_gb < 80
-        assert {"batch", "memory", "hours", "disk"} <= set(row.formulas)
-        assert any("llamafactory-cli train" in command for command in row.commands)
-        assert str(SETTINGS.nodes) in row.lines()[0]
-
-
-def test_zero_stages_divide_what_they_shard():
-    parts = {"vision_tower": 0.0, "projector": 0.0, "language_model": 1e9}
-    sizes = [
-        state_bytes(parts, ["language_model"], SETTINGS.model_copy(update={"deepspeed": name}))
-        for name in ("zero3", "zero2", None)
-    ]
-    assert sizes == [1e9, 2e9 + 14e9 / 16, 16e9]
 
 
 def test_another_seed_repeats_the_trainings_of_its_setting():

@@ -8,6 +8,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.rl import policy
 from caprl_utils.rl.grpo import StepSampler
 from caprl_utils.rl.monitor import Monitor, curve_row, cut_after, group_std
+from caprl_utils.runs import checkpoints_in
 
 
 def test_group_spread_by_hand():
@@ -54,7 +55,7 @@ def test_half_written_checkpoints_go(tmp_path):
     for step in (2, 4):
         policy.mark_complete(tmp_path / f"checkpoint-{step}")
     assert policy.last_complete(tmp_path) == tmp_path / "checkpoint-4"
-    assert [p.name for p in policy.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+    assert [p.name for p in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():

@@ -14,8 +14,9 @@ import torch
 
 from caprl_utils import paths
 from caprl_utils.models.server import free_port
-from caprl_utils.rl.policy import checkpoints_in, last_complete
+from caprl_utils.rl.policy import last_complete
 from caprl_utils.rl.train import STOPPED
+from caprl_utils.runs import checkpoints_in
 from tests.rl.conftest import STEPS
 
 

@@ -1,38 +1,30 @@
-"""The command `make zoo`: trains and keeps the small models, or with `--measure` says what the kept ones can do."""
+"""The command `make zoo`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import argparse
 
 import torch
-import typer
 
-from caprl_utils.errors import UserError
-from caprl_utils.mini.zoo.measure import print_figures
-from caprl_utils.mini.zoo.recipes import RECIPES
-from caprl_utils.mini.zoo.train import ship, train
+from caprl_utils.mini.zoo.train import RECIPES, ship, train, work_folder
 
 
-def main(
-    names: Annotated[list[str] | None, typer.Argument(help="Models; all when none is named.")] = None,
-    measure: Annotated[
-        bool, typer.Option(help="Measure the kept models on pictures never trained on.")
-    ] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-) -> None:
-    """Train the zoo from nothing, in order; stopped, run it again."""
-    torch.set_num_threads(threads)
-    if unknown := set(names or ()) - set(RECIPES):
-        raise UserError(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
-    for recipe in (RECIPES[name] for name in names or RECIPES):
-        if measure:
-            print_figures(recipe)
-            continue
-        done = recipe.work_folder / "model.pt"
+def main() -> None:
+    """Train and ship the zoo, or the models named."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", help=f"models to train (default: all): {', '.join(RECIPES)}")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(RECIPES):
+        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.names or RECIPES:
+        recipe, done = RECIPES[name], work_folder(name) / "model.pt"
         if not done.exists():
-            torch.save(train(recipe).state_dict(), done)
+            model = train(recipe)
+            torch.save(model.state_dict(), done)
         ship(recipe)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -65,10 +65,17 @@ class ClipReader(nn.Module):
 
         super().__init__()
         torch.manual_seed(seed)
-        self.tower = CLIPVisionModel(CLIPVisionConfig(
-            hidden_size=CLIP_WIDTH, intermediate_size=CLIP_MLP, num_hidden_layers=CLIP_LAYERS,
-            num_attention_heads=CLIP_HEADS, image_size=CLIP_SIDE, patch_size=CLIP_PATCH, projection_dim=CLIP_WIDTH,
-        ))  # fmt: skip
+        self.tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=CLIP_WIDTH,
+                intermediate_size=CLIP_MLP,
+                num_hidden_layers=CLIP_LAYERS,
+                num_attention_heads=CLIP_HEADS,
+                image_size=CLIP_SIDE,
+                patch_size=CLIP_PATCH,
+                projection_dim=CLIP_WIDTH,
+            )
+        )
         width = words.shape[1]
         self.projector = nn.Sequential(nn.Linear(CLIP_WIDTH, width), nn.GELU(), nn.Linear(width, width))
         nn.init.normal_(self.projector[2].weight, std=0.02)  # tokens start quieter than the words, not louder

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from caprl_utils import prompts
 from caprl_utils.mini.tokenizer import build_tokenizer
 from caprl_utils.mini.world import Picture, caption
-from caprl_utils.mini.zoo.examples import spoiled
+from caprl_utils.mini.zoo.lessons import spoiled
 from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, Packed
 
 if TYPE_CHECKING:

@@ -32,14 +32,21 @@ def _special_id(token: str) -> int:
     return SPECIAL.index(token)
 
 
-def text_config() -> dict:
+def text_config(max_positions: int = 1024) -> dict:
     """Shared shape of the language models (Qwen2 and the text half of Qwen2.5-VL)."""
     return {
-        "vocab_size": len(shared_tokenizer()), "hidden_size": WIDTH, "intermediate_size": MLP,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
-        "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": _special_id("<|endoftext|>"),
-        "eos_token_id": _special_id("<|im_end|>"), "pad_token_id": _special_id("<|endoftext|>"),
-    }  # fmt: skip
+        "vocab_size": len(shared_tokenizer()),
+        "hidden_size": WIDTH,
+        "intermediate_size": MLP,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "max_position_embeddings": max_positions,
+        "tie_word_embeddings": False,
+        "bos_token_id": _special_id("<|endoftext|>"),
+        "eos_token_id": _special_id("<|im_end|>"),
+        "pad_token_id": _special_id("<|endoftext|>"),
+    }
 
 
 def build_language_model(seed: int) -> Qwen2ForCausalLM:
@@ -48,8 +55,9 @@ def build_language_model(seed: int) -> Qwen2ForCausalLM:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    return Qwen2ForCausalLM(Qwen2Config(**text_config(), rope_parameters=rope))
+    return Qwen2ForCausalLM(
+        Qwen2Config(**text_config(), rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    )
 
 
 def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -58,17 +66,31 @@ def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    text = text_config() | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+    }
     vision = {
-        "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": HEADS,
-        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": WIDTH,
-        "window_size": 112, "fullatt_block_indexes": [1, 3],
-    }  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        text_config=text_config() | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
-        image_token_id=_special_id("<|image_pad|>"), video_token_id=_special_id("<|video_pad|>"),
-        vision_start_token_id=_special_id("<|vision_start|>"), vision_end_token_id=_special_id("<|vision_end|>"),
-    ))  # fmt: skip
+        "depth": VISION_LAYERS,
+        "hidden_size": VISION_WIDTH,
+        "intermediate_size": VISION_MLP,
+        "num_heads": HEADS,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "out_hidden_size": WIDTH,
+        "window_size": 112,
+        "fullatt_block_indexes": [1, 3],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=False,
+        image_token_id=_special_id("<|image_pad|>"),
+        video_token_id=_special_id("<|video_pad|>"),
+        vision_start_token_id=_special_id("<|vision_start|>"),
+        vision_end_token_id=_special_id("<|vision_end|>"),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 @functools.lru_cache

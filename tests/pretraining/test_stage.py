@@ -6,7 +6,8 @@ import zipfile
 import pytest
 
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import checkpoints, weights
+from caprl_utils.models.weights import PARTS, part_of
+from caprl_utils.pretraining import stage
 
 torch = pytest.importorskip("torch")
 NEW = {
@@ -41,9 +42,9 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
     checkpoint(tmp_path / "checkpoint-10")
     broken = checkpoint(tmp_path / "checkpoint-12")
     (broken / "optimizer.pt").write_bytes((broken / "optimizer.pt").read_bytes()[:50])
-    assert checkpoints.last_whole(tmp_path).name == "checkpoint-10"
+    assert stage.last_whole(tmp_path).name == "checkpoint-10"
     assert not broken.exists()
-    assert checkpoints.last_whole(tmp_path / "nowhere") is None
+    assert stage.last_whole(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
@@ -60,46 +61,46 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_every_file_counts(tmp_path, name, how):
     folder = checkpoint(tmp_path / "checkpoint-1")
-    assert checkpoints.problem(folder) is None
+    assert stage.checkpoint_problem(folder) is None
     file = folder / name
     file.unlink() if how == "missing" else file.write_bytes(file.read_bytes()[:-1])
-    assert checkpoints.problem(folder)
+    assert stage.checkpoint_problem(folder)
 
 
 def test_parts_are_known_in_both_layouts(tmp_path):
     for name, values in (("new", NEW), ("old", OLD)):
-        assert weights.counts(model(tmp_path / name, values)) == dict.fromkeys(weights.PARTS, 5)
-    assert weights.part_of("vision_tower.vision_model.encoder.w") == "vision_tower"
-    assert weights.part_of("multi_modal_projector.linear_1.weight") == "projector"
+        assert stage.counts(model(tmp_path / name, values)) == dict.fromkeys(PARTS, 5)
+    assert part_of("vision_tower.vision_model.encoder.w") == "vision_tower"
+    assert part_of("multi_modal_projector.linear_1.weight") == "projector"
 
 
 def test_what_moved_is_measured_across_layouts(tmp_path):
     before = model(tmp_path / "before", OLD)
     after = model(tmp_path / "after", NEW | {"model.visual.merger.mlp.0.w": 3.3})
-    moved = weights.changes(before, after)
+    moved = stage.changes(before, after)
     assert moved["vision_tower"] == moved["language_model"] == 0
     assert moved["projector"] == pytest.approx(0.1, rel=1e-4)
-    weights.assert_changes(moved, ["projector"])
+    stage.assert_changes(moved, ["projector"])
     with pytest.raises(UserError, match="projector moved"):
-        weights.assert_changes(moved, ["language_model"])
+        stage.assert_changes(moved, ["language_model"])
     with pytest.raises(UserError, match="vision_tower did not move"):
-        weights.assert_changes(moved, ["projector", "vision_tower"])
+        stage.assert_changes(moved, ["projector", "vision_tower"])
 
 
 def test_the_count_of_the_log_must_be_the_stages(tmp_path):
     folder, log = model(tmp_path / "model", NEW), tmp_path / "train.log"
     log.write_text("[INFO] trainable params: 5 || all params: 15 || trainable%: 33.3333\n")
-    assert weights.assert_trainable(log, folder, ["projector"]) == {"trainable": 5, "all": 15}
+    assert stage.assert_trainable(log, folder, ["projector"]) == {"trainable": 5, "all": 15}
     with pytest.raises(UserError, match="5 of 15 parameters trained, expected 15 of 15"):
-        weights.assert_trainable(log, folder, weights.PARTS)
+        stage.assert_trainable(log, folder, PARTS)
     log.write_text("nothing")
     with pytest.raises(UserError, match="does not say"):
-        weights.assert_trainable(log, folder, ["projector"])
+        stage.assert_trainable(log, folder, ["projector"])
 
 
 def test_other_tensors_and_no_tensors_are_named(tmp_path):
     before = model(tmp_path / "before", NEW)
     with pytest.raises(UserError, match="different tensors"):
-        weights.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
+        stage.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
     with pytest.raises(UserError, match=r"no .*safetensors"):
-        weights.counts(tmp_path)
+        stage.counts(tmp_path)

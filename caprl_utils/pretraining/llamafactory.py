@@ -1,0 +1,237 @@
+"""LLaMA-Factory: one YAML a stage from the settings of a profile, and the real `llamafactory-cli` run with it.
+
+It has an environment of its own. A run is watched, logged, and ended with this process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from caprl_utils import paths, processes
+from caprl_utils.errors import UserError
+from caprl_utils.paths import shown
+from caprl_utils.pretraining.data import MIN_PIXELS
+from caprl_utils.schema import Pretraining, PretrainingStage, Profile
+
+ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
+SITE = Path(__file__).parent / "site"
+TRAINS = {
+    "align": ("projector",),
+    "further": ("vision_tower", "projector", "language_model"),
+    "sft": ("vision_tower", "projector", "language_model"),
+}
+"""Stage -> the parts that train (paper, appendix F)."""
+STAGES = tuple(TRAINS)
+SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}  # author script
+QWEN, LLAVA = "qwen2_vl", "caprl_llava"
+"""Templates: LLaMA-Factory's own, and ours for LLaVA models with ChatML turns (site/sitecustomize.py)."""
+_LOG_NAME = "trainer_log.jsonl"  # LLaMA-Factory's, in the output folder
+_POLL_SEC = 0.5
+
+OnStep = Callable[[int, int, float | None], None]
+"""(steps done, steps in all, last loss)"""
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a stage reads and writes. checkpoint: go on from there."""
+
+    model: Path | str
+    data_folder: Path | str
+    dataset: str
+    media: Path | str
+    output: Path | str
+    checkpoint: Path | str | None = None
+
+
+def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
+    """The settings of a stage by its name, as the named setting (of Table 1) trains it."""
+    stage = getattr(settings, name)
+    changed = settings.align_of.get(setting) if name == "align" and setting is not None else None
+    return stage.model_copy(update=changed) if changed else stage
+
+
+def accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
+    """Forward passes per update. Raises UserError when the batch is no multiple of what fits in one pass."""
+    at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
+    if stage.batch_size % at_once:
+        raise UserError(
+            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} "
+            f"({settings.nodes} nodes x {settings.gpus_per_node} GPUs x micro_batch_size "
+            f"{stage.micro_batch_size}); change micro_batch_size"
+        )
+    return stage.batch_size // at_once
+
+
+def num_steps(stage: PretrainingStage, num_rows: int) -> int:
+    """Updates of a stage; the last, smaller batch counts."""
+    return max(1, math.ceil(math.ceil(num_rows / stage.batch_size) * stage.num_epochs))
+
+
+def chat_of(model: Path) -> dict[str, str]:
+    """How conversations of a model are written: template by its class, no system turn where its own has none."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    if config["model_type"] == "llava":
+        return {"template": LLAVA}
+    files = [model / name for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    no_system = "You are a helpful assistant" not in text
+    return {"template": QWEN, **({"default_system": ""} if no_system else {})}
+
+
+def stage_arguments(
+    settings: Pretraining, name: str, chat: Mapping[str, str], files: Files, seed: int, num_rows: int,
+    setting: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Keys and values of a stage's YAML. chat: see `chat_of`. setting: whose (see `stage_of`).
+
+    With a checkpoint and without DeepSpeed the model is loaded from the checkpoint: the trainer's own way loads
+    nothing into a Qwen2.5-VL, says so in two warnings, and goes on from the initial weights
+    (huggingface/transformers#43701). DeepSpeed has a loader of its own.
+    """
+    stage = stage_of(settings, name, setting)
+    resumed = files.checkpoint is not None and settings.deepspeed is None
+    arguments: dict[str, Any] = {
+        "model_name_or_path": str(files.checkpoint if resumed else files.model),
+        "trust_remote_code": False,
+        "image_min_pixels": MIN_PIXELS,
+        "image_max_pixels": settings.max_pixels,
+        "stage": "sft",  # for captions too: `pt` would pack rows
+        "do_train": True,
+        "finetuning_type": "full",
+        "freeze_vision_tower": "vision_tower" not in TRAINS[name],
+        "freeze_multi_modal_projector": "projector" not in TRAINS[name],
+        "freeze_language_model": "language_model" not in TRAINS[name],
+        **chat,
+        "dataset": files.dataset,
+        "dataset_dir": str(files.data_folder),
+        "media_dir": str(files.media),
+        "cutoff_len": settings.cutoff_tokens,
+        "packing": False,
+        "output_dir": str(files.output),
+        "per_device_train_batch_size": stage.micro_batch_size,
+        "gradient_accumulation_steps": accumulation(settings, stage),
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": stage.num_epochs,
+        **SCHEDULE,
+        "bf16": settings.precision == "bf16",
+        "seed": seed,
+        "logging_steps": 1,
+        "save_steps": min(settings.save_every, num_steps(stage, num_rows)),
+        "save_total_limit": 2,
+        "report_to": "none",
+    }
+    if settings.gpus_per_node == 0:
+        arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
+    else:
+        arguments |= {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
+    if settings.nodes > 1:
+        arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
+    if settings.deepspeed is not None:
+        arguments["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
+    if files.checkpoint is not None:
+        arguments["resume_from_checkpoint"] = str(files.checkpoint)
+    return arguments
+
+
+def to_yaml(arguments: dict[str, Any], remark: str) -> str:
+    """The file's text. Numbers keep a decimal point: YAML reads 1e-5 as text."""
+
+    def number(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+        text = f"{value:.10g}"
+        if "e" in text and "." not in text:
+            text = text.replace("e", ".0e")
+        return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else f"{text}.0")
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(float, number)
+    return f"# {remark}\n" + yaml.dump(arguments, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def command(config: Path, nodes: int = 1) -> list[str]:
+    """The command line. Raises UserError when LLaMA-Factory's environment is not there."""
+    program = ENVIRONMENT / "bin" / "llamafactory-cli"
+    if not program.is_file():
+        raise UserError(f"no {shown(program)}; make it: make setup-llamafactory")
+    train = [str(program), "train", str(config)]
+    if nodes == 1:
+        return train
+    # one torchrun a node; only srun knows which node it is on
+    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1",
+            "bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash", *train]  # fmt: skip
+
+
+def check_nodes(settings: Pretraining) -> None:
+    """Raise UserError when several nodes should train and this is no job of Slurm's that has as many."""
+    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
+    if settings.nodes > 1 and (found != str(settings.nodes) or "MASTER_ADDR" not in os.environ):
+        raise UserError(
+            f"pretraining.nodes is {settings.nodes}: LLaMA-Factory is started on each by srun, so this has to run in a "
+            f"Slurm job of {settings.nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
+            "configs/slurm/llamafactory.slurm does so"
+        )
+
+
+def environment(profile: Profile, cache: Path) -> dict[str, str]:
+    """Variables on top of ours. cache: where its data sets go; they are of no use after the run."""
+    settings = profile.pretraining
+    found = {
+        "PYTHONPATH": os.pathsep.join([str(SITE), str(paths.ROOT)]),
+        "PATH": os.pathsep.join([str(ENVIRONMENT / "bin"), os.environ.get("PATH", "")]),  # torchrun
+        "HF_DATASETS_CACHE": str(cache),
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_DISABLED": "true",
+        "MPLBACKEND": "Agg",  # a notebook's own names a module that is not in that environment
+        "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
+    }
+    if settings.gpus_per_node == 0:
+        threads = max(1, (profile.torch_threads or 1) // settings.parallel_runs)
+        return found | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "FORCE_TORCHRUN": "0"}
+    found |= {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
+    several = settings.deepspeed is not None or settings.gpus_per_node > 1
+    return found | ({"FORCE_TORCHRUN": "1"} if several else {})
+
+
+def run(
+    config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None, nodes: int = 1
+) -> None:
+    """Train to the end. watch: called twice a second; what it raises ends the training.
+
+    Raises UserError with the end of the log when LLaMA-Factory fails.
+    """
+    process = processes.popen(
+        command(config, nodes), log, env, guarded=True
+    )  # torchrun's workers die with us
+    try:
+        while process.poll() is None:
+            watch()
+            time.sleep(_POLL_SEC)
+        watch()
+    finally:
+        processes.stop(process)
+    if process.returncode:
+        raise UserError(
+            f"llamafactory-cli ended with status {process.returncode}; the end of {shown(log)}:\n"
+            f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
+        )
+
+
+def report(output: Path, on_step: OnStep) -> None:
+    """Tell the last line of LLaMA-Factory's step log. output: its output folder."""
+    try:
+        last = (output / _LOG_NAME).read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
+        state = json.loads(last)
+    except (OSError, ValueError):  # not there yet, or half a line
+        return
+    on_step(state["current_steps"], state["total_steps"], state.get("loss"))

@@ -1,0 +1,210 @@
+"""All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate.
+
+A training that several rows begin with is made once. Trainings whose start is there run side by side, as many as
+pretraining.parallel_runs says. Everything stopped goes on where it was. On several nodes it runs once, in a Slurm job:
+configs/slurm/llamafactory.slurm.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.notebook import prepare_process
+from caprl_utils.pretraining import llamafactory
+from caprl_utils.pretraining.llamafactory import num_steps, stage_of
+from caprl_utils.pretraining.prepare import DataSet, dataset_of, prepare
+from caprl_utils.pretraining.sets import Training, finals, seeded, seeds_of, wanted
+from caprl_utils.pretraining.stage import folder_of, train
+from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
+from caprl_utils.processes import die_with_parent
+from caprl_utils.progress import PROGRESS_ENV, Progress
+from caprl_utils.schema import Profile
+from caprl_utils.vlm_init import assembly
+
+
+def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Everything that the items need ("table1", "table2", "figure4"; the profile's without any).
+
+    Returns evaluation name -> its record.
+    """
+    items = items or profile.pretraining.items
+    trainings = wanted(profile.pretraining, items)
+    models = assemble(profile)
+    train_all(profile, trainings, prepare(profile, trainings, models), models)
+    return evaluate(profile, finals(profile.pretraining, items))
+
+
+def assemble(profile: Profile) -> dict[str, Path]:
+    """Setting, with its seed where that is not the profile's -> folder of its assembled model.
+
+    The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes
+    should train and this is no Slurm job, before hours of captions and data.
+    """
+    llamafactory.check_nodes(profile.pretraining)
+    folders = {}
+    for setting in profile.pretraining.settings:
+        for seed in seeds_of(profile.pretraining, setting):
+            name = seeded(setting, seed)
+            folders[name] = paths.RUNS / profile.name / "vlm_init" / name
+            assembly.assemble(setting, folders[name], profile.seed if seed is None else seed)
+    return folders
+
+
+def train_all(
+    profile: Profile, trainings: Sequence[Training], data: Mapping[str, DataSet], models: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """Make all trainings, each after the one that it starts from; returns name -> record.
+
+    data, models: as `prepare` and `assemble` give them. The first that fails is raised, after those that run have come
+    to their end.
+    """
+    llamafactory.check_nodes(profile.pretraining)
+    settings = profile.pretraining
+    steps = {
+        t.name: num_steps(stage_of(settings, t.stage, t.setting), data[dataset_of(t)].values["rows"])
+        for t in trainings
+    }
+    with Progress("pretraining steps", sum(steps.values())) as progress:
+        counter = _Counter(progress)
+
+        def make(training: Training) -> dict[str, Any]:
+            model = folder_of(profile, training.start) / "final" if training.start else models[training.model]
+            inputs = data[dataset_of(training)].inputs(model)
+            record = train(
+                profile, training, inputs, lambda done, _, loss: counter.at(training.name, done, loss)
+            )
+            counter.at(training.name, steps[training.name], None)
+            return record
+
+        return in_order(trainings, make, settings.parallel_runs)
+
+
+def in_order(
+    trainings: Sequence[Training], make: Callable[[Training], dict[str, Any]], workers: int
+) -> dict[str, dict[str, Any]]:
+    """Call make for every training whose start is done, `workers` at a time, in the order given; name -> its result."""
+    waiting, running, records = list(trainings), {}, {}
+    with ThreadPoolExecutor(workers) as pool:
+        while waiting or running:
+            ready = [t for t in waiting if t.start is None or t.start in records]
+            for training in ready[: workers - len(running)]:
+                waiting.remove(training)
+                running[pool.submit(make, training)] = training
+            done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+            for future in done:
+                records[running.pop(future).name] = future.result()
+    return records
+
+
+class _Counter:
+    """One progress line for trainings that run side by side."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._lock, self._done = progress, threading.Lock(), {}
+
+    def at(self, name: str, step: int, loss: float | None) -> None:
+        """A training is at this step."""
+        with self._lock:
+            ahead = step - self._done.get(name, 0)
+            if ahead > 0:
+                self._done[name] = step
+                note = name if loss is None else f"{name} loss {float(loss):.3f}"
+                self._progress.update(ahead, note=note)
+
+
+def benchmarks_of(profile: Profile) -> list[str]:
+    """Keys of the benchmarks: the profile's where all are rendered, else the twelve of Tables 1 and 2."""
+    if all(get_benchmark(key).loader for key in profile.prism.benchmarks):
+        return list(profile.prism.benchmarks)
+    return [facts.key for facts in benchmarks_of_table(1)]
+
+
+def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Direct VQA of the trainings `names`; returns name -> record, in their order.
+
+    On a CPU as many side by side as pretraining.parallel_runs says, each in a process of its own. A stopped
+    evaluation goes on where it was.
+    """
+    settings = profile.pretraining
+    workers = min(settings.parallel_runs, len(names)) if settings.gpus_per_node == 0 else 1
+    each = _side_by_side(profile, names, workers) if workers > 1 else _in_turn(profile, names)
+    records = {}
+    with Progress("evaluations", len(names)) as progress:
+        for name, record in each:
+            records[name] = record
+            progress.update(note=name)
+    return {name: records[name] for name in names}
+
+
+def _in_turn(profile: Profile, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in names:
+        yield name, evaluate_one(profile, name)
+
+
+def _side_by_side(
+    profile: Profile, names: Sequence[str], workers: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As each ends. The first that fails is raised, after those that run have come to their end.
+
+    Raises UserError when a process was ended from outside.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        TemporaryDirectory(prefix="caprl-progress-") as told,
+        ProcessPoolExecutor(workers, spawn, _begin, (profile, os.getpid(), told)) as pool,
+    ):
+        running = {pool.submit(evaluate_one, profile, name): name for name in names}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of an evaluation was ended from outside, as happens where memory is short: {workers} run "
+                "side by side (pretraining.parallel_runs). Run it again to go on."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(profile: Profile, parent: int, told: str) -> None:
+    """A worker's start. told: folder for its progress, of which the parent shows only what is done."""
+    die_with_parent(parent)
+    os.environ[PROGRESS_ENV] = str(Path(told) / f"{os.getpid()}.json")
+    prepare_process(profile)
+
+
+def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
+    """Direct VQA of one training's model; returns the record."""
+    from caprl_utils.models import open_backend
+    from caprl_utils.prism.evaluate import evaluate_vqa
+
+    final = folder_of(profile, name) / "final"
+    model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
+    return evaluate_vqa(profile, name, open_backend(model, profile), _samples(profile.model_dump_json()))
+
+
+@functools.lru_cache(maxsize=1)
+def _samples(profile: str) -> Any:
+    """The questions, drawn and hashed once a process. profile: as JSON."""
+    from caprl_utils.prism.loading import load_samples
+
+    loaded = Profile.model_validate_json(profile)
+    return load_samples(loaded, benchmarks_of(loaded))

@@ -1,0 +1,338 @@
+"""One training: its run folder, the checks before and after it, and the resume between.
+
+runs/<profile>/pretraining/<name>/ holds train.yaml (what LLaMA-Factory was given), train.log, curve.jsonl (loss
+per step), final/ (the model with its processor) and result.json. While it trains, work/ holds the checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
+from caprl_utils.hashing import file_hash, folder_hash
+from caprl_utils.models.weights import PARTS, part_of, tensor_shapes
+from caprl_utils.paths import shown
+from caprl_utils.pretraining import llamafactory
+from caprl_utils.pretraining.llamafactory import TRAINS, Files, OnStep
+from caprl_utils.pretraining.sets import Training
+from caprl_utils.runs import Run, checkpoints_in
+from caprl_utils.schema import Profile
+
+STAGE = "pretraining"
+RECIPE = ["caprl_utils.pretraining.llamafactory"]
+_LOCK = paths.ROOT / "requirements" / "llamafactory.lock"
+_CACHE = ".datasets"
+_SHARED = ("cutoff_tokens", "max_pixels", "precision")
+_LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
+_LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training starts from. data_hash: of rows and images. model: the folder that it trains."""
+
+    model: Path
+    data_folder: Path
+    dataset: str
+    data_hash: str
+    media: Path
+    num_rows: int
+
+
+def folder_of(profile: Profile, name: str) -> Path:
+    """The run folder of a training."""
+    return paths.RUNS / profile.name / STAGE / name
+
+
+def open_run(profile: Profile, training: Training, inputs: Inputs) -> Run:
+    """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
+    settings = profile.pretraining
+    parts = {
+        "stage": llamafactory.stage_of(settings, training.stage, training.setting).key_part(),
+        "shared": {name: getattr(settings, name) for name in _SHARED},
+        "llamafactory": file_hash(_LOCK), "template": file_hash(llamafactory.SITE / "sitecustomize.py"),
+        "seed": seed_of(profile, training), "start": folder_hash(inputs.model), "data": inputs.data_hash,
+        "num_rows": inputs.num_rows,
+    }  # fmt: skip
+    return Run.open(profile, STAGE, training.name, parts, RECIPE)
+
+
+def seed_of(profile: Profile, training: Training) -> int:
+    """The seed of a training: of the order of its data and of the projector that its first stage started from."""
+    return profile.seed if training.seed is None else training.seed
+
+
+def train(
+    profile: Profile, training: Training, inputs: Inputs, on_step: OnStep = lambda *_: None
+) -> dict[str, Any]:
+    """Make a training, or what is left of it; returns its record.
+
+    Raises UserError when LLaMA-Factory fails, or when something else trains than should, as soon as that is seen.
+    """
+    with open_run(profile, training, inputs) as run:
+        if not run.complete:
+            work, log, config = (run.folder / name for name in ("work", "train.log", "train.yaml"))
+            checkpoint = last_whole(work)
+            if checkpoint is None:
+                shutil.rmtree(work, ignore_errors=True)
+            write_atomic(config, train_yaml(profile, training, inputs, work, checkpoint))
+            env = llamafactory.environment(profile, run.folder / _CACHE)
+            watch = _watch(training, inputs, run.folder, on_step)
+            llamafactory.run(config, log, env, watch, profile.pretraining.nodes)
+            _finish(run, profile, training, inputs, work, log)
+        for name in ("work", _CACHE):  # a kill after the record was written leaves them
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+        return run.result
+
+
+def train_yaml(
+    profile: Profile, training: Training, inputs: Inputs, work: Path, checkpoint: Path | None
+) -> str:
+    """What LLaMA-Factory is given. work: its output. checkpoint: where it goes on."""
+    files = Files(inputs.model, inputs.data_folder, inputs.dataset, inputs.media, work, checkpoint)
+    values = llamafactory.stage_arguments(
+        profile.pretraining, training.stage, llamafactory.chat_of(inputs.model), files,
+        seed_of(profile, training), inputs.num_rows, training.setting,
+    )  # fmt: skip
+    return llamafactory.to_yaml(values, f"{training.name}, profile {profile.name}")
+
+
+def _watch(training: Training, inputs: Inputs, folder: Path, on_step: OnStep) -> Callable[[], None]:
+    """What is looked at while it trains: its steps, and once its count of what trains, days before the end."""
+    log, counted = folder / "train.log", False
+    start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
+
+    def watch() -> None:
+        nonlocal counted
+        llamafactory.report(folder / "work", on_step)
+        if not counted and logged_counts(log, start) is not None:
+            assert_trainable(log, inputs.model, TRAINS[training.stage])
+            counted = True
+
+    return watch
+
+
+def _finish(
+    run: Run, profile: Profile, training: Training, inputs: Inputs, work: Path, log: Path
+) -> dict[str, Any]:
+    """Check what trained, keep the model and the curve, write the record: in this order."""
+    trains = TRAINS[training.stage]
+    counted = assert_trainable(log, inputs.model, trains)
+    moved = changes(inputs.model, work)
+    assert_changes(moved, trains)
+    curve = read_curve(work)
+    write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+    _keep_model(work, run.folder / "final")
+    values = {
+        "steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"],
+        "parameters": counted, "moved": moved,
+    }  # fmt: skip
+    return run.finish(
+        values=values, n=inputs.num_rows, unit="row", seeds=[seed_of(profile, training)],
+        setting=training.setting, training_stage=training.stage, start=shown(inputs.model),
+        captions=training.captions.name if training.captions else None, trains=list(trains),
+    )  # fmt: skip
+
+
+def read_curve(work: Path) -> list[dict[str, Any]]:
+    """Loss, learning rate and gradient norm of every step, from the trainer's own state, which outlives resumes."""
+    file = work / "trainer_state.json"
+    try:
+        history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{shown(file)} holds no history of the training ({error})") from None
+    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    curve = [{name: _number(row.get(name)) for name in names} for row in history if "loss" in row]
+    if not curve:
+        raise UserError(f"{shown(file)} has no step with a loss: nothing was trained")
+    return curve
+
+
+def _number(value: Any) -> Any:
+    """LLaMA-Factory logs some numbers as text."""
+    return float(value) if isinstance(value, str) else value
+
+
+def _keep_model(work: Path, final: Path) -> None:
+    """The model's files without checkpoints and logs, as one rename."""
+    half = final.with_name(".final")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    for file in sorted(work.iterdir()):
+        is_log = file.name.startswith(("train", "all_results", "README", "training_"))
+        if file.is_file() and not is_log:
+            os.link(file, half / file.name)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(half, final)
+
+
+# Checkpoints. A kill may come while one is written, and LLaMA-Factory writes no marker: so every file that resuming
+# needs is looked at, whether it is there and ends where it should.
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None; broken ones are deleted."""
+    whole = []
+    for checkpoint in checkpoints_in(folder):
+        if checkpoint_problem(checkpoint) is None:
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None
+
+
+def checkpoint_problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None.
+
+    DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
+    """
+    for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
+        if not _is_json(checkpoint / name):
+            return f"{name} is missing or cut off"
+    # the processor comes after trainer_state.json, and a model folder without it cannot be trained on
+    if not any(_is_json(checkpoint / name) for name in ("processor_config.json", "preprocessor_config.json")):
+        return "the processor's configuration is missing or cut off"
+    weights = list(checkpoint.glob("*.safetensors"))
+    if not weights:
+        return "no weights"
+    if broken := [file.name for file in weights if not _is_whole_safetensors(file)]:
+        return f"{broken[0]} is cut off"
+    if (checkpoint / "latest").is_file():
+        return None
+    for name in ("optimizer.pt", "scheduler.pt"):
+        if not zipfile.is_zipfile(checkpoint / name):
+            return f"{name} is missing or cut off"
+    if not any(zipfile.is_zipfile(file) for file in checkpoint.glob("rng_state*.pth")):
+        return "rng_state.pth is missing or cut off"
+    return None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    """Whether the file is as long as its head says."""
+    from safetensors import SafetensorError
+
+    try:
+        tensor_shapes(file)
+    except SafetensorError:
+        return False
+    return True
+
+
+# What trained, read from the log and the model folders.
+
+
+def tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Tensor name -> (file, shape), from the heads of the safetensors files. A tied head is left out.
+
+    Raises UserError when there are no weights.
+    """
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= {name: (file, shape) for name, shape in tensor_shapes(file).items()}
+    if not found:
+        raise UserError(f"no *.safetensors in {shown(folder)}: that model is not there or not whole")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("tie_word_embeddings"):
+        found = {name: entry for name, entry in found.items() if not name.endswith("lm_head.weight")}
+    return found
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """Parameters per part."""
+    found = dict.fromkeys(PARTS, 0)
+    for name, (_, shape) in tensors(folder).items():
+        found[part_of(name)] += math.prod(shape)
+    return found
+
+
+def logged_counts(log: Path, start: int = 0) -> tuple[int, int] | None:
+    """LLaMA-Factory's last count of (trainable, all) parameters in its log, from byte `start` on; None without one."""
+    if not log.is_file():
+        return None
+    with open(log, "rb") as data:
+        data.seek(start)
+        found = _LOGGED.findall(data.read().decode("utf-8", errors="replace"))
+    return tuple(int(text.replace(",", "")) for text in found[-1]) if found else None
+
+
+def assert_trainable(log: Path, model: Path, trains: Iterable[str]) -> dict[str, int]:
+    """Compare LLaMA-Factory's count of trainable parameters with the parts that should train.
+
+    Returns {"trainable", "all"}. Raises UserError when they differ or the log says nothing.
+    """
+    logged = logged_counts(log)
+    if logged is None:
+        raise UserError(f"{shown(log)} does not say how many parameters trained")
+    trained, everything = logged
+    parts = counts(model)
+    wanted, total = sum(parts[part] for part in trains), sum(parts.values())
+    if (trained, everything) != (wanted, total):
+        raise UserError(
+            f"{shown(log)}: {trained:,} of {everything:,} parameters trained, expected {wanted:,} of {total:,} "
+            f"({', '.join(sorted(trains))} of {shown(model)}: {parts})"
+        )
+    return {"trainable": trained, "all": everything}
+
+
+def changes(before: Path, after: Path) -> dict[str, float]:
+    """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same.
+
+    Tensor by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
+    """
+    old, new = _by_plain_name(before), _by_plain_name(after)
+    if old.keys() != new.keys():
+        odd = sorted(old.keys() ^ new.keys())
+        raise UserError(f"{shown(before)} and {shown(after)} hold different tensors, first {odd[0]}")
+    moved, norm = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    for plain, (name, file) in old.items():
+        first, last = _read(file, name), _read(new[plain][1], new[plain][0])
+        part = part_of(name)
+        moved[part] += float((last - first).square().sum())
+        norm[part] += float(first.square().sum())
+    return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
+
+
+def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
+    """Raise UserError when a frozen part moved or a part that should train stood still."""
+    for part, moved in found.items():
+        if (moved > 0) != (part in trains):
+            state = "moved" if moved > 0 else "did not move"
+            raise UserError(
+                f"the {part} {state} ({moved:.2e} of its norm), but {', '.join(trains)} should train; "
+                "the model is not what the stage asked for"
+            )
+
+
+def _by_plain_name(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Name without the prefixes in which layouts differ -> (stored name, file)."""
+    found = {}
+    for name, (file, _) in tensors(folder).items():
+        plain = ".".join(piece for piece in name.split(".") if piece not in _LAYOUT)
+        found[plain] = (name, file)
+    return found
+
+
+def _read(file: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as data:
+        return data.get_tensor(name).double()

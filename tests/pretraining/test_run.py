@@ -1,0 +1,257 @@
+"""The YAML of a stage, and LLaMA-Factory as a process: a script in its place shows what becomes of it.
+
+test_llamafactory.py asks the real one.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.pretraining import llamafactory, pretrain, stage
+from caprl_utils.pretraining.llamafactory import Files
+from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining.stage import Inputs
+
+PAPER = load_profile("paper").pretraining
+FILES = Files("model", "data", "align", "media", "out")
+
+
+def made(name, settings=PAPER, files=FILES):
+    return llamafactory.stage_arguments(settings, name, {"template": "qwen2_vl"}, files, 0, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("stage", "rate", "batch", "frozen"),
+    [
+        ("align", 1e-3, 256, (True, False, True)),
+        ("further", 4e-5, 256, (False,) * 3),
+        ("sft", 2e-5, 128, (False,) * 3),
+    ],
+)
+def test_the_papers_values(stage, rate, batch, frozen):
+    found = made(stage)
+    assert found["learning_rate"] == rate
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] * 16 == batch
+    keys = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
+    assert tuple(found[key] for key in keys) == frozen
+    assert (found["cutoff_len"], found["lr_scheduler_type"], found["warmup_ratio"]) == (6144, "cosine", 0.1)
+    assert found["image_max_pixels"] == 1024 * 28 * 28 and found["bf16"] and found["num_train_epochs"] == 1
+    assert found["deepspeed"].endswith("configs/llamafactory/deepspeed_zero3.json")
+    assert found["stage"] == "sft" and found["packing"] is False
+
+
+def test_yaml_keeps_numbers_numbers():
+    text = llamafactory.to_yaml(made("further") | {"tiny": 1e-7}, "remark")
+    read = yaml.safe_load(text)
+    assert read["learning_rate"] == 4e-5 and read["tiny"] == 1e-7 and read["num_train_epochs"] == 1.0
+    assert text.startswith("# remark\n")
+
+
+def test_without_deepspeed_a_resume_loads_the_checkpoint_as_the_model():
+    alone = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
+    files = Files("model", "data", "align", "media", "out", checkpoint="out/checkpoint-3")
+    found = made("align", alone, files)
+    assert found["model_name_or_path"] == found["resume_from_checkpoint"] == "out/checkpoint-3"
+    assert found["use_cpu"] and "deepspeed" not in found
+    sharded = made("align", PAPER, files)
+    assert (
+        sharded["model_name_or_path"] == "model" and sharded["resume_from_checkpoint"] == "out/checkpoint-3"
+    )
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    odd = PAPER.model_copy(update={"gpus_per_node": 7})
+    with pytest.raises(UserError, match="batch_size 256 is no multiple of 28"):
+        made("align", odd)
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_deepspeed_files(name):
+    read = json.loads((paths.CONFIGS / "llamafactory" / f"deepspeed_{name}.json").read_text())
+    assert read["zero_optimization"]["stage"] == int(name[-1])
+    assert read["train_batch_size"] == "auto"
+
+
+def test_no_system_turn_where_the_models_template_has_none(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    assert llamafactory.chat_of(tmp_path) == {"template": "qwen2_vl", "default_system": ""}
+    (tmp_path / "chat_template.jinja").write_text("You are a helpful assistant.")
+    assert llamafactory.chat_of(tmp_path) == {"template": "qwen2_vl"}
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    assert llamafactory.chat_of(tmp_path) == {"template": "caprl_llava"}
+
+
+def test_a_setting_may_align_at_its_own_pace():
+    changed = {"align_of": {"mini-internlm-clip": {"num_epochs": 6, "learning_rate": 0.01}}}
+    settings = load_profile("mini", {"pretraining": changed}).pretraining
+    own = llamafactory.stage_of(settings, "align", "mini-internlm-clip")
+    assert (own.num_epochs, own.learning_rate) == (6, 0.01) and own.batch_size == settings.align.batch_size
+    assert llamafactory.stage_of(settings, "align", "mini-qwen-3b") == settings.align
+    assert llamafactory.stage_of(settings, "sft", "mini-internlm-clip") == settings.sft
+    with pytest.raises(UserError, match="align_of"):
+        load_profile("mini", {"pretraining": {"align_of": {"mini-qwen-3b": {"learning_rate": -1}}}})
+
+
+SLEEPS = """#!{python}
+import subprocess, sys, time
+print("started", flush=True)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+open(sys.argv[2] + ".pids", "w").write(str(worker.pid))
+time.sleep(300)
+"""
+
+
+def program(monkeypatch, folder, text):
+    """A script that stands for llamafactory-cli."""
+    file = folder / "environment" / "bin" / "llamafactory-cli"
+    file.parent.mkdir(parents=True)
+    file.write_text(text.format(python=sys.executable))
+    file.chmod(0o755)
+    monkeypatch.setattr(llamafactory, "ENVIRONMENT", file.parents[1])
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
+    program(monkeypatch, tmp_path, "")
+    paper = load_profile("paper")
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(
+        UserError, match=r"Slurm job of 2 nodes \(here: none\).*configs/slurm/llamafactory\.slurm"
+    ):
+        pretrain.pretrain(paper)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("MASTER_ADDR", "host")
+    llamafactory.check_nodes(paper.pretraining)
+    started = llamafactory.command(tmp_path / "train.yaml", 2)
+    assert started[:2] == ["srun", "--nodes=2"] and started[-2:] == ["train", str(tmp_path / "train.yaml")]
+    found = llamafactory.environment(paper, tmp_path)
+    assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
+    assert str(llamafactory.SITE) in found["PYTHONPATH"]
+    script = paths.CONFIGS / "slurm" / "llamafactory.slurm"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_no_worker_outlives_a_kill_of_this_process(monkeypatch, tmp_path):
+    program(monkeypatch, tmp_path, SLEEPS)
+    config = tmp_path / "train.yaml"
+    config.write_text("")
+    code = (
+        "from pathlib import Path; from caprl_utils.pretraining import llamafactory; "
+        f"llamafactory.ENVIRONMENT = Path({str(llamafactory.ENVIRONMENT)!r}); "
+        f"llamafactory.run(Path({str(config)!r}), Path({str(tmp_path / 'train.log')!r}), {{}})"
+    )
+    ours = subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT)
+    pids = Path(f"{config}.pids")
+    wait_for(lambda: pids.exists() and pids.read_text())
+    worker = int(pids.read_text())
+    assert psutil.pid_exists(worker)
+    os.kill(ours.pid, signal.SIGKILL)
+    ours.wait()
+    wait_for(lambda: not psutil.pid_exists(worker), 30)
+
+
+def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
+    logs = SLEEPS.replace('"started"', '"trainable params: 5 || all params: 15"')
+    program(monkeypatch, tmp_path, logs)
+    monkeypatch.setattr(stage, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "train.yaml").write_text("")
+    (folder / "train.log").write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
+    training = Training("t", "mini-qwen-3b", "align", None)
+    inputs = Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
+    watch = stage._watch(training, inputs, folder, lambda *_: None)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="5 of 15 parameters trained, expected 7 of 15"):
+        llamafactory.run(folder / "train.yaml", folder / "train.log", {}, watch)
+    assert time.monotonic() - start < 60
+    worker = int((folder / "train.yaml.pids").read_text())
+    wait_for(lambda: not psutil.pid_exists(worker), 30)
+
+
+def test_what_a_kill_after_the_record_left_is_removed(tmp_path, runs_folder):
+    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align", None)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    inputs = Inputs(model, tmp_path, "align", "hash", tmp_path, 4)
+    with stage.open_run(profile, training, inputs) as run:
+        run.finish(values={"steps": 1}, n=4, unit="row")
+    (run.folder / "work" / "checkpoint-2").mkdir(parents=True)
+    assert stage.train(profile, training, inputs)["values"] == {"steps": 1}
+    assert not (run.folder / "work").exists()
+
+
+def test_the_llava_template_is_in_the_key(tmp_path, monkeypatch):
+    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align", None)
+    (tmp_path / "config.json").write_text("{}")
+    inputs = Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
+    keys = []
+    for text in ("one", "other"):
+        site = tmp_path / f".{text}"
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(text)
+        monkeypatch.setattr(llamafactory, "SITE", site)
+        with stage.open_run(profile, training, inputs) as run:
+            keys.append(run.key)
+    assert keys[0] != keys[1]
+
+
+def test_benchmarks_are_the_papers_where_they_are_not_rendered():
+    assert pretrain.benchmarks_of(load_profile("mini")) == load_profile("mini").prism.benchmarks
+    for name in ("paper", "one_gpu"):
+        found = pretrain.benchmarks_of(load_profile(name))
+        assert len(found) == 12 and "mmbench" in found and "mathverse" not in found
+
+
+@pytest.mark.integration
+def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_folder):
+    """With a zoo model in the place of trained ones; the second call reads back."""
+    profile = load_profile("smoke", {"prism": {"num_samples": 2, "benchmarks": ["mini-chart"]}})
+    names = ["mini-qwen-3b-vanilla-sft", "mini-qwen-3b-caprl-1m-sft", "mini-qwen-3b-densefusion-1m-sft"]
+    for name in names:
+        final = stage.folder_of(profile, name) / "final"
+        final.parent.mkdir(parents=True)
+        final.symlink_to(paths.ZOO / "vlm-3b")
+    seen = []
+    monkeypatch.setattr(
+        pretrain.Progress, "update", lambda self, count=1, note=None: seen.append((self.label, note))
+    )
+    records = pretrain.evaluate(profile, names)
+    assert list(records) == names and all(r["values"]["average"] is not None for r in records.values())
+    assert {note for label, note in seen if label == "evaluations"} == set(names)
+    alone = profile.model_copy(
+        update={"pretraining": profile.pretraining.model_copy(update={"parallel_runs": 1})}
+    )
+    assert pretrain.evaluate(alone, names) == records
+
+
+def test_side_by_side_on_a_cpu_the_threads_are_shared(tmp_path):
+    assert llamafactory.environment(load_profile("mini"), tmp_path)["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_notebooks_way_of_plotting_stays_in_the_notebook(tmp_path):
+    assert llamafactory.environment(load_profile("mini"), tmp_path)["MPLBACKEND"] == "Agg"
+
+
+def test_without_its_environment_make_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
+    with pytest.raises(UserError, match="make setup-llamafactory"):
+        llamafactory.command(tmp_path / "train.yaml")
