@@ -23,7 +23,7 @@ from caprl_utils.curation.keep import write_tables
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.images import BadImage, ImageItem, fingerprint, open_images
-from caprl_utils.models import Backend, Completion, Request, Sampling, open_backend
+from caprl_utils.models.base import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
 from caprl_utils.records import Question

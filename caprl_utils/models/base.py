@@ -1,4 +1,8 @@
-"""What every model looks like to the rest of the project: requests in, completions out, in the same order."""
+"""What every model looks like to the rest of the project: requests in, completions out, in the same order.
+
+backend = open_backend(profile.models.policy, profile)
+completions = backend.generate([Request("1", prompts.CAPTION, image)], Sampling(max_tokens=128))
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from caprl_utils.progress import Progress
+from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,6 +85,21 @@ class Backend(Protocol):
 
         None stands for a request that could not be answered; missing is not zero.
         """
+
+
+def open_backend(model: ModelConfig, profile: Profile) -> Backend:
+    """The backend that the profile asks for: transformers in this process, or servers. Weights are loaded at the
+    first request, not here.
+
+    Raises UserError when a local model's folder is missing or holds no model.
+    """
+    if model.backend == "endpoint":
+        from caprl_utils.models.endpoint import EndpointBackend
+
+        return EndpointBackend(model)
+    from caprl_utils.models.local import LocalBackend
+
+    return LocalBackend(model, torch_threads=profile.torch_threads)
 
 
 def counted(items: Iterable[Item], label: str | None, total: int) -> Iterator[Item]:

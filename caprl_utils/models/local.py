@@ -3,12 +3,13 @@
 1. Sampling is per row (see `decoding`), so neither batch size nor neighbours change a completion.
 2. The model's own generation defaults stay out, but for its end-of-turn tokens.
 3. Letters are read from one forward pass (`choice_logprobs`), without drawing a token.
-4. An image that several requests show is prepared and encoded once per batch (see `images`).
+4. An image that several requests show is prepared and encoded once per batch (`process_once`, `share_images`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.models.base import Completion, Request, Sampling
-from caprl_utils.models.images import share_images
+from caprl_utils.models.base import Completion, Request, Sampling, counted
 from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
-from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
 STREAM_BATCHES = 8
+# Families whose tower gives one tensor an image; Qwen3-VL's feeds further layers of the language model.
+SHARED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")  # of all Qwen-VL families
+Job = tuple[int, int]  # (row of the requests, index of the completion)
 
 
 class LocalBackend:
@@ -54,79 +57,59 @@ class LocalBackend:
     ) -> list[Completion]:
         """See `Backend.generate`."""
         jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
-        found: dict[tuple[int, int], Completion] = {}
-        with Progress(progress, len(jobs)) if progress else _Silent() as bar:
-            for some in self._completed(requests, jobs, sampling):
-                found |= some
-                bar.update(len(some))
+        found = dict(counted(self._completed(requests, jobs, sampling), progress, len(jobs)))
         return [found[job] for job in jobs]
-
-    def _completed(
-        self, requests: Sequence[Request], jobs: Sequence[tuple[int, int]], sampling: Sampling
-    ) -> Iterator[dict[tuple[int, int], Completion]]:
-        """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
-        refused: dict[tuple[int, int], Completion] = {}
-        for batch in self._batches(requests, jobs, sampling.max_tokens, refused):
-            rows = [(requests[row], index) for row, index in batch]
-            yield dict(zip(batch, self.loaded.complete(rows, sampling), strict=True))
-        if refused:
-            yield refused
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
         waiting = iter(requests)
         while some := list(islice(waiting, STREAM_BATCHES * self.config.batch_size)):
             jobs = [(row, index) for row in range(len(some)) for index in range(sampling.n)]
-            for done in self._completed(some, jobs, sampling):
-                yield from done.values()
+            for _, completion in self._completed(some, jobs, sampling):
+                yield completion
+
+    def _completed(
+        self, requests: Sequence[Request], jobs: Sequence[Job], sampling: Sampling
+    ) -> Iterator[tuple[Job, Completion]]:
+        """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
+        lengths, reasons = self.loaded.measure(requests, sampling.max_tokens)
+        for batch in self._batches(requests, jobs, lengths, reasons):
+            rows = [(requests[row], index) for row, index in batch]
+            yield from zip(batch, self.loaded.complete(rows, sampling), strict=True)
+        for row, index in jobs:
+            if reasons[row] is not None:
+                yield (row, index), Completion(requests[row].id, index, None, 0, "error", reasons[row])
 
     def choice_logprobs(
         self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.loaded.choice_ids(choices)
-        refused: dict[tuple[int, int], Completion] = {}
-        scores: list[list[float] | None] = [None] * len(requests)
+        lengths, reasons = self.loaded.measure(requests, 0)
         jobs = [(row, 0) for row in range(len(requests))]
-        with Progress(progress, len(jobs)) if progress else _Silent() as bar:
-            for batch in self._batches(requests, jobs, 0, refused):
-                rows = [requests[row] for row, _ in batch]
-                for (row, _), values in zip(batch, self.loaded.next_logprobs(rows, ids), strict=True):
-                    scores[row] = values
-                bar.update(len(batch))
-        return scores
+
+        def answered() -> Iterator[tuple[int, list[float]]]:
+            for batch in self._batches(requests, jobs, lengths, reasons):
+                rows = [row for row, _ in batch]
+                yield from zip(rows, self.loaded.next_logprobs([requests[r] for r in rows], ids), strict=True)
+
+        found = dict(counted(answered(), progress, len(jobs)))
+        return [found.get(row) for row in range(len(requests))]
 
     def _batches(
         self,
         requests: Sequence[Request],
-        jobs: Sequence[tuple[int, int]],
-        room: int,
-        refused: dict[tuple[int, int], Completion],
-    ) -> Iterator[list[tuple[int, int]]]:
-        """Jobs in batches of one image or of similar length; what the model cannot take goes to `refused`."""
-        lengths, reasons = self.loaded.measure(requests, room)
-        for row, index in jobs:
-            if reasons[row] is not None:
-                refused[row, index] = Completion(requests[row].id, index, None, 0, "error", reasons[row])
+        jobs: Sequence[Job],
+        lengths: Sequence[int],
+        reasons: Sequence[str | None],
+    ) -> Iterator[list[Job]]:
+        """The jobs that the model can take, in batches of one image or of similar length."""
         images: dict[int, int] = {}  # the requests of one image stay together, and so do those without
         groups = [images.setdefault(id(request.image), len(images)) for request in requests]
-        good = [job for job in jobs if job not in refused]
+        good = [job for job in jobs if reasons[job[0]] is None]
         good.sort(key=lambda job: (groups[job[0]], -lengths[job[0]]))
         for start in range(0, len(good), self.config.batch_size):
             yield good[start : start + self.config.batch_size]
-
-
-class _Silent:
-    """Stands in for Progress where none is asked for."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def update(self, count: int) -> None:
-        """Show nothing."""
 
 
 class LoadedModel:
@@ -190,10 +173,11 @@ class LoadedModel:
         shown = [request.image for request in requests if request.image is not None]
         as_rgb = {id(image): image.convert("RGB") for image in shown}
         with_images = {"images": [as_rgb[id(image)] for image in shown]} if shown else {}
-        inputs = self.processor(
-            text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
-            return_tensors="pt",
-        )  # fmt: skip
+        with process_once(self.processor):
+            inputs = self.processor(
+                text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
+                return_tensors="pt",
+            )  # fmt: skip
         return inputs.to(self.device)
 
     def complete(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> list[Completion]:
@@ -267,8 +251,9 @@ def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"the model {where} cannot be loaded ({why}). {_remedy(config)}") from error
     if sees:
-        _limit_pixels(processor.image_processor, config)
-        share_images(processor, model)
+        if config.max_pixels is not None:
+            processor.image_processor.size["longest_edge"] = config.max_pixels  # pixels of an image
+        share_images(model)
     return processor, getattr(processor, "tokenizer", processor), model.to(device).eval()
 
 
@@ -290,7 +275,75 @@ def _remedy(config: ModelConfig) -> str:
     return "Check the name and the connection; profiles with `offline: true` use local folders only."
 
 
-def _limit_pixels(image_processor: Any, config: ModelConfig) -> None:
-    """Set the processor's limit (pixels per image) where the profile gives one."""
-    if config.max_pixels is not None:
-        image_processor.size["longest_edge"] = config.max_pixels
+# Each image of a batch is seen once, however many requests show it: GRPO shows an image `group_size` times, curation
+# asks twenty questions about it. The numbers are those of separate passes, and gradients add up. On a CPU, with small
+# images and short captions, the vision tower would otherwise take a third of a training step.
+
+
+def share_images(model: Any) -> None:
+    """Make a model of SHARED_FAMILIES encode each distinct image of a batch once; others stay as they are."""
+    if model.config.model_type not in SHARED_FAMILIES:
+        return
+    inner = model.model.get_image_features
+
+    def features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
+        import torch
+
+        images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
+        rows = _places(images)
+        first = [rows.index(place) for place in range(max(rows) + 1)]
+        if len(first) == len(rows):
+            return inner(pixel_values, image_grid_thw, **options)
+        seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)
+        seen.pooler_output = [seen.pooler_output[place] for place in rows]
+        return seen
+
+    model.model.get_image_features = features
+
+
+def _places(images: tuple[torch.Tensor, ...]) -> list[int]:
+    """For each image its place among the distinct ones, in order of first appearance."""
+    import torch
+
+    sums = torch.stack([image.sum() for image in images]).tolist()
+    found: list[int] = []  # index of each distinct image
+    rows = []
+    for i, image in enumerate(images):
+        same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
+        place = next(same, len(found))
+        if place == len(found):
+            found.append(i)
+        rows.append(place)
+    return rows
+
+
+@contextmanager
+def process_once(processor: Any) -> Iterator[None]:
+    """Within the block, Qwen's image processors prepare each distinct image of a call once; others are as ever."""
+    tool = getattr(processor, "image_processor", None)
+    if type(tool).__name__ not in _PROCESSORS:
+        yield
+        return
+    inner = tool.preprocess
+
+    def preprocess(images: Any, *args: Any, **options: Any) -> Any:
+        import torch
+        from transformers.image_utils import make_flat_list_of_images
+
+        flat = make_flat_list_of_images(images)
+        keys = [(image.mode, image.size, image.tobytes()) for image in flat]
+        distinct = {key: image for key, image in zip(keys, flat, strict=True)}
+        place = {key: number for number, key in enumerate(distinct)}
+        rows = [place[key] for key in keys]
+        batch = inner(list(distinct.values()), *args, **options)
+        grid = torch.as_tensor(batch["image_grid_thw"])
+        patches = torch.split(torch.as_tensor(batch["pixel_values"]), grid.prod(-1).tolist())
+        batch["pixel_values"] = torch.cat([patches[row] for row in rows])
+        batch["image_grid_thw"] = grid[rows]
+        return batch
+
+    tool.preprocess = preprocess
+    try:
+        yield
+    finally:
+        del tool.preprocess  # an attribute of its own would be written into checkpoints

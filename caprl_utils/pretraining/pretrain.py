@@ -193,7 +193,7 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
 
 def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
     """Direct VQA of one training's model; returns the record."""
-    from caprl_utils.models import open_backend
+    from caprl_utils.models.base import open_backend
     from caprl_utils.prism.evaluate import evaluate_vqa
 
     final = folder_of(profile, name) / "final"

@@ -24,8 +24,7 @@ from typing import Any
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
-from caprl_utils.models import open_backend
-from caprl_utils.models.base import Backend
+from caprl_utils.models.base import Backend, open_backend
 from caprl_utils.notebook import prepare_process
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all

@@ -355,7 +355,7 @@ class Evaluation:
             yield "reward_reader"
 
     def _evaluate(self, name: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
-        from caprl_utils.models import open_backend
+        from caprl_utils.models.base import open_backend
         from caprl_utils.prism.evaluate import evaluate
         from caprl_utils.prism.loading import load_samples
 

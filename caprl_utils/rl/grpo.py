@@ -35,7 +35,8 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
-from caprl_utils.models import open_backend
+from caprl_utils.models.base import open_backend
+from caprl_utils.models.local import process_once, share_images
 from caprl_utils.paths import shown
 from caprl_utils.records import Question
 from caprl_utils.rl.data import data_file, load_data
@@ -47,8 +48,6 @@ from caprl_utils.rl.policy import (
     load_processor,
     lora_config,
     mark_complete,
-    process_once,
-    share_images,
 )
 from caprl_utils.rl.readers import Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, RewardBatch, length_term, qa_rewards, repeated_share

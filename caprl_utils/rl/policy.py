@@ -1,35 +1,26 @@
-"""The policy to train: which of its parts move, how many parameters that is, and its images seen once.
-
-GRPO shows every image `group_size` times, in the rollout and in each forward of the loss. Here the captions of one
-image share one pass of the image processor and of the vision tower. The numbers are those of separate passes (the
-features are the same tensors, gradients add up); with small images and short captions the vision tower would otherwise
-take a third of a step.
-"""
+"""The policy to train: which of its parts move, how many parameters that is, and where it is kept."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.models.local import share_images
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig
     from transformers import PreTrainedModel, ProcessorMixin
 
-SEE_ONCE = ("qwen2_vl", "qwen2_5_vl")  # Qwen3-VL's tower feeds further layers of the language model
 COMPLETE = "complete.json"  # written last into a checkpoint: it is whole
-_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")  # all Qwen-VL families
 
 
 def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:
@@ -144,75 +135,6 @@ def save_final(
         )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-
-
-def share_images(model: PreTrainedModel) -> None:
-    """Make a model of SEE_ONCE encode each distinct image of a batch once; others stay as they are."""
-    if model.config.model_type not in SEE_ONCE:
-        return
-    inner = model.model.get_image_features
-
-    def features(pixel_values: torch.Tensor, image_grid_thw: torch.Tensor, **options: Any) -> Any:
-        import torch
-
-        images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-        rows = places(images)
-        first = [rows.index(place) for place in range(max(rows) + 1)]
-        if len(first) == len(rows):
-            return inner(pixel_values, image_grid_thw, **options)
-        seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)
-        seen.pooler_output = [seen.pooler_output[place] for place in rows]
-        return seen
-
-    model.model.get_image_features = features
-
-
-def places(images: tuple[torch.Tensor, ...]) -> list[int]:
-    """For each image its place among the distinct ones, in order of first appearance."""
-    import torch
-
-    sums = torch.stack([image.sum() for image in images]).tolist()
-    found: list[int] = []  # index of each distinct image
-    rows = []
-    for i, image in enumerate(images):
-        same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
-        place = next(same, len(found))
-        if place == len(found):
-            found.append(i)
-        rows.append(place)
-    return rows
-
-
-@contextmanager
-def process_once(processor: ProcessorMixin) -> Iterator[None]:
-    """Within the block, Qwen's image processors prepare each distinct image of a call once; others are as ever."""
-    tool = processor.image_processor
-    if type(tool).__name__ not in _PROCESSORS:
-        yield
-        return
-    inner = tool.preprocess
-
-    def preprocess(images: Any, *args: Any, **options: Any) -> Any:
-        import torch
-        from transformers.image_utils import make_flat_list_of_images
-
-        flat = make_flat_list_of_images(images)
-        keys = [(image.mode, image.size, image.tobytes()) for image in flat]
-        distinct = {key: image for key, image in zip(keys, flat, strict=True)}
-        place = {key: number for number, key in enumerate(distinct)}
-        rows = [place[key] for key in keys]
-        batch = inner(list(distinct.values()), *args, **options)
-        grid = torch.as_tensor(batch["image_grid_thw"])
-        patches = torch.split(torch.as_tensor(batch["pixel_values"]), grid.prod(-1).tolist())
-        batch["pixel_values"] = torch.cat([patches[row] for row in rows])
-        batch["image_grid_thw"] = grid[rows]
-        return batch
-
-    tool.preprocess = preprocess
-    try:
-        yield
-    finally:
-        del tool.preprocess  # an attribute of its own would be written into checkpoints
 
 
 def mark_complete(folder: Path) -> None:

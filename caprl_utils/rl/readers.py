@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from caprl_utils.models import open_backend
-from caprl_utils.models.base import Backend, Request, Sampling
+from caprl_utils.models.base import Backend, Request, Sampling, open_backend
 from caprl_utils.models.decoding import draw, uniforms
 from caprl_utils.models.endpoint import Post, RequestError
 from caprl_utils.schema import ModelConfig, Profile

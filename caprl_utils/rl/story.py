@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.images import open_images
-from caprl_utils.models import Request, Sampling, open_backend
+from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.records import Question
 from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.rl.readers import Reader

@@ -23,7 +23,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.curation import pipeline
 from caprl_utils.errors import UserError
 from caprl_utils.images import ImageItem
-from caprl_utils.models import Completion, Request, Sampling
+from caprl_utils.models.base import Completion, Request, Sampling
 
 QUESTIONS = 5  # of each image
 SMALL, LARGE = 2_000, 200_000  # images: 10,000 and 1,000,000 questions

@@ -18,7 +18,7 @@ from caprl_utils.curation.keep import read_qa
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes
 from caprl_utils.images import ImageItem, open_images
-from caprl_utils.models import Completion, Request, Sampling
+from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import text_key
 
 

@@ -15,7 +15,8 @@ from fault_proxy import FAULTS, FaultProxy
 from PIL import Image
 
 from caprl_utils.errors import UserError
-from caprl_utils.models import Request, Sampling, endpoint
+from caprl_utils.models import endpoint
+from caprl_utils.models.base import Request, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
@@ -181,7 +182,7 @@ def test_wrong_or_absent_servers_say_what_to_do():
 WORKER = """
 import sys
 from pathlib import Path
-from caprl_utils.models import Request, Sampling
+from caprl_utils.models.base import Request, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig

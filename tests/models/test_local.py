@@ -9,7 +9,10 @@ from PIL import Image
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.models import Request, Sampling, open_backend
+from caprl_utils.mini.zoo.models import build_processor, build_vlm
+from caprl_utils.models.base import Request, Sampling, open_backend
+from caprl_utils.models.decoding import RowSampler, draw, uniforms
+from caprl_utils.models.local import process_once, share_images
 from caprl_utils.schema import ModelConfig
 
 LETTERS = [" A", " B", " C", " D"]
@@ -68,6 +71,44 @@ def test_an_image_shown_often_is_seen_once(vlm):
     assert sizes == [2 * 100]  # patches of two images
     for request, row in zip(shared, together, strict=True):
         assert vlm.choice_logprobs([request], LETTERS)[0] == pytest.approx(row, abs=2e-4)
+
+
+def test_training_sees_each_image_once_with_the_same_features_and_gradients():
+    """Six prompts over two images, as a rollout shows them after TRL's shuffle; the pixels are prepared once, too."""
+    processor = build_processor()
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe"}]}]
+    text = processor.apply_chat_template(turn, tokenize=False)
+    shown = {"images": [[image(i)] for i in (0, 1, 1, 0, 0, 1)], "text": [text] * 6}
+    prepared, tool = [], processor.image_processor
+    inner = type(tool)._preprocess
+    tool._preprocess = lambda images, *a, **o: prepared.append(len(images)) or inner(tool, images, *a, **o)
+    with process_once(processor):
+        batch = processor(**shown, padding=True, return_tensors="pt")
+    plain_batch = processor(**shown, padding=True, return_tensors="pt")
+    del tool._preprocess  # the processor is kept for other tests
+    assert prepared == [2, 6] and all(torch.equal(batch[name], plain_batch[name]) for name in plain_batch)
+    plain, shared = build_vlm(0).eval(), build_vlm(0).eval()
+    share_images(shared)
+    seen, grads = [], []
+    shared.model.visual.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    for model in (plain, shared):
+        model(**batch).logits[..., ::7].pow(2).mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert seen == [2 * len(batch["pixel_values"]) // 6]
+    torch.testing.assert_close(shared(**batch).logits, plain(**batch).logits, atol=1e-5, rtol=1e-5)
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
+
+
+def test_nothing_of_the_shared_preparation_is_saved(tmp_path):
+    processor = build_processor()
+    with process_once(processor):
+        pass
+    assert "preprocess" not in vars(processor.image_processor)
+    processor.save_pretrained(tmp_path)
+    with process_once(processor.tokenizer):  # others stay as they are
+        pass
 
 
 def test_seed_and_index_change_a_sampled_completion(vlm):
@@ -156,3 +197,50 @@ def test_missing_and_corrupt_folders_name_path_and_remedy(tmp_path, reader_folde
     broken = open_backend(ModelConfig(path=str(tmp_path)), profile)
     with pytest.raises(UserError, match="cannot be loaded"):
         broken.generate([Request("x", "hello")], Sampling(max_tokens=1))
+
+
+# Decoding: the distribution that should be drawn from, whatever else is in the batch
+
+
+def first_tokens(sampling: Sampling, logits: list[float], rows: int) -> torch.Tensor:
+    """First tokens of `rows` requests that all see the same logits."""
+    prompt = torch.zeros(rows, 1, dtype=torch.long)
+    sampler = RowSampler(sampling, [(sampling.seed, str(i), 0) for i in range(rows)], torch.ones_like(prompt))
+    return sampler(prompt, torch.tensor([logits] * rows)).argmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_follow_the_softmax(temperature):
+    logits = [0.0, 1.0, 2.0, -1.0]
+    tokens = first_tokens(Sampling(max_tokens=1, temperature=temperature), logits, 4000)
+    expected = torch.softmax(torch.tensor(logits) / temperature, 0)
+    assert torch.allclose(torch.bincount(tokens, minlength=4) / 4000, expected, atol=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    probs = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    tokens = first_tokens(Sampling(max_tokens=1, temperature=1.0, top_p=0.7), probs.log().tolist(), 2000)
+    assert set(tokens.tolist()) == {1, 3}
+    assert (tokens == 1).float().mean() == pytest.approx(0.5 / 0.75, abs=0.03)
+
+
+def test_repetition_penalty_by_hand_and_padding_not_counted():
+    sampling = Sampling(max_tokens=2, repetition_penalty=2.0)
+    mask = torch.tensor([[0, 1, 1]])
+    sampler = RowSampler(sampling, [(0, "x", 0)], mask)
+    scores = sampler(torch.tensor([[0, 1, 2]]), torch.tensor([[4.0, 4.0, -1.0, 3.0]]))
+    assert scores.tolist() == [[4.0, 2.0, -2.0, 3.0]]  # token 0 is padding, 1 and 2 are the prompt
+    scores = sampler(torch.tensor([[0, 1, 2, 3]]), torch.tensor([[4.0, 4.0, -1.0, 3.0]]))
+    assert scores.tolist() == [[4.0, 2.0, -2.0, 1.5]]
+
+
+def test_uniforms_are_pinned():
+    assert uniforms(3, "r1", 2, 2) == pytest.approx([0.4282003418356779, 0.9698115107170981])
+    assert uniforms(0, "x", 0, 2) == pytest.approx(uniforms(0, "x", 0, 3)[:2])
+    assert uniforms(0, "x", 0, 1)[0] != uniforms(0, "x", 1, 1)[0] != uniforms(1, "x", 0, 1)[0]
+
+
+def test_one_draw_inverts_the_distribution():
+    logprobs = [math.log(p) for p in (0.2, 0.5, 0.3)]
+    assert [draw(logprobs, 1.0, at) for at in (0.0, 0.1999, 0.2001, 0.69, 0.71, 1.0)] == [0, 0, 1, 1, 2, 2]
+    assert draw(logprobs, 0.01, 0.99) == 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.models import Completion
+from caprl_utils.models.base import Completion
 from caprl_utils.prism import gallery
 from caprl_utils.records import Sample
 

@@ -161,7 +161,6 @@ def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
         "rl.train",
         "rl.experiments",
         "rl.story",
-        "models.client",
         "models.endpoint",
         "models.server",
     )

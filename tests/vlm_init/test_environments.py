@@ -11,7 +11,8 @@ from caprl_utils.config import load_profile
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
-from caprl_utils.models import Request, Sampling, open_backend, server
+from caprl_utils.models import server
+from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig

@@ -147,7 +147,7 @@ def main() -> None:
 
     from caprl_utils.config import load_profile
     from caprl_utils.mini.zoo.train import RECIPES
-    from caprl_utils.models import open_backend
+    from caprl_utils.models.base import open_backend
     from caprl_utils.paths import ZOO
     from caprl_utils.schema import ModelConfig
 
