@@ -27,7 +27,8 @@ from typing import Any
 from caprl_utils import paths, processes, prompts
 from caprl_utils.config import load_experiment, load_profile, read_yaml
 from caprl_utils.errors import UserError, nearest
-from caprl_utils.hashing import file_hash, folder_hash
+from caprl_utils.hashing import file_hash
+from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.provenance import gpu_names
 from caprl_utils.rl.data import data_file
@@ -130,18 +131,14 @@ def _identity(
     experiment: Experiment, profile: Profile, seed: int
 ) -> tuple[Profile, str, str, dict, list[str]]:
     settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
+    models = {"policy": profile.models.policy, "scorer": profile.models[experiment.reward.role]}
     shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
     parts = {
         "rl": shared, **settings, "seed": seed, "prompts": _PROMPTS,
         "questions": file_hash(data_file(profile, experiment.data)),
-        "policy": _model(profile.models.policy), "scorer": _model(profile.models[experiment.reward.role]),
+        **{part: [model.key_part(), model_hash(model)] for part, model in models.items()},
     }  # fmt: skip
     return profile, STAGE, run_name(experiment.name, seed), parts, RECIPE
-
-
-def _model(config: ModelConfig) -> Any:
-    folder = Path(paths.resolve_model(config.path))
-    return [config.key_part(), folder_hash(folder)] if folder.is_dir() else config.key_part()
 
 
 def launch(
@@ -241,6 +238,8 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     A training that fails does not hold up the others, but for the main one. Raises UserError at the end, naming those
     that failed and why. Interrupted, it ends all trainings, each after saving.
     """
+    from caprl_utils.prism.evaluate import trained_captioner
+
     profile = load_profile(profile_name)
     runs = planned(profile, names)
     # a mistake in the last of them shows before the first starts
@@ -256,13 +255,14 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
         _trainings(profile_name, workers, steps, bar, turn) as trainings,
     ):
         with turn:
-            evaluation.base()
+            evaluation.of(BASE_RUN, profile.models.policy, SWAPPED[0])
         for training in as_completed(trainings):
             one = trainings[training]
             try:
                 record = training.result()
                 with turn:
-                    rows[one] = summary(one, record, evaluation.of(one))
+                    trained = trained_captioner(profile, one.name)
+                    rows[one] = summary(one, record, evaluation.of(one.name, trained, one.experiment))
             except UserError as error:
                 if one.experiment == MAIN:
                     raise
@@ -333,37 +333,27 @@ class Evaluation:
 
     def __init__(self, profile: Profile):
         self.profile = profile
-        self._samples: list[Any] | None = None
+        self._samples: list[Any] = []
         self._readers: dict[str, Any] = {}
 
-    def base(self) -> list[dict[str, Any]]:
-        """The captioner that training starts from, by every reader."""
-        policy = self.profile.models.policy
-        return [self._evaluate(BASE_RUN, policy, role) for role in self._readers_of(SWAPPED[0])]
-
-    def of(self, one: Planned) -> dict[str, Any]:
-        """The captioner of a training; returns the record by the evaluation's own reader."""
-        from caprl_utils.prism.evaluate import trained_captioner
-
-        trained = trained_captioner(self.profile, one.name)
-        records = [self._evaluate(one.name, trained, role) for role in self._readers_of(one.experiment)]
+    def of(self, run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
+        """Record of a captioner by the evaluation's own reader; those of the swap are read by the reward's as well."""
+        roles = ["prism_reader"]
+        if experiment in SWAPPED and SWAPPED[1] in self.profile.ablations.experiments:
+            roles.append("reward_reader")
+        records = [self._evaluate(run, captioner, role) for role in roles]
         return records[0]
 
-    def _readers_of(self, experiment: str) -> Iterator[str]:
-        yield "prism_reader"
-        if experiment in SWAPPED and SWAPPED[1] in self.profile.ablations.experiments:
-            yield "reward_reader"
-
-    def _evaluate(self, name: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
+    def _evaluate(self, run: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
         from caprl_utils.models.base import open_backend
         from caprl_utils.prism.evaluate import evaluate
         from caprl_utils.prism.loading import load_samples
 
-        if self._samples is None:
-            self._samples = load_samples(self.profile)
+        self._samples = self._samples or load_samples(self.profile)
         if role not in self._readers:
             self._readers[role] = open_backend(self.profile.models[role], self.profile)
+        captions = open_backend(captioner, self.profile)
+        reader = self._readers[role]
         return evaluate(
-            self.profile, prism_name(name, role), open_backend(captioner, self.profile),
-            self._readers[role], self._samples, captions_run=name,
-        )  # fmt: skip
+            self.profile, prism_name(run, role), captions, reader, self._samples, captions_run=run
+        )

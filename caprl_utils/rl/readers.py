@@ -153,25 +153,18 @@ class Pack:
     stops: list[int] = field(default_factory=list)  # the descendants of each token lie before this place
     ends: list[int] = field(default_factory=list)  # place of each prompt's last token
     rows: list[int] = field(default_factory=list)  # which prompts of the list they are
-    _last: list[int] = field(default_factory=list)  # the last prompt
-    _path: list[int] = field(default_factory=list)  # places of its tokens
-
-    def shared(self, prompt: list[int]) -> int:
-        """How many of a prompt's first tokens the last one has too."""
-        pairs = enumerate(zip(self._last, prompt, strict=False))
-        return next((i for i, (a, b) in pairs if a != b), min(len(self._last), len(prompt)))
+    path: list[int] = field(default_factory=list)  # places of the last prompt's tokens
 
     def add(self, prompt: list[int], row: int, shared: int) -> None:
         """Append a prompt as a branch that leaves the last one after `shared` tokens."""
-        start = len(self.ids)
-        for place in self._path[shared:]:
+        start, new = len(self.ids), len(prompt) - shared
+        for place in self.path[shared:]:
             self.stops[place] = start
-        self._path[shared:] = range(start, start + len(prompt) - shared)
+        self.path[shared:] = range(start, start + new)
         self.ids += prompt[shared:]
         self.positions += range(shared, len(prompt))
-        self.stops += [_OPEN] * (len(prompt) - shared)
-        self._last = prompt
-        self.ends.append(self._path[-1])
+        self.stops += [_OPEN] * new
+        self.ends.append(self.path[-1])
         self.rows.append(row)
 
 
@@ -181,14 +174,17 @@ def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
     A tree that is half full ends before a prompt that has little in common with it: captions stay whole.
     """
     packs: list[Pack] = []
+    last: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda i: prompts[i]):
         ids = prompts[row]
-        shared = packs[-1].shared(ids) if packs else 0
+        pairs = enumerate(zip(last, ids, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(last), len(ids)))
         size = len(packs[-1].ids) if packs else max_tokens
         if size + len(ids) - shared > max_tokens or (2 * shared < len(ids) and 2 * size > max_tokens):
             packs.append(Pack())
             shared = 0
         packs[-1].add(ids, row, shared)
+        last = ids
     return packs
 
 

@@ -21,24 +21,27 @@ from tests.rl.conftest import write_questions
 NAMES = experiment_names()
 
 
-def test_there_are_experiments():
-    assert len(NAMES) >= 9 and {"paper", "released_script", "caprl"} <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("profile", profile_names())
-def test_every_experiment_parses_with_the_real_class(name, profile, tmp_path):
+def test_every_experiment_parses_with_the_real_class(name, tmp_path):
     from trl import GRPOConfig
 
-    experiment, resolved = load_experiment(name, profile)
-    assert experiment.name == name and experiment.description
-    arguments = grpo_arguments(resolved, experiment, 3, tmp_path, num_processes=1, on_gpu=False)
-    config = GRPOConfig(**arguments)
-    rl = resolved.rl
-    assert config.generation_batch_size == rl.prompts_per_step * rl.group_size
-    assert config.steps_per_generation == config.gradient_accumulation_steps  # one optimizer step per rollout
-    assert (config.beta, config.scale_rewards, config.loss_type) == (rl.beta, rl.scale_rewards, rl.loss_type)
-    assert config.use_bias_correction_kl is False and config.num_iterations == 1
+    for profile in profile_names():
+        experiment, resolved = load_experiment(name, profile)
+        assert experiment.name == name and experiment.description
+        rl = resolved.rl
+        config = GRPOConfig(
+            **grpo_arguments(resolved, experiment, 3, tmp_path, num_processes=1, on_gpu=False)
+        )
+        assert config.generation_batch_size == rl.prompts_per_step * rl.group_size
+        assert (
+            config.steps_per_generation == config.gradient_accumulation_steps
+        )  # one optimizer step per rollout
+        assert (config.beta, config.scale_rewards, config.loss_type) == (
+            rl.beta,
+            rl.scale_rewards,
+            rl.loss_type,
+        )
+        assert config.use_bias_correction_kl is False and config.num_iterations == 1
 
 
 def test_presets_differ_where_paper_and_script_do():
@@ -51,19 +54,25 @@ def test_presets_differ_where_paper_and_script_do():
     assert (small.rl.reward, small.rl.question_draw) == ("qa_sampled", "replacement")
 
 
-def test_profile_keeps_its_sizes():
-    _, mini = load_experiment("caprl", "mini")
-    _, one = load_experiment("rounds_1", "mini")
-    assert (one.rl.steps, one.rl.learning_rate) == (mini.ablations.steps, mini.rl.learning_rate)
-    assert (mini.rl.rounds, one.rl.rounds) == (4, 1)
+def test_ablations_have_their_own_size():
+    profile = load_profile("mini")
+    (short, small), (_, main) = load_experiment("short", "mini"), load_experiment("caprl", "mini")
+    assert short.size == "ablation" and small.rl.steps == profile.ablations.steps
+    assert main.rl.steps == profile.rl.steps and small.rl.learning_rate == main.rl.learning_rate
+    assert load_experiment("leaking", "mini")[0].data.num_images == profile.ablations.num_images
+    assert load_experiment("refined", "paper")[0].data.num_images == 20_000
+
+
+def test_one_gpu_trains_adapters_by_the_profiles_preset():
+    experiment, profile = load_experiment("rounds_1", "one_gpu")
+    assert experiment.training.lora.rank == 64 and profile.rl.learning_rate == 1e-5 and profile.rl.rounds == 1
+    assert load_experiment("rounds_1", "mini")[0].training.lora is None
 
 
 def test_batch_layout():
     assert batch_layout(8, 8, None, 1, on_gpu=False) == (64, 1)
     assert batch_layout(128, 8, None, 16, on_gpu=True) == (4, 16)
     assert batch_layout(128, 8, 8, 16, on_gpu=True) == (8, 8)
-    with pytest.raises(UserError, match="do not divide over 3 processes"):
-        batch_layout(128, 8, None, 3, on_gpu=True)
     with pytest.raises(UserError, match=r"8 images a step .* do not divide over 16 processes"):
         batch_layout(8, 8, None, 16, on_gpu=True)  # 64 captions would, but groups would be torn apart
     with pytest.raises(UserError, match="micro_batch_size 5 does not divide 64"):
@@ -125,46 +134,24 @@ def keys(tmp_path, monkeypatch):
     return call
 
 
-def differing(before, after):
-    return {name for name in before if before[name] != after[name]}
-
-
-def test_the_rewards_rounds_retrain_all_but_those_with_rounds_of_their_own(keys):
-    before, after = keys(), keys(rounds=3)
+def test_what_a_change_retrains(keys):
+    """The reward's rounds: all but those with rounds of their own. The ablations' size: not the main run."""
+    before, rounds, size = keys(), keys(rounds=3), keys("ablations: {steps: 7}")
     own = {f"rounds_{rounds}-seed{seed}" for rounds in (1, 2, 8) for seed in (0, 1)}
-    assert set(before) - differing(before, after) == own
-
-
-def test_another_seed_is_another_training_and_leaves_the_rest(keys):
-    one, two = keys("rl: {seeds: [0]}"), keys("rl: {seeds: [0, 1]}")
-    assert differing(one, two) == set() and set(two) - set(one) == {"caprl-seed1"}
-
-
-def test_the_ablations_size_leaves_the_main_run(keys):
-    before, after = keys(), keys("ablations: {steps: 7}")
-    assert "caprl-seed0" not in differing(before, after) and "short-seed0" in differing(before, after)
+    assert {name for name in before if before[name] == rounds[name]} == own
+    assert before["caprl-seed0"] == size["caprl-seed0"] and before["short-seed0"] != size["short-seed0"]
+    one_seed = keys("rl: {seeds: [0]}")
+    assert one_seed.items() <= before.items() and set(before) - set(one_seed) == {"caprl-seed1"}
 
 
 def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
-    short = {name.removeprefix("caprl_utils.") for name in experiments.RECIPE}
-    assert {
-        "rl.rewards",
-        "rl.judges",
-        "rl.readers",
-        "rl.grpo",
-        "rl.policy",
-        "rl.data",
-        "models.local",
-    } <= short
-    shows = (
-        "rl.monitor",
-        "rl.train",
-        "rl.experiments",
-        "rl.story",
-        "models.endpoint",
-        "models.server",
+    names = {name.removeprefix("caprl_utils.") for name in experiments.RECIPE}
+    computes = (
+        "rl.rewards rl.judges rl.readers rl.grpo rl.policy rl.data models.local models.decoding answers"
     )
-    assert not short & set(shows) and not any(name.startswith(("reports", "curation")) for name in short)
+    assert set(computes.split()) <= names
+    shows = "rl.monitor rl.train rl.experiments rl.story models.endpoint models.server processes progress notebook"
+    assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -182,8 +169,13 @@ def test_main_run_has_all_seeds_others_one_and_those_added():
     assert [run.name for run in runs] == [
         "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
     ]  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"experiment 'round_1' is none of profile mini; did you mean rounds_1\?"
+    ):
+        experiments.planned(profile, ["round_1"])
     with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
         load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
+    assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
 
 
 @pytest.fixture
@@ -198,50 +190,38 @@ def one_seed_each(monkeypatch):
     monkeypatch.setattr(experiments, "load_profile", load)
 
 
-def test_unknown_experiment_is_named():
-    with pytest.raises(
-        UserError, match=r"experiment 'round_1' is none of profile mini; did you mean rounds_1\?"
-    ):
-        experiments.planned(load_profile("mini"), ["round_1"])
+RECORD = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
+    ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
 
 
-def test_ablations_have_their_own_size():
-    profile = load_profile("mini")
-    short, resolved = load_experiment("short", "mini")
-    assert short.size == "ablation" and resolved.rl.steps == profile.ablations.steps
-    _, main = load_experiment("caprl", "mini")
-    assert main.rl.steps == profile.rl.steps
-    leaking, _ = load_experiment("leaking", "mini")
-    assert leaking.data.num_images == profile.ablations.num_images
-    paper, _ = load_experiment("refined", "paper")
-    assert paper.data.num_images == 20_000
+@pytest.fixture
+def scripted(monkeypatch, one_seed_each):
+    """Call with what stands in for a training; evaluations are noted in the list that it returns."""
+
+    def install(train, score=lambda: {"values": {"average": 0.5}}) -> list:
+        evaluated = []
+
+        def judge(self, run, captioner, role):
+            evaluated.append((run, role, captioner.path.split("/")[-1]))
+            return score()
+
+        monkeypatch.setattr(experiments, "launch", train)
+        monkeypatch.setattr(experiments.Evaluation, "_evaluate", judge)
+        return evaluated
+
+    return install
 
 
-def test_the_loop_trains_and_evaluates_each_once(monkeypatch, one_seed_each):
-    calls = []
-    record = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
-        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
-
-    def train(experiment, profile, seed, bar, stopping):
-        calls.append(("train", experiment, seed))
-        return record
-
-    def judge(self, name, captioner, role):
-        calls.append(("evaluate", name, role, captioner.path.split("/")[-1]))
-        return {"values": {"average": 0.5}}
-
-    monkeypatch.setattr(experiments, "launch", train)
-    monkeypatch.setattr(experiments.Evaluation, "_evaluate", judge)
+def test_the_loop_trains_and_evaluates_each_once(scripted):
+    trained = []
+    evaluated = scripted(lambda name, profile, seed, bar, stopping: trained.append((name, seed)) or RECORD)
     rows = experiments.run_all("mini", ["short", "rounds_1"])
-    assert [row["run"] for row in rows] == ["short-seed0", "rounds_1-seed0"]
-    assert rows[0]["accuracy"] == 0.5 and rows[0]["minutes"] == 1.0
-    assert [call for call in calls if call[0] == "train"] == [("train", "short", 0), ("train", "rounds_1", 0)]
-    evaluated = [call[1:] for call in calls if call[0] == "evaluate"]
-    assert evaluated[:2] == [
-        ("base-3b", "prism_reader", "zoo:vlm-3b"),
-        ("base-3b", "reward_reader", "zoo:vlm-3b"),
-    ]
-    assert sorted(evaluated[2:]) == [
+    assert [(row["run"], row["accuracy"], row["minutes"]) for row in rows] == [
+        ("short-seed0", 0.5, 1.0), ("rounds_1-seed0", 0.5, 1.0)
+    ]  # fmt: skip
+    assert trained == [("short", 0), ("rounds_1", 0)]
+    base = [("base-3b", role, "zoo:vlm-3b") for role in ("prism_reader", "reward_reader")]
+    assert evaluated[:2] == base and sorted(evaluated[2:]) == [
         ("rounds_1-seed0", "prism_reader", "final"),
         ("short-seed0", "prism_reader", "final"),
         ("short-seed0", "reward_reader", "final"),
@@ -249,50 +229,40 @@ def test_the_loop_trains_and_evaluates_each_once(monkeypatch, one_seed_each):
     assert experiments.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
 
 
-def test_table_3_has_the_judges_that_the_profile_trains():
-    assert experiments.of_table_3(load_profile("mini")) == ["caprl", "judge_vlm", "judge_unified"]
-    assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
-
-
-def test_a_failed_training_holds_up_no_other(monkeypatch, one_seed_each):
+def test_a_failed_training_holds_up_no_other(scripted):
     done = []
 
-    def train(experiment, profile, seed, bar, stopping):
-        if experiment == "rounds_1":
+    def train(experiment, *_):
+        if experiment in ("rounds_1", "caprl"):
             raise UserError("no reader")
         done.append(experiment)
-        return {}
+        return RECORD
 
-    monkeypatch.setattr(experiments, "launch", train)
-    monkeypatch.setattr(experiments, "summary", lambda *a: {})
-    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *a: {})
+    scripted(train)
     with pytest.raises(UserError, match=r"(?s)1 of 3 trainings failed.*rounds_1-seed0: no reader"):
         experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
     assert done == ["short", "rounds_2"]
-    monkeypatch.setattr(experiments, "launch", lambda *a: (_ for _ in ()).throw(UserError("no questions")))
-    with pytest.raises(UserError, match=r"^no questions$"):
+    with pytest.raises(UserError, match=r"^no reader$"):  # without the main one the others say nothing
         experiments.run_all("mini", ["caprl", "short"])
 
 
-def test_trainings_run_side_by_side_the_longest_first(monkeypatch, one_seed_each):
+def test_trainings_run_side_by_side_the_longest_first(scripted):
     started, both = [], threading.Barrier(2, timeout=20)
 
     def train(experiment, profile, seed, bar, stopping):
         started.append(experiment)
         both.wait()  # breaks when they come one after the other
         bar.update(1, "reward 0.5")
-        return {}
+        return RECORD
 
-    monkeypatch.setattr(experiments, "launch", train)
-    monkeypatch.setattr(experiments, "summary", lambda one, *a: {"run": one.name})
-    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *a: {})
+    scripted(train)
     rows = experiments.run_all("mini", ["short", "judge_vlm", "judge_unified", "rounds_1"])
     assert set(started[:2]) == {"judge_vlm", "judge_unified"}
     names = ["judge_vlm-seed0", "judge_unified-seed0", "short-seed0", "rounds_1-seed0"]
     assert [row["run"] for row in rows] == names
 
 
-def test_interrupted_ends_all_trainings(monkeypatch, one_seed_each):
+def test_interrupted_ends_all_trainings(scripted):
     ended, running = [], threading.Semaphore(0)
 
     def train(experiment, profile, seed, bar, stopping):
@@ -301,33 +271,28 @@ def test_interrupted_ends_all_trainings(monkeypatch, one_seed_each):
         ended.append(experiment)
         raise UserError("ended")
 
-    def interrupt(self):
+    def interrupt():
         running.acquire(timeout=20)
         running.acquire(timeout=20)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments, "launch", train)
-    monkeypatch.setattr(experiments.Evaluation, "base", interrupt)
+    scripted(train, interrupt)
     with pytest.raises(KeyboardInterrupt):
         experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
     assert sorted(ended) == ["rounds_1", "short"]  # the third never started
 
 
-def test_on_one_gpu_nothing_is_evaluated_beside_a_training(monkeypatch):
-    busy = []
-    record = {"n": 9, "values": dict.fromkeys(
-        ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
+def test_on_one_gpu_nothing_is_evaluated_beside_a_training(scripted, monkeypatch):
+    busy = threading.Lock()
 
-    def alone(result):
-        assert not busy, "two at once on one GPU"
-        busy.append(1)
+    def alone(*_):
+        assert busy.acquire(blocking=False), "two at once on one GPU"
         time.sleep(0.01)
-        busy.pop()
-        return result
+        busy.release()
+        return RECORD | {"values": RECORD["values"] | {"average": 0.5}}
 
     monkeypatch.setattr(experiments, "gpu_names", lambda: ["H100"])
-    monkeypatch.setattr(experiments, "launch", lambda *_: alone(record))
-    monkeypatch.setattr(experiments.Evaluation, "_evaluate", lambda *_: alone({"values": {"average": 0.5}}))
+    scripted(alone, alone)
     rows = experiments.run_all("one_gpu")
     assert [row["accuracy"] for row in rows] == [0.5] * len(experiments.planned(load_profile("one_gpu")))
 
@@ -364,26 +329,19 @@ def work(world, monkeypatch, tmp_path):
     return run
 
 
-def test_launch_returns_the_record_and_shows_progress(work):
-    assert work("well")["values"] == {"steps": 4}
-    assert (3, "reward 0.5") in work.seen
+def test_launch_returns_the_record_and_shows_progress(work, monkeypatch):
+    assert work("well")["values"] == {"steps": 4} and (3, "reward 0.5") in work.seen
+    monkeypatch.setattr(experiments, "finished", lambda *_: {"values": {"steps": 5}})
+    assert work("fail")["values"] == {"steps": 5}  # complete: read without a process
 
 
-def test_a_complete_run_is_read_without_a_process(work, monkeypatch):
-    monkeypatch.setattr(experiments, "finished", lambda *_: {"values": {"steps": 4}})
-    assert work("fail")["values"] == {"steps": 4}
-
-
-def test_launch_stops_when_told(work):
+def test_a_training_that_fails_or_is_stopped_is_told(work):
+    with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
+        work("fail")
     stopping = threading.Event()
     stopping.set()
     with pytest.raises(UserError, match="small-seed0 ended with status"):
         work("well", stopping=stopping)
-
-
-def test_failure_shows_the_end_of_the_log(work):
-    with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
-        work("fail")
 
 
 def test_command_with_one_and_several_gpus():
@@ -392,9 +350,29 @@ def test_command_with_one_and_several_gpus():
     several = experiments.command("caprl", "paper", 0, 8, None)
     assert "accelerate.commands.launch" in several and several[several.index("--num_processes") + 1] == "8"
     configured = experiments.command("caprl", "paper", 0, 8, "one_node.yaml")
-    assert configured[configured.index("--config_file") + 1] == str(
-        paths.CONFIGS / "accelerate" / "one_node.yaml"
-    )
+    config = configured[configured.index("--config_file") + 1]
+    assert config == str(paths.CONFIGS / "accelerate" / "one_node.yaml")
+
+
+def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):
+    """With a stand-in for srun, which runs the words once as the second node: accelerate's own parser takes them."""
+    from accelerate.commands.launch import launch_command_parser
+
+    monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
+    with pytest.raises(UserError, match=r"two_nodes.yaml is for 2 nodes.*here: none.*grpo.slurm"):
+        experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+    for name, value in {"JOB_NUM_NODES": "2", "NODEID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    words = experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+    assert words[:3] == ["srun", "--nodes=2", "--ntasks-per-node=1"]
+    place = words.index("-m")
+    shown = [*words[3 : place - 1], "echo", *words[place + 2 :]]  # instead of Python and the launcher
+    said = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.split()
+    found = launch_command_parser().parse_args(said)
+    assert (found.machine_rank, found.main_process_ip, found.main_process_port) == (1, "first", 29500)
+    assert found.training_script == "caprl_utils.rl.train" and "--experiment" in found.training_script_args
 
 
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
@@ -405,7 +383,7 @@ def test_accelerate_configs_parse(file):
 
     config = load_config_from_file(str(file))
     assert str(config.distributed_type).endswith("DEEPSPEED")
-    assert config.num_processes == 8 * config.num_machines
+    assert config.num_processes == 8 * config.num_machines and len(ACCELERATE) >= 3
     options = {action.dest for action in launch_command_parser()._actions}
     assert set(config.deepspeed_config) <= options
     assert config.deepspeed_config["zero_stage"] in (2, 3)
@@ -433,7 +411,3 @@ print(json.dumps([config.zero_optimization_stage, config.zero_config.gather_16bi
     stage, gathers = json.loads(done.stdout.splitlines()[-1])
     assert stage == (3 if "zero3" in file.stem else 2)
     assert gathers == (stage == 3)  # else the last model could not be written
-
-
-def test_there_are_accelerate_configs():
-    assert len(ACCELERATE) >= 3
