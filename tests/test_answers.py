@@ -35,16 +35,8 @@ def test_strict_never_guesses(text):
 
 @pytest.mark.parametrize(
     ("text", "letter"),
-    [
-        (" B", "B"),
-        ("B) red", "B"),
-        ("Answer: B", "A"),
-        ("answer j", None),
-        ("J", None),
-        ("I", "I"),
-        ("", None),
-    ],
-)
+    [(" B", "B"), ("B) red", "B"), ("Answer: B", "A"), ("answer j", None), ("J", None), ("I", "I"), ("", None)],
+)  # fmt: skip
 def test_first_capital_is_the_authors_rule(text, letter):
     assert first_capital(text) == letter
 

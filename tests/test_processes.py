@@ -11,6 +11,16 @@ from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]
+PARENT = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
+
+
+def told_pid(log):
+    """The process id that PARENT wrote for its child."""
+    deadline = time.monotonic() + 60
+    while not log.exists() or not log.read_text().endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(log.read_text())
 
 
 def gone(pid):
@@ -39,12 +49,10 @@ def test_a_signal_is_named(tmp_path):
 
 
 def test_stop_ends_the_whole_group(tmp_path):
-    parent = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
-    process = processes.popen([sys.executable, "-c", parent], tmp_path / "out.log")
-    while not (tmp_path / "out.log").read_text().endswith("\n"):
-        time.sleep(0.05)
+    process = processes.popen([sys.executable, "-c", PARENT], tmp_path / "out.log")
+    child = told_pid(tmp_path / "out.log")
     processes.stop(process)
-    assert process.returncode is not None and gone(int((tmp_path / "out.log").read_text()))
+    assert process.returncode is not None and gone(child)
 
 
 def test_a_child_dies_with_its_killed_parent(tmp_path):
@@ -61,20 +69,16 @@ def test_a_child_dies_with_its_killed_parent(tmp_path):
 
 
 def test_a_guarded_command_takes_its_children_along_when_the_parent_is_killed(tmp_path):
-    command = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
     code = (
         "import sys, time; from pathlib import Path; from caprl_utils.processes import popen;"
-        f"popen([sys.executable, '-c', {command!r}], Path({str(tmp_path / 'out.log')!r}), guarded=True);"
+        f"popen([sys.executable, '-c', {PARENT!r}], Path({str(tmp_path / 'out.log')!r}), guarded=True);"
         "time.sleep(100)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out.log").exists() or not (tmp_path / "out.log").read_text().endswith("\n"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    child = told_pid(tmp_path / "out.log")
     parent.kill()
     parent.wait()
-    assert gone(int((tmp_path / "out.log").read_text()))
+    assert gone(child)
 
 
 def test_a_guard_passes_on_status_and_stop(tmp_path):
@@ -82,9 +86,7 @@ def test_a_guard_passes_on_status_and_stop(tmp_path):
         [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "out.log", guarded=True
     )
     assert process.wait() == 3
-    command = f"import subprocess, sys; p = subprocess.Popen({SLEEP!r}); print(p.pid, flush=True); p.wait()"
-    process = processes.popen([sys.executable, "-c", command], tmp_path / "two.log", guarded=True)
-    while not (tmp_path / "two.log").read_text().endswith("\n"):
-        time.sleep(0.05)
+    process = processes.popen([sys.executable, "-c", PARENT], tmp_path / "two.log", guarded=True)
+    child = told_pid(tmp_path / "two.log")
     processes.stop(process)
-    assert gone(int((tmp_path / "two.log").read_text()))
+    assert gone(child)
