@@ -128,9 +128,10 @@ bench: environment ## speed against the baselines (BENCH="client reward": only t
 
 test: lint test-fast test-notebooks ## all checks: style, unit tests, smoke chain and notebooks
 
-lint: environment ## style, also of the notebooks
+lint: environment ## style, also of the notebooks, and which room imports which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(dir $(PY))lint-imports --no-cache
 
 test-fast: environment ## unit tests, offline
 	$(PY) -m pytest

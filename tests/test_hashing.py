@@ -1,6 +1,8 @@
 """Keys follow values and code, and nothing else."""
 
 import os
+import re
+from importlib import import_module
 
 import pytest
 from hypothesis import given
@@ -76,6 +78,23 @@ def test_only_the_code_of_the_named_modules_counts(package):
 def test_an_unknown_module_is_named(package):
     with pytest.raises(UserError, match=r"no module 'caprl_utils\.z'"):
         code_hashes(["caprl_utils.z"])
+
+
+OWNERS = [
+    ".".join(file.relative_to(paths.ROOT).with_suffix("").parts)
+    for file in sorted((paths.ROOT / "caprl_utils").rglob("*.py"))
+    if re.search(r"^RECIPE = ", file.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("owner", OWNERS)
+def test_no_page_client_or_progress_line_is_in_a_recipe(owner):
+    recipe = import_module(owner).RECIPE
+    code_hashes(recipe)  # all are there
+    bystanders = (
+        r"reports|gallery|story|endpoint|client|server|monitor|progress|config|runs|files|notebook|__main__"
+    )
+    assert not [name for name in recipe if re.search(rf"\b({bystanders})\b", name)]
 
 
 def test_file_hash_follows_content(tmp_path):
