@@ -116,7 +116,7 @@ trace: environment ## a printed number back to its run: make trace ITEM="table3 
 ##@ Use
 serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PORT until Ctrl-C
 	@test -n "$(MODEL)" || { echo "error: name a model, for example: make serve MODEL=zoo:vlm-3b" >&2; exit 1; }
-	@$(PY) -m caprl_utils.models.server "$(MODEL)" $(if $(PORT),--port $(PORT))
+	@$(PY) -m caprl_utils serve "$(MODEL)" $(if $(PORT),--port $(PORT))
 
 ##@ Look and check
 lab: environment ## open the notebooks in JupyterLab

@@ -242,6 +242,29 @@ def trace(
     print(trace(settings_of(profile, overrides), item))
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a hub id.")],
+    port: Annotated[int, typer.Option(help="At 127.0.0.1.")] = 8000,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and completion. Default: the model's limit.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Pixels of an image; larger ones are scaled down.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a model of the hub.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Variable that holds the key which clients must send.")
+    ] = None,
+) -> None:
+    """Serve a model with vLLM until Ctrl-C, for clients that speak OpenAI's protocol."""
+    from caprl_utils.models.server import serve_until_stopped
+    from caprl_utils.schema import ModelConfig
+
+    config = ModelConfig(path=model, revision=revision, max_pixels=max_pixels, api_key_env=api_key_env)
+    serve_until_stopped(config, port, max_model_len)
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:

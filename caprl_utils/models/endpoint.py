@@ -102,24 +102,18 @@ class Client:
         Posts are taken as there is room.
         """
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._told = False
-        room = 2 * self.in_flight * len(self.base_urls)  # as many again wait to start at once
+        self._told, pending = False, 0
         with self._loop() as (loop, servers):
-            waiting, pending, more = iter(posts), 0, True
-            while more or pending:
-                while more and pending < room:
-                    post = next(waiting, None)
-                    if post is None:
-                        more = False
-                        break
-                    future = asyncio.run_coroutine_threadsafe(self._result(servers, post), loop)
-                    future.add_done_callback(done.put)
-                    pending += 1
-                    if not done.empty():
-                        break
-                if pending:
+            for post in posts:
+                future = asyncio.run_coroutine_threadsafe(self._result(servers, post), loop)
+                future.add_done_callback(done.put)
+                pending += 1
+                # as many again as are under way wait to start at once
+                while pending == 2 * self.in_flight * len(servers) or not done.empty():
                     yield done.get().result()
                     pending -= 1
+            for _ in range(pending):
+                yield done.get().result()
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """The parsed answer to one post. Raises RequestError."""
@@ -130,28 +124,25 @@ class Client:
 
     @contextmanager
     def _loop(self) -> Iterator[tuple[asyncio.AbstractEventLoop, list[_Server]]]:
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="caprl-client", daemon=True)
-        thread.start()
-        servers = asyncio.run_coroutine_threadsafe(self._open(), loop).result()
-        try:
-            yield loop, servers
-        finally:
-            asyncio.run_coroutine_threadsafe(_close(servers), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
-
-    async def _open(self) -> list[_Server]:
         import openai
 
         http = openai.DefaultAioHttpClient(follow_redirects=False)  # a redirect would send a GET without body
         timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
         options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
-        return [
+        servers = [
             _Server(url, openai.AsyncOpenAI(base_url=url, **options), asyncio.Semaphore(self.in_flight))
             for url in self.base_urls
         ]
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="caprl-client", daemon=True)
+        thread.start()
+        try:
+            yield loop, servers
+        finally:
+            asyncio.run_coroutine_threadsafe(_close(http), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
     async def _result(self, servers: list[_Server], post: Post) -> tuple[Any, Any]:
         """One post with all its attempts."""
@@ -211,13 +202,12 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
-async def _close(servers: Sequence[_Server]) -> None:
+async def _close(http: Any) -> None:
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for server in servers:
-        await server.api.close()
+    await http.aclose()
 
 
 class EndpointBackend:

@@ -3,10 +3,8 @@
     with serve(profile.models.policy) as server:
         backend = EndpointBackend(server.config)
 
-    python -m caprl_utils.models.server zoo:vlm-3b        serve until interrupted (`make serve MODEL=...`)
-
 It listens on 127.0.0.1 at a free port, logs to a file, and ends with this process however that ends. On a
-machine without GPU the CPU build serves the small models.
+machine without GPU the CPU build serves the small models. `caprl serve MODEL` does the same until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,9 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
 from caprl_utils import paths, processes
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.errors import UserError
+from caprl_utils.models.endpoint import api_key
 from caprl_utils.models.weights import check_folder, misread_tokenizer
 from caprl_utils.provenance import gpu_names
 from caprl_utils.schema import ModelConfig
@@ -59,13 +59,14 @@ def serve(
     default. Raises UserError for a missing model, a port in use, or a server that does not come up, with the
     end of its log.
     """
-    check_folder(paths.resolve_model(model.path), model.path)
+    folder = paths.resolve_model(model.path)
+    check_folder(folder, model.path)
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("vLLM is not installed in this environment; run `make setup`")
+        raise UserError("vLLM is not installed in this environment; run `make setup`, or `pip install vllm`")
     port = port or free_port()
     check_port(port)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
-    tokenizer = tokenizer_folder(Path(paths.resolve_model(model.path)), log.with_suffix(".tokenizer"))
+    tokenizer = tokenizer_folder(Path(folder), log.with_suffix(".tokenizer"))
     line = command(model, port, max_model_len, tokenizer)
     process = processes.popen(line, log, environment(model), guarded=True)
     url = f"http://{HOST}:{port}/v1"
@@ -75,6 +76,18 @@ def serve(
         yield Server(url, ModelConfig(**served), log, process)
     finally:
         processes.stop(process)
+
+
+def serve_until_stopped(model: ModelConfig, port: int, max_model_len: int | None) -> None:
+    """Serve a model until Ctrl-C or SIGTERM. Raises UserError as `serve`, and when the server ends by itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, the server included
+    try:
+        with serve(model, port, max_model_len) as server:
+            log = paths.shown(server.log)
+            print(f"{model.path} at {server.url}, log in {log}; Ctrl-C stops it", flush=True)
+            raise UserError(_why_ended(server.process.wait(), model.path, server.log))
+    except KeyboardInterrupt:
+        return
 
 
 def command(
@@ -130,10 +143,8 @@ def environment(model: ModelConfig) -> dict[str, str]:
     env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if Path(paths.resolve_model(model.path)).is_dir():
         env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if model.api_key_env is not None:
-        if not os.environ.get(model.api_key_env):
-            raise UserError(f"{model.path}: set the environment variable {model.api_key_env} to the API key")
-        env["VLLM_API_KEY"] = os.environ[model.api_key_env]  # everybody can read a command line
+    if key := api_key(model):
+        env["VLLM_API_KEY"] = key  # everybody can read a command line
     return env
 
 
@@ -156,20 +167,12 @@ def check_port(port: int) -> None:
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path) -> None:
-    import httpx
-
     start = time.monotonic()
     next_line = start + _LINE_SEC
-    while True:
+    while not _healthy(url):
         waited = time.monotonic() - start
         if process.poll() is not None:
             raise UserError(_why_ended(process.returncode, name, log))
-        try:
-            if httpx.get(url.removesuffix("/v1") + "/health", timeout=5.0).status_code == 200:
-                print(f"{name} is served at {url} after {waited:.0f} s", file=sys.stderr, flush=True)
-                return
-        except httpx.HTTPError:
-            pass  # not up yet
         if waited > READY_SEC:
             raise UserError(
                 f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more); the "
@@ -179,6 +182,16 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
             print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)
             next_line += _LINE_SEC
         time.sleep(_POLL_SEC)
+    seconds = time.monotonic() - start
+    print(f"{name} is served at {url} after {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url.removesuffix("/v1") + "/health", timeout=5.0) as answer:
+            return answer.status == 200
+    except OSError:  # not up yet
+        return False
 
 
 _REMEDIES = {
@@ -206,38 +219,3 @@ def _why_ended(status: int, name: str, log: Path) -> str:
         f"the server for {name} ended with status {status}.{likely} The end of {paths.shown(log)}:\n"
         f"{processes.tail(log)}"
     )
-
-
-@command_line
-def main(arguments: list[str]) -> int:
-    """Command line: serve a model until interrupted; returns the exit status."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m caprl_utils.models.server", description=__doc__)
-    parser.add_argument("model", help="zoo:NAME, a folder, or a hub id")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--max-model-len", type=int, help="tokens of prompt and completion")
-    parser.add_argument("--revision", help="commit of a model of the hub")
-    parser.add_argument("--max-pixels", type=int, help="pixels of an image; larger ones are scaled down")
-    parser.add_argument("--api-key-env", help="variable that holds the key clients must send")
-    given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, the server included
-    try:
-        model = ModelConfig(
-            path=given.model,
-            revision=given.revision,
-            max_pixels=given.max_pixels,
-            api_key_env=given.api_key_env,
-        )
-        with serve(model, given.port, given.max_model_len) as server:
-            print(
-                f"{given.model} at {server.url}, log in {paths.shown(server.log)}; Ctrl-C stops it",
-                flush=True,
-            )
-            raise UserError(_why_ended(server.process.wait(), given.model, server.log))
-    except KeyboardInterrupt:
-        return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
