@@ -9,9 +9,7 @@ from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.mini import source
 from caprl_utils.mini.render import SIZE, render
-from caprl_utils.mini.world import KINDS, caption, distractors, known_fact, picture
-from caprl_utils.mini.zoo import lessons, measure
-from caprl_utils.mini.zoo.train import TERSE_AND_ERRING
+from caprl_utils.mini.world import KINDS, distractors, known_fact, picture
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,7 +35,7 @@ def test_a_split_nobody_knows_is_named():
         picture("test", 0)
 
 
-@pytest.mark.parametrize("index", range(20))
+@pytest.mark.parametrize("index", range(5))
 def test_facts_have_their_value_among_the_options_and_keys_are_unique(index):
     shown = picture("rl", index)
     keys = [fact.key for fact in shown.facts]
@@ -57,32 +55,6 @@ def test_pictures_of_one_kind_differ_where_their_facts_differ():
 def test_knowledge_is_the_same_in_every_picture():
     assert known_fact("country of Rome").value == "Italy"
     assert known_fact("number of sides of a hexagon").value == "six"
-
-
-def test_a_complete_caption_tells_every_fact_and_a_misplaced_one_none():
-    shown = picture("rl", 0, "chart")
-    assert measure.told_facts(caption(shown.facts, shown.kind), shown) == (len(shown.facts), 0)
-    assert measure.told_facts(measure.misplaced(shown), shown) == (0, len(shown.facts))
-    assert measure.told_facts("", shown) == (0, 0)
-
-
-def test_a_terse_style_omits_and_errs():
-    rng, told, wrong, total = random.Random(0), 0, 0, 0
-    for index in range(400):
-        shown = picture("rl", index)
-        facts = lessons.styled_facts(rng, shown.facts, TERSE_AND_ERRING)
-        total += len(shown.facts)
-        told += len(facts)
-        wrong += sum(fact not in shown.facts for fact in facts)
-    assert 0.25 < told / total < 0.5
-    assert 0.1 < wrong / told < 0.2
-
-
-def test_written_questions_keep_the_contract():
-    text = lessons.written_questions(random.Random(0), picture("rl", 3))
-    assert text.count("**Answer:**") == 5 and text.startswith("**1. What is the ")
-    for letter in "ABCD":
-        assert text.count(f"\n{letter}) ") == 5
 
 
 @pytest.mark.parametrize("name", list(source.BENCHMARK_KINDS))

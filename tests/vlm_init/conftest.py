@@ -8,7 +8,7 @@ import torch
 
 from caprl_utils.config import load_assembly
 from caprl_utils.mini.tokenizer import shared_tokenizer
-from caprl_utils.mini.zoo import clip_lesson, donors, models
+from caprl_utils.mini.zoo import donors, models
 from caprl_utils.schema import Assembly, Donor
 
 PADDED = torch.ones(3, 20, dtype=torch.long)
@@ -95,7 +95,7 @@ def vision_donor(tmp_path_factory):
 def clip_donor(tmp_path_factory):
     """A CLIP tower with its image processor."""
     folder = tmp_path_factory.mktemp("clip")
-    clip_lesson.save_clip_tower(clip_lesson.clip_reader(3), folder)
+    models.save_clip_tower(models.clip_reader(3), folder)
     return folder
 
 

@@ -1,30 +1,28 @@
 """The command `make zoo`."""
 
-from __future__ import annotations
-
-import argparse
+from typing import Annotated
 
 import torch
+import typer
 
-from caprl_utils.mini.zoo.train import RECIPES, ship, train, work_folder
+from caprl_utils.mini.zoo.recipes import RECIPES
+from caprl_utils.mini.zoo.train import ship, train
 
 
-def main() -> None:
-    """Train and ship the zoo, or the models named."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("names", nargs="*", help=f"models to train (default: all): {', '.join(RECIPES)}")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.names) - set(RECIPES):
-        parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.names or RECIPES:
-        recipe, done = RECIPES[name], work_folder(name) / "model.pt"
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; all when none is named.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Train and keep the models of the zoo from nothing, in order; stopped, run it again."""
+    torch.set_num_threads(threads)
+    if unknown := set(names or ()) - set(RECIPES):
+        raise typer.BadParameter(f"no model {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+    for recipe in (RECIPES[name] for name in names or RECIPES):
+        done = recipe.work_folder / "model.pt"
         if not done.exists():
-            model = train(recipe)
-            torch.save(model.state_dict(), done)
+            torch.save(train(recipe).state_dict(), done)
         ship(recipe)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,19 +71,16 @@ def write_internlm2(source: Path, target: Path) -> None:
     from caprl_utils.vlm_init.llava import INTERNLM_NAMES
 
     given = json.loads((source / "config.json").read_text())
-    tensors, config = load_file(source / "model.safetensors"), _Shape(given)
+    tensors = load_file(source / "model.safetensors")
     bias = "model.layers.0.self_attn.q_proj.bias" in tensors
     theirs = {new: old for old, new in INTERNLM_NAMES.items()}
-    out = {}
-    for name, tensor in tensors.items():
-        module = name.removesuffix(".weight")
-        if ".layers." not in name:
-            out[f"{theirs.get(module, module)}.weight"] = tensor
+    top = {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if ".layers." not in name}
+    out = {f"{theirs.get(module, module)}.weight": tensor for module, tensor in top.items()}
     for layer in range(given["num_hidden_layers"]):
         stem = f"model.layers.{layer}."
         for kind in ("weight", "bias") if bias else ("weight",):
-            parts = (tensors[f"{stem}self_attn.{letter}_proj.{kind}"] for letter in "qkv")
-            out[f"{stem}attention.wqkv.{kind}"] = _fused(*parts, config).contiguous()
+            parts = [tensors[f"{stem}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+            out[f"{stem}attention.wqkv.{kind}"] = _fused(parts, given).contiguous()
         for old, new in list(INTERNLM_NAMES.items())[2:]:  # without embeddings and head
             out[f"{stem}{old}.weight"] = tensors[f"{stem}{new}.weight"]
         if bias:
@@ -94,13 +92,12 @@ def write_internlm2(source: Path, target: Path) -> None:
     _copy_tokenizer(source, target)
 
 
-def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, config: _Shape) -> torch.Tensor:
-    """One tensor of all three as InternLM2 has it (see `vlm_init.llava.split`)."""
+def _fused(parts: Sequence[torch.Tensor], config: dict) -> torch.Tensor:
+    """One tensor of query, key and value as InternLM2 has it (see `vlm_init.llava.split`)."""
     import torch
 
-    heads, head_dim = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
-    parts = [part.unflatten(0, (heads, -1, head_dim)) for part in (query, key, value)]
-    return torch.cat(parts, dim=1).flatten(0, 2)
+    heads, head_dim = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
+    return torch.cat([part.unflatten(0, (heads, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -109,26 +106,14 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-class _Shape:
-    """The few sizes that fusing needs."""
-
-    def __init__(self, config: dict) -> None:
-        self.hidden_size = config["hidden_size"]
-        self.num_attention_heads = config["num_attention_heads"]
-        self.num_key_value_heads = config["num_key_value_heads"]
-
-
 def _internlm2_config(given: dict, bias: bool) -> dict:
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
             "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # fmt: skip
     return {key: given[key] for key in same if key in given} | {
-        "architectures": ["InternLM2ForCausalLM"],
-        "model_type": "internlm2",
-        "bias": bias,
-        "rope_theta": given["rope_parameters"]["rope_theta"],
-        "rope_scaling": {"type": "dynamic", "factor": 2.0},
-    }
+        "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": bias,
+        "rope_theta": given["rope_parameters"]["rope_theta"], "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    }  # fmt: skip
 
 
 REWRITTEN = {

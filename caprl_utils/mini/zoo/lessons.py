@@ -1,203 +1,292 @@
-"""What the small models are taught: reading captions, looking at pictures, captioning, writing questions.
-
-Every function builds one packed example from a seeded generator; sizes of the lesson (facts, options) come from the
-curriculum of :mod:`caprl_utils.mini.zoo.train`.
-"""
+"""What every model is trained on, step by step: losses and figures for the curve, seeded by recipe and step."""
 
 from __future__ import annotations
 
-import functools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-from caprl_utils import prompts
-from caprl_utils.mini import vocabulary as words
-from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
-from caprl_utils.mini.world import Fact, Picture, caption, distractors, known_fact
-from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, TURN_OPEN, Packed
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 
-UNKNOWN = "unknown"
+from caprl_utils.hashing import derive_seed
+from caprl_utils.mini.render import render, shown_words
+from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
+from caprl_utils.mini.world import KINDS, Picture, picture
+from caprl_utils.mini.zoo import examples, models
+from caprl_utils.mini.zoo.packing import (
+    IMAGE_PREFIX,
+    IMAGE_TOKENS,
+    IMAGE_TOKENS_PER_SIDE,
+    Batch,
+    answer_accuracy,
+    collate,
+    image_positions,
+    loss_of,
+)
+from caprl_utils.mini.zoo.recipes import READING_LEVELS, Recipe
 
-
-@dataclass(frozen=True)
-class Style:
-    """How a captioner tells a picture: shares of facts told and of told facts that are wrong."""
-
-    told: tuple[float, float] = (1.0, 1.0)  # a share drawn uniformly from this range
-    wrong: float = 0.0
-    shuffled: bool = False
-
-
-def spoiled(rng: random.Random, fact: Fact, share: float) -> Fact:
-    """The fact, or with probability ``share`` a false one with the same key."""
-    if rng.random() >= share:
-        return fact
-    return Fact(fact.key, rng.choice([v for v in fact.options if v != fact.value]), fact.options)
-
-
-def styled_facts(rng: random.Random, facts: Sequence[Fact], style: Style) -> list[Fact]:
-    """The facts that a captioner of this style tells, in the order it tells them; at least one."""
-    count = max(1, round(len(facts) * rng.uniform(*style.told)))
-    chosen = sorted(rng.sample(range(len(facts)), count))
-    if style.shuffled:
-        rng.shuffle(chosen)
-    return [spoiled(rng, facts[i], style.wrong) for i in chosen]
+LEVEL_UP = 0.82  # accuracy (running mean) at which the next level starts
+Figures = tuple[torch.Tensor, dict[str, float]]
+Lesson = Callable[[int, dict], Figures]
+"""(step, state that checkpoints keep) -> loss and figures for the curve."""
 
 
-def multiple_choice(
-    rng: random.Random,
-    fact: Fact,
-    others: Sequence[Fact],
-    answer: str | None,
-    count: int = 4,
-    extra: bool = True,
-) -> tuple[str, str]:
-    """A question with options and the letter to answer (``unknown`` when ``answer`` is not to be had)."""
-    options = [fact.value, *distractors(rng, fact, others)][:count]
-    rng.shuffle(options)
-    if extra:
-        options = [*options, prompts.CANNOT_ANSWER]
-    text = fact.question + prompts.format_options(options)
-    if answer is None:
-        return text, prompts.LETTERS[len(options) - 1] if extra else UNKNOWN
-    return text, prompts.LETTERS[options.index(answer)]
+def _rng(recipe: Recipe, step: int) -> random.Random:
+    return random.Random(derive_seed("zoo", recipe.name, step))
 
 
-def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: int, missing: float) -> Packed:
-    """Questions about a caption of ``num_facts`` facts: two short ones and four with options.
+def _shown(recipe: Recipe, step: int, number: int, kind: str | None = None) -> Picture:
+    """One of the step's pictures; kinds take turns unless one is named."""
+    return picture("zoo", derive_seed(recipe.name, step, number) % 10**6, kind)
 
-    With ``missing`` above 0 also the rest of a reader's life: facts that the caption does not tell, empty captions,
-    the option that it cannot be answered, and questions that need no caption.
+
+def _learned(state: dict, accuracy: float, last_level: int) -> None:
+    """Note an accuracy; the next level begins when the running mean is good enough."""
+    state["recent"] = 0.9 * state["recent"] + 0.1 * accuracy
+    if state["recent"] > LEVEL_UP and state["level"] < last_level:
+        state.update(level=state["level"] + 1, recent=0.5)
+
+
+# Language models
+
+
+def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """Three habits on random words: to repeat a stretch, then to recall a value by its key and name an option's letter.
+
+    Repeating comes first and is asked of the second layer, so that the layers above can build on it. Pairs and options
+    grow from two to five.
     """
-    easy = missing == 0
-    facts = list(picture.facts)
-    rng.shuffle(facts)
-    told, silent = facts[:num_facts], facts[num_facts:] or facts[-1:]
-    if not easy and rng.random() < 0.06:
-        told, silent = [], facts
-    text = caption(told, picture.kind) if told or rng.random() < 0.5 else ""
-    head, middle = prompts.READ.split("{caption}")
-    packed = Packed(TURN_OPEN + head + text + middle.split("{question}")[0])
-    for number in range(6):
-        known = not easy and rng.random() < 0.1
-        absent = not told or rng.random() < missing
-        fact = (
-            known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(silent if absent else told)
-        )
-        answer = fact.value if known or fact in told else None
-        if number < 2:
-            packed.ask(fact.question, f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
-        else:
-            question, letter = multiple_choice(
-                rng, fact, told, answer, num_options, not easy and rng.random() < 0.7
-            )
-            packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
-    return packed
+    size = len(shared_tokenizer()) - len(told_keys())
+
+    def lesson(step: int, state: dict) -> Figures:
+        rng = _rng(recipe, step)
+        ready = state.get("after", 0.0) > LEVEL_UP
+        rows = [examples.repeated(rng, size) for _ in range(recipe.batch_size // (6 if ready else 3))]
+        ids, copied = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])[:, 1:]
+        early = model.model(input_ids=ids, output_hidden_states=True).hidden_states[2]
+        logits, wanted = model.lm_head(model.model.norm(early)[:, :-1][copied]), ids[:, 1:][copied]
+        loss = cross_entropy(logits, wanted)
+        state["after"] = (logits.argmax(-1) == wanted).float().mean().item()
+        figures = {"after": state["after"], "level": state["level"]}
+        if not ready:
+            return loss, figures
+        for name, habit in (("recall", examples.recalled), ("letters", examples.lettered)):
+            rows = torch.tensor([habit(rng, size, 2 + state["level"]) for _ in range(recipe.batch_size)])
+            last = model(input_ids=rows).logits[:, -2]
+            loss = loss + cross_entropy(last, rows[:, -1])
+            figures[name] = (last.argmax(-1) == rows[:, -1]).float().mean().item()
+        _learned(state, min(figures["letters"], figures["recall"]), examples.MOST_OPTIONS - 2)
+        return loss, figures
+
+    return lesson
 
 
-def looking(
-    rng: random.Random, picture: Picture, styles: Sequence[Style], questions: int = 4, write: float = 0.0
-) -> Packed:
-    """Captions and questions about an image: a caption per style, short questions and questions with options.
+def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """Answers about captions: mostly of the current of `READING_LEVELS`, a fifth from the levels before."""
 
-    A question with options is answered by the option's text: to name its letter as well took more training than the
-    zoo has (reports/lab-log.md), and the answer parser reads both.
+    def example(rng: random.Random, step: int, number: int, level: int) -> examples.Packed:
+        chosen = level if rng.random() < 0.8 else rng.randint(0, level)
+        most, num_options, missing = READING_LEVELS[chosen]
+        shown = _shown(recipe, step, number, rng.choice(KINDS))
+        return examples.reading(rng, shown, rng.randint(max(1, most // 2), most), num_options, missing)
+
+    def lesson(step: int, state: dict) -> Figures:
+        level = max(state["level"], recipe.options.get("level", 0))
+        rng = _rng(recipe, step)
+        batch = collate([example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer())
+        loss, predicted = loss_of(model, batch)
+        figures = answer_accuracy(batch, predicted)
+        _learned(state, figures["letters"], len(READING_LEVELS) - 1)
+        return loss, figures | {"level": level}
+
+    return lesson
+
+
+def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """To read visual tokens that are the sum of a key and a value, as the vision tower makes them: before any picture.
+
+    The sums of random words stand in some of the 25 cells, noise in all, at the positions that visual tokens have: each
+    of the three was needed (reports/lab-log.md). Asked in two forms: the value right after the key, as a caption tells
+    it, and after "? key The answer is". The embeddings stay as they are.
     """
-    packed = Packed(IMAGE_PREFIX)
-    for style in styles:
-        packed.ask(prompts.CAPTION, caption(styled_facts(rng, picture.facts, style), picture.kind))
-    for number in range(questions):
-        fact = rng.choice(picture.facts if rng.random() < 0.9 or not picture.known else picture.known)
-        if number % 2:
-            packed.ask(prompts.look_question(fact.question), f"{prompts.ANSWER_PREFILL} {fact.value}")
-        else:
-            question, _ = multiple_choice(rng, fact, picture.facts, fact.value, extra=False)
-            packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {fact.value}")
-    if rng.random() < write:
-        packed.ask(prompts.WRITE_QUESTIONS, written_questions(rng, picture))
-    return packed
+    table = model.get_input_embeddings()
+    table.weight.requires_grad_(False)
+    width, size = table.embedding_dim, len(shared_tokenizer()) - len(told_keys())
+    _, _, (mark, prefill) = examples.letter_ids()
+    head = shared_tokenizer()(IMAGE_PREFIX).input_ids[:3]
+    end = shared_tokenizer().convert_tokens_to_ids("<|vision_end|>")
+
+    def answers(
+        rng: random.Random, num_pairs: int, tail: list[int | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, wanted) after a query that ends in `tail`, where None stands for the key asked."""
+        rows = [examples.bound(rng, size, num_pairs) for _ in range(recipe.batch_size)]
+        keys, values, asked, wanted = (torch.tensor(part) for part in zip(*rows, strict=True))
+        cells = torch.stack([torch.randperm(IMAGE_TOKENS)[:num_pairs] for _ in rows])
+        seen = torch.randn(len(rows), IMAGE_TOKENS, width) * rng.choice((0.01, 0.02, 0.04))
+        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), table(keys) + table(values))
+        query = torch.stack([asked if t is None else torch.full_like(asked, t) for t in [end, *tail]], dim=1)
+        opening = table(torch.tensor(head)).expand(len(rows), -1, -1)
+        embedded = torch.cat([opening, seen, table(query)], dim=1)
+        positions = image_positions(torch.arange(embedded.shape[1]).expand(len(rows), -1))
+        hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions).last_hidden_state
+        return model.lm_head(hidden[:, -1]), wanted
+
+    def lesson(step: int, state: dict) -> Figures:
+        rng = _rng(recipe, step)
+        torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
+        loss, figures = torch.zeros(()), {"level": state["level"]}
+        for name, tail in (("caption", [mark, None]), ("answer", [mark, None, mark, prefill])):
+            logits, wanted = answers(rng, rng.randint(2, 2 + state["level"]), tail)
+            loss = loss + cross_entropy(logits, wanted)
+            figures[name] = (logits.argmax(-1) == wanted).float().mean().item()
+        _learned(state, min(figures["caption"], figures["answer"]), 6)
+        return loss, figures
+
+    return lesson
 
 
-def guessing(rng: random.Random, picture: Picture) -> Packed:
-    """Questions without their image: known facts are answered, all others are ``unknown``."""
-    packed = Packed(TURN_OPEN)
-    for number in range(4):
-        fact = rng.choice(picture.known if picture.known and rng.random() < 0.5 else picture.facts)
-        answer = fact.value if fact in picture.known else None
-        if number % 2:
-            packed.ask(prompts.look_question(fact.question), f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
-        else:
-            question, _ = multiple_choice(rng, fact, picture.facts, fact.value, extra=False)
-            packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
-    return packed
+# Models that see
 
 
-def written_questions(rng: random.Random, picture: Picture, leaking: float = 0.25, count: int = 5) -> str:
-    """Five questions in the Markdown form of ``WRITE_QUESTIONS``; each leaks with probability ``leaking``.
+def _with_pictures(
+    recipe: Recipe, first_step: int, make: Callable[[random.Random, list[Picture]], tuple],
+    loss: Callable[..., Figures],
+) -> Lesson:  # fmt: skip
+    """loss(*make(rng, pictures)) of every step; the next step's is always under way in a thread."""
 
-    The right option comes first, a habit of the writer that every later stage undoes by shuffling: where it could stand
-    anywhere, the small writer named its letter at chance.
+    def prepared(step: int) -> tuple:
+        return make(_rng(recipe, step), [_shown(recipe, step, n) for n in range(recipe.batch_size)])
+
+    def ahead() -> Iterator[tuple]:
+        with ThreadPoolExecutor(1) as pool:
+            step, coming = first_step, pool.submit(prepared, first_step)
+            while True:
+                step += 1
+                ready, coming = coming, pool.submit(prepared, step)
+                yield ready.result()
+
+    batches = ahead()
+    return lambda step, state: loss(*next(batches))
+
+
+def pixels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:
+    """Vision inputs of rendered pictures, by the real image processor."""
+    arrays = torch.from_numpy(np.stack([np.asarray(render(p)) for p in pictures]))
+    return dict(models.image_processor()(images=arrays.permute(0, 3, 1, 2), return_tensors="pt"))
+
+
+def word_targets(shown: list[Picture], num_words: int) -> torch.Tensor:
+    """(pictures * cells, words): one half for the key and one for the value of the cell's fact, else zeros."""
+    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
+    wanted = torch.zeros(len(shown) * IMAGE_TOKENS, num_words)
+    for number, one in enumerate(shown):
+        for (column, row), texts in shown_words(one).items():
+            for text in texts:
+                wanted[number * IMAGE_TOKENS + row * side + column, convert(f" {text}")] = 0.5
+    return wanted
+
+
+def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, words: torch.Tensor) -> Figures:
+    """Loss and figures of visual tokens (cells, width) that should be the sum of their two words' embeddings.
+
+    Cross-entropy with the two words as equally likely, plus the squared distance from that sum: without it tokens had
+    three times its length and empty cells were as loud as full ones. `cells`: the two words are the likeliest.
     """
-    facts = rng.sample(picture.facts, min(count, len(picture.facts)))
-    known = rng.sample(picture.known, len(picture.known))
-    blocks = []
-    for number, fact in enumerate((facts + facts)[:count], start=1):
-        fact = known.pop() if known and rng.random() < leaking else fact
-        options = [fact.value, *distractors(rng, fact, picture.facts)]
-        blocks.append(
-            f"**{number}. {fact.question}**{prompts.format_options(options)}\n**Answer:** A) {fact.value}"
-        )
-    return "\n".join(blocks)
+    scale = 20 / words.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
+    filled = wanted.sum(1) > 0
+    logits = scale * seen[filled] @ words.T
+    right = (wanted[filled].gather(1, logits.topk(2).indices) > 0).all(1)
+    away = (seen - 2 * wanted @ words).square().sum(1).mean() / words.square().sum(1).mean()
+    loss = cross_entropy(logits, wanted[filled]) + away
+    return loss, {"cells": right.float().mean().item(), "away": away.item()}
 
 
-MOST_OPTIONS = 5
+def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """The facts that grid cells stand for, as words of the language model's own (frozen) embeddings."""
+    words = model.get_input_embeddings().weight.detach()
 
+    def loss(pixels: dict[str, torch.Tensor], wanted: torch.Tensor) -> Figures:
+        seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
+        return naming_loss(seen, wanted, words)
 
-def repeated(rng: random.Random, size: int, length: int = 56) -> tuple[list[int], list[bool]]:
-    """Ids of random words in which one stretch comes twice, and which ids can be copied from its first coming.
-
-    Length and distance of the two vary: at a fixed distance a model learns to look that far back, not for the word.
-    """
-    half = rng.randint(8, 24)
-    others = rng.sample(range(len(SPECIAL), size), length - half)
-    start = rng.randint(0, length - 2 * half)
-    ids = others + others[start : start + half]
-    copied = length - half + 1
-    return ids, [False] * copied + [True] * (length - copied)
-
-
-def lettered(rng: random.Random, size: int, num_options: int) -> list[int]:
-    """Ids of a list of random words as options, one of them again, and its letter: "A) x B) y ? y The answer is B"."""
-    marks, letters, (mark, prefill) = letter_ids()
-    options = rng.sample(range(len(SPECIAL), size), num_options)
-    asked = rng.randrange(num_options)
-    listed = [i for pair in zip(marks, options, strict=False) for i in pair]
-    return [*listed, mark, options[asked], prefill, letters[asked]]
-
-
-def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
-    """Ids of pairs of random words, one key again, and its value: "k v l w ? l The answer is w"."""
-    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
-    asked = 2 * rng.randrange(num_pairs)
-    _, _, (mark, prefill) = letter_ids()
-    return [*chosen, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
-
-
-def bound(rng: random.Random, size: int, num_pairs: int) -> tuple[list[int], list[int], int, int]:
-    """Random keys and values that share a token each, the key asked, and its value: as visual tokens bind them."""
-    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
-    asked = rng.randrange(num_pairs)
-    return chosen[:num_pairs], chosen[num_pairs:], chosen[asked], chosen[num_pairs + asked]
-
-
-@functools.lru_cache
-def letter_ids() -> tuple[list[int], list[int], list[int]]:
-    """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
-    convert = shared_tokenizer().convert_tokens_to_ids
-    letters = prompts.LETTERS[:MOST_OPTIONS]
-    return (
-        convert([f"\n{letter})" for letter in letters]),
-        convert([f" {letter}" for letter in letters]),
-        convert(["?", prompts.ANSWER_PREFILL]),
+    return _with_pictures(
+        recipe,
+        first_step,
+        lambda _, shown: (pixels_of(shown), word_targets(shown, len(words))),
+        loss,
     )
+
+
+def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """The same for the small CLIP tower and its projector."""
+    return _with_pictures(
+        recipe, first_step,
+        lambda _, shown: (models.clip_pixels(shown), word_targets(shown, len(model.words))),
+        lambda pixels, wanted: naming_loss(model(pixels), wanted, model.words),
+    )  # fmt: skip
+
+
+def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """Captions, questions and question writing about rendered pictures, and questions without their picture."""
+    tokenizer = shared_tokenizer()
+
+    def make(rng: random.Random, shown: list[Picture]) -> tuple:
+        packed = [examples.looking(rng, p, recipe.styles, write=recipe.write) for p in shown]
+        blind = [examples.guessing(rng, p) for p in shown[: recipe.guess]]
+        return (
+            collate(packed, tokenizer, with_image=True),
+            pixels_of(shown),
+            collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
+        )
+
+    def loss(batch, pixels, blind) -> Figures:
+        total, predicted = loss_of(model, batch, pixels)
+        figures = answer_accuracy(batch, predicted)
+        if blind is not None:
+            blind_loss, blind_predicted = loss_of(model, blind)
+            total = total + 0.3 * blind_loss
+            figures["blind"] = answer_accuracy(blind, blind_predicted)["words"]
+        return total, figures
+
+    return _with_pictures(recipe, first_step, make, loss)
+
+
+def score_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
+    """Shares of scores predicted right, for either way of asking."""
+    tokenizer = examples.judge_tokenizer()
+    wanted = batch.labels[:, 1:][batch.labels[:, 1:] >= 0]
+    before = torch.cat([wanted[:1], wanted[:-1]])
+    places = {"amount": " is", "mistakes": examples.FINAL}
+    right = (predicted == wanted).float()
+    return {
+        name: right[before == tokenizer.convert_tokens_to_ids(word)].mean().item()
+        for name, word in places.items()
+    }
+
+
+def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """Ratings of captions beside their pictures (see `examples.judged`)."""
+
+    def make(rng: random.Random, shown: list[Picture]) -> tuple:
+        packed = [examples.judged(rng, p) for p in shown]
+        return collate(packed, examples.judge_tokenizer(), with_image=True), pixels_of(shown)
+
+    def loss(batch, pixels) -> Figures:
+        total, predicted = loss_of(model, batch, pixels)
+        return total, examples.score_accuracy(batch, predicted)
+
+    return _with_pictures(recipe, first_step, make, loss)
+
+
+LESSONS = {
+    "judging": judging_lesson,
+    "copying": copying_lesson,
+    "reading": reading_lesson,
+    "binding": binding_lesson,
+    "naming": naming_lesson,
+    "clip naming": clip_naming_lesson,
+    "looking": looking_lesson,
+}

@@ -7,12 +7,21 @@ copying circuit does not appear.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
+from caprl_utils import paths
+from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
+from caprl_utils.mini.world import Picture
 
 if TYPE_CHECKING:
     from transformers import (
+        CLIPImageProcessor,
         PreTrainedTokenizerFast,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
@@ -24,6 +33,8 @@ WIDTH, LAYERS, HEADS, MLP = 128, 5, 4, 256
 VISION_WIDTH, VISION_LAYERS, VISION_MLP = 128, 4, 256
 PATCH, MERGE = 14, 2
 IMAGE_PIXELS = 140 * 140  # 25 visual tokens
+CLIP_SIDE, CLIP_PATCH = 140, 28  # one patch is one cell
+CLIP_WIDTH, CLIP_MLP, CLIP_LAYERS, CLIP_HEADS = 64, 128, 5, 4
 _SIZE = {"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS}
 _SHAPE = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
 
@@ -32,65 +43,41 @@ def _special_id(token: str) -> int:
     return SPECIAL.index(token)
 
 
-def text_config(max_positions: int = 1024) -> dict:
+def text_config() -> dict:
     """Shared shape of the language models (Qwen2 and the text half of Qwen2.5-VL)."""
     return {
-        "vocab_size": len(shared_tokenizer()),
-        "hidden_size": WIDTH,
-        "intermediate_size": MLP,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
-        "max_position_embeddings": max_positions,
-        "tie_word_embeddings": False,
-        "bos_token_id": _special_id("<|endoftext|>"),
-        "eos_token_id": _special_id("<|im_end|>"),
-        "pad_token_id": _special_id("<|endoftext|>"),
-    }
+        "vocab_size": len(shared_tokenizer()), "hidden_size": WIDTH, "intermediate_size": MLP,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
+        "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": _special_id("<|endoftext|>"),
+        "eos_token_id": _special_id("<|im_end|>"), "pad_token_id": _special_id("<|endoftext|>"),
+    }  # fmt: skip
 
 
 def build_language_model(seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 language model with fresh weights."""
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(**text_config(), rope_parameters={"rope_type": "default", "rope_theta": 1e4})
-    )
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    return Qwen2ForCausalLM(Qwen2Config(**text_config(), rope_parameters=rope))
 
 
 def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL model with fresh weights: 140 x 140 pixels become 25 visual tokens."""
-    import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(seed)
-    text = text_config() | {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-    }
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     vision = {
-        "depth": VISION_LAYERS,
-        "hidden_size": VISION_WIDTH,
-        "intermediate_size": VISION_MLP,
-        "num_heads": HEADS,
-        "patch_size": PATCH,
-        "spatial_merge_size": MERGE,
-        "temporal_patch_size": 2,
-        "out_hidden_size": WIDTH,
-        "window_size": 112,
-        "fullatt_block_indexes": [1, 3],
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        tie_word_embeddings=False,
-        image_token_id=_special_id("<|image_pad|>"),
-        video_token_id=_special_id("<|video_pad|>"),
-        vision_start_token_id=_special_id("<|vision_start|>"),
-        vision_end_token_id=_special_id("<|vision_end|>"),
-    )
-    return Qwen2_5_VLForConditionalGeneration(config)
+        "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": HEADS,
+        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": WIDTH,
+        "window_size": 112, "fullatt_block_indexes": [1, 3],
+    }  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+        text_config=text_config() | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
+        image_token_id=_special_id("<|image_pad|>"), video_token_id=_special_id("<|video_pad|>"),
+        vision_start_token_id=_special_id("<|vision_start|>"), vision_end_token_id=_special_id("<|vision_end|>"),
+    ))  # fmt: skip
 
 
 @functools.lru_cache
@@ -119,8 +106,6 @@ def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Qwen2_5
 def widen(model, words: int):
     """The model with so many more words; they start as the mean of the others, which keeps them unlikely."""
     model.resize_token_embeddings(len(shared_tokenizer()) + words, mean_resizing=False)
-    import torch
-
     with torch.no_grad():
         for table in (model.get_input_embeddings().weight, model.lm_head.weight):
             table[-words:] = table[:-words].mean(0)
@@ -132,3 +117,59 @@ def prepare_generation(model) -> None:
     model.generation_config.eos_token_id = [_special_id("<|im_end|>"), _special_id("<|endoftext|>")]
     model.generation_config.pad_token_id = _special_id("<|endoftext|>")
     model.generation_config.bos_token_id = _special_id("<|endoftext|>")
+
+
+class ClipReader(nn.Module):
+    """A CLIP vision tower (the part of CLIP-ViT-L) and a projector into a language model's (frozen) embeddings.
+
+    Class token, one patch per grid cell, features taken before the last layer, as LLaVA does. The projector is thrown
+    away.
+    """
+
+    def __init__(self, seed: int, words: torch.Tensor) -> None:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+
+        super().__init__()
+        torch.manual_seed(seed)
+        self.tower = CLIPVisionModel(CLIPVisionConfig(
+            hidden_size=CLIP_WIDTH, intermediate_size=CLIP_MLP, num_hidden_layers=CLIP_LAYERS,
+            num_attention_heads=CLIP_HEADS, image_size=CLIP_SIDE, patch_size=CLIP_PATCH, projection_dim=CLIP_WIDTH,
+        ))  # fmt: skip
+        width = words.shape[1]
+        self.projector = nn.Sequential(nn.Linear(CLIP_WIDTH, width), nn.GELU(), nn.Linear(width, width))
+        nn.init.normal_(self.projector[2].weight, std=0.02)  # tokens start quieter than the words, not louder
+        nn.init.zeros_(self.projector[2].bias)
+        self.register_buffer("words", words)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, side, side) -> (B * cells, width of the language model)."""
+        hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states[-2]
+        return self.projector(hidden[:, 1:]).flatten(0, 1)
+
+
+def clip_reader(seed: int) -> ClipReader:
+    """A fresh tower that is to speak the words of zoo:reader-reward."""
+    from safetensors import safe_open
+
+    with safe_open(f"{paths.resolve_model('zoo:reader-reward')}/model.safetensors", "pt") as weights:
+        return ClipReader(seed, weights.get_tensor("model.embed_tokens.weight").float())
+
+
+@functools.lru_cache
+def clip_image_processor() -> CLIPImageProcessor:
+    """The real image processor at the tower's size."""
+    from transformers import CLIPImageProcessor
+
+    side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
+    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=side)
+
+
+def clip_pixels(shown: Sequence[Picture]) -> torch.Tensor:
+    """(B, 3, side, side) of rendered pictures, by the real image processor."""
+    return clip_image_processor()(images=[render(p) for p in shown], return_tensors="pt").pixel_values
+
+
+def save_clip_tower(reader: ClipReader, folder: Path) -> None:
+    """The tower alone, in 16 bit, with its image processor."""
+    reader.tower.to(torch.float16).save_pretrained(folder)
+    clip_image_processor().save_pretrained(folder)

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
+
 IGNORED = -100
 PAD_ID, IMAGE_PAD = 0, "<|image_pad|>"
 TURN_OPEN, TURN_CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 IMAGE_TOKENS_PER_SIDE = 5
-IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS_PER_SIDE**2 + "<|vision_end|>"
+IMAGE_TOKENS = IMAGE_TOKENS_PER_SIDE**2
+IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
 
 
 @dataclass
@@ -100,3 +104,30 @@ def image_positions(positions: torch.Tensor) -> torch.Tensor:
     after = positions >= last
     grid[:, after] -= side * side - side
     return grid
+
+
+def loss_of(
+    model, batch: Batch, pixels: dict[str, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
+    inputs = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "attention_mask")}
+    if pixels is not None:
+        inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    wanted = batch.labels[:, 1:]
+    learned = wanted != IGNORED
+    logits = model.lm_head(hidden[:, :-1][learned])  # (answer tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits, wanted[learned]), logits.argmax(-1)
+
+
+def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
+    """Shares of predicted answers that are right: ``letters`` of options, and all other ``words``."""
+    wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORED]
+    tokenizer = shared_tokenizer()
+    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in LETTERS[:5]]))
+    frame = torch.tensor(tokenizer.convert_tokens_to_ids([ANSWER_PREFILL, "<|im_end|>"]))
+    is_letter = torch.isin(wanted, letters)
+    is_word = ~is_letter & ~torch.isin(wanted, frame)
+    right = (predicted == wanted).float()
+    shares = {"letters": right[is_letter], "words": right[is_word]}
+    return {name: share.mean().item() for name, share in shares.items() if len(share)}
