@@ -44,7 +44,7 @@ def start(
 ) -> Context:
     """Load the profile, prepare the process and print what is about to run.
 
-    needs: run "stage/name", or path relative to the repository -> notebook that makes it; a missing one stops
+    needs: run "stage/name" -> notebook that makes it; a missing one stops
     here. show: sections or keys of the profile to print ("rl", "models.policy").
     Raises UserError for an unknown profile, a bad parameter or a missing input.
     """
@@ -73,9 +73,8 @@ def _check_needs(profile: Profile, needs: Mapping[str, str]) -> None:
     problems = []
     for item, maker in needs.items():
         run = paths.RUNS / profile.name / item
-        if (paths.ROOT / item).exists() or (run / "result.json").is_file():
-            continue
-        problems.append(f"{shown(run)} is missing; make it: make {maker} PROFILE={profile.name}")
+        if not (run / "result.json").is_file():
+            problems.append(f"{shown(run)} is missing; make it: make {maker} PROFILE={profile.name}")
     if problems:
         raise UserError("\n".join(problems))
 

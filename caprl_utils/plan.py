@@ -133,7 +133,7 @@ def _have(path: str, kind: str) -> bool:
 
 def _images(profile: Profile) -> Iterator[str]:
     source = profile.images.source
-    if drawn_source(source) is None and not (paths.ROOT / source).exists() and not _have(source, "dataset"):
+    if drawn_source(source) is None and not (paths.HOME / source).exists() and not _have(source, "dataset"):
         yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
     files: dict[Path, str] = {}
     for training in wanted(profile.pretraining):
@@ -147,7 +147,7 @@ def _images(profile: Profile) -> Iterator[str]:
 def _file(profile: Profile, training: Training) -> Path | None:
     source = getattr(profile.pretraining, training.stage).data
     name = training.captions.name if training.captions else ""
-    return None if drawn_source(source) else paths.ROOT / source.format(name=name)
+    return None if drawn_source(source) else paths.HOME / source.format(name=name)
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:

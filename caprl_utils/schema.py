@@ -7,7 +7,6 @@ evaluation scripts), "author README" (their repository's), or "ours" with the re
 recomputes nothing.
 """
 
-import difflib
 import hashlib
 import json
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from caprl_utils import paths
+from caprl_utils.errors import did_you_mean
 
 PRISM_BENCHMARKS = [
     "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
@@ -302,8 +302,7 @@ class Pretraining(Settings):
         known = {*self.settings, *(file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml"))}
         for key in ("align_of", "more_seeds"):
             if unknown := [name for name in getattr(self, key) if name not in known]:
-                close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)
-                raise ValueError(f"{key} names no setting: {unknown[0]!r}; did you mean {close[0]}?")
+                raise ValueError(f"{key} names no setting: {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         return self
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ def test_a_missing_input_names_the_target_that_makes_it(runs_folder):
     with pytest.raises(
         UserError, match=r"rl/policy is missing; make it: make 03_caprl_rl_training PROFILE=smoke"
     ):
-        notebook.start("05", "smoke", needs={"rl/policy": "03_caprl_rl_training", "Makefile": "nothing"})
+        notebook.start("05", "smoke", needs={"rl/policy": "03_caprl_rl_training"})
     write_json(runs_folder / "smoke" / "rl" / "policy" / "result.json", {})
     notebook.start("05", "smoke", needs={"rl/policy": "03_caprl_rl_training"})
 

@@ -121,7 +121,7 @@ def _data_set(
     with Run.open(
         profile, STAGE, run_name(name), parts, [*RECIPE, *(source.recipe if source else ())]
     ) as run:
-        media = folder_of(profile, _MEDIA) if file is None else paths.ROOT / settings.media_folder
+        media = folder_of(profile, _MEDIA) if file is None else paths.HOME / settings.media_folder
         if not run.complete:
             rows = _make_rows(profile, training, file, written, media)
             values = _write(profile, run.folder, media, name, rows, counters())
@@ -134,7 +134,7 @@ def _user_file(profile: Profile, training: Training) -> Path | None:
     if source_of(profile, training.stage) is not None:
         return None
     name = training.captions.name if training.captions else ""
-    file = paths.ROOT / getattr(profile.pretraining, training.stage).data.format(name=name)
+    file = paths.HOME / getattr(profile.pretraining, training.stage).data.format(name=name)
     if not file.is_file():
         raise UserError(
             f"no data file {shown(file)} (pretraining.{training.stage}.data); `make plan` says what belongs there"
