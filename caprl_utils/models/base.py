@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
-from caprl_utils.progress import Progress
 from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,7 @@ class Backend(Protocol):
     name: str
     model_hash: str
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """``sampling.n`` completions per request, grouped by request in the order given.
 
         A request that fails gives completions with ``error`` set; the others are not affected.
@@ -79,7 +74,7 @@ class Backend(Protocol):
         """
 
     def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
+        self, requests: Sequence[Request], choices: Sequence[str]
     ) -> list[list[float] | None]:
         """Log-probability of each choice (one token each) as the next token, at temperature 1.
 
@@ -88,8 +83,7 @@ class Backend(Protocol):
 
 
 def open_backend(model: ModelConfig, profile: Profile) -> Backend:
-    """The backend that the profile asks for: transformers in this process, or servers. Weights are loaded at the
-    first request, not here.
+    """The backend that the profile asks for; weights are loaded at the first request, not here.
 
     Raises UserError when a local model's folder is missing or holds no model.
     """
@@ -100,14 +94,3 @@ def open_backend(model: ModelConfig, profile: Profile) -> Backend:
     from caprl_utils.models.local import LocalBackend
 
     return LocalBackend(model, torch_threads=profile.torch_threads)
-
-
-def counted(items: Iterable[Item], label: str | None, total: int) -> Iterator[Item]:
-    """The items as they come, with a progress line where there is a label."""
-    if label is None:
-        yield from items
-        return
-    with Progress(label, total) as bar:
-        for item in items:
-            yield item
-            bar.update()

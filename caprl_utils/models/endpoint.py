@@ -31,7 +31,7 @@ from PIL.Image import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.models.base import Completion, Request, Sampling, counted
+from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.weights import model_hash
 from caprl_utils.schema import ModelConfig
 
@@ -249,14 +249,12 @@ class EndpointBackend:
                 )
         return self.config.path
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See `Backend.generate`."""
         order = {request.id: place for place, request in enumerate(requests)}
         if len(order) < len(requests):
             raise ValueError("two requests have the same id")
-        found = counted(self.stream(requests, sampling), progress, len(requests) * sampling.n)
+        found = self.stream(requests, sampling)
         return sorted(found, key=lambda completion: (order[completion.id], completion.index))
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -284,7 +282,7 @@ class EndpointBackend:
             yield Completion(request_id, index, None, 0, "error", str(found))
 
     def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
+        self, requests: Sequence[Request], choices: Sequence[str]
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.choice_ids(tuple(choices))
@@ -297,7 +295,7 @@ class EndpointBackend:
             return [found[f"token_id:{token}"] for token in ids]
 
         posts = (Post(place, self.chat_body(r, sampling) | extra, read) for place, r in enumerate(requests))
-        found = dict(counted(self.client.run(posts), progress, len(requests)))
+        found = dict(self.client.run(posts))
         rows = (found[place] for place in range(len(requests)))
         return [None if isinstance(row, RequestError) else row for row in rows]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.models.base import Completion, Request, Sampling, counted
+from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
 from caprl_utils.schema import ModelConfig
 
@@ -52,12 +52,10 @@ class LocalBackend:
         """The weights in memory, for callers that compute with them directly (a packed reader)."""
         return LoadedModel(self._path, self.config, self._torch_threads)
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: str | None = None
-    ) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See `Backend.generate`."""
         jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
-        found = dict(counted(self._completed(requests, jobs, sampling), progress, len(jobs)))
+        found = dict(self._completed(requests, jobs, sampling))
         return [found[job] for job in jobs]
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -81,20 +79,20 @@ class LocalBackend:
                 yield (row, index), Completion(requests[row].id, index, None, 0, "error", reasons[row])
 
     def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str], progress: str | None = None
+        self, requests: Sequence[Request], choices: Sequence[str]
     ) -> list[list[float] | None]:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.loaded.choice_ids(choices)
         lengths, reasons = self.loaded.measure(requests, 0)
+        scores: list[list[float] | None] = [None] * len(requests)
         jobs = [(row, 0) for row in range(len(requests))]
-
-        def answered() -> Iterator[tuple[int, list[float]]]:
-            for batch in self._batches(requests, jobs, lengths, reasons):
-                rows = [row for row, _ in batch]
-                yield from zip(rows, self.loaded.next_logprobs([requests[r] for r in rows], ids), strict=True)
-
-        found = dict(counted(answered(), progress, len(jobs)))
-        return [found.get(row) for row in range(len(requests))]
+        for batch in self._batches(requests, jobs, lengths, reasons):
+            rows = [row for row, _ in batch]
+            for row, values in zip(
+                rows, self.loaded.next_logprobs([requests[r] for r in rows], ids), strict=True
+            ):
+                scores[row] = values
+        return scores
 
     def _batches(
         self,
