@@ -125,7 +125,7 @@ class Sample:
     options: option texts in letter order, without letters; empty where the question has none or holds
         them in its text.
     gold: as the metric takes it: a letter, a text, or the list of accepted answers.
-    meta: what metric, prompts and reports need; see `prism.scoring.METRICS`. `image_id` names the image, which is
+    meta: what metric, prompts and reports need; see `prism.metrics.METRICS`. `image_id` names the image, which is
         the unit of the statistics.
     """
 

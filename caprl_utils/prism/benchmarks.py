@@ -84,7 +84,7 @@ class Licence(_Facts):
 
 
 class Benchmark(_Facts):
-    """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of scoring.METRICS;
+    """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of metrics.METRICS;
     `caprl` is None where the authors' scorer has no file for it. `loader` ("module:function") makes the samples of a
     rendered benchmark; it is called with (key, num_samples, seed).
     """

@@ -27,7 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
 from caprl_utils.errors import UserError
-from caprl_utils.prism.metrics import ANLS_THRESHOLD, Score, anls_distance, literal_list, relaxed_match
+from caprl_utils.prism.metrics import ANLS_THRESHOLD, Score, anls_distance, as_list, relaxed_match
 
 Branch = Literal["chart", "info", "symbolic"]
 
@@ -102,8 +102,8 @@ def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
     Args:
         answer_text: the normalised text of the answer's parse, "" if there is none.
     """
-    listed = literal_list(gold)
-    alternatives = [gold] if listed is None else [str(item) for item in listed]
+    listed = as_list(gold)
+    alternatives = [gold] if listed is None else listed
     if not alternatives:
         return 0.0
     try:

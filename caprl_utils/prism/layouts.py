@@ -1,4 +1,4 @@
-"""From a row of a benchmark's Hugging Face layout to samples. One function per layout that is its own."""
+"""From a row of a benchmark's Hugging Face layout to samples: the registry's columns, and layouts of their own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+from caprl_utils.answers import DEFAULT_LETTERS
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import Benchmark
-from caprl_utils.prism.metrics import as_options, gold_letter, literal_list
+from caprl_utils.prism.metrics import as_list, gold_letter, letters_for
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
@@ -31,41 +32,69 @@ _YES_NO_STARTS = (
 )  # fmt: skip
 
 
-def generic(record: Record, facts: Benchmark) -> list[Sample]:
-    """Question, options and answer each in their columns."""
-    columns = _columns(facts)
-    options = _options(record, columns.options)
-    gold = _gold(record, facts, columns.answer[0], options)
-    return [sample(record, facts, record.text(columns.question[0]), gold, options)]
+def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
+    """The samples of one row. Raises UserError for a row that cannot be used."""
+    if facts.key == "captionqa":
+        return captionqa(record, facts)
+    layout = LAYOUTS.get(facts.key)
+    return [build(record, facts, **(layout(record, facts) if layout else {}))]
 
 
-def sample(
+def build(
     record: Record,
     facts: Benchmark,
-    question: str,
-    gold: Any,
-    options: Sequence[str] = (),
+    id: str | None = None,
     images: tuple[Callable[[], Any], ...] | None = None,
+    question: str | None = None,
+    options: Sequence[str] | None = None,
+    gold: Any = None,
     **meta: Any,
 ) -> Sample:
-    """A sample with the row's id and extra columns, and its first image column unless `images` are given."""
-    columns = _columns(facts)
-    if images is None:
-        images = (record.image(columns.image[0]),)
-    extras = {
-        name: record.get(name) for name in columns.extra if name != "ocr" and record.get(name) is not None
-    }
-    identity = next((str(record.get(name)) for name in _ID_COLUMNS if record.get(name) is not None), None)
-    identity = identity or str(record.index)
+    """A sample of a row: what its layout gives, and the rest from the columns that the registry names."""
+    columns = facts.columns
+    if options is None:
+        options = _options(record, columns.options)
+    extras = {name: record.get(name) for name in columns.extra if name != "ocr"}
+    names = (str(record.get(name)) for name in _ID_COLUMNS if record.get(name) is not None)
+    id = id or next(names, "") or str(record.index)
+    if "image_id" not in meta:
+        meta["image_id"] = _image_id(record, facts, id)
     return Sample(
-        id=identity,
+        id=id,
         benchmark=facts.key,
-        images=images,
-        question=question,
-        gold=gold,
+        images=(record.image(columns.image[0]),) if images is None else images,
+        question=record.text(columns.question[0]) if question is None else question,
+        gold=_gold(record, facts, options) if gold is None else gold,
         options=tuple(options),
-        meta={**extras, "image_id": _image_id(record, facts, identity), **meta},
+        meta={**{name: value for name, value in extras.items() if value is not None}, **meta},
     )
+
+
+def _options(record: Record, names: Sequence[str]) -> list[str]:
+    if len(names) == 1:
+        return as_list(record.get(names[0])) or []
+    cells = [str(record.get(name, "")).strip() for name in names]
+    return [cell for cell in cells if cell and cell.lower() != "nan"]
+
+
+def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
+    column = facts.columns.answer[0]
+    if facts.answer == "accepted_list":
+        golds = record.get(column)
+        if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
+            raise UserError(
+                f"column {column!r} holds {golds!r:.60}, a list of texts is needed (test has no answers)"
+            )
+        return list(golds)
+    text = record.text(column)
+    return _letter(text, options, facts) if facts.answer == "letter" else text
+
+
+def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
+    letter, letters = gold_letter(text), letters_for(options, facts.letters or DEFAULT_LETTERS)
+    if letter not in letters or len(letter) != 1:
+        raise UserError(f"unknown answer {text!r}: a letter of {letters} is needed")
+    return letter
 
 
 def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
@@ -75,67 +104,59 @@ def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
         return f"{known[0]}-{page}" if page is not None else str(known[0])
     if facts.key in ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d", "wemath"):
         # several questions share an image, no column says so
-        return record.image(_columns(facts).image[0]).stored_hash()
+        return record.image(facts.columns.image[0]).stored_hash()
     return identity
 
 
-def chartqapro(record: Record, facts: Benchmark) -> list[Sample]:
+# --- what a layout of its own gives to `build` ---
+
+
+def chartqapro(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The last turn is asked; earlier turns and the paragraph go into meta for the prompt."""
-    questions = _as_list(record.get("Question"))
-    answers = _as_list(record.get("Answer"))
+    questions, answers, years = (_turns(record.get(name)) for name in ("Question", "Answer", "Year"))
     if not questions or len(questions) != len(answers):
         raise UserError(f"{len(questions)} questions and {len(answers)} answers in a row")
-    made = sample(
-        record, facts, str(questions[-1]), str(answers[-1]),
-        question_type=record.text("Question Type"), year=_as_list(record.get("Year")),
-        history=[list(turn) for turn in zip(questions[:-1], answers[:-1], strict=True)],
-        paragraph=record.get("Paragraph"),
-    )  # fmt: skip
-    return [made]
+    return {
+        "question": str(questions[-1]), "gold": str(answers[-1]), "year": years,
+        "question_type": record.text("Question Type"), "paragraph": record.get("Paragraph"),
+        "history": [list(turn) for turn in zip(questions[:-1], answers[:-1], strict=True)],
+    }  # fmt: skip
 
 
-def accepted_answers(record: Record, facts: Benchmark) -> list[Sample]:
-    """InfoVQA and DocVQA: a list of accepted answers."""
-    golds = record.get("answers")
-    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
-        raise UserError(
-            f"column 'answers' holds {golds!r:.60}, a list of texts is needed (test has no answers)"
-        )
-    return [sample(record, facts, record.text("question"), list(golds))]
+def _turns(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
-def mmmu(record: Record, facts: Benchmark) -> list[Sample]:
+def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Only the images named by <image n> in question and options belong to the sample, in that order."""
-    options = as_options(record.get("options")) or []
-    question = str(record.get("question", ""))
+    options = as_list(record.get("options")) or []
+    question, gold = str(record.get("question", "")), record.text("answer")
     if record.has_image("image_1"):
         numbers = sorted({int(n) for n in re.findall(r"<image (\d+)>", question + " ".join(options))}) or [1]
         images = tuple(record.image(f"image_{number}") for number in numbers)
     else:
         images = (record.image("image"),)  # MMMU-Pro, config vision: the question is in the picture
-    gold: Any = record.text("answer")
-    open_question = record.get("question_type") == "open" or not options
-    accepted = [str(item) for item in literal_list(gold) or [gold]]
-    gold = accepted if open_question else _letter(gold, options, facts)
-    kind = "open" if open_question else "multiple-choice"
-    return [sample(record, facts, question, gold, options, images, question_type=kind)]
+    if record.get("question_type") == "open" or not options:
+        answer = {"gold": as_list(gold) or [gold], "question_type": "open"}
+    else:
+        answer = {"gold": _letter(gold, options, facts), "question_type": "multiple-choice"}
+    return {"question": question, "options": options, "images": images, **answer}
 
 
-def charxiv(record: Record, facts: Benchmark) -> list[Sample]:
+def charxiv(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The reasoning question; descriptive ones are template numbers whose texts are not in the data."""
     category = record.get("reasoning_q_source")
     if category not in (1, 2, 3, 4):
         raise UserError(f"column 'reasoning_q_source' holds {category!r}, not 1 to 4")
-    return [sample(record, facts, record.text("reasoning_q"), record.text("reasoning_a"))]
+    return {}
 
 
-def wemath(record: Record, facts: Benchmark) -> list[Sample]:
+def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
     """All options stand in one text, "A. 3 cm; B. 4 cm; ..."; `ID` names the problem group, `key` the part of it."""
-    options = split_options(record.text("option"))
-    gold = _letter(record.text("answer"), options, facts)
-    identity = f"{record.text('ID')}-{record.text('key')}"
-    made = sample(record, facts, record.text("question"), gold, options, ID=record.text("ID"))
-    return [_renamed(made, identity)]
+    group = record.text("ID")
+    return {
+        "options": split_options(record.text("option")), "id": f"{group}-{record.text('key')}", "ID": group,
+    }  # fmt: skip
 
 
 def split_options(text: str) -> list[str]:
@@ -154,52 +175,55 @@ def split_options(text: str) -> list[str]:
     return options
 
 
-def mathvista(record: Record, facts: Benchmark) -> list[Sample]:
+def mathvista(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The gold is the option's text; `choices` is empty for free-form questions."""
     kind, answer_type = record.text("question_type"), record.text("answer_type")
     if answer_type not in ("integer", "float", "list", "text"):
         raise UserError(f"unknown answer type {answer_type!r}")
-    choices = as_options(record.get("choices")) or []
+    choices = as_list(record.get("choices")) or []
     if kind == "multi_choice" and not choices:
         raise UserError("a multi_choice question without choices")
-    made = sample(record, facts, record.text("question"), record.text("answer"), choices, choices=choices)
-    return [made]
+    return {"choices": choices}
 
 
-def seed(record: Record, facts: Benchmark) -> list[Sample]:
-    """SEED-Bench: images only; the image cell is a list."""
-    options = _options(record, _columns(facts).options)
-    gold = _letter(record.text("answer"), options, facts)
-    return [sample(record, facts, record.text("question"), gold, options)]
-
-
-def mme_realworld(record: Record, facts: Benchmark) -> list[Sample]:
+def mme_realworld(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Options come as "(A) red"; the image is base64 text."""
-    raw = as_options(record.get("multi-choice options")) or []
-    options = [re.sub(r"^\s*\(?[A-E][).]\s*", "", option) for option in raw]
-    gold = _letter(record.text("answer"), options, facts)
-    return [sample(record, facts, record.text("question"), gold, options)]
+    raw = as_list(record.get("multi-choice options")) or []
+    return {"options": [re.sub(r"^\s*\(?[A-E][).]\s*", "", option) for option in raw]}
 
 
-def mmbench(record: Record, facts: Benchmark) -> list[Sample]:
+def mmbench(record: Record, facts: Benchmark) -> dict[str, Any]:
     """An index of 1,000,000 and more is a rotation of the index modulo 1,000,000; the hint goes first."""
-    options = _options(record, _columns(facts).options)
-    hint = record.get("hint")
-    question = record.text("question")
+    hint, question, index = record.get("hint"), record.text("question"), int(record.text("index"))
     if hint and str(hint).strip().lower() != "nan":
         question = f"{hint}\n{question}"
-    index = int(record.text("index"))
-    made = sample(record, facts, question, _letter(record.text("answer"), options, facts), options)
-    return [_renamed(made, str(index), image_id=str(index % 1_000_000), rotation=index // 1_000_000)]
+    rotation, image = divmod(index, 1_000_000)
+    return {"question": question, "id": str(index), "image_id": str(image), "rotation": rotation}
 
 
-def gqa(record: Record, facts: Benchmark) -> list[Sample]:
+def gqa(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Questions only; `loading.load` joins the images from their own configuration."""
-    return [sample(record, facts, record.text("question"), record.text("answer"), images=())]
+    return {"images": ()}
+
+
+LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
+    "chartqapro": chartqapro,
+    "mmmu": mmmu,
+    "mmmu_pro": mmmu,
+    "charxiv": charxiv,
+    "wemath": wemath,
+    "mathvista": mathvista,
+    "mme_realworld": mme_realworld,
+    "mmbench": mmbench,
+    "gqa": gqa,
+}
+
+
+# --- CaptionQA, whose row holds an image with all its questions ---
 
 
 def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
-    """One row holds an image and all its questions; options are shuffled later, over all rows in order."""
+    """The questions of an image; options are shuffled later, over all rows in order."""
     questions = record.get("questions")
     if not isinstance(questions, list) or not questions:
         raise UserError("column 'questions' holds no list of questions")
@@ -210,8 +234,11 @@ def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
         places = [place for place, choice in enumerate(choices) if choice.strip() == answer]
         if len(choices) < 2 or not places:
             continue  # the benchmark's own code leaves these out, before it draws a shuffle
-        base = sample(record, facts, str(item.get("question") or ""), ascii_uppercase[places[0]], choices)
-        made.append(_renamed(base, f"{base.id}-{number}", image_id=base.id, category=item.get("category")))
+        image = record.text("id")
+        made.append(build(
+            record, facts, f"{image}-{number}", question=str(item.get("question") or ""), options=choices,
+            gold=ascii_uppercase[places[0]], image_id=image, category=item.get("category"),
+        ))  # fmt: skip
     if not made:
         raise UserError("no question with at least two choices and its answer among them")
     return made
@@ -242,56 +269,3 @@ def _yes_no(question: str, choices: Sequence[str]) -> bool:
         return True
     question = question.strip().lower()
     return " " in question and question.split(" ")[0] in _YES_NO_STARTS
-
-
-LAYOUTS: dict[str, Callable[[Record, Benchmark], list[Sample]]] = {
-    "chartqapro": chartqapro,
-    "infovqa": accepted_answers,
-    "docvqa": accepted_answers,
-    "mmmu": mmmu,
-    "mmmu_pro": mmmu,
-    "charxiv": charxiv,
-    "wemath": wemath,
-    "mathvista": mathvista,
-    "seed2k": seed,
-    "mme_realworld": mme_realworld,
-    "mmbench": mmbench,
-    "gqa": gqa,
-    "captionqa": captionqa,
-}
-
-
-def _columns(facts: Benchmark) -> Any:
-    if facts.columns is None:
-        raise UserError(f"{facts.name} has no columns in the registry")
-    return facts.columns
-
-
-def _options(record: Record, names: Sequence[str]) -> list[str]:
-    if len(names) == 1:
-        return as_options(record.get(names[0])) or []
-    cells = [str(record.get(name, "")).strip() for name in names]
-    return [cell for cell in cells if cell and cell.lower() != "nan"]
-
-
-def _gold(record: Record, facts: Benchmark, column: str, options: Sequence[str]) -> Any:
-    text = record.text(column)
-    if facts.answer == "letter":
-        return _letter(text, options, facts)
-    return text
-
-
-def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
-    letter = gold_letter(text)
-    letters = ascii_uppercase[: len(options)] if options else facts.letters or "ABCD"
-    if letter not in letters or len(letter) != 1:
-        raise UserError(f"unknown answer {text!r}: a letter of {letters} is needed")
-    return letter
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-
-
-def _renamed(item: Sample, identity: str, **meta: Any) -> Sample:
-    return replace(item, id=identity, meta={**item.meta, **meta})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils.errors import UserError
 from caprl_utils.images import BadImageError, open_image
 from caprl_utils.prism.benchmarks import Benchmark, get_benchmark
-from caprl_utils.prism.layouts import LAYOUTS, generic, shuffle_captionqa
+from caprl_utils.prism.layouts import samples_of, shuffle_captionqa
 from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
@@ -84,7 +84,6 @@ def _maker(facts: Benchmark) -> Callable[..., list[Sample]]:
 
 def _read(facts: Benchmark, table: Table) -> list[Sample]:
     table.require(_needed_columns(facts, table), facts)
-    layout = LAYOUTS.get(facts.key, generic)
     keep = facts.hub.keep if facts.hub else {}
     samples: list[Sample] = []
     rejected: list[str] = []
@@ -92,7 +91,7 @@ def _read(facts: Benchmark, table: Table) -> list[Sample]:
         if any(record.get(column) != value for column, value in keep.items()):
             continue
         try:
-            samples.extend(layout(record, facts))
+            samples += samples_of(record, facts)
         except UserError as error:
             rejected.append(f"{record.where}: {error}")
     _check_rejected(facts.key, table.label, len(samples), rejected)

@@ -1,4 +1,4 @@
-"""The metrics of the benchmarks on one answer: text and plain numbers, letters, MMMU's own parser, maths.
+"""The metrics of the benchmarks (`METRICS`), each on one question and what a model said.
 
 Sources: ChartQA (arXiv 2203.10244, section 5.1), ChartQAPro's published evaluation script, the ANLS definition of the
 DocVQA challenge, the official code of MMMU, MATH-Vision and MathVista, each as lmms-eval and VLMEvalKit compute it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from string import ascii_uppercase
@@ -18,7 +18,12 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from caprl_utils.answers import DEFAULT_LETTERS, final_answer, has_answer_mark, read_letter
+from caprl_utils.answers import DEFAULT_LETTERS, final_answer, has_answer_mark, read_letter, unwrap_commands
+from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.records import Sample
+
+Metric = Callable[[Sample, str], "Score"]
+NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,51 @@ class Score:
     reason: str | None = None
 
 
+def as_list(value: Any) -> list[str] | None:
+    """The items of a list, or of the list that a text writes out, as texts; None for what is no list.
+
+    A text is read as a literal, never evaluated as code (Q16).
+    """
+    if isinstance(value, str):
+        value = _literal(value)
+        value = value if isinstance(value, list) else None
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else None
+
+
+def _literal(text: str) -> Any:
+    """`text` as a Python literal, None if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _scored(value: float, answer: str) -> Score:
+    return Score(value, answer or None, None if answer.strip() else "empty answer")
+
+
 # --- text and plain numbers ---
+
+
+def _text(metric: Callable[[str, Any], float]) -> Metric:
+    """A metric on the final answer and the gold. A plain short answer keeps its outer spaces, which ANLS counts as the
+    toolkits do.
+    """
+
+    def run(sample: Sample, text: str) -> Score:
+        answer = final_answer(text)
+        answer = text if text.strip() == answer else answer
+        return _scored(metric(answer, _unwrapped(sample.gold)), answer)
+
+    return run
+
+
+def _unwrapped(gold: Any) -> Any:
+    r"""A gold without `\text{...}` and its like, which the answer has lost too."""
+    if isinstance(gold, (list, tuple)):
+        return [_unwrapped(item) for item in gold]
+    return unwrap_commands(gold) if isinstance(gold, str) else gold
+
 
 RELATIVE_TOLERANCE = 0.05
 ANLS_THRESHOLD = 0.5
@@ -52,15 +101,15 @@ def to_float(text: str) -> float | None:
         return None
 
 
-def relaxed_match(reference: str, candidate: str, tolerance: float = RELATIVE_TOLERANCE) -> bool:
-    """ChartQA's test: |candidate - reference| / |reference| <= tolerance, else equal text without case.
+def relaxed_match(reference: str, candidate: str) -> bool:
+    """ChartQA's test: |candidate - reference| / |reference| <= 0.05, else equal text without case.
 
     Plain floating point, so 1.05 misses 1 (0.050000000000000044). A zero reference switches the
     numeric test off.
     """
     number, base = to_float(candidate), to_float(reference)
     if number is not None and base:
-        return abs(number - base) / abs(base) <= tolerance
+        return abs(number - base) / abs(base) <= RELATIVE_TOLERANCE
     return candidate.lower() == reference.lower()
 
 
@@ -81,76 +130,36 @@ def anls_distance(gold: str, prediction: str) -> float:
     return distance / length if length else 0.0
 
 
-def anls(prediction: str, golds: Sequence[str]) -> float:
-    """Best similarity over the accepted answers; below 0.5 it is 0, at exactly 0.5 it is kept.
+def anls(prediction: str, gold: Any) -> float:
+    """Best similarity over the accepted answers (a text is one, the text of a list is that list); below 0.5 it is 0, at
+    exactly 0.5 it is kept.
 
     The original definition drops 0.5 as well; both toolkits keep it and so do we.
     """
-    similarity = 1 - min((anls_distance(str(gold), prediction) for gold in golds), default=1.0)
+    golds = as_list(gold) or [str(gold)]
+    similarity = 1 - min(anls_distance(item, prediction) for item in golds)
     return 0.0 if similarity < ANLS_THRESHOLD else similarity
 
 
-def exact_match(prediction: str, gold: str) -> float:
+def exact_match(prediction: str, gold: Any) -> float:
     """GQA: equal without case and punctuation (lmms-eval; VLMEvalKit keeps punctuation)."""
     table = str.maketrans("", "", string.punctuation)
-    return float(prediction.lower().translate(table) == gold.lower().translate(table))
+    return float(prediction.strip().lower().translate(table) == str(gold).lower().translate(table))
 
 
-def short_match(prediction: str, gold: str) -> float:
-    """RealWorldQA's open answers: equal without case and one trailing full stop; number words stay words."""
-
-    def key(text: str) -> str:
-        return text.lower().strip().removesuffix(".").strip()
-
-    return float(key(prediction) == key(gold))
-
-
-_ARTICLES = {"a", "an", "the"}
-_NUMBERS = "zero one two three four five six seven eight nine ten"
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
-
-
-def vqa_accuracy(prediction: str, golds: Sequence[str]) -> float:
-    """VQA accuracy (VQAv2, TextVQA): an answer that three annotators gave is right.
-
-    Mean over all sets that leave one annotator out of min(1, matching answers / 3), after lower case,
-    without articles and punctuation (points inside numbers stay), number words as digits.
-    """
-    keys = [_vqa_key(str(gold)) for gold in golds]
-    matches = sum(key == _vqa_key(prediction) for key in keys)
-    if not keys:
-        return 0.0
-    if len(keys) == 1:
-        return float(matches)
-    left_out = [min(1.0, (matches - (key == _vqa_key(prediction))) / 3) for key in keys]
-    return sum(left_out) / len(left_out)
-
-
-def _vqa_key(text: str) -> str:
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|(?<=\d),(?=\d)", "", text.lower().strip())
-    text = re.sub(r"[^\w\s.']", " ", text)
-    words = (_NUMBER_WORDS.get(word, word) for word in text.split())
-    return " ".join(word for word in words if word not in _ARTICLES)
-
-
-def relaxed_accuracy_pro(
-    prediction: str, gold: Any, year: Any = None, question_type: str | None = None
-) -> float:
+def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
     """ChartQAPro: items by position, mean over them; missing and extra items score 0.
 
     Follows the official script and VLMEvalKit: the exact-match switch for Multi Choice and Fact
-    Checking, which they compute and never use, is not applied (lmms-eval applies it).
-
-    Args:
-        gold: the gold of the last turn, or the list of all turns as the data hold it.
-        year: "YES"/"NO" flags; one flag serves all items, a conversation counts its last flag only.
+    Checking, which they compute and never use, is not applied (lmms-eval applies it). The gold of a conversation is
+    that of its last turn. meta.year: "YES"/"NO" flags; one serves all items, a conversation counts its last only.
     """
+    answer, gold, year = final_answer(text), _unwrapped(sample.gold), sample.meta.get("year")
     target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
-    target, prediction = (text.strip().strip(".").strip("\n") for text in (target, prediction))
-    wanted = _as_items(_quote_items(target))
-    given = _as_items(prediction)
+    target, prediction = (text.strip().strip(".").strip("\n") for text in (target, answer))
+    wanted, given = _as_items(_quote_items(target)), _as_items(prediction)
     flags = [str(flag).upper() for flag in ([year] if isinstance(year, str) else year or [])]
-    if question_type == "Conversational":
+    if sample.meta.get("question_type") == "Conversational":
         flags = flags[-1:]
     if 0 < len(flags) < len(wanted):
         flags = flags * len(wanted)
@@ -162,7 +171,7 @@ def relaxed_accuracy_pro(
             scores.append(float(wanted[index].strip().lower() == given[index].strip().lower()))
         else:
             scores.append(_pro_item(wanted[index], given[index]))
-    return sum(scores) / len(scores)
+    return _scored(sum(scores) / len(scores), answer)
 
 
 def _pro_item(gold: str, prediction: str) -> float:
@@ -195,24 +204,7 @@ def _quote_items(text: str) -> str:
 
 
 def _as_items(text: str) -> list[str]:
-    value = _literal(text)
-    if isinstance(value, list) and value:
-        return [str(item).strip(" '") for item in value]
-    return [text]
-
-
-def _literal(text: str) -> Any:
-    """`text` as a Python literal, None if it is none. Never evaluates anything."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return None
-
-
-def literal_list(text: str) -> list[Any] | None:
-    """The list that `text` writes out, or None. Replaces the evaluation of gold strings as code (Q16)."""
-    value = _literal(text)
-    return value if isinstance(value, list) else None
+    return [item.strip(" '") for item in as_list(text) or ()] or [text]
 
 
 # --- letters ---
@@ -226,16 +218,6 @@ def letters_for(options: Sequence[str] | None, default: str = DEFAULT_LETTERS) -
     return ascii_uppercase[: len(options)] if options else default
 
 
-def as_options(value: Any) -> list[str] | None:
-    """Options as a list; MMMU stores them as the text of a list, read as a literal, never evaluated."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return None
-    return [str(option) for option in value] if isinstance(value, (list, tuple)) and value else None
-
-
 def gold_letter(gold: Any) -> str:
     """A gold letter; a position counted from 0 (AI2D) becomes its letter."""
     text = str(gold).strip()
@@ -244,21 +226,29 @@ def gold_letter(gold: Any) -> str:
     return text.strip("().").upper() if len(text.strip("().")) == 1 else text
 
 
-def letter_accuracy(prediction: str, gold: Any, options: Sequence[str] | None, letters: str) -> Score:
-    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed."""
-    reading = read_letter(final_answer(prediction), letters_for(options, letters), options=options)
+def letter_accuracy(sample: Sample, text: str) -> Score:
+    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed.
+
+    Also of a question of We-Math and a rotation of MMBench, of which `scores` makes the benchmark's score.
+    """
+    letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS)
+    reading = read_letter(final_answer(text), letters, options=sample.options or None)
     if reading.letter is None:
         return Score(0.0, None, reading.reason)
     reason = OPTION_TEXT if reading.source == "option_text" else None
-    return Score(float(reading.letter == gold_letter(gold)), reading.letter, reason)
+    return Score(float(reading.letter == gold_letter(sample.gold)), reading.letter, reason)
 
 
-def letter_or_short(prediction: str, gold: str, options: Sequence[str] | None, letters: str) -> Score:
-    """RealWorldQA: letter accuracy where the gold is a letter, else equal short text."""
-    if re.fullmatch(r"[A-Z]", str(gold).strip()):
-        return letter_accuracy(prediction, gold, options, letters)
-    answer = final_answer(prediction)
-    return Score(short_match(answer, str(gold)), answer or None, None if answer else "empty answer")
+def letter_or_short(sample: Sample, text: str) -> Score:
+    """RealWorldQA: letter accuracy where the gold is a letter, else equal without case and one trailing full stop.
+
+    Number words stay words.
+    """
+    if re.fullmatch(r"[A-Z]", str(sample.gold).strip()):
+        return letter_accuracy(sample, text)
+    answer = final_answer(text)
+    left, right = (item.lower().strip().removesuffix(".").strip() for item in (answer, str(sample.gold)))
+    return _scored(float(left == right), answer)
 
 
 def all_rotations(scores: Sequence[Score]) -> Score:
@@ -351,19 +341,15 @@ def _mmmu_keys(text: str) -> list[str | float]:
         return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
-def mmmu_accuracy(
-    prediction: str, gold: Any, options: Sequence[str] | None, question_type: str | None
-) -> Score:
+def mmmu_accuracy(sample: Sample, text: str) -> Score:
     """MMMU and open questions by its own rules; no letter counts as wrong (the official code draws one)."""
-    answer = final_answer(prediction)
+    answer, gold = final_answer(text), sample.gold
     golds = [gold] if isinstance(gold, str) else list(gold)
-    if options and question_type != "open":
-        letter = mmmu_letter(answer, options)
+    if sample.options and sample.meta.get("question_type") != "open":
+        letter = mmmu_letter(answer, sample.options)
         return Score(float(letter in golds), letter, None if letter else f"no letter: {NO_LETTER}")
-    listed = as_options(gold) if isinstance(gold, str) and gold.strip().startswith("[") else None
-    return Score(
-        float(mmmu_open(answer, listed or golds)), answer or None, None if answer else "empty answer"
-    )
+    listed = as_list(gold) if isinstance(gold, str) and gold.strip().startswith("[") else None
+    return _scored(float(mmmu_open(answer, listed or golds)), answer)
 
 
 # --- maths ---
@@ -376,12 +362,11 @@ _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 
 
-def mathvision_accuracy(prediction: str, gold: Any, options: Sequence[str] | None) -> Score:
+def mathvision_accuracy(sample: Sample, text: str) -> Score:
     """MATH-Vision: the letter or the option's text for choices, else equality rounded to two decimals."""
-    answer = final_answer(prediction)
+    answer, gold, options = final_answer(text), str(sample.gold).strip(), sample.options
     if not answer:
         return Score(0.0, None, "empty answer")
-    gold = str(gold).strip()
     accepted = [gold]
     if options:
         letters = letters_for(options)
@@ -464,37 +449,25 @@ def _latex_value(text: str) -> float | None:
     return None
 
 
-def mathvista_match(
-    prediction: str,
-    gold: Any,
-    *,
-    question_type: str | None,
-    answer_type: str | None,
-    choices: Sequence[str] | None,
-    precision: float | None,
-    extracted: bool,
-) -> Score:
+def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score:
     """MathVista's typed comparison of an extracted answer with the gold.
 
-    The judge's part is only the extraction. A short or marked answer needs none; a longer text without
-    one gives no score.
-
-    Args:
-        precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
-        extracted: True when a judge has extracted `prediction` already.
+    The judge's part is only the extraction (`extracted`). A short or marked answer needs none; a longer text without
+    one gives no score. meta.precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
     """
-    answer = prediction.strip() if extracted else final_answer(prediction)
-    if not extracted and not has_answer_mark(prediction) and len(answer.split()) > MAX_SHORT_WORDS:
+    answer = text.strip() if extracted else final_answer(text)
+    if not extracted and not has_answer_mark(text) and len(answer.split()) > MAX_SHORT_WORDS:
         return Score(None, None, "no judge: a MathVista answer in a sentence needs one to extract it")
+    choices, answer_type = as_list(sample.meta.get("choices")), sample.meta.get("answer_type")
     if not answer:
         return Score(0.0, None, "empty answer")
-    if question_type == "multi_choice" and choices:
-        value: str | None = _nearest_choice(answer, list(choices))
+    if sample.meta.get("question_type") == "multi_choice" and choices:
+        value: str | None = _nearest_choice(answer, choices)
     else:
-        value = _typed(answer, answer_type, precision)
+        value = _typed(answer, answer_type, sample.meta.get("precision"))
     if value is None:
         return Score(0.0, None, f"not read as {answer_type}")
-    return Score(float(value.strip() == str(gold).strip()), value)
+    return Score(float(value.strip() == str(sample.gold).strip()), value)
 
 
 def _nearest_choice(answer: str, choices: list[str]) -> str:
@@ -516,3 +489,35 @@ def _typed(answer: str, answer_type: str | None, precision: float | None) -> str
     except (ValueError, OverflowError):
         return None
     return answer
+
+
+# --- what a judge decides ---
+
+
+def _equal_or_judge(sample: Sample, text: str) -> Score:
+    answer = final_answer(text)
+    if answer and answer == str(sample.gold).strip():
+        return Score(1.0, answer, "equal text, which needs no judge")
+    return _judge_only(sample, text)
+
+
+def _judge_only(sample: Sample, text: str) -> Score:
+    return Score(None, final_answer(text) or None, NEEDS_JUDGE)
+
+
+METRICS: dict[str, Metric] = {
+    "relaxed_accuracy": _text(relaxed_accuracy),
+    "relaxed_accuracy_pro": relaxed_accuracy_pro,
+    "anls": _text(anls),
+    "exact_match": _text(exact_match),
+    "letter_accuracy": letter_accuracy,
+    "letter_or_exact_match": letter_or_short,
+    "mmmu_accuracy": mmmu_accuracy,
+    "wemath_four_dimensional": letter_accuracy,
+    "circular_accuracy": letter_accuracy,
+    "math_equality": mathvision_accuracy,
+    "llm_extract_then_typed_match": mathvista_match,
+    "mathverse_judge": _equal_or_judge,
+    "llm_judge": _judge_only,
+    "llm_judge_graded": _judge_only,
+}

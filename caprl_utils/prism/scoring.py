@@ -1,8 +1,8 @@
 """Stage 3 of Prism, one answer at a time: two ways to score that are never mixed.
 
-`standard`  each benchmark's own metric, as the common toolkits compute it (`METRICS`). A metric that needs a judge
-            gives no score without one; it never falls back to another rule. Which model judges moves the score by
-            points, so it is named in the record and is part of the run's key.
+`standard`  each benchmark's own metric, as the common toolkits compute it (`metrics`). One that needs a judge gives no
+            score without one; it never falls back to another rule. Which model judges moves the score by points, so it
+            is named in the record and is part of the run's key.
 `caprl`     the verdict of the authors' Prism scorer, quirk by quirk (`caprl`).
 
 `caprl score --vectors FILE.jsonl` checks both against test vectors.
@@ -10,30 +10,28 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from caprl_utils import prompts
-from caprl_utils.answers import DEFAULT_LETTERS, final_answer, unwrap_commands
+from caprl_utils.answers import final_answer
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import text_hash
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
-from caprl_utils.prism import caprl, metrics
+from caprl_utils.prism import caprl
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.metrics import Score, as_options, mathvista_match
+from caprl_utils.prism.metrics import METRICS, Metric, Score, all_rotations, as_list, mathvista_match
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
 Scoring = Literal["standard", "caprl"]
 Asked = Sequence[tuple[Sample, str]]  # a question, and what the reader said
-Metric = Callable[[Sample, str], Score]
-
-NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
 
 
 def score(sample: Sample, text: str, scoring: Scoring = "standard", judge: Judge | None = None) -> Score:
@@ -87,99 +85,6 @@ def _metric(benchmark: str) -> Metric:
     return METRICS[name]
 
 
-def _text(metric: Callable[[str, Any], float]) -> Metric:
-    def run(sample: Sample, text: str) -> Score:
-        answer = _short_answer(text)
-        value = metric(answer, _unwrapped(sample.gold))
-        return Score(value, answer or None, None if answer.strip() else "empty answer")
-
-    return run
-
-
-def _short_answer(text: str) -> str:
-    """The final answer; a plain short answer keeps its outer spaces, which ANLS counts as the toolkits do."""
-    answer = final_answer(text)
-    return text if text.strip() == answer else answer
-
-
-def _unwrapped(gold: Any) -> Any:
-    r"""A gold without `\text{...}` and its like, which the answer has lost too."""
-    if isinstance(gold, (list, tuple)):
-        return [_unwrapped(item) for item in gold]
-    return unwrap_commands(gold) if isinstance(gold, str) else gold
-
-
-def _accepted(gold: Any) -> list[str]:
-    """Accepted answers; a single text is one answer, the text of a list is that list."""
-    if isinstance(gold, str):
-        return [str(item) for item in metrics.literal_list(gold) or [gold]]
-    return [str(item) for item in gold]
-
-
-def _pro(sample: Sample, text: str) -> Score:
-    answer, meta = final_answer(text), sample.meta
-    value = metrics.relaxed_accuracy_pro(
-        answer, _unwrapped(sample.gold), meta.get("year"), meta.get("question_type")
-    )
-    return Score(value, answer or None, None if answer else "empty answer")
-
-
-def _letters(sample: Sample) -> str:
-    return get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS
-
-
-def _letter(sample: Sample, text: str) -> Score:
-    return metrics.letter_accuracy(text, sample.gold, sample.options or None, _letters(sample))
-
-
-def _equal_or_judge(sample: Sample, text: str) -> Score:
-    answer = final_answer(text)
-    if answer and answer == str(sample.gold).strip():
-        return Score(1.0, answer, "equal text, which needs no judge")
-    return Score(None, answer or None, NEEDS_JUDGE)
-
-
-def _judge_only(sample: Sample, text: str) -> Score:
-    return Score(None, final_answer(text) or None, NEEDS_JUDGE)
-
-
-def _mathvista_arguments(sample: Sample) -> dict[str, Any]:
-    """What MathVista's comparison takes from a sample."""
-    return {
-        "question_type": sample.meta.get("question_type"),
-        "answer_type": sample.meta.get("answer_type"),
-        "choices": as_options(sample.meta.get("choices")),
-        "precision": sample.meta.get("precision"),
-    }
-
-
-METRICS: dict[str, Metric] = {
-    "relaxed_accuracy": _text(metrics.relaxed_accuracy),
-    "relaxed_accuracy_pro": _pro,
-    "anls": _text(lambda answer, gold: metrics.anls(answer, _accepted(gold))),
-    "exact_match": _text(lambda answer, gold: metrics.exact_match(answer.strip(), str(gold))),
-    "vqa_accuracy": _text(lambda answer, gold: metrics.vqa_accuracy(answer, _accepted(gold))),
-    "letter_accuracy": _letter,
-    "letter_or_exact_match": lambda sample, text: metrics.letter_or_short(
-        text, str(sample.gold), sample.options or None, _letters(sample)
-    ),
-    "mmmu_accuracy": lambda sample, text: metrics.mmmu_accuracy(
-        text, sample.gold, sample.options or None, sample.meta.get("question_type")
-    ),
-    "wemath_four_dimensional": _letter,  # of a question; `scores.units` makes the benchmark's score of them
-    "circular_accuracy": _letter,  # of a rotation; `scores.score_rows` puts those of a question together
-    "math_equality": lambda sample, text: metrics.mathvision_accuracy(
-        text, sample.gold, sample.options or None
-    ),
-    "llm_extract_then_typed_match": lambda sample, text: metrics.mathvista_match(
-        text, sample.gold, extracted=False, **_mathvista_arguments(sample)
-    ),
-    "mathverse_judge": _equal_or_judge,
-    "llm_judge": _judge_only,
-    "llm_judge_graded": _judge_only,
-}
-
-
 # --- the metrics that need a judge ---
 #
 # The wording is ours, the contracts are the benchmarks': MM-Vet a grade from 0.0 to 1.0 in tenths, MathVerse an
@@ -218,32 +123,49 @@ class Judge:
         return [self._replies[text_hash(text)] for text in texts]
 
 
-def _graded(asked: Asked, judge: Judge) -> list[Score]:
-    answers = [final_answer(text) for _, text in asked]
-    texts = [_fill(prompts.GRADE, sample, answer) for (sample, _), answer in zip(asked, answers, strict=True)]
-    scores = []
-    for answer, reply in zip(answers, judge(texts), strict=True):
-        found = re.search(r"Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$", reply, re.MULTILINE)
-        scores.append(Score(float(found[1]), answer) if found else _unread(judge, reply, answer))
-    return scores
-
-
-def _compared(
-    samples: Sequence[Sample], judge: Judge, answers: Sequence[str], rule: Callable[[Sample], str]
-) -> list[Score]:
+def _ask(
+    judge: Judge,
+    asked: Asked,
+    template: str,
+    pattern: str,
+    parts: Callable[[Sample], dict[str, str]] = lambda _: {},
+) -> list[str | Score]:
+    """What the pattern finds in the judge's reply to each answer; a score without value where it finds nothing."""
     texts = [
-        _fill(prompts.COMPARE, sample, answer, rule=rule(sample))
-        for sample, answer in zip(samples, answers, strict=True)
+        template.format(question=sample.question, gold=sample.gold, answer=answer, **parts(sample))
+        for sample, answer in asked
     ]
-    scores = []
-    for answer, reply in zip(answers, judge(texts), strict=True):
-        found = re.search(r"Verdict:\s*(yes|no)\b", reply, re.IGNORECASE)
-        scores.append(
-            Score(float(found[1].lower() == "yes"), answer, f"judged by {judge.name}")
-            if found
-            else _unread(judge, reply, answer)
-        )
-    return scores
+    found: list[str | Score] = []
+    for (_, answer), reply in zip(asked, judge(texts), strict=True):
+        said = re.search(pattern, reply)
+        no_verdict = f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict"
+        found.append(said[1].strip() if said else Score(None, answer, no_verdict))
+    return found
+
+
+def _final(asked: Asked) -> Asked:
+    return [(sample, final_answer(text)) for sample, text in asked]
+
+
+def _graded(asked: Asked, judge: Judge) -> list[Score]:
+    asked = _final(asked)
+    replies = _ask(judge, asked, prompts.GRADE, r"(?m)Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$")
+    return [
+        reply if isinstance(reply, Score) else Score(float(reply), answer)
+        for (_, answer), reply in zip(asked, replies, strict=True)
+    ]
+
+
+def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list[Score]:
+    replies = _ask(
+        judge, asked, prompts.COMPARE, r"(?i)Verdict:\s*(yes|no)\b", lambda sample: {"rule": rule(sample)}
+    )
+    return [
+        reply
+        if isinstance(reply, Score)
+        else Score(float(reply.lower() == "yes"), answer, f"judged by {judge.name}")
+        for (_, answer), reply in zip(asked, replies, strict=True)
+    ]
 
 
 def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
@@ -255,80 +177,95 @@ def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
             )
         return prompts.CHARXIV_RULES[category]
 
-    return _compared([sample for sample, _ in asked], judge, [final_answer(text) for _, text in asked], rule)
+    return _compared(_final(asked), judge, rule)
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
-    extracted = _extracted(asked, judge)
-    scores: list[Score | None] = []
-    for (sample, _), (answer, failure) in zip(asked, extracted, strict=True):
-        if failure is not None:
-            scores.append(failure)
+    extracted, scores = _extracted(asked, judge), {}
+    for index, ((sample, _), answer) in enumerate(zip(asked, extracted, strict=True)):
+        if isinstance(answer, Score):
+            scores[index] = answer
         elif not answer:
-            scores.append(Score(0.0, None, f"{judge.name} found no answer in the response"))
+            scores[index] = Score(0.0, None, f"{judge.name} found no answer in the response")
         elif answer == str(sample.gold).strip():
-            scores.append(Score(1.0, answer, "equal text after extraction"))
-        else:
-            scores.append(None)
-    rest = [index for index, score in enumerate(scores) if score is None]
-    answers = [str(extracted[index][0]) for index in rest]
-    judged = _compared([asked[index][0] for index in rest], judge, answers, lambda sample: prompts.MATH_RULE)
-    for index, score in zip(rest, judged, strict=True):
-        scores[index] = score
-    return [score for score in scores if score is not None]
+            scores[index] = Score(1.0, answer, "equal text after extraction")
+    rest = [index for index in range(len(asked)) if index not in scores]
+    judged = _compared([(asked[i][0], str(extracted[i])) for i in rest], judge, lambda _: prompts.MATH_RULE)
+    scores |= dict(zip(rest, judged, strict=True))
+    return [scores[index] for index in range(len(asked))]
 
 
-def _mathvista_extracted(asked: Asked, judge: Judge) -> list[Score]:
+def _mathvista(asked: Asked, judge: Judge) -> list[Score]:
     scores = []
-    for (sample, _), (answer, failure) in zip(asked, _extracted(asked, judge), strict=True):
-        if failure is not None:
-            scores.append(failure)
-            continue
-        score = mathvista_match(answer or "", sample.gold, extracted=True, **_mathvista_arguments(sample))
-        scores.append(replace(score, reason=score.reason or f"extracted by {judge.name}"))
+    for (sample, _), answer in zip(asked, _extracted(asked, judge), strict=True):
+        if isinstance(answer, str):
+            score = mathvista_match(sample, answer, extracted=True)
+            answer = replace(score, reason=score.reason or f"extracted by {judge.name}")
+        scores.append(answer)
     return scores
 
 
-def _extracted(asked: Asked, judge: Judge) -> list[tuple[str | None, Score | None]]:
-    """(answer, None); (None, None) where the response gives none; (None, score) for an unread reply."""
-    texts = [
-        _fill(
-            prompts.EXTRACT, sample, final_answer(text),
-            hint=prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), ""),
-        )
-        for sample, text in asked
-    ]  # fmt: skip
-    results: list[tuple[str | None, Score | None]] = []
-    for reply in judge(texts):
-        found = re.search(r"Extracted:[ \t]*(.+)", reply)
-        if found is None:
-            results.append((None, _unread(judge, reply, None)))
-        else:
-            text = found[1].strip()
-            results.append((None if text.lower() == "none" else text, None))
-    return results
-
-
-def _fill(template: str, sample: Sample, answer: str, **parts: str) -> str:
-    return template.format(question=sample.question, gold=sample.gold, answer=answer, **parts)
-
-
-def _unread(judge: Judge, reply: str, answer: str | None) -> Score:
-    return Score(None, answer, f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict")
+def _extracted(asked: Asked, judge: Judge) -> list[str | Score]:
+    """The answers that the judge finds in the texts, "" where there is none."""
+    replies = _ask(
+        judge, _final(asked), prompts.EXTRACT, r"Extracted:[ \t]*(.+)",
+        lambda sample: {"hint": prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), "")},
+    )  # fmt: skip
+    return [
+        replace(reply, parsed=None) if isinstance(reply, Score) else "" if reply.lower() == "none" else reply
+        for reply in replies
+    ]
 
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
     "llm_judge_graded": _graded,
     "llm_judge": _charxiv,
     "mathverse_judge": _mathverse,
-    "llm_extract_then_typed_match": _mathvista_extracted,
+    "llm_extract_then_typed_match": _mathvista,
 }
 
 
-# --- test vectors: one JSON object a line with a question, an answer, a scoring and the expected value ---
+# --- test vectors ---
 
-FIELDS = ("benchmark", "prediction", "gold", "mode", "expected")
 TOLERANCE = 1e-6  # expected values are rounded to six decimals
+
+
+class Vector(BaseModel):
+    """A line of a file of test vectors. prediction, gold: of a circular question (meta.group) lists over its rotations.
+
+    expected: the value, None for "no score"; meta.math_verify has it by version, of which the pinned one counts.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    benchmark: str
+    prediction: Any
+    gold: Any
+    mode: Scoring
+    expected: float | None
+    meta: dict[str, Any] | None = None
+
+    def failure(self) -> str | None:
+        """What is wrong; None where the scorer gives what is expected."""
+        meta = self.meta or {}
+        expected = meta.get("math_verify", {}).get(caprl.MATH_VERIFY_VERSION, self.expected)
+        found = self._score(meta)
+        both = found.value is not None and expected is not None
+        if abs(found.value - expected) <= TOLERANCE if both else found.value is expected:
+            return None
+        return (
+            f"{self.benchmark} ({self.mode}) prediction {self.prediction!r} gold {self.gold!r}: expected {expected}, "
+            f"got {found.value} (parsed {found.parsed!r}, {found.reason or 'no remark'})"
+        )
+
+    def _score(self, meta: dict[str, Any]) -> Score:
+        circular, options = meta.get("group") == "circular", tuple(as_list(meta.get("options")) or ())
+        pairs = zip(self.prediction, self.gold, strict=True) if circular else [(self.prediction, self.gold)]
+        scores = [
+            score(Sample("vector", self.benchmark, (), "", gold, options, meta), text, self.mode)
+            for text, gold in pairs
+        ]
+        return all_rotations(scores) if circular else scores[0]
 
 
 def check_vectors(path: Path) -> tuple[int, list[str]]:
@@ -337,69 +274,23 @@ def check_vectors(path: Path) -> tuple[int, list[str]]:
     A line that is no vector, or that the scorer refuses, counts as failed. Raises UserError where there is no such
     file, or nothing in it.
     """
-    if not path.is_file():
-        raise UserError(f"no test vectors at {path}: give a JSONL file")
-    passed, failures = 0, []
-    for number, text in _lines(path):
-        try:
-            failure = _check_vector(json.loads(text))
-        except (ValueError, UserError) as error:
-            failure = str(error)
-        if failure is None:
-            passed += 1
-        else:
-            failures.append(f"FAILED line {number} of {path}: {failure}")
-    if not passed and not failures:
-        raise UserError(f"{path} is empty: one JSON object a line with {', '.join(FIELDS)}")
-    return passed, failures
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if text.strip():
-            yield number, text
-
-
-def _check_vector(data: Any) -> str | None:
-    """None where the scorer gives what the vector expects, else what is wrong."""
-    if not isinstance(data, dict):
-        raise UserError(f"a vector is a JSON object, not {type(data).__name__}")
-    if missing := [name for name in FIELDS if name not in data]:
-        raise UserError(f"missing {', '.join(missing)}")
-    if data["mode"] not in ("caprl", "standard"):
-        raise UserError(f"mode is {data['mode']!r}, not 'caprl' or 'standard'")
-    meta, expected = data.get("meta") or {}, data["expected"]
-    if not isinstance(meta, dict):
-        raise UserError(f"meta is {type(meta).__name__}, not a JSON object")
-    if isinstance(versions := meta.get("math_verify"), dict):
-        expected = versions.get(caprl.MATH_VERIFY_VERSION, expected)
-    if expected is not None and not isinstance(expected, int | float):
-        raise UserError(f"expected is {expected!r}, not a number or null")
-    found = _score_vector(data, meta)
-    same = (
-        found.value is expected
-        if None in (found.value, expected)
-        else abs(found.value - expected) <= TOLERANCE
-    )
-    return None if same else (
-        f"{data['benchmark']} ({data['mode']}) prediction {data['prediction']!r} gold {data['gold']!r}: expected "
-        f"{expected}, got {found.value} (parsed {found.parsed!r}, {found.reason or 'no remark'})"
-    )  # fmt: skip
-
-
-def _score_vector(data: dict[str, Any], meta: dict[str, Any]) -> Score:
-    options = tuple(metrics.as_options(meta.get("options")) or ())
-    circular = meta.get("group") == "circular"  # MMBench: a list over the rotations
-    pairs = (
-        zip(data["prediction"], data["gold"], strict=True)
-        if circular
-        else [(data["prediction"], data["gold"])]
-    )
-    scores = [
-        score(
-            Sample("vector", str(data["benchmark"]), (), meta.get("question", ""), gold, options, meta),
-            prediction, data["mode"],
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if not any(map(str.strip, lines)):
+        raise UserError(
+            f"no test vectors in {path}: one JSON object a line with {', '.join(Vector.model_fields)}"
         )
-        for prediction, gold in pairs
-    ]  # fmt: skip
-    return metrics.all_rotations(scores) if circular else scores[0]
+    failures = [
+        f"FAILED line {number} of {path}: {failure}"
+        for number, line in enumerate(lines, 1)
+        if line.strip() and (failure := _failure(line))
+    ]
+    return sum(bool(line.strip()) for line in lines) - len(failures), failures
+
+
+def _failure(line: str) -> str | None:
+    try:
+        return Vector.model_validate_json(line).failure()
+    except ValidationError as error:
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    except UserError as error:
+        return str(error)

@@ -7,7 +7,7 @@ All questions of an image are drawn together. The average counts every benchmark
   independently and a macro average counts each benchmark the same.
 * Many comparisons: Holm's correction.
 * Power: the smallest difference that n images can show.
-* Variance parts: items, caption draws, reader draws, training seeds.
+* Variance parts: items, caption draws, training seeds.
 * Best of n: the unbiased form when more captions were drawn than n.
 
 Scores enter as arrays of shape (rows, models), clusters as one image id per row. A row in which a model
@@ -265,7 +265,7 @@ def cluster_means(scores: Sequence[float], clusters: Sequence[Any]) -> dict[Any,
 
 @dataclass(frozen=True, slots=True)
 class VarianceParts:
-    """Variance of one score by its source, and the standard error of the mean that follows.
+    """Variance of one score by its source.
 
     A part is None where the data cannot show it: one draw says nothing about draws, one training seed
     nothing about seeds. Estimates that come out negative are given as 0.
@@ -273,36 +273,26 @@ class VarianceParts:
 
     items: float | None
     captions: float | None
-    reader: float | None
     seeds: float | None
-    standard_error: float | None
-    shape: tuple[int, int, int, int]
 
 
 def variance_components(scores: Any) -> VarianceParts:
-    """Variance by items, training seeds, caption draws and reader draws of a balanced design.
+    """Variance by items, training seeds and caption draws of a balanced design.
 
-    Nested analysis of variance: reader draws within captions, captions within (item, seed); items and
-    training seeds are crossed, their interaction counts into captions (one cannot be told from the
-    other without drawing the captions of a seed twice). Method of moments on the mean squares.
+    Nested analysis of variance: captions within (item, seed); items and training seeds are crossed, their
+    interaction counts into captions (one cannot be told from the other without drawing the captions of a
+    seed twice). Method of moments on the mean squares.
 
-    Args:
-        scores: (items, seeds, captions, reader draws), any of the last three may be 1.
-
-    Raises:
-        ValueError: not four axes, no items, or missing values.
+    scores: (items, seeds, captions), any of the last two may be 1. Raises ValueError for anything else.
     """
     table = np.asarray(scores, dtype=float)
-    if table.ndim != 4 or 0 in table.shape or np.isnan(table).any():
-        raise ValueError(f"scores of shape {table.shape}: give all of (items, seeds, captions, reader draws)")
-    num_items, num_seeds, num_captions, num_draws = table.shape
-    caption_means = table.mean(axis=3)
-    cell_means = caption_means.mean(axis=2)  # (items, seeds)
+    if table.ndim != 3 or 0 in table.shape or np.isnan(table).any():
+        raise ValueError(f"scores of shape {table.shape}: give all of (items, seeds, captions)")
+    num_items, num_seeds, num_captions = table.shape
+    cell_means = table.mean(axis=2)  # (items, seeds)
     item_means, seed_means, mean = cell_means.mean(axis=1), cell_means.mean(axis=0), cell_means.mean()
-    reader = float(table.var(axis=3, ddof=1).mean()) if num_draws > 1 else None
-    within = float(caption_means.var(axis=2, ddof=1).mean()) if num_captions > 1 else None
-    captions = None if within is None else max(0.0, within - (reader or 0.0) / num_draws)
-    residual: float | None = None if within is None else within / num_captions
+    captions = float(table.var(axis=2, ddof=1).mean()) if num_captions > 1 else None
+    residual = None if captions is None else captions / num_captions
     if num_seeds > 1 and num_items > 1:
         left = cell_means - item_means[:, None] - seed_means[None, :] + mean
         residual = float((left**2).sum() / ((num_items - 1) * (num_seeds - 1)))
@@ -311,17 +301,7 @@ def variance_components(scores: Any) -> VarianceParts:
         items = max(0.0, float(item_means.var(ddof=1)) - (residual or 0.0) / num_seeds)
     if num_seeds > 1:
         seeds = max(0.0, float(seed_means.var(ddof=1)) - (residual or 0.0) / num_items)
-    error = _standard_error(item_means, seeds, num_items, num_seeds)
-    return VarianceParts(items, captions, reader, seeds, error, table.shape)
-
-
-def _standard_error(
-    item_means: np.ndarray, seeds: float | None, num_items: int, num_seeds: int
-) -> float | None:
-    """Of the overall mean: between items (which holds caption and reader noise) plus between seeds."""
-    if num_items < 2:
-        return None
-    return sqrt(float(item_means.var(ddof=1)) / num_items + (seeds or 0.0) / num_seeds)
+    return VarianceParts(items, captions, seeds)
 
 
 def best_of_n(scores: Sequence[float], n: int) -> float:

@@ -156,32 +156,24 @@ def test_cluster_means():
 
 def test_variance_parts_are_recovered():
     generator = np.random.default_rng(7)
-    n, s, c, r = 400, 8, 4, 3
+    n, s, c = 400, 8, 12
     scores = (
-        generator.normal(0, 1.0, (n, 1, 1, 1)) + generator.normal(0, 0.5, (1, s, 1, 1))
-        + generator.normal(0, 0.7, (n, s, c, 1)) + generator.normal(0, 0.3, (n, s, c, r))
+        generator.normal(0, 1.0, (n, 1, 1)) + generator.normal(0, 0.5, (1, s, 1)) + generator.normal(0, 0.7, (n, s, c))
     )  # fmt: skip
     parts = variance_components(scores)
     assert parts.items == pytest.approx(1.0, rel=0.25)
     assert parts.captions == pytest.approx(0.49, rel=0.1)
-    assert parts.reader == pytest.approx(0.09, rel=0.05)
     assert 0.02 < parts.seeds < 1.2  # eight seeds say little
-    assert parts.shape == (n, s, c, r)
 
 
-def test_parts_that_cannot_be_seen_are_missing():
-    parts = variance_components(np.random.default_rng(8).random((20, 1, 1, 1)))
-    assert (parts.captions, parts.reader, parts.seeds) == (None, None, None)
-    assert parts.items is not None
-    assert variance_components(np.zeros((1, 1, 2, 1))).standard_error is None
-    with pytest.raises(ValueError, match="shape"):
-        variance_components(np.zeros((3, 2)))
-
-
-def test_variance_of_two_captions_by_hand():
-    parts = variance_components(np.array([[[[0.0], [1.0]]], [[[1.0], [1.0]]]]))
+def test_variance_by_hand_and_parts_that_cannot_be_seen():
+    parts = variance_components([[[0.0, 1.0]], [[1.0, 1.0]]])
     assert parts.captions == pytest.approx(0.25)
     assert parts.items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
+    parts = variance_components(np.random.default_rng(8).random((20, 1, 1)))
+    assert (parts.captions, parts.seeds) == (None, None) and parts.items is not None
+    with pytest.raises(ValueError, match="shape"):
+        variance_components(np.zeros((3, 2)))
 
 
 def test_best_of_n_is_pass_at_k():
