@@ -122,23 +122,20 @@ def score(
         typer.Argument(help="A captioning model: zoo:NAME, a folder, or a hub id.", show_default=False),
     ] = None,
     benchmark: Annotated[
-        list[str], typer.Option(help="A benchmark's key, or KEY=PATH for local data. Default: the profile's.")
+        list[str], typer.Option(metavar="KEY[=PATH]", help="Benchmark, or local data of it.")
     ] = [],
-    num_samples: Annotated[
-        int | None, typer.Option(help="Questions of each. Default: the profile's.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the run. Default: after the model.")] = None,
-    direct: Annotated[
-        bool, typer.Option(help="Direct VQA: the model answers from the image itself.")
-    ] = False,
+    num_samples: Annotated[int | None, typer.Option(help="Of each benchmark.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; by default the model's.")] = None,
+    direct: Annotated[bool, typer.Option("--direct", help="VQA: it answers from the image.")] = False,
     list_them: Annotated[bool, typer.Option("--list", help="Show the benchmarks.")] = False,
-    vectors: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Check the scorer against test vectors.")
-    ] = None,
+    vectors: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
-    """Score a captioning model with Prism: what a reader can answer from its captions alone."""
+    """Score a captioning model with Prism: what a reader can answer from its captions alone.
+
+    Benchmarks and number of questions are the profile's unless given.
+    """
     if list_them:
         from caprl_utils.prism.benchmarks import overview
 

@@ -11,7 +11,7 @@ Three ways to read, none of which guesses:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -71,9 +71,10 @@ def answer_all(
     """
     failed: dict[str, str] = {}
     with Progress("answers", len(tasks)) as progress:
-        for number, (ask, chunk) in enumerate(_chunks(tasks, reader, mode)):
+        for number, chunk in enumerate(_chunks(tasks, mode)):
             if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
-                failed |= _write(ask(chunk, chunk_seed(seed, "answers", number)), store)
+                answers = _ask(reader, mode, chunk, chunk_seed(seed, "answers", number))
+                failed |= _write(answers, store)
                 if all(task.id in failed for task in chunk) and len(chunk) > 1:
                     raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
             progress.update(len(chunk))
@@ -83,38 +84,41 @@ def answer_all(
     return {row.id: row for row in store.read(Answer) if row.id in wanted}
 
 
-Ask = Callable[[Sequence[Task], int], dict[str, Answer | str]]
-
-
-def _chunks(tasks: Sequence[Task], reader: Backend, mode: Mode) -> Iterator[tuple[Ask, list[Task]]]:
+def _chunks(tasks: Sequence[Task], mode: Mode) -> Iterator[list[Task]]:
     """Tasks that can be asked in one call: letter questions by number of options, all others together."""
     groups: dict[int, list[Task]] = {}
     for task in tasks:
         groups.setdefault(len(task.sample.options) if mode == "choice" else 0, []).append(task)
-    for num_options, group in sorted(groups.items()):
-        ask = _letters(reader, num_options) if num_options else _texts(reader, mode)
+    for _, group in sorted(groups.items()):
         for start in range(0, len(group), CHUNK_QUESTIONS):
-            yield ask, group[start : start + CHUNK_QUESTIONS]
+            yield group[start : start + CHUNK_QUESTIONS]
 
 
 def _write(answers: dict[str, Answer | str], store: RowStore) -> dict[str, str]:
+    """Keep the answers; returns task id -> reason where there is none."""
     for key, answer in answers.items():
         if isinstance(answer, Answer) and key not in store:
             store.append(answer)
     return {key: reason for key, reason in answers.items() if isinstance(reason, str) and key not in store}
 
 
-def _letters(reader: Backend, num_options: int) -> Ask:
-    letters = prompts.LETTERS[:num_options]
-
-    def ask(tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
-        rows = reader.choice_logprobs([_request(task, True) for task in tasks], [f" {x}" for x in letters])
+def _ask(reader: Backend, mode: Mode, tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
+    """Task id -> answer, or the reason why there is none."""
+    requests = [_request(task, prefilled=mode != "sampled") for task in tasks]
+    letters = prompts.LETTERS[: len(tasks[0].sample.options)]
+    if mode == "choice" and letters:
+        rows = reader.choice_logprobs(requests, [f" {letter}" for letter in letters])
         return {
             task.id: "the reader gave no probabilities" if row is None else _likeliest(task.id, row, letters)
             for task, row in zip(tasks, rows, strict=True)
         }
-
-    return ask
+    completions = reader.generate(requests, replace(AUTHORS if mode == "sampled" else GREEDY, seed=seed))
+    return {
+        c.id: Answer(id=c.id, text=_without_prefill(c.text), finish_reason=c.finish_reason)
+        if c.text is not None
+        else c.error or "the reader gave no text"
+        for c in completions
+    }
 
 
 def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
@@ -124,22 +128,6 @@ def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
     return Answer(
         id=task_id, text=ahead[0] if len(ahead) == 1 else None, finish_reason="stop", letter_mass=mass
     )
-
-
-def _texts(reader: Backend, mode: Mode) -> Ask:
-    sampling = AUTHORS if mode == "sampled" else GREEDY
-
-    def ask(tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
-        requests = [_request(task, prefilled=mode != "sampled") for task in tasks]
-        completions = reader.generate(requests, replace(sampling, seed=seed))
-        return {
-            c.id: Answer(id=c.id, text=_without_prefill(c.text), finish_reason=c.finish_reason)
-            if c.text is not None
-            else c.error or "the reader gave no text"
-            for c in completions
-        }
-
-    return ask
 
 
 def _without_prefill(text: str) -> str:

@@ -21,16 +21,9 @@ REGISTRY = paths.CONFIGS / "benchmarks.yaml"
 
 Status = Literal["checked", "derived", "reported", "unknown", "ours"]
 AnswerKind = Literal[
-    "short",
-    "short_list",
-    "accepted_list",
-    "letter",
-    "letter_or_open",
-    "letter_or_math",
-    "letter_or_short",
-    "choice_or_typed",
-    "open",
-]
+    "short", "short_list", "accepted_list", "letter", "letter_or_open", "letter_or_math", "letter_or_short",
+    "choice_or_typed", "open",
+]  # fmt: skip
 
 
 class _Facts(BaseModel):
@@ -105,19 +98,20 @@ class Benchmark(_Facts):
     prism_fit: str | None = None
     notes: tuple[str, ...] = ()
 
+    def rows(self) -> str:
+        """How many rows are scored, as far as it is known."""
+        if self.size is None or not (self.size.rows or self.size.about):
+            return "unknown"
+        return str(self.size.rows or f"about {self.size.about}")
+
     def needs(self) -> str:
         """One line for a message about absent data: id, config, split, revision, licence, size."""
         if self.hub is None:
             return f"{self.name}: made by this project, not downloaded"
-        size = self.size
-        count = (
-            "unknown" if size is None else size.rows or (f"about {size.about}" if size.about else "unknown")
-        )
-        licence = self.licence.name if self.licence else "unknown"
         return (
             f"{self.name}: dataset {self.hub.id}, config {self.hub.config or 'default'}, "
             f"split {self.hub.split or 'unknown'}, revision {self.hub.revision or 'not pinned (give one)'}, "
-            f"{count} rows, licence {licence}"
+            f"{self.rows()} rows, licence {self.licence.name if self.licence else 'unknown'}"
         )
 
 
@@ -163,8 +157,7 @@ def overview() -> str:
     """One line a benchmark: key, name, rows, metric, and the paper's tables that have it."""
     lines = []
     for item in load_registry().values():
-        rows = (item.size.rows or item.size.about) if item.size else None
         tables = f"tables {', '.join(map(str, item.tables))}" if item.tables else ""
-        where = "rendered here" if item.loader else f"{rows or '?'} rows"
-        lines.append(f"{item.key:<17} {item.name:<24} {where:<14} {item.metric:<30} {tables}".rstrip())
+        where = "rendered here" if item.loader else f"{item.rows()} rows"
+        lines.append(f"{item.key:<17} {item.name:<24} {where:<16} {item.metric:<30} {tables}".rstrip())
     return "\n".join(lines)

@@ -292,5 +292,5 @@ def _failure(line: str) -> str | None:
         return Vector.model_validate_json(line).failure()
     except ValidationError as error:
         return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    except UserError as error:
+    except (UserError, AttributeError, TypeError, ValueError) as error:  # meta or rotations of another form
         return str(error)

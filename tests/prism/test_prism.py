@@ -123,24 +123,27 @@ def test_the_three_stages(profile, samples):
     assert record["values"]["average"] == pytest.approx(0.55)
     low, high = record["intervals"]["mini-scene"]
     assert 0 <= low < 0.6 < high <= 1
+    told = "This is a scene. The colour is red."
+    assert prompts.read_question(told, "What is the colour?", COLOURS) in reader.prompts
     rows = read_samples(paths.RUNS / "smoke" / "prism" / "base")
     assert len(rows) == 60 and rows[0]["model"] == "base" and rows[0]["options"] == COLOURS
     assert {row["caption"] for row in rows if row["image_id"] == "mini-scene/img9"} == {"This is a scene."}
 
 
-def test_prompts_hold_caption_question_and_options(profile, samples):
-    reader = Reader()
-    evaluate(profile, "base", Captioner(), reader, samples[:1])
-    assert reader.prompts[0] == prompts.read_question(
-        "This is a scene. The colour is red.", "What is the colour?", COLOURS
-    )
-
-
-def test_a_complete_run_asks_nobody(profile, samples):
+def test_what_is_asked_again(profile, samples):
     first = evaluate(profile, "base", Captioner(), Reader(), samples)
-    captioner, reader = Captioner(), Reader()
-    assert evaluate(profile, "base", captioner, reader, samples) == first
-    assert not captioner.seen and not reader.asked
+    idle, reader, other = Captioner(), Reader(), Captioner()
+    assert evaluate(profile, "base", idle, reader, samples) == first
+    assert not idle.seen and not reader.asked
+    reader.model_hash = "r1"  # another reader does not caption again
+    evaluate(profile, "base", idle, reader, samples)
+    evaluate(profile, "base-by-other", idle, reader, samples, captions_run="base")
+    assert (
+        reader.asked and not idle.seen and not (paths.RUNS / "smoke" / "captions" / "base-by-other").exists()
+    )
+    other.model_hash = "c1"
+    evaluate(profile, "base", other, Reader(), samples)
+    assert other.seen
 
 
 def test_a_kill_changes_nothing_in_the_result(profile, samples, monkeypatch):
@@ -158,40 +161,24 @@ def test_a_kill_changes_nothing_in_the_result(profile, samples, monkeypatch):
         assert rows[0] == [{**row, "model": f"cut{stop}"} for row in rows[1]]
 
 
-def test_a_failing_captioner_stops_and_goes_on(profile, samples):
-    with pytest.raises(UserError, match="no answer from the server"):
-        evaluate(profile, "base", Captioner(broken=["mini-scene/img3"]), Reader(), samples)
+class Half(Reader):
+    def choice_logprobs(self, requests, choices, progress=None):
+        rows = super().choice_logprobs(requests, choices)
+        return [None if i % 2 else row for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("captioner", "reader", "message"),
+    [
+        (Captioner(broken=["mini-scene/img3"]), Reader(), "no answer from the server"),
+        (Captioner(), Half(), "20 of 60 questions were not answered"),
+    ],
+)
+def test_a_model_that_fails_stops_the_run_which_then_goes_on(captioner, reader, message, profile, samples):
+    with pytest.raises(UserError, match=message):
+        evaluate(profile, "base", captioner, reader, samples)
     assert not (paths.RUNS / "smoke" / "prism" / "base" / "result.json").exists()
     assert evaluate(profile, "base", Captioner(), Reader(), samples)["values"]["average"] == 1.0
-
-
-def test_a_failing_reader_stops_and_goes_on(profile, samples):
-    class Half(Reader):
-        def choice_logprobs(self, requests, choices, progress=None):
-            rows = super().choice_logprobs(requests, choices)
-            return [None if i % 2 else row for i, row in enumerate(rows)]
-
-    with pytest.raises(UserError, match="20 of 60 questions were not answered"):
-        evaluate(profile, "base", Captioner(), Half(), samples)
-    assert evaluate(profile, "base", Captioner(), Reader(), samples)["values"]["average"] == 1.0
-
-
-def test_another_model_makes_another_run(profile, samples):
-    evaluate(profile, "base", Captioner(), Reader(), samples)
-    other = Captioner()
-    other.model_hash = "c1"
-    evaluate(profile, "base", other, Reader(), samples)
-    assert other.seen
-
-
-def test_another_reader_does_not_caption_again(profile, samples):
-    evaluate(profile, "base", Captioner(), Reader(), samples)
-    captioner, reader = Captioner(), Reader()
-    reader.model_hash = "r1"
-    evaluate(profile, "base", captioner, reader, samples)
-    assert reader.asked and not captioner.seen
-    evaluate(profile, "base-by-other", captioner, reader, samples, captions_run="base")
-    assert not captioner.seen and not (paths.RUNS / "smoke" / "captions" / "base-by-other").exists()
 
 
 def test_floors_and_ceilings(profile, samples):
@@ -436,22 +423,6 @@ def test_vqa_scores_and_rows(profile, singles):
     assert low < 0.8 < high
     rows = read_samples(paths.RUNS / "smoke" / "vqa" / "base")
     assert len(rows) == 20 and rows[0]["caption"] is None and rows[0]["model"] == "base"
-
-
-def test_a_kill_of_vqa_changes_nothing(profile, singles, monkeypatch):
-    monkeypatch.setattr("caprl_utils.prism.answers.CHUNK_QUESTIONS", 4)
-    whole = evaluate_vqa(profile, "whole", Looker(blind=[2]), singles)
-    for stop in (5, 11, 17):
-        with pytest.raises(KeyboardInterrupt):
-            evaluate_vqa(profile, f"cut{stop}", Looker([2], stop), singles)
-        again = Looker([2])
-        record = evaluate_vqa(profile, f"cut{stop}", again, singles)
-        assert record["values"] == whole["values"] and again.asked < len(singles)
-        folder = paths.RUNS / "smoke" / "vqa"
-        rows = read_samples(folder / f"cut{stop}"), read_samples(folder / "whole")
-        assert rows[0] == [{**row, "model": f"cut{stop}"} for row in rows[1]]
-    idle = Looker()
-    assert evaluate_vqa(profile, "whole", idle, singles) == whole and not idle.asked
 
 
 def test_questions_about_several_images_are_left_out_and_listed(profile, singles):

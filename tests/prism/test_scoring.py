@@ -43,55 +43,6 @@ def by_authors(benchmark, text, gold):
     return scoring.score(sample(benchmark, gold), text, "caprl")
 
 
-QUIRKS = [
-    ("Q1", "chartqa", "95", "100", 0.0),
-    ("Q1", "chartqa", "105.2", "100", 1.0),
-    ("Q1", "chartqa", "95.5", "100", 1.0),
-    ("Q2", "chartqa", "0.03", "3", 1.0),
-    ("Q2", "chartqa", "-300", "-3", 1.0),
-    ("Q2", "chartqa", "0.3", "3", 0.0),
-    ("Q3", "chartqa", "12.5%", "12.5", 0.0),
-    ("Q3", "chartqa", "2,150", "2145", 0.0),
-    ("Q4", "chartqa", "0.50", "0.52", 1.0),
-    ("Q4", "chartqa", "0.5", "0.5", 1.0),
-    ("Q5", "chartqa", "12%", "12", 0.0),
-    ("Q6", "chartqa", "0.0", "0", 1.0),
-    ("Q6", "chartqa", "0.001", "0", 0.0),
-    ("Q7", "mmstar", "B", "   ", 1.0),
-    ("Q7", "mathvision", "B", "$$", 1.0),
-    ("Q7", "chartqa", "B", "a\nb", 1.0),
-    ("Q8", "infovqa", "2015-2020", "2010-2015", 1.0),
-    ("Q9", "chartqa", "12 345", "357", 1.0),
-    ("Q9", "chartqa", "Mail", "Lima", 1.0),
-    ("Q10", "chartqapro", "Blue, Red", "Red and Blue", 1.0),
-    ("Q11", "infovqa", "5 kg", "5", 1.0),
-    ("Q11", "mathverse", "5 cm", "5", 1.0),
-    ("Q12", "infovqa", "us", "US$ 5 million", 1.0),
-    ("Q13", "mathverse", "60°", "60", 0.0),
-    ("Q14", "chartqa", "\\text{North America}", "North America", 0.0),
-    ("Q15", "infovqa", "45", "[12, 45]", 1.0),
-    ("Q15", "charxiv", "1200", "[12, 45]", 1.0),
-    ("Q15", "mathverse", "12", "[12, 45]", 0.0),
-    ("Q16", "chartqa", "3", "exit()", 0.0),
-    ("Q17", "infovqa", "255", "250", 1.0),
-    ("Q18", "infovqa", "STRABE", "straße", 6 / 7),
-    ("Q18", "infovqa", "abc", "abcdefg", 0.0),
-    ("Q19", "charxiv", "105", "100", 1.0),
-    ("Q20", "mmstar", "(B)", "B", 1.0),
-    ("Q20", "mmstar", "B)", "B", 0.0),
-    ("Q20", "mmstar", "Option B", "B", 0.0),
-    ("Q21", "mmmu_pro", "i", "I", 0.0),
-    ("Q22", "mathverse", "1 < x < 3", "(1,3)", 1.0),
-    ("Q22", "mathverse", "(1,3)", "1 < x < 3", 0.0),
-    ("version", "mathverse", "17.320508", "10\\sqrt{3}", 1.0),
-]
-
-
-@pytest.mark.parametrize(("quirk", "benchmark", "answer", "gold", "expected"), QUIRKS)
-def test_quirks(quirk, benchmark, answer, gold, expected):
-    assert by_authors(benchmark, complete(answer), gold).value == pytest.approx(expected, abs=1e-6), quirk
-
-
 @pytest.mark.parametrize(
     "completion",
     [
@@ -169,86 +120,6 @@ def test_mistakes_are_named():
 
 # --- the benchmarks' own metrics ---
 
-CHOICES = {"options": ["cat", "dog", "cow", "pig"]}
-FACTOID = {"question_type": "Factoid", "year": ["NO"]}
-OPEN = {"question_type": "open"}
-
-CASES = [
-    # relaxed accuracy
-    ("chartqa", "95", "100", {}, 1.0),
-    ("chartqa", "1.05", "1", {}, 0.0),
-    ("chartqa", "0.36", "35%", {}, 1.0),
-    ("chartqa", "0", "0", {}, 1.0),
-    ("chartqa", "$30", "30", {}, 0.0),
-    ("chartqa", "YES", "Yes", {}, 1.0),
-    ("chartqa", "nan", "5", {}, 0.0),
-    ("chartqa", "<think>x</think><answer>\\boxed{\\text{12.5}}</answer>", "12.5", {}, 1.0),
-    ("chartqa", "12", [12, 45], {}, 1.0),
-    ("mini-chart", "41", "40", {}, 1.0),
-    # ChartQAPro
-    ("chartqapro", "5", "0", FACTOID, 0.0),
-    ("chartqapro", "0.0", "0", FACTOID, 1.0),
-    ("chartqapro", "12.", "12", FACTOID, 1.0),
-    ("chartqapro", "abc", "abcdef", FACTOID, 0.0),
-    ("chartqapro", "['Yes', 'No']", "[Yes, No]", FACTOID, 1.0),
-    ("chartqapro", "['12', '45', '7']", "[12, 45]", FACTOID, 2 / 3),
-    ("chartqapro", "[2015, 2016]", "[2015, 2017]", {"year": ["YES"]}, 0.5),
-    ("chartqapro", "[2015, 41]", "[2015, 40]", {"year": ["YES", "NO"]}, 1.0),
-    ("chartqapro", "15", ["9", "14.5"], {"question_type": "Conversational", "year": ["YES", "NO"]}, 1.0),
-    ("chartqapro", "unanswered", "unanswerable", {"question_type": "Multi Choice", "year": ["NO"]}, 2 / 3),
-    # ANLS
-    ("infovqa", "abcd", ["abcdefgh"], {}, 0.5),
-    ("infovqa", "strabe", ["straße"], {}, 6 / 7),
-    ("infovqa", "NORTH  america", ["North America"], {}, 1.0),
-    ("docvqa", "x", ["y", "x"], {}, 1.0),
-    ("infovqa", "north amercia", "North America", {}, 11 / 13),
-    # letters
-    ("mmstar", "The correct option is (C).", "C", CHOICES, 1.0),
-    ("mmstar", "C or D", "C", CHOICES, 0.0),
-    ("ai2d", "B", "1", CHOICES, 1.0),
-    ("mme_realworld", "(E) none", "E", {}, 1.0),
-    ("seed2k", "E", "A", {}, 0.0),
-    ("mmmu_pro", "\\boxed{J}", "J", {"options": list("abcdefghij")}, 1.0),
-    ("mini-scene", "B) red", "B", {"options": ["blue", "red"]}, 1.0),
-    ("captionqa", "The answer is E", "E", {"options": list("vwxyz")}, 1.0),
-    # RealWorldQA
-    ("realworldqa", "Two.", "two", {}, 1.0),
-    ("realworldqa", "The answer is C.", "C", {}, 1.0),
-    # MMMU
-    ("mmmu", "(A) is wrong, the answer is (B)", "B", CHOICES, 1.0),
-    ("mmmu", "I would say it is the dog here", "B", CHOICES, 1.0),
-    ("mmmu", "no idea", "A", CHOICES, 0.0),
-    ("mmmu", "The result is 1,234.567", "1234.57", OPEN, 1.0),
-    ("mmmu", "the speed is 12.344 m/s", "12.34", OPEN, 1.0),
-    ("mmmu", "it is c", "c", OPEN, 1.0),
-    ("mmmu", "it is cat", "c", OPEN, 0.0),
-    ("mmmu", "24/7", "['24/7', '3.429']", OPEN, 1.0),
-    # MATH-Vision
-    ("mathvision", "\\boxed{5.004}", "5", {}, 1.0),
-    ("mathvision", "\\boxed{17.32}", "10\\sqrt{3}", {}, 0.0),
-    ("mathvision", "\\boxed{10\\sqrt{3}}", "10\\sqrt{3}", {}, 1.0),
-    ("mathvision", "\\boxed{(1, 2.001)}", "(1,2)", {}, 1.0),
-    ("mathvision", "\\boxed{(2,1)}", "(1,2)", {}, 0.0),
-    ("mathvision", "\\boxed{x=5}", "5", {}, 1.0),
-    ("mathvision", "B", "B", {"options": ["3", "4"]}, 1.0),
-    ("mathvision", "\\boxed{4}", "B", {"options": ["3", "4"]}, 1.0),
-    ("mathvision", "3/4", "0.75", {}, 1.0),
-    # MathVista
-    ("mathvista", "isoscele", "isosceles", {"question_type": "multi_choice", "answer_type": "text",
-                                            "choices": ["scalene", "isosceles"]}, 1.0),
-    ("mathvista", "3.9", "3", {"question_type": "free_form", "answer_type": "integer"}, 1.0),
-    ("mathvista", "1.44", "1.4", {"answer_type": "float", "precision": 1.0}, 1.0),
-    ("mathvista", "[1, 2]", "[1, 2]", {"question_type": "free_form", "answer_type": "list"}, 1.0),
-    # GQA
-    ("gqa", "t-shirt.", "tshirt", {}, 1.0),
-    ("wemath", "G", "G", {"options": list("abcdefg")}, 1.0),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("benchmark", "text", "gold", "meta", "expected"), CASES)
-def test_metrics(benchmark, text, gold, meta, expected):
-    assert score(benchmark, text, gold, **meta).value == pytest.approx(expected, abs=1e-6)
-
 
 def test_every_benchmark_has_a_metric():
     assert {facts.metric for facts in load_registry().values()} <= set(METRICS)
@@ -263,9 +134,9 @@ def test_rotations_count_together():
 
 
 def test_what_a_score_tells():
-    by_option = score("mmstar", "dog", "B", CHOICES["options"])
+    by_option = score("mmstar", "dog", "B", ["cat", "dog", "cow", "pig"])
     assert by_option.value == 1.0 and "option" in by_option.reason
-    unread = score("mmstar", "no idea", "B", CHOICES["options"])
+    unread = score("mmstar", "no idea", "B", ["cat", "dog", "cow", "pig"])
     assert (unread.value, unread.parsed) == (0.0, None) and unread.reason
 
 
@@ -396,6 +267,7 @@ def vector(**changes):
 
 
 def test_all_vectors_pass():
+    """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
     done = CliRunner().invoke(app, ["score", "--vectors", str(VECTORS)])
     assert (done.exit_code, done.output.strip()) == (
         0,
