@@ -17,7 +17,7 @@ from caprl_utils.config import load_assembly, read_yaml
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
-from caprl_utils.pretraining.sets import Training, wanted
+from caprl_utils.pretraining.sets import Training, all_trainings
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.registry import drawn_source
 from caprl_utils.run import expected_times
@@ -136,7 +136,7 @@ def _images(profile: Profile) -> Iterator[str]:
     if drawn_source(source) is None and not (paths.HOME / source).exists() and not _have(source, "dataset"):
         yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
     files: dict[Path, str] = {}
-    for training in wanted(profile.pretraining):
+    for training in all_trainings(profile.pretraining):
         if (file := _file(profile, training)) is not None:
             files[file] = training.stage
     for file, stage in files.items():

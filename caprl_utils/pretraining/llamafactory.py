@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS
+from caprl_utils.pretraining.sets import Training
 from caprl_utils.schema import Pretraining, PretrainingStage, Profile
 
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
@@ -42,15 +41,15 @@ OnStep = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True)
-class Files:
-    """What a stage reads and writes. checkpoint: go on from there."""
+class Inputs:
+    """What a training starts from. model: the folder that it trains. data_hash: of rows and images."""
 
-    model: Path | str
-    data_folder: Path | str
+    model: Path
+    data_folder: Path
     dataset: str
-    media: Path | str
-    output: Path | str
-    checkpoint: Path | str | None = None
+    data_hash: str
+    media: Path
+    num_rows: int
 
 
 def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
@@ -89,35 +88,39 @@ def chat_of(model: Path) -> dict[str, str]:
 
 
 def stage_arguments(
-    settings: Pretraining, name: str, chat: Mapping[str, str], files: Files, seed: int, num_rows: int,
-    setting: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Keys and values of a stage's YAML. chat: see `chat_of`. setting: whose (see `stage_of`).
+    settings: Pretraining,
+    training: Training,
+    inputs: Inputs,
+    seed: int,
+    output: Path,
+    checkpoint: Path | None = None,
+) -> dict[str, Any]:
+    """Keys and values of a training's YAML. checkpoint: where it goes on.
 
     With a checkpoint and without DeepSpeed the model is loaded from the checkpoint: the trainer's own way loads
     nothing into a Qwen2.5-VL, says so in two warnings, and goes on from the initial weights
     (huggingface/transformers#43701). DeepSpeed has a loader of its own.
     """
-    stage = stage_of(settings, name, setting)
-    resumed = files.checkpoint is not None and settings.deepspeed is None
+    stage, trains = stage_of(settings, training.stage, training.setting), TRAINS[training.stage]
+    resumed = checkpoint is not None and settings.deepspeed is None
     arguments: dict[str, Any] = {
-        "model_name_or_path": str(files.checkpoint if resumed else files.model),
+        "model_name_or_path": str(checkpoint if resumed else inputs.model),
         "trust_remote_code": False,
         "image_min_pixels": MIN_PIXELS,
         "image_max_pixels": settings.max_pixels,
         "stage": "sft",  # for captions too: `pt` would pack rows
         "do_train": True,
         "finetuning_type": "full",
-        "freeze_vision_tower": "vision_tower" not in TRAINS[name],
-        "freeze_multi_modal_projector": "projector" not in TRAINS[name],
-        "freeze_language_model": "language_model" not in TRAINS[name],
-        **chat,
-        "dataset": files.dataset,
-        "dataset_dir": str(files.data_folder),
-        "media_dir": str(files.media),
+        "freeze_vision_tower": "vision_tower" not in trains,
+        "freeze_multi_modal_projector": "projector" not in trains,
+        "freeze_language_model": "language_model" not in trains,
+        **chat_of(inputs.model),
+        "dataset": inputs.dataset,
+        "dataset_dir": str(inputs.data_folder),
+        "media_dir": str(inputs.media),
         "cutoff_len": settings.cutoff_tokens,
         "packing": False,
-        "output_dir": str(files.output),
+        "output_dir": str(output),
         "per_device_train_batch_size": stage.micro_batch_size,
         "gradient_accumulation_steps": accumulation(settings, stage),
         "learning_rate": stage.learning_rate,
@@ -126,7 +129,7 @@ def stage_arguments(
         "bf16": settings.precision == "bf16",
         "seed": seed,
         "logging_steps": 1,
-        "save_steps": min(settings.save_every, num_steps(stage, num_rows)),
+        "save_steps": min(settings.save_every, num_steps(stage, inputs.num_rows)),
         "save_total_limit": 2,
         "report_to": "none",
     }
@@ -138,25 +141,9 @@ def stage_arguments(
         arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
     if settings.deepspeed is not None:
         arguments["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
-    if files.checkpoint is not None:
-        arguments["resume_from_checkpoint"] = str(files.checkpoint)
+    if checkpoint is not None:
+        arguments["resume_from_checkpoint"] = str(checkpoint)
     return arguments
-
-
-def to_yaml(arguments: dict[str, Any], remark: str) -> str:
-    """The file's text. Numbers keep a decimal point: YAML reads 1e-5 as text."""
-
-    def number(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-        text = f"{value:.10g}"
-        if "e" in text and "." not in text:
-            text = text.replace("e", ".0e")
-        return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else f"{text}.0")
-
-    class Dumper(yaml.SafeDumper):
-        pass
-
-    Dumper.add_representer(float, number)
-    return f"# {remark}\n" + yaml.dump(arguments, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def command(config: Path, nodes: int = 1) -> list[str]:

@@ -23,8 +23,10 @@ from caprl_utils.models.base import Sampling
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import data
 from caprl_utils.pretraining.data import BadRow, TokenCounter
+from caprl_utils.pretraining.llamafactory import Inputs
 from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, rows_of
-from caprl_utils.pretraining.stage import STAGE, Inputs, folder_of
+from caprl_utils.pretraining.stage import STAGE, folder_of
+from caprl_utils.prism.evaluate import trained_captioner
 from caprl_utils.progress import track
 from caprl_utils.records import Conversation, about_image, mark_in
 from caprl_utils.registry import DrawnSource, drawn_source
@@ -202,10 +204,10 @@ def _captioner(profile: Profile, name: str) -> ModelConfig:
     """The model that writes a set's captions. Raises UserError when the RL training is not there."""
     if name != CAPRL:
         return profile.models[CAPTIONERS[name]]
-    final = paths.RUNS / profile.name / "rl" / f"caprl-seed{profile.rl.seeds[0]}" / "final"
-    if not (final / "config.json").is_file():
-        raise UserError(f"no {shown(final)}; make it: make 03_caprl_rl_training PROFILE={profile.name}")
-    return profile.models.policy.model_copy(update={"path": str(final), "revision": None})
+    model = trained_captioner(profile, f"caprl-seed{profile.rl.seeds[0]}")
+    if not (Path(model.path) / "config.json").is_file():
+        raise UserError(f"no {shown(model.path)}; make it: make 03_caprl_rl_training PROFILE={profile.name}")
+    return model
 
 
 def image_source(profile: Profile, images: str) -> str:

@@ -31,7 +31,7 @@ from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining import llamafactory
 from caprl_utils.pretraining.llamafactory import num_steps, stage_of
 from caprl_utils.pretraining.prepare import DataSet, dataset_of, prepare
-from caprl_utils.pretraining.sets import Training, finals, seeded, seeds_of, wanted
+from caprl_utils.pretraining.sets import Training, all_trainings, final_names, seeded, seeds_of
 from caprl_utils.pretraining.stage import folder_of, train
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
 from caprl_utils.processes import die_with_parent
@@ -46,10 +46,10 @@ def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str,
     Returns evaluation name -> its record.
     """
     items = items or profile.pretraining.items
-    trainings = wanted(profile.pretraining, items)
+    trainings = all_trainings(profile.pretraining, items)
     models = assemble(profile)
     train_all(profile, trainings, prepare(profile, trainings, models), models)
-    return evaluate(profile, finals(profile.pretraining, items))
+    return evaluate(profile, final_names(profile.pretraining, items))
 
 
 def assemble(profile: Profile) -> dict[str, Path]:

@@ -110,22 +110,22 @@ def growth_sets(settings: Pretraining) -> list[CaptionSet]:
     ]
 
 
-def wanted(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
+def all_trainings(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
     """All trainings that the items (the settings' own by default) need, each once, after the one it starts from."""
     found: dict[str, Training] = {}
     for row in _seeded_rows(settings, items or settings.items):
-        for training in chain(*row):
+        for training in row_trainings(*row):
             found.setdefault(training.name, training)
     order = {"align": 0, "further": 1, "sft": 2}
     return sorted(found.values(), key=lambda t: order[t.stage])  # stable: rows stay in order
 
 
-def finals(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
+def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
     """Names of the trainings that are evaluated."""
     return list(dict.fromkeys(final_name(*row) for row in _seeded_rows(settings, items or settings.items)))
 
 
-def chain(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
+def row_trainings(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
     """The trainings of one row with one seed, in order."""
     align = Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)
     done = [align]

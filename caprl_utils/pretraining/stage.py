@@ -7,27 +7,31 @@ per step), final/ (the model with its processor) and result.json. While it train
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.hashing import file_hash, folder_hash
-from caprl_utils.models.weights import PARTS, part_of, tensor_shapes
+from caprl_utils.models.weights import PARTS, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import llamafactory
-from caprl_utils.pretraining.llamafactory import TRAINS, Files, OnStep
+from caprl_utils.pretraining.llamafactory import TRAINS, Inputs, OnStep
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.runs import Run, checkpoints_in
 from caprl_utils.schema import Profile
+from caprl_utils.vlm_init.donors import read_config, read_weights
+
+if TYPE_CHECKING:
+    import torch
 
 STAGE = "pretraining"
 RECIPE = ["caprl_utils.pretraining.llamafactory"]
@@ -36,18 +40,6 @@ _CACHE = ".datasets"
 _SHARED = ("cutoff_tokens", "max_pixels", "precision")
 _LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
 _LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a training starts from. data_hash: of rows and images. model: the folder that it trains."""
-
-    model: Path
-    data_folder: Path
-    dataset: str
-    data_hash: str
-    media: Path
-    num_rows: int
 
 
 def folder_of(profile: Profile, name: str) -> Path:
@@ -100,12 +92,9 @@ def train_yaml(
     profile: Profile, training: Training, inputs: Inputs, work: Path, checkpoint: Path | None
 ) -> str:
     """What LLaMA-Factory is given. work: its output. checkpoint: where it goes on."""
-    files = Files(inputs.model, inputs.data_folder, inputs.dataset, inputs.media, work, checkpoint)
-    values = llamafactory.stage_arguments(
-        profile.pretraining, training.stage, llamafactory.chat_of(inputs.model), files,
-        seed_of(profile, training), inputs.num_rows, training.setting,
-    )  # fmt: skip
-    return llamafactory.to_yaml(values, f"{training.name}, profile {profile.name}")
+    seed = seed_of(profile, training)
+    values = llamafactory.stage_arguments(profile.pretraining, training, inputs, seed, work, checkpoint)
+    return f"# {training.name}, profile {profile.name}\n" + yaml.safe_dump(values, sort_keys=False)
 
 
 def _watch(training: Training, inputs: Inputs, folder: Path, on_step: OnStep) -> Callable[[], None]:
@@ -203,11 +192,10 @@ def checkpoint_problem(checkpoint: Path) -> str | None:
     # the processor comes after trainer_state.json, and a model folder without it cannot be trained on
     if not any(_is_json(checkpoint / name) for name in ("processor_config.json", "preprocessor_config.json")):
         return "the processor's configuration is missing or cut off"
-    weights = list(checkpoint.glob("*.safetensors"))
-    if not weights:
-        return "no weights"
-    if broken := [file.name for file in weights if not _is_whole_safetensors(file)]:
-        return f"{broken[0]} is cut off"
+    try:
+        read_weights(checkpoint)
+    except UserError as error:
+        return str(error)
     if (checkpoint / "latest").is_file():
         return None
     for name in ("optimizer.pt", "scheduler.pt"):
@@ -226,41 +214,21 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def _is_whole_safetensors(file: Path) -> bool:
-    """Whether the file is as long as its head says."""
-    from safetensors import SafetensorError
-
-    try:
-        tensor_shapes(file)
-    except SafetensorError:
-        return False
-    return True
-
-
 # What trained, read from the log and the model folders.
 
 
-def tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Tensor name -> (file, shape), from the heads of the safetensors files. A tied head is left out.
-
-    Raises UserError when there are no weights.
-    """
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= {name: (file, shape) for name, shape in tensor_shapes(file).items()}
-    if not found:
-        raise UserError(f"no *.safetensors in {shown(folder)}: that model is not there or not whole")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("tie_word_embeddings"):
-        found = {name: entry for name, entry in found.items() if not name.endswith("lm_head.weight")}
-    return found
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a model, mapped from disk. A tied head is left out. Raises UserError when there are none."""
+    tied = read_config(folder).get("tie_word_embeddings")
+    found = read_weights(folder).tensors
+    return {name: one for name, one in found.items() if not (tied and name.endswith("lm_head.weight"))}
 
 
 def counts(folder: Path) -> dict[str, int]:
     """Parameters per part."""
     found = dict.fromkeys(PARTS, 0)
-    for name, (_, shape) in tensors(folder).items():
-        found[part_of(name)] += math.prod(shape)
+    for name, tensor in tensors(folder).items():
+        found[part_of(name)] += tensor.numel()
     return found
 
 
@@ -303,9 +271,8 @@ def changes(before: Path, after: Path) -> dict[str, float]:
         odd = sorted(old.keys() ^ new.keys())
         raise UserError(f"{shown(before)} and {shown(after)} hold different tensors, first {odd[0]}")
     moved, norm = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
-    for plain, (name, file) in old.items():
-        first, last = _read(file, name), _read(new[plain][1], new[plain][0])
-        part = part_of(name)
+    for plain, (part, tensor) in old.items():
+        first, last = tensor.double(), new[plain][1].double()
         moved[part] += float((last - first).square().sum())
         norm[part] += float(first.square().sum())
     return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
@@ -322,17 +289,9 @@ def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
             )
 
 
-def _by_plain_name(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Name without the prefixes in which layouts differ -> (stored name, file)."""
-    found = {}
-    for name, (file, _) in tensors(folder).items():
-        plain = ".".join(piece for piece in name.split(".") if piece not in _LAYOUT)
-        found[plain] = (name, file)
-    return found
-
-
-def _read(file: Path, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as data:
-        return data.get_tensor(name).double()
+def _by_plain_name(folder: Path) -> dict[str, tuple[str, torch.Tensor]]:
+    """Name without the prefixes in which layouts differ -> (part, tensor)."""
+    return {
+        ".".join(piece for piece in name.split(".") if piece not in _LAYOUT): (part_of(name), tensor)
+        for name, tensor in tensors(folder).items()
+    }

@@ -29,9 +29,9 @@ from caprl_utils.pretraining.sets import (
     TABLE_2,
     VANILLA,
     CaptionSet,
-    chain,
     final_name,
     growth_sets,
+    row_trainings,
     seeds_of,
 )
 from caprl_utils.rl import experiments
@@ -303,7 +303,7 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
     name = VANILLA if captions is None else captions.name
     share = "" if captions is None or captions.share == 1 else f" x {captions.share:g}"
     seeds = seeds_of(profile.pretraining, setting)
-    stages = [training for seed in seeds for training in chain(setting, captions, seed)]
+    stages = [training for seed in seeds for training in row_trainings(setting, captions, seed)]
     paper = texts()["settings"].get(setting)
     return Row(
         f"{prefix}{name}{share}", tuple(f"vqa/{final_name(setting, captions, seed)}" for seed in seeds),

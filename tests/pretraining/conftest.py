@@ -4,7 +4,7 @@ import pytest
 
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import data
-from caprl_utils.pretraining.stage import Inputs
+from caprl_utils.pretraining.llamafactory import Inputs
 from caprl_utils.records import about_image
 
 STEPS, BATCH = 6, 2

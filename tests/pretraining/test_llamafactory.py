@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
@@ -43,6 +44,13 @@ def small_profile():
     return load_profile("mini", {"pretraining": changed})
 
 
+def write_yaml(folder, settings, training, inputs):
+    config = folder / "train.yaml"
+    values = llamafactory.stage_arguments(settings, training, inputs, 0, folder / "out")
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    return config
+
+
 def probe(kind, config, *overrides, distributed=False):
     env = {"PYTHONPATH": str(llamafactory.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env["HF_DATASETS_CACHE"] = str(config.parent / "cache")
@@ -67,11 +75,10 @@ def probe(kind, config, *overrides, distributed=False):
 @pytest.mark.parametrize("name", llamafactory.STAGES)
 def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
     settings = load_profile(profile).pretraining
-    chat = {"template": llamafactory.LLAVA if name == "sft" else llamafactory.QWEN}
-    files = llamafactory.Files("model", tmp_path, "rows", tmp_path, tmp_path / "out")
-    values = llamafactory.stage_arguments(settings, name, chat, files, 0, 10_000)
-    config = tmp_path / "train.yaml"
-    config.write_text(llamafactory.to_yaml(values, "test"))
+    model = {"model_type": "llava" if name == "sft" else "qwen2_5_vl"}
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    inputs = llamafactory.Inputs(tmp_path, tmp_path, "rows", "hash", tmp_path, 10_000)
+    config = write_yaml(tmp_path, settings, Training("t", "any", name, None), inputs)
     # a machine without GPU has no bf16 there; everything else is as written
     read = probe("parse", config, "use_cpu=true", distributed=settings.deepspeed is not None)
     chosen = llamafactory.stage_of(settings, name)
@@ -90,13 +97,9 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
 def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(small_model, rows, tmp_path):
     from transformers import AutoProcessor
 
-    folder, examples = rows
+    _, examples = rows
     settings = small_profile().pretraining
-    files = llamafactory.Files(small_model, folder, "sft", folder, tmp_path / "out")
-    config = tmp_path / "train.yaml"
-    chat = llamafactory.chat_of(small_model)
-    values = llamafactory.stage_arguments(settings, "sft", chat, files, 0, len(examples))
-    config.write_text(llamafactory.to_yaml(values, "test"))
+    config = write_yaml(tmp_path, settings, Training("t", "any", "sft", None), inputs_of(small_model, rows))
     encoded = probe("encode", config)
     processor = AutoProcessor.from_pretrained(small_model)
     counter = data.TokenCounter(processor, settings.max_pixels)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import prepare, pretrain, sets, stage
+from caprl_utils.pretraining import llamafactory, prepare, pretrain, sets, stage
 from caprl_utils.pretraining.data import read_rows
 from caprl_utils.pretraining.prepare import described, image_source
 from caprl_utils.pretraining.sets import Training
@@ -62,7 +62,7 @@ def captioned(monkeypatch, tmp_path):
 
 
 def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
-    trainings = sets.wanted(profile.pretraining)
+    trainings = sets.all_trainings(profile.pretraining)
     made = prepare.prepare(profile, trainings, captioned)
     assert set(made) == {prepare.dataset_of(t) for t in trainings}
     rows = {name: read_rows(found.folder / f"{name}.jsonl") for name, found in made.items()}
@@ -86,7 +86,7 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
 
 
 def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile, captioned):
-    made = prepare.prepare(profile, sets.wanted(profile.pretraining), captioned)
+    made = prepare.prepare(profile, sets.all_trainings(profile.pretraining), captioned)
     found = made["densefusion-1m"].values
     assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
     assert found["rows"] == 6 and found["set_aside"] == []
@@ -111,9 +111,9 @@ def test_how_true_captions_are_is_measured():
 
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):
     """`make table1` beside a running `make figure4` must not move the data away under its trainings."""
-    figure4 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("figure4",)), captioned)
+    figure4 = prepare.prepare(profile, sets.all_trainings(profile.pretraining, ("figure4",)), captioned)
     times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.items()}
-    table1 = prepare.prepare(profile, sets.wanted(profile.pretraining, ("table1",)), captioned)
+    table1 = prepare.prepare(profile, sets.all_trainings(profile.pretraining, ("table1",)), captioned)
     shared = figure4.keys() & table1.keys()
     assert shared == {"align", "densefusion-1m", "caprl-1m", "sft"}
     assert all(table1[name].folder.stat().st_ctime_ns == times[name] for name in shared)
@@ -141,10 +141,10 @@ def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, 
     folders = pretrain.assemble(seeded)
     assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
     assert folders["mini-qwen-3b-seed3"].name == "mini-qwen-3b-seed3"
-    trainings = {t.name: t for t in sets.wanted(seeded.pretraining)}
+    trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
     one, other = trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]
     assert prepare.dataset_of(one) == prepare.dataset_of(other) and other.model in folders
-    inputs = stage.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
+    inputs = llamafactory.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     texts = [stage.train_yaml(seeded, training, inputs, tmp_path, None) for training in (one, other)]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
@@ -159,7 +159,7 @@ def test_a_row_over_the_limit_stops_before_any_training(profile, captioned):
         update={"pretraining": profile.pretraining.model_copy(update={"cutoff_tokens": 30})}
     )
     with pytest.raises(UserError, match=r"data set \w+: \d+ of 10 rows .* tokens .* over the cutoff 30"):
-        prepare.prepare(short, sets.wanted(short.pretraining), captioned)
+        prepare.prepare(short, sets.all_trainings(short.pretraining), captioned)
 
 
 def test_files_of_a_user_are_read_and_missing_ones_named(profile, captioned, tmp_path):
@@ -187,7 +187,7 @@ def test_a_missing_file_is_named_before_anything_is_captioned(profile, monkeypat
     sft = profile.pretraining.sft.model_copy(update={"data": "nowhere/sft.json"})
     own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update={"sft": sft})})
     with pytest.raises(UserError, match=r"no data file nowhere/sft\.json \(pretraining\.sft\.data\)"):
-        prepare.prepare(own, sets.wanted(own.pretraining), {})
+        prepare.prepare(own, sets.all_trainings(own.pretraining), {})
 
 
 def test_rows_of_a_user_are_told_apart_by_their_place_and_marks_set_them_aside(profile, captioned, tmp_path):
@@ -235,7 +235,7 @@ def test_trainings_wait_for_their_start_and_run_side_by_side(profile):
         done.append(training.name)
         return {}
 
-    trainings = sets.wanted(profile.pretraining)
+    trainings = sets.all_trainings(profile.pretraining)
     records = pretrain.in_order(trainings, make, 2)
     assert set(records) == {t.name for t in trainings} and most <= 2
 

@@ -11,29 +11,29 @@ SETTINGS = PAPER.pretraining
 
 
 def test_table_1_has_the_papers_rows_and_shares_the_alignment():
-    found = sets.wanted(SETTINGS, ("table1",))
+    found = sets.all_trainings(SETTINGS, ("table1",))
     assert len({t.name for t in found}) == len(found)
     stages = [t.stage for t in found]
     assert (stages.count("align"), stages.count("further"), stages.count("sft")) == (3, 12, 15)
-    assert len(sets.finals(SETTINGS, ("table1",))) == 15
+    assert len(sets.final_names(SETTINGS, ("table1",))) == 15
 
 
 def test_items_share_trainings():
-    everything = {t.name for t in sets.wanted(SETTINGS)}
-    parts = [len(sets.wanted(SETTINGS, (item,))) for item in ("table1", "table2", "figure4")]
+    everything = {t.name for t in sets.all_trainings(SETTINGS)}
+    parts = [len(sets.all_trainings(SETTINGS, (item,))) for item in ("table1", "table2", "figure4")]
     assert len(everything) < sum(parts)
     assert "qwen2.5-3b-vanilla-sft" in everything and "qwen2.5-3b-capRL-1m-sft".lower() in everything
 
 
 def test_every_start_comes_before():
     done = set()
-    for training in sets.wanted(SETTINGS):
+    for training in sets.all_trainings(SETTINGS):
         assert training.start is None or training.start in done, training
         done.add(training.name)
 
 
 def test_rows():
-    rows = {t.name: t.num_rows(SETTINGS) for t in sets.wanted(SETTINGS)}
+    rows = {t.name: t.num_rows(SETTINGS) for t in sets.all_trainings(SETTINGS)}
     assert rows["qwen2.5-3b-capRL-5m-further".lower()] == 5_000_000
     assert rows["qwen2.5-3b-caprl-1m-further"] == 1_000_000
     assert rows["qwen2.5-3b-caprl-1m-x0.2-further"] == 200_000
@@ -42,17 +42,17 @@ def test_rows():
 
 def test_another_seed_repeats_the_trainings_of_its_setting():
     settings = load_profile("mini", {"pretraining.more_seeds": {"mini-qwen-7b": [5]}}).pretraining
-    found = {t.name: t for t in sets.wanted(settings)}
+    found = {t.name: t for t in sets.all_trainings(settings)}
     assert sum(t.seed == 1 for t in found.values()) == sum(
         t.seed is None and t.setting == "mini-qwen-3b" for t in found.values()
     )
     further = found["mini-qwen-7b-caprl-1m-further-seed5"]
     assert further.start == "mini-qwen-7b-align-seed5" and found[further.start].model == "mini-qwen-7b-seed5"
     assert found["mini-qwen-7b-caprl-1m-sft-seed5"].start == further.name
-    names = sets.finals(settings, ("table2",))
+    names = sets.final_names(settings, ("table2",))
     assert names[:5] == [sets.final_name("mini-qwen-3b", captions) for captions in sets.TABLE_2]
     assert names[5:] == [f"{name}-seed1" for name in names[:5]]
-    assert not any(t.seed for t in sets.wanted(load_profile("smoke").pretraining))
+    assert not any(t.seed for t in sets.all_trainings(load_profile("smoke").pretraining))
 
 
 @pytest.mark.parametrize(

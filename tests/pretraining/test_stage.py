@@ -7,7 +7,7 @@ import pytest
 
 from caprl_utils.errors import UserError
 from caprl_utils.models.weights import PARTS, part_of
-from caprl_utils.pretraining import stage
+from caprl_utils.pretraining import prepare, stage
 
 torch = pytest.importorskip("torch")
 NEW = {
@@ -102,5 +102,14 @@ def test_other_tensors_and_no_tensors_are_named(tmp_path):
     before = model(tmp_path / "before", NEW)
     with pytest.raises(UserError, match="different tensors"):
         stage.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
-    with pytest.raises(UserError, match=r"no .*safetensors"):
+    with pytest.raises(UserError, match=r"no config\.json; is it a model folder"):
         stage.counts(tmp_path)
+
+
+def test_what_computes_is_in_the_keys_and_nothing_else():
+    assert stage.RECIPE == ["caprl_utils.pretraining.llamafactory"]
+    assert prepare.RECIPE == ["caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data"]
+    for name in [*stage.RECIPE, *prepare.RECIPE]:
+        assert not any(
+            word in name for word in ("reports", "progress", "client", "server", "pretrain.pretrain")
+        )
