@@ -15,8 +15,6 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 
-PACKAGE = "caprl_utils"
-
 
 def text_hash(text: str) -> str:
     """First 16 hex digits of the SHA-256 of a text."""
@@ -83,7 +81,7 @@ def code_hashes(recipe: Iterable[str]) -> dict[str, str]:
 def _code_hash(module: str) -> str:
     path = paths.ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not path.is_file():
-        raise UserError(f"no module {module!r} to hash; name a module such as {PACKAGE}.prompts")
+        raise UserError(f"no module {module!r} to hash; name a module such as caprl_utils.prompts")
     stat = path.stat()
     try:
         return _tree_hash(str(path), stat.st_size, stat.st_mtime_ns)

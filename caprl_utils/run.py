@@ -26,8 +26,8 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from caprl_utils import paths, progress
-from caprl_utils.config import nearest, parse_overrides
-from caprl_utils.errors import UserError
+from caprl_utils.config import parse_overrides
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
 from caprl_utils.paths import shown
 from caprl_utils.processes import die_with_parent, tail
@@ -102,8 +102,7 @@ def _find(name: str) -> Path:
     if path.is_file():
         return path.resolve()
     known = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
-    close = nearest(path.stem, known)
-    hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(known)}"
+    hint = did_you_mean(path.stem, known) or f"; there are: {', '.join(known)}"
     raise UserError(f"no notebook {shown(path)}{hint}")
 
 
@@ -119,8 +118,7 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
         )
     for name, value in parameters.items():
         if name not in known:
-            close = nearest(name, list(known))
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, known)
             raise UserError(
                 f"{shown(notebook)} has no parameter {name!r}{hint}; it has: {', '.join(sorted(known))}"
             )

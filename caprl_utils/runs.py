@@ -310,7 +310,7 @@ class Run:
             "seeds": list(seeds) if seeds is not None else [self.profile.seed],
             **more,
             **provenance.commit(),
-            "hashes": {"config": self.profile.section_hash(), **self._manifest["parts"]},
+            "hashes": {"config": self.profile.content_hash(), **self._manifest["parts"]},
             "code": self._manifest["code"],
             "versions": provenance.versions(), "hardware": provenance.hardware(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

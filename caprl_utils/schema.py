@@ -7,14 +7,13 @@ evaluation scripts), "author README" (their repository's), or "ours" with the re
 recomputes nothing.
 """
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from caprl_utils import paths
 from caprl_utils.errors import did_you_mean
+from caprl_utils.hashing import value_hash
 
 PRISM_BENCHMARKS = [
     "chartqa", "chartqapro", "infovqa", "mmmu_pro", "mathverse", "charxiv",
@@ -341,12 +340,9 @@ class Profile(Settings):
                 )
         return self
 
-    def section_hash(self, *sections: str) -> str:
-        """Hash of what can change an output in the named sections ("rl", "models.policy"), all by default."""
-        every = ("models", "images", "curation", "rl", "ablations", "prism", "pretraining", "seed")
-        parts = {name: self.lookup(name) for name in sections or every}
-        parts = {k: v.key_part() if isinstance(v, Settings) else v for k, v in parts.items()}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    def content_hash(self) -> str:
+        """Hash of all that can change an output, whatever the profile is called."""
+        return value_hash({name: value for name, value in self.key_part().items() if name != "name"})
 
 
 # Experiments: one YAML of configs/experiments per training run, over the settings of a profile.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from caprl_utils import paths
 from caprl_utils.config import read_yaml
-from caprl_utils.errors import UserError, nearest
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import note_access
 from caprl_utils.pretraining import prepare
 from caprl_utils.pretraining.sets import (
@@ -178,9 +178,7 @@ def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
     known = items(profile)
     for name in names:
         if name not in known:
-            close = nearest(name, list(known))
-            raise UserError(f"no item {name!r}{f'; did you mean {close[0]}?' if close else ''} "
-                            f"There are {', '.join(known)}")  # fmt: skip
+            raise UserError(f"no item {name!r}{did_you_mean(name, known)} There are {', '.join(known)}")
     return [known[name] for name in names]
 
 

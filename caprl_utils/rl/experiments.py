@@ -26,7 +26,7 @@ from typing import Any
 
 from caprl_utils import paths, processes, prompts
 from caprl_utils.config import load_experiment, load_profile, read_yaml
-from caprl_utils.errors import UserError, nearest
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.hashing import file_hash
 from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import PROGRESS_ENV, Progress
@@ -85,10 +85,8 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
     known = [MAIN, *profile.ablations.experiments]
     for name in names:
         if name not in known:
-            close = nearest(name, known)
-            hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(
-                f"experiment {name!r} is none of profile {profile.name}{hint} "
+                f"experiment {name!r} is none of profile {profile.name}{did_you_mean(name, known)} "
                 f"It has {', '.join(known)} (ablations.experiments)"
             )
     chosen = [name for name in dict.fromkeys(known) if not names or name in names]
