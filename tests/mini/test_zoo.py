@@ -12,6 +12,7 @@ from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture
 from caprl_utils.mini.zoo import examples, models, recipes
+from caprl_utils.mini.zoo import train as training
 from caprl_utils.mini.zoo.lessons import pixels_of
 from caprl_utils.mini.zoo.packing import IGNORED, IMAGE_PAD, collate
 from caprl_utils.mini.zoo.recipes import RECIPES, Schedule
@@ -150,6 +151,17 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
     parts = train(recipe, folder=tmp_path / "parts")
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if name not in ("copier", "clip-tower", "reader-prism")]
+)
+def test_every_lesson_takes_a_step(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_trained", lambda name: training.untrained(RECIPES[name]).state_dict())
+    recipe = replace(RECIPES[name], batch_size=4, guess=min(1, RECIPES[name].guess), schedule=Schedule(1))
+    train(recipe, folder=tmp_path)
+    (row,) = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())
+    assert row["step"] == 0 and row["loss"] > 0 and len(row) > 3
 
 
 def test_a_model_takes_its_vision_tower_from_the_recipe_named(tmp_path, monkeypatch):

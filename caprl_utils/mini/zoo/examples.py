@@ -1,7 +1,6 @@
 """What the small models are taught: reading captions, looking at pictures, captioning, writing questions.
 
-Every function builds one packed example from a seeded generator; sizes of the lesson (facts, options) come from the
-curriculum of :mod:`caprl_utils.mini.zoo.train`.
+Every function builds one example from a seeded generator; its size (facts, options) comes from the lesson's level.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ class Style:
 
     told: tuple[float, float] = (1.0, 1.0)  # a share drawn uniformly from this range
     wrong: float = 0.0
-    shuffled: bool = False
 
 
 def spoiled(rng: random.Random, fact: Fact, share: float) -> Fact:
@@ -44,8 +42,6 @@ def styled_facts(rng: random.Random, facts: Sequence[Fact], style: Style) -> lis
     """The facts that a captioner of this style tells, in the order it tells them; at least one."""
     count = max(1, round(len(facts) * rng.uniform(*style.told)))
     chosen = sorted(rng.sample(range(len(facts)), count))
-    if style.shuffled:
-        rng.shuffle(chosen)
     return [spoiled(rng, facts[i], style.wrong) for i in chosen]
 
 
@@ -60,12 +56,10 @@ def multiple_choice(
     """A question with options and the letter to answer (``unknown`` when ``answer`` is not to be had)."""
     options = [fact.value, *distractors(rng, fact, others)][:count]
     rng.shuffle(options)
-    if extra:
-        options = [*options, prompts.CANNOT_ANSWER]
-    text = fact.question + prompts.format_options(options)
-    if answer is None:
-        return text, prompts.LETTERS[len(options) - 1] if extra else UNKNOWN
-    return text, prompts.LETTERS[options.index(answer)]
+    options += [prompts.CANNOT_ANSWER] * extra
+    answer = answer or (prompts.CANNOT_ANSWER if extra else None)
+    letter = UNKNOWN if answer is None else prompts.LETTERS[options.index(answer)]
+    return fact.question + prompts.format_options(options), letter
 
 
 def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: int, missing: float) -> Packed:
@@ -206,9 +200,7 @@ def letter_ids() -> tuple[list[int], list[int], list[int]]:
 
 # The judge
 
-BEST = 5
-MOST_STATEMENTS = 11
-FALSE_SHARES = (0.0, 0.1, 0.25, 0.6)
+BEST, MOST_STATEMENTS, FALSE_SHARES = 5, 11, (0.0, 0.1, 0.25, 0.6)
 _UNIFIED_HEAD, _UNIFIED_TAIL = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
 FINAL = "\nFinal Score:"
 JUDGE_WORDS = (prompts.RATE.split("{caption}")[0], _UNIFIED_HEAD, _UNIFIED_TAIL, FINAL)
@@ -245,13 +237,11 @@ def judged(rng: random.Random, picture: Picture) -> Packed:
     """
     packed = Packed(IMAGE_PREFIX)
     for _ in range(2):
-        text, statements, false = _told(rng, picture)
-        score = by_amount(statements, false)
-        packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} {score}")
-        text, statements, false = _told(rng, picture)
-        score = by_mistakes(statements, false)
+        text, *counts = _told(rng, picture)
+        packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} {by_amount(*counts)}")
+        text, *counts = _told(rng, picture)
         question = prompts.UNIFIED.format(question=prompts.CAPTION, caption=text)
-        packed.ask(question, f"{FINAL} {score}")
+        packed.ask(question, f"{FINAL} {by_mistakes(*counts)}")
     return packed
 
 

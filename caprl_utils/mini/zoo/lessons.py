@@ -276,7 +276,7 @@ def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
     def loss(batch, pixels) -> Figures:
         total, predicted = loss_of(model, batch, pixels)
-        return total, examples.score_accuracy(batch, predicted)
+        return total, score_accuracy(batch, predicted)
 
     return _with_pictures(recipe, first_step, make, loss)
 

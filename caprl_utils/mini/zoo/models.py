@@ -39,17 +39,13 @@ _SIZE = {"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS}
 _SHAPE = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
 
 
-def _special_id(token: str) -> int:
-    return SPECIAL.index(token)
-
-
 def text_config() -> dict:
     """Shared shape of the language models (Qwen2 and the text half of Qwen2.5-VL)."""
     return {
         "vocab_size": len(shared_tokenizer()), "hidden_size": WIDTH, "intermediate_size": MLP,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
-        "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": _special_id("<|endoftext|>"),
-        "eos_token_id": _special_id("<|im_end|>"), "pad_token_id": _special_id("<|endoftext|>"),
+        "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": SPECIAL.index("<|endoftext|>"),
+        "eos_token_id": SPECIAL.index("<|im_end|>"), "pad_token_id": SPECIAL.index("<|endoftext|>"),
     }  # fmt: skip
 
 
@@ -75,8 +71,8 @@ def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     }  # fmt: skip
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
         text_config=text_config() | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
-        image_token_id=_special_id("<|image_pad|>"), video_token_id=_special_id("<|video_pad|>"),
-        vision_start_token_id=_special_id("<|vision_start|>"), vision_end_token_id=_special_id("<|vision_end|>"),
+        image_token_id=SPECIAL.index("<|image_pad|>"), video_token_id=SPECIAL.index("<|video_pad|>"),
+        vision_start_token_id=SPECIAL.index("<|vision_start|>"), vision_end_token_id=SPECIAL.index("<|vision_end|>"),
     ))  # fmt: skip
 
 
@@ -114,9 +110,9 @@ def widen(model, words: int):
 
 def prepare_generation(model) -> None:
     """Generation defaults that serving and training read: end of turn, padding, plain sampling."""
-    model.generation_config.eos_token_id = [_special_id("<|im_end|>"), _special_id("<|endoftext|>")]
-    model.generation_config.pad_token_id = _special_id("<|endoftext|>")
-    model.generation_config.bos_token_id = _special_id("<|endoftext|>")
+    model.generation_config.eos_token_id = [SPECIAL.index("<|im_end|>"), SPECIAL.index("<|endoftext|>")]
+    model.generation_config.pad_token_id = SPECIAL.index("<|endoftext|>")
+    model.generation_config.bos_token_id = SPECIAL.index("<|endoftext|>")
 
 
 class ClipReader(nn.Module):

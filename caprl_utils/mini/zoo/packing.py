@@ -83,9 +83,8 @@ def _tree_mask(segments: torch.Tensor) -> torch.Tensor:
     """(B, T) branch numbers (0 prefix, -1 padding) -> (B, 1, T, T): who sees whom."""
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     same = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-    return (causal & same & (segments[:, None, :] >= 0) | torch.eye(segments.shape[1], dtype=torch.bool))[
-        :, None
-    ]
+    visible = causal & same & (segments[:, None, :] >= 0) | torch.eye(segments.shape[1], dtype=torch.bool)
+    return visible[:, None]
 
 
 def image_positions(positions: torch.Tensor) -> torch.Tensor:

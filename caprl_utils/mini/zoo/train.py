@@ -146,19 +146,12 @@ def ship(recipe: Recipe) -> None:
     kept = [r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r["step"] == rows[-1]["step"]]
     (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     record = {
-        "name": recipe.name,
-        "role": recipe.role,
-        "starts_from": recipe.start,
-        "vision_tower_from": recipe.tower,
-        "lesson": recipe.lesson,
-        "steps": recipe.schedule.steps,
-        "learning_rate": recipe.schedule.learning_rate,
-        "batch_size": recipe.batch_size,
-        "styles": [vars(s) for s in recipe.styles],
+        "name": recipe.name, "role": recipe.role, "starts_from": recipe.start, "vision_tower_from": recipe.tower,
+        "lesson": recipe.lesson, "steps": recipe.schedule.steps, "learning_rate": recipe.schedule.learning_rate,
+        "batch_size": recipe.batch_size, "styles": [vars(s) for s in recipe.styles],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1),
-        "last_figures": rows[-1],
-    } | ({"note": recipe.note} if recipe.note else {})
+        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1), "last_figures": rows[-1],
+    } | ({"note": recipe.note} if recipe.note else {})  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
