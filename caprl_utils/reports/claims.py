@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,22 +44,6 @@ SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 BY_CONSTRUCTION, NOT_RUN = "by construction", "not run"
 VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, BY_CONSTRUCTION, NOT_RUN)
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
-INTRODUCTION = (
-    "A statement is tested by the 95 % interval of a paired difference between our own runs, resampled by image: "
-    "**supported** when the interval lies on the statement's side of zero, **not supported** when it lies on the "
-    f'other, **undecided** when it holds zero. "No gain" is supported when the interval ends below {MARGIN:.0%} of the '
-    'questions, "as good" when it begins above minus that. Rewards compare the first and last '
-    f"{WINDOW_STEPS} steps. **By construction**: the models were made so, which tests nothing. n says how many "
-    "evaluated models stand on either side; where it is one, how much trainings with another seed differ is not in the "
-    "interval. Verdicts are not corrected for their number: about 1 in 40 false statements would come out as supported "
-    "by chance. p, beside statements of accuracy, is corrected after Holm over the tests of its table or figure. "
-    "Verdicts hold for our models and benchmarks at this size, not for the paper's."
-)
-ROUNDED = (
-    "Averages that lie more than 0.05 away from the mean of the printed entries of their row. The entries are rounded "
-    "too, so a true mean may lie up to 0.05 off the one computed from them. Comparisons above use the averages as "
-    "printed."
-)
 
 
 @dataclass(frozen=True)
@@ -298,15 +281,18 @@ def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], s
         "printed_averages": all_average_notes(),
     }
     table = claims_table(rows)
-    content = {"facts": facts, "tables": [table.as_json()], "runs": _runs_of(rows, folder)}
-    parts = [
-        f"# What the paper states, and what our data say (profile {profile.name})",
-        *([f"> {SMOKE_WARNING}"] if profile.name == "smoke" else []),
-        INTRODUCTION, _overview(rows, os.path.relpath(folder, where)), _strength(facts), table.markdown(),
-        *_built_in(rows), "## The paper's printed numbers", ROUNDED,
-        "\n".join(f"- {note}" for note in facts["printed_averages"]), *CAUTIONS.values(),
-    ]  # fmt: skip
-    return content, _csv(rows), numbers.paragraphs(parts)
+    by_item: dict[tuple[str, str], list[Statement]] = {}
+    built_in: dict[str, list[str]] = {}
+    for row in rows:
+        by_item.setdefault((row.item.name, row.item.title), []).append(row)
+        if row.verdict == BY_CONSTRUCTION:
+            built_in.setdefault(row.claim.built_in, []).append(row.id)
+    text = numbers.fill(
+        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in, cautions=CAUTIONS.values(),
+        overview=[*((*names, group) for names, group in by_item.items()), ("", "All", rows)], warning=SMOKE_WARNING,
+        base=os.path.relpath(folder, where), margin=f"{MARGIN:.0%}", window=WINDOW_STEPS, level=P_LEVEL,
+    )  # fmt: skip
+    return {"facts": facts, "tables": [table.as_json()], "runs": _runs_of(rows, folder)}, _csv(rows), text
 
 
 def _statements(profile: Profile, item: Item, folder: Path) -> list[Statement]:
@@ -432,39 +418,3 @@ def _csv(rows: Sequence[Statement]) -> str:
             found.get("images"), found.get("steps"), row.verdict,
         ])  # fmt: skip
     return numbers.csv_text(lines)
-
-
-def _strength(facts: Mapping[str, Any]) -> str:
-    """How firm the supported statements are: trainings behind them, and p-values after correction."""
-    single, weak = (facts[name] for name in ("supported_one_training", "supported_large_p"))
-    named = f": {', '.join(weak)}" if weak else ""
-    return (
-        f"Of the {facts['counts'][SUPPORTED]} supported statements, {len(single)} rest on no more than one training a "
-        f"side (n: 1 against 1, or the steps of one training), and {len(weak)} have a corrected p of {P_LEVEL} or "
-        f"more{named}."
-    )
-
-
-def _built_in(rows: Sequence[Statement]) -> list[str]:
-    """What was not tested, because the models were made so, under the reason."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row.verdict == BY_CONSTRUCTION:
-            reasons.setdefault(row.claim.built_in, []).append(row.id)
-    lines = [f"- {', '.join(ids)}: {reason}." for reason, ids in reasons.items()]
-    return ["## By construction", "\n".join(lines)] if lines else []
-
-
-def _overview(rows: Sequence[Statement], base: str) -> str:
-    """Verdicts per item. base: path from the page to the reports."""
-    lines = ["| Item | Statements | " + " | ".join(VERDICTS) + " |",
-             "| :--- |" + " ---: |" * (1 + len(VERDICTS))]  # fmt: skip
-    by_item: dict[str, list[Statement]] = {}
-    for row in rows:
-        by_item.setdefault(row.item.title, []).append(row)
-    for title, group in [*by_item.items(), ("All", rows)]:
-        there = title != "All" and any(row.found for row in group)
-        counts = Counter(row.verdict for row in group)
-        cells = [f"[{title}]({base}/{group[0].item.name}.md)" if there else title, len(group)]
-        lines.append("| " + " | ".join(map(str, [*cells, *(counts[word] or "" for word in VERDICTS)])) + " |")
-    return "\n".join(lines)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -196,9 +197,16 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def paragraphs(parts: Sequence[str]) -> str:
-    """Markdown of paragraphs, tables and heads, an empty line between two."""
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+def fill(template: str, **values: Any) -> str:
+    """A text of this folder (<template>.jinja) with its values; pages of HTML are escaped, empty lines never double."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("caprl_utils.reports", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=template.endswith(".html"),
+    )  # fmt: skip
+    text = environment.get_template(f"{template}.jinja").render(values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def record_path(path: Path) -> str:

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
@@ -90,8 +89,8 @@ def write_html(profile: Profile, folder: Path | None = None) -> Path:
     sections = [(name, *_chapter(name, file)) for name, file in files.items() if file.is_file()]
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     counts = next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {})
-    page = _template().render(
-        profile=profile, sections=sections, missing=missing, counts=counts, commits=_commits(*reports),
+    page = numbers.fill(
+        "report.html", profile=profile, sections=sections, missing=missing, counts=counts, commits=_commits(*reports),
         warning=claims.SMOKE_WARNING if profile.name == "smoke" else None,
     )  # fmt: skip
     write_atomic(folder / "report.html", page)
@@ -156,14 +155,6 @@ def _commits(*reports: dict[str, Any]) -> list[str]:
     """Short commits of the runs behind reports; a star where the code had uncommitted changes."""
     runs = [run for content in reports for run in content.get("runs", []) if run.get("commit")]
     return sorted({f"{run['commit'][:10]}{'*' if run.get('dirty') else ''}" for run in runs})
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("caprl_utils.reports", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template("report.html.jinja")
 
 
 def readme_map() -> str:

@@ -8,6 +8,7 @@ behind an item (keys, commits, seeds, hashes) stand in its JSON.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
+from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.prism.statistics import (
@@ -28,8 +30,8 @@ from caprl_utils.prism.statistics import (
     minimum_detectable_difference,
     variance_components,
 )
-from caprl_utils.reports import claims, figures, numbers, sentences
-from caprl_utils.reports.items import Item, chosen, items
+from caprl_utils.reports import claims, figures, numbers
+from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.results import (
     CAUTIONS,
@@ -46,11 +48,16 @@ from caprl_utils.reports.results import (
     paper_value,
     title_of,
 )
-from caprl_utils.schema import Profile
+from caprl_utils.rl.experiments import MAIN
+from caprl_utils.schema import RL, Profile
 
 BASE, CAPRL, CUT = "3B (base)", "CapRL-3B", "control: CapRL-3B cut to the base's length"  # rows of Table 3
 LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
+CAPTION_SETS = (
+    "Of a set before loops and cut captions are left out. Facts told right: of all facts of the pictures. Statements "
+    "wrong: of all that a caption states, also of what the picture does not show. Tokens are the captioner's own."
+)
 GAPS = "Difference in percentage points with 95 % interval"
 
 
@@ -97,12 +104,13 @@ def _write(profile: Profile, item: Item, folder: Path | None) -> dict[str, Any]:
     results = load(profile, item)
     findings = claims.test_all(results)
     tables = tables_of(results)
-    paper = [paper_table(item.paper, f"The paper's {_short(item)}, accuracy (%)")] if item.paper else []
+    short = "Table 3" if item.kind == "prism" else item.title
+    paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
     draw(results, stem)
     facts = {
         "profile": profile.name,
         "claims": [finding.as_json() for finding in findings],
-        "summary": sentences.summary(results),
+        "summary": summary(results),
         "training_seeds": {
             label: [seed for record in found.trainings.values() for seed in record["seeds"]]
             for label, found in results.measured.items()
@@ -110,16 +118,12 @@ def _write(profile: Profile, item: Item, folder: Path | None) -> dict[str, Any]:
         **(_facts(results) if item.kind == "prism" else {}),
     }
     content = {
-        "facts": facts, "tables": [table.as_json() for table in [*tables, *paper]], "runs": _runs_of(results),
+        "facts": facts, "tables": [table.as_json() for table in [*tables, *([paper] if paper else [])]], "runs": _runs_of(results),
     }  # fmt: skip
     write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
     write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
     write_atomic(stem.with_suffix(".md"), _markdown(results, tables, findings, paper, facts))
     return content
-
-
-def _short(item: Item) -> str:
-    return "Table 3" if item.kind == "prism" else item.title
 
 
 def _runs_of(results: Results) -> list[dict[str, Any]]:
@@ -159,37 +163,125 @@ def _markdown(
     results: Results,
     tables: Sequence[Table],
     findings: Sequence[claims.Finding],
-    paper: Sequence[Table],
-    facts: Mapping[str, Any],
+    paper: Table | None,
+    facts: Mapping,
 ) -> str:
-    item, name = results.item, results.profile.name
-    title = f"{item.title}, profile {name}"
-    pictures = [f"![{item.title}]({item.name}.svg)"] if item.figures else []
-    kinds, after = {finding.claim.kind for finding in findings}, []
-    if item.kind == "prism":
-        title = item.title.replace(":", f", profile {name}:", 1)
-        words = sentences.of_table_3(results, facts, curves_of(results))
-        pictures = [f"![Accuracy per benchmark]({item.name}_dots.svg)", "## What the data say", words]
-        curves = f"![Reward and caption length over training]({item.name}_curves.svg)"
-        after = ["## The training run", curves]
-    elif item.figures == ["curves"]:
-        pictures.append(sentences.caption_limits(results.profile))
-    whose = "Our questions" if item.ours else "The paper's statements"
-    lines = "\n".join(finding.line(item.pairs) for finding in findings)
-    margin = f"less than {claims.MARGIN:.0%} of the questions, over the whole interval."
-    return numbers.paragraphs([
-        f"# {title}",
-        *([f"> {claims.SMOKE_WARNING}"] if name == "smoke" else []),
-        *sentences.opening(results),
-        *(table.markdown() for table in tables if table.rows),
-        *pictures,
-        *([f"## {whose}, as our data have them", lines] if findings else []),
-        *([f"No gain: {margin}"] if "no gain" in kinds else []),
-        *([f"As good: worse by {margin}"] if "as good" in kinds else []),
-        *after,
-        *(["## The paper's values", sentences.APART] if paper else []),
-        *(table.markdown() for table in paper),
-    ])  # fmt: skip
+    """The page of an item, in the words of item.md.jinja."""
+    item, profile = results.item, results.profile
+    prism, title = item.kind == "prism", f"{item.title}, profile {profile.name}"
+    by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
+    return numbers.fill(
+        "item.md", item=item, profile=profile, tables=tables, findings=findings, paper=paper, facts=facts,
+        numbers=numbers, warning=claims.SMOKE_WARNING, margin=f"{claims.MARGIN:.0%}",
+        title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
+        kinds={finding.claim.kind for finding in findings}, groups=_groups(results) if by_group else (),
+        captioners=_captioners(profile) if prism else "", training=main_training(profile), **_measuring(results),
+        **_trainings(results), **(_words(results, facts) if prism else {}),
+    )  # fmt: skip
+
+
+def _measuring(results: Results) -> dict[str, Any]:
+    """How was measured; floors and ceilings aside."""
+    parts = [results.parts[name] for name in results.benchmarks]
+    questions, images = (
+        _range([part.num_rows for part in parts]),
+        _range([part.num_clusters for part in parts]),
+    )
+    asked = f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"
+    records = [
+        r for found in results.measured.values() if not found.row.bound for r in found.records.values()
+    ]
+    if results.item.kind == "pretraining":
+        models = {role: getattr(results.profile.models, role).path for role in CAPTIONERS}
+        source = results.profile.pretraining.further.data
+        files = f"The caption sets are files of the user ({source})."
+        return {"asked": asked, "writers": texts()["caption_writers"].get(source, files).format(**models)}
+    readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
+    return {
+        "asked": asked,
+        "captions": _range([r["captions_per_image"] for r in records]),
+        "readers": readers,
+    }
+
+
+def _trainings(results: Results) -> dict[str, Any]:
+    """How many trainings stand behind a row, on how many images, with which seeds."""
+    found = {label: m.trainings for label, m in results.measured.items() if m.trainings}
+    counts = {label: len(records) for label, records in found.items()}
+    records = [record for group in found.values() for record in group.values()]
+    few, sizes = results.profile.ablations.num_images, {record["n"] for record in records}
+    return {
+        "counts": counts, "least": min(counts.values(), default=1), "few": few, "sizes": sizes,
+        "most": max(sizes - {few}, default=None), "seeds": [seed for r in records for seed in r["seeds"]],
+    }  # fmt: skip
+
+
+def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What Table 3 says in words."""
+    gaps = {name: results.parts[name].difference(CAPRL, BASE) for name in results.benchmarks}
+    tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
+    curves = [
+        (curve, min(len(curve.rewards), claims.WINDOW_STEPS), numbers.numbers(claims.ends(curve.rewards), 3))
+        for curve in curves_of(results)
+    ]
+    unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
+    above = [title_of(name) for name, gap in gaps.items() if gap.low > 0]
+    return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
+
+
+def _groups(results: Results) -> list[tuple[str, list[str]]]:
+    """Which benchmarks are called documents and charts, which natural images, and which are neither."""
+    found = texts()["groups"]
+    rest = [key for key in results.benchmarks if not any(key in group for group in found.values())]
+    named = (("Documents and charts", found["documents"]), ("Natural images", found["natural"]))
+    return [
+        (name, [title_of(key) for key in results.benchmarks if key in keys])
+        for name, keys in (*named, ("In the average alone", rest))
+    ]
+
+
+def _captioners(profile: Profile) -> str:
+    """What the captioners are that the paper compares by size, where that must be said."""
+    about = about_models(profile).get("captioners", "")
+    if not about:
+        return ""
+    folders = [Path(paths.resolve_model(getattr(profile.models, role).path)) for role in CAPTIONERS]
+    records = [json.loads((folder / "record.json").read_text(encoding="utf-8")) for folder in folders]
+    sizes = numbers.numbers(sorted({record["parameters"] / 1e6 for record in records}))
+    return about.format(sizes=" or ".join(sizes))
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return numbers.count(low) if low == high else f"{numbers.count(low)} to {numbers.count(high)}"
+
+
+def main_training(profile: Profile) -> RL:
+    """Settings of the trainings whose curves are drawn: those of the profile, under the experiment's own."""
+    return load_experiment(MAIN, profile.name)[1].rl
+
+
+def summary(results: Results) -> str:
+    """What an item found, in a line of the README's map; rows that were not measured are left out of it.
+
+    Of a ladder the values in order and the difference of the last from the first; else all comparisons of one kind.
+    """
+    item = results.item
+    if not item.ladder:
+        known = {n: p for n, p in item.told_pairs.items() if all(label in results.measured for label in p)}
+        return f"{item.told} " + ", ".join(f"{name} {_gap(results, *pair)}" for name, pair in known.items())
+    labels = [label for label in item.ladder if label in results.measured]
+    values = numbers.percents([results.interval(label, AVERAGE).value for label in labels])
+    first, last = labels[0], labels[-1]
+    if len(labels) == 2:
+        return f"{last} against {first}: {' to '.join(values)} ({_gap(results, last, first)})"
+    return f"{', '.join(labels)}: {', '.join(values)} ({last} against {first}: {_gap(results, last, first)})"
+
+
+def _gap(results: Results, ours: str, theirs: str) -> str:
+    """A difference of averages in points with its interval: "+8.4 [+5.6, +11.2]"."""
+    gap = results.difference(ours, theirs)
+    return f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
 
 
 def draw(results: Results, stem: Path) -> None:
@@ -198,9 +290,12 @@ def draw(results: Results, stem: Path) -> None:
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
         if kind == "curves":
-            training = sentences.main_training(results.profile)
-            note = sentences.trained(results.profile)
-            figures.plot_curves(curves_of(results), target, training.max_completion_tokens, note)
+            step = main_training(results.profile)
+            note = (
+                f"profile {results.profile.name}, a step: {step.group_size} captions of each of "
+                f"{step.prompts_per_step} images"
+            )
+            figures.plot_curves(curves_of(results), target, step.max_completion_tokens, note)
         elif kind == "dots":
             groups = [*results.benchmarks, AVERAGE]
             series = {
@@ -258,10 +353,28 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     caption = f"{item.title}: accuracy (%) with 95 % interval"
     name, notes = item.name, item.notes
     if item.kind == "prism":
-        caption, notes = "Accuracy (%) with 95 % interval", sentences.missing(results)
+        caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
     if bounds:
         name, caption, notes = "bounds", "Floors, ceilings and a control for length, accuracy (%)", ()
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
+
+
+def _missing(results: Results) -> list[str]:
+    """What of the whole table was not evaluated, by row and run."""
+    rows = [
+        f"{label} ({', '.join(names)})"
+        for label, names in results.missing.items()
+        if label not in results.measured
+    ]
+    notes = [f"Not evaluated, so not in the tables: {'; '.join(rows)}."] if rows else []
+    for label, names in results.missing.items():
+        if label in results.measured:
+            there = len(results.measured[label].records)
+            notes.append(
+                f"{label} is averaged over {there} of {there + len(names)} training seeds; not evaluated: "
+                f"{', '.join(names)}."
+            )
+    return notes
 
 
 def _score_column(results: Results, shown: Mapping[str, Measured], benchmark: str) -> dict[str, Cell]:
@@ -348,8 +461,48 @@ def gaps_table(results: Results) -> Table:
         rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
     name = "differences" if table3 else f"{results.item.name}_gaps"
     smallest = [detectable_difference(results, name) for name in results.benchmarks] if table3 else []
-    notes = sentences.under_gaps(results, len(adjusted) > len(results.pairs), smallest)
+    notes = _under_gaps(results, len(adjusted) > len(results.pairs), smallest)
     return Table(name, GAPS, "Comparison", [*map(title_of, groups)], rows, notes)
+
+
+def _under_gaps(results: Results, more_tests: bool, smallest: Sequence[float]) -> list[str]:
+    """Notes of a table of differences. more_tests: there are others than its rows. smallest: difference that each
+    benchmark can show (Table 3).
+    """
+    if results.item.kind == "prism":
+        low, high = numbers.percent(min(smallest)), numbers.percent(max(smallest))
+        return [
+            "Paired by image: the same images are drawn for both captioners. p-values are corrected after Holm: those "
+            "of single benchmarks over the benchmarks, that of the average over this table's rows and the other "
+            "comparisons that the statements below make.",
+            f"With these images a single benchmark shows a true difference of CapRL-3B from 3B (base) from {low} to "
+            f"{high} points on, at 80 % power.",
+        ]
+    start = "Paired by image. p-values of the average are corrected after Holm over this table's rows"
+    if results.item.kind == "pretraining":
+        return [f"{start}. {_trainings_of_settings(results)}"]
+    more = " and the statements' tests on groups of benchmarks" if more_tests else ""
+    return [
+        f"{start}{more}; how much trainings with another seed differ is not in the intervals where a row has one "
+        "training."
+    ]
+
+
+def _trainings_of_settings(results: Results) -> str:
+    """How many trainings stand behind the rows of VLMs, and what that means for the intervals."""
+    words = {1: "One training", 2: "Two trainings", 3: "Three trainings"}
+    counts = {found.row.setting: len(found.records) for found in results.measured.values()}
+    settings: dict[int, list[str]] = {}
+    for name, many in counts.items():
+        settings.setdefault(many, []).append(name)
+    told = {many: words.get(many, f"{many} trainings") for many in sorted(settings, reverse=True)}
+    if len(told) == 1:
+        text = f"{next(iter(told.values()))} a row"
+    else:
+        first, *rest = (f"{word} a row in setting {', '.join(settings[many])}" for many, word in told.items())
+        text = ", ".join([first, *(part[0].lower() + part[1:] for part in rest)])
+    averaged = " Scores of several are averaged question by question." if max(settings) > 1 else ""
+    return f"{text}: how much trainings with another seed differ is not in the intervals.{averaged}"
 
 
 def detectable_difference(results: Results, benchmark: str) -> float:
@@ -379,7 +532,7 @@ def captions_table(results: Results) -> Table:
                 ]
     heads = ["Captions", "Tokens, mean", *shares.values()]
     name = f"{results.item.name}_captions"
-    return Table(name, "The caption sets", "Set", heads, list(rows.items()), [sentences.CAPTION_SETS])
+    return Table(name, "The caption sets", "Set", heads, list(rows.items()), [CAPTION_SETS])
 
 
 def curve_table(results: Results) -> Table:
@@ -464,15 +617,24 @@ def variance_table(results: Results) -> Table:
         rows.append((label, [Cell(t, v, None, sources) for t, v in zip(texts, values, strict=True)]))
     notes = [
         "A dash where there is one draw. The reader adds no sampling noise of its own unless its mode is sampled.",
-        *sentences.averages_of_trainings(results.measured[CAPRL]),
+        *_averages_of_trainings(results.measured[CAPRL]),
     ]
     heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"
     return Table("variance", caption, "Captioner", heads, rows, notes)
 
 
-def _score_array(found: Measured) -> list[list[list[float]]]:
-    """Scores as (questions, training seeds, captions)."""
+def _averages_of_trainings(found: Measured) -> list[str]:
+    """Each training's own average, where there are several."""
+    if len(found.records) < 2:
+        return []
+    texts = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
+    each = ", ".join(f"{text} ({name})" for name, text in zip(found.names, texts, strict=True))
+    return [f"Averages of the trainings of {found.row.label}: {each}."]
+
+
+def _score_array(found: Measured) -> list[list[list[list[float]]]]:
+    """Scores as (questions, training seeds, captions, 1)."""
     by_run = []
     for rows in found.rows_of_runs:
         captions: dict[tuple[str, str], list[float]] = {}
@@ -480,7 +642,7 @@ def _score_array(found: Measured) -> list[list[list[float]]]:
             if row["score"] is not None:
                 captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
         by_run.append(captions)
-    return [[run[key] for run in by_run] for key in sorted(by_run[0])]
+    return [[[[score] for score in run[key]] for run in by_run] for key in sorted(by_run[0])]
 
 
 def paper_table(file: str, caption: str) -> Table:
