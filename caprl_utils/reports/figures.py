@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
-from caprl_utils.reports.items import groups
+from caprl_utils.reports.items import texts
 from caprl_utils.reports.results import Curve, Results, title_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH_INCHES = 6.4
-DPI = 160
+STYLE = Path(__file__).with_name("figures.mplstyle")
 ACCURACY = "accuracy (%), 95 % interval"
 SMOOTH_STEPS = (
     9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
@@ -51,60 +51,18 @@ class Look:
         return {"color": self.colour, "linestyle": self.line, "linewidth": width, "zorder": layer}
 
 
-# Part of a label, in any case -> its look, the first that fits. A judge's label names the model that it trained too.
-MODELS = (
-    ("unified", Look("#e0a030", "--", "s")),
-    ("vlm as judge", Look("#6b2f85", (0, (5, 1)), "v")),
-    ("vl-as-judge", Look("#6b2f85", (0, (5, 1)), "v")),
-    ("judge_vlm", Look("#6b2f85", (0, (5, 1)), "v")),
-    ("caprl", Look("#b5121b", "-", "o", strong=True)),
-    ("densefusion", Look("#22663a", "--", "^")),
-    ("sharegpt4v", Look("#b07d12", "-.", "P")),
-    ("vanilla", Look("#808080", ":", "D")),
-    ("72b", Look("#0b3c6f", "-.", "X")),
-    ("7b", Look("#7fb0d8", (0, (3, 1, 1, 1)), "^")),
-    ("3b", Look("#808080", ":", "D")),
-)
-# For series that are no model of the paper. Dark and light take turns: neighbours differ in grey as well.
-OTHERS = (
-    Look("#1d6a7d", "--", "s"),
-    Look("#9aa83a", "-.", "v"),
-    Look("#5a4a3f", (0, (1, 1)), "P"),
-    Look("#d9738a", (0, (7, 2)), "*"),
-)
-_AGAIN = ("--", ":", "-.")  # lines of a model's second, third and fourth series in one figure
-
-
 def looks(labels: Sequence[str]) -> list[Look]:
     """A look for each series: that of its model, the same in every figure; further series of a model differ in line."""
-    found: list[Look] = []
-    spare = cycle(OTHERS)
+    known = texts()["looks"]
+    found, spare = [], cycle(known["others"])
     for label in labels:
-        look = next((look for part, look in MODELS if part in label.lower()), None) or next(spare)
-        seen = sum(earlier.colour == look.colour for earlier in found)
-        found.append(replace(look, line=_AGAIN[(seen - 1) % len(_AGAIN)]) if seen else look)
+        part = next((part for part in known["models"] if part in label.lower()), None)
+        colour, line, marker = known["models"][part] if part else next(spare)
+        if seen := sum(earlier.colour == colour for earlier in found):
+            line = known["again"][(seen - 1) % len(known["again"])]
+        line = (line[0], tuple(line[1])) if isinstance(line, list) else line
+        found.append(Look(colour, line, marker, strong=part == known["strong"]))
     return found
-
-
-_SETTINGS = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.5,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "caprl",
-    "savefig.dpi": DPI,
-}
 
 
 @contextmanager
@@ -114,7 +72,7 @@ def styled() -> Iterator[None]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+        matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
         yield
 
 
@@ -235,11 +193,8 @@ def plot_dots(
 def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]:
     """Line -> (training images, accuracy, low, high) in order; the base model stands at 0 images."""
     lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    named = {
-        "average": (),
-        "documents and charts": groups()["documents"],
-        "natural images": groups()["natural"],
-    }
+    groups = texts()["groups"]
+    named = {"average": (), "documents and charts": groups["documents"], "natural images": groups["natural"]}
     for label, found in results.measured.items():
         images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():

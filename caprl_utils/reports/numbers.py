@@ -11,6 +11,7 @@ machine or run times). Its JSON holds raw values and, for each cell, the file an
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import re
@@ -19,6 +20,8 @@ from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from caprl_utils import paths
 
@@ -64,6 +67,11 @@ def interval(bounds: Sequence[float] | None, signed: bool = False, decimals: int
         return MISSING
     low, high = (differences if signed else percents)(list(bounds), decimals)
     return f"[{low}, {high}]"
+
+
+def gap(value: float, low: float, high: float) -> str:
+    """A difference with its interval: "+8.4 [+5.6, +11.2]"."""
+    return f"{difference(value)} {interval((low, high), signed=True)}"
 
 
 def p_value(p: float | None) -> str:
@@ -199,14 +207,16 @@ def json_text(value: Any) -> str:
 
 def fill(template: str, **values: Any) -> str:
     """A text of this folder (<template>.jinja) with its values; pages of HTML are escaped, empty lines never double."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("caprl_utils.reports", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        autoescape=template.endswith(".html"),
-    )  # fmt: skip
-    text = environment.get_template(f"{template}.jinja").render(values)
+    text = _templates().get_template(f"{template}.jinja").render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("caprl_utils.reports", "."), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=lambda name: name.endswith(".html.jinja"),
+    )  # fmt: skip
 
 
 def record_path(path: Path) -> str:

@@ -21,7 +21,7 @@ from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, macro_average
 from caprl_utils.reports.items import Item, Row
-from caprl_utils.reports.numbers import Source, from_record_path, record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
@@ -75,6 +75,11 @@ class Measured:
         return sample_scores(self.rows)
 
     @property
+    def training_seeds(self) -> list[int]:
+        """Of its trainings."""
+        return [seed for record in self.trainings.values() for seed in record["seeds"]]
+
+    @property
     def names(self) -> list[str]:
         """Of the runs."""
         return [Path(file).parent.name for file in self.records]
@@ -121,6 +126,16 @@ class Results:
     def benchmarks(self) -> list[str]:
         """Keys of the benchmarks, in the profile's order."""
         return [name for name in self.parts if name != AVERAGE]
+
+    @property
+    def groups(self) -> list[str]:
+        """The benchmarks, and "average"."""
+        return [*self.benchmarks, AVERAGE]
+
+    @property
+    def heads(self) -> list[str]:
+        """Their names as printed."""
+        return [title_of(name) for name in self.groups]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -244,6 +259,20 @@ def paper_value(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def paper_table(file: str, caption: str) -> Table:
+    """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
+    rows, labels = paper_rows(file), PAPER[file]
+    columns = [name for name in rows[0] if name not in labels]
+    source = record_path(paths.PAPER / file)
+    body = [
+        (", ".join(row[name] for name in labels),
+         [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns])
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+    notes = [*average_notes(file), *([CAUTIONS[file]] if file in CAUTIONS else [])]
+    return Table(Path(file).stem, caption, labels[0], columns, body, notes)
 
 
 def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:

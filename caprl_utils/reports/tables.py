@@ -20,38 +20,26 @@ from caprl_utils import paths
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.prism.statistics import (
-    AVERAGE,
-    LENGTH_TOLERANCE,
-    Matched,
-    cluster_means,
-    holm,
-    length_matched,
-    minimum_detectable_difference,
-    variance_components,
-)
+from caprl_utils.prism import statistics
+from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.results import (
-    CAUTIONS,
-    PAPER,
     Curve,
     Measured,
     Results,
-    average_notes,
     keys_of,
     listed,
     load,
     missing_runs,
-    paper_rows,
-    paper_value,
+    paper_table,
     title_of,
 )
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
-BASE, CAPRL, CUT = "3B (base)", "CapRL-3B", "control: CapRL-3B cut to the base's length"  # rows of Table 3
+BASE, CAPRL = "3B (base)", "CapRL-3B"  # rows of Table 3
 LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
 CAPTION_SETS = (
@@ -108,18 +96,12 @@ def _write(profile: Profile, item: Item, folder: Path | None) -> dict[str, Any]:
     paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
     draw(results, stem)
     facts = {
-        "profile": profile.name,
-        "claims": [finding.as_json() for finding in findings],
-        "summary": summary(results),
-        "training_seeds": {
-            label: [seed for record in found.trainings.values() for seed in record["seeds"]]
-            for label, found in results.measured.items()
-        },
+        "profile": profile.name, "claims": [finding.as_json() for finding in findings], "summary": summary(results),
+        "training_seeds": {label: found.training_seeds for label, found in results.measured.items()},
         **(_facts(results) if item.kind == "prism" else {}),
-    }
-    content = {
-        "facts": facts, "tables": [table.as_json() for table in [*tables, *([paper] if paper else [])]], "runs": _runs_of(results),
     }  # fmt: skip
+    shown = [table.as_json() for table in (*tables, paper) if table]
+    content = {"facts": facts, "tables": shown, "runs": _runs_of(results)}
     write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
     write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
     write_atomic(stem.with_suffix(".md"), _markdown(results, tables, findings, paper, facts))
@@ -160,11 +142,7 @@ def _facts(results: Results) -> dict[str, Any]:
 
 
 def _markdown(
-    results: Results,
-    tables: Sequence[Table],
-    findings: Sequence[claims.Finding],
-    paper: Table | None,
-    facts: Mapping,
+    results: Results, tables: list, findings: list, paper: Table | None, facts: dict[str, Any]
 ) -> str:
     """The page of an item, in the words of item.md.jinja."""
     item, profile = results.item, results.profile
@@ -183,24 +161,21 @@ def _markdown(
 def _measuring(results: Results) -> dict[str, Any]:
     """How was measured; floors and ceilings aside."""
     parts = [results.parts[name] for name in results.benchmarks]
-    questions, images = (
-        _range([part.num_rows for part in parts]),
-        _range([part.num_clusters for part in parts]),
-    )
+    questions, images = (_range([getattr(p, name) for p in parts]) for name in ("num_rows", "num_clusters"))
     asked = f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"
-    records = [
-        r for found in results.measured.values() if not found.row.bound for r in found.records.values()
-    ]
     if results.item.kind == "pretraining":
         models = {role: getattr(results.profile.models, role).path for role in CAPTIONERS}
         source = results.profile.pretraining.further.data
         files = f"The caption sets are files of the user ({source})."
         return {"asked": asked, "writers": texts()["caption_writers"].get(source, files).format(**models)}
+    records = [
+        r for found in results.measured.values() if not found.row.bound for r in found.records.values()
+    ]
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
     return {
         "asked": asked,
-        "captions": _range([r["captions_per_image"] for r in records]),
         "readers": readers,
+        "captions": _range([r["captions_per_image"] for r in records]),
     }
 
 
@@ -279,9 +254,8 @@ def summary(results: Results) -> str:
 
 
 def _gap(results: Results, ours: str, theirs: str) -> str:
-    """A difference of averages in points with its interval: "+8.4 [+5.6, +11.2]"."""
     gap = results.difference(ours, theirs)
-    return f"{numbers.difference(gap.value)} {numbers.interval((gap.low, gap.high), signed=True)}"
+    return numbers.gap(gap.value, gap.low, gap.high)
 
 
 def draw(results: Results, stem: Path) -> None:
@@ -290,22 +264,14 @@ def draw(results: Results, stem: Path) -> None:
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
         if kind == "curves":
-            step = main_training(results.profile)
-            note = (
-                f"profile {results.profile.name}, a step: {step.group_size} captions of each of "
-                f"{step.prompts_per_step} images"
-            )
+            step, name = main_training(results.profile), results.profile.name
+            note = f"profile {name}, a step: {step.group_size} captions of each of {step.prompts_per_step} images"
             figures.plot_curves(curves_of(results), target, step.max_completion_tokens, note)
         elif kind == "dots":
-            groups = [*results.benchmarks, AVERAGE]
-            series = {
-                label: [
-                    (part.value, part.low, part.high) for part in (results.interval(label, g) for g in groups)
-                ]
-                for label, found in results.measured.items()
-                if not found.row.bound
-            }
-            figures.plot_dots(series, [*map(title_of, groups)], target, figures.counted(results))
+            shown = [label for label, found in results.measured.items() if not found.row.bound]
+            parts = {label: [results.interval(label, group) for group in results.groups] for label in shown}
+            series = {label: [(p.value, p.low, p.high) for p in found] for label, found in parts.items()}
+            figures.plot_dots(series, results.heads, target, figures.counted(results))
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "sets":
@@ -318,7 +284,7 @@ def curves_of(results: Results) -> list[Curve]:
     if results.item.kind != "prism":
         return [curve for found in results.measured.values() for curve in found.curves]
     found = results.measured[CAPRL]
-    seeds = [seed for record in found.trainings.values() for seed in record["seeds"]]
+    seeds = found.training_seeds
     labels = ["CapRL"] if len(seeds) == 1 else [f"CapRL, seed {seed}" for seed in seeds]
     return [replace(curve, label=label) for curve, label in zip(found.curves, labels, strict=True)]
 
@@ -343,13 +309,12 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     """
     item = results.item
     shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
-    groups = [*results.benchmarks, AVERAGE]
-    columns = [_score_column(results, shown, name) for name in groups]
+    columns = [_score_column(results, shown, name) for name in results.groups]
     rows = [
         (label, [*(column[label] for column in columns), *_more_cells(item, found).values()])
         for label, found in shown.items()
     ]
-    heads = [*map(title_of, groups), *_more_cells(item, next(iter(results.measured.values())))]
+    heads = [*results.heads, *_more_cells(item, next(iter(results.measured.values())))]
     caption = f"{item.title}: accuracy (%) with 95 % interval"
     name, notes = item.name, item.notes
     if item.kind == "prism":
@@ -440,20 +405,18 @@ def gaps_table(results: Results) -> Table:
     """
     table3 = results.item.kind == "prism"
     adjusted = claims.corrected(results)
-    groups = [*results.benchmarks, AVERAGE]
     rows = []
     for ours, theirs in results.pairs:
-        gaps = {name: results.parts[name].difference(ours, theirs) for name in groups}
+        gaps = {name: results.parts[name].difference(ours, theirs) for name in results.groups}
         values = [gap.value for gap in gaps.values()]
         texts = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
-        ps = holm({name: gaps[name].p_value for name in results.benchmarks}) if table3 else {}
+        ps = statistics.holm({name: gaps[name].p_value for name in results.benchmarks}) if table3 else {}
         ps[AVERAGE] = adjusted[claims.test_of(ours, theirs)]
         cells = []
         for (name, gap), text in zip(gaps.items(), texts, strict=True):
-            bounds = (gap.low, gap.high)
-            p = f", {numbers.p_value(ps[name])}" if name in ps else ""
-            sources = tuple(
-                s for side in (ours, theirs) for s in results.measured[side].sources(*keys_of(name))
+            bounds, p = (gap.low, gap.high), f", {numbers.p_value(ps[name])}" if name in ps else ""
+            sources = results.measured[ours].sources(*keys_of(name)) + results.measured[theirs].sources(
+                *keys_of(name)
             )
             cells.append(
                 Cell(f"{text} {numbers.interval(bounds, signed=True)}{p}", gap.value, bounds, sources)
@@ -462,7 +425,7 @@ def gaps_table(results: Results) -> Table:
     name = "differences" if table3 else f"{results.item.name}_gaps"
     smallest = [detectable_difference(results, name) for name in results.benchmarks] if table3 else []
     notes = _under_gaps(results, len(adjusted) > len(results.pairs), smallest)
-    return Table(name, GAPS, "Comparison", [*map(title_of, groups)], rows, notes)
+    return Table(name, GAPS, "Comparison", results.heads, rows, notes)
 
 
 def _under_gaps(results: Results, more_tests: bool, smallest: Sequence[float]) -> list[str]:
@@ -508,31 +471,26 @@ def _trainings_of_settings(results: Results) -> str:
 def detectable_difference(results: Results, benchmark: str) -> float:
     """Smallest true difference of CapRL from base that a benchmark's images show with 80 % power."""
     ours, theirs = (results.measured[label].scores[benchmark] for label in (CAPRL, BASE))
-    gaps = cluster_means([ours[key] - theirs[key] for key in ours], [image for image, _ in ours])
-    return minimum_detectable_difference(list(gaps.values()))
+    gaps = statistics.cluster_means([ours[key] - theirs[key] for key in ours], [image for image, _ in ours])
+    return statistics.minimum_detectable_difference(list(gaps.values()))
 
 
 def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
-    shares = {
-        "told": "Facts told right (%)",
-        "wrong": "Statements wrong (%)",
-        "cut": "Cut (%)",
-        "looped": "Loops (%)",
-    }
+    heads = {"count": "Captions", "tokens": "Tokens, mean", "told": "Facts told right (%)",
+             "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}  # fmt: skip
+    prints = {"count": numbers.count, "tokens": numbers.number}
     rows: dict[str, list[Cell]] = {}
     for found in results.measured.values():
         for file, record in found.more.items():
             if found.row.captions and (values := record["values"].get("captions")):
-                texts = {"count": numbers.count(values["count"]), "tokens": numbers.number(values["tokens"])}
-                texts |= {key: numbers.percent(values[key]) for key in shares}
                 rows[found.row.captions[0]] = [
-                    Cell(text, values[key], None, (Source(file, f"values/captions/{key}"),))
-                    for key, text in texts.items()
-                ]
-    heads = ["Captions", "Tokens, mean", *shares.values()]
+                    Cell(prints.get(k, numbers.percent)(values[k]), values[k], None,
+                         (Source(file, f"values/captions/{k}"),))
+                    for k in heads
+                ]  # fmt: skip
     name = f"{results.item.name}_captions"
-    return Table(name, "The caption sets", "Set", heads, list(rows.items()), [CAPTION_SETS])
+    return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [CAPTION_SETS])
 
 
 def curve_table(results: Results) -> Table:
@@ -542,11 +500,10 @@ def curve_table(results: Results) -> Table:
     for curve in curves_of(results):
         values = [*claims.ends(curve.rewards), *claims.ends(curve.lengths)]
         texts = [*numbers.numbers(values[:2], decimals=3), *numbers.numbers(values[2:])]
-        cells = [
-            Cell(text, value, None, (Source(curve.file, key),))
-            for text, value, key in zip(texts, values, keys, strict=True)
-        ]
-        rows.append((curve.label, cells))
+        sources = [(Source(curve.file, key),) for key in keys]
+        rows.append(
+            (curve.label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)])
+        )
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [f"Means over {claims.WINDOW_STEPS} steps. Rewards of different judges are on different scales."]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
@@ -555,19 +512,20 @@ def curve_table(results: Results) -> Table:
 def matched_table(results: Results) -> Table:
     """Table 3's differences again, on captions of equal length alone; a dash where there are no pairs."""
     ours, theirs = (results.measured[side].rows for side in (CAPRL, BASE))
-    matched = length_matched(ours, theirs, results.profile.prism.bootstrap_draws, results.profile.seed)
-    groups = [*results.benchmarks, AVERAGE]
+    matched = statistics.length_matched(
+        ours, theirs, results.profile.prism.bootstrap_draws, results.profile.seed
+    )
     notes = [
-        f"Captions of the same image whose tokens differ by at most {LENGTH_TOLERANCE:.0%}; "
+        f"Captions of the same image whose tokens differ by at most {statistics.LENGTH_TOLERANCE:.0%}; "
         f"{numbers.percent(matched.share)} % of the captions found a partner, the rest is left out. No interval from "
         f"fewer than {LEAST_PAIRS} pairs, and none of an average over such benchmarks."
     ]
     caption = "Difference in percentage points between captions of equal length"
-    rows = [(f"{CAPRL} − {BASE}", [_matched_cell(results, matched, name) for name in groups])]
-    return Table("length_matched", caption, "Comparison", [*map(title_of, groups)], rows, notes)
+    rows = [(f"{CAPRL} − {BASE}", [_matched_cell(results, matched, name) for name in results.groups])]
+    return Table("length_matched", caption, "Comparison", results.heads, rows, notes)
 
 
-def _matched_cell(results: Results, matched: Matched, name: str) -> Cell:
+def _matched_cell(results: Results, matched: statistics.Matched, name: str) -> Cell:
     if name not in matched.parts:
         return Cell(numbers.MISSING)
     gap = matched.parts[name].difference("ours", "theirs")
@@ -608,7 +566,7 @@ def variance_table(results: Results) -> Table:
     rows = []
     for label in (BASE, CAPRL):
         found = results.measured[label]
-        parts = variance_components(_score_array(found))
+        parts = statistics.variance_components(_score_array(found))
         values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
         texts = [numbers.percent(v) for v in values]
         if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
@@ -643,17 +601,3 @@ def _score_array(found: Measured) -> list[list[list[list[float]]]]:
                 captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
         by_run.append(captions)
     return [[[[score] for score in run[key]] for run in by_run] for key in sorted(by_run[0])]
-
-
-def paper_table(file: str, caption: str) -> Table:
-    """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
-    rows, labels = paper_rows(file), PAPER[file]
-    columns = [name for name in rows[0] if name not in labels]
-    source = numbers.record_path(paths.PAPER / file)
-    body = [
-        (", ".join(row[name] for name in labels),
-         [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns])
-        for number, row in enumerate(rows)
-    ]  # fmt: skip
-    notes = [*average_notes(file), *([CAUTIONS[file]] if file in CAUTIONS else [])]
-    return Table(Path(file).stem, caption, labels[0], columns, body, notes)

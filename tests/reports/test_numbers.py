@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.reports import numbers, results, tables
+from caprl_utils.reports import numbers, results
 from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
 
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
@@ -128,7 +128,7 @@ def test_look_up():
 
 
 def test_the_papers_table_and_its_odd_averages():
-    table = tables.paper_table("table3_prism.csv", "Paper")
+    table = results.paper_table("table3_prism.csv", "Paper")
     assert dict(table.rows)["CapRL-3B"][-1].text == "48.3" and table.columns[-1] == "Average"
     assert [note.split(":")[0] for note in table.notes] == ["Qwen2.5-VL-72B", "CapRL-3B"]
 
@@ -136,4 +136,4 @@ def test_the_papers_table_and_its_odd_averages():
 def test_a_missing_paper_table_is_named(monkeypatch):
     monkeypatch.setitem(results.PAPER, "table9.csv", ("caption_model",))
     with pytest.raises(UserError, match=r"reports/paper/table9\.csv"):
-        tables.paper_table("table9.csv", "Paper")
+        results.paper_table("table9.csv", "Paper")
