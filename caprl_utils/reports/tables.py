@@ -166,8 +166,9 @@ def _measuring(results: Results) -> dict[str, Any]:
     if results.item.kind == "pretraining":
         models = {role: getattr(results.profile.models, role).path for role in CAPTIONERS}
         source = results.profile.pretraining.further.data
-        files = f"The caption sets are files of the user ({source})."
-        return {"asked": asked, "writers": texts()["caption_writers"].get(source, files).format(**models)}
+        ours = texts()["caption_writers"].get(source)
+        writers = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
+        return {"asked": asked, "writers": writers}
     records = [
         r for found in results.measured.values() if not found.row.bound for r in found.records.values()
     ]

@@ -7,6 +7,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.prism import scores
+from caprl_utils.reports import figures
 from caprl_utils.reports.items import items
 from caprl_utils.reports.results import load
 from caprl_utils.runs import Run
@@ -89,6 +90,13 @@ def table5(profile, prism_run, trained):
     for name, right in (("rounds_1", 10), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
         trained(name, right)
     return profile
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes longest: for tests of anything else."""
+    for plot in ("plot_curves", "plot_dots", "plot_growth", "plot_sets"):
+        monkeypatch.setattr(figures, plot, lambda *arguments, **named: [])
 
 
 @pytest.fixture

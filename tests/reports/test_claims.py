@@ -14,7 +14,7 @@ from caprl_utils.reports.items import items, texts
 
 
 @pytest.fixture
-def reported(finished, tmp_path):
+def reported(finished, tmp_path, no_figures):
     """Table 3 and the claims in a folder; returns profile, folder and what the claims' JSON holds."""
     tables.write(finished, "table3", tmp_path)
     return finished, tmp_path, page.write_claims(finished, tmp_path)
@@ -104,7 +104,7 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     assert lines["Table 4 (1)"]["paper_ours"] == "48.0"
 
 
-def test_the_page_of_mini_stands_beside_its_folder(finished):
+def test_the_page_of_mini_stands_beside_its_folder(finished, no_figures):
     tables.write(finished, "table3")
     page.write_claims(finished)
     assert "(mini/table3.md)" in (paths.REPORTS / "claims.md").read_text(encoding="utf-8")

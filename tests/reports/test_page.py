@@ -8,7 +8,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reports import figures, page, tables
+from caprl_utils.reports import page, tables
 
 
 @pytest.fixture
@@ -103,9 +103,7 @@ def test_the_map_is_filled_between_its_marks(readme, profile):
         page.update_readme(readme)
 
 
-def test_a_result_puts_the_map_out_of_date(readme, finished, monkeypatch):
-    for plot in ("plot_curves", "plot_dots"):  # drawing takes longest and the map shows no figure
-        monkeypatch.setattr(figures, plot, lambda *arguments, **named: [])
+def test_a_result_puts_the_map_out_of_date(readme, finished, no_figures):
     page.update_readme(readme)
     tables.write(finished, "table3", paths.REPORTS / "mini")
     assert not page.update_readme(readme, check=True)

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining.prepare import dataset_of, run_name
-from caprl_utils.pretraining.sets import all_trainings, final_names
+from caprl_utils.pretraining.sets import finals, wanted
 from caprl_utils.reports import page, tables, trace
 from caprl_utils.reports.items import figure4
 from caprl_utils.reports.numbers import from_record_path, look_up
@@ -32,20 +33,29 @@ def vqa_run(profile, evaluation):
     return make
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder for the runs of all trainings, filled by the first test that asks."""
+    return tmp_path_factory.mktemp("made") / "runs"
+
+
 @pytest.fixture
-def pretrained(profile, vqa_run):
+def pretrained(profile, vqa_run, made):
     """Profile mini with all its trainings and their evaluations."""
-    settings = profile.pretraining
-    for training in all_trainings(settings):
-        with Run.open(profile, "pretraining", training.name, {}, RECIPE) as run:
-            run.finish(values={"steps": 3}, n=training.num_rows(settings), unit="row")
-    for dataset in {dataset_of(training): training for training in all_trainings(settings)}:
-        with Run.open(profile, "pretraining", run_name(dataset), {}, RECIPE) as run:
-            run.finish(values={"rows": 10, "captions": CAPTIONS}, n=10, unit="row")
-    for name in final_names(settings):
-        row = re.sub(r"-seed\d+$", "", name)
-        slug = next(s for s in sorted(RIGHT, key=len, reverse=True) if row.endswith(f"-{s}-sft"))
-        vqa_run(name, RIGHT[slug])
+    if not made.is_dir():
+        settings = profile.pretraining
+        for training in wanted(settings):
+            with Run.open(profile, "pretraining", training.name, {}, RECIPE) as run:
+                run.finish(values={"steps": 3}, n=training.num_rows(settings), unit="row")
+        for dataset in {dataset_of(training) for training in wanted(settings)}:
+            with Run.open(profile, "pretraining", run_name(dataset), {}, RECIPE) as run:
+                run.finish(values={"rows": 10, "captions": CAPTIONS}, n=10, unit="row")
+        for name in finals(settings):
+            row = re.sub(r"-seed\d+$", "", name)
+            slug = next(s for s in sorted(RIGHT, key=len, reverse=True) if row.endswith(f"-{s}-sft"))
+            vqa_run(name, RIGHT[slug])
+        shutil.copytree(paths.RUNS, made)
+    shutil.copytree(made, paths.RUNS, dirs_exist_ok=True)
     return profile
 
 
@@ -92,7 +102,7 @@ def test_figure_4_stands_in_the_order_of_sizes(pretrained, tmp_path):
     assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
 
 
-def test_a_comparison_that_table_1_makes_is_counted_there_alone(pretrained, tmp_path):
+def test_a_comparison_that_table_1_makes_is_counted_there_alone(pretrained, tmp_path, no_figures):
     content = tables.write(pretrained, "figure4", tmp_path)
     assert [claim["text"] for claim in content["facts"]["claims"]] == [
         "CapRL-1M x 0.5 is better than DenseFusion-1M x 0.5", "More of CapRL's pairs are better than fewer",
