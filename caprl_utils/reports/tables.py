@@ -592,8 +592,8 @@ def _averages_of_trainings(found: Measured) -> list[str]:
     return [f"Averages of the trainings of {found.row.label}: {each}."]
 
 
-def _score_array(found: Measured) -> list[list[list[list[float]]]]:
-    """Scores as (questions, training seeds, captions, 1)."""
+def _score_array(found: Measured) -> list[list[list[float]]]:
+    """Scores as (questions, training seeds, captions)."""
     by_run = []
     for rows in found.rows_of_runs:
         captions: dict[tuple[str, str], list[float]] = {}
@@ -601,4 +601,4 @@ def _score_array(found: Measured) -> list[list[list[list[float]]]]:
             if row["score"] is not None:
                 captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
         by_run.append(captions)
-    return [[[[score] for score in run[key]] for run in by_run] for key in sorted(by_run[0])]
+    return [[run[key] for run in by_run] for key in sorted(by_run[0])]

@@ -9,7 +9,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining.prepare import dataset_of, run_name
-from caprl_utils.pretraining.sets import finals, wanted
+from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.reports import page, tables, trace
 from caprl_utils.reports.items import figure4
 from caprl_utils.reports.numbers import from_record_path, look_up
@@ -44,13 +44,13 @@ def pretrained(profile, vqa_run, made):
     """Profile mini with all its trainings and their evaluations."""
     if not made.is_dir():
         settings = profile.pretraining
-        for training in wanted(settings):
+        for training in all_trainings(settings):
             with Run.open(profile, "pretraining", training.name, {}, RECIPE) as run:
                 run.finish(values={"steps": 3}, n=training.num_rows(settings), unit="row")
-        for dataset in {dataset_of(training) for training in wanted(settings)}:
+        for dataset in {dataset_of(training) for training in all_trainings(settings)}:
             with Run.open(profile, "pretraining", run_name(dataset), {}, RECIPE) as run:
                 run.finish(values={"rows": 10, "captions": CAPTIONS}, n=10, unit="row")
-        for name in finals(settings):
+        for name in final_names(settings):
             row = re.sub(r"-seed\d+$", "", name)
             slug = next(s for s in sorted(RIGHT, key=len, reverse=True) if row.endswith(f"-{s}-sft"))
             vqa_run(name, RIGHT[slug])
