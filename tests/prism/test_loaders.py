@@ -1,9 +1,9 @@
 """Every loader on a small file with the real columns, and every way such a file can be wrong."""
-# ruff: noqa: E501 (rows of tables)
 
 import base64
 import io
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -36,114 +36,28 @@ def picture(colour=(200, 10, 10)):
 
 P, OTHER = picture(), picture((0, 0, 255))
 
-# benchmark -> (rows with the columns of the hub layout, image columns, (question, options, gold) of the first sample)
-LAYOUTS = {
-    "chartqa": (
-        [{"image": P, "question": "How many?", "answer": "12", "type": "human_test"}],
-        ["image"], ("How many?", (), "12"),
-    ),
-    "chartqapro": (
-        [{"image": png(), "Question": ["First?", "Second?"], "Answer": ["1", "12."], "Year": ["YES", "NO"],
-          "Question Type": "Conversational", "Paragraph": ""}],
-        [], ("Second?", (), "12."),
-    ),
-    "infovqa": (
-        [{"image": P, "question": "Who?", "answers": ["Ann", "ann"], "questionId": "7", "answer_type": ["x"],
-          "image_url": "u.png", "operation/reasoning": [], "ocr": "secret", "data_split": "val"}],
-        ["image"], ("Who?", (), ["Ann", "ann"]),
-    ),
-    "docvqa": (
-        [{"image": P, "question": "When?", "answers": ["1990"], "questionId": "8", "question_types": ["form"],
-          "docId": 3, "ucsf_document_id": "abc", "ucsf_document_page_no": "2", "data_split": "val"}],
-        ["image"], ("When?", (), ["1990"]),
-    ),
-    "mmmu": (
-        [{**{f"image_{n}": P for n in range(1, 8)}, "id": "validation_Art_1", "question": "See <image 2> and <image 1>.",
-          "options": "['red', 'blue <image 3>']", "answer": "B", "explanation": "", "img_type": "['Photo']",
-          "topic_difficulty": "Easy", "question_type": "multiple-choice", "subfield": "x"},
-         {**{f"image_{n}": P for n in range(1, 8)}, "id": "validation_Math_2", "question": "How long is <image 1>?",
-          "options": "[]", "answer": "['24/7', '3.429']", "explanation": "", "img_type": "[]",
-          "topic_difficulty": "Hard", "question_type": "open", "subfield": "y"}],
-        [f"image_{n}" for n in range(1, 8)],
-        ("See <image 2> and <image 1>.", ("red", "blue <image 3>"), "B"),
-    ),
-    "mmmu_pro": (
-        [{**{f"image_{n}": P for n in range(1, 8)}, "id": "t1", "question": "<image 1> Which?",
-          "options": str(list("abcdefghij")), "answer": "J", "subject": "Art", "img_type": "[]",
-          "topic_difficulty": "Easy"}],
-        [f"image_{n}" for n in range(1, 8)], ("<image 1> Which?", tuple("abcdefghij"), "J"),
-    ),
-    "mathverse": (
-        [{"image": P, "question": "Angle?", "answer": "60", "sample_index": "5", "problem_index": "1",
-          "problem_version": version, "question_type": "free-form", "metadata": {"split": "testmini"},
-          "query_wo": "q", "query_cot": "q", "question_for_eval": "Angle?"}
-         for version in ("Vision Intensive", "Text Only")],
-        ["image"], ("Angle?", (), "60"),
-    ),
-    "charxiv": (
-        [{"image": P, "reasoning_q": "Which line?", "reasoning_a": "blue", "reasoning_q_source": 1,
-          "figure_path": "images/1.jpg", "subplot_loc": "N/A", "subplot_row": 1, "subplot_col": 1,
-          **{f"descriptive_q{n}": n for n in range(1, 5)}, **{f"descriptive_a{n}": "x" for n in range(1, 5)}}],
-        ["image"], ("Which line?", (), "blue"),
-    ),
-    "wemath": (
-        [{"image_path": P, "question": "Area?", "option": "A. 3 cm; B. 4 cm; C. No correct answer", "answer": "C",
-          "ID": "g1", "split": "testmini", "knowledge concept": "area", "key": "2steps_1", "question number": 1,
-          "knowledge concept description": "d"}],
-        ["image_path"], ("Area?", ("3 cm", "4 cm", "No correct answer"), "C"),
-    ),
-    "mathvision": (
-        [{"id": "1", "question": "<image1> Which?", "options": ["A", "B"], "image": "images/1.jpg",
-          "decoded_image": P, "answer": "B", "solution": None, "level": 3, "subject": "counting"}],
-        ["decoded_image"], ("<image1> Which?", ("A", "B"), "B"),
-    ),
-    "mmstar": (
-        [{"index": 0, "question": "Which? A: x, B: y", "image": P, "answer": "A", "category": "c",
-          "l2_category": "d", "meta_info": {"source": "s"}}],
-        ["image"], ("Which? A: x, B: y", (), "A"),
-    ),
-    "seed2k": (
-        [{"image": [P], "question": "Where?", "choice_a": "in", "choice_b": "on", "choice_c": "at", "choice_d": "by",
-          "answer": "D", "data_id": "9", "data_type": kind, "question_id": "101", "question_type_id": 1,
-          "segment": None} for kind in ("image", "video")],
-        [["image"]], ("Where?", ("in", "on", "at", "by"), "D"),
-    ),
-    "realworldqa": (
-        [{"image": P, "question": "How many? Answer with one word.", "answer": "4", "image_path": "1.webp"}],
-        ["image"], ("How many? Answer with one word.", (), "4"),
-    ),
-    "mathvista": (
-        [{"pid": "1", "question": "Type?", "image": "images/1.jpg", "decoded_image": P,
-          "choices": ["scalene", "isosceles"], "unit": None, "precision": 1.0, "answer": "isosceles",
-          "question_type": "multi_choice", "answer_type": "text", "metadata": {"split": "testmini"}, "query": "q"}],
-        ["decoded_image"], ("Type?", ("scalene", "isosceles"), "isosceles"),
-    ),
-    "seedbench2_plus": (
-        [{"image": P, "question": "Which?", "choice_A": "a", "choice_B": "b", "choice_C": "c", "choice_D": "d",
-          "answer": "C", "question_id": "1", "question_image_type": "Chart"}],
-        ["image"], ("Which?", ("a", "b", "c", "d"), "C"),
-    ),
-    "mme_realworld": (
-        [{"index": 1, "bytes": base64.b64encode(png()).decode(), "question": "Colour?", "answer": "E",
-          "multi-choice options": ["(A) red", "(B) blue", "(C) green", "(D) black", "(E) none of them"],
-          "category": "x", "l2-category": "y"}],
-        [], ("Colour?", ("red", "blue", "green", "black", "none of them"), "E"),
-    ),
-    "mmbench": (
-        [{"image": P, "question": "Which?", "hint": "Look.", "A": "x", "B": "y", "C": "nan", "D": "nan", "answer": "B",
-          "index": index, "category": "c", "L2-category": "d", "source": "s", "comment": "nan", "split": "dev"}
-         for index in (7, 1_000_007)],
-        ["image"], ("Look.\nWhich?", ("x", "y"), "B"),
-    ),
-    "mmvet": (
-        [{"image": P, "question": "x = ?", "answer": "-1<AND>-5", "question_id": "v1_0", "capability": "ocr,math"}],
-        ["image"], ("x = ?", (), "-1<AND>-5"),
-    ),
-    "ai2d": (
-        [{"image": P, "question": "Which?", "options": ["a", "b", "c", "d"], "answer": "2"}],
-        ["image"], ("Which?", ("a", "b", "c", "d"), "C"),
-    ),
+CELLS = {
+    "<image>": P, "<other image>": OTHER, "<bytes>": png(), "<base64>": base64.b64encode(png()).decode(),
 }  # fmt: skip
+
+
+def decoded(value):
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if isinstance(value, dict):
+        return {key: decoded(item) for key, item in value.items()}
+    return CELLS.get(value, value)
+
+
+def read_layouts():
+    """Benchmark -> (rows with the columns of the hub layout, image columns, first question, its options and gold)."""
+    file = Path(__file__).parents[1] / "data" / "benchmark-rows.jsonl"
+    for one in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+        first = one["question"], tuple(one["options"]), one["gold"]
+        yield one["benchmark"], (decoded(one["rows"]), one["image_columns"], first)
+
+
+LAYOUTS = dict(read_layouts())
 
 
 def write(folder, rows, image_columns, parquet=False):
@@ -242,7 +156,7 @@ def captionqa_row(identity):
     return {
         "id": identity, "images": [P],
         "questions": [
-            {"question": "Colour of the car?", "choices": ["red", "blue", "green"], "answer": "blue", "category": ["a"]},
+            {"question": "Colour of the car?", "choices": ["red", "blue", "green"], "answer": "blue", "category": "a"},
             {"question": "Is it day?", "choices": ["yes", "no"], "answer": "yes", "category": ["b"]},
             {"question": "Broken?", "choices": ["x"], "answer": "x", "category": ["b"]},
         ],
