@@ -46,18 +46,22 @@ def test_donors_of_different_sizes(qwen_setting, vision_donor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("rms_norm_eps", 1e-4), ("hidden_act", "gelu"), ("tie_word_embeddings", True)]
+    "key, value, words",
+    [
+        ("rms_norm_eps", 1e-4, "rms_norm_eps 0.0001 and"),
+        ("hidden_act", "gelu", "hidden_act 'gelu' and"),
+        ("tie_word_embeddings", True, "tie_word_embeddings True and"),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}, "rope_theta 1000000.0 and 10000.0"),
+    ],
 )
-def test_every_hyperparameter_that_must_agree_is_compared(key, value, qwen_setting, language, tmp_path):
+def test_every_hyperparameter_that_must_agree_is_compared(
+    key, value, words, qwen_setting, language, tmp_path
+):
     change_config(language, **{key: value})
     strict = {"accepted_differences": []} if key == "rms_norm_eps" else {}
-    refused(qwen_setting, tmp_path / "out", f"do not fit together: .*{key} {value!r} and",
-            language=at(language), **strict)  # fmt: skip
-
-
-def test_another_rope_base(qwen_setting, language, tmp_path):
-    change_config(language, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    refused(qwen_setting, tmp_path / "out", "rope_theta 1000000.0 and 10000.0", language=at(language))
+    refused(
+        qwen_setting, tmp_path / "out", f"do not fit together: .*{words}", language=at(language), **strict
+    )
 
 
 def test_a_donor_of_another_kind(qwen_setting, llava_setting, language, clip_donor, tmp_path):

@@ -45,12 +45,6 @@ def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
     torch.testing.assert_close(value, fused[:, :, -1].reshape(7, heads * width))
 
 
-def test_text_logits_equal_the_language_models_bit_for_bit(vlm, llama_donor):
-    from transformers import LlamaForCausalLM
-
-    same_logits(vlm, LlamaForCausalLM.from_pretrained(llama_donor).eval(), len(shared_tokenizer()))
-
-
 def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_path, language_donor):
     from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
@@ -120,10 +114,13 @@ def test_it_is_stored_and_saved_under_the_names_that_servers_read(assembled, vlm
     assert load_file(tmp_path / "model.safetensors").keys() == stored
 
 
-def test_every_stored_tensor_is_the_donors_and_says_the_same(assembled):
-    assert verify_tensors(assembled) == {"language_model": 48, "vision_tower": 87}
+@pytest.mark.parametrize("kind", ["llava", "qwen"])
+def test_what_was_written_is_the_donors_and_says_the_same(kind, assembled, qwen_setting, tmp_path):
+    summary = assembled if kind == "llava" else assemble(qwen_setting, tmp_path / "out")
+    copied = {part: row["tensors"] for part, row in summary.parts.items() if part != "projector"}
+    assert verify_tensors(summary) == copied and all(copied.values())
     ids = torch.randint(9, 500, PADDED.shape, generator=torch.Generator().manual_seed(1))
-    assert set(text_differences(assembled, ids, PADDED).values()) == {0.0}
+    assert set(text_differences(summary, ids, PADDED).values()) == {0.0}
 
 
 @pytest.mark.parametrize("space_first", [True, False])
