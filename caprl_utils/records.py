@@ -137,10 +137,6 @@ class Sample:
     options: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-    def load_images(self) -> list[Image.Image]:
-        """All images, opened now. Raises UserError naming the row for one that is missing or broken."""
-        return [load() for load in self.images]
-
 
 PLACEHOLDER = "<image>"
 MARKS = (PLACEHOLDER, "<video>", "<audio>")

@@ -38,7 +38,7 @@ Rows = Sequence[Mapping[str, Any]]  # of samples.parquet
 
 
 def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """One item per image, in the order of the samples: captions and scores of every captioner.
+    """One item per image: captions and scores of every captioner, most disagreement first.
 
     rows: label -> rows of an evaluation. Items hold `id`, `benchmark`, `open`, `captions` (label -> texts), `questions`
     (question, options, gold, scores and answers by label), `score` (label -> mean), `disagreement`. Raises UserError
@@ -64,12 +64,7 @@ def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[st
     for item in items.values():
         means = item["score"] = _mean_scores(item["questions"])
         item["disagreement"] = max(means.values()) - min(means.values()) if means else 0.0
-    return list(items.values())
-
-
-def most_disagreement_first(items: Rows) -> list[dict[str, Any]]:
-    """The items by how far the captioners are apart."""
-    return sorted(items, key=lambda item: (-item["disagreement"], item["id"]))
+    return sorted(items.values(), key=lambda item: (-item["disagreement"], item["id"]))
 
 
 def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str, Any]:

@@ -91,19 +91,13 @@ class Bootstrap:
 def bootstrap(
     scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int
 ) -> Bootstrap:
-    """Resample the images of one benchmark.
+    """Resample the images of one benchmark; the same call gives the same numbers.
 
     A mean is the sum over rows by the number of rows, so images with more questions count more, in the
     resamples too.
 
-    Args:
-        scores: (rows, models), one column per model in the order of `models`.
-        clusters: image id of each row.
-        draws: resamples.
-        seed: seeds the generator; the same call gives the same numbers.
-
-    Raises:
-        ValueError: no rows, shapes that do not fit, or missing scores.
+    scores: (rows, models), one column per model in the order of `models`. clusters: image id of each row.
+    Raises ValueError for no rows, shapes that do not fit, or missing scores.
     """
     table = np.asarray(scores, dtype=np.float64)
     table = table.reshape(-1, 1) if table.ndim == 1 else table
@@ -164,8 +158,7 @@ def bootstrap_benchmarks(
 ) -> dict[str, Bootstrap]:
     """`bootstrap` for each benchmark, with a seed of its own derived from `seed` and its name.
 
-    Args:
-        tables: benchmark -> (scores of shape (rows, models), image ids).
+    tables: benchmark -> (scores of shape (rows, models), image ids).
     """
     return {
         name: bootstrap(scores, clusters, models, draws=draws, seed=seed ^ zlib.crc32(name.encode()))
@@ -238,13 +231,8 @@ def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str)
 def minimum_detectable_difference(differences: Sequence[float]) -> float:
     """The smallest true difference that a paired comparison of these images finds with power `POWER`.
 
-    (z(level) + z(power)) * sd / sqrt(n), the normal approximation.
-
-    Args:
-        differences: one mean difference per image, from which the standard deviation is taken.
-
-    Raises:
-        ValueError: fewer than two images.
+    (z(level) + z(power)) * sd / sqrt(n), the normal approximation. differences: one mean difference per image, from
+    which the standard deviation is taken. Raises ValueError for fewer than two images.
     """
     from scipy.stats import norm
 
@@ -309,10 +297,7 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
 
     sum over the sorted scores of score(i) * C(i - 1, n - 1) / C(m, n); for scores of 0 and 1 the pass@k
     form 1 - C(m - c, n) / C(m, n) (arXiv 2107.03374, equation 1). It is an oracle: it needs the right
-    answer to choose. n = 1 is the mean.
-
-    Raises:
-        ValueError: n outside 1 to the number of draws.
+    answer to choose. n = 1 is the mean. Raises ValueError for n outside 1 to the number of draws.
     """
     if not 1 <= n <= len(scores):
         raise ValueError(f"best of {n} needs at least {n} draws, there are {len(scores)}")
