@@ -1,11 +1,10 @@
-"""What notebook 03 shows: questions asked by hand, captions to compare, noise of the reward, questions won
-and lost.
-"""
+"""What notebook 03 shows: questions asked by hand, captions to compare, noise of the reward, questions won and lost."""
 
 from __future__ import annotations
 
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from caprl_utils.rl.rewards import (
 from caprl_utils.schema import RL, Experiment, Profile
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from PIL.Image import Image
 
 _WHAT_IS = re.compile(r"^What is the (.+)\?$")
@@ -116,9 +116,7 @@ def _options(r: Round) -> str:
 
 
 def mean_reward(captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL) -> float:
-    """Mean expected reward of one caption per image, every question asked once. Raises UserError on a
-    failure.
-    """
+    """Mean expected reward of one caption per image, every question asked once. Raises UserError on a failure."""
     tasks = [CaptionTask(c, e.questions, ("story", e.id)) for c, e in zip(captions, examples, strict=True)]
     rewards = []
     for task in tasks:
@@ -138,8 +136,7 @@ def _all_known(rewards: list[float | None]) -> list[float]:
 def noise(
     captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL, repeats: int
 ) -> list[dict[str, Any]]:
-    """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each
-    kind.
+    """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each kind.
 
     Equal cost: every kind asks the reader `settings.rounds` questions per caption.
     """
@@ -181,8 +178,67 @@ def outcomes(
 
 
 def won_and_lost(before: Outcome, after: Outcome) -> tuple[list[str], list[str]]:
-    """Questions that are answered rightly (probability above one half) only after, and only before the
-    training.
-    """
+    """Questions answered rightly (probability above one half) only after, and only before the training."""
     rows = [(q, before.chances[q] or 0.0, after.chances[q] or 0.0) for q in before.chances]
     return [q for q, b, a in rows if b <= 0.5 < a], [q for q, b, a in rows if a <= 0.5 < b]
+
+
+_BLUE = "#0b3c6f"
+
+
+def show_images(examples: Sequence[Example]) -> None:
+    """The images side by side, each with its id and how many questions it has."""
+    import matplotlib.pyplot as plt
+
+    axes = plt.subplots(1, len(examples), figsize=(2.4 * len(examples), 2.6), squeeze=False)[1]
+    for axis, example in zip(axes[0], examples, strict=True):
+        axis.imshow(example.image)
+        axis.set(title=f"{example.id}\nquestions: {len(example.questions)}", xticks=[], yticks=[])
+    plt.show()
+
+
+def draw_noise(noise: DataFrame, rounds: int) -> None:
+    """A bar for each row of `noise`."""
+    import matplotlib.pyplot as plt
+
+    axis = plt.subplots(figsize=(5, 2.2))[1]
+    axis.barh((noise["reward"] + ", " + noise["draw"])[::-1], noise["std"][::-1], color=_BLUE)
+    axis.set(xlabel=f"std of a fixed caption's reward, {rounds} questions each")
+    plt.show()
+
+
+def draw_curve(curve: DataFrame) -> None:
+    """Reward, caption length and what GRPO learns from over the steps; thick: the mean of ten steps."""
+    import matplotlib.pyplot as plt
+
+    panels = {
+        "reward": ["reward"],
+        "caption length (tokens)": ["completion_tokens"],
+        "spread within an image": ["group_std", "zero_variance_share"],
+    }
+    axes = plt.subplots(1, 3, figsize=(10, 2.6), constrained_layout=True)[1]
+    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
+        for column, style in zip(columns, ("-", "--"), strict=False):
+            axis.plot(curve["step"], curve[column], alpha=0.25, color=_BLUE)
+            smooth = curve[column].rolling(10, min_periods=1).mean()
+            axis.plot(curve["step"], smooth, style, color=_BLUE, label=column)
+        axis.set(title=title, xlabel="step", ylim=(0, None))
+    axes[2].legend(frameon=False)
+    plt.show()
+
+
+def show_captions(examples: Sequence[Example], before: Sequence[Outcome], after: Sequence[Outcome]) -> None:
+    """Each image beside its captions before and after the training, with the questions won and lost."""
+    import matplotlib.pyplot as plt
+
+    layout = {"figsize": (10, 2.6 * len(examples)), "width_ratios": [1, 3], "constrained_layout": True}
+    axes = plt.subplots(len(examples), 2, squeeze=False, **layout)[1]
+    for (left, right), example, old, new in zip(axes, examples, before, after, strict=True):
+        won, lost = won_and_lost(old, new)
+        parts = {"before": old.caption, "after": new.caption, "won": " ".join(won), "lost": " ".join(lost)}
+        texts = (textwrap.fill(f"{name.upper()}: {text or 'none'}", 95) for name, text in parts.items())
+        left.imshow(example.image)
+        right.text(0, 1, "\n".join(texts), va="top", fontsize=8, family="monospace")
+        for axis in (left, right):
+            axis.axis("off")
+    plt.show()
