@@ -1,6 +1,4 @@
-"""A training in small: fresh random models of the mini world's shape, a handful of plain images and
-questions.
-"""
+"""A training in small: a fresh random policy of the mini world's shape, a handful of plain images and questions."""
 
 import io
 from pathlib import Path
@@ -63,15 +61,10 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def world(models, tmp_path_factory) -> Path:
-    """A folder with a profile `tiny.yaml`, an experiment `small.yaml` and the questions the profile's runs
-    need.
-    """
+    """A folder with a profile `tiny.yaml`, an experiment `small.yaml` and the questions that its trainings need."""
     folder = tmp_path_factory.mktemp("world")
     profile = {
-        "extends": "mini", "torch_threads": 1,
-        "models": {
-            "policy": {"path": str(models["policy"])},
-        },
+        "extends": "mini", "torch_threads": 1, "models": {"policy": {"path": str(models["policy"])}},
         "rl": {
             "num_images": 6, "prompts_per_step": 4, "group_size": 2, "steps": STEPS, "warmup_steps": 1,
             "max_completion_tokens": 10, "rounds": 2, "beta": 0.05, "learning_rate": 1.0e-3, "save_every": 2,

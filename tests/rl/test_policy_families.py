@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+import transformers
 import yaml
 
 from caprl_utils.config import load_experiment
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer
 from caprl_utils.rl.grpo import open_trainer
 from caprl_utils.rl.monitor import Monitor
+from caprl_utils.rl.policy import save_final
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 IDS = {token: SPECIAL.index(token) for token in SPECIAL}
@@ -26,17 +28,9 @@ def text_config(vocabulary: int) -> dict:
 
 
 def qwen3_vl():
-    from transformers import (
-        Qwen2VLImageProcessor,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
-
     tokenizer = build_tokenizer()
     shape = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "size": SIZE}
-    config = Qwen3VLConfig(
+    config = transformers.Qwen3VLConfig(
         text_config=text_config(len(tokenizer))
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}},
         vision_config={
@@ -48,36 +42,27 @@ def qwen3_vl():
         vision_start_token_id=IDS["<|vision_start|>"], vision_end_token_id=IDS["<|vision_end|>"],
         tie_word_embeddings=False,
     )  # fmt: skip
-    processor = Qwen3VLProcessor(
-        Qwen2VLImageProcessor(**shape), tokenizer, Qwen3VLVideoProcessor(**shape),
+    processor = transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessor(**shape), tokenizer, transformers.Qwen3VLVideoProcessor(**shape),
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
-    return Qwen3VLForConditionalGeneration(config), processor
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
 
 
 def internvl():
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-        PreTrainedTokenizerFast,
-    )
-
     plain = build_tokenizer()
     names = {
         "start_image_token": "<|vision_start|>", "end_image_token": "<|vision_end|>",
         "context_image_token": "<|image_pad|>", "video_token": "<|video_pad|>",
     }  # fmt: skip
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=plain.backend_tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         unk_token="<unk>", padding_side="left", extra_special_tokens=names,
     )  # fmt: skip
     tokenizer.chat_template = plain.chat_template.replace("<|vision_start|>", "").replace(
         "<|vision_end|>", ""
     )
-    config = InternVLConfig(
+    config = transformers.InternVLConfig(
         text_config=text_config(len(tokenizer)) | {"model_type": "qwen3"},
         vision_config={
             "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -85,12 +70,12 @@ def internvl():
         },
         image_token_id=IDS["<|image_pad|>"], image_seq_length=4, downsample_ratio=0.5, tie_word_embeddings=False,
     )  # fmt: skip
-    images = GotOcr2ImageProcessor(size={"height": 64, "width": 64}, crop_to_patches=False)
-    videos = InternVLVideoProcessor(size={"height": 64, "width": 64})
-    processor = InternVLProcessor(
+    images = transformers.GotOcr2ImageProcessor(size={"height": 64, "width": 64}, crop_to_patches=False)
+    videos = transformers.InternVLVideoProcessor(size={"height": 64, "width": 64})
+    processor = transformers.InternVLProcessor(
         images, tokenizer, videos, image_seq_length=4, chat_template=tokenizer.chat_template
     )
-    return InternVLForConditionalGeneration(config), processor
+    return transformers.InternVLForConditionalGeneration(config), processor
 
 
 @pytest.mark.parametrize("family", [qwen3_vl, internvl])
@@ -117,10 +102,8 @@ def test_a_step_of_training(family, world, runs, tmp_path):
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert any("language_model" in n for n in moved)
 
-    from caprl_utils.rl.policy import save_final
-
     save_final(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, tmp_path / "final")
-    from transformers import AutoModelForImageTextToText
-
-    _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
+    _, report = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "final", output_loading_info=True
+    )
     assert not any(report.values())

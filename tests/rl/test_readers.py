@@ -75,18 +75,6 @@ def test_too_long_prompt_fails_alone(backend, requests):
     assert rows[1] is None and rows[0] is not None and rows[2] is not None
 
 
-def test_packs_are_trees_of_tokens():
-    prompts = [[1, 2, 3, 4, 9], [1, 2, 3, 4, 8, 8], [5, 6], [1, 2, 3, 4, 9], [1, 2, 7]]
-    (tree,) = pack(prompts, max_tokens=100)
-    assert tree.ids == [1, 2, 3, 4, 8, 8, 9, 7, 5, 6]
-    assert tree.positions == [0, 1, 2, 3, 4, 5, 4, 2, 0, 1]
-    assert [tree.ids[end] for end in tree.ends] == [prompts[row][-1] for row in tree.rows]
-    *_, scores, ends = tensors([tree])
-    sees = scores[0, 0] == 0
-    told = [tree.ids[place] for place in sees[6].nonzero().flatten()]
-    assert told == [1, 2, 3, 4, 9] and ends.tolist() == [[0, end] for end in tree.ends]
-
-
 @given(
     st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12), st.integers(1, 20)
 )
@@ -100,13 +88,9 @@ def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
         assert ids[number, seen].tolist() == prompts[row]
         assert positions[number, seen].tolist() == list(range(len(prompts[row])))
     assert all(len(p.ids) <= max(max_tokens, *map(len, prompts)) for p in packs)
-
-
-def test_batches_stay_below_the_limit():
-    packs = pack([[i] * (5 + i) for i in range(20)], max_tokens=50)
-    made = list(batches(packs, 60))
+    made = list(batches(packs, 3 * max_tokens))
     assert sum(map(len, made)) == len(packs)
-    assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 60 for b in made)
+    assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 3 * max_tokens for b in made)
 
 
 def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, requests, monkeypatch):
@@ -219,9 +203,9 @@ def test_letters_are_looked_up_once_and_any_server_will_do():
         config = ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
         backend = EndpointBackend(config)
         assert backend.served == "m"
-        first.stop()
+        first.close()
         assert backend.choice_ids((" A", " B")) == [65, 66]
-        second.stop()
+        second.close()
         assert backend.choice_ids((" A", " B")) == [65, 66]
-        first.start()
-        second.start()
+        first.open()
+        second.open()

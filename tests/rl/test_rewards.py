@@ -73,9 +73,8 @@ def test_hand_computed(reader, reward, settings):
 
 def test_expected_by_hand_at_temperature():
     """Two options and the extra one, p = 0.5, 0.3, 0.2; at T = 0.5 they become p^2, renormalised."""
-    reader = ChanceReader(
-        lambda r, options: {k: {"Bob": 0.5, "Ann": 0.3}.get(o, 0.2) for k, o in options.items()}
-    )
+    chances = {"Bob": 0.5, "Ann": 0.3}
+    reader = ChanceReader(lambda r, options: {k: chances.get(o, 0.2) for k, o in options.items()})
     settings = using(rounds=1, reader_temperature=0.5)
     batch = qa_rewards([task(questions=QUESTIONS[2:])], reader, settings)
     assert batch.rewards == [pytest.approx(0.25 / (0.25 + 0.09 + 0.04))]
@@ -88,9 +87,8 @@ def test_expected_is_the_mean_of_many_sampled():
     reader, temperature = knows(0.4), 0.6
     settings = using(SAMPLED, rounds=1, question_draw="replacement", reader_temperature=temperature)
     drawn = qa_rewards([task(index=i) for i in range(3000)], reader, settings).rewards
-    expected = qa_rewards(
-        [task(index=i) for i in range(3000)], reader, using(settings, reward="qa_expected")
-    ).rewards
+    exact = using(settings, reward="qa_expected")
+    expected = qa_rewards([task(index=i) for i in range(3000)], reader, exact).rewards
     mean, p = sum(drawn) / len(drawn), sum(expected) / len(expected)
     assert 0.3 < p < 0.99
     assert abs(mean - p) < 5 * math.sqrt(p * (1 - p) / len(drawn))
@@ -120,9 +118,7 @@ def test_extra_option_is_last_and_each_order_occurs():
 def test_draws_repeat_and_differ():
     first = [r.request for r in draw_rounds(task(), 4, "replacement")]
     assert first == [r.request for r in draw_rounds(task(), 4, "replacement")]
-    assert [r.prompt for r in first] != [
-        r.request.prompt for r in draw_rounds(task(index=1), 4, "replacement")
-    ]
+    assert first != [r.request for r in draw_rounds(task(index=1), 4, "replacement")]
 
 
 def test_stratified_asks_each_question_before_any_twice():
@@ -134,28 +130,17 @@ def test_stratified_asks_each_question_before_any_twice():
 
 @pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
 def test_failure_is_none_and_never_zero(kind):
+    """One round that the reader could not answer fails its caption."""
+
     def chances(request, options):
-        return (
-            None if "dead" in request.prompt else {letter: float(o == "42") for letter, o in options.items()}
-        )
+        failed = "dead" in request.prompt or "topic" in request.prompt
+        return None if failed else {letter: float(o == "42") for letter, o in options.items()}
 
-    tasks = [
-        task(questions=QUESTIONS[:1]),
-        task("dead", QUESTIONS[:1], 1),
-        task(questions=QUESTIONS[:1], index=2),
-    ]
+    one = QUESTIONS[:1]
+    tasks = [task(questions=one), task("dead", one, 1), task(index=2), task(questions=one, index=3)]
     batch = qa_rewards(tasks, ChanceReader(chances), using(reward=kind))
-    assert batch.rewards == [pytest.approx(1.0), None, pytest.approx(1.0)]
-    assert batch.failed_share == pytest.approx(1 / 3)
-
-
-def test_one_failed_round_fails_its_caption():
-    reader = ChanceReader(
-        lambda r, options: (
-            None if "topic" in r.prompt else {letter: float(o == "42") for letter, o in options.items()}
-        )
-    )
-    assert qa_rewards([task()], reader, EXPECTED).rewards == [None]
+    assert batch.rewards == [pytest.approx(1.0), None, None, pytest.approx(1.0)]
+    assert batch.failed_share == 0.5
 
 
 def test_unparsed_answer_is_wrong_and_counted():

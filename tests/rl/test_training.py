@@ -1,25 +1,29 @@
-"""A training that stops and goes on equals one that did not stop."""
+"""A training: one that stops and goes on equals one that did not stop; what is missing is told and teaches nothing."""
 
 import json
 import math
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import GRPOTrainer
 
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.models import endpoint
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.rl.grpo import RewardsFailedError, open_trainer
-from caprl_utils.rl.monitor import Monitor
-from caprl_utils.rl.policy import COMPLETE, last_complete
+from caprl_utils.rl.grpo import RewardsFailedError, StepSampler, open_trainer
+from caprl_utils.rl.monitor import Monitor, curve_row, group_std
+from caprl_utils.rl.policy import COMPLETE, counts, last_complete, mark_complete, save_final
 from caprl_utils.rl.readers import ListedPrompts, Reader
-from caprl_utils.schema import ModelConfig
+from caprl_utils.runs import checkpoints_in
+from caprl_utils.schema import Lora, ModelConfig
+from caprl_utils.schema import Training as Parts
 from tests.rl.conftest import STEPS
 from tests.rl.vllm_stub import Server
 
@@ -27,10 +31,11 @@ SAME = ("loss", "grad_norm", "kl", "reward", "group_std", "completion_tokens", "
 
 
 class Training:
-    """One run folder; `fit` goes on from what is there, as caprl_utils.rl.train does."""
+    """One run folder; `fit` goes on from what is there, as caprl_utils.rl.train does. parts: of section training."""
 
-    def __init__(self, world: Path, folder: Path, overrides: str = ""):
-        self.experiment, self.profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
+    def __init__(self, world: Path, folder: Path, **parts):
+        experiment, self.profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
+        self.experiment = experiment.model_copy(update={"training": Parts(**parts)})
         self.folder = folder
         folder.mkdir(exist_ok=True)
 
@@ -46,7 +51,10 @@ class Training:
 
     @property
     def curve(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "curve.jsonl").read_text().splitlines()]
+        return self.rows("curve")
+
+    def rows(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -55,7 +63,6 @@ class Training:
 
 def stop_after_step(monitor, step):
     """Asks for a stop as SIGTERM does."""
-    from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_begin(self, args, state, control, **unused):
@@ -82,6 +89,16 @@ def assert_same(a: Training, b: Training) -> None:
         torch.testing.assert_close(b.weights[name], weight, atol=1e-5, rtol=0)
 
 
+def stopped_and_whole(world: Path, folder: Path, **parts) -> tuple[Training, Training]:
+    """Two trainings with these settings, one of them stopped after step 3; both end equal."""
+    whole, resumed = (Training(world, folder / name, **parts) for name in ("whole", "resumed"))
+    assert whole.fit()
+    assert resumed.fit(stop_after=3) is False
+    assert resumed.fit()
+    assert_same(whole, resumed)
+    return whole, resumed
+
+
 def test_resumed_equals_uninterrupted(world, runs, uninterrupted, tmp_path):
     """Stopped after step 3 (between two regular checkpoints), then on to step 4: KL reference included."""
     training = Training(world, tmp_path / "run")
@@ -94,15 +111,8 @@ def test_resumed_equals_uninterrupted(world, runs, uninterrupted, tmp_path):
 @pytest.mark.integration
 def test_resumed_equals_uninterrupted_with_accumulated_gradients(world, runs, tmp_path):
     """As on a GPU: a step's captions in several passes."""
-    trainings = [Training(world, tmp_path / name) for name in ("whole", "resumed")]
-    for training in trainings:
-        parts = training.experiment.training.model_copy(update={"micro_batch_size": 2})
-        training.experiment = training.experiment.model_copy(update={"training": parts})
-    assert trainings[0].fit()
-    assert trainings[1].fit(stop_after=3) is False
-    assert trainings[1].fit()
-    assert_same(*trainings)
-    assert trainings[0].trainer.args.gradient_accumulation_steps == 4
+    whole, _ = stopped_and_whole(world, tmp_path, micro_batch_size=2)
+    assert whole.trainer.args.gradient_accumulation_steps == 4
 
 
 @pytest.mark.integration
@@ -149,21 +159,15 @@ def test_checkpoint_that_does_not_fit_is_refused(world, runs, uninterrupted, tmp
         trainer._load_from_checkpoint(str(folder))
 
 
-def dying(at_step: int):
-    """A reader that fails on everything from a step on."""
+class Failing:
+    """A reader that fails on some requests."""
 
-    def wrap(trainer):
-        real = trainer.reward_funcs[0].score.reader
+    def __init__(self, trainer, fails):
+        self.inner, self.trainer, self.fails = trainer.reward_funcs[0].score.reader, trainer, fails
 
-        class Dying:
-            def letter_logprobs(self, requests, letters):
-                if trainer.state.global_step >= at_step:
-                    return [None] * len(requests)
-                return real.letter_logprobs(requests, letters)
-
-        return Dying()
-
-    return wrap
+    def letter_logprobs(self, requests, letters):
+        rows = self.inner.letter_logprobs(requests, letters)
+        return [None if self.fails(self.trainer, r) else row for r, row in zip(requests, rows, strict=True)]
 
 
 @pytest.mark.integration
@@ -171,7 +175,7 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
     """It stops with a checkpoint of the last finished step; when it is back, the run equals any other."""
     training = Training(world, tmp_path / "run")
     with pytest.raises(RewardsFailedError, match=r"8 of 8 captions.*step 3 is saved in .*checkpoint-3"):
-        training.fit(reader=dying(3))
+        training.fit(reader=lambda trainer: Failing(trainer, lambda t, r: t.state.global_step >= 3))
     assert len(training.curve) == 3
     assert training.fit()
     assert_same(uninterrupted, training)
@@ -179,15 +183,13 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
 
 def served(world: Path, folder: Path, server: Server, at_step: int, then) -> tuple:
     """A training whose reader is a server, which goes away after a step; `then` is called when it has."""
-    from transformers import TrainerCallback
-
     training = Training(world, folder)
     config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
 
     class Away(TrainerCallback):
         def on_step_end(self, args, state, control, **unused):
             if state.global_step == at_step:
-                server.stop()
+                server.close()
                 then()
 
     def reader(trainer):
@@ -208,8 +210,8 @@ def test_a_server_that_dies_for_good_stops_training_with_a_checkpoint(world, run
             training.fit(reader=reader)
         assert last_complete(training.folder).name == "checkpoint-2"
         assert [row["failed_share"] for row in training.curve] == [0, 0]
-        server.start()
-        assert training.fit(reader=lambda trainer: reader(trainer))
+        server.open()
+        assert training.fit(reader=reader)
     assert [row["step"] for row in training.curve] == [1, 2, 3, 4]
 
 
@@ -220,23 +222,18 @@ def test_a_server_that_comes_back_is_waited_for(world, runs, tmp_path, caplog, q
     def back_when_missed(server: Server) -> None:
         while "waiting up to 60 s" not in caplog.text:
             time.sleep(0.05)
-        server.start()
+        server.open()
 
     curves = []
     monkeypatch.setattr(endpoint, "SILENT_SEC", 60.0)
     for away in (False, True):
         with Server() as server:
             later = threading.Thread(target=back_when_missed, args=(server,))
-            training, reader = served(
-                world,
-                tmp_path / str(away),
-                server,
-                2 if away else STEPS,
-                later.start if away else lambda: None,
-            )
+            step, then = (2, later.start) if away else (STEPS, lambda: None)
+            training, reader = served(world, tmp_path / str(away), server, step, then)
             assert training.fit(reader=reader)
             if not away:
-                server.start()
+                server.open()
         curves.append([(row["reward"], row["failed_share"], row["loss"]) for row in training.curve])
     assert curves[0] == [pytest.approx(row, abs=1e-5) for row in curves[1]]
     assert all(failed == 0 for _, failed, _ in curves[1])
@@ -247,49 +244,33 @@ def test_a_server_that_comes_back_is_waited_for(world, runs, tmp_path, caplog, q
 def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path):
     """The reader fails on every question about some captions: no reward, no zero, no part in the gradient."""
     training = Training(world, tmp_path / "run")
-    profile = training.profile
-    training.profile = profile.model_copy(
-        update={"rl": profile.rl.model_copy(update={"max_failed_share": 0.5})}
-    )
+    rl = training.profile.rl.model_copy(update={"max_failed_share": 0.5})
+    training.profile = training.profile.model_copy(update={"rl": rl})
 
-    def wrap(trainer):
-        real = trainer.reward_funcs[0].score.reader
+    def fails(trainer, request):  # captions 0 and 3: the number behind the image in the request's name
+        return "image-0" in request.id and request.id.split("/")[3] in ("0", "3")
 
-        class Failing:
-            def letter_logprobs(self, requests, letters):
-                rows = real.letter_logprobs(requests, letters)
-                failed = {
-                    "0",
-                    "3",
-                }  # number of the caption within its group, behind the image in the request's name
-                return [
-                    None if r.id.split("/")[3] in failed and "image-0" in r.id else row
-                    for r, row in zip(requests, rows, strict=True)
-                ]
-
-        return Failing()
-
-    training.fit(stop_after=1, reader=wrap)
-    rows = [json.loads(line) for line in (training.folder / "samples.jsonl").read_text().splitlines()]
+    training.fit(stop_after=1, reader=lambda trainer: Failing(trainer, fails))
+    rows = training.rows("samples")
     missing = [row for row in rows if row["reward"] is None]
     assert len(missing) == 4 and all(
         row["advantage"] == 0 for row in missing
-    )  # one of two captions of four images
+    )  # of two captions of four images each
     assert training.curve[0]["failed_share"] == 0.5
     known = [row["reward"] for row in rows if row["reward"] is not None]
     assert training.curve[0]["reward"] == pytest.approx(sum(known) / len(known), abs=1e-6)
 
 
 def test_curve_and_samples(uninterrupted):
-    rows = [json.loads(line) for line in (uninterrupted.folder / "samples.jsonl").read_text().splitlines()]
+    rows = uninterrupted.rows("samples")
     assert len(rows) == 4 * 8 and {row["image_id"][:6] for row in rows} == {"image-"}
     first = [row for row in rows if row["step"] == 1]
     mean = sum(row["reward"] for row in first) / len(first)
     assert mean == pytest.approx(uninterrupted.curve[0]["reward"], abs=1e-6)
-    spread = [
-        abs(a["reward"] - b["reward"]) / math.sqrt(2) for a, b in zip(first[::2], first[1::2], strict=True)
-    ]
-    assert sum(spread) / len(spread) == pytest.approx(uninterrupted.curve[0]["group_std"], abs=1e-6)
+    pairs = [(a["reward"], b["reward"]) for a, b in zip(first[::2], first[1::2], strict=True)]
+    assert sum(abs(a - b) / math.sqrt(2) for a, b in pairs) / len(pairs) == pytest.approx(
+        uninterrupted.curve[0]["group_std"], abs=1e-6
+    )
     assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert uninterrupted.curve[0]["unparsed"] is None
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -304,27 +285,62 @@ def test_curve_and_samples(uninterrupted):
 @pytest.mark.integration
 def test_lora_trains_resumes_and_ends_as_a_whole_model(world, runs, tmp_path):
     """Adapters alone train; a resumed run equals the whole one; the final folder needs no PEFT to load."""
-    from caprl_utils.rl.policy import counts, save_final
-    from caprl_utils.schema import Lora
-    from caprl_utils.schema import Training as Parts
-
-    trainings = [Training(world, tmp_path / name) for name in ("whole", "resumed")]
-    for training in trainings:
-        parts = Parts(lora=Lora(rank=4, alpha=8), vision_tower=False)
-        training.experiment = training.experiment.model_copy(update={"training": parts})
-    assert trainings[0].fit()
-    assert trainings[1].fit(stop_after=3) is False
-    assert trainings[1].fit()
-    assert_same(*trainings)
-    assert trainings[0].curve[-1]["kl"] > 0
-
-    model = trainings[0].trainer.model
+    whole, _ = stopped_and_whole(world, tmp_path, lora=Lora(rank=4, alpha=8), vision_tower=False)
+    assert whole.curve[-1]["kl"] > 0
+    model = whole.trainer.model
     assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
-    save_final(model, trainings[0].trainer.processing_class, tmp_path / "final")
-    from transformers import AutoModelForImageTextToText
-
+    save_final(model, whole.trainer.processing_class, tmp_path / "final")
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(report.values())
-    base = AutoModelForImageTextToText.from_pretrained(training.profile.models.policy.path)
+    base = AutoModelForImageTextToText.from_pretrained(whole.profile.models.policy.path)
     changed = [n for n, p in loaded.named_parameters() if not torch.equal(p, base.get_parameter(n))]
     assert any("language_model" in n for n in changed) and not any("visual.blocks" in n for n in changed)
+
+
+def test_spread_by_hand_and_what_is_missing_is_none():
+    # image 1: 0, 1 -> std 0.7071; image 2: one known reward -> none; image 3: equal -> 0
+    assert group_std([[0.0, 1.0], [0.5, math.nan], [0.3, 0.3]]) == pytest.approx(math.sqrt(0.5) / 2)
+    assert group_std([[math.nan, math.nan]]) is None
+    row = curve_row(7, {"reward": 0.5, "kl": math.nan, "loss": None}, [])
+    assert row["id"] == "7" and row["reward"] == 0.5
+    assert row["kl"] is None and row["loss"] is None and row["unparsed"] is None and row["group_std"] is None
+
+
+@pytest.mark.parametrize("logs", [{"loss": math.nan, "grad_norm": 1.0}, {"loss": 0.1, "grad_norm": math.inf}])
+def test_nan_stops_with_step_and_remedy(logs, tmp_path):
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4),
+        add_callback=lambda callback: None,
+    )  # fmt: skip
+    with (
+        Monitor(trainer, tmp_path, None) as monitor,
+        pytest.raises(UserError, match=r"not finite at step 3.*rl\.learning_rate"),
+    ):
+        monitor.on_log(None, SimpleNamespace(global_step=3), None, logs)
+    assert monitor.curve.done_ids() == set()
+
+
+def test_half_written_checkpoints_go(tmp_path):
+    for step in (2, 10, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "checkpoint-notes").mkdir()
+    for step in (2, 4):
+        mark_complete(tmp_path / f"checkpoint-{step}")
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-4"
+    assert [p.name for p in checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_data_order_covers_all_images_and_depends_on_the_step_alone():
+    sampler = StepSampler(num_rows=7, steps=9, prompts=4, group=2, repeats=3, seed=5)
+    rows = list(sampler)
+    assert len(rows) == len(sampler) == 9 * 4 * 2 * 3
+    images = [row for step in range(9) for row in sampler.images_of(step)]
+    for start in range(0, 35, 7):  # five whole passes
+        assert sorted(images[start : start + 7]) == list(range(7))
+    assert images[:7] != images[7:14]
+    first = [row for row in images[:4] for _ in range(2)]
+    assert rows[:8] == rows[8:16] == rows[16:24] == first
+    longer = StepSampler(num_rows=7, steps=20, prompts=4, group=2, repeats=1, seed=5)
+    assert [longer.images_of(step) for step in range(9)] == [sampler.images_of(step) for step in range(9)]
+    assert StepSampler(7, 9, 4, 2, 3, seed=6).images_of(0) != sampler.images_of(0)
