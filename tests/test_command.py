@@ -27,6 +27,8 @@ def test_help_fits_a_screen_and_explains_every_option(command):
 def test_settings_with_their_sources_and_overrides():
     done = caprl("config", "smoke", "--set", "rl.group_size=6")
     assert "rl.group_size = 6" in done.stdout and "author script" in done.stdout
+    done = caprl("config", "mini", "--experiment", "rounds_8")
+    assert "rl.rounds = 8" in done.stdout and "reward.judge = 'qa'" in done.stdout
 
 
 @pytest.mark.parametrize(
