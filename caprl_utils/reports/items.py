@@ -16,24 +16,8 @@ from caprl_utils import paths
 from caprl_utils.config import read_yaml
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import note_access
-from caprl_utils.pretraining import prepare
-from caprl_utils.pretraining.sets import (
-    CAPRL_1M,
-    CAPRL_5M,
-    CAPRL_DENSEFUSION,
-    CAPRL_SHAREGPT4V,
-    DENSEFUSION,
-    FIGURE_4,
-    SHAREGPT4V,
-    TABLE_1,
-    TABLE_2,
-    VANILLA,
-    CaptionSet,
-    final_name,
-    growth_sets,
-    row_trainings,
-    seeds_of,
-)
+from caprl_utils.pretraining import prepare, sets
+from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
 from caprl_utils.rl import experiments
 from caprl_utils.schema import Profile
 
@@ -49,14 +33,6 @@ NOTEBOOKS: Mapping[Kind, str] = {
     "rl": "03_caprl_rl_training",
     "pretraining": "04_llamafactory_pretraining",
 }
-SETS = (
-    "The sets bear the names of the paper's (CapRL-1M: a million pairs of image and caption; CapRL-5M: five million); "
-    "how many pairs ours have stands under Caption pairs."
-)
-APART = (
-    "In the figure CapRL's points stand a little to the right of their number of pairs and DenseFusion's as much to "
-    "the left, so that intervals do not hide each other; both lines begin at Vanilla (grey), without these pairs."
-)
 
 
 @dataclass(frozen=True)
@@ -153,11 +129,6 @@ def texts() -> Mapping[str, Any]:
     return read_yaml(FILE)
 
 
-def groups() -> Mapping[str, Sequence[str]]:
-    """Benchmarks by the names that the paper's statements give them: "documents", "natural"."""
-    return texts()["groups"]
-
-
 def about_models(profile: Profile) -> Mapping[str, str]:
     """What must be said of a profile's models: "licence", "limits", "data", and "captioners" and "built_in" if any."""
     found = [getattr(profile.models, role).path for role in CAPTIONERS]
@@ -191,12 +162,16 @@ def _listed(
     told: Mapping | None = None,
     **more: Any,
 ) -> Item:
-    """An item of configs/reports.yaml."""
+    """An item of configs/reports.yaml. Raises UserError for a key that none of its parts has."""
     told_pairs = {label: tuple(pair) for label, pair in (told or {"pairs": {}})["pairs"].items()}
-    return Item(
-        name, rows=[_row(profile, **row) for row in rows], claims=[_claim(profile, **claim) for claim in claims],
-        pairs=[tuple(pair) for pair in pairs], told=told["text"] if told else "", told_pairs=told_pairs, **more,
-    )  # fmt: skip
+    try:
+        return Item(
+            name, rows=[_row(profile, **row) for row in rows], pairs=[tuple(pair) for pair in pairs],
+            claims=[_claim(profile, **claim) for claim in claims], told=told["text"] if told else "",
+            told_pairs=told_pairs, **more,
+        )  # fmt: skip
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{paths.shown(FILE)}, item {name}: {error}") from None
 
 
 def _row(
@@ -226,34 +201,37 @@ def table1(profile: Profile) -> Item:
     rows, pairs, claims, first = [], [], [], {}
     for setting in profile.pretraining.settings:
         prefix = f"{setting}, "
-        rows += [_pretrained(profile, setting, captions, prefix) for captions in TABLE_1]
+        rows += [_pretrained(profile, setting, captions, prefix) for captions in sets.TABLE_1]
         ours = f"{prefix}{CAPRL_1M.name}"
         first[setting] = (ours, f"{prefix}{VANILLA}")
-        for theirs in (VANILLA, SHAREGPT4V.name, DENSEFUSION.name):
+        for theirs in (VANILLA, sets.SHAREGPT4V.name, DENSEFUSION.name):
             pairs.append((ours, f"{prefix}{theirs}"))
             claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1]))
-        pairs.append((f"{prefix}{CAPRL_5M.name}", ours))
+        pairs.append((f"{prefix}{sets.CAPRL_5M.name}", ours))
         claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
     return Item(
         "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, [row.label for row in rows], claims,
         "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
-        paper="table1_pretraining.csv", notes=(SETS,),
+        paper="table1_pretraining.csv", notes=[texts()["caption_sets"]],
     )  # fmt: skip
 
 
 def table2(profile: Profile) -> Item:
     """Table 2: the same images, captions swapped for CapRL's, in the profile's first setting."""
     setting = profile.pretraining.settings[0]
-    pairs = [(CAPRL_SHAREGPT4V.name, SHAREGPT4V.name), (CAPRL_DENSEFUSION.name, DENSEFUSION.name)]
+    pairs = [
+        (sets.CAPRL_SHAREGPT4V.name, sets.SHAREGPT4V.name),
+        (sets.CAPRL_DENSEFUSION.name, DENSEFUSION.name),
+    ]
     claims = [
         Claim(f"On the images of {theirs}, CapRL's captions are better", ours, theirs)
         for ours, theirs in pairs
     ]
-    rows = [_pretrained(profile, setting, captions) for captions in TABLE_2]
+    rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
     return Item(
         "table2", "Table 2: the same images, other captions", rows, pairs, [row.label for row in rows], claims,
         "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
-        paper="table2_image_sources.csv", notes=(SETS, f"Setting {setting}."),
+        paper="table2_image_sources.csv", notes=[texts()["caption_sets"], f"Setting {setting}."],
     )  # fmt: skip
 
 
@@ -263,8 +241,8 @@ def figure4(profile: Profile) -> Item:
     Comparisons that Table 1 makes of the same runs are stated and counted there, if the profile makes that table.
     """
     setting = profile.pretraining.settings[0]
-    sets = [*growth_sets(profile.pretraining), *FIGURE_4]
-    rows = [_pretrained(profile, setting, captions) for captions in (None, *sets)]
+    growing = [*sets.growth_sets(profile.pretraining), *sets.FIGURE_4]
+    rows = [_pretrained(profile, setting, captions) for captions in (None, *growing)]
     labels = [row.label for row in rows[1:]]
     pairs = [(ours, theirs) for theirs, ours in zip(labels[::2], labels[1::2], strict=True)]
     claims = [Claim(f"{ours} is better than {theirs}", ours, theirs) for ours, theirs in pairs]
@@ -275,7 +253,7 @@ def figure4(profile: Profile) -> Item:
         pairs.append((CAPRL_1M.name, smaller[0]))
         claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
     there = dict(_in_table_1(profile, claims))
-    notes = [SETS, f"Setting {setting}. A smaller set is a sample of the larger.", APART]
+    notes = [texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]]
     if there:
         same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there.items())
         notes.append(f"Comparisons of the same runs are stated and counted once: {same}.")
@@ -300,11 +278,11 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
     """A row of Tables 1 and 2 and Figure 4: a setting with a caption set (None: Vanilla)."""
     name = VANILLA if captions is None else captions.name
     share = "" if captions is None or captions.share == 1 else f" x {captions.share:g}"
-    seeds = seeds_of(profile.pretraining, setting)
-    stages = [training for seed in seeds for training in row_trainings(setting, captions, seed)]
+    seeds = sets.seeds_of(profile.pretraining, setting)
+    stages = [training for seed in seeds for training in sets.row_trainings(setting, captions, seed)]
     paper = texts()["settings"].get(setting)
     return Row(
-        f"{prefix}{name}{share}", tuple(f"vqa/{final_name(setting, captions, seed)}" for seed in seeds),
+        f"{prefix}{name}{share}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
         None if captions is None else (name, f"pretraining/{prepare.run_name(captions.slug)}"),

@@ -38,7 +38,7 @@ PAPER = {  # table of reports/paper -> columns that name a row
 }
 CAUTIONS = {  # table of reports/paper -> what is uncertain about it
     "figure5_left_generalization.csv": "Figure 5, left: the SEED values of the two trainings were read from a text "
-    "layer and may stand in the other order (reports/paper/README.md).",
+    "layer and may stand in the other order (reports/paper/README.md)."
 }
 
 

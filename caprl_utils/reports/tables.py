@@ -42,10 +42,6 @@ from caprl_utils.schema import RL, Profile
 BASE, CAPRL = "3B (base)", "CapRL-3B"  # rows of Table 3
 LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
-CAPTION_SETS = (
-    "Of a set before loops and cut captions are left out. Facts told right: of all facts of the pictures. Statements "
-    "wrong: of all that a caption states, also of what the picture does not show. Tokens are the captioner's own."
-)
 GAPS = "Difference in percentage points with 95 % interval"
 
 
@@ -424,32 +420,23 @@ def gaps_table(results: Results) -> Table:
             )
         rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
     name = "differences" if table3 else f"{results.item.name}_gaps"
-    smallest = [detectable_difference(results, name) for name in results.benchmarks] if table3 else []
-    notes = _under_gaps(results, len(adjusted) > len(results.pairs), smallest)
+    notes = _under_gaps(results, len(adjusted) > len(results.pairs))
     return Table(name, GAPS, "Comparison", results.heads, rows, notes)
 
 
-def _under_gaps(results: Results, more_tests: bool, smallest: Sequence[float]) -> list[str]:
-    """Notes of a table of differences. more_tests: there are others than its rows. smallest: difference that each
-    benchmark can show (Table 3).
-    """
+def _under_gaps(results: Results, more_tests: bool) -> list[str]:
+    """more_tests: there are others than the table's rows."""
     if results.item.kind == "prism":
+        smallest = [detectable_difference(results, name) for name in results.benchmarks]
         low, high = numbers.percent(min(smallest)), numbers.percent(max(smallest))
-        return [
-            "Paired by image: the same images are drawn for both captioners. p-values are corrected after Holm: those "
-            "of single benchmarks over the benchmarks, that of the average over this table's rows and the other "
-            "comparisons that the statements below make.",
-            f"With these images a single benchmark shows a true difference of CapRL-3B from 3B (base) from {low} to "
-            f"{high} points on, at 80 % power.",
-        ]
-    start = "Paired by image. p-values of the average are corrected after Holm over this table's rows"
+        return [_note("differences"), _note("detectable", low=low, high=high)]
     if results.item.kind == "pretraining":
-        return [f"{start}. {_trainings_of_settings(results)}"]
-    more = " and the statements' tests on groups of benchmarks" if more_tests else ""
-    return [
-        f"{start}{more}; how much trainings with another seed differ is not in the intervals where a row has one "
-        "training."
-    ]
+        return [f"{_note('gaps')}. {_trainings_of_settings(results)}"]
+    return [_note("gaps") + (_note("more_tests") if more_tests else "") + _note("one_training")]
+
+
+def _note(name: str, **values: Any) -> str:
+    return texts()["notes"][name].format(**values)
 
 
 def _trainings_of_settings(results: Results) -> str:
@@ -465,8 +452,7 @@ def _trainings_of_settings(results: Results) -> str:
     else:
         first, *rest = (f"{word} a row in setting {', '.join(settings[many])}" for many, word in told.items())
         text = ", ".join([first, *(part[0].lower() + part[1:] for part in rest)])
-    averaged = " Scores of several are averaged question by question." if max(settings) > 1 else ""
-    return f"{text}: how much trainings with another seed differ is not in the intervals.{averaged}"
+    return text + _note("other_seeds") + (_note("averaged") if max(settings) > 1 else "")
 
 
 def detectable_difference(results: Results, benchmark: str) -> float:
@@ -491,7 +477,7 @@ def captions_table(results: Results) -> Table:
                     for k in heads
                 ]  # fmt: skip
     name = f"{results.item.name}_captions"
-    return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [CAPTION_SETS])
+    return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [_note("captions")])
 
 
 def curve_table(results: Results) -> Table:
@@ -506,7 +492,7 @@ def curve_table(results: Results) -> Table:
             (curve.label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)])
         )
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
-    notes = [f"Means over {claims.WINDOW_STEPS} steps. Rewards of different judges are on different scales."]
+    notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
 
 
@@ -516,11 +502,8 @@ def matched_table(results: Results) -> Table:
     matched = statistics.length_matched(
         ours, theirs, results.profile.prism.bootstrap_draws, results.profile.seed
     )
-    notes = [
-        f"Captions of the same image whose tokens differ by at most {statistics.LENGTH_TOLERANCE:.0%}; "
-        f"{numbers.percent(matched.share)} % of the captions found a partner, the rest is left out. No interval from "
-        f"fewer than {LEAST_PAIRS} pairs, and none of an average over such benchmarks."
-    ]
+    tolerance, share = f"{statistics.LENGTH_TOLERANCE:.0%}", numbers.percent(matched.share)
+    notes = [_note("length_matched", tolerance=tolerance, share=share, least=LEAST_PAIRS)]
     caption = "Difference in percentage points between captions of equal length"
     rows = [(f"{CAPRL} − {BASE}", [_matched_cell(results, matched, name) for name in results.groups])]
     return Table("length_matched", caption, "Comparison", results.heads, rows, notes)
@@ -554,12 +537,10 @@ def best_table(results: Results) -> Table:
             sources.append(tuple(source for group in named for source in group))
         texts = numbers.percents(values)
         rows.append((label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)]))
-    notes = [
-        "Best of n needs the right answer to choose by: an upper bound on choosing, not a score of the captioner. "
-        "Unbiased where more captions were drawn than n."
-    ]
     heads = ["Mean", *(f"Best of {k}" for k in counts)]
-    return Table("best_of", "Mean and best of n captions, average (%)", "Captioner", heads, rows, notes)
+    return Table(
+        "best_of", "Mean and best of n captions, average (%)", "Captioner", heads, rows, [_note("best_of")]
+    )
 
 
 def variance_table(results: Results) -> Table:
@@ -574,10 +555,7 @@ def variance_table(results: Results) -> Table:
             texts[-1] = f"not above the noise ({len(found.records)} trainings)"
         sources = found.samples("score")
         rows.append((label, [Cell(t, v, None, sources) for t, v in zip(texts, values, strict=True)]))
-    notes = [
-        "A dash where there is one draw. The reader adds no sampling noise of its own unless its mode is sampled.",
-        *_averages_of_trainings(results.measured[CAPRL]),
-    ]
+    notes = [_note("variance"), *_averages_of_trainings(results.measured[CAPRL])]
     heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"
     return Table("variance", caption, "Captioner", heads, rows, notes)

@@ -6,7 +6,7 @@ from caprl_utils import paths
 from caprl_utils.config import experiment_names, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.reports import claims, figures, numbers, tables
-from caprl_utils.reports.items import items
+from caprl_utils.reports.items import items, texts
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import load_result
 from caprl_utils.schema import ABLATIONS
@@ -175,6 +175,16 @@ def test_items_name_rows_that_they_have_and_experiments_that_exist(name):
         assert item.paper is None or (paths.PAPER / item.paper).is_file()
         trained = set(item.experiments) - {"caprl"}
         assert trained <= set(experiment_names()) and trained - {"sampled"} <= set(ABLATIONS), item.name
+
+
+def test_a_mistake_in_the_list_of_items_is_named(monkeypatch):
+    wrong = {
+        **texts(),
+        "items": {"table9": {"title": "T", "rows": [{"lable": "x"}], "claims": [], "pairs": []}},
+    }
+    monkeypatch.setattr("caprl_utils.reports.items.texts", lambda: wrong)
+    with pytest.raises(UserError, match=r"configs/reports\.yaml, item table9: .*'lable'"):
+        items(load_profile("mini"))
 
 
 def test_experiments_of_items():
