@@ -51,9 +51,7 @@ def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> di
 
 
 def group_std(rewards: list[list[float]]) -> float | None:
-    """Mean over images of the standard deviation (n - 1) among an image's captions: the spread GRPO learns
-    from.
-    """
+    """Mean over images of the standard deviation (n - 1) among an image's captions: the spread GRPO learns from."""
     spreads = []
     for group in rewards:
         known = [r for r in group if not math.isnan(r)]
@@ -69,19 +67,9 @@ def _finite(value: Any) -> float | None:
 
 def cut_after(file: Path, step: int) -> None:
     """Drop the rows of steps beyond `step`: a training that goes on from its checkpoint makes them again."""
-    if not file.is_file():
-        return
-    kept = [
-        line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line, step + 1) <= step
-    ]
-    write_atomic(file, "".join(f"{line}\n" for line in kept))
-
-
-def _step_of(line: str, otherwise: int) -> int:
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the last line of a killed process
-        return otherwise
+    if file.is_file():
+        kept = [row for row in RowStore(file).read() if row["step"] <= step]
+        write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept))
 
 
 class Monitor(TrainerCallback):

@@ -2,14 +2,7 @@ import pytest
 import torch
 
 from caprl_utils.errors import UserError
-from caprl_utils.rl.policy import (
-    check_training,
-    counts,
-    freeze,
-    lora_config,
-    part_of,
-    save_final,
-)
+from caprl_utils.rl.policy import check_training, counts, freeze, lora_config, part_of, save_final
 from caprl_utils.schema import Lora, ModelConfig, Training
 
 

@@ -101,9 +101,7 @@ def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, requests, m
 
     monkeypatch.setattr(packed._fast, "_pass", refuse)
     np.testing.assert_allclose(
-        packed.letter_logprobs(requests, "AB"),
-        Reader(backend).letter_logprobs(requests, "AB"),
-        atol=1e-5,
+        packed.letter_logprobs(requests, "AB"), Reader(backend).letter_logprobs(requests, "AB"), atol=1e-5
     )
     assert packed._same is False
 
