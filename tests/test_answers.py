@@ -41,21 +41,16 @@ def test_first_capital_is_the_authors_rule(text, letter):
     assert first_capital(text) == letter
 
 
-def test_the_letters_of_the_question_count():
+def test_the_letters_of_the_question_count_and_option_texts_only_on_request():
     assert read_letter("J", "ABCDEFGHIJ").letter == "J"
     assert read_letter("E", "ABCD").letter is None
-
-
-def test_option_texts_only_on_request_and_told_apart():
     options = ["cat", "dog", "a red car"]
     assert read_letter("dog", "ABC").letter is None
     assert read_letter(" Dog. ", "ABC", options=options).source == "option_text"
     assert read_letter("A red  car", "ABC", options=options).letter == "C"
     assert read_letter("B", "ABC", options=options).source == "letter"
     assert read_letter("dog", "ABC", options=["dog", "dog", "cat"]).letter is None
-
-
-def test_capitals_inside_an_option_are_no_answers():
+    # capitals inside an option are no answers
     assert read_letter("B) A or C", "ABCD", options=["A", "A or C", "B", "none"]).letter == "B"
 
 

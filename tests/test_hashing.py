@@ -25,17 +25,10 @@ def test_the_order_of_keys_does_not_count(value):
     assert value_hash(value) == value_hash(dict(reversed(value.items())))
 
 
-def test_values_count():
+def test_values_count_settings_by_what_changes_outputs_and_other_objects_are_refused():
     parts = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, {"a": None}, {}]
     assert len({value_hash(part) for part in parts}) == len(parts)
-
-
-def test_settings_count_by_what_changes_outputs():
-    base, saved = load_profile("smoke"), load_profile("smoke", {"rl.save_every": 7})
-    assert value_hash(base.rl) == value_hash(saved.rl)
-
-
-def test_other_objects_are_refused():
+    assert value_hash(load_profile("smoke").rl) == value_hash(load_profile("smoke", {"rl.save_every": 7}).rl)
     with pytest.raises(TypeError, match="JSON values"):
         value_hash({"a": object()})
 
@@ -73,9 +66,6 @@ def test_only_the_code_of_the_named_modules_counts(package):
     assert code_hashes(["caprl_utils.a"]) == before
     _edit(package, "a", "return 1", "return 2")
     assert code_hashes(["caprl_utils.a"]) != before
-
-
-def test_an_unknown_module_is_named(package):
     with pytest.raises(UserError, match=r"no module 'caprl_utils\.z'"):
         code_hashes(["caprl_utils.z"])
 

@@ -22,14 +22,9 @@ def clean_environment():
 def test_start_prints_profile_settings_commit_and_versions(capsys):
     context = notebook.start("05 Prism", "smoke", seed=3, show=("rl.steps", "models.policy"))
     shown = capsys.readouterr().out
-    for text in (
-        "05 Prism",
-        "profile   smoke",
-        "seed      3",
-        "commit    ",
-        "torch ",
-    ):
-        assert text in shown
+    assert all(
+        text in shown for text in ("05 Prism", "profile   smoke", "seed      3", "commit    ", "torch ")
+    )
     assert f"rl.steps {context.profile.rl.steps}" in " ".join(shown.split())
     assert "models.policy.path" in shown and "models.captioner_7b" not in shown
     assert str(paths.ROOT) not in shown

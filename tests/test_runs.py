@@ -80,7 +80,9 @@ def test_changed_code_changes_the_key(monkeypatch):
         assert not run.complete
 
 
-def test_nan_is_refused_and_leaves_no_result():
+def test_nan_and_a_name_with_a_path_are_refused():
+    with pytest.raises(ValueError, match="plain folder names"):
+        Run.open(load_profile("smoke"), "..", "name", {}, RECIPE)
     with open_run(a=1) as run, pytest.raises(ValueError, match="Out of range float"):
         run.finish(values={"accuracy": float("nan")}, n=1, unit="image")
     assert not (run.folder / "result.json").exists()
@@ -106,11 +108,6 @@ def test_wall_time_adds_up_over_a_killed_session():
     run.close()
     with open_run(a=1) as again:
         assert finish(again)["wall_sec"] == pytest.approx(60, abs=5)
-
-
-def test_plain_names_only():
-    with pytest.raises(ValueError, match="plain folder names"):
-        Run.open(load_profile("smoke"), "..", "name", {}, RECIPE)
 
 
 HOLD = """
