@@ -156,7 +156,7 @@ def captionqa_row(identity):
     return {
         "id": identity, "images": [P],
         "questions": [
-            {"question": "Colour of the car?", "choices": ["red", "blue", "green"], "answer": "blue", "category": "a"},
+            {"question": "Colour of it?", "choices": ["red", "blue", "green"], "answer": "blue", "category": ["a"]},
             {"question": "Is it day?", "choices": ["yes", "no"], "answer": "yes", "category": ["b"]},
             {"question": "Broken?", "choices": ["x"], "answer": "x", "category": ["b"]},
         ],

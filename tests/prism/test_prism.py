@@ -508,6 +508,7 @@ def test_score_command(profile, samples, monkeypatch):
     assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
 
 
+@pytest.mark.integration
 def test_score_command_loads_models_and_benchmarks(monkeypatch):
     monkeypatch.setenv(SET_ENV, "")  # the command sets it for the processes that it starts
     command = ["score", "zoo:vlm-3b", "--benchmark", "mini-scene", "--num-samples", "4", "--set",
