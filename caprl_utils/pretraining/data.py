@@ -39,6 +39,20 @@ _NAMED = 5  # bad rows in a message
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
+    "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (a line for each row that cannot
+    be trained on), "left_out" (reason -> captions that are not trained on) and "captions" (what the captions of
+    rendered images are like, None elsewhere).
+    """
+
+    name: str
+    folder: Path
+    media: Path
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class BadRow:
     """A row that is set aside, with the reason."""
 

@@ -10,14 +10,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.pretraining.data import MIN_PIXELS
+from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.schema import Pretraining, PretrainingStage, Profile
 
@@ -38,18 +37,6 @@ _POLL_SEC = 0.5
 
 OnStep = Callable[[int, int, float | None], None]
 """(steps done, steps in all, last loss)"""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a training starts from. model: the folder that it trains. data_hash: of rows and images."""
-
-    model: Path
-    data_folder: Path
-    dataset: str
-    data_hash: str
-    media: Path
-    num_rows: int
 
 
 def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
@@ -88,14 +75,10 @@ def chat_of(model: Path) -> dict[str, str]:
 
 
 def stage_arguments(
-    settings: Pretraining,
-    training: Training,
-    inputs: Inputs,
-    seed: int,
-    output: Path,
+    settings: Pretraining, training: Training, model: Path, data: DataSet, seed: int, output: Path,
     checkpoint: Path | None = None,
-) -> dict[str, Any]:
-    """Keys and values of a training's YAML. checkpoint: where it goes on.
+) -> dict[str, Any]:  # fmt: skip
+    """Keys and values of a training's YAML. model: where it starts. checkpoint: where it goes on.
 
     With a checkpoint and without DeepSpeed the model is loaded from the checkpoint: the trainer's own way loads
     nothing into a Qwen2.5-VL, says so in two warnings, and goes on from the initial weights
@@ -104,7 +87,7 @@ def stage_arguments(
     stage, trains = stage_of(settings, training.stage, training.setting), TRAINS[training.stage]
     resumed = checkpoint is not None and settings.deepspeed is None
     arguments: dict[str, Any] = {
-        "model_name_or_path": str(checkpoint if resumed else inputs.model),
+        "model_name_or_path": str(checkpoint if resumed else model),
         "trust_remote_code": False,
         "image_min_pixels": MIN_PIXELS,
         "image_max_pixels": settings.max_pixels,
@@ -114,10 +97,10 @@ def stage_arguments(
         "freeze_vision_tower": "vision_tower" not in trains,
         "freeze_multi_modal_projector": "projector" not in trains,
         "freeze_language_model": "language_model" not in trains,
-        **chat_of(inputs.model),
-        "dataset": inputs.dataset,
-        "dataset_dir": str(inputs.data_folder),
-        "media_dir": str(inputs.media),
+        **chat_of(model),
+        "dataset": data.name,
+        "dataset_dir": str(data.folder),
+        "media_dir": str(data.media),
         "cutoff_len": settings.cutoff_tokens,
         "packing": False,
         "output_dir": str(output),
@@ -129,7 +112,7 @@ def stage_arguments(
         "bf16": settings.precision == "bf16",
         "seed": seed,
         "logging_steps": 1,
-        "save_steps": min(settings.save_every, num_steps(stage, inputs.num_rows)),
+        "save_steps": min(settings.save_every, num_steps(stage, data.values["rows"])),
         "save_total_limit": 2,
         "report_to": "none",
     }

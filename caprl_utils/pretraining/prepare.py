@@ -22,8 +22,7 @@ from caprl_utils.hashing import code_hashes, file_hash, value_hash
 from caprl_utils.models.base import Sampling
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import data
-from caprl_utils.pretraining.data import BadRow, TokenCounter
-from caprl_utils.pretraining.llamafactory import Inputs
+from caprl_utils.pretraining.data import BadRow, DataSet, TokenCounter
 from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, rows_of
 from caprl_utils.pretraining.stage import STAGE, folder_of
 from caprl_utils.prism.evaluate import trained_captioner
@@ -38,24 +37,6 @@ if TYPE_CHECKING:
 
 RECIPE = ["caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data"]  # with what draws the images
 _MEDIA = "media"
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """One checked data set. media: where its image paths start. values: of the run that made it: "rows", "hash",
-    "longest" and "tokens" by setting, "set_aside" (a line for each row that cannot be trained on), "left_out" (reason
-    -> captions that are not trained on) and "captions" (what the captions of rendered images are like, None elsewhere).
-    """
-
-    name: str
-    folder: Path
-    media: Path
-    values: Mapping[str, Any]
-
-    def inputs(self, model: Path) -> Inputs:
-        """What a training of a model on it starts from."""
-        values = self.values
-        return Inputs(model, self.folder, self.name, values["hash"], self.media, values["rows"])
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.pretraining import llamafactory
+from caprl_utils.pretraining.data import DataSet
 from caprl_utils.pretraining.llamafactory import num_steps, stage_of
-from caprl_utils.pretraining.prepare import DataSet, dataset_of, prepare
+from caprl_utils.pretraining.prepare import dataset_of, prepare
 from caprl_utils.pretraining.sets import Training, all_trainings, final_names, seeded, seeds_of
 from caprl_utils.pretraining.stage import folder_of, train
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
@@ -87,11 +88,9 @@ def train_all(
 
         def make(training: Training) -> dict[str, Any]:
             model = folder_of(profile, training.start) / "final" if training.start else models[training.model]
-            inputs = data[dataset_of(training)].inputs(model)
-            record = train(
-                profile, training, inputs, lambda done, _, loss: counter.at(training.name, done, loss)
-            )
-            counter.at(training.name, steps[training.name], None)
+            rows, at = data[dataset_of(training)], functools.partial(counter.at, training.name)
+            record = train(profile, training, model, rows, at)
+            counter.at(training.name, steps[training.name])
             return record
 
         return in_order(trainings, make, settings.parallel_runs)
@@ -120,7 +119,7 @@ class _Counter:
     def __init__(self, progress: Progress):
         self._progress, self._lock, self._done = progress, threading.Lock(), {}
 
-    def at(self, name: str, step: int, loss: float | None) -> None:
+    def at(self, name: str, step: int, _: int = 0, loss: float | None = None) -> None:
         """A training is at this step."""
         with self._lock:
             ahead = step - self._done.get(name, 0)

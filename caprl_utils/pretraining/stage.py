@@ -24,7 +24,8 @@ from caprl_utils.hashing import file_hash, folder_hash
 from caprl_utils.models.weights import PARTS, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import llamafactory
-from caprl_utils.pretraining.llamafactory import TRAINS, Inputs, OnStep
+from caprl_utils.pretraining.data import DataSet
+from caprl_utils.pretraining.llamafactory import TRAINS, OnStep
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.runs import Run, checkpoints_in
 from caprl_utils.schema import Profile
@@ -47,15 +48,15 @@ def folder_of(profile: Profile, name: str) -> Path:
     return paths.RUNS / profile.name / STAGE / name
 
 
-def open_run(profile: Profile, training: Training, inputs: Inputs) -> Run:
+def open_run(profile: Profile, training: Training, model: Path, data: DataSet) -> Run:
     """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
     settings = profile.pretraining
     parts = {
         "stage": llamafactory.stage_of(settings, training.stage, training.setting).key_part(),
         "shared": {name: getattr(settings, name) for name in _SHARED},
         "llamafactory": file_hash(_LOCK), "template": file_hash(llamafactory.SITE / "sitecustomize.py"),
-        "seed": seed_of(profile, training), "start": folder_hash(inputs.model), "data": inputs.data_hash,
-        "num_rows": inputs.num_rows,
+        "seed": seed_of(profile, training), "start": folder_hash(model), "data": data.values["hash"],
+        "num_rows": data.values["rows"],
     }  # fmt: skip
     return Run.open(profile, STAGE, training.name, parts, RECIPE)
 
@@ -66,38 +67,38 @@ def seed_of(profile: Profile, training: Training) -> int:
 
 
 def train(
-    profile: Profile, training: Training, inputs: Inputs, on_step: OnStep = lambda *_: None
+    profile: Profile, training: Training, model: Path, data: DataSet, on_step: OnStep = lambda *_: None
 ) -> dict[str, Any]:
     """Make a training, or what is left of it; returns its record.
 
     Raises UserError when LLaMA-Factory fails, or when something else trains than should, as soon as that is seen.
     """
-    with open_run(profile, training, inputs) as run:
+    with open_run(profile, training, model, data) as run:
         if not run.complete:
             work, log, config = (run.folder / name for name in ("work", "train.log", "train.yaml"))
             checkpoint = last_whole(work)
             if checkpoint is None:
                 shutil.rmtree(work, ignore_errors=True)
-            write_atomic(config, train_yaml(profile, training, inputs, work, checkpoint))
+            write_atomic(config, train_yaml(profile, training, model, data, work, checkpoint))
             env = llamafactory.environment(profile, run.folder / _CACHE)
-            watch = _watch(training, inputs, run.folder, on_step)
+            watch = _watch(training, model, run.folder, on_step)
             llamafactory.run(config, log, env, watch, profile.pretraining.nodes)
-            _finish(run, profile, training, inputs, work, log)
+            _finish(run, profile, training, model, data, work, log)
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)
         return run.result
 
 
 def train_yaml(
-    profile: Profile, training: Training, inputs: Inputs, work: Path, checkpoint: Path | None
+    profile: Profile, training: Training, model: Path, data: DataSet, work: Path, checkpoint: Path | None
 ) -> str:
     """What LLaMA-Factory is given. work: its output. checkpoint: where it goes on."""
     seed = seed_of(profile, training)
-    values = llamafactory.stage_arguments(profile.pretraining, training, inputs, seed, work, checkpoint)
+    values = llamafactory.stage_arguments(profile.pretraining, training, model, data, seed, work, checkpoint)
     return f"# {training.name}, profile {profile.name}\n" + yaml.safe_dump(values, sort_keys=False)
 
 
-def _watch(training: Training, inputs: Inputs, folder: Path, on_step: OnStep) -> Callable[[], None]:
+def _watch(training: Training, model: Path, folder: Path, on_step: OnStep) -> Callable[[], None]:
     """What is looked at while it trains: its steps, and once its count of what trains, days before the end."""
     log, counted = folder / "train.log", False
     start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
@@ -106,19 +107,19 @@ def _watch(training: Training, inputs: Inputs, folder: Path, on_step: OnStep) ->
         nonlocal counted
         llamafactory.report(folder / "work", on_step)
         if not counted and logged_counts(log, start) is not None:
-            assert_trainable(log, inputs.model, TRAINS[training.stage])
+            assert_trainable(log, model, TRAINS[training.stage])
             counted = True
 
     return watch
 
 
 def _finish(
-    run: Run, profile: Profile, training: Training, inputs: Inputs, work: Path, log: Path
+    run: Run, profile: Profile, training: Training, model: Path, data: DataSet, work: Path, log: Path
 ) -> dict[str, Any]:
     """Check what trained, keep the model and the curve, write the record: in this order."""
     trains = TRAINS[training.stage]
-    counted = assert_trainable(log, inputs.model, trains)
-    moved = changes(inputs.model, work)
+    counted = assert_trainable(log, model, trains)
+    moved = changes(model, work)
     assert_changes(moved, trains)
     curve = read_curve(work)
     write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
@@ -128,8 +129,8 @@ def _finish(
         "parameters": counted, "moved": moved,
     }  # fmt: skip
     return run.finish(
-        values=values, n=inputs.num_rows, unit="row", seeds=[seed_of(profile, training)],
-        setting=training.setting, training_stage=training.stage, start=shown(inputs.model),
+        values=values, n=data.values["rows"], unit="row", seeds=[seed_of(profile, training)],
+        setting=training.setting, training_stage=training.stage, start=shown(model),
         captions=training.captions.name if training.captions else None, trains=list(trains),
     )  # fmt: skip
 
@@ -236,9 +237,9 @@ def logged_counts(log: Path, start: int = 0) -> tuple[int, int] | None:
     """LLaMA-Factory's last count of (trainable, all) parameters in its log, from byte `start` on; None without one."""
     if not log.is_file():
         return None
-    with open(log, "rb") as data:
-        data.seek(start)
-        found = _LOGGED.findall(data.read().decode("utf-8", errors="replace"))
+    with open(log, "rb") as opened:
+        opened.seek(start)
+        found = _LOGGED.findall(opened.read().decode("utf-8", errors="replace"))
     return tuple(int(text.replace(",", "")) for text in found[-1]) if found else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -161,13 +162,9 @@ def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> Summary:
 
 def _done(out: Path, key: str) -> Summary | None:
     """The summary of a folder that holds this very model, else None."""
-    try:
-        summary = Summary.load(out)
-    except ValueError:  # of an earlier version
-        return None
-    except UserError:
-        return None
-    return summary if summary.key == key else None
+    file = out / FILE
+    made = file.is_file() and json.loads(file.read_text(encoding="utf-8"))["key"] == key
+    return Summary.load(out) if made else None
 
 
 def _assemble(plan: Plan, out: Path, key: str, hashes: list[str], seed: int) -> Summary:

@@ -4,7 +4,6 @@ import pytest
 
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import data
-from caprl_utils.pretraining.llamafactory import Inputs
 from caprl_utils.records import about_image
 
 STEPS, BATCH = 6, 2
@@ -24,7 +23,8 @@ def rows(tmp_path_factory):
     return folder, examples
 
 
-def inputs_of(model, rows):
-    """What a training of a model on these rows starts from."""
+def dataset(rows):
+    """The rows as a checked data set."""
     folder, examples = rows
-    return Inputs(model, folder, "sft", file_hash(folder / "sft.jsonl"), folder, len(examples))
+    values = {"hash": file_hash(folder / "sft.jsonl"), "rows": len(examples)}
+    return data.DataSet("sft", folder, folder, values)

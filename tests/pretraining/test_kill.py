@@ -13,7 +13,7 @@ from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import llamafactory, stage
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init.assembly import assemble
-from tests.pretraining.conftest import BATCH, STEPS, inputs_of
+from tests.pretraining.conftest import BATCH, STEPS, dataset
 
 pytestmark = [
     pytest.mark.integration,
@@ -39,18 +39,18 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
     pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
     changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1} | pace
     profile = load_profile("mini", {"pretraining": changed})
-    inputs = inputs_of(model, rows)
+    data = dataset(rows)
     names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
     homes = [stage.folder_of(profile, run) for run in names]
     whole, killed = (Training(run, SETTINGS[model.name], name, None) for run in names)
 
-    undisturbed = stage.train(profile, whole, inputs)
+    undisturbed = stage.train(profile, whole, model, data)
     killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))
     killer.start()
     with pytest.raises(UserError, match="llamafactory-cli ended"):
-        stage.train(profile, killed, inputs)
+        stage.train(profile, killed, model, data)
     killer.join()
-    resumed = stage.train(profile, killed, inputs)
+    resumed = stage.train(profile, killed, model, data)
 
     assert "/checkpoint-" in (homes[1] / "train.yaml").read_text()
     assert resumed["values"] == undisturbed["values"] and resumed["values"]["steps"] == STEPS

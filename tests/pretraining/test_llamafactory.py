@@ -14,7 +14,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data, llamafactory, stage
 from caprl_utils.pretraining.sets import Training
-from tests.pretraining.conftest import BATCH, STEPS, inputs_of
+from tests.pretraining.conftest import BATCH, STEPS, dataset
 
 pytestmark = [
     pytest.mark.integration,
@@ -23,6 +23,7 @@ pytestmark = [
         not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
     ),
 ]
+SOME = data.DataSet("rows", Path("folder"), Path("media"), {"hash": "hash", "rows": 10_000})
 PROBE = Path(__file__).with_name("lf_probe.py")
 
 
@@ -44,9 +45,11 @@ def small_profile():
     return load_profile("mini", {"pretraining": changed})
 
 
-def write_yaml(folder, settings, training, inputs):
+def write_yaml(folder, settings, name, model, rows):
     config = folder / "train.yaml"
-    values = llamafactory.stage_arguments(settings, training, inputs, 0, folder / "out")
+    values = llamafactory.stage_arguments(
+        settings, Training("t", "any", name, None), model, rows, 0, folder / "out"
+    )
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     return config
 
@@ -77,8 +80,7 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
     settings = load_profile(profile).pretraining
     model = {"model_type": "llava" if name == "sft" else "qwen2_5_vl"}
     (tmp_path / "config.json").write_text(json.dumps(model))
-    inputs = llamafactory.Inputs(tmp_path, tmp_path, "rows", "hash", tmp_path, 10_000)
-    config = write_yaml(tmp_path, settings, Training("t", "any", name, None), inputs)
+    config = write_yaml(tmp_path, settings, name, tmp_path, SOME)
     # a machine without GPU has no bf16 there; everything else is as written
     read = probe("parse", config, "use_cpu=true", distributed=settings.deepspeed is not None)
     chosen = llamafactory.stage_of(settings, name)
@@ -99,7 +101,7 @@ def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(sma
 
     _, examples = rows
     settings = small_profile().pretraining
-    config = write_yaml(tmp_path, settings, Training("t", "any", "sft", None), inputs_of(small_model, rows))
+    config = write_yaml(tmp_path, settings, "sft", small_model, dataset(rows))
     encoded = probe("encode", config)
     processor = AutoProcessor.from_pretrained(small_model)
     counter = data.TokenCounter(processor, settings.max_pixels)
@@ -119,5 +121,5 @@ def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
     (broken / "model.safetensors").write_bytes(b"cut off")
     profile = small_profile()
     with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
-        stage.train(profile, Training("broken", "mini-qwen-3b", "sft", None), inputs_of(broken, rows))
+        stage.train(profile, Training("broken", "mini-qwen-3b", "sft", None), broken, dataset(rows))
     assert paths.shown(stage.folder_of(profile, "broken") / "train.log") in str(error.value)

@@ -1,6 +1,7 @@
 """From image sets to checked data files, with captions that a test wrote and a counter of words."""
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,11 +10,13 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import llamafactory, prepare, pretrain, sets, stage
-from caprl_utils.pretraining.data import read_rows
+from caprl_utils.pretraining import prepare, pretrain, sets, stage
+from caprl_utils.pretraining.data import DataSet, read_rows
 from caprl_utils.pretraining.prepare import described, image_source
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init import assembly
+
+SOME = DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 4})
 
 
 class Counter:
@@ -80,9 +83,7 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
     ]
     assert len(set(everything)) == len(everything)
     assert prepare.prepare(profile, trainings, captioned) == made
-    given = made["align"].inputs(captioned["mini-qwen-3b"])
-    expected = ("align", 10, made["align"].values["hash"])
-    assert (given.dataset, given.num_rows, given.data_hash) == expected
+    assert made["align"].values["rows"] == 10
 
 
 def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile, captioned):
@@ -144,11 +145,10 @@ def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, 
     trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
     one, other = trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]
     assert prepare.dataset_of(one) == prepare.dataset_of(other) and other.model in folders
-    inputs = llamafactory.Inputs(tmp_path, tmp_path, "align", "hash", tmp_path, 4)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    texts = [stage.train_yaml(seeded, training, inputs, tmp_path, None) for training in (one, other)]
+    texts = [stage.train_yaml(seeded, training, tmp_path, SOME, tmp_path, None) for training in (one, other)]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
-    keys = [stage.open_run(seeded, training, inputs) for training in (one, other)]
+    keys = [stage.open_run(seeded, training, tmp_path, SOME) for training in (one, other)]
     assert keys[0].key != keys[1].key
     for run in keys:
         run.close()
