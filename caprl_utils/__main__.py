@@ -62,6 +62,72 @@ def config(
 
 
 @app.command()
+def caption(
+    source: Annotated[str, typer.Argument(help="Folder, .parquet, .tar, list or data set; s3://, hf://.")],
+    out: Annotated[
+        str | None, typer.Option(help="NAME.parquet or shards/.", show_default="captions-SOURCE.parquet")
+    ] = None,
+    model: Annotated[str, typer.Option(help="zoo:NAME, folder, hub id.")] = "internlm/CapRL-3B",
+    base_url: Annotated[list[str], typer.Option(metavar="URL", help="Of a server; several share.")] = [],
+    engine: Annotated[str | None, typer.Option(help="vllm (on a GPU) or transformers.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="A pass, or in flight.")] = 32,
+    workers: Annotated[int, typer.Option(metavar="N", help="Ray actors; 0: in this process.")] = 0,
+    gpus: Annotated[int, typer.Option(metavar="N", help="Of a worker's model.")] = 1,
+    captions: Annotated[int, typer.Option(metavar="N", help="Of each image.")] = 1,
+    max_tokens: Annotated[int, typer.Option(metavar="N", help="Of a caption.")] = 2048,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0 is greedy.")] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling.")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="Instead of the paper's.")] = None,
+    kind: Annotated[list[str], typer.Option(metavar="NAME", help="Only images of such a folder.")] = [],
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first images.")] = None,
+    max_bad_share: Annotated[float, typer.Option(metavar="X", help="Of unusable images.")] = 0.2,
+    check: Annotated[bool, typer.Option("--check", help="Look at the images only.")] = False,
+) -> None:
+    """Caption images; stop it at any time and run it again: it goes on where it was."""
+    from caprl_utils import prompts
+    from caprl_utils.captions.caption import caption_source, check_source
+    from caprl_utils.models.base import Sampling
+    from caprl_utils.schema import ModelConfig
+
+    if check:
+        return print("\n".join(check_source(source, kind or None, limit)))
+    if (
+        engine not in (None, "vllm", "transformers")
+        or min(workers + 1, batch_size, gpus, captions, max_tokens) < 1
+    ):
+        raise UserError("--engine is vllm or transformers, and no count is below 1 (--workers: 0)")
+    captioner = ModelConfig(
+        path=model, base_urls=base_url, backend="endpoint" if base_url else "local", batch_size=batch_size
+    )
+    sampling = Sampling(max_tokens, temperature, n=captions, seed=seed)
+    out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
+    made = caption_source(
+        source, out, captioner, sampling, prompt=prompt or prompts.CAPTION,
+        kinds=kind or None, limit=limit, max_bad_share=max_bad_share, engine=engine, workers=workers, gpus=gpus,
+    )  # fmt: skip
+    print(*made.lines(), f"written: {made.file}", sep="\n")
+
+
+@app.command()
+def export(
+    captions: Annotated[list[str], typer.Argument(help="A caption set, or released .jsonl files.")],
+    out: Annotated[Path, typer.Option(help="NAME.jsonl for LLaMA-Factory, or NAME.parquet.")],
+    images: Annotated[int | None, typer.Option(metavar="N", help="A sample of so many.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sample; they are nested.")] = 0,
+    media: Annotated[Path | None, typer.Option(help="Where image paths start (media_dir).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Instead of the paper's.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Loops and cut captions too.")] = False,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first released lines.")] = None,
+    max_bad_share: Annotated[float, typer.Option(metavar="X", help="Of unusable captions.")] = 0.05,
+) -> None:
+    """Write captions for other tools: training data, a sample, or released files with our columns."""
+    from caprl_utils.captions.export import export as write
+
+    told = write(captions, out, images, seed, media, prompt, not everything, limit, max_bad_share)
+    print(*told, f"written: {out}", sep="\n")
+
+
+@app.command()
 def curate(
     profile: ProfileOption = "mini",
     seed: Annotated[int, typer.Option(help="Of sampling and of the option shuffles.")] = 0,

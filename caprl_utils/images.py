@@ -242,6 +242,18 @@ def read_source(source: str, kinds: Sequence[str] | None = None) -> Iterator[Ima
     return (image for image in images if kinds is None or image.kind in kinds)
 
 
+def is_hub(source: str) -> bool:
+    """Whether a source is a data set's id, which can be streamed only from its start."""
+    return not (drawn_source(source) or "://" in source or Path(source).expanduser().exists())
+
+
+def count_images(source: str, kinds: Sequence[str] | None = None) -> int | None:
+    """How many images a source has; None where only reading them all tells."""
+    if drawn_source(source):
+        return _split_count_seed(source)[1]
+    return None if is_hub(source) else sum(1 for _ in read_source(source, kinds))
+
+
 def fingerprint(source: str) -> str:
     """Hash of what the source holds: names, sizes and times of its files (and of those that a list names), or its
     id. Files are hashed as a stream; memory as for `read_source`.

@@ -1,146 +1,404 @@
-"""Caption sets for other tools, and back.
+"""Caption sets for other tools, and back: read them, draw a sample, write training data, take in released files.
 
-    python -m caprl_utils.captions.export sample caprl-5m.parquet --images 1000000 --out caprl-1m.parquet
-    python -m caprl_utils.captions.export llamafactory captions.parquet --out data/train.jsonl --media images
-    python -m caprl_utils.captions.export webdataset captions.parquet --out tars
-    python -m caprl_utils.captions.export released CapRL-2M.jsonl --out caprl-2m.parquet
-    python -m caprl_utils.captions.export released CapRL-2M.jsonl --out data/caprl-2m.jsonl --media images
-
-Each file appears when it is whole; run a stopped export again.
+A set is a .parquet file or a folder of shards, local or wherever fsspec reaches, with the columns of `caption.Caption`;
+the metadata of its files say what made it. Each export appears when it is whole; run a stopped one again.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
+import json
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from caprl_utils import prompts
-from caprl_utils.captions.llamafactory import MAX_BAD_SHARE, released_llamafactory, write_llamafactory
-from caprl_utils.captions.released import write_released
-from caprl_utils.captions.sets import sample
-from caprl_utils.captions.webdataset import write_webdataset
-from caprl_utils.errors import UserError, command_line
+from caprl_utils.captions.caption import JOB_KEY, SCHEMA, caption_id, is_loop, write_parquet
+from caprl_utils.errors import UserError
+from caprl_utils.files import full_disk_as_user_error
+from caprl_utils.hashing import derive_seed, file_hash, text_hash
+from caprl_utils.images import IMAGE_KEYS, ImageItem, read_source
+from caprl_utils.paths import shown
+from caprl_utils.progress import track
+from caprl_utils.records import about_image, mark_in, register
 
-CAPTIONS = "a .parquet file of captions, a job's folder, or a folder of shards"
-JOB = "folder of the job that made the captions (default: CAPTIONS.work beside the file)"
-MEDIA = "folder that image paths start at, as media_dir of the training (default: where the images of the job are)"
-
-
-def parser() -> argparse.ArgumentParser:
-    """One subcommand for each kind of export."""
-    new = argparse.ArgumentParser(
-        prog="python -m caprl_utils.captions.export", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    kinds = new.add_subparsers(dest="kind", required=True)
-    _add_sample(_kind(kinds, "sample", "a seeded sample of a set, such as CapRL-1M of CapRL-5M", _sample))
-    _add_llamafactory(_kind(kinds, "llamafactory", "training data of LLaMA-Factory", _llamafactory))
-    _add_webdataset(_kind(kinds, "webdataset", "tars with images and captions", _webdataset))
-    _add_released(_kind(kinds, "released", "read released caption JSONL such as CapRL-2M", _released))
-    return new
+EMPTY, MISSING = "the caption is empty", "no such image below the media folder"
+MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance
+CAPTION_KEYS = ("caption", "captions", "text", "response", "output", "answer")
+RELEASED_KEY = b"released_captions"  # in the parquet file's metadata: no source is known for the images
+_BATCH_ROWS = 4096  # rows in memory at once
+_JOIN_ROWS = 100_000  # captions that wait for their images in one pass over the source
+_FORMATS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 
 
-def _kind(
-    kinds: argparse._SubParsersAction, name: str, text: str, run: Callable[[argparse.Namespace], list[str]]
-) -> argparse.ArgumentParser:
-    new = kinds.add_parser(name, help=text, description=text)
-    new.set_defaults(run=run)
-    return new
+def export(
+    captions: Sequence[str],
+    out: Path,
+    images: int | None,
+    seed: int,
+    media: Path | None,
+    prompt: str | None,
+    sound_only: bool,
+    limit: int | None,
+    max_bad_share: float,
+) -> list[str]:
+    """What `caprl export` does, by the names of its files; returns lines for people."""
+    released = [Path(name) for name in captions if name.endswith(".jsonl")]
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise UserError(f"--out {out}: the name must end in .parquet or .jsonl")
+    if len(captions) > 1 and len(released) < len(captions):
+        raise UserError("one caption set at a time, or several released .jsonl files")
+    if released:
+        table = out if out.suffix == ".parquet" else out.with_name(f".{out.stem}-released.parquet")
+        told = [f"{write_released(released, table, limit)} captions"]
+        if table == out:
+            return told
+        try:
+            return export([str(table)], out, None, 0, media, prompt, sound_only, None, max_bad_share)
+        finally:
+            table.unlink()
+    if out.suffix == ".jsonl":
+        return write_llamafactory(
+            captions[0], out, media, prompt or prompts.CAPTION, sound_only, max_bad_share
+        ).lines()
+    if not images:
+        raise UserError("--images: how many images the sample has, at least 1")
+    return [f"{sample(captions[0], out, images, seed)} captions of {images} images"]
 
 
-def _add_sample(new: argparse.ArgumentParser) -> None:
-    new.add_argument("captions", type=Path, help=CAPTIONS)
-    new.add_argument("--out", type=Path, required=True, help="NAME.parquet of the sample")
-    new.add_argument("--images", type=_count, required=True, help="images in the sample")
-    new.add_argument("--seed", type=int, default=0, help="samples of one seed are nested")
+# Reading
 
 
-def _add_llamafactory(new: argparse.ArgumentParser) -> None:
-    new.add_argument("captions", type=Path, help=CAPTIONS)
-    new.add_argument(
-        "--out", type=Path, required=True, help="NAME.jsonl; dataset_info.json is kept beside it"
+def caption_files(captions: str | Path) -> list[tuple[Any, str]]:
+    """(file system, path) of a set's parquet files. Raises UserError where there is none."""
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(str(captions))
+    if files.isfile(root):
+        return [(files, root)]
+    for folder in (f"{root.rstrip('/')}/shards", root.rstrip("/")):
+        names = files.ls(folder, detail=False) if files.isdir(folder) else []
+        if found := sorted(n for n in names if n.endswith(".parquet") and not Path(n).name.startswith(".")):
+            return [(files, name) for name in found]
+    raise UserError(f"no captions at {captions}: name a .parquet file or a folder of shards")
+
+
+def read_tables(captions: str | Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The set in pieces of some thousand rows. Raises UserError naming a file that cannot be read."""
+    for files, name in caption_files(captions):
+        with _readable(name), files.open(name, "rb") as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid, pa.ArrowException) as error:
+        raise UserError(
+            f"{name} is half-written or damaged ({error}); delete it and run again (only its images are captioned "
+            "again), or fetch it again"
+        ) from None
+
+
+def read_captions(captions: str | Path, sound_only: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of a caption set, a batch in memory at a time. sound_only: without loops and cut captions."""
+    for table in read_tables(captions):
+        yield from (row for row in table.to_pylist() if not sound_only or is_sound(row))
+
+
+def is_sound(row: dict[str, Any]) -> bool:
+    """Neither cut nor a loop. A released caption does not say how it ended (None) and counts as whole."""
+    return row["finish_reason"] != "length" and not row["looped"]
+
+
+def _metadata(captions: str | Path) -> dict[bytes, bytes]:
+    files, name = caption_files(captions)[0]
+    with _readable(name), files.open(name, "rb") as file:
+        return pq.read_schema(file).metadata or {}
+
+
+# Samples
+
+
+def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
+    """Write the captions of `n` images, drawn without repetition; returns the number of captions.
+
+    CapRL-1M is such a sample of CapRL-5M. The order of the set is kept, and a set of fewer than `n` images is
+    refused with UserError. Samples of one seed are nested: the smaller one is inside the larger one. Memory: some
+    60 bytes an image, for 64-bit hashes of the ids.
+    """
+    schema = SCHEMA.with_metadata(_metadata(captions))
+    ids = array("Q")
+    for table in read_tables(captions, ["image_id"]):
+        ids.extend(id_hashes(table))
+    hashes = np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64)
+    _, first = np.unique(hashes, return_index=True)
+    if n > len(first):
+        raise UserError(f"{captions} has {len(first)} images, fewer than the {n} asked for")
+    drawn = hashes[np.sort(first)[np.random.default_rng(seed).permutation(len(first))[:n]]]
+    kept = (table.filter(pa.array(np.isin(id_hashes(table), drawn))) for table in read_tables(captions))
+    return write_parquet(Path(out), kept, schema)
+
+
+def id_hashes(table: pa.Table) -> np.ndarray:
+    """64-bit hashes of the image ids, shape (N,)."""
+    return np.fromiter(
+        (derive_seed(name, bits=64) for name in table["image_id"].to_pylist()), np.uint64, len(table)
     )
-    new.add_argument("--job", type=Path, help=JOB)
-    new.add_argument("--all", action="store_true", help="loops and cut captions too")
-    _add_training(new)
 
 
-def _add_training(new: argparse.ArgumentParser) -> None:
-    new.add_argument("--media", type=Path, help=MEDIA)
-    new.add_argument("--prompt", default=prompts.CAPTION, help="what the user says, behind the image")
-    new.add_argument(
-        "--max-bad-share", type=float, default=MAX_BAD_SHARE,
-        help=f"stop when more captions than this share are set aside (default: {MAX_BAD_SHARE})",
-    )  # fmt: skip
+# Training data of LLaMA-Factory
 
 
-def _add_webdataset(new: argparse.ArgumentParser) -> None:
-    new.add_argument("captions", type=Path, help=CAPTIONS)
-    new.add_argument("--out", type=Path, required=True, help="folder of the tars")
-    new.add_argument("--job", type=Path, help=JOB)
-    new.add_argument("--all", action="store_true", help="loops and cut captions too")
+@dataclass(frozen=True)
+class Written:
+    """What was written. left_out: loops and cut captions; set_aside: reason -> captions that cannot be trained on;
+    media: the folder that image paths start at.
+    """
+
+    rows: int
+    left_out: int
+    set_aside: dict[str, int]
+    media: Path
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [
+            f"{self.rows} rows, image paths below {shown(self.media)} (media_dir)",
+            f"left out: {self.left_out}, cut or loops",
+            *(f"set aside: {count}, {reason}" for reason, count in sorted(self.set_aside.items())),
+        ]
 
 
-def _add_released(new: argparse.ArgumentParser) -> None:
-    new.add_argument(
-        "files", type=Path, nargs="+", help="JSONL files, one caption with its image path a line"
-    )
-    new.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="NAME.parquet with our columns, or NAME.jsonl for LLaMA-Factory",
-    )
-    new.add_argument("--limit", type=_count, help="only the first lines of each file")
-    _add_training(new)
+def write_llamafactory(
+    captions: str | Path,
+    file: Path,
+    media: Path | None = None,
+    prompt: str = prompts.CAPTION,
+    sound_only: bool = True,
+    max_bad_share: float = MAX_BAD_SHARE,
+) -> Written:
+    """Write a caption set as `file` (NAME.jsonl), with its entry NAME in dataset_info.json beside it.
+
+    A row is {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path]}. media: the folder that
+    image paths start at (`media_dir`, our `pretraining.media_folder`). Images that are files of a local folder or list
+    stay where they are, and must be below it (its default is that folder); others (parquet, tar, data sets, drawn and
+    remote ones) are written to `images/NAME` in it (its default is the folder of `file`). A released set knows no
+    source: there it must be named. sound_only: leave out loops and cut captions. max_bad_share: of captions that may be
+    set aside (empty, with a mark of LLaMA-Factory in the text, the image missing) before UserError.
+    Raises UserError for an image outside `media`, naming it, and when no caption is left.
+    """
+    file, metadata, counts = Path(file), _metadata(captions), Counter[str]()
+    if found := mark_in(prompt):
+        raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
+    rows = _counted(read_captions(captions), counts, sound_only)
+    if RELEASED_KEY in metadata:
+        if media is None or not Path(media).is_dir():
+            raise UserError(
+                "released captions name their images by path: name the folder that these start at (--media), "
+                f"not {media}"
+            )
+        pairs, media = ((row, row["image_key"]) for row in rows), Path(media).resolve()
+    else:
+        job = json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
+        if job is None:
+            raise UserError(f"{captions} does not say what made it: it was written by another tool")
+        home = _files_home(job["source"])
+        media = Path(media or home or file.parent).resolve()
+        if home:
+            pairs = ((row, str(home / row["image_key"])) for row in rows)
+        else:
+            pairs = _with_files(rows, job, media / "images" / file.stem)
+    return _write_rows(pairs, file, media, prompt, max_bad_share, counts)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)
+def _counted(
+    rows: Iterable[dict[str, Any]], counts: Counter[str], sound_only: bool
+) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if sound_only and not is_sound(row):
+            counts["left out"] += 1
+        else:
+            yield row
 
 
-def _sample(given: argparse.Namespace) -> list[str]:
-    _require(given.out, ".parquet")
-    rows = sample(given.captions, given.out, given.images, given.seed)
-    return [f"{rows} captions of {given.images} images, seed {given.seed}"]
+def _files_home(source: str) -> Path | None:
+    """The folder that the image paths of a source start at; None where its images are no local files of their own."""
+    first = next(iter(read_source(source))) if Path(source).exists() else None
+    if first is None or first.path is None or first.key != first.path:
+        return None
+    return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _llamafactory(given: argparse.Namespace) -> list[str]:
-    _require(given.out, ".jsonl")
-    return write_llamafactory(
-        given.captions, given.out, given.media, given.job, given.prompt, not given.all, given.max_bad_share
-    ).lines()
+def _write_rows(
+    pairs: Iterator[tuple[dict[str, Any], str]], file: Path, media: Path, prompt: str, max_bad_share: float,
+    counts: Counter[str],
+) -> Written:  # fmt: skip
+    """Stream (caption, image file) to `file`, which appears when it is whole."""
+    aside, rows = Counter[str](), 0
+    temporary = file.with_name(f".{file.name}.tmp")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_as_user_error(file), open(temporary, "w", encoding="utf-8") as lines:
+        for row, image in track(pairs, "rows"):
+            path = below(media, image)
+            if reason := _why_not(row["caption"], media / path):
+                aside[reason] += 1
+                continue
+            lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
+            rows += 1
+        lines.flush()
+        os.fsync(lines.fileno())
+    written = Written(rows, counts["left out"], dict(aside), media)
+    if not rows or aside.total() > max_bad_share * (rows + aside.total()):
+        temporary.unlink()
+        raise UserError(
+            f"{shown(file)} was not written: {'; '.join(written.lines())}. More than {max_bad_share:.0%} of the "
+            "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
+        )
+    temporary.replace(file)
+    register(file)
+    return written
 
 
-def _webdataset(given: argparse.Namespace) -> list[str]:
-    return [f"tar files: {len(write_webdataset(given.captions, given.out, given.job, not given.all))}"]
+def below(media: Path, image: str) -> str:
+    """The path of an image relative to `media`, itself resolved. Raises UserError for one outside."""
+    path = Path(os.path.normpath(media / image))
+    if not path.is_relative_to(media):
+        raise UserError(
+            f"image {image} is outside the media folder {shown(media)}; name a folder that holds all images (--media)"
+        )
+    return path.relative_to(media).as_posix()
 
 
-def _released(given: argparse.Namespace) -> list[str]:
-    _require(given.out, ".parquet", ".jsonl")
-    if given.out.suffix == ".parquet":
-        return [f"{write_released(given.files, given.out, given.limit)} captions"]
-    return released_llamafactory(
-        given.files, given.out, given.media, given.prompt, given.limit, given.max_bad_share
-    ).lines()
+def _why_not(caption: str, image: Path) -> str | None:
+    if not caption.strip():
+        return EMPTY
+    if found := mark_in(caption):
+        return f"the caption holds {found}, which LLaMA-Factory takes for a file"
+    return None if image.is_file() else MISSING
 
 
-def _require(out: Path, *suffixes: str) -> None:
-    if out.suffix not in suffixes:
-        raise UserError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
+def _with_files(
+    rows: Iterator[dict[str, Any]], job: dict[str, Any], folder: Path
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Captions with a file of their image, written to `folder` where it is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while some := list(islice(rows, _JOIN_ROWS)):
+        waiting: dict[str, list[dict[str, Any]]] = {}
+        for row in some:
+            waiting.setdefault(row["image_id"], []).append(row)
+        for item in read_source(job["source"], job["kinds"]):
+            found = waiting.pop(item.id, ())
+            path = str(_as_file(item, folder)) if found else ""
+            yield from ((row, path) for row in found)
+        if waiting:
+            raise UserError(f"the image {next(iter(waiting))} is gone from {job['source']}")
 
 
-@command_line
-def main(arguments: list[str]) -> int:
-    """Write what is asked for and say how much; returns the exit status: 0, or 1 for an error."""
-    given = parser().parse_args(arguments)
-    print("\n".join([*given.run(given), f"written: {given.out}"]))
-    return 0
+def _as_file(item: ImageItem, folder: Path) -> Path:
+    data = item.encoded()
+    suffix = next((suffix for start, suffix in _FORMATS.items() if data.startswith(start)), ".img")
+    target = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', item.id)[-60:]}-{text_hash(item.id)[:8]}{suffix}"
+    if not target.exists():
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    return target
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+# Captions that others released
+
+
+def read_released(file: Path, limit: int | None = None) -> Iterator[tuple[str, str]]:
+    """(image path, caption) of the rows of a released caption JSONL such as internlm/CapRL-2M's.
+
+    Its card says only that the files hold captions and image paths. Taken as one JSON object a line, with the
+    path under one of `IMAGE_KEYS` and the caption under one of `CAPTION_KEYS` (the sibling CapRL-Video-178K has
+    `video` and `caption`), or in LLaVA's `conversations` or sharegpt's `messages` (the last turn of the
+    assistant). limit: only the first lines. Raises UserError with the keys found for a
+    line that is none of these.
+    """
+    try:
+        with open(file, encoding="utf-8") as lines:
+            for number, line in enumerate(islice(lines, limit), start=1):
+                if line.strip():
+                    yield _parsed(file, number, line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(file)} is no JSONL file: it is not UTF-8 text ({error})") from None
+
+
+def write_released(files: Sequence[Path], out: Path, limit: int | None = None) -> int:
+    """Write released JSONL files as one parquet file with our columns; returns the number of captions.
+
+    The image's path is id and key of the image. What the release does not say (tokens, finish reason, seed, prompt) is
+    null; the model is named by the file, whose hash stands for its own. Memory: some 100 bytes an image, to number the
+    captions of one image. Raises UserError as `read_released`, and when there is no row.
+    """
+    names = ", ".join(Path(file).name for file in files)
+    rows = track(_released_rows(files, limit), "captions")
+    schema = SCHEMA.with_metadata({RELEASED_KEY: names})
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{names}: no line holds a caption")
+
+    def tables() -> Iterator[pa.Table]:
+        some = [first, *islice(rows, _BATCH_ROWS)]
+        while some:
+            yield pa.Table.from_pylist(some, schema)
+            some = list(islice(rows, _BATCH_ROWS))
+
+    return write_parquet(Path(out), tables(), schema)
+
+
+def _released_rows(files: Sequence[Path], limit: int | None) -> Iterator[dict[str, Any]]:
+    seen: Counter[int] = Counter()
+    for file in files:
+        maker = {"model": Path(file).name, "model_hash": file_hash(file)}
+        for image, caption in read_released(file, limit):
+            key, text = derive_seed(image, bits=64), caption.strip()
+            row_id = caption_id(image, seen[key])
+            yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key], "caption": text,
+                           "looped": is_loop(text)}  # fmt: skip
+            seen[key] += 1
+
+
+def _parsed(file: Path, number: int, line: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+        image, caption = _first(row, IMAGE_KEYS), _caption_in(row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(file)}, line {number} is no JSON object ({error})") from None
+    image = image[0] if isinstance(image, list) and image else image
+    if not isinstance(image, str) or not isinstance(caption, str):
+        raise UserError(
+            f"{shown(file)}, line {number} has no image path and caption that we know; its keys: "
+            f"{', '.join(row)}. Known are {', '.join(IMAGE_KEYS)} and {', '.join(CAPTION_KEYS)}."
+        )
+    return image, caption
+
+
+def _caption_in(row: dict[str, Any]) -> Any:
+    for turns, who, what, name in (
+        ("conversations", "from", "value", "gpt"), ("messages", "role", "content", "assistant"),
+    ):  # fmt: skip
+        said = [turn[what] for turn in row.get(turns) or [] if turn[who] == name]
+        if said:
+            return said[-1]
+    return _first(row, CAPTION_KEYS)
+
+
+def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)

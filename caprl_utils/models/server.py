@@ -51,13 +51,14 @@ class Server:
 
 @contextmanager
 def serve(
-    model: ModelConfig, port: int | None = None, max_model_len: int | None = None, log: Path | None = None
-) -> Iterator[Server]:
+    model: ModelConfig, port: int | None = None, max_model_len: int | None = None, log: Path | None = None,
+    gpus: int = 1,
+) -> Iterator[Server]:  # fmt: skip
     """Run a vLLM server for `model` as long as the block lasts.
 
     port: a free one by default. max_model_len: tokens of prompt and completion; the model's own limit by
-    default. Raises UserError for a missing model, a port in use, or a server that does not come up, with the
-    end of its log.
+    default. gpus: that share the model. Raises UserError for a missing model, a port in use, or a server
+    that does not come up, with the end of its log.
     """
     folder = paths.resolve_model(model.path)
     check_folder(folder, model.path)
@@ -67,7 +68,7 @@ def serve(
     check_port(port)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
     tokenizer = tokenizer_folder(Path(folder), log.with_suffix(".tokenizer"))
-    line = command(model, port, max_model_len, tokenizer)
+    line = command(model, port, max_model_len, tokenizer, gpus)
     process = processes.popen(line, log, environment(model), guarded=True)
     url = f"http://{HOST}:{port}/v1"
     try:
@@ -91,7 +92,11 @@ def serve_until_stopped(model: ModelConfig, port: int, max_model_len: int | None
 
 
 def command(
-    model: ModelConfig, port: int, max_model_len: int | None = None, tokenizer: Path | None = None
+    model: ModelConfig,
+    port: int,
+    max_model_len: int | None = None,
+    tokenizer: Path | None = None,
+    gpus: int = 1,
 ) -> list[str]:
     """The command line of the server. vLLM's own program is run as a module: it works with both builds."""
     arguments = [
@@ -112,6 +117,7 @@ def command(
     if model.max_pixels is not None:
         arguments += ["--mm-processor-kwargs", json.dumps({"max_pixels": model.max_pixels})]
     if gpu_names():
+        arguments += ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
         return [*arguments, "--dtype", model.dtype, "--max-num-seqs", str(model.batch_size)]
     dtype = "float32" if model.dtype == "auto" else model.dtype
     return [

@@ -167,7 +167,7 @@ def caption(profile: Profile, pairs_name: str) -> Path:
 
     Captions made otherwise (another captioner, count, seed or temperature) have another name, and stay.
     """
-    from caprl_utils.captions.job import caption_source, make_job
+    from caprl_utils.captions.caption import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
     prism = profile.prism  # so that sets are made of what Table 3 measures
@@ -175,7 +175,7 @@ def caption(profile: Profile, pairs_name: str) -> Path:
         max_tokens=prism.caption_max_tokens, temperature=prism.caption_temperature, seed=profile.seed
     )
     source, model = image_source(profile, images), _captioner(profile, captioner)
-    made = make_job(source, model, sampling, "local").key[:8]
+    made = value_hash(make_job(source, model, sampling))[:8]
     out = folder_of(profile, "captions") / f"{pairs_name}-{made}.parquet"
     caption_source(source, out, model, sampling)
     return out
@@ -227,7 +227,7 @@ def _make_rows(
 
 def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) -> Rows:
     """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
-    from caprl_utils.captions.sets import read_captions
+    from caprl_utils.captions.export import read_captions
 
     source = source_of(profile, "further")
     written = {row["image_id"]: row for row in read_captions(file)}
@@ -248,7 +248,7 @@ def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) ->
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
     """Why a caption is not trained on, or None. row: of a caption set."""
-    from caprl_utils.captions.sets import is_sound
+    from caprl_utils.captions.export import is_sound
 
     if row is None or not row["caption"].strip():
         return "no caption"

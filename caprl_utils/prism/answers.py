@@ -18,8 +18,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from caprl_utils import prompts
-from caprl_utils.captions import chunk_seed, failure_message
+from caprl_utils.captions.caption import failure_message
 from caprl_utils.errors import UserError
+from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
@@ -73,7 +74,7 @@ def answer_all(
     with Progress("answers", len(tasks)) as progress:
         for number, chunk in enumerate(_chunks(tasks, mode)):
             if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
-                answers = _ask(reader, mode, chunk, chunk_seed(seed, "answers", number))
+                answers = _ask(reader, mode, chunk, derive_seed(seed, "answers", number, bits=31))
                 failed |= _write(answers, store)
                 if all(task.id in failed for task in chunk) and len(chunk) > 1:
                     raise UserError(failure_message("questions were not answered", failed, len(tasks), store))

@@ -48,7 +48,7 @@ RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
         "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
     )),
-    "caprl_utils.answers", "caprl_utils.captions.rows", "caprl_utils.models.decoding", "caprl_utils.models.local",
+    "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
     "caprl_utils.prompts",
 ]  # fmt: skip
 
@@ -170,7 +170,7 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
         ids = image_ids(sample)
         for index in range(min(len(captions[image_id]) for image_id in ids)):
             used = [captions[image_id][index] for image_id in ids]
-            texts, tokens = [c.text for c in used], [c.num_tokens for c in used]
+            texts, tokens = [c.caption for c in used], [c.num_tokens for c in used]
             joined = (
                 texts[0] if len(texts) == 1 else "\n".join(f"Image {i}: {t}" for i, t in enumerate(texts, 1))
             )

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.captions import Caption
+from caprl_utils.captions.caption import Caption
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.images import open_image
@@ -207,8 +207,8 @@ def folder_items(
 
 def _caption(image_id: str, index: int, text: str) -> Caption:
     return Caption(
-        id=f"{image_id}#{index}", image_id=image_id, index=index, text=text, num_tokens=None, finish_reason="stop",
-        model="", model_hash="",
+        id=f"{image_id}#{index}", image_id=image_id, index=index, caption=text, num_tokens=None,
+        finish_reason="stop", model="",
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from caprl_utils import prompts
-from caprl_utils.captions import Caption, caption_id, caption_images
+from caprl_utils.captions.caption import Caption, caption_id, caption_images
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.paths import shown
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CAPTIONS_STAGE = "captions"
 RECIPE = [
-    "caprl_utils.captions.rows", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
+    "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
 ]  # fmt: skip
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int]
@@ -147,7 +147,7 @@ def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> li
 
 def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore) -> Captions:
     pairs = [(image.id, image.open) for image in images]
-    return caption_images(pairs, captioner, sampling, store).captions
+    return caption_images(pairs, captioner, sampling, store)
 
 
 def empty_captions() -> Source:
@@ -215,7 +215,7 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
         found: dict[str, list[Caption]] = {}
         for image in images:
             pairs = zip(_of(long, image.id, run_folder), _of(short, image.id, shorter), strict=False)
-            texts = [(a.index, cut(a.text, len(b.text.split()))) for a, b in pairs]
+            texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
             found[image.id] = [_told(image.id, i, text, name, count_tokens(text)) for i, text in texts]
         return found
 
@@ -251,7 +251,7 @@ def controls(
 
     base, trained: finished Prism runs; base's captions are moved around for the other-image floor, those of
     each in trained are cut to base's length. The true facts come only where every sample has them.
-    count_tokens: see `captions.token_counter`.
+    count_tokens: see `caption.token_counter`.
     """
     found = {
         "floor-empty": empty_captions(),
@@ -281,6 +281,6 @@ def _of(captions: Captions, image_id: str, run_folder: Path) -> list[Caption]:
 def _told(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:
     """A caption that no model wrote for this image."""
     return Caption(
-        id=caption_id(image_id, index), image_id=image_id, index=index, text=text, model=name, model_hash="",
+        id=caption_id(image_id, index), image_id=image_id, index=index, caption=text, model=name,
         num_tokens=num_tokens, finish_reason="stop",
     )  # fmt: skip

@@ -65,7 +65,7 @@ def qa_card(profile: Profile, folder: Path) -> str:
 
 
 def captions_card(profile: Profile, file: Path) -> str:
-    """Of a set of captions. file: the parquet that caprl_utils.captions wrote."""
+    """Of a set of captions. file: the parquet that `caprl caption` wrote."""
     import pyarrow.parquet as pq
 
     columns = ["image_id", "num_tokens", "finish_reason", "looped", "model", "model_hash"]

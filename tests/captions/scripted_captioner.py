@@ -1,6 +1,7 @@
 """A captioner without a model, and small images to caption."""
 
-from __future__ import annotations
+import os
+import time
 
 import numpy as np
 from PIL import Image
@@ -11,15 +12,21 @@ LOOP = "The sign says stop. " * 12
 
 
 class Scripted:
-    """Writes the request's id and the seed. bad: row or image id -> texts of its attempts, by turn."""
+    """Writes the request's id, the index and the seed. said: image id -> (text, reason) instead. log: a file that
+    gets a line for each request, after `sec` seconds.
+    """
 
     name, model_hash = "scripted", "f00"
 
-    def __init__(self, broken=(), bad=None, die_after=None):
-        self.broken, self.bad, self.asked, self.die_after = set(broken), bad or {}, [], die_after
-
-    def generate(self, requests, sampling, progress=None):
-        return [self._one(r, i, sampling) for r in requests for i in range(sampling.n)]
+    def __init__(self, broken=(), said=None, die_after=None, log=None, sec=0.0):
+        self.broken, self.said, self.die_after, self.log, self.sec = (
+            set(broken),
+            said or {},
+            die_after,
+            log,
+            sec,
+        )
+        self.asked = []
 
     def stream(self, requests, sampling):
         for request in requests:
@@ -29,14 +36,16 @@ class Scripted:
 
     def _one(self, request, index, sampling):
         self.asked.append(request.id)
-        assert request.image.mode == "RGB"
-        name = request.id.partition("#")[0]
-        if name in self.broken:
+        assert request.image.mode == "RGB" and request.seed is not None
+        if self.log:
+            time.sleep(self.sec)
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()} {request.id}#{index}\n")
+        if request.id in self.broken:
             return Completion(request.id, index, None, 0, "error", "server said no")
-        if self.bad.get(name):
-            text, reason = self.bad[name].pop(0)
-            return Completion(request.id, index, text, 7, reason)
-        return Completion(request.id, index, f" {request.id} {index} {sampling.seed} ", 5, "stop")
+        if request.id in self.said:
+            return Completion(request.id, index, self.said[request.id][0], 7, self.said[request.id][1])
+        return Completion(request.id, index, f" {request.id} {index} {request.seed} ", 5, "stop")
 
 
 def picture(seed: int) -> Image.Image:

@@ -100,7 +100,7 @@ def test_the_quick_start(running, local, items, tmp_path):
     for item in items:
         item.image.save(folder / f"{item.id}.png")
     command = [
-        sys.executable, "-m", "caprl_utils.captions", str(folder), "--out", str(out),
+        sys.executable, "-m", "caprl_utils", "caption", str(folder), "--out", str(out),
         "--model", running.config.path, "--base-url", running.url, "--max-tokens", "48", "--temperature", "0",
     ]  # fmt: skip
     subprocess.run(command, check=True, cwd=paths.ROOT)

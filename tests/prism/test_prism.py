@@ -38,9 +38,10 @@ class Captioner:
     def __init__(self, told=1.0, broken=()):
         self.told, self.broken, self.seen = told, set(broken), []
 
-    def generate(self, requests, sampling, progress=None):
-        self.seen += [request.id for request in requests]
-        return [self._one(r, i) for r in requests for i in range(sampling.n)]
+    def stream(self, requests, sampling):
+        for request in requests:
+            self.seen.append(request.id)
+            yield from (self._one(request, index) for index in range(sampling.n))
 
     def _one(self, request, index):
         if request.id in self.broken:

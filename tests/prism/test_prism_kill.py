@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths, prompts
-from caprl_utils.captions import rows
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
@@ -25,7 +24,7 @@ from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import read_samples
 from tests.prism.test_prism import COLOURS, make_sample
 
-CHUNK = 8  # questions and images per call: many places to be killed at
+CHUNK = 8  # questions per call, images per pause: many places to be killed at
 PAUSE_SEC = float(os.environ.get("PAUSE_SEC", 0.02))
 FAIL_SHARE = float(os.environ.get("FAIL_SHARE", 0))
 failures = random.Random(os.environ.get("FAIL_SEED"))
@@ -33,7 +32,9 @@ pytestmark = pytest.mark.integration
 
 
 class Model:
-    """Captions, reads and looks; what it draws hangs on the call's seed and on what else is in the batch."""
+    """Captions, reads and looks; what it answers hangs on the call's seed and on what else is in the batch, what it
+    captions on the request's own seed.
+    """
 
     name, model_hash = "scripted", "s0"
 
@@ -41,6 +42,13 @@ class Model:
         time.sleep(PAUSE_SEC)
         rng = random.Random(f"{sampling.seed}/{[r.id for r in requests]}")
         return [self._one(r, i, rng) for r in requests for i in range(sampling.n)]
+
+    def stream(self, requests, sampling):
+        for number, request in enumerate(requests):
+            if number % CHUNK == 0:
+                time.sleep(PAUSE_SEC)
+            rng = random.Random(f"{request.seed}/{request.id}")
+            yield from [self._one(request, index, rng) for index in range(sampling.n)]
 
     def _one(self, request, index, rng):
         right = COLOURS[request.image.getpixel((0, 0))[0] % 4] if request.image else rng.choice(COLOURS)
@@ -117,7 +125,6 @@ def test_a_reader_that_fails_now_and_then_changes_nothing(tmp_path, whole):
 
 def work():
     answers.CHUNK_QUESTIONS = CHUNK
-    rows._chunks.__defaults__ = (CHUNK,)
     profile = load_profile("smoke")
     samples = [make_sample(n) for n in range(40)] + [
         make_sample(n, "mini-document", options=False) for n in range(40)

@@ -1,0 +1,369 @@
+"""The one captioner with a scripted model: lists, every source, resume, kills, loops, what is set aside."""
+
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scripted_captioner import LOOP, Scripted, fill, picture
+
+from caprl_utils.captions import caption as captioning
+from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, caption_images, caption_source, is_loop
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import derive_seed
+from caprl_utils.models.base import Sampling
+from caprl_utils.prism import evaluate, sources
+from caprl_utils.runs import RowStore
+from caprl_utils.schema import ModelConfig
+
+SAMPLING = Sampling(max_tokens=16, temperature=1.0, n=2, seed=3)
+SEED = derive_seed(3, "captions", 0, bits=31)
+IMAGES = 11
+
+# lists of images
+
+
+@pytest.fixture
+def listed():
+    return [(f"i{k}", Image.new("RGB", (4, 4)).copy) for k in range(CHUNK_IMAGES + 3)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RowStore(tmp_path / "captions.jsonl")
+
+
+def test_every_image_of_a_list_gets_its_captions_with_the_seed_of_its_chunk(listed, store):
+    found = caption_images(listed, Scripted(), SAMPLING, store)
+    assert list(found) == [name for name, _ in listed] and len(store) == 2 * len(listed)
+    assert [row.index for row in found["i5"]] == [0, 1] and found["i5"][1].caption == f"i5 1 {SEED}"
+    assert found["i64"][0].seed == derive_seed(3, "captions", 1, bits=31) != SEED
+
+
+@pytest.mark.parametrize("kept", [0, 1, 128, 129, 134])
+def test_a_stopped_list_ends_with_the_same_rows(listed, store, tmp_path, kept):
+    whole = caption_images(listed, Scripted(), SAMPLING, store)
+    lines = store.path.read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
+    captioner = Scripted()
+    assert caption_images(listed, captioner, SAMPLING, RowStore(tmp_path / "cut.jsonl")) == whole
+    assert sorted((tmp_path / "cut.jsonl").read_bytes().splitlines()) == sorted(b"".join(lines).splitlines())
+    assert len(set(captioner.asked)) == len(listed) - kept // 2
+
+
+def test_an_image_of_a_list_without_captions_is_an_error_that_loses_nothing(listed, store, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    listed.append(("bad", lambda: Image.open(tmp_path / "bad.png")))
+    with pytest.raises(UserError, match=r"2 of 68 images were not captioned; first: i5: server said no"):
+        caption_images(listed, Scripted(broken=["i5"]), SAMPLING, store)
+    assert len(store) == 2 * (len(listed) - 2)
+    with pytest.raises(
+        UserError, match=r"1 of 68 images were not captioned; first: bad: the image cannot be opened"
+    ):
+        caption_images(listed, Scripted(), SAMPLING, store)
+    with pytest.raises(ValueError, match="one id"):
+        caption_images(listed[:1] * 2, Scripted(), SAMPLING, store)
+
+
+def test_a_dead_captioner_is_given_up_after_a_chunk(listed, store):
+    captioner = Scripted(broken=[name for name, _ in listed])
+    with pytest.raises(UserError, match="none of 64 images was captioned; i0: server said no"):
+        caption_images(listed, captioner, SAMPLING, store)
+    assert len(set(captioner.asked)) == CHUNK_IMAGES
+
+
+def test_the_recipe_names_what_makes_captions_and_nothing_else():
+    assert (
+        "caprl_utils.captions.caption" in evaluate.RECIPE and "caprl_utils.captions.caption" in sources.RECIPE
+    )
+    beside = ("captions.scale", "captions.export", "models.endpoint", "reports", "progress")
+    assert not any(part in name for name in sources.RECIPE for part in beside)
+
+
+# sources
+
+
+@pytest.fixture
+def images(tmp_path):
+    return fill(tmp_path / "images", IMAGES)
+
+
+def caption(images, out, captioner=None, sampling=SAMPLING, **settings):
+    return caption_source(images, out, captioner or Scripted(), sampling, **settings)
+
+
+def rows(result):
+    return [Caption(**row) for row in pq.read_table(result.file).to_pylist()]
+
+
+def test_a_folder_becomes_one_file(images, tmp_path):
+    result = caption(images, tmp_path / "captions.parquet")
+    found = rows(result)
+    assert [row.id for row in found] == [f"p{n:03d}.png#{i}" for n in range(IMAGES) for i in (0, 1)]
+    assert found[3].caption == f"p001.png 1 {SEED}" and found[3].image_key == "p001.png"
+    assert (result.images, result.captions, result.tokens, result.bad, result.failed) == (
+        IMAGES,
+        22,
+        110,
+        {},
+        {},
+    )
+    assert json.loads((tmp_path / "captions.parquet.work" / "result.json").read_text())["captions"] == 22
+
+
+def as_parquet(images, folder):
+    folder.mkdir()
+    data = [file.read_bytes() for file in sorted(images.iterdir())]
+    table = pa.table({"image": data, "id": [f"row{n}" for n in range(len(data))]})
+    pq.write_table(table.slice(0, 6), folder / "a.parquet", row_group_size=4)
+    pq.write_table(table.slice(6), folder / "b.parquet", row_group_size=2)
+
+
+def as_tar(images, folder):
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for file in sorted(images.iterdir()):
+            archive.add(file, file.name)
+
+
+def as_data_set(images, folder):
+    import datasets
+
+    data = [{"bytes": file.read_bytes(), "path": None} for file in sorted(images.iterdir())]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": data}, features=features).save_to_disk(folder)
+
+
+@pytest.mark.parametrize(
+    "write, key", [(as_parquet, "b.parquet#4"), (as_tar, "0.tar#p010.png"), (as_data_set, "#10")]
+)
+def test_every_source(images, tmp_path, write, key):
+    write(images, tmp_path / "source")
+    result = caption(tmp_path / "source", tmp_path / "captions.parquet")
+    assert result.images == IMAGES and rows(result)[-1].image_key == key
+
+
+def test_lists_and_drawn_images(images, tmp_path):
+    (tmp_path / "list.csv").write_text("image\nimages/p004.png\nimages/p001.png\nimages/none.png\n")
+    result = caption(tmp_path / "list.csv", tmp_path / "a.parquet", max_bad_share=0.5)
+    assert [row.image_key for row in rows(result)[::2]] == ["images/p004.png", "images/p001.png"]
+    assert result.bad == {"images/none.png": "cannot be read"}
+    assert caption("mini-world:rl:3", tmp_path / "b.parquet").images == 3
+    with pytest.raises(UserError, match="mini-world:SPLIT:COUNT"):
+        caption("mini-world:rl", tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
+def test_a_stopped_job_ends_with_the_same_file_and_captions_nothing_twice(images, tmp_path, after):
+    whole = rows(caption(images, tmp_path / "whole.parquet"))
+    out = tmp_path / "captions.parquet"
+    first, second = Scripted(die_after=2 * after), Scripted()
+    with pytest.raises(KeyboardInterrupt):
+        caption(images, out, first)
+    assert not out.exists()
+    assert rows(caption(images, out, second)) == whole
+    assert len(first.asked) + len(second.asked) == 2 * IMAGES
+    again = Scripted()
+    assert rows(caption(images, out, again)) == whole and again.asked == []
+
+
+def test_loops_and_cut_captions_stay_and_are_counted(images, tmp_path):
+    said = {"p001.png": (LOOP, "length"), "p002.png": ("cut", "length"), "p003.png": (LOOP, "stop")}
+    captioner = Scripted(said=said)
+    result = caption(images, tmp_path / "c.parquet", captioner, replace(SAMPLING, n=1))
+    found = {row.image_id: row for row in rows(result)}
+    assert (found["p001.png"].caption, found["p001.png"].looped) == (LOOP.strip(), True)
+    assert (result.cut, result.looped) == (2, 2) and "cut 2, loops 2" in result.lines()[0]
+    assert len(captioner.asked) == IMAGES  # nothing is drawn twice
+
+
+def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
+    (images / "empty.png").write_bytes(b"")
+    (images / "text.png").write_text("no image")
+    out = tmp_path / "c.parquet"
+    result = caption(images, out)
+    assert result.bad == {"empty.png": "empty file", "text.png": "not an image"} and result.images == IMAGES
+    assert result.lines()[1:] == ["set aside: 1 empty file", "set aside: 1 not an image"]
+    with pytest.raises(
+        UserError, match=r"2 images of the first 13 cannot be used; first: empty.png: empty file"
+    ):
+        caption(images, out, max_bad_share=0.1)
+    for number in range(70):
+        (images / f"a{number:03d}.png").write_text("no image")
+    captioner = Scripted()
+    with pytest.raises(UserError, match=r"7. images of the first 7. cannot be used"):
+        caption(images, tmp_path / "d.parquet", captioner)
+    assert len(set(captioner.asked)) < IMAGES  # it stops as soon as it is clear
+
+
+def test_an_id_used_twice_is_set_aside(images, tmp_path):
+    data = [(images / f"p00{n}.png").read_bytes() for n in range(3)]
+    pq.write_table(pa.table({"image": data, "id": ["a", "b", "a"]}), tmp_path / "s.parquet")
+    result = caption(tmp_path / "s.parquet", tmp_path / "c.parquet", max_bad_share=0.5)
+    assert result.bad == {"a (s.parquet#2)": "id used by an earlier image"}
+    assert [row.image_id for row in rows(result)] == ["a", "a", "b", "b"]
+
+
+def test_failed_images_are_named_and_tried_again_by_the_next_run(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    result = caption(images, out, Scripted(broken=["p001.png", "p009.png"]))
+    assert result.failed == {"p001.png": "server said no", "p009.png": "server said no"}
+    assert result.lines()[1].startswith("not captioned: 2, e.g. p001.png: server said no")
+    still = caption(images, out, Scripted(broken=["p001.png"]))
+    assert still.failed == {"p001.png": "server said no"}
+    again = Scripted()
+    result = caption(images, out, again)
+    assert result.failed == {} and again.asked == ["p001.png"] * 2
+    assert rows(result) == rows(caption(images, tmp_path / "whole.parquet"))
+
+
+def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    with pytest.raises(UserError, match=r"none of 11 images was captioned; p000.png: server said no"):
+        caption(images, out, Scripted(broken=[file.name for file in images.iterdir()]))
+    assert caption(images, out, prompt="Say it.").images == IMAGES
+
+
+def test_other_settings_and_changed_images_are_refused(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    caption(images, out)
+    with pytest.raises(UserError, match=r"made otherwise .prompt: .*now 'Say it.'"):
+        caption(images, out, prompt="Say it.")
+    other = Scripted()
+    other.model_hash = "ba7"
+    with pytest.raises(UserError, match="model_hash"):
+        caption(images, out, other)
+    picture(99).save(images / "new.png")
+    with pytest.raises(UserError, match="has changed since its captioning began"):
+        caption(images, out)
+    foreign = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    with pytest.raises(UserError, match=r"mine.parquet exists and was made otherwise"):
+        caption(images, foreign)
+
+
+def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
+    with pytest.raises(UserError, match=r"no .*nowhere"):
+        caption("/nowhere/images", tmp_path / "a.parquet")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 images of the first 1 cannot be used; first: x.png: empty file"):
+        caption(tmp_path / "bad", tmp_path / "b.parquet")
+    (tmp_path / "full.parquet.work").mkdir()
+    (tmp_path / "full.parquet.work" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty .thesis.txt is there"):
+        caption(images, tmp_path / "full.parquet")
+    with pytest.raises(UserError, match=r"the name must end in \.parquet"):
+        caption(images, tmp_path / "set")
+    for out in (images / "captions.parquet", images / "deep" / "c.parquet"):
+        with pytest.raises(UserError, match=r"would stand inside the image folder .*name a place outside"):
+            caption(images, out)
+
+
+def _killed(images, out, log):
+    caption(images, out, Scripted(log=log, sec=0.02))
+
+
+def test_ten_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(images, tmp_path):
+    whole = rows(caption(images, tmp_path / "whole.parquet"))
+    out, log = tmp_path / "c.parquet", tmp_path / "asked.txt"
+    log.write_text("")
+    kills = 0
+    for count in (1, 3, 5, 7, 9, 11, 13, 15, 17, 19):
+        process = multiprocessing.get_context("fork").Process(target=_killed, args=(images, out, log))
+        process.start()
+        while process.is_alive() and len(log.read_text().splitlines()) < count:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert rows(caption(images, out)) == whole
+    assert kills >= 8
+    asked = [line.split()[1] for line in log.read_text().splitlines()]
+    # an image whose first caption is on disk and whose second is not is asked about as a whole
+    assert len(asked) - len(set(asked)) <= 2 * kills
+
+
+# what runs a model
+
+
+def test_who_runs_a_model(monkeypatch):
+    served = []
+
+    class Serve:
+        def __init__(self, model, gpus):
+            served.append((model.path, gpus))
+
+        def __enter__(self):
+            return type(
+                "Server", (), {"config": ModelConfig(path="m", backend="endpoint", base_urls=["http://x/v1"])}
+            )
+
+        def __exit__(self, *_):
+            served.append("ended")
+
+    monkeypatch.setattr("caprl_utils.models.server.serve", Serve)
+    url = ModelConfig(path="m", backend="endpoint", base_urls=["http://x/v1"])
+    for model, engine, names, wanted in [
+        (url, None, ["H100"], "EndpointBackend"), ("zoo:vlm-3b", None, [], "LocalBackend"),
+        ("zoo:vlm-3b", "transformers", ["H100"], "LocalBackend"), ("zoo:vlm-3b", "vllm", [], "EndpointBackend"),
+        ("zoo:vlm-3b", None, ["H100"], "EndpointBackend"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(captioning, "gpu_names", lambda names=names: names)
+        with captioning.opened(model, engine, gpus=2) as backend:
+            assert type(backend).__name__ == wanted
+    assert served == [("zoo:vlm-3b", 2), "ended"] * 2
+
+
+# loops
+
+CAPTION = (
+    "The chart shows the sales of four cities. Rome has 42, Oslo 17, Lima 30 and Cairo 12. The title is blue. "
+    "The bars are green, and a legend stands on the right."
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CAPTION + " The title is blue." * 12,
+        CAPTION + " and the tree and the tree and the tree and the tree and the tree and the tr" * 2,
+        "ha" * 200,
+        "一个红色的圆。" * 20,
+        CAPTION + "\n- a red car on the road" * 30 + "\n- a red c",
+        " ".join(f"The value of the {n}th bar is 4. The title of it is blue." for n in range(6)),
+    ],
+)
+def test_a_loop(text):
+    assert is_loop(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "a", CAPTION, "no no no no", "Left: yes.\nRight: yes.\nTop: yes.\nBottom: yes.\nBack: yes.",
+        "| city | sales |\n| --- | --- |\n| Rome | 42 |\n| Oslo | 42 |\n| Lima | 42 |\n| Cairo | 42 |",
+        "Row 1: red, red, red, red.\nRow 2: blue, blue, blue, blue.\nRow 3: red, green, red, green.",
+    ],
+)  # fmt: skip
+def test_no_loop(text):
+    assert not is_loop(text)
+
+
+@given(st.text(min_size=1, max_size=40).filter(str.strip), st.integers(70, 100))
+def test_whatever_is_said_seventy_times_is_a_loop(phrase, times):
+    assert is_loop(CAPTION + phrase * times)
+
+
+@given(st.text(max_size=59))
+def test_a_short_text_never_is(text):
+    assert not is_loop(text)
