@@ -1,13 +1,18 @@
-"""An OpenAI-compatible server that answers from the request alone; `fault_proxy` spoils its answers."""
+"""An OpenAI-compatible server that answers from the request alone, and spoils a share of its answers when told to."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import threading
 from collections import Counter
 
 from aiohttp import web
+
+FAULTS = ("500", "429", "refused", "cut", "truncated", "hang")
+"""HTTP 500; 429 with Retry-After; connection closed before the answer, and in its middle; half of the JSON as if
+it were all; no answer for longer than the client waits. The server has done its work in the last three."""
 
 
 def answer_of(body: dict) -> str:
@@ -19,11 +24,14 @@ def answer_of(body: dict) -> str:
 
 class FakeServer:
     """Runs in a thread. ``down``: answers every request with HTTP 500. ``hold_until``: the first answers wait (30 s at
-    most) until so many requests are there."""
+    most) until so many requests are there. ``share``: how many answers are spoiled, each in the next way of FAULTS,
+    drawn by hash from the request and how often it came, so that a test repeats itself.
+    """
 
-    def __init__(self, delay_sec: float = 0.0, models=("fake",), key=None) -> None:
-        self.delay_sec, self.models, self.key = delay_sec, models, key
+    def __init__(self, delay_sec: float = 0.0, models=("fake",), key=None, share: float = 0.0) -> None:
+        self.delay_sec, self.models, self.key, self.share = delay_sec, models, key, share
         self.attempts: Counter[str] = Counter()  # by prompt and seed
+        self.faults: Counter[str] = Counter()
         self.busy = self.most_busy = self.hold_until = 0
         self.down, self._port = False, 0
         self._loop = asyncio.new_event_loop()
@@ -36,6 +44,7 @@ class FakeServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -52,8 +61,7 @@ class FakeServer:
         app.add_routes(self._routes())
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
-        await site.start()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
         self._port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self._port}/v1"
 
@@ -63,6 +71,13 @@ class FakeServer:
             web.post("/v1/chat/completions", self._chat),
             web.post("/tokenize", self._tokenize),
         ]
+
+    async def _cancel(self) -> None:
+        """Answers that hang would outlive the loop."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in self.models]})
@@ -86,16 +101,39 @@ class FakeServer:
                 if self.most_busy >= self.hold_until:
                     break
                 await asyncio.sleep(0.01)
-            return self._answer(body)
+            if "refuse" in str(body["messages"]):
+                return web.json_response({"error": {"message": "prompt too long"}}, status=400)
+            return await self._spoiled(request, body)
         finally:
             self.busy -= 1
 
-    def _answer(self, body: dict) -> web.Response:
+    async def _spoiled(self, request: web.Request, body: dict) -> web.StreamResponse:
         text = answer_of(body)
-        if "refuse" in str(body["messages"]):
-            return web.json_response({"error": {"message": "prompt too long"}}, status=400)
-        choice = {"message": {"content": text}, "finish_reason": "stop", "index": 0}
-        if ids := body.get("logprob_token_ids"):
-            top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]
-            choice["logprobs"] = {"content": [{"top_logprobs": top}]}
-        return web.json_response({"choices": [choice], "usage": {"completion_tokens": len(text)}})
+        draw = hashlib.sha256(f"{text}{self.attempts[text]}".encode()).digest()
+        fault = FAULTS[draw[1] % len(FAULTS)] if draw[0] < 256 * self.share else None
+        self.faults[fault] += 1
+        if fault == "500":
+            return web.Response(status=500, text="something broke")
+        if fault == "429":
+            return web.Response(status=429, headers={"Retry-After": "0.02"})
+        if fault == "refused":
+            request.transport.abort()
+        if fault == "hang":
+            await asyncio.sleep(30)
+        data = json.dumps(_answer(body, text)).encode()
+        half = data[: len(data) // 2]
+        if fault == "cut":
+            response = web.StreamResponse(headers={"Content-Length": str(len(data))})
+            await response.prepare(request)
+            await response.write(half)
+            request.transport.abort()
+            return response
+        return web.Response(body=half if fault == "truncated" else data, content_type="application/json")
+
+
+def _answer(body: dict, text: str) -> dict:
+    choice = {"message": {"content": text}, "finish_reason": "stop", "index": 0}
+    if ids := body.get("logprob_token_ids"):
+        top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]
+        choice["logprobs"] = {"content": [{"top_logprobs": top}]}
+    return {"choices": [choice], "usage": {"completion_tokens": len(text)}}

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_server import FakeServer, answer_of
-from fault_proxy import FAULTS, FaultProxy
+from fake_server import FAULTS, FakeServer
 from PIL import Image
 
 from caprl_utils.errors import UserError
@@ -22,10 +21,11 @@ from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("quick_client")
+GREEDY = Sampling(max_tokens=9)
 
 
-def backend(*servers: FakeServer | FaultProxy, **settings) -> EndpointBackend:
-    urls = [server.url for server in servers]
+def backend(*servers: FakeServer, **settings) -> EndpointBackend:
+    urls = [server.url for server in servers] or ["http://127.0.0.1:9/v1"]
     return EndpointBackend(
         ModelConfig(path="fake", backend="endpoint", base_urls=urls, batch_size=16, **settings)
     )
@@ -45,26 +45,20 @@ def test_completions_come_in_the_order_asked():
 
 def test_a_faulty_way_gives_the_same_rows(tmp_path):
     sampling = Sampling(max_tokens=9, n=2)
-    with FakeServer() as server, FaultProxy(server.url, share=0.2) as proxy:
+    with FakeServer() as server, FakeServer(share=0.2) as faulty, RowStore(tmp_path / "rows.jsonl") as store:
         expected = backend(server).generate(requests(150), sampling)
-        with RowStore(tmp_path / "rows.jsonl") as store:
-            for done in backend(proxy).stream(requests(150), sampling):
-                store.append({"id": f"{done.id}#{done.index}", "text": done.text})
-    assert set(proxy.faults) == set(FAULTS)
-    assert 0.15 < sum(proxy.faults.values()) / proxy.posts < 0.25
-    rows = {row["id"]: row["text"] for row in RowStore(tmp_path / "rows.jsonl").read()}
-    assert rows == {f"{c.id}#{c.index}": c.text for c in expected}
-    assert len(rows) == len(expected) == 300
+        for done in backend(faulty).stream(requests(150), sampling):
+            store.append({"id": f"{done.id}#{done.index}", "text": done.text})
+    assert set(faulty.faults) == {*FAULTS, None} and faulty.faults[None] == len(expected) == 300
+    rows = [(row["id"], row["text"]) for row in RowStore(tmp_path / "rows.jsonl").read()]
+    assert sorted(rows) == sorted((f"{c.id}#{c.index}", c.text) for c in expected)
 
 
 def test_a_refused_request_is_one_error_and_not_retried():
     with FakeServer() as server:
-        sent = [Request("bad", "refuse me"), *requests(3)]
-        found = backend(server).generate(sent, Sampling(max_tokens=9))
-        assert found[0].finish_reason == "error"
-        assert found[0].text is None
-        assert "prompt too long" in found[0].error
-        assert [c.error for c in found[1:]] == [None] * 3
+        bad, *good = backend(server).generate([Request("bad", "refuse me"), *requests(3)], GREEDY)
+        assert bad.finish_reason == "error" and bad.text is None and "prompt too long" in bad.error
+        assert [c.error for c in good] == [None] * 3
         assert max(server.attempts.values()) == 1
 
 
@@ -72,17 +66,17 @@ def test_the_server_is_kept_full_and_never_overfull(monkeypatch):
     monkeypatch.setattr(endpoint, "REQUEST_SEC", 60.0)
     with FakeServer() as server:
         server.hold_until = 16  # however slowly a busy machine sends them
-        backend(server).generate(requests(64), Sampling(max_tokens=9))
+        backend(server).generate(requests(64), GREEDY)
         assert server.most_busy == 16
 
 
 def test_two_servers_share_the_work_and_one_may_go_down():
     with FakeServer(delay_sec=0.01) as first, FakeServer(delay_sec=0.01) as second:
         second.down = True
-        found = backend(first, second).generate(requests(60), Sampling(max_tokens=9))
+        found = backend(first, second).generate(requests(60), GREEDY)
         assert all(c.error is None for c in found)
         second.down = False
-        found = backend(first, second).generate(requests(100, "more "), Sampling(max_tokens=9))
+        backend(first, second).generate(requests(100, "more "), GREEDY)
         assert sum(second.attempts.values()) > 30
 
 
@@ -90,25 +84,25 @@ def test_servers_that_only_fail_stop_the_run(monkeypatch):
     monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 20)
     with FakeServer() as server:
         client = backend(server)
-        client.generate(requests(1), Sampling(max_tokens=9))
+        client.generate(requests(1), GREEDY)
         server.down = True
         with pytest.raises(UserError, match=r"last 20 requests to http.* all failed: HTTP 500.*run again"):
-            client.generate(requests(100), Sampling(max_tokens=9))
+            client.generate(requests(100), GREEDY)
 
 
 def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_stops_the_run(monkeypatch, caplog):
     monkeypatch.setattr(endpoint, "SILENT_SEC", 20.0)
     with FakeServer() as server:
         client = backend(server)
-        expected = client.generate(requests(20), Sampling(max_tokens=9))
+        expected = client.generate(requests(20), GREEDY)
         server.close()
         threading.Timer(1.0, server.open).start()
-        assert client.generate(requests(20), Sampling(max_tokens=9)) == expected
+        assert client.generate(requests(20), GREEDY) == expected
         assert caplog.text.count("waiting up to 20 s") == 1
         server.close()
         monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)
         with pytest.raises(UserError, match=r"requests to http://127.*start it again"):
-            client.generate(requests(20), Sampling(max_tokens=9))
+            client.generate(requests(20), GREEDY)
         assert client.choice_logprobs(requests(1), []) == [None]
         server.open()
 
@@ -122,7 +116,7 @@ def test_requests_are_taken_as_there_is_room():
             yield Request(f"r{i}", f"prompt {i}")
 
     with FakeServer() as server:
-        stream = backend(server).stream(endless(), Sampling(max_tokens=9))
+        stream = backend(server).stream(endless(), GREEDY)
         for _ in range(50):
             next(stream)
         stream.close()
@@ -134,7 +128,7 @@ def test_inside_a_running_loop_as_in_jupyter():
         client = backend(server)
 
         async def cell():
-            return client.generate(requests(3), Sampling(max_tokens=9))
+            return client.generate(requests(3), GREEDY)
 
         assert len(asyncio.run(cell())) == 3
 
@@ -148,18 +142,18 @@ def test_letters_by_probability():
 
 
 def test_images_and_prefill_are_sent_as_vllm_takes_them():
-    image = Image.new("RGBA", (8, 8), "red")
-    client = EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=["http://x/v1"]))
+    client = backend()
     client.served = "fake"  # as a server would say
+    image = Image.new("RGBA", (8, 8), "red")
     body = client.chat_body(Request("a", "What?", image, "The answer is"), Sampling(5, 0.6))
     user, assistant = body["messages"]
     assert user["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert user["content"][1]["text"] == "What?"
     assert assistant == {"role": "assistant", "content": "The answer is"}
-    assert body["continue_final_message"] is True
-    assert body["add_generation_prompt"] is False
+    assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
     assert "repetition_penalty" not in body
     assert body["seed"] != client.chat_body(Request("b", "What?"), Sampling(5))["seed"]
+    assert endpoint.request_seed(3, "r1", 2) == 483350808
 
 
 def test_keys_come_from_the_environment(monkeypatch):
@@ -167,16 +161,15 @@ def test_keys_come_from_the_environment(monkeypatch):
         with pytest.raises(UserError, match="MY_KEY"):
             backend(server, api_key_env="MY_KEY")
         monkeypatch.setenv("MY_KEY", "secret")
-        found = backend(server, api_key_env="MY_KEY").generate(requests(1), Sampling(max_tokens=9))
+        found = backend(server, api_key_env="MY_KEY").generate(requests(1), GREEDY)
         assert found[0].error is None
 
 
 def test_wrong_or_absent_servers_say_what_to_do():
     with FakeServer(models=("another",)) as server, pytest.raises(UserError, match="does not serve 'fake'"):
-        backend(server).generate(requests(1), Sampling(max_tokens=9))
-    gone = EndpointBackend(ModelConfig(path="fake", backend="endpoint", base_urls=["http://127.0.0.1:9/v1"]))
-    with pytest.raises(UserError, match="make serve"):
-        gone.generate(requests(1), Sampling(max_tokens=9))
+        backend(server).generate(requests(1), GREEDY)
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1.*make serve"):
+        backend().generate(requests(1), GREEDY)
 
 
 WORKER = """
@@ -213,11 +206,6 @@ def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
             process.wait()
         subprocess.run(command, check=True)
         found = [(row["id"], row["text"]) for row in RowStore(rows).read()]
-        expected = backend(server).generate(requests(count), Sampling(max_tokens=9))
+        expected = backend(server).generate(requests(count), GREEDY)
     assert kills == 10
     assert sorted(found) == sorted((c.id, c.text) for c in expected)
-
-
-def test_the_fake_server_answers_from_the_request_alone():
-    body = {"messages": [{"content": "hello"}], "seed": 1}
-    assert answer_of(body) == answer_of(body) != answer_of(body | {"seed": 2})

@@ -85,6 +85,9 @@ def test_training_sees_each_image_once_with_the_same_features_and_gradients():
     with process_once(processor):
         batch = processor(**shown, padding=True, return_tensors="pt")
     plain_batch = processor(**shown, padding=True, return_tensors="pt")
+    with process_once(processor.tokenizer):  # others stay as they are
+        pass
+    assert "preprocess" not in vars(tool)  # it would be saved
     del tool._preprocess  # the processor is kept for other tests
     assert prepared == [2, 6] and all(torch.equal(batch[name], plain_batch[name]) for name in plain_batch)
     plain, shared = build_vlm(0).eval(), build_vlm(0).eval()
@@ -99,16 +102,6 @@ def test_training_sees_each_image_once_with_the_same_features_and_gradients():
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
-
-
-def test_nothing_of_the_shared_preparation_is_saved(tmp_path):
-    processor = build_processor()
-    with process_once(processor):
-        pass
-    assert "preprocess" not in vars(processor.image_processor)
-    processor.save_pretrained(tmp_path)
-    with process_once(processor.tokenizer):  # others stay as they are
-        pass
 
 
 def test_seed_and_index_change_a_sampled_completion(vlm):
@@ -126,6 +119,10 @@ def test_greedy_equals_plain_transformers(vlm):
     tokens = loaded.model.generate(**inputs, max_new_tokens=6, do_sample=False)
     new = tokens[0, inputs["input_ids"].shape[1] :]
     assert ours.text == loaded.tokenizer.decode(new, skip_special_tokens=True)
+    assert loaded.model.generation_config.repetition_penalty in (
+        None,
+        1.0,
+    )  # the model's own defaults stay out
 
 
 def test_choice_logprobs_equal_the_unpadded_forward_pass(vlm, reader):
@@ -141,11 +138,6 @@ def test_choice_logprobs_equal_the_unpadded_forward_pass(vlm, reader):
             assert sum(map(math.exp, row)) < 1
 
 
-def test_a_choice_of_two_tokens_is_refused(reader):
-    with pytest.raises(UserError, match="single token"):
-        reader.choice_logprobs([Request("x", "hello")], [" A B"])
-
-
 def test_requests_that_cannot_be_answered_say_why(reader):
     requests = [
         Request("image", "hello", image(0)),
@@ -159,19 +151,8 @@ def test_requests_that_cannot_be_answered_say_why(reader):
     assert "<|im_end|>" in completions[1].error
     assert "tokens" in completions[2].error
     assert [row is None for row in reader.choice_logprobs(requests, LETTERS)] == [True, True, True, False]
-
-
-def test_the_models_own_sampling_defaults_stay_out(reader):
-    assert reader.loaded.model.generation_config.repetition_penalty in (None, 1.0)
-    assert reader.loaded.model.generation_config.temperature in (None, 1.0)
-
-
-def test_the_tokenizer_of_a_text_model_is_the_one_in_its_folder(reader):
-    from caprl_utils.mini.tokenizer import build_tokenizer
-
-    text = prompts.read_question("The value of Rome is 42.", "What is the value of Rome?", ["42", "45"])
-    ours = build_tokenizer()(text, add_special_tokens=False)["input_ids"]
-    assert reader.loaded.tokenizer(text, add_special_tokens=False)["input_ids"] == ours
+    with pytest.raises(UserError, match="single token"):
+        reader.choice_logprobs(requests, [" A B"])
 
 
 def test_hash_follows_the_weights_and_not_the_place(vlm_folder, reader_folder, profile, tmp_path):

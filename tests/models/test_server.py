@@ -10,39 +10,43 @@ import time
 
 import pytest
 
-from caprl_utils import processes
 from caprl_utils.errors import UserError
 from caprl_utils.models import server
 from caprl_utils.models.local import load_tokenizer
 from caprl_utils.schema import ModelConfig
 
 
-def test_the_command_line(reader_folder, monkeypatch):
+@pytest.fixture
+def model(reader_folder):
+    return ModelConfig(path=str(reader_folder))
+
+
+def refused(model: ModelConfig, message: str, **options) -> None:
+    with pytest.raises(UserError, match=message), server.serve(model, **options):
+        pass
+
+
+def test_the_command_line(model, monkeypatch):
     monkeypatch.setattr(server, "gpu_names", lambda: [])
-    line = " ".join(server.command(ModelConfig(path=str(reader_folder)), 8123, 512))
+    line = " ".join(server.command(model, 8123, 512))
     for part in ("--host 127.0.0.1 --port 8123", "--generation-config vllm", "--max-model-len 512",
                  "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2",
                  "--no-enable-chunked-prefill"):  # fmt: skip
         assert part in line
     assert "--trust-remote-code" not in line
     monkeypatch.setattr(server, "gpu_names", lambda: ["H100"])
-    assert "--enforce-eager" not in server.command(ModelConfig(path=str(reader_folder)), 8123)
+    assert "--enforce-eager" not in server.command(model, 8123)
+    limited = server.command(model.model_copy(update={"max_pixels": 4096}), 8123)
+    assert json.loads(limited[limited.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
 
 
-def test_the_key_is_not_on_the_command_line(reader_folder, monkeypatch):
-    monkeypatch.setenv("MY_KEY", "secret")
-    model = ModelConfig(path=str(reader_folder), api_key_env="MY_KEY")
-    assert server.environment(model)["VLLM_API_KEY"] == "secret"
-    assert "secret" not in " ".join(server.command(model, 8123))
-
-    monkeypatch.delenv("MY_KEY")
+def test_the_key_is_not_on_the_command_line(model, monkeypatch):
+    model = model.model_copy(update={"api_key_env": "MY_KEY"})
     with pytest.raises(UserError, match="MY_KEY"):
         server.environment(model)
-
-
-def test_pixel_limits_reach_the_server(reader_folder):
-    line = server.command(ModelConfig(path=str(reader_folder), max_pixels=4096), 8123)
-    assert json.loads(line[line.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert server.environment(model)["VLLM_API_KEY"] == "secret"
+    assert "secret" not in " ".join(server.command(model, 8123))
 
 
 def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
@@ -60,21 +64,20 @@ def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
     assert server.tokenizer_folder(vlm_folder, tmp_path / "none") is None
 
 
-def test_a_folder_without_model_is_refused_at_once(tmp_path):
-    with (
-        pytest.raises(UserError, match=r"config\.json is missing"),
-        server.serve(ModelConfig(path=str(tmp_path))),
-    ):
-        pass
+def test_what_cannot_start_is_refused_at_once(model, tmp_path, monkeypatch):
+    refused(ModelConfig(path=str(tmp_path)), r"config\.json is missing")
+    with socket.socket() as taken:
+        taken.bind((server.HOST, 0))
+        port = taken.getsockname()[1]
+        refused(model, str(port), port=port)
+    monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
+    refused(model, "vLLM is not installed")
 
 
 @pytest.mark.parametrize(
     ("line", "likely"),
     [
-        (
-            "ValueError: Free memory on device (1/23 GiB) is less than desired GPU memory utilization",
-            "too little",
-        ),
+        ("ValueError: Free memory on device is less than desired GPU memory utilization", "too little"),
         ("ValueError: User-specified max_model_len (9) is greater than the derived", "lower --max-model-len"),
         ("RepositoryNotFoundError: 404", "check its name"),
         ("ValueError: all is well otherwise", None),
@@ -86,25 +89,10 @@ def test_the_likely_cause_is_named(line, likely, tmp_path):
     assert line in message and ("Likely" in message) == (likely is not None) and (likely or "") in message
 
 
-def test_a_port_in_use_is_named(reader_folder):
-    with socket.socket() as taken:
-        taken.bind((server.HOST, 0))
-        port = taken.getsockname()[1]
-        with (
-            pytest.raises(UserError, match=str(port)),
-            server.serve(ModelConfig(path=str(reader_folder)), port),
-        ):
-            pass
-
-
-def test_a_server_that_dies_shows_the_end_of_its_log(reader_folder, tmp_path, monkeypatch):
+def test_a_server_that_dies_shows_the_end_of_its_log(model, tmp_path, monkeypatch):
     script = "print('loading'); raise SystemExit('no such dtype')"
     monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", script])
-    with (
-        pytest.raises(UserError, match=r"status 1(?s:.*)no such dtype"),
-        server.serve(ModelConfig(path=str(reader_folder)), log=tmp_path / "log"),
-    ):
-        pass
+    refused(model, r"status 1(?s:.*)no such dtype", log=tmp_path / "log")
 
 
 HEALTHY = """
@@ -127,13 +115,10 @@ def alive(pid: int) -> bool:
     return "zombie" not in open(f"/proc/{pid}/status").read()
 
 
-def test_the_whole_process_group_ends(reader_folder, tmp_path, monkeypatch):
+def test_the_whole_process_group_ends(model, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "command", lambda model, port, *_: [sys.executable, "-c", HEALTHY, str(port)])
     log = tmp_path / "log"
-    with (
-        pytest.raises(KeyboardInterrupt),
-        server.serve(ModelConfig(path=str(reader_folder)), log=log) as running,
-    ):
+    with pytest.raises(KeyboardInterrupt), server.serve(model, log=log) as running:
         child = int(log.read_text().split()[1])
         assert running.config.base_urls == [running.url]
         assert alive(child)
@@ -142,19 +127,16 @@ def test_the_whole_process_group_ends(reader_folder, tmp_path, monkeypatch):
     assert not alive(child)
 
 
-def test_the_server_dies_with_a_killed_parent(tmp_path):
+def test_the_command_serves_until_it_is_stopped(reader_folder, tmp_path):
+    """`caprl serve` with a stand-in for vLLM's program: SIGTERM ends both, without an error."""
     script = (
-        "import sys, time; from pathlib import Path; from caprl_utils import processes; "
-        "print(processes.popen(['sleep', '600'], Path(sys.argv[1])).pid, flush=True); time.sleep(600)"
+        "import sys; from caprl_utils.models import server; "
+        f"server.command = lambda model, port, *_: [sys.executable, '-c', {HEALTHY!r}, str(port)]; "
+        "from caprl_utils.__main__ import main; main()"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        pid = int(parent.stdout.readline())
-        assert alive(pid)
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
-    deadline = time.monotonic() + 5
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not alive(pid)
-    assert processes.tail(tmp_path / "log") == ""
+    command = [sys.executable, "-c", script, "serve", str(reader_folder), "--port", str(server.free_port())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line.startswith(f"{reader_folder} at http://127.0.0.1:") and "Ctrl-C stops it" in line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
