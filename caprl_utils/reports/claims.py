@@ -26,14 +26,7 @@ from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, b
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.results import (
-    CAUTIONS,
-    PRINTED_AVERAGE,
-    Results,
-    all_average_notes,
-    keys_of,
-    paper_values,
-)
+from caprl_utils.reports.results import PRINTED_AVERAGE, Results, all_average_notes, keys_of, paper_values
 from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
@@ -288,7 +281,8 @@ def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], s
         if row.verdict == BY_CONSTRUCTION:
             built_in.setdefault(row.claim.built_in, []).append(row.id)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in, cautions=CAUTIONS.values(),
+        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in,
+        cautions=texts()["cautions"].values(),
         overview=[*((*names, group) for names, group in by_item.items()), ("", "All", rows)], warning=SMOKE_WARNING,
         base=os.path.relpath(folder, where), margin=f"{MARGIN:.0%}", window=WINDOW_STEPS, level=P_LEVEL,
     )  # fmt: skip

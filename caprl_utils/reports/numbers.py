@@ -30,19 +30,19 @@ EQUAL_BELOW = 1e-9  # ours: nearer values differ only by the order of a summatio
 _MAX_DECIMALS = 12
 
 
-def percent(value: float | None, decimals: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A share as percent without the sign: 0.4125 -> "41.3"; None -> a dash."""
-    return percents([value], decimals)[0]
+    return percents([value])[0]
 
 
-def percents(values: Sequence[float | None], decimals: int = 1) -> list[str]:
+def percents(values: Sequence[float | None]) -> list[str]:
     """Shares that are read beside each other, as percent: [0.65604, 0.656] -> ["65.604", "65.600"]."""
-    return _distinct([None if v is None else 100 * _exact(v) for v in values], decimals, anchors=(0, 100))
+    return _distinct([None if v is None else 100 * _exact(v) for v in values], 1, anchors=(0, 100))
 
 
-def number(value: float | None, decimals: int = 1) -> str:
+def number(value: float | None) -> str:
     """A plain number such as a mean of tokens: 61.25 -> "61.3"; None -> a dash."""
-    return numbers([value], decimals)[0]
+    return numbers([value])[0]
 
 
 def numbers(values: Sequence[float | None], decimals: int = 1) -> list[str]:
@@ -50,22 +50,23 @@ def numbers(values: Sequence[float | None], decimals: int = 1) -> list[str]:
     return _distinct([None if v is None else _exact(v) for v in values], decimals, anchors=(0,))
 
 
-def difference(value: float | None, decimals: int = 1) -> str:
+def difference(value: float) -> str:
     """A difference of shares in percentage points, with its sign: 0.213 -> "+21.3"."""
-    return differences([value], decimals)[0]
+    return differences([value])[0]
 
 
-def differences(values: Sequence[float | None], decimals: int = 1) -> list[str]:
+def differences(values: Sequence[float]) -> list[str]:
     """Differences of shares that are read beside each other."""
-    texts = _distinct([None if v is None else 100 * _exact(v) for v in values], decimals, anchors=(0,))
-    return [f"+{t}" if v is not None and _exact(v) > 0 else t for v, t in zip(values, texts, strict=True)]
+    exact = [100 * _exact(value) for value in values]
+    texts = _distinct(exact, 1, anchors=(0,))
+    return [f"+{text}" if value > 0 else text for value, text in zip(exact, texts, strict=True)]
 
 
-def interval(bounds: Sequence[float] | None, signed: bool = False, decimals: int = 1) -> str:
+def interval(bounds: Sequence[float] | None, signed: bool = False) -> str:
     """An interval of shares in percent: (0.38, 0.443) -> "[38.0, 44.3]"; `signed` for a difference."""
     if bounds is None:
         return MISSING
-    low, high = (differences if signed else percents)(list(bounds), decimals)
+    low, high = (differences if signed else percents)(list(bounds))
     return f"[{low}, {high}]"
 
 
@@ -74,10 +75,8 @@ def gap(value: float, low: float, high: float) -> str:
     return f"{difference(value)} {interval((low, high), signed=True)}"
 
 
-def p_value(p: float | None) -> str:
+def p_value(p: float) -> str:
     """A p-value with three decimals; below that "p < 0.001", never "p = 0.000"."""
-    if p is None:
-        return MISSING
     if not 0 <= p <= 1:
         raise ValueError(f"a p-value lies in [0, 1], got {p}")
     return "p < 0.001" if p < 0.001 else f"p = {_round(_exact(p), 3)}"

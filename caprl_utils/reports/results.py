@@ -20,26 +20,13 @@ from caprl_utils.files import note_access
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, macro_average
-from caprl_utils.reports.items import Item, Row
+from caprl_utils.reports.items import Item, Row, texts
 from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
 PRINTED_AVERAGE = "Average"  # column of the paper's tables
-PAPER = {  # table of reports/paper -> columns that name a row
-    "table1_pretraining.csv": ("setting", "dataset"),
-    "table2_image_sources.csv": ("setting", "dataset"),
-    "table3_prism.csv": ("caption_model",),
-    "table4_qa_per_image.csv": ("caption_model",),
-    "table5_sampling_rounds.csv": ("sampling_rounds",),
-    "table6_leakage.csv": ("training_data",),
-    "figure5_left_generalization.csv": ("caption_model",),
-}
-CAUTIONS = {  # table of reports/paper -> what is uncertain about it
-    "figure5_left_generalization.csv": "Figure 5, left: the SEED values of the two trainings were read from a text "
-    "layer and may stand in the other order (reports/paper/README.md)."
-}
 
 
 @dataclass(frozen=True)
@@ -247,7 +234,7 @@ def paper_rows(file: str) -> list[dict[str, str]]:
             rows = list(csv.DictReader(lines))
     except FileNotFoundError:
         raise UserError(f"missing {paths.shown(path)}: the paper's values come with the repository") from None
-    for name in PAPER[file]:
+    for name in texts()["paper_tables"][file]:
         if not rows or name not in rows[0]:
             raise UserError(f"{paths.shown(path)} has no column {name!r}")
     return rows
@@ -263,7 +250,7 @@ def paper_value(text: str) -> float | str:
 
 def paper_table(file: str, caption: str) -> Table:
     """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
-    rows, labels = paper_rows(file), PAPER[file]
+    rows, labels = paper_rows(file), texts()["paper_tables"][file]
     columns = [name for name in rows[0] if name not in labels]
     source = record_path(paths.PAPER / file)
     body = [
@@ -271,14 +258,15 @@ def paper_table(file: str, caption: str) -> Table:
          [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns])
         for number, row in enumerate(rows)
     ]  # fmt: skip
-    notes = [*average_notes(file), *([CAUTIONS[file]] if file in CAUTIONS else [])]
+    cautions = texts()["cautions"]
+    notes = [*average_notes(file), *([cautions[file]] if file in cautions else [])]
     return Table(Path(file).stem, caption, labels[0], columns, body, notes)
 
 
 def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
     """Labels of a row -> column -> number as printed."""
     return {
-        tuple(row[name] for name in PAPER[file]): {
+        tuple(row[name] for name in texts()["paper_tables"][file]): {
             column: value for column, text in row.items() if isinstance(value := paper_value(text), float)
         }
         for row in paper_rows(file)
@@ -302,7 +290,7 @@ def average_notes(file: str) -> list[str]:
 def all_average_notes() -> list[str]:
     """Those of all of the paper's tables, rows of two tables once."""
     found: dict[str, str] = {}
-    for file in PAPER:
+    for file in texts()["paper_tables"]:
         for note in average_notes(file):
             found.setdefault(note, f"{file.split('_')[0].replace('table', 'Table ')}, {note}")
     return list(found.values())

@@ -50,26 +50,15 @@ def write_all(profile: Profile, names: Sequence[str] = (), folder: Path | None =
 
     Raises UserError for an unknown name, and for a named item whose runs are missing.
     """
-    done = []
-    for item in chosen(profile, names) if names else items(profile).values():
-        if not names and (missing := missing_runs(profile, item)):
-            print(
-                f"{item.name}: left out, not there yet: {listed(missing)}; make it: make {item.target} "
-                f"PROFILE={profile.name}", file=sys.stderr,
-            )  # fmt: skip
-            continue
-        _write(profile, item, folder)
-        done.append(item.name)
+    known, done = items(profile), []
+    for name in names or known:
+        if not names and (missing := missing_runs(profile, known[name])):
+            command = f"make {known[name].target} PROFILE={profile.name}"
+            print(f"{name}: left out, not there yet: {listed(missing)}; make it: {command}", file=sys.stderr)
+        else:
+            write(profile, name, folder)
+            done.append(name)
     return done
-
-
-def write(profile: Profile, name: str, folder: Path | None = None) -> dict[str, Any]:
-    """Write one item to a folder, the profile's own by default; returns what its JSON holds.
-
-    Raises UserError when a run is missing, or when smoke numbers would enter reports/.
-    """
-    (item,) = chosen(profile, [name])
-    return _write(profile, item, folder)
 
 
 def folder_of(profile: Profile, folder: Path | None = None) -> Path:
@@ -83,7 +72,12 @@ def folder_of(profile: Profile, folder: Path | None = None) -> Path:
     return folder
 
 
-def _write(profile: Profile, item: Item, folder: Path | None) -> dict[str, Any]:
+def write(profile: Profile, name: str, folder: Path | None = None) -> dict[str, Any]:
+    """Write one item to a folder, the profile's own by default; returns what its JSON holds.
+
+    Raises UserError when a run is missing, or when smoke numbers would enter reports/.
+    """
+    (item,) = chosen(profile, [name])
     stem = folder_of(profile, folder) / item.name
     results = load(profile, item)
     findings = claims.test_all(results)
@@ -125,11 +119,7 @@ def _facts(results: Results) -> dict[str, Any]:
     measured = results.measured.items()
     return {
         "num_samples": {name: base["n"][name] for name in results.benchmarks},
-        "num_images": {name: base["values"]["benchmarks"][name]["num_images"] for name in results.benchmarks},
-        "captions_per_image": base["captions_per_image"],
-        "reader": base["reader"]["mode"],
         "missing": {label: list(names) for label, names in results.missing.items()},
-        "draws": results.profile.prism.bootstrap_draws,
         "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
         "gain": gap.value,
         "gain_interval": [gap.low, gap.high],

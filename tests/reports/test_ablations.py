@@ -139,14 +139,6 @@ def test_growth_over_images(profile, prism_run, trained, tmp_path, results_of):
     assert "the scale is logarithmic above 0" in (tmp_path / "figure5_right.svg").read_text()
 
 
-def test_same_results_same_bytes(table5, tmp_path):
-    for name in ("one", "two"):
-        tables.write(table5, "table5", tmp_path / name)
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
-        assert str(tmp_path) not in file.read_text()
-
-
 def test_what_is_missing_is_left_out_or_named(table5, capsys):
     assert tables.write_all(table5) == ["table5"]
     told = capsys.readouterr().err

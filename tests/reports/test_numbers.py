@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.reports import numbers, results
+from caprl_utils.reports.items import texts
 from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
 
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
@@ -134,6 +135,6 @@ def test_the_papers_table_and_its_odd_averages():
 
 
 def test_a_missing_paper_table_is_named(monkeypatch):
-    monkeypatch.setitem(results.PAPER, "table9.csv", ("caption_model",))
+    monkeypatch.setitem(texts()["paper_tables"], "table9.csv", ("caption_model",))
     with pytest.raises(UserError, match=r"reports/paper/table9\.csv"):
         results.paper_table("table9.csv", "Paper")
