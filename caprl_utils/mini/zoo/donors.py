@@ -11,14 +11,15 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config
 
 from caprl_utils import paths
 from caprl_utils.files import write_json
 from caprl_utils.models.weights import model_hash
-
-if TYPE_CHECKING:
-    import torch
+from caprl_utils.vlm_init.llava import INTERNLM_NAMES
 
 
 def folder(name: str) -> Path:
@@ -43,9 +44,6 @@ def folder(name: str) -> Path:
 
 def write_language_half(source: Path, target: Path) -> None:
     """The language model of a small Qwen2.5-VL as a Qwen2 of its own: the same weights and, for text, function."""
-    from safetensors.torch import load_file, save_file
-    from transformers import Qwen2Config
-
     given = json.loads((source / "config.json").read_text())["text_config"]
     rope = {key: value for key, value in given["rope_parameters"].items() if key != "mrope_section"}
     dropped = ("model_type", "rope_parameters")
@@ -65,11 +63,6 @@ def write_internlm2(source: Path, target: Path) -> None:
 
     Qwen2 has biases on q, k and v alone, InternLM2's flag has one on the output too: it is zero there.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from caprl_utils.vlm_init.llava import INTERNLM_NAMES
-
     given = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
     bias = "model.layers.0.self_attn.q_proj.bias" in tensors
@@ -94,8 +87,6 @@ def write_internlm2(source: Path, target: Path) -> None:
 
 def _fused(parts: Sequence[torch.Tensor], config: dict) -> torch.Tensor:
     """One tensor of query, key and value as InternLM2 has it (see `vlm_init.llava.split`)."""
-    import torch
-
     heads, head_dim = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
     return torch.cat([part.unflatten(0, (heads, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)
 

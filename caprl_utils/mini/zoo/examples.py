@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 UNKNOWN = "unknown"
+Facts = Sequence[Fact]
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,13 @@ def styled_facts(rng: random.Random, facts: Sequence[Fact], style: Style) -> lis
 
 
 def multiple_choice(
-    rng: random.Random,
-    fact: Fact,
-    others: Sequence[Fact],
-    answer: str | None,
-    count: int = 4,
-    extra: bool = True,
+    rng: random.Random, fact: Fact, others: Facts, answer: str | None, count: int = 4, extra: bool = False
 ) -> tuple[str, str]:
     """A question with options and the letter to answer (``unknown`` when ``answer`` is not to be had)."""
     options = [fact.value, *distractors(rng, fact, others)][:count]
     rng.shuffle(options)
-    options += [prompts.CANNOT_ANSWER] * extra
+    if extra:
+        options.append(prompts.CANNOT_ANSWER)
     answer = answer or (prompts.CANNOT_ANSWER if extra else None)
     letter = UNKNOWN if answer is None else prompts.LETTERS[options.index(answer)]
     return fact.question + prompts.format_options(options), letter
@@ -75,8 +72,7 @@ def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: i
     if not easy and rng.random() < 0.06:
         told, silent = [], facts
     text = caption(told, picture.kind) if told or rng.random() < 0.5 else ""
-    head, middle = prompts.READ.split("{caption}")
-    packed = Packed(TURN_OPEN + head + text + middle.split("{question}")[0])
+    packed = Packed(TURN_OPEN + prompts.READ.partition("{question}")[0].replace("{caption}", text))
     for number in range(6):
         known = not easy and rng.random() < 0.1
         absent = not told or rng.random() < missing
@@ -125,7 +121,7 @@ def _ask_in_turn(
     """A question with options and a short one in turn, both answered by a word."""
     question = fact.question
     if number % 2 == 0:
-        question, _ = multiple_choice(rng, fact, picture.facts, fact.value, extra=False)
+        question, _ = multiple_choice(rng, fact, picture.facts, fact.value)
     packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
 
 
@@ -189,13 +185,10 @@ def bound(rng: random.Random, size: int, num_pairs: int) -> tuple[list[int], lis
 @functools.lru_cache
 def letter_ids() -> tuple[list[int], list[int], list[int]]:
     """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
-    convert = shared_tokenizer().convert_tokens_to_ids
     letters = prompts.LETTERS[:MOST_OPTIONS]
-    return (
-        convert([f"\n{letter})" for letter in letters]),
-        convert([f" {letter}" for letter in letters]),
-        convert(["?", prompts.ANSWER_PREFILL]),
-    )
+    marks, spaced = [f"\n{letter})" for letter in letters], [f" {letter}" for letter in letters]
+    convert = shared_tokenizer().convert_tokens_to_ids
+    return convert(marks), convert(spaced), convert(["?", prompts.ANSWER_PREFILL])
 
 
 # The judge

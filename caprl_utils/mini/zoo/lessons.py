@@ -14,17 +14,7 @@ from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render, shown_words
 from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
 from caprl_utils.mini.world import KINDS, Picture, picture
-from caprl_utils.mini.zoo import examples, models
-from caprl_utils.mini.zoo.packing import (
-    IMAGE_PREFIX,
-    IMAGE_TOKENS,
-    IMAGE_TOKENS_PER_SIDE,
-    Batch,
-    answer_accuracy,
-    collate,
-    image_positions,
-    loss_of,
-)
+from caprl_utils.mini.zoo import examples, models, packing
 from caprl_utils.mini.zoo.recipes import READING_LEVELS, Recipe
 
 LEVEL_UP = 0.82  # accuracy (running mean) at which the next level starts
@@ -93,11 +83,13 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         return examples.reading(rng, shown, rng.randint(max(1, most // 2), most), num_options, missing)
 
     def lesson(step: int, state: dict) -> Figures:
-        level = max(state["level"], recipe.options.get("level", 0))
+        level = max(state["level"], recipe.level)
         rng = _rng(recipe, step)
-        batch = collate([example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer())
-        loss, predicted = loss_of(model, batch)
-        figures = answer_accuracy(batch, predicted)
+        batch = packing.collate(
+            [example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer()
+        )
+        loss, predicted = packing.loss_of(model, batch)
+        figures = packing.answer_accuracy(batch, predicted)
         _learned(state, figures["letters"], len(READING_LEVELS) - 1)
         return loss, figures | {"level": level}
 
@@ -115,7 +107,7 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     table.weight.requires_grad_(False)
     width, size = table.embedding_dim, len(shared_tokenizer()) - len(told_keys())
     _, _, (mark, prefill) = examples.letter_ids()
-    head = shared_tokenizer()(IMAGE_PREFIX).input_ids[:3]
+    head = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[:3]
     end = shared_tokenizer().convert_tokens_to_ids("<|vision_end|>")
 
     def answers(
@@ -124,13 +116,13 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         """(logits, wanted) after a query that ends in `tail`, where None stands for the key asked."""
         rows = [examples.bound(rng, size, num_pairs) for _ in range(recipe.batch_size)]
         keys, values, asked, wanted = (torch.tensor(part) for part in zip(*rows, strict=True))
-        cells = torch.stack([torch.randperm(IMAGE_TOKENS)[:num_pairs] for _ in rows])
-        seen = torch.randn(len(rows), IMAGE_TOKENS, width) * rng.choice((0.01, 0.02, 0.04))
+        cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_pairs] for _ in rows])
+        seen = torch.randn(len(rows), packing.IMAGE_TOKENS, width) * rng.choice((0.01, 0.02, 0.04))
         seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), table(keys) + table(values))
         query = torch.stack([asked if t is None else torch.full_like(asked, t) for t in [end, *tail]], dim=1)
         opening = table(torch.tensor(head)).expand(len(rows), -1, -1)
         embedded = torch.cat([opening, seen, table(query)], dim=1)
-        positions = image_positions(torch.arange(embedded.shape[1]).expand(len(rows), -1))
+        positions = packing.image_positions(torch.arange(embedded.shape[1]).expand(len(rows), -1))
         hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions).last_hidden_state
         return model.lm_head(hidden[:, -1]), wanted
 
@@ -151,10 +143,7 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 # Models that see
 
 
-def _with_pictures(
-    recipe: Recipe, first_step: int, make: Callable[[random.Random, list[Picture]], tuple],
-    loss: Callable[..., Figures],
-) -> Lesson:  # fmt: skip
+def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callable[..., Figures]) -> Lesson:
     """loss(*make(rng, pictures)) of every step; the next step's is always under way in a thread."""
 
     def prepared(step: int) -> tuple:
@@ -180,12 +169,12 @@ def pixels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:
 
 def word_targets(shown: list[Picture], num_words: int) -> torch.Tensor:
     """(pictures * cells, words): one half for the key and one for the value of the cell's fact, else zeros."""
-    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
-    wanted = torch.zeros(len(shown) * IMAGE_TOKENS, num_words)
+    convert, side = shared_tokenizer().convert_tokens_to_ids, packing.IMAGE_TOKENS_PER_SIDE
+    wanted = torch.zeros(len(shown) * packing.IMAGE_TOKENS, num_words)
     for number, one in enumerate(shown):
         for (column, row), texts in shown_words(one).items():
             for text in texts:
-                wanted[number * IMAGE_TOKENS + row * side + column, convert(f" {text}")] = 0.5
+                wanted[number * packing.IMAGE_TOKENS + row * side + column, convert(f" {text}")] = 0.5
     return wanted
 
 
@@ -212,21 +201,23 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
         return naming_loss(seen, wanted, words)
 
-    return _with_pictures(
-        recipe,
-        first_step,
-        lambda _, shown: (pixels_of(shown), word_targets(shown, len(words))),
-        loss,
-    )
+    def make(_: random.Random, shown: list[Picture]) -> tuple:
+        return pixels_of(shown), word_targets(shown, len(words))
+
+    return _with_pictures(recipe, first_step, make, loss)
 
 
 def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """The same for the small CLIP tower and its projector."""
-    return _with_pictures(
-        recipe, first_step,
-        lambda _, shown: (models.clip_pixels(shown), word_targets(shown, len(model.words))),
-        lambda pixels, wanted: naming_loss(model(pixels), wanted, model.words),
-    )  # fmt: skip
+
+    def make(_: random.Random, shown: list[Picture]) -> tuple:
+        seen = models.clip_image_processor()(images=[render(p) for p in shown], return_tensors="pt")
+        return seen.pixel_values, word_targets(shown, len(model.words))
+
+    def loss(seen: torch.Tensor, wanted: torch.Tensor) -> Figures:
+        return naming_loss(model(seen), wanted, model.words)
+
+    return _with_pictures(recipe, first_step, make, loss)
 
 
 def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
@@ -237,34 +228,32 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         packed = [examples.looking(rng, p, recipe.styles, write=recipe.write) for p in shown]
         blind = [examples.guessing(rng, p) for p in shown[: recipe.guess]]
         return (
-            collate(packed, tokenizer, with_image=True),
+            packing.collate(packed, tokenizer, with_image=True),
             pixels_of(shown),
-            collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
+            packing.collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
         )
 
     def loss(batch, pixels, blind) -> Figures:
-        total, predicted = loss_of(model, batch, pixels)
-        figures = answer_accuracy(batch, predicted)
+        total, predicted = packing.loss_of(model, batch, pixels)
+        figures = packing.answer_accuracy(batch, predicted)
         if blind is not None:
-            blind_loss, blind_predicted = loss_of(model, blind)
+            blind_loss, blind_predicted = packing.loss_of(model, blind)
             total = total + 0.3 * blind_loss
-            figures["blind"] = answer_accuracy(blind, blind_predicted)["words"]
+            figures["blind"] = packing.answer_accuracy(blind, blind_predicted)["words"]
         return total, figures
 
     return _with_pictures(recipe, first_step, make, loss)
 
 
-def score_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
+def score_accuracy(batch: packing.Batch, predicted: torch.Tensor) -> dict[str, float]:
     """Shares of scores predicted right, for either way of asking."""
     tokenizer = examples.judge_tokenizer()
     wanted = batch.labels[:, 1:][batch.labels[:, 1:] >= 0]
     before = torch.cat([wanted[:1], wanted[:-1]])
     places = {"amount": " is", "mistakes": examples.FINAL}
     right = (predicted == wanted).float()
-    return {
-        name: right[before == tokenizer.convert_tokens_to_ids(word)].mean().item()
-        for name, word in places.items()
-    }
+    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in places.items()}
+    return {name: right[before == token].mean().item() for name, token in ids.items()}
 
 
 def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
@@ -272,21 +261,16 @@ def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
     def make(rng: random.Random, shown: list[Picture]) -> tuple:
         packed = [examples.judged(rng, p) for p in shown]
-        return collate(packed, examples.judge_tokenizer(), with_image=True), pixels_of(shown)
+        return packing.collate(packed, examples.judge_tokenizer(), with_image=True), pixels_of(shown)
 
     def loss(batch, pixels) -> Figures:
-        total, predicted = loss_of(model, batch, pixels)
+        total, predicted = packing.loss_of(model, batch, pixels)
         return total, score_accuracy(batch, predicted)
 
     return _with_pictures(recipe, first_step, make, loss)
 
 
 LESSONS = {
-    "judging": judging_lesson,
-    "copying": copying_lesson,
-    "reading": reading_lesson,
-    "binding": binding_lesson,
-    "naming": naming_lesson,
-    "clip naming": clip_naming_lesson,
-    "looking": looking_lesson,
-}
+    "judging": judging_lesson, "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson,
+    "naming": naming_lesson, "clip naming": clip_naming_lesson, "looking": looking_lesson,
+}  # fmt: skip

@@ -7,27 +7,15 @@ copying circuit does not appear.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import transformers as hf
+from safetensors import safe_open
 from torch import nn
 
 from caprl_utils import paths
-from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
-from caprl_utils.mini.world import Picture
-
-if TYPE_CHECKING:
-    from transformers import (
-        CLIPImageProcessor,
-        PreTrainedTokenizerFast,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2ForCausalLM,
-        Qwen2VLImageProcessor,
-    )
 
 WIDTH, LAYERS, HEADS, MLP = 128, 5, 4, 256
 VISION_WIDTH, VISION_LAYERS, VISION_MLP = 128, 4, 256
@@ -49,19 +37,15 @@ def text_config() -> dict:
     }  # fmt: skip
 
 
-def build_language_model(seed: int) -> Qwen2ForCausalLM:
+def build_language_model(seed: int) -> hf.Qwen2ForCausalLM:
     """A Qwen2 language model with fresh weights."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4}
-    return Qwen2ForCausalLM(Qwen2Config(**text_config(), rope_parameters=rope))
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**text_config(), rope_parameters=rope))
 
 
-def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+def build_vlm(seed: int) -> hf.Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL model with fresh weights: 140 x 140 pixels become 25 visual tokens."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     vision = {
@@ -69,7 +53,7 @@ def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
         "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": WIDTH,
         "window_size": 112, "fullatt_block_indexes": [1, 3],
     }  # fmt: skip
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
+    return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
         text_config=text_config() | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
         image_token_id=SPECIAL.index("<|image_pad|>"), video_token_id=SPECIAL.index("<|video_pad|>"),
         vision_start_token_id=SPECIAL.index("<|vision_start|>"), vision_end_token_id=SPECIAL.index("<|vision_end|>"),
@@ -77,23 +61,17 @@ def build_vlm(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 
 
 @functools.lru_cache
-def image_processor() -> Qwen2VLImageProcessor:
+def image_processor() -> hf.Qwen2VLImageProcessor:
     """The real image processor, at 140 x 140 pixels; one object, because lessons use it at every step."""
-    from transformers import Qwen2VLImageProcessor
-
-    return Qwen2VLImageProcessor(size=_SIZE, **_SHAPE)
+    return hf.Qwen2VLImageProcessor(size=_SIZE, **_SHAPE)
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> Qwen2_5_VLProcessor:
-    """The real processor: image and video halves, the image size fixed at 140 x 140, our tokenizer (the shared
-    one unless a model has its own).
-    """
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
-
+def build_processor(tokenizer: hf.PreTrainedTokenizerFast | None = None) -> hf.Qwen2_5_VLProcessor:
+    """The real processor, the image size fixed at 140 x 140, with the shared tokenizer unless a model has its own."""
     tokenizer = tokenizer or build_tokenizer()
-    return Qwen2_5_VLProcessor(
+    return hf.Qwen2_5_VLProcessor(
         image_processor=image_processor(),
-        video_processor=Qwen2VLVideoProcessor(size=_SIZE, **_SHAPE),
+        video_processor=hf.Qwen2VLVideoProcessor(size=_SIZE, **_SHAPE),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )
@@ -123,11 +101,9 @@ class ClipReader(nn.Module):
     """
 
     def __init__(self, seed: int, words: torch.Tensor) -> None:
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-
         super().__init__()
         torch.manual_seed(seed)
-        self.tower = CLIPVisionModel(CLIPVisionConfig(
+        self.tower = hf.CLIPVisionModel(hf.CLIPVisionConfig(
             hidden_size=CLIP_WIDTH, intermediate_size=CLIP_MLP, num_hidden_layers=CLIP_LAYERS,
             num_attention_heads=CLIP_HEADS, image_size=CLIP_SIDE, patch_size=CLIP_PATCH, projection_dim=CLIP_WIDTH,
         ))  # fmt: skip
@@ -145,24 +121,15 @@ class ClipReader(nn.Module):
 
 def clip_reader(seed: int) -> ClipReader:
     """A fresh tower that is to speak the words of zoo:reader-reward."""
-    from safetensors import safe_open
-
     with safe_open(f"{paths.resolve_model('zoo:reader-reward')}/model.safetensors", "pt") as weights:
         return ClipReader(seed, weights.get_tensor("model.embed_tokens.weight").float())
 
 
 @functools.lru_cache
-def clip_image_processor() -> CLIPImageProcessor:
+def clip_image_processor() -> hf.CLIPImageProcessor:
     """The real image processor at the tower's size."""
-    from transformers import CLIPImageProcessor
-
     side = {"height": CLIP_SIDE, "width": CLIP_SIDE}
-    return CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=side)
-
-
-def clip_pixels(shown: Sequence[Picture]) -> torch.Tensor:
-    """(B, 3, side, side) of rendered pictures, by the real image processor."""
-    return clip_image_processor()(images=[render(p) for p in shown], return_tensors="pt").pixel_values
+    return hf.CLIPImageProcessor(size={"shortest_edge": CLIP_SIDE}, crop_size=side)
 
 
 def save_clip_tower(reader: ClipReader, folder: Path) -> None:

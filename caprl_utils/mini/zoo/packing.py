@@ -105,9 +105,7 @@ def image_positions(positions: torch.Tensor) -> torch.Tensor:
     return grid
 
 
-def loss_of(
-    model, batch: Batch, pixels: dict[str, torch.Tensor] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(model, batch: Batch, pixels: dict | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
     inputs = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "attention_mask")}
     if pixels is not None:
@@ -125,8 +123,6 @@ def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
     tokenizer = shared_tokenizer()
     letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in LETTERS[:5]]))
     frame = torch.tensor(tokenizer.convert_tokens_to_ids([ANSWER_PREFILL, "<|im_end|>"]))
-    is_letter = torch.isin(wanted, letters)
-    is_word = ~is_letter & ~torch.isin(wanted, frame)
-    right = (predicted == wanted).float()
-    shares = {"letters": right[is_letter], "words": right[is_word]}
+    is_letter, right = torch.isin(wanted, letters), (predicted == wanted).float()
+    shares = {"letters": right[is_letter], "words": right[~is_letter & ~torch.isin(wanted, frame)]}
     return {name: share.mean().item() for name, share in shares.items() if len(share)}

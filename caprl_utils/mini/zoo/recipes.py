@@ -8,7 +8,7 @@ and recalls a value by its key; the *binder* does so where key and value share o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from caprl_utils import paths
@@ -57,16 +57,14 @@ class Recipe:
     shipped: bool = True
     words: tuple[str, ...] = ()  # phrases that it has behind the shared vocabulary
     note: str = ""  # what a new run from nothing would do differently
-    options: dict = field(default_factory=dict)
+    level: int = 0  # of `READING_LEVELS`, where its lesson begins
 
     @property
-    def work_folder(self) -> Path:
-        """Where it is trained."""
+    def work_folder(self) -> Path:  # where it is trained
         return paths.RUNS / "zoo" / self.name
 
     @property
-    def weights_folder(self) -> Path:
-        """Where it is kept in git."""
+    def weights_folder(self) -> Path:  # where it is kept in git
         return paths.ZOO / self.name
 
 
@@ -76,7 +74,7 @@ _ALL = (
     Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600),
            note="stopped at step 300: until then the gate between levels was 0.88 and the schedule 500 steps"),
     Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
-           Schedule(150, 5e-4), options={"level": len(READING_LEVELS) - 1}),
+           Schedule(150, 5e-4), level=len(READING_LEVELS) - 1),
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
            Schedule(300), 192, vision=True, shipped=False),
     Recipe("vision-tower", "the vision tower, taught to see words and numbers", "reader-reward", "naming",

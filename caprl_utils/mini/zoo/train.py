@@ -92,7 +92,9 @@ def build(recipe: Recipe):
         return model
     start = _trained(recipe.start)
     if recipe.start == "copier":
-        _equate(start["model.embed_tokens.weight"])
+        table, convert = start["model.embed_tokens.weight"], shared_tokenizer().convert_tokens_to_ids
+        for told, asked in told_keys().items():  # " Rome is" of captions starts as " Rome" of questions
+            table[convert(told)] = table[convert(asked)]
     if recipe.vision and not RECIPES[recipe.start].vision:
         language = {k.removeprefix("model."): v for k, v in start.items() if k.startswith("model.")}
         model.model.language_model.load_state_dict(language)
@@ -107,13 +109,6 @@ def build(recipe: Recipe):
 
 def _trained(name: str) -> dict[str, torch.Tensor]:
     return torch.load(RECIPES[name].work_folder / "model.pt", weights_only=True)
-
-
-def _equate(embeddings: torch.Tensor) -> None:
-    """Start the fused key words (" Rome is") from the words that questions use (" Rome"), in place."""
-    convert = shared_tokenizer().convert_tokens_to_ids
-    for told, asked in told_keys().items():
-        embeddings[convert(told)] = embeddings[convert(asked)]
 
 
 def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
@@ -143,7 +138,7 @@ def ship(recipe: Recipe) -> None:
         tokenizer = judge_tokenizer() if recipe.words else None
         (models.build_processor(tokenizer) if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (recipe.work_folder / "curve.jsonl").read_text().splitlines()]
-    kept = [r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r["step"] == rows[-1]["step"]]
+    kept = (r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r is rows[-1])
     (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
     record = {
         "name": recipe.name, "role": recipe.role, "starts_from": recipe.start, "vision_tower_from": recipe.tower,
@@ -170,8 +165,6 @@ def _save_weights(model, recipe: Recipe, folder: Path) -> None:
             os.symlink(Path("..") / recipe.start / name, folder / name)
         else:
             save_file(tensors, folder / name, metadata={"format": "pt"})
-    index = {
-        "metadata": {"total_size": sum(v.nbytes for v in whole.values())},
-        "weight_map": {key: name for name, tensors in parts.items() for key in tensors},
-    }
+    places = {key: name for name, tensors in parts.items() for key in tensors}
+    index = {"metadata": {"total_size": sum(v.nbytes for v in whole.values())}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
