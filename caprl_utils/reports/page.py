@@ -38,9 +38,17 @@ MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result i
 
 
 def train(profile: Profile, names: Sequence[str]) -> None:
-    """Make the trainings behind items of notebook 03, where they are missing."""
+    """Make the trainings of notebook 03 behind items (without names: all), where they are missing.
+
+    Raises UserError where there are none.
+    """
+    experiments = [name for item in chosen(profile, names) for name in item.experiments]
+    if names and not experiments:
+        raise UserError(
+            f"no training of notebook 03 stands behind {', '.join(names)}; make it: make {names[0]}"
+        )
     prepare_process(profile)
-    run_all(profile.name, [name for item in chosen(profile, names) for name in item.experiments])
+    run_all(profile.name, experiments)
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:

@@ -84,6 +84,8 @@ def test_a_missing_figure_no_report_at_all_and_smoke_are_told(reported):
 def test_all_reports_are_written_in_one_go(finished):
     with pytest.raises(UserError, match="table5 needs"):
         page.write_all(finished, ["table5"])
+    with pytest.raises(UserError, match="no training of notebook 03 stands behind table1"):
+        page.train(finished, ["table1"])
     names = [file.name for file in page.write_all(finished)]
     assert names == ["table3.md", "claims.md", "report.html", "README.md"]
 

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from caprl_utils import paths
+from caprl_utils.__main__ import app
 from caprl_utils.reports import trace
 from caprl_utils.reports.numbers import Cell, Source, Table, json_text
 
@@ -36,6 +38,13 @@ def test_a_cell_is_found_by_words_of_its_row_and_column_and_tells_its_run(report
     told = trace.describe(cell)
     for part in ("holds    0.5", "mini/prism/caprl-seed0", "c" * 40, "make 05_prism_evaluation PROFILE=mini"):
         assert part in told
+
+
+def test_the_command_tells_what_it_found_and_that_nothing_fits():
+    runner = CliRunner()
+    found = runner.invoke(app, ["trace", "table3 CapRL mini-chart"])
+    assert found.exit_code == 0 and "run      mini/prism/caprl-seed0, key" in found.stdout
+    assert "no cell of reports/mini fits" in str(runner.invoke(app, ["trace", "table3 nobody"]).exception)
 
 
 def test_missing_cells_have_no_trace(reports):
