@@ -85,7 +85,7 @@ def caption(
 ) -> None:
     """Caption images; stop it at any time and run it again: it goes on where it was."""
     from caprl_utils import prompts
-    from caprl_utils.captions.caption import caption_source, check_source
+    from caprl_utils.captions.job import caption_source, check_source
     from caprl_utils.models.base import Sampling
     from caprl_utils.schema import ModelConfig
 

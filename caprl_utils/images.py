@@ -302,6 +302,7 @@ class _Place:
         local = "://" not in source
         try:
             files, root = fsspec.core.url_to_fs(str(Path(source).expanduser().resolve()) if local else source)
+            files.invalidate_cache()  # a listing from before
             local or files.exists(root)
         except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds
             raise UserError(f"{source} cannot be reached ({type(error).__name__}: {error})") from None
@@ -327,8 +328,8 @@ class _Place:
 
     def full(self, name: str) -> str:
         """The full path of a name. Raises BadImageError for one that leads outside."""
-        name = self.files._strip_protocol(name) if "://" in name else name
-        target = posixpath.normpath(posixpath.join(self.root, name))
+        target = self.files._strip_protocol(name) if "://" in name else posixpath.join(self.root, name)
+        target = posixpath.normpath(target)
         with suppress(ValueError):  # a name that is no path is told when it is read
             target = target if self.remote else os.path.realpath(target)
         if not target.startswith(self.root.rstrip("/") + "/"):

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caprl_utils import prompts
-from caprl_utils.captions.caption import JOB_KEY, SCHEMA, caption_id, is_loop, write_parquet
+from caprl_utils.captions.caption import caption_id, is_loop
+from caprl_utils.captions.job import JOB_KEY, SCHEMA, write_parquet
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.hashing import derive_seed, file_hash, text_hash

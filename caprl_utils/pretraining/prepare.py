@@ -167,7 +167,7 @@ def caption(profile: Profile, pairs_name: str) -> Path:
 
     Captions made otherwise (another captioner, count, seed or temperature) have another name, and stay.
     """
-    from caprl_utils.captions.caption import caption_source, make_job
+    from caprl_utils.captions.job import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
     prism = profile.prism  # so that sets are made of what Table 3 measures

@@ -6,6 +6,7 @@ import os
 import signal
 import tarfile
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pyarrow as pa
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scripted_captioner import LOOP, Scripted, fill, picture
 
-from caprl_utils.captions import caption as captioning
-from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, caption_images, caption_source, is_loop
+from caprl_utils.captions import job as captioning
+from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, caption_images, is_loop
+from caprl_utils.captions.job import caption_source, model_opener
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Sampling
@@ -200,7 +202,7 @@ def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
     for number in range(70):
         (images / f"a{number:03d}.png").write_text("no image")
     captioner = Scripted()
-    with pytest.raises(UserError, match=r"7. images of the first 7. cannot be used"):
+    with pytest.raises(UserError, match=r"7. images of the first .. cannot be used"):
         caption(images, tmp_path / "d.parquet", captioner)
     assert len(set(captioner.asked)) < IMAGES  # it stops as soon as it is clear
 
@@ -262,7 +264,7 @@ def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
     (tmp_path / "full.parquet.work" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty .thesis.txt is there"):
         caption(images, tmp_path / "full.parquet")
-    with pytest.raises(UserError, match=r"the name must end in \.parquet"):
+    with pytest.raises(UserError, match=r"a NAME.parquet here, or with --workers a folder"):
         caption(images, tmp_path / "set")
     for out in (images / "captions.parquet", images / "deep" / "c.parquet"):
         with pytest.raises(UserError, match=r"would stand inside the image folder .*name a place outside"):
@@ -319,8 +321,8 @@ def test_who_runs_a_model(monkeypatch):
         ("zoo:vlm-3b", None, ["H100"], "EndpointBackend"),
     ]:  # fmt: skip
         monkeypatch.setattr(captioning, "gpu_names", lambda names=names: names)
-        with captioning.opened(model, engine, gpus=2) as backend:
-            assert type(backend).__name__ == wanted
+        with ExitStack() as stack:
+            assert type(model_opener(model, engine, 2, stack)()).__name__ == wanted
     assert served == [("zoo:vlm-3b", 2), "ended"] * 2
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from caprl_utils.__main__ import app
 from caprl_utils.captions import export
-from caprl_utils.captions.caption import caption_source
+from caprl_utils.captions.job import caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Sampling
 from caprl_utils.pretraining.data import read_rows

@@ -14,8 +14,8 @@ import pytest
 from scripted_captioner import Scripted, fill
 
 from caprl_utils import paths, processes
-from caprl_utils.captions.caption import caption_source
 from caprl_utils.captions.export import read_captions
+from caprl_utils.captions.job import caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Sampling
 
@@ -26,7 +26,7 @@ ENV = {"PYTHONPATH": f"{paths.ROOT}:{HERE}", "CUDA_VISIBLE_DEVICES": ""}
 JOB = """
 import resource, sys
 from scripted_captioner import Scripted
-from caprl_utils.captions.caption import caption_source
+from caprl_utils.captions.job import caption_source
 from caprl_utils.models.base import Sampling
 source, out, log, sec, batch = sys.argv[1:]
 found = caption_source(source, out, Scripted(log=log or None, sec=float(sec)), Sampling(16, 1.0, n=2, seed=3),

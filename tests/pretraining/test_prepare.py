@@ -122,10 +122,10 @@ def test_other_items_leave_data_sets_as_they_are(profile, captioned):
 
 
 def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
-    from caprl_utils.captions import caption
+    from caprl_utils.captions import job
 
     written = []
-    monkeypatch.setattr(caption, "caption_source", lambda source, out, *_: written.append(out))
+    monkeypatch.setattr(job, "caption_source", lambda source, out, *_: written.append(out))
     sampled = profile.prism.model_copy(update={"caption_temperature": 0.5})
     for one in (profile, profile, profile.model_copy(update={"prism": sampled})):
         prepare.caption(one, "densefusion-by-densefusion")
