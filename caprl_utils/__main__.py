@@ -249,21 +249,18 @@ def train(
         return
     prepare_process(settings)
     items = [name for name in names if name in PRETRAINED]
+    chosen = [name for name in names if name not in items]
+    chosen += experiments.of_table_3(settings) if table3 else []
+    if chosen or not items:  # first: pretraining needs the captioner
+        for row in experiments.run_all(profile, chosen):
+            words = (
+                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
+                for key, value in row.items()
+            )
+            print("  ".join(words))
     if items:
         for name, record in pretrain(settings, items).items():
             print(f"{name}  average {record['values']['average']:.3f}")
-    chosen = [
-        *(name for name in names if name not in items),
-        *(experiments.of_table_3(settings) if table3 else []),
-    ]
-    if items and not chosen:
-        return
-    for row in experiments.run_all(profile, chosen):
-        words = (
-            f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-            for key, value in row.items()
-        )
-        print("  ".join(words))
 
 
 @app.command()

@@ -241,3 +241,17 @@ def test_without_its_environment_make_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
     with pytest.raises(UserError, match="make setup-llamafactory"):
         llamafactory.command(tmp_path / "train.yaml")
+
+
+def test_caprl_train_takes_tables_and_experiments(monkeypatch, capsys):
+    from caprl_utils.__main__ import train
+    from caprl_utils.rl import experiments
+
+    asked = []
+    record = {"values": {"average": 0.5}}
+    monkeypatch.setattr(pretrain, "pretrain", lambda _, items: asked.append(items) or {"a-sft": record})
+    monkeypatch.setattr(experiments, "run_all", lambda _, names: asked.append(names) or [])
+    train(["table1", "figure4"], profile="smoke")
+    train(["caprl", "table2"], profile="smoke")
+    assert asked == [["table1", "figure4"], ["caprl"], ["table2"]]  # pretraining needs the captioner
+    assert "a-sft  average 0.500" in capsys.readouterr().out
