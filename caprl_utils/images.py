@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -228,10 +228,10 @@ def read_source(source: str, kinds: Sequence[str] | None = None) -> Iterator[Ima
         split, count, seed = _split_count_seed(source)
         return (_drawn(*drawn.image_at(split, number, kinds, seed)) for number in range(count))
     place = _Place.of(source)
-    if place.is_folder():
+    if place.files.isdir(place.root):
         images = _folder(place, source)
-    elif place.is_file():
-        images = _file(_Place(place.files, place.parent), place.name)
+    elif place.files.isfile(place.root):
+        images = _file(*place.split())
     elif place.remote or Path(source).suffix or Path(source).is_absolute() or source.startswith("."):
         raise UserError(
             f"no {source if place.remote else shown(source)}; name a folder, a .parquet or .tar file, or a list of "
@@ -259,13 +259,14 @@ def fingerprint(source: str) -> str:
     id. Files are hashed as a stream; memory as for `read_source`.
     """
     place = None if drawn_source(source) else _Place.of(source)
-    if place is None or not (place.is_folder() or place.is_file()):
+    if place is None or not place.files.exists(place.root):
         return value_hash(source)
-    names = place.walk() if place.is_folder() else [place.name]
-    home = place if place.is_folder() else _Place(place.files, place.parent)
-    if place.name.endswith(LISTS) and not place.is_folder():
-        names = chain(names, _listed_names(home, place.name))
     digest = hashlib.sha256()
+    if place.files.isdir(place.root):
+        names, home = place.walk(), place
+    else:
+        home, name = place.split()
+        names = chain([name], _listed_names(home, name) if name.endswith(LISTS) else ())
     for name in names:
         with suppress(
             OSError, ValueError, BadImageError
@@ -276,9 +277,8 @@ def fingerprint(source: str) -> str:
 
 
 def _split_count_seed(source: str) -> tuple[str, int, int]:
-    _, *parts = source.split(":")
+    name, *parts = source.split(":")
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]):
-        name = source.partition(":")[0]
         raise UserError(f"{source!r}: rendered images are named {name}:SPLIT:COUNT, as {name}:rl:200")
     return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
 
@@ -289,7 +289,7 @@ def _drawn(name: str, image: Image.Image, kind: str, meta: dict[str, Any]) -> Im
 
 @dataclass(frozen=True)
 class _Place:
-    """A folder or file of a file system; names below it are opened, others are not."""
+    """A folder (or file) of a file system; names below it are opened, others are not."""
 
     files: Any  # fsspec.AbstractFileSystem
     root: str
@@ -312,19 +312,9 @@ class _Place:
     def remote(self) -> bool:
         return "file" not in self.files.protocol
 
-    @property
-    def parent(self) -> str:
-        return posixpath.dirname(self.root)
-
-    @property
-    def name(self) -> str:
-        return posixpath.basename(self.root)
-
-    def is_folder(self) -> bool:
-        return self.files.isdir(self.root)
-
-    def is_file(self) -> bool:
-        return self.files.isfile(self.root)
+    def split(self) -> tuple[_Place, str]:
+        """The folder that a file stands in, and its name."""
+        return _Place(self.files, posixpath.dirname(self.root)), posixpath.basename(self.root)
 
     def full(self, name: str) -> str:
         """The full path of a name. Raises BadImageError for one that leads outside."""
@@ -352,65 +342,53 @@ class _Place:
         if not self.remote:
             found = os.stat(os.path.join(self.root, name))
             return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else None
-        info = self.files.info(self.full(name))
+        info = self.files.info(self.full(name))  # of the listing that `walk` has fetched
         return f"{info['size']} {info.get('ETag') or info.get('mtime') or info.get('updated')}"
 
-    def walk(self) -> Iterator[str]:
+    def walk(self, inside: str = "") -> Iterator[str]:
         """Names of all files below, in the order of sorted paths; links to folders are not followed.
 
         Of a local folder only the names of the folders on the way down are held. Raises UserError for a closed one.
         """
-        if not self.remote:
-            return _walk(self.root)
-        return (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
+        if self.remote:
+            yield from (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
+            return
+        folder = posixpath.join(self.root, inside)
+        try:
+            with os.scandir(folder) as entries:
+                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        except PermissionError:
+            raise UserError(f"the folder {shown(folder)} cannot be read: permission denied") from None
+        found.sort(reverse=True)
+        while found:
+            name, is_folder = found.pop()
+            yield from self.walk(f"{inside}{name}/") if is_folder else [inside + name]
 
 
-def _walk(folder: str, inside: str = "") -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    except PermissionError:
-        raise UserError(f"the folder {shown(folder)} cannot be read: permission denied") from None
-    found.sort(reverse=True)
-    while found:
-        name, is_folder = found.pop()
-        if is_folder:
-            yield from _walk(f"{folder}/{name}", f"{inside}{name}/")
-        else:
-            yield inside + name
-
-
-def _kind(name: str) -> str | None:
-    """The first folder of a relative path."""
+def _by_path(home: _Place, name: str) -> ImageItem:
+    """A file by its path below `home`; its first folder is the kind."""
     first, _, rest = name.partition("/")
-    return first if first and rest else None
-
-
-def _by_path(home: _Place, name: str, **more: Any) -> ImageItem:
-    item = {"id": name, "key": name, "kind": _kind(name)} | more
-    return ImageItem(load=partial(home.read, name), path=name, **item)
+    return ImageItem(name, partial(home.read, name), name, first if first and rest else None, name)
 
 
 def _folder(place: _Place, source: str) -> Iterator[ImageItem]:
-    """A saved data set, the shards in a folder, or the image files below it, sorted; the first folder is the kind."""
-    if place.files.isfile(posixpath.join(place.root, "state.json")):
+    """A saved data set, the shards in a folder, or the image files below it, sorted."""
+    names = sorted(posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False))
+    if "state.json" in names:
         import datasets
 
-        url = source if place.remote else place.root
-        yield from _rows(datasets.load_from_disk(url), by_number=True)
-        return
-    entries = (posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False))
-    if shards := sorted(name for name in entries if name.endswith((".parquet", ".tar"))):
+        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), by_number=True)
+    elif shards := [name for name in names if name.endswith((".parquet", ".tar"))]:
         for name in shards:
             yield from _file(place, name)
-        return
-    found = False
-    for name in place.walk():
-        if name.lower().endswith(SUFFIXES) and (place.remote or not os.path.isdir(f"{place.root}/{name}")):
-            found = True
-            yield _by_path(place, name)
-    if not found:
-        raise UserError(f"no image in {source if place.remote else shown(source)} ({', '.join(SUFFIXES)})")
+    else:
+        found = (name for name in place.walk() if name.lower().endswith(SUFFIXES))
+        found = (name for name in found if place.remote or not os.path.isdir(f"{place.root}/{name}"))
+        if (first := next(found, None)) is None:
+            raise UserError(
+                f"no image in {source if place.remote else shown(source)} ({', '.join(SUFFIXES)})"
+            )
+        yield from (_by_path(place, name) for name in chain([first], found))
 
 
 def _file(home: _Place, name: str) -> Iterator[ImageItem]:
@@ -547,11 +525,18 @@ def _rows(rows: Any, by_number: bool) -> Iterator[ImageItem]:
     if "image" not in rows.column_names:
         raise UserError(f"the data set has no column `image`; its columns: {', '.join(rows.column_names)}")
     rows = rows.cast_column("image", datasets.Image(decode=False))
-    light = rows.select_columns([c for c in ("id", "kind") if c in rows.column_names]) if by_number else rows
-    for number in range(len(rows)) if by_number else ():
-        row = light[number] if light.column_names else {}
-        load = partial(lambda n: rows[n]["image"]["bytes"] or b"", number)
-        yield ImageItem(str(row.get("id") or number), load, f"#{number}", row.get("kind"))
-    for number, row in enumerate(rows if not by_number else ()):
-        load = partial(lambda image: image["bytes"] or b"", row["image"])
-        yield ImageItem(str(row.get("id") or number), load, f"#{number}", row.get("kind"))
+    light: Iterable[dict[str, Any]] = rows
+    if by_number:
+        columns = [name for name in ("id", "kind") if name in rows.column_names]
+        light = rows.select_columns(columns) if columns else repeat({}, len(rows))
+
+    def load(number: int, image: dict[str, Any] | None) -> bytes:
+        return (image or rows[number]["image"])["bytes"] or b""
+
+    for number, row in enumerate(light):
+        yield ImageItem(
+            str(row.get("id") or number),
+            partial(load, number, row.get("image")),
+            f"#{number}",
+            row.get("kind"),
+        )

@@ -164,7 +164,7 @@ def ids(source, kinds=None):
 def test_a_folder_is_walked_in_the_order_of_sorted_paths(folder):
     (folder / "loop").symlink_to(folder)
     (folder / "link.png").symlink_to(folder / "a")
-    found = list(images._walk(str(folder)))
+    found = list(images._Place.of(str(folder)).walk())
     assert found == [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))
                      if not p.is_dir() or p.is_symlink()]  # fmt: skip
     assert ids(folder) == list(NAMES)
@@ -175,7 +175,7 @@ def test_a_folder_is_walked_in_the_order_of_sorted_paths(folder):
 def test_a_closed_folder_is_named(folder):
     (folder / "a").chmod(0)
     with pytest.raises(UserError, match=r"images/a cannot be read: permission denied"):
-        list(images._walk(str(folder)))
+        list(images._Place.of(str(folder)).walk())
     (folder / "a").chmod(0o755)
 
 
