@@ -51,6 +51,7 @@ _READ = pa.schema(
     [("number", pa.int64()), ("data", pa.large_binary())]
     + [(name, pa.string()) for name in ("id", "key", "path", "problem", "detail")]
 )
+_STARTS = 3  # Ray gives itself half a minute to start, which a loaded machine does not keep
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,17 @@ def _ray(workers: int) -> Iterator[None]:
     slots = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, workers)}
     variables = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR}
-    try:
-        ray.init(**quiet, **slots, runtime_env={"env_vars": variables})
-    except Exception as error:  # Ray raises many kinds, bare Exception among them
-        raise UserError(
-            f"Ray could not be started or reached ({error}). It gives itself half a minute, which a loaded machine "
-            "does not keep: run again; for a cluster check RAY_ADDRESS."
-        ) from error
+    for attempt in range(_STARTS):
+        try:
+            ray.init(**quiet, **slots, runtime_env={"env_vars": variables})
+            break
+        except Exception as error:  # Ray raises many kinds, bare Exception among them
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise UserError(
+                    f"Ray could not be started or reached ({error}). On a loaded machine run again later; for a "
+                    "cluster check RAY_ADDRESS."
+                ) from error
     try:
         yield
     finally:
