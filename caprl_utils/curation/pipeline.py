@@ -161,7 +161,7 @@ def answer_questions(job: Job) -> None:
     """Have the filter model answer every question with and without its image."""
     if job.run.complete:
         return
-    store, total = job.rows(ANSWERED), len(job.rows(EXTRACTED))
+    store, total, rounds = job.rows(ANSWERED), len(job.rows(EXTRACTED)), job.profile.curation.rounds
     sampling = Sampling(answer.MAX_TOKENS, temperature=answer.TEMPERATURE, seed=job.seed)
     waiting: dict[str, _Pending] = {}
     with Progress("answer", total) as bar:
@@ -176,13 +176,11 @@ def answer_questions(job: Job) -> None:
             if error := next((c.error for c in pending.found.values() if c.error), None):
                 job.failures.setdefault(ANSWERED, {})[image_id] = error
             else:
-                answers = [
-                    answer.with_answers(
-                        image_id, question, pending.found, job.profile.curation.rounds, job.seed
-                    )
+                answered = (
+                    answer.with_answers(image_id, question, pending.found, rounds, job.seed)
                     for question in pending.questions
-                ]
-                store.append(QuestionSet(id=image_id, questions=answers))
+                )
+                store.append(QuestionSet(id=image_id, questions=tuple(answered)))
             bar.update()
     _end_of_stage(job, ANSWERED, total, "images have unanswered questions")
 
@@ -202,11 +200,9 @@ def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
     for item in job.good_images():
         if item.id in extracted and item.id not in store:
             questions = extracted.get(item.id, QuestionSet).questions
-            shown_instead = other.image if other is not None else None
-            asked = answer.requests_about(
-                item.id, questions, item.image, shown_instead, job.profile.curation.rounds, job.seed
-            )
-            requests = list(asked)
+            another = other.image if other is not None else None
+            rounds = job.profile.curation.rounds
+            requests = list(answer.requests_about(item.id, questions, item.image, another, rounds, job.seed))
             if requests:
                 waiting[item.id] = _Pending(questions, len(requests))
                 yield from requests
