@@ -121,8 +121,10 @@ def export(
     max_bad_share: Annotated[float, typer.Option(metavar="X", help="Of unusable captions.")] = 0.05,
 ) -> None:
     """Write captions for other tools: training data, a sample, or released files with our columns."""
+    from caprl_utils import prompts
     from caprl_utils.captions.export import export as write
 
+    prompt = prompt or prompts.CAPTION
     told = write(captions, out, images, seed, media, prompt, not everything, limit, max_bad_share)
     print(*told, f"written: {out}", sep="\n")
 

@@ -150,11 +150,7 @@ def _opened(numbered: tuple[int, ImageItem]) -> tuple[tuple[int, ImageItem], Ima
 
 
 def caption_images(
-    images: Sequence[tuple[str, Callable[[], Image]]],
-    captioner: Backend,
-    sampling: Sampling,
-    store: RowStore,
-    prompt: str = prompts.CAPTION,
+    images: Sequence[tuple[str, Callable[[], Image]]], captioner: Backend, sampling: Sampling, store: RowStore
 ) -> dict[str, list[Caption]]:
     """Write `sampling.n` captions of every image to `store`; returns them all by image, old and new.
 
@@ -167,7 +163,7 @@ def caption_images(
     tally = Tally()
     with Progress("captions", len(images) * sampling.n) as bar:
         bar.update(len(store))
-        for row in missing(items, store, lambda: captioner, sampling, prompt, tally):
+        for row in missing(items, store, lambda: captioner, sampling, prompts.CAPTION, tally):
             store.append(row)
             bar.update()
     if none := tally.bad | tally.failed:

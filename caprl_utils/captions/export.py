@@ -11,7 +11,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -43,16 +43,9 @@ _FORMATS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF
 
 
 def export(
-    captions: Sequence[str],
-    out: Path,
-    images: int | None,
-    seed: int,
-    media: Path | None,
-    prompt: str | None,
-    sound_only: bool,
-    limit: int | None,
-    max_bad_share: float,
-) -> list[str]:
+    captions: Sequence[str], out: Path, images: int | None, seed: int, media: Path | None, prompt: str,
+    sound_only: bool, limit: int | None, max_bad_share: float,
+) -> list[str]:  # fmt: skip
     """What `caprl export` does, by the names of its files; returns lines for people."""
     released = [Path(name) for name in captions if name.endswith(".jsonl")]
     if out.suffix not in (".parquet", ".jsonl"):
@@ -69,9 +62,7 @@ def export(
         finally:
             table.unlink()
     if out.suffix == ".jsonl":
-        return write_llamafactory(
-            captions[0], out, media, prompt or prompts.CAPTION, sound_only, max_bad_share
-        ).lines()
+        return write_llamafactory(captions[0], out, media, prompt, sound_only, max_bad_share).lines()
     if not images:
         raise UserError("--images: how many images the sample has, at least 1")
     return [f"{sample(captions[0], out, images, seed)} captions of {images} images"]
@@ -85,6 +76,7 @@ def caption_files(captions: str | Path) -> list[tuple[Any, str]]:
     import fsspec
 
     files, root = fsspec.core.url_to_fs(str(captions))
+    files.invalidate_cache()  # other processes write too
     if files.isfile(root):
         return [(files, root)]
     for folder in (f"{root.rstrip('/')}/shards", root.rstrip("/")):
@@ -185,13 +177,9 @@ class Written:
 
 
 def write_llamafactory(
-    captions: str | Path,
-    file: Path,
-    media: Path | None = None,
-    prompt: str = prompts.CAPTION,
-    sound_only: bool = True,
+    captions: str | Path, file: Path, media: Path | None = None, prompt: str = prompts.CAPTION, sound_only: bool = True,
     max_bad_share: float = MAX_BAD_SHARE,
-) -> Written:
+) -> Written:  # fmt: skip
     """Write a caption set as `file` (NAME.jsonl), with its entry NAME in dataset_info.json beside it.
 
     A row is {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path]}. media: the folder that
@@ -202,38 +190,33 @@ def write_llamafactory(
     set aside (empty, with a mark of LLaMA-Factory in the text, the image missing) before UserError.
     Raises UserError for an image outside `media`, naming it, and when no caption is left.
     """
-    file, metadata, counts = Path(file), _metadata(captions), Counter[str]()
+    file, metadata, left_out = Path(file), _metadata(captions), Counter[bool]()
     if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
-    rows = _counted(read_captions(captions), counts, sound_only)
+    rows = (row for row in read_captions(captions) if not sound_only or _noted(is_sound(row), left_out))
     if RELEASED_KEY in metadata:
         if media is None or not Path(media).is_dir():
             raise UserError(
                 "released captions name their images by path: name the folder that these start at (--media), "
                 f"not {media}"
             )
-        pairs, media = ((row, row["image_key"]) for row in rows), Path(media).resolve()
-    else:
-        job = json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
-        if job is None:
-            raise UserError(f"{captions} does not say what made it: it was written by another tool")
+        home = Path(media).resolve()
+    elif JOB_KEY in metadata:
+        job = json.loads(metadata[JOB_KEY])
         home = _files_home(job["source"])
-        media = Path(media or home or file.parent).resolve()
-        if home:
-            pairs = ((row, str(home / row["image_key"])) for row in rows)
-        else:
-            pairs = _with_files(rows, job, media / "images" / file.stem)
-    return _write_rows(pairs, file, media, prompt, max_bad_share, counts)
+    else:
+        raise UserError(f"{captions} does not say what made it: it was written by another tool")
+    media = Path(media or home or file.parent).resolve()
+    if home:
+        pairs = ((row, str(home / row["image_key"])) for row in rows)
+    else:
+        pairs = _with_files(rows, job, media / "images" / file.stem)
+    return _write_rows(pairs, file, media, prompt, max_bad_share, left_out)
 
 
-def _counted(
-    rows: Iterable[dict[str, Any]], counts: Counter[str], sound_only: bool
-) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        if sound_only and not is_sound(row):
-            counts["left out"] += 1
-        else:
-            yield row
+def _noted(sound: bool, counts: Counter[bool]) -> bool:
+    counts[sound] += 1
+    return sound
 
 
 def _files_home(source: str) -> Path | None:
@@ -246,7 +229,7 @@ def _files_home(source: str) -> Path | None:
 
 def _write_rows(
     pairs: Iterator[tuple[dict[str, Any], str]], file: Path, media: Path, prompt: str, max_bad_share: float,
-    counts: Counter[str],
+    left_out: Counter[bool],
 ) -> Written:  # fmt: skip
     """Stream (caption, image file) to `file`, which appears when it is whole."""
     aside, rows = Counter[str](), 0
@@ -262,7 +245,7 @@ def _write_rows(
             rows += 1
         lines.flush()
         os.fsync(lines.fileno())
-    written = Written(rows, counts["left out"], dict(aside), media)
+    written = Written(rows, left_out[False], dict(aside), media)
     if not rows or aside.total() > max_bad_share * (rows + aside.total()):
         temporary.unlink()
         raise UserError(
