@@ -74,10 +74,15 @@ def answer_all(
     with Progress("answers", len(tasks)) as progress:
         for number, chunk in enumerate(_chunks(tasks, mode)):
             if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
-                answers = _ask(reader, mode, chunk, derive_seed(seed, "answers", number, bits=31))
-                failed |= _write(answers, store)
-                if all(task.id in failed for task in chunk) and len(chunk) > 1:
-                    raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
+                for key, answer in _ask(reader, mode, chunk, derive_seed(seed, "answers", number, bits=31)):
+                    if key in store:
+                        continue
+                    if isinstance(answer, Answer):
+                        store.append(answer)
+                    else:
+                        failed[key] = answer
+                if len(chunk) > 1 and all(task.id in failed for task in chunk):
+                    break  # nothing works any more
             progress.update(len(chunk))
     if failed:
         raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
@@ -95,57 +100,39 @@ def _chunks(tasks: Sequence[Task], mode: Mode) -> Iterator[list[Task]]:
             yield group[start : start + CHUNK_QUESTIONS]
 
 
-def _write(answers: dict[str, Answer | str], store: RowStore) -> dict[str, str]:
-    """Keep the answers; returns task id -> reason where there is none."""
-    for key, answer in answers.items():
-        if isinstance(answer, Answer) and key not in store:
-            store.append(answer)
-    return {key: reason for key, reason in answers.items() if isinstance(reason, str) and key not in store}
-
-
-def _ask(reader: Backend, mode: Mode, tasks: Sequence[Task], seed: int) -> dict[str, Answer | str]:
-    """Task id -> answer, or the reason why there is none."""
+def _ask(reader: Backend, mode: Mode, tasks: Sequence[Task], seed: int) -> Iterator[tuple[str, Answer | str]]:
+    """Task id and answer, or the reason why there is none."""
     requests = [_request(task, prefilled=mode != "sampled") for task in tasks]
     letters = prompts.LETTERS[: len(tasks[0].sample.options)]
     if mode == "choice" and letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in letters])
-        return {
-            task.id: "the reader gave no probabilities" if row is None else _likeliest(task.id, row, letters)
-            for task, row in zip(tasks, rows, strict=True)
-        }
-    completions = reader.generate(requests, replace(AUTHORS if mode == "sampled" else GREEDY, seed=seed))
-    return {
-        c.id: Answer(id=c.id, text=_without_prefill(c.text), finish_reason=c.finish_reason)
-        if c.text is not None
-        else c.error or "the reader gave no text"
-        for c in completions
-    }
+        for task, row in zip(tasks, rows, strict=True):
+            yield task.id, _likeliest(task.id, row, letters) if row else "the reader gave no probabilities"
+        return
+    for c in reader.generate(requests, replace(AUTHORS if mode == "sampled" else GREEDY, seed=seed)):
+        if c.text is None:
+            yield c.id, c.error or "the reader gave no text"
+        else:  # a reader without prefill may write the same words itself; they are no part of the answer
+            text = c.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
+            yield c.id, Answer(id=c.id, text=text, finish_reason=c.finish_reason)
 
 
 def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
-    best = max(logprobs)
+    best, mass = max(logprobs), sum(map(math.exp, logprobs))
     ahead = [letter for letter, value in zip(letters, logprobs, strict=True) if value == best]
-    mass = sum(math.exp(value) for value in logprobs)
-    return Answer(
-        id=task_id, text=ahead[0] if len(ahead) == 1 else None, finish_reason="stop", letter_mass=mass
-    )
-
-
-def _without_prefill(text: str) -> str:
-    """A reader without prefill may write the same words itself; they are no part of the answer."""
-    return text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
+    text = ahead[0] if len(ahead) == 1 else None
+    return Answer(id=task_id, text=text, finish_reason="stop", letter_mass=mass)
 
 
 def _request(task: Task, prefilled: bool) -> Request:
     sample, prefill = task.sample, prompts.ANSWER_PREFILL if prefilled else ""
-    options = sample.options
     if task.caption is not None:
-        prompt = prompts.read_question(task.caption, sample.question, options)
+        prompt = prompts.read_question(task.caption, sample.question, sample.options)
         return Request(task.id, prompt, prefill=prefill)
     if len(sample.images) != 1:
         raise UserError(
             f"{sample.benchmark}, sample {sample.id}: {len(sample.images)} images; a model is asked "
             "about one at a time, so leave this sample out of a run that looks at the image"
         )
-    prompt = prompts.look_question(sample.question, options)
+    prompt = prompts.look_question(sample.question, sample.options)
     return Request(task.id, prompt, sample.images[0](), prefill)

@@ -1,7 +1,5 @@
-"""The benchmark registry: facts from configs/benchmarks.yaml, typed and checked.
-
-Only facts live there (where the data are, which columns, which metric, which licence); what to do with
-them lives in `loading` and `scoring`.
+"""The benchmark registry: facts from configs/benchmarks.yaml, typed and checked. What is done with them stands in
+`loading` and `scoring`.
 """
 
 from __future__ import annotations
@@ -9,17 +7,16 @@ from __future__ import annotations
 import difflib
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 
 REGISTRY = paths.CONFIGS / "benchmarks.yaml"
 
-Status = Literal["checked", "derived", "reported", "unknown", "ours"]
 AnswerKind = Literal[
     "short", "short_list", "accepted_list", "letter", "letter_or_open", "letter_or_math", "letter_or_short",
     "choice_or_typed", "open",
@@ -45,19 +42,10 @@ class Hub(_Facts):
     config: str | None = None
     other_configs: tuple[str, ...] = ()
     images_config: str | None = None
-    split: str | None = None
+    split: str
     revision: str | None = None
     data_files: str | None = None
     keep: dict[str, str] = Field(default_factory=dict)
-
-
-class Size(_Facts):
-    """Rows of the split that is scored; `about` where only a rough number is known."""
-
-    rows: int | None = None
-    about: int | None = None
-    status: Status
-    detail: str | None = None
 
 
 class Columns(_Facts):
@@ -70,16 +58,10 @@ class Columns(_Facts):
     extra: tuple[str, ...] = ()
 
 
-class Licence(_Facts):
-    name: str
-    source: str
-    status: Status
-
-
 class Benchmark(_Facts):
     """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of metrics.METRICS;
-    `caprl` is None where the authors' scorer has no file for it. `loader` ("module:function") makes the samples of a
-    rendered benchmark; it is called with (key, num_samples, seed).
+    `caprl` is None where the authors' scorer has no file for it. `size`: rows of the split that is scored, or about how
+    many. `loader` ("module:function") makes the samples of a rendered benchmark from (key, num_samples, seed).
     """
 
     key: str
@@ -87,55 +69,35 @@ class Benchmark(_Facts):
     tables: tuple[int, ...] = ()
     caprl: Caprl | None = None
     hub: Hub | None = None
-    size: Size | None = None
+    size: dict[str, Any] = Field(default_factory=dict)
     columns: Columns | None = None
     answer: AnswerKind
     metric: str
     judge: Literal["no", "optional", "needed"] = "no"
     letters: str | None = None
     loader: str | None = None
-    licence: Licence | None = None
+    licence: dict[str, str] = Field(default_factory=dict)
     prism_fit: str | None = None
     notes: tuple[str, ...] = ()
 
     def rows(self) -> str:
         """How many rows are scored, as far as it is known."""
-        if self.size is None or not (self.size.rows or self.size.about):
-            return "unknown"
-        return str(self.size.rows or f"about {self.size.about}")
-
-    def needs(self) -> str:
-        """One line for a message about absent data: id, config, split, revision, licence, size."""
-        if self.hub is None:
-            return f"{self.name}: made by this project, not downloaded"
-        return (
-            f"{self.name}: dataset {self.hub.id}, config {self.hub.config or 'default'}, "
-            f"split {self.hub.split or 'unknown'}, revision {self.hub.revision or 'not pinned (give one)'}, "
-            f"{self.rows()} rows, licence {self.licence.name if self.licence else 'unknown'}"
-        )
-
-
-class Registry(_Facts):
-    benchmarks: tuple[Benchmark, ...]
-
-    @model_validator(mode="after")
-    def _unique(self) -> Registry:
-        keys = [item.key for item in self.benchmarks]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"keys given twice: {', '.join(twice)}")
-        return self
+        about = f"about {self.size['about']}" if "about" in self.size else "unknown"
+        return str(self.size.get("rows") or about)
 
 
 @lru_cache(maxsize=4)
 def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
     """All benchmarks by key, in the file's order. Raises UserError naming the entry that is wrong."""
     try:
-        registry = Registry.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"no benchmark registry at {paths.shown(path)}") from error
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        items = TypeAdapter(dict[str, list[Benchmark]]).validate_python(content)["benchmarks"]
     except (ValidationError, yaml.YAMLError) as error:
         raise UserError(f"{paths.shown(path)} does not hold a valid registry: {error}") from error
-    return {item.key: item for item in registry.benchmarks}
+    keys = [item.key for item in items]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UserError(f"{paths.shown(path)}: keys given twice: {', '.join(twice)}")
+    return dict(zip(keys, items, strict=True))
 
 
 def get_benchmark(key: str) -> Benchmark:

@@ -69,12 +69,9 @@ def evaluate(
     another reader of the same captioner names the first one's.
     Raises UserError when a caption or an answer could not be had; finished rows stay on disk.
     """
-    source = (
-        captioner
-        if isinstance(captioner, Source)
-        else model_captions(profile, captioner, captions_run or name)
-    )
-    return _evaluate(profile, STAGE, name, source, reader, samples)
+    if not isinstance(captioner, Source):
+        captioner = model_captions(profile, captioner, captions_run or name)
+    return _evaluate(profile, STAGE, name, captioner, reader, samples)
 
 
 def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -83,7 +80,15 @@ def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[
     The run is runs/<profile>/vqa/<name>, as in `evaluate` but without captions; `left_out` lists the questions about
     several images. Raises UserError when an answer could not be had; finished rows stay on disk.
     """
-    asked, left_out = one_image_each(samples)
+    asked = [sample for sample in samples if len(sample.images) == 1]
+    left_out: dict[str, list[str]] = {}
+    for sample in samples:
+        if len(sample.images) != 1:
+            left_out.setdefault(sample.benchmark, []).append(sample.id)
+    if gone := sorted(left_out.keys() - {sample.benchmark for sample in asked}):
+        raise UserError(
+            f"no question with exactly one image in {', '.join(gone)}: a model is asked about one image at a time"
+        )
     return _evaluate(profile, VQA_STAGE, name, image_itself(), model, asked, left_out=left_out)
 
 
@@ -168,56 +173,25 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
     tasks = []
     for sample in samples:
         ids = image_ids(sample)
-        for index in range(min(len(captions[image_id]) for image_id in ids)):
-            used = [captions[image_id][index] for image_id in ids]
+        for index, used in enumerate(zip(*(captions[image_id] for image_id in ids), strict=False)):
             texts, tokens = [c.caption for c in used], [c.num_tokens for c in used]
-            joined = (
-                texts[0] if len(texts) == 1 else "\n".join(f"Image {i}: {t}" for i, t in enumerate(texts, 1))
-            )
+            if len(texts) > 1:
+                texts = [f"Image {number}: {text}" for number, text in enumerate(texts, 1)]
             tasks.append(Task(
-                f"{sample.benchmark}/{sample.id}#{index}", sample, index, None if looks else joined, ids[0],
+                f"{sample.benchmark}/{sample.id}#{index}", sample, index, None if looks else "\n".join(texts), ids[0],
                 None if None in tokens else sum(tokens),
                 "length" if any(c.finish_reason == "length" for c in used) else "stop",
             ))  # fmt: skip
     return tasks
 
 
-def one_image_each(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, list[str]]]:
-    """The samples with one image, and the ids of the others by benchmark.
-
-    Raises UserError where nothing would be left of a benchmark.
-    """
-    asked = [sample for sample in samples if len(sample.images) == 1]
-    left_out: dict[str, list[str]] = {}
-    for sample in samples:
-        if len(sample.images) != 1:
-            left_out.setdefault(sample.benchmark, []).append(sample.id)
-    gone = sorted(set(left_out) - {sample.benchmark for sample in asked})
-    if gone or not asked:
-        raise UserError(
-            f"no question with exactly one image in {', '.join(gone) or 'the samples'}: a model is asked about "
-            "one image at a time"
-        )
-    return asked, left_out
-
-
 def samples_hash(samples: Sequence[Sample]) -> str:
     """Hash of everything of the samples that can change a score: texts, golds and images."""
     images = {image.id: image_hash(image.open) for image in images_of(samples)}
     rows = [
-        [s.benchmark, s.id, s.question, list(s.options), s.gold, _plain(s.meta), image_ids(s)]
-        for s in samples
+        [s.benchmark, s.id, s.question, list(s.options), s.gold, dict(s.meta), image_ids(s)] for s in samples
     ]
     return value_hash({"rows": rows, "images": images})
-
-
-def _plain(value: Any) -> Any:
-    """Metadata as JSON values; anything else by its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 def score_model(

@@ -36,8 +36,8 @@ def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
     """The samples of one row. Raises UserError for a row that cannot be used."""
     if facts.key == "captionqa":
         return captionqa(record, facts)
-    layout = LAYOUTS.get(facts.key)
-    return [build(record, facts, **(layout(record, facts) if layout else {}))]
+    layout = LAYOUTS.get(facts.key, lambda record, facts: {})
+    return [build(record, facts, **layout(record, facts))]
 
 
 def build(
@@ -54,15 +54,16 @@ def build(
     columns = facts.columns
     if options is None:
         options = _options(record, columns.options)
+    if images is None:  # GQA's are joined later, from their own configuration
+        images = () if facts.hub.images_config else (record.image(columns.image[0]),)
     extras = {name: record.get(name) for name in columns.extra if name != "ocr"}
-    names = (str(record.get(name)) for name in _ID_COLUMNS if record.get(name) is not None)
-    id = id or next(names, "") or str(record.index)
+    id = id or record.first(_ID_COLUMNS) or str(record.index)
     if "image_id" not in meta:
         meta["image_id"] = _image_id(record, facts, id)
     return Sample(
         id=id,
         benchmark=facts.key,
-        images=(record.image(columns.image[0]),) if images is None else images,
+        images=images,
         question=record.text(columns.question[0]) if question is None else question,
         gold=_gold(record, facts, options) if gold is None else gold,
         options=tuple(options),
@@ -98,14 +99,12 @@ def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
 
 
 def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
-    known = [record.get(name) for name in _IMAGE_ID_COLUMNS if record.get(name) is not None]
-    if known:
+    if known := record.first(_IMAGE_ID_COLUMNS):
         page = record.get("ucsf_document_page_no")
-        return f"{known[0]}-{page}" if page is not None else str(known[0])
-    if facts.key in ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d", "wemath"):
-        # several questions share an image, no column says so
-        return record.image(facts.columns.image[0]).stored_hash()
-    return identity
+        return known if page is None else f"{known}-{page}"
+    # of these several questions share an image, and no column says so
+    shared = ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d", "wemath")
+    return record.image(facts.columns.image[0]).stored_hash() if facts.key in shared else identity
 
 
 # --- what a layout of its own gives to `build` ---
@@ -113,7 +112,8 @@ def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
 
 def chartqapro(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The last turn is asked; earlier turns and the paragraph go into meta for the prompt."""
-    questions, answers, years = (_turns(record.get(name)) for name in ("Question", "Answer", "Year"))
+    cells = [record.get(name, []) for name in ("Question", "Answer", "Year")]
+    questions, answers, years = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if not questions or len(questions) != len(answers):
         raise UserError(f"{len(questions)} questions and {len(answers)} answers in a row")
     return {
@@ -121,10 +121,6 @@ def chartqapro(record: Record, facts: Benchmark) -> dict[str, Any]:
         "question_type": record.text("Question Type"), "paragraph": record.get("Paragraph"),
         "history": [list(turn) for turn in zip(questions[:-1], answers[:-1], strict=True)],
     }  # fmt: skip
-
-
-def _turns(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
@@ -161,29 +157,22 @@ def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
 
 def split_options(text: str) -> list[str]:
     """The options of "A. red; B. blue"; the letters must run from A without a gap."""
-    marks = [m for m in re.finditer(r"(?:^|[;\n]|\s)\(?([A-J])[.):]\s*", text)]
-    options: list[str] = []
-    places = []
-    for mark in marks:
-        if mark[1] == ascii_uppercase[len(places)]:
-            places.append(mark)
-    for place, following in zip(places, [*places[1:], None], strict=False):
-        end = following.start() if following else len(text)
-        options.append(text[place.end() : end].strip(" ;\n"))
-    if len(options) < 2:
+    marks = []
+    for mark in re.finditer(r"(?:^|[;\n]|\s)\(?([A-J])[.):]\s*", text):
+        if mark[1] == ascii_uppercase[len(marks)]:
+            marks.append(mark)
+    if len(marks) < 2:
         raise UserError(f"options are not of the form 'A. ...; B. ...': {text[:60]!r}")
-    return options
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    return [text[mark.end() : end].strip(" ;\n") for mark, end in zip(marks, ends, strict=True)]
 
 
 def mathvista(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The gold is the option's text; `choices` is empty for free-form questions."""
-    kind, answer_type = record.text("question_type"), record.text("answer_type")
+    answer_type = record.text("answer_type")
     if answer_type not in ("integer", "float", "list", "text"):
         raise UserError(f"unknown answer type {answer_type!r}")
-    choices = as_list(record.get("choices")) or []
-    if kind == "multi_choice" and not choices:
-        raise UserError("a multi_choice question without choices")
-    return {"choices": choices}
+    return {"choices": as_list(record.get("choices")) or []}
 
 
 def mme_realworld(record: Record, facts: Benchmark) -> dict[str, Any]:
@@ -201,11 +190,6 @@ def mmbench(record: Record, facts: Benchmark) -> dict[str, Any]:
     return {"question": question, "id": str(index), "image_id": str(image), "rotation": rotation}
 
 
-def gqa(record: Record, facts: Benchmark) -> dict[str, Any]:
-    """Questions only; `loading.load` joins the images from their own configuration."""
-    return {"images": ()}
-
-
 LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
     "chartqapro": chartqapro,
     "mmmu": mmmu,
@@ -215,7 +199,6 @@ LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
     "mathvista": mathvista,
     "mme_realworld": mme_realworld,
     "mmbench": mmbench,
-    "gqa": gqa,
 }
 
 

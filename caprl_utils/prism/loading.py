@@ -12,10 +12,10 @@ import difflib
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path, PurePosixPath
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
@@ -63,7 +63,7 @@ def load(
     """
     facts = get_benchmark(benchmark)
     if facts.loader is not None:
-        return list(_maker(facts)(benchmark, num_samples, seed))
+        return list(resolve_name(facts.loader)(benchmark, num_samples, seed))
     samples = _read(facts, open_table(facts, path))
     if facts.key == "gqa":
         samples = _join_gqa(facts, path, samples)
@@ -72,42 +72,29 @@ def load(
     return _subset(samples, num_samples, seed)
 
 
-def _maker(facts: Benchmark) -> Callable[..., list[Sample]]:
-    module, _, function = str(facts.loader).partition(":")
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"benchmark {facts.key!r}: its loader {facts.loader!r} cannot be imported: {error}"
-        ) from error
-
-
 def _read(facts: Benchmark, table: Table) -> list[Sample]:
     table.require(_needed_columns(facts, table), facts)
-    keep = facts.hub.keep if facts.hub else {}
     samples: list[Sample] = []
     rejected: list[str] = []
     for record in table.rows():
-        if any(record.get(column) != value for column, value in keep.items()):
+        if any(record.get(column) != value for column, value in facts.hub.keep.items()):
             continue
         try:
             samples += samples_of(record, facts)
         except UserError as error:
-            rejected.append(f"{record.where}: {error}")
+            rejected.append(f"{table.label}, row {record.index}: {error}")
     _check_rejected(facts.key, table.label, len(samples), rejected)
     return samples
 
 
 def _needed_columns(facts: Benchmark, table: Table) -> tuple[str, ...]:
     roles = facts.columns
-    if roles is None:
-        return ()
     if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
         return roles.answer
-    needed = (*roles.question, *roles.options, *roles.answer)
-    if facts.key == "gqa":  # its images stand in a configuration of their own
-        return needed
-    return (*(roles.image[:1] if "image_1" in roles.image else roles.image), *needed)
+    images = roles.image[:1] if "image_1" in roles.image else roles.image
+    if facts.hub.images_config:
+        images = ()
+    return (*images, *roles.question, *roles.options, *roles.answer)
 
 
 def _check_rejected(benchmark: str, label: str, num_samples: int, rejected: Sequence[str]) -> None:
@@ -127,7 +114,7 @@ def _check_rejected(benchmark: str, label: str, num_samples: int, rejected: Sequ
 
 def _join_gqa(facts: Benchmark, path: Path | None, samples: list[Sample]) -> list[Sample]:
     """Attach GQA's images, which live in a configuration of their own, once per image."""
-    table = open_table(facts, path, facts.hub.images_config if facts.hub else None)
+    table = open_table(facts, path, facts.hub.images_config)
     table.require(("id", "image"), facts)
     images = {str(record.get("id")): record.image("image") for record in table.rows()}
     absent = sorted({str(item.meta["image_id"]) for item in samples} - set(images))
@@ -146,10 +133,8 @@ def _subset(samples: list[Sample], num_samples: int | None, seed: int) -> list[S
     order = list(groups)
     random.Random(seed).shuffle(order)
     chosen: list[int] = []
-    for key in order:
-        if len(chosen) >= num_samples:
-            break
-        chosen.extend(groups[key])
+    while len(chosen) < num_samples:
+        chosen += groups[order.pop(0)]
     return [samples[index] for index in sorted(chosen)]
 
 
@@ -158,23 +143,24 @@ def _subset(samples: list[Sample], num_samples: int | None, seed: int) -> list[S
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a dataset whose image columns are read only when an image is opened. root: folder of local data."""
+    """Rows of a dataset in arrow format, so nothing is decoded; the columns `images` are read only when an image is
+    opened. root: folder of local data.
+    """
 
     data: Dataset
-    lazy: frozenset[str]
+    images: frozenset[str]
     root: Path | None
     label: str
 
     def rows(self) -> Iterator[Record]:
         """Every row without its images, in order."""
-        rest = [name for name in self.data.column_names if name not in self.lazy]
-        light = self.data.select_columns(rest) if rest else None
-        for index in range(len(self.data)):
-            yield Record(self, index, light[index] if light is not None else {})
-
-    def cell(self, index: int, column: str) -> Any:
-        """One cell of an image column, as stored (not decoded)."""
-        return self.data.select_columns([column])[index][column]
+        rest = [name for name in self.data.column_names if name not in self.images]
+        if not rest:
+            yield from (Record(self, index, {}) for index in range(len(self.data)))
+            return
+        batches = self.data.select_columns(rest).iter(1000)
+        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            yield Record(self, index, row)
 
     def require(self, columns: Sequence[str], facts: Benchmark) -> None:
         """Raises UserError naming the columns that are missing, with the nearest names there are."""
@@ -198,14 +184,14 @@ class Record:
     index: int
     values: Mapping[str, Any]
 
-    @property
-    def where(self) -> str:
-        return f"{self.table.label}, row {self.index}"
-
     def get(self, column: str, default: Any = None) -> Any:
         """The cell of a text column, `default` if there is no such column or it is empty."""
         value = self.values.get(column)
         return default if value is None else value
+
+    def first(self, columns: Sequence[str]) -> str:
+        """The first cell of these columns that holds something, as text; "" if none does."""
+        return next((str(value) for name in columns if (value := self.get(name)) is not None), "")
 
     def text(self, column: str) -> str:
         """The cell as text. Raises UserError if it is empty or no text or number."""
@@ -217,16 +203,16 @@ class Record:
     def has_image(self, column: str) -> bool:
         return column in self.table.data.column_names
 
-    def image(self, column: str, position: int = 0) -> StoredImage:
-        """The image in `column` (its `position`-th, if the cell is a list), to be opened when it is called."""
-        return StoredImage(self.table, self.index, column, position)
+    def image(self, column: str) -> StoredImage:
+        """The image in `column` (the first, if the cell is a list), to be opened when it is called."""
+        return StoredImage(self.table, self.index, column)
 
 
 class StoredImage:
     """One image of a table: calling it opens it (RGB)."""
 
-    def __init__(self, table: Table, index: int, column: str, position: int):
-        self.table, self.index, self.column, self.position = table, index, column, position
+    def __init__(self, table: Table, index: int, column: str):
+        self.table, self.index, self.column = table, index, column
         self.where = f"{table.label}, row {index}, column {column!r}"
 
     def __call__(self) -> Image.Image:
@@ -241,11 +227,9 @@ class StoredImage:
         return hashlib.sha256(self._bytes()).hexdigest()[:16]
 
     def _bytes(self) -> bytes:
-        value = self.table.cell(self.index, self.column)
+        value = self.table.data.select_columns([self.column])[self.index].to_pylist()[0][self.column]
         if isinstance(value, list):
-            if self.position >= len(value):
-                raise UserError(f"{self.where}: {len(value)} images, number {self.position + 1} is needed")
-            value = value[self.position]
+            value = value[0] if value else None
         if isinstance(value, Mapping):  # the storage form of `datasets.Image`
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, str) and value and self.column in _BASE64_COLUMNS:
@@ -283,17 +267,16 @@ def open_table(facts: Benchmark, path: Path | None, config: str | None = None) -
 
     config: another configuration of the same dataset (GQA keeps its images in one).
     """
-    config = config or (facts.hub.config if facts.hub else None)
+    config = config or facts.hub.config
     data = _open_local(facts, path, config) if path else _open_hub(facts, config)
-    label = str(path or (facts.hub.id if facts.hub else facts.key))
-    wanted = facts.columns.image if facts.columns else ()
-    lazy = {*wanted, *(name for name, feature in data.features.items() if _is_image(feature))}
+    images = {name for name, feature in data.features.items() if "Image(" in repr(feature)}
+    images |= {*facts.columns.image} & {*data.column_names}
     root = path if path is None or path.is_dir() else path.parent
-    return Table(_undecoded(data), frozenset(lazy & set(data.column_names)), root, label)
+    return Table(data.with_format("arrow"), frozenset(images), root, str(path or facts.hub.id))
 
 
 def _open_local(facts: Benchmark, path: Path, config: str | None) -> Dataset:
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    from datasets import DatasetDict, load_dataset, load_from_disk
 
     if not path.exists():
         raise UserError(f"no data at {path}. {how_to_get(facts)}")
@@ -305,11 +288,9 @@ def _open_local(facts: Benchmark, path: Path, config: str | None) -> Dataset:
             return _only_split(loaded, facts, path) if isinstance(loaded, DatasetDict) else loaded
         files = _data_files(facts, path)
         kind = "parquet" if files[0].suffix == ".parquet" else "json"
-        found = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+        return load_dataset(kind, data_files=[str(file) for file in files], split="train")
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a dataset: {error}") from error
-    assert isinstance(found, Dataset)
-    return found
 
 
 def _data_files(facts: Benchmark, path: Path) -> list[Path]:
@@ -317,12 +298,11 @@ def _data_files(facts: Benchmark, path: Path) -> list[Path]:
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.jsonl"))
     if not files:
         raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
-    split = facts.hub.split if facts.hub else None
-    return [file for file in files if split and file.name.startswith(split)] or files
+    return [file for file in files if file.name.startswith(facts.hub.split)] or files
 
 
 def _only_split(loaded: Any, facts: Benchmark, path: Path) -> Dataset:
-    wanted = facts.hub.split if facts.hub else None
+    wanted = facts.hub.split
     if wanted in loaded:
         return loaded[wanted]
     if len(loaded) == 1:
@@ -334,8 +314,6 @@ def _open_hub(facts: Benchmark, config: str | None) -> Dataset:
     from datasets import load_dataset
 
     hub = facts.hub
-    if hub is None:
-        raise UserError(f"{facts.name} is not a hub dataset; load it by its key")
     arguments = {
         "name": config, "split": hub.split, "revision": hub.revision, "data_files": hub.data_files,
     }  # fmt: skip
@@ -349,34 +327,14 @@ def _open_hub(facts: Benchmark, config: str | None) -> Dataset:
 
 def how_to_get(facts: Benchmark) -> str:
     """What is missing and how to get it: id, revision, licence, size, command."""
-    if facts.hub is None:
-        return facts.needs()
+    hub = facts.hub
     return (
-        f"Needed: {facts.needs()}. Get it on a machine with access: `hf download {facts.hub.id} "
-        f"--repo-type dataset --local-dir DIR`, then name it {facts.key}=DIR (a folder, or a parquet file in it); "
-        "another copy or revision is named in configs/benchmarks.yaml"
+        f"Needed: {facts.name}: dataset {hub.id}, config {hub.config or 'default'}, split {hub.split}, revision "
+        f"{hub.revision or 'not pinned (give one)'}, {facts.rows()} rows, licence {facts.licence['name']}. Get it on "
+        f"a machine with access: `hf download {hub.id} --repo-type dataset --local-dir DIR`, then name it "
+        f"{facts.key}=DIR (a folder, or a parquet file in it); another copy or revision is named in "
+        "configs/benchmarks.yaml"
     )
-
-
-def _is_image(feature: Any) -> bool:
-    from datasets import Image
-
-    inner = getattr(feature, "feature", feature)
-    if isinstance(feature, list) and feature:
-        inner = feature[0]
-    return isinstance(inner, Image)
-
-
-def _undecoded(data: Dataset) -> Dataset:
-    """The same rows with images left as stored, so that reading a row decodes nothing."""
-    from datasets import Image, List
-
-    for name, feature in data.features.items():
-        if isinstance(feature, Image):
-            data = data.cast_column(name, Image(decode=False))
-        elif _is_image(feature):
-            data = data.cast_column(name, List(Image(decode=False)))
-    return data
 
 
 def _shown(value: Any) -> str:

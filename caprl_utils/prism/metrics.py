@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from string import ascii_uppercase
 from typing import Any
 
@@ -23,7 +24,6 @@ from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.records import Sample
 
 Metric = Callable[[Sample, str], "Score"]
-NEEDS_JUDGE = "no judge: this benchmark's metric is a judge's verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,7 @@ class Score:
 
     value: 0 to 1; None when the sample could not be scored (no judge).
     parsed: the answer that was compared; None when none was found in the text (such answers score 0).
-    reason: what a reader of the row should know: why there is no value or no answer, or by which
-        detour the value came about. None when there is nothing to say.
+    reason: why there is no value or no answer, or by which detour the value came about.
     """
 
     value: float | None
@@ -93,9 +92,12 @@ ANLS_THRESHOLD = 0.5
 
 def to_float(text: str) -> float | None:
     """`text` as a number; a trailing percent sign divides by 100; None if it is not a number."""
+    number = _float(text.rstrip("%") if text.endswith("%") else text)
+    return number / 100.0 if number is not None and text.endswith("%") else number
+
+
+def _float(text: str) -> float | None:
     try:
-        if text.endswith("%"):
-            return float(text.rstrip("%")) / 100.0
         return float(text)
     except ValueError:
         return None
@@ -126,8 +128,7 @@ def anls_distance(gold: str, prediction: str) -> float:
     The raw length is taken in upper case, where a sharp s counts two, as in the toolkits.
     """
     distance = Levenshtein.distance(" ".join(gold.lower().split()), " ".join(prediction.lower().split()))
-    length = max(len(gold.upper()), len(prediction.upper()))
-    return distance / length if length else 0.0
+    return distance / max(len(gold.upper()), len(prediction.upper()), 1)
 
 
 def anls(prediction: str, gold: Any) -> float:
@@ -157,41 +158,36 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
     answer, gold, year = final_answer(text), _unwrapped(sample.gold), sample.meta.get("year")
     target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
     target, prediction = (text.strip().strip(".").strip("\n") for text in (target, answer))
-    wanted, given = _as_items(_quote_items(target)), _as_items(prediction)
+    wanted, given = (
+        [item.strip(" '") for item in as_list(text) or ()] or [text]
+        for text in (_quote_items(target), prediction)
+    )
     flags = [str(flag).upper() for flag in ([year] if isinstance(year, str) else year or [])]
     if sample.meta.get("question_type") == "Conversational":
         flags = flags[-1:]
     if 0 < len(flags) < len(wanted):
         flags = flags * len(wanted)
     scores = []
-    for index in range(max(len(wanted), len(given))):
-        if index >= len(wanted) or index >= len(given):
+    for index, (item, said) in enumerate(zip_longest(wanted, given)):
+        if item is None or said is None:
             scores.append(0.0)
         elif index < len(flags) and flags[index] == "YES":
-            scores.append(float(wanted[index].strip().lower() == given[index].strip().lower()))
+            scores.append(float(item.strip().lower() == said.strip().lower()))
         else:
-            scores.append(_pro_item(wanted[index], given[index]))
+            scores.append(_pro_item(item, said))
     return _scored(sum(scores) / len(scores), answer)
 
 
 def _pro_item(gold: str, prediction: str) -> float:
     gold, prediction = (text.strip().strip("%").strip() for text in (gold, prediction))
-    base, number = _bare_float(gold), _bare_float(prediction)
+    base, number = (_float(text.strip("%")) for text in (gold, prediction))
     if base is not None and number is not None:
         if base == 0.0:
             return float(number == 0.0)
         return float(abs(number - base) / abs(base) <= RELATIVE_TOLERANCE)
     gold, prediction = gold.lower(), prediction.lower()
-    longest = max(len(gold), len(prediction))
-    distance = Levenshtein.distance(gold, prediction) / longest if longest else 0.0
+    distance = Levenshtein.distance(gold, prediction) / max(len(gold), len(prediction), 1)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0  # strict: exactly 0.5 scores 0
-
-
-def _bare_float(text: str) -> float | None:
-    try:
-        return float(text.strip().strip("%"))
-    except ValueError:
-        return None
 
 
 def _quote_items(text: str) -> str:
@@ -203,14 +199,7 @@ def _quote_items(text: str) -> str:
     return repaired if _literal(repaired) is not None else text
 
 
-def _as_items(text: str) -> list[str]:
-    return [item.strip(" '") for item in as_list(text) or ()] or [text]
-
-
 # --- letters ---
-
-OPTION_TEXT = "read from the option's text, not from a letter"
-NO_LETTER = "counted as wrong, not drawn at random"
 
 
 def letters_for(options: Sequence[str] | None, default: str = DEFAULT_LETTERS) -> str:
@@ -235,7 +224,7 @@ def letter_accuracy(sample: Sample, text: str) -> Score:
     reading = read_letter(final_answer(text), letters, options=sample.options or None)
     if reading.letter is None:
         return Score(0.0, None, reading.reason)
-    reason = OPTION_TEXT if reading.source == "option_text" else None
+    reason = "read from the option's text, not from a letter" if reading.source == "option_text" else None
     return Score(float(reading.letter == gold_letter(sample.gold)), reading.letter, reason)
 
 
@@ -306,13 +295,9 @@ def mmmu_open(response: str, golds: Sequence[str]) -> bool:
     numbers = [
         number for part in parts for pattern in _NUMBER_PATTERNS for number in re.findall(pattern, part)
     ]
-    for found in (key for text in (*parts, *numbers) for key in _mmmu_keys(text)):
-        if isinstance(found, str):
-            if any(isinstance(gold, str) and gold in found for gold in wanted):
-                return True
-        elif found in wanted:
-            return True
-    return False
+    found = [key for text in (*parts, *numbers) for key in _mmmu_keys(text)]
+    texts = [gold for gold in wanted if isinstance(gold, str)]
+    return any(any(text in key for text in texts) if isinstance(key, str) else key in wanted for key in found)
 
 
 def _key_parts(response: str) -> list[str]:
@@ -333,12 +318,10 @@ def _key_parts(response: str) -> list[str]:
 
 
 def _mmmu_keys(text: str) -> list[str | float]:
-    text = text.strip()
-    try:
-        return [round(float(text.replace(",", "")), 2)]
-    except ValueError:
-        text = text.lower()
-        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+    text = text.strip().lower()
+    if (number := _float(text.replace(",", ""))) is not None:
+        return [round(number, 2)]
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
 def mmmu_accuracy(sample: Sample, text: str) -> Score:
@@ -347,7 +330,11 @@ def mmmu_accuracy(sample: Sample, text: str) -> Score:
     golds = [gold] if isinstance(gold, str) else list(gold)
     if sample.options and sample.meta.get("question_type") != "open":
         letter = mmmu_letter(answer, sample.options)
-        return Score(float(letter in golds), letter, None if letter else f"no letter: {NO_LETTER}")
+        return Score(
+            float(letter in golds),
+            letter,
+            None if letter else "no letter: counted as wrong, not drawn at random",
+        )
     listed = as_list(gold) if isinstance(gold, str) and gold.strip().startswith("[") else None
     return _scored(float(mmmu_open(answer, listed or golds)), answer)
 
@@ -389,14 +376,12 @@ def math_equal(answer: str, gold: str) -> bool:
         return False
     if answer == gold:
         return True
-    pair = (_items(answer), _items(gold))
-    if pair[0] and pair[1]:
-        return (
-            len(pair[0]) == len(pair[1])
-            and answer[0] == gold[0]
-            and all(left == right or _equal_numbers(left, right) for left, right in zip(*pair, strict=True))
-        )
-    return _equal_numbers(answer, gold)
+    left, right = _items(answer), _items(gold)
+    if not left or not right:
+        return _equal_numbers(answer, gold)
+    if len(left) != len(right) or answer[0] != gold[0]:
+        return False
+    return all(one == other or _equal_numbers(one, other) for one, other in zip(left, right, strict=True))
 
 
 def _equal_numbers(answer: str, gold: str) -> bool:
@@ -442,11 +427,9 @@ def _latex_value(text: str) -> float | None:
 
     try:
         expression = latex2sympy(text, convert_degrees=False).doit()
-        if expression.is_Float or expression.is_Rational:
-            return float(Rational(expression))
+        return float(Rational(expression)) if expression.is_Float or expression.is_Rational else None
     except Exception:  # the parser raises many types; the official code takes any error as "not equal"
         return None
-    return None
 
 
 def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score:
@@ -462,7 +445,7 @@ def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score
     if not answer:
         return Score(0.0, None, "empty answer")
     if sample.meta.get("question_type") == "multi_choice" and choices:
-        value: str | None = _nearest_choice(answer, choices)
+        value = _nearest_choice(answer, choices)
     else:
         value = _typed(answer, answer_type, sample.meta.get("precision"))
     if value is None:
@@ -476,8 +459,7 @@ def _nearest_choice(answer: str, choices: list[str]) -> str:
     letter = marked[0].upper() if marked else answer
     if len(letter) == 1 and letter in letters:
         return choices[letters.index(letter)]
-    distances = [Levenshtein.distance(letter, choice) for choice in choices]
-    return choices[distances.index(min(distances))]
+    return min(choices, key=lambda choice: Levenshtein.distance(letter, choice))
 
 
 def _typed(answer: str, answer_type: str | None, precision: float | None) -> str | None:
@@ -485,7 +467,7 @@ def _typed(answer: str, answer_type: str | None, precision: float | None) -> str
         if answer_type == "integer":
             return str(int(float(answer)))  # truncates; a thousands separator is not a number
         if answer_type == "float":
-            return str(round(float(answer), int(precision if precision is not None else 0)))
+            return str(round(float(answer), int(precision or 0)))
     except (ValueError, OverflowError):
         return None
     return answer
@@ -494,15 +476,12 @@ def _typed(answer: str, answer_type: str | None, precision: float | None) -> str
 # --- what a judge decides ---
 
 
-def _equal_or_judge(sample: Sample, text: str) -> Score:
+def _judged(sample: Sample, text: str) -> Score:
     answer = final_answer(text)
-    if answer and answer == str(sample.gold).strip():
+    equal = get_benchmark(sample.benchmark).metric == "mathverse_judge" and answer == str(sample.gold).strip()
+    if answer and equal:
         return Score(1.0, answer, "equal text, which needs no judge")
-    return _judge_only(sample, text)
-
-
-def _judge_only(sample: Sample, text: str) -> Score:
-    return Score(None, final_answer(text) or None, NEEDS_JUDGE)
+    return Score(None, answer or None, "no judge: this benchmark's metric is a judge's verdict")
 
 
 METRICS: dict[str, Metric] = {
@@ -517,7 +496,7 @@ METRICS: dict[str, Metric] = {
     "circular_accuracy": letter_accuracy,
     "math_equality": mathvision_accuracy,
     "llm_extract_then_typed_match": mathvista_match,
-    "mathverse_judge": _equal_or_judge,
-    "llm_judge": _judge_only,
-    "llm_judge_graded": _judge_only,
+    "mathverse_judge": _judged,
+    "llm_judge": _judged,
+    "llm_judge_graded": _judged,
 }

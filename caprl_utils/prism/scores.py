@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,30 +53,26 @@ def score_rows(
     return rows
 
 
-def _units(tasks: Sequence[Task], scoring: Scoring) -> list[list[Task]]:
+def _units(tasks: Sequence[Task], scoring: Scoring) -> Iterable[list[Task]]:
     """Tasks that make one row: the rotations of a circular question, every other one alone."""
     units: dict[Any, list[Task]] = {}
     for task in tasks:
-        circular = (
-            scoring == "standard" and _metric(task) == "circular_accuracy" and "rotation" in task.sample.meta
-        )
-        key = (
-            (task.sample.benchmark, task.sample.meta["image_id"], task.caption_index) if circular else task.id
-        )
+        key, meta = task.id, task.sample.meta
+        if "rotation" in meta and _scored_as("circular_accuracy", task, scoring):
+            key = (task.sample.benchmark, meta["image_id"], task.caption_index)
         units.setdefault(key, []).append(task)
-    return list(units.values())
+    return units.values()
 
 
-def _metric(task: Task) -> str:
-    return get_benchmark(task.sample.benchmark).metric
+def _scored_as(metric: str, task: Task, scoring: Scoring) -> bool:
+    return scoring == "standard" and get_benchmark(task.sample.benchmark).metric == metric
 
 
 def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scoring: Scoring) -> dict[str, Any]:
     """The published row of one unit; of several rotations answers and golds are JSON lists."""
     task, sample, several = unit[0], unit[0].sample, len(unit) > 1
-    masses = [answer.letter_mass for answer in answers if answer.letter_mass is not None]
     golds = [task.sample.gold for task in unit] if several else sample.gold
-    grouped = scoring == "standard" and _metric(task) == "wemath_four_dimensional"
+    grouped = _scored_as("wemath_four_dimensional", task, scoring)
     return {
         "benchmark": sample.benchmark, "sample_id": sample.id,
         "group": str(sample.meta["ID"]) if grouped else None, "image_id": task.image_id,
@@ -85,7 +81,7 @@ def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scorin
         "question": sample.question, "options": list(sample.options),
         "gold": golds if isinstance(golds, str) else json.dumps(golds),
         "answer": json.dumps([answer.text for answer in answers]) if several else answers[0].text,
-        "letter_mass": min(masses) if masses else None,
+        "letter_mass": min((a.letter_mass for a in answers if a.letter_mass is not None), default=None),
         "parsed": verdict.parsed, "score": verdict.value,
         "reason": "two letters equally likely" if not several and answers[0].text is None else verdict.reason,
     }  # fmt: skip
@@ -122,34 +118,28 @@ def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
     all. Of We-Math the samples are its problem groups.
     """
     return {
-        name: {key: sum(values) / len(values) for key, values in scores.items()}
-        for name, scores in _scores_of(rows).items()
+        name: {key: sum(values) / len(values) for key, values in found.items()}
+        for name, found in _scores_of(rows).items()
     }
 
 
 def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], list[float]]]:
-    """Benchmark -> (image, sample) -> a score for each caption."""
+    """Benchmark -> (image, sample) -> a score for each caption; groups stand for their image and sample."""
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
-    for benchmark, image, sample, score in _scored(rows):
-        found.setdefault(benchmark, {}).setdefault((image, sample), []).append(score)
-    return found
-
-
-def _scored(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, str, float]]:
-    """(benchmark, image, sample, score) of what was scored; groups stand for their image and sample."""
     groups: dict[tuple[Any, ...], dict[str, bool]] = {}
     for row in rows:
         if row["score"] is None:
             continue
         if row.get("group") is None:
-            yield row["benchmark"], row["image_id"], row["sample_id"], row["score"]
+            of_benchmark = found.setdefault(row["benchmark"], {})
+            of_benchmark.setdefault((row["image_id"], row["sample_id"]), []).append(row["score"])
         else:
             one = row["benchmark"], row["group"], row.get("model"), row["caption_index"]
             groups.setdefault(one, {})[row["sample_id"]] = row["score"] == 1
     for (benchmark, group, *_), right in groups.items():
-        score = group_score(right)
-        if score is not None:
-            yield benchmark, group, group, score
+        if (score := group_score(right)) is not None:
+            found.setdefault(benchmark, {}).setdefault((group, group), []).append(score)
+    return found
 
 
 def group_score(right: Mapping[str, bool]) -> float | None:
@@ -174,18 +164,22 @@ def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[
     """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts
     the same).
     """
-    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    values = {name: _values([row for row in rows if row["benchmark"] == name]) for name in benchmarks}
+    values = {
+        name: _values([row for row in rows if row["benchmark"] == name])
+        for name in dict.fromkeys(row["benchmark"] for row in rows)
+    }
+    listed = [row for row in rows if row["parsed"] is None][:_LISTED]
+    keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
     return {
         "values": {
             "benchmarks": values,
-            "average": _mean([values[name]["mean"] for name in benchmarks]),
-            "caption_tokens": _mean([values[name]["caption_tokens"] for name in benchmarks]),
+            "average": _mean([found["mean"] for found in values.values()]),
+            "caption_tokens": _mean([found["caption_tokens"] for found in values.values()]),
         },
-        "n": {name: values[name]["num_samples"] for name in benchmarks},
-        "unparsed": {name: values[name]["unparsed"] for name in benchmarks},
+        "n": {name: found["num_samples"] for name, found in values.items()},
+        "unparsed": {name: found["unparsed"] for name, found in values.items()},
         "intervals": _intervals(rows, draws, seed),
-        "unparsed_rows": _unparsed_rows(rows),
+        "unparsed_rows": [{key: row[key] for key in keys} for row in listed],
     }
 
 
@@ -228,33 +222,29 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if not values or any(v is None for v in values) else float(np.mean(values))
 
 
-def _unparsed_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    unread = [row for row in rows if row["parsed"] is None]
-    keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
-    return [{key: row[key] for key in keys} for row in unread[:_LISTED]]
-
-
 def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not
-    (ours).
+    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not (ours).
 
-    The right answer is looked up as words in the caption, so a value told of another thing counts as
-    held.
+    The right answer is looked up as words in the caption, so a value told of another thing counts as held.
     """
-    counts = {"right": 0, "wrong, but told": 0, "wrong, not told": 0}
     scored = [row for row in rows if row["score"] is not None]
-    for row in scored:
-        if row["score"] == 1:
-            counts["right"] += 1
-        else:
-            counts["wrong, but told" if _told(row) else "wrong, not told"] += 1
-    return {name: count / len(scored) for name, count in counts.items()} if scored else {}
+    kinds = [
+        "right" if row["score"] == 1 else "wrong, but told" if _told(row) else "wrong, not told"
+        for row in scored
+    ]
+    names = ("right", "wrong, but told", "wrong, not told")
+    return {name: kinds.count(name) / len(kinds) for name in names} if kinds else {}
 
 
 def _told(row: Mapping[str, Any]) -> bool:
-    place = ord(row["gold"][0]) - ord("A") if len(row["gold"]) == 1 else -1
-    wanted = row["options"][place] if 0 <= place < len(row["options"]) else row["gold"]
+    wanted = gold_option(row["gold"], row["options"]) or row["gold"]
     return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", row["caption"] or "", re.IGNORECASE) is not None
+
+
+def gold_option(gold: str, options: Sequence[str]) -> str | None:
+    """The text of the option that a gold letter names; None where the gold is no letter of them."""
+    place = ord(gold) - ord("A") if len(gold) == 1 else -1
+    return options[place] if 0 <= place < len(options) else None
 
 
 # --- tables for a notebook, in percent ---

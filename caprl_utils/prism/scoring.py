@@ -26,7 +26,7 @@ from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
 from caprl_utils.prism import caprl
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.metrics import METRICS, Metric, Score, all_rotations, as_list, mathvista_match
+from caprl_utils.prism.metrics import METRICS, Score, all_rotations, as_list, mathvista_match
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
@@ -34,17 +34,12 @@ Scoring = Literal["standard", "caprl"]
 Asked = Sequence[tuple[Sample, str]]  # a question, and what the reader said
 
 
-def score(sample: Sample, text: str, scoring: Scoring = "standard", judge: Judge | None = None) -> Score:
-    """Score one answer; see `score_answers`."""
-    return score_answers([(sample, text)], scoring, judge)[0]
-
-
 def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) -> list[Score]:
     """Score answers in their order.
 
-    answers: in "caprl" the reader's complete texts. judge: for the metrics that need
-    one; without it those answers have no value.
-    Raises UserError for an unknown benchmark, one that the scoring does not know, or an answer that is no text.
+    answers: in "caprl" the reader's complete texts. judge: for the metrics that need one; without it those answers
+    have no value. Raises UserError for an unknown benchmark, one that the scoring does not know, or an answer that is
+    no text.
     """
     for sample, text in answers:
         if not isinstance(text, str):
@@ -53,18 +48,20 @@ def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) 
             )
     if scoring == "caprl":
         return [caprl.score(text, sample.gold, _branch(sample.benchmark)) for sample, text in answers]
-    scores = [_metric(sample.benchmark)(sample, text) for sample, text in answers]
-    if judge is None:
-        return scores
+    scores = [METRICS[_metric(sample)](sample, text) for sample, text in answers]
     left: dict[str, list[int]] = {}
     for index, ((sample, _), found) in enumerate(zip(answers, scores, strict=True)):
-        if found.value is None and get_benchmark(sample.benchmark).judge == "needed":
-            left.setdefault(get_benchmark(sample.benchmark).metric, []).append(index)
+        if judge and found.value is None and _metric(sample) in JUDGED:
+            left.setdefault(_metric(sample), []).append(index)
     for metric, places in left.items():
         judged = JUDGED[metric]([answers[index] for index in places], judge)
         for index, found in zip(places, judged, strict=True):
             scores[index] = found
     return scores
+
+
+def _metric(sample: Sample) -> str:
+    return get_benchmark(sample.benchmark).metric
 
 
 def _branch(benchmark: str) -> caprl.Branch:
@@ -74,15 +71,6 @@ def _branch(benchmark: str) -> caprl.Branch:
             f"benchmark {benchmark!r} has no branch in the authors' scorer: use scoring 'standard'"
         )
     return facts.branch
-
-
-def _metric(benchmark: str) -> Metric:
-    name = get_benchmark(benchmark).metric
-    if name not in METRICS:
-        raise UserError(
-            f"benchmark {benchmark!r} names the unknown metric {name!r}; known: {', '.join(METRICS)}"
-        )
-    return METRICS[name]
 
 
 # --- the metrics that need a judge ---
@@ -128,18 +116,24 @@ def _ask(
     asked: Asked,
     template: str,
     pattern: str,
-    parts: Callable[[Sample], dict[str, str]] = lambda _: {},
-) -> list[str | Score]:
-    """What the pattern finds in the judge's reply to each answer; a score without value where it finds nothing."""
+    made: Callable[[Sample, str, str], str | Score],
+    **parts: Callable[[Sample], str],
+) -> list[Any]:
+    """What `made` makes of sample, answer, and the part of the judge's reply that the pattern finds; a score without
+    value where it finds nothing. parts: what the template holds beside question, gold and answer.
+    """
     texts = [
-        template.format(question=sample.question, gold=sample.gold, answer=answer, **parts(sample))
+        template.format(
+            question=sample.question, gold=sample.gold, answer=answer,
+            **{name: part(sample) for name, part in parts.items()},
+        )
         for sample, answer in asked
-    ]
-    found: list[str | Score] = []
-    for (_, answer), reply in zip(asked, judge(texts), strict=True):
+    ]  # fmt: skip
+    found = []
+    for (sample, answer), reply in zip(asked, judge(texts), strict=True):
         said = re.search(pattern, reply)
         no_verdict = f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict"
-        found.append(said[1].strip() if said else Score(None, answer, no_verdict))
+        found.append(made(sample, answer, said[1].strip()) if said else Score(None, answer, no_verdict))
     return found
 
 
@@ -148,73 +142,56 @@ def _final(asked: Asked) -> Asked:
 
 
 def _graded(asked: Asked, judge: Judge) -> list[Score]:
-    asked = _final(asked)
-    replies = _ask(judge, asked, prompts.GRADE, r"(?m)Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$")
-    return [
-        reply if isinstance(reply, Score) else Score(float(reply), answer)
-        for (_, answer), reply in zip(asked, replies, strict=True)
-    ]
+    pattern = r"(?m)Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$"
+    return _ask(
+        judge, _final(asked), prompts.GRADE, pattern, lambda _, answer, said: Score(float(said), answer)
+    )
 
 
 def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list[Score]:
-    replies = _ask(
-        judge, asked, prompts.COMPARE, r"(?i)Verdict:\s*(yes|no)\b", lambda sample: {"rule": rule(sample)}
-    )
-    return [
-        reply
-        if isinstance(reply, Score)
-        else Score(float(reply.lower() == "yes"), answer, f"judged by {judge.name}")
-        for (_, answer), reply in zip(asked, replies, strict=True)
-    ]
+    def verdict(_: Sample, answer: str, said: str) -> Score:
+        return Score(float(said.lower() == "yes"), answer, f"judged by {judge.name}")
+
+    return _ask(judge, asked, prompts.COMPARE, r"(?i)Verdict:\s*(yes|no)\b", verdict, rule=rule)
 
 
 def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
-    def rule(sample: Sample) -> str:
-        category = sample.meta.get("reasoning_q_source")
-        if category not in prompts.CHARXIV_RULES:
-            raise UserError(
-                f"benchmark {sample.benchmark!r}: meta.reasoning_q_source is {category!r}, not 1 to 4"
-            )
-        return prompts.CHARXIV_RULES[category]
-
-    return _compared(_final(asked), judge, rule)
+    return _compared(
+        _final(asked), judge, lambda sample: prompts.CHARXIV_RULES[sample.meta["reasoning_q_source"]]
+    )
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
-    extracted, scores = _extracted(asked, judge), {}
-    for index, ((sample, _), answer) in enumerate(zip(asked, extracted, strict=True)):
-        if isinstance(answer, Score):
-            scores[index] = answer
-        elif not answer:
-            scores[index] = Score(0.0, None, f"{judge.name} found no answer in the response")
-        elif answer == str(sample.gold).strip():
-            scores[index] = Score(1.0, answer, "equal text after extraction")
-    rest = [index for index in range(len(asked)) if index not in scores]
-    judged = _compared([(asked[i][0], str(extracted[i])) for i in rest], judge, lambda _: prompts.MATH_RULE)
-    scores |= dict(zip(rest, judged, strict=True))
-    return [scores[index] for index in range(len(asked))]
+    def quick(sample: Sample, said: str) -> str | Score:
+        if not said:
+            return Score(0.0, None, f"{judge.name} found no answer in the response")
+        return Score(1.0, said, "equal text after extraction") if said == str(sample.gold).strip() else said
 
-
-def _mathvista(asked: Asked, judge: Judge) -> list[Score]:
-    scores = []
-    for (sample, _), answer in zip(asked, _extracted(asked, judge), strict=True):
-        if isinstance(answer, str):
-            score = mathvista_match(sample, answer, extracted=True)
-            answer = replace(score, reason=score.reason or f"extracted by {judge.name}")
-        scores.append(answer)
+    scores = _extracted(asked, judge, quick)
+    rest = [index for index, found in enumerate(scores) if isinstance(found, str)]
+    judged = _compared([(asked[i][0], scores[i]) for i in rest], judge, lambda _: prompts.MATH_RULE)
+    for index, score in zip(rest, judged, strict=True):
+        scores[index] = score
     return scores
 
 
-def _extracted(asked: Asked, judge: Judge) -> list[str | Score]:
-    """The answers that the judge finds in the texts, "" where there is none."""
-    replies = _ask(
+def _mathvista(asked: Asked, judge: Judge) -> list[Score]:
+    def match(sample: Sample, said: str) -> Score:
+        score = mathvista_match(sample, said, extracted=True)
+        return replace(score, reason=score.reason or f"extracted by {judge.name}")
+
+    return _extracted(asked, judge, match)
+
+
+def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | Score]) -> list[Any]:
+    """What `made` makes of each sample and the answer that the judge finds in the text, "" where there is none."""
+    scores = _ask(
         judge, _final(asked), prompts.EXTRACT, r"Extracted:[ \t]*(.+)",
-        lambda sample: {"hint": prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), "")},
+        lambda sample, _, said: made(sample, "" if said.lower() == "none" else said),
+        hint=lambda sample: prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), ""),
     )  # fmt: skip
-    return [
-        replace(reply, parsed=None) if isinstance(reply, Score) else "" if reply.lower() == "none" else reply
-        for reply in replies
-    ]
+    unread = [isinstance(score, Score) and score.value is None for score in scores]
+    return [replace(score, parsed=None) if no else score for score, no in zip(scores, unread, strict=True)]
 
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
@@ -261,10 +238,10 @@ class Vector(BaseModel):
     def _score(self, meta: dict[str, Any]) -> Score:
         circular, options = meta.get("group") == "circular", tuple(as_list(meta.get("options")) or ())
         pairs = zip(self.prediction, self.gold, strict=True) if circular else [(self.prediction, self.gold)]
-        scores = [
-            score(Sample("vector", self.benchmark, (), "", gold, options, meta), text, self.mode)
-            for text, gold in pairs
+        asked = [
+            (Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs
         ]
+        scores = score_answers(asked, self.mode)
         return all_rotations(scores) if circular else scores[0]
 
 
@@ -279,12 +256,10 @@ def check_vectors(path: Path) -> tuple[int, list[str]]:
         raise UserError(
             f"no test vectors in {path}: one JSON object a line with {', '.join(Vector.model_fields)}"
         )
-    failures = [
-        f"FAILED line {number} of {path}: {failure}"
-        for number, line in enumerate(lines, 1)
-        if line.strip() and (failure := _failure(line))
-    ]
-    return sum(bool(line.strip()) for line in lines) - len(failures), failures
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    found = [(number, _failure(line)) for number, line in numbered]
+    failures = [f"FAILED line {number} of {path}: {failure}" for number, failure in found if failure]
+    return len(numbered) - len(failures), failures
 
 
 def _failure(line: str) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,16 +34,14 @@ RECIPE = [
     "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
 ]  # fmt: skip
 Captions = Mapping[str, list[Caption]]  # by image id
-TokenCounter = Callable[[str], int]
+TokenCounter = Callable[[str], int | None]
 # several captioners are evaluated on the same samples: each image is hashed once
 _HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class PrismImage:
-    """One image to caption: `id` is unique over all benchmarks, `true_caption` is there for rendered images
-    only.
-    """
+    """One image to caption: `id` is unique over all benchmarks, `true_caption` is of rendered images only."""
 
     id: str
     benchmark: str
@@ -52,9 +50,7 @@ class PrismImage:
 
 
 def image_ids(sample: Sample) -> list[str]:
-    """Ids of a sample's images, unique over benchmarks: its loader's `image_id`, numbered if there are
-    several.
-    """
+    """Ids of a sample's images, unique over benchmarks: its loader's `image_id`, numbered if there are several."""
     name = f"{sample.benchmark}/{sample.meta.get('image_id', sample.id)}"
     return [name] if len(sample.images) == 1 else [f"{name}/{i}" for i in range(1, len(sample.images) + 1)]
 
@@ -63,13 +59,9 @@ def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
     """Every image once, in the order of the samples."""
     found: dict[str, PrismImage] = {}
     for sample in samples:
-        if not sample.images:
-            raise UserError(f"{sample.benchmark}, sample {sample.id}: no image to caption")
+        facts = sample.meta.get("true_caption")
         for image_id, image in zip(image_ids(sample), sample.images, strict=True):
-            if image_id not in found:
-                found[image_id] = PrismImage(
-                    image_id, sample.benchmark, image, sample.meta.get("true_caption")
-                )
+            found.setdefault(image_id, PrismImage(image_id, sample.benchmark, image, facts))
     return list(found.values())
 
 
@@ -152,31 +144,28 @@ def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage],
 
 def empty_captions() -> Source:
     """Floor: the caption is empty."""
-    name = "empty caption"
-    return Source(
-        name,
-        {"source": "empty"},
-        lambda images: {image.id: [_told(image.id, 0, "", name, 0)] for image in images},
-    )
+    return _one_each("empty caption", "empty", lambda image: "", lambda text: 0)
 
 
 def true_captions(count_tokens: TokenCounter) -> Source:
-    """Ceiling: every fact of the image, from the benchmark itself."""
-    name = "complete true facts"
+    """Ceiling: every fact of the image, from the benchmark itself (rendered images only)."""
+    # the facts are part of the samples' own hash
+    return _one_each("complete true facts", "true", lambda image: image.true_caption, count_tokens)
 
+
+def image_itself() -> Source:
+    """Ceiling: the reader, a VLM, looks at the image (direct VQA). One placeholder an image, so that all rows have the
+    same shape.
+    """
+    return replace(_one_each("the image itself", "image", lambda image: "", lambda text: None), looks=True)
+
+
+def _one_each(name: str, source: str, text_of: Callable[[PrismImage], str], count: TokenCounter) -> Source:
     def captions(images: Sequence[PrismImage]) -> Captions:
-        """Raises UserError for a benchmark that knows no facts."""
-        without = sorted({image.benchmark for image in images if not image.true_caption})
-        if without:
-            raise UserError(
-                f"no true captions for {', '.join(without)}: only rendered images come with facts"
-            )
-        return {
-            image.id: [_told(image.id, 0, image.true_caption, name, count_tokens(image.true_caption))]
-            for image in images
-        }
+        texts = {image.id: text_of(image) for image in images}
+        return {key: [_told(key, 0, text, name, count(text))] for key, text in texts.items()}
 
-    return Source(name, {"source": "true"}, captions)  # the facts are part of the samples' own hash
+    return Source(name, {"source": source}, captions)
 
 
 def other_image_captions(run_folder: Path) -> Source:
@@ -184,8 +173,7 @@ def other_image_captions(run_folder: Path) -> Source:
 
     def captions(images: Sequence[PrismImage]) -> Captions:
         """Raises UserError for a benchmark of one image, which has no other."""
-        there = _captions_of(run_folder)
-        moved: dict[str, list[Caption]] = {}
+        there, moved = _captions_of(run_folder), {}
         for benchmark in dict.fromkeys(image.benchmark for image in images):
             ids = [image.id for image in images if image.benchmark == benchmark]
             if len(ids) < 2:
@@ -202,8 +190,7 @@ def other_image_captions(run_folder: Path) -> Source:
 
 
 def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) -> Source:
-    """Control for length: a run's captions, each cut to the words that another run's caption of the image
-    has.
+    """Control for length: a run's captions, each cut to the words that another run's caption of the image has.
 
     Whole sentences are kept while they fit; where not even the first fits, its first words. As many captions an
     image as both runs have.
@@ -211,8 +198,7 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
     name = f"{run_folder.name} cut to the length of {shorter.name}"
 
     def captions(images: Sequence[PrismImage]) -> Captions:
-        long, short = _captions_of(run_folder), _captions_of(shorter)
-        found: dict[str, list[Caption]] = {}
+        long, short, found = _captions_of(run_folder), _captions_of(shorter), {}
         for image in images:
             pairs = zip(_of(long, image.id, run_folder), _of(short, image.id, shorter), strict=False)
             texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
@@ -231,17 +217,6 @@ def cut(text: str, num_words: int) -> str:
             break
         kept.append(sentence)
     return " ".join(kept) if kept else " ".join(text.split()[:num_words])
-
-
-def image_itself() -> Source:
-    """Ceiling: the reader, a VLM, looks at the image (direct VQA). One placeholder an image, so that all rows have the
-    same shape.
-    """
-    name = "the image itself"
-    return Source(
-        name, {"source": "image"}, lambda images: {image.id: [_told(image.id, 0, "", name, None)] for image in images},
-        looks=True,
-    )  # fmt: skip
 
 
 def controls(

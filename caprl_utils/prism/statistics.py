@@ -10,17 +10,16 @@ All questions of an image are drawn together. The average counts every benchmark
 * Variance parts: items, caption draws, training seeds.
 * Best of n: the unbiased form when more captions were drawn than n.
 
-Scores enter as arrays of shape (rows, models), clusters as one image id per row. A row in which a model
-has no score (NaN) is refused: leave the row out for all models, or the pairing is gone.
+Scores enter as arrays of shape (rows, models), clusters as one image id per row.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -68,19 +67,14 @@ class Bootstrap:
 
     def interval(self, model: str) -> Interval:
         """The model's mean with its interval."""
-        place = self._place(model)
+        place = self.models.index(model)
         return self._interval(self.means[place], self.samples[:, place], None)
 
     def difference(self, model: str, baseline: str) -> Interval:
         """model - baseline, paired by image, with the bootstrap p-value."""
-        a, b = self._place(model), self._place(baseline)
+        a, b = self.models.index(model), self.models.index(baseline)
         samples = self.samples[:, a] - self.samples[:, b]
         return self._interval(self.means[a] - self.means[b], samples, _p_value(samples))
-
-    def _place(self, model: str) -> int:
-        if model not in self.models:
-            raise ValueError(f"no model {model!r} among {', '.join(self.models)}")
-        return self.models.index(model)
 
     def _interval(self, value: float, samples: np.ndarray, p_value: float | None) -> Interval:
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -97,27 +91,19 @@ def bootstrap(
     resamples too.
 
     scores: (rows, models), one column per model in the order of `models`. clusters: image id of each row.
-    Raises ValueError for no rows, shapes that do not fit, or missing scores.
+    Raises ValueError for missing scores: leave such rows out for all models, or the pairing is gone.
     """
     table = np.asarray(scores, dtype=np.float64)
-    table = table.reshape(-1, 1) if table.ndim == 1 else table
-    if table.ndim != 2 or table.shape != (len(clusters), len(models)) or not len(clusters):
-        raise ValueError(
-            f"scores of shape {table.shape} do not fit {len(clusters)} rows and {len(models)} models"
-        )
     if np.isnan(table).any():
-        rows = np.unique(np.nonzero(np.isnan(table))[0])
-        raise ValueError(f"{len(rows)} rows lack a score (first: {rows[0]}): leave them out for all models")
+        raise ValueError("rows lack a score: leave them out for all models")
     _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     num_clusters = int(codes.max()) + 1
-    sums = np.zeros((num_clusters, table.shape[1] + 1))  # per image: score sums, number of rows
+    sums = np.zeros((num_clusters, len(models) + 1))  # per image: score sums, number of rows
     np.add.at(sums, codes, np.column_stack([table, np.ones(len(table))]))
-    samples = np.concatenate([
-        weights @ sums for weights in _weights(num_clusters, draws, np.random.default_rng(seed))
-    ])  # fmt: skip
-    return Bootstrap(
-        tuple(models), table.mean(axis=0), samples[:, :-1] / samples[:, -1:], num_clusters, len(table)
-    )
+    blocks = _weights(num_clusters, draws, np.random.default_rng(seed))
+    samples = np.concatenate([weights @ sums for weights in blocks])
+    means = samples[:, :-1] / samples[:, -1:]
+    return Bootstrap(tuple(models), table.mean(axis=0), means, num_clusters, len(table))
 
 
 def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> Any:
@@ -134,16 +120,8 @@ def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> A
 
 
 def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:
-    """The mean over benchmarks, each counting the same, from their independent resamples.
-
-    Raises ValueError if the parts differ in models or draws.
-    """
+    """The mean over benchmarks of the same models, each counting the same, from their independent resamples."""
     found = list(parts.values())
-    if not found:
-        raise ValueError("no benchmarks to average")
-    for name, part in parts.items():
-        if part.models != found[0].models or part.samples.shape != found[0].samples.shape:
-            raise ValueError(f"benchmark {name!r} has other models or another number of draws than the first")
     return Bootstrap(
         found[0].models,
         np.mean([part.means for part in found], axis=0),
@@ -175,25 +153,19 @@ def bootstrap_models(
     samples.
     """
     labels = list(models)
-    first = models[labels[0]]
     tables = {}
-    for benchmark, scores in first.items():
+    for benchmark, scores in models[labels[0]].items():
         for label in labels[1:]:
-            _check_same(labels[0], scores, label, models[label].get(benchmark, {}), benchmark)
+            if odd := sorted(scores.keys() ^ models[label].get(benchmark, {}).keys()):
+                raise UserError(
+                    f"{benchmark}: {labels[0]} and {label} were not scored on the same samples ({len(odd)} differ, "
+                    f"first {'/'.join(odd[0])}); evaluate both again with one profile and seed"
+                )
         keys = sorted(scores)
         columns = [[models[label][benchmark][key] for label in labels] for key in keys]
         tables[benchmark] = (columns, [image for image, _ in keys])
     parts = bootstrap_benchmarks(tables, labels, draws, seed)
     return {**parts, AVERAGE: macro_average(parts)}
-
-
-def _check_same(first: str, ours: Scores, other: str, theirs: Scores, benchmark: str) -> None:
-    odd = sorted(ours.keys() ^ theirs.keys())
-    if odd:
-        raise UserError(
-            f"{benchmark}: {first} and {other} were not scored on the same samples ({len(odd)} differ, first "
-            f"{'/'.join(odd[0])}); evaluate both again with one profile and seed"
-        )
 
 
 def _p_value(samples: np.ndarray) -> float:
@@ -221,26 +193,20 @@ def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str)
     import pandas as pd
 
     gaps = {name: part.difference(model, baseline) for name, part in parts.items()}
-    rows = {
-        name: {"difference": 100 * gap.value, "low": 100 * gap.low, "high": 100 * gap.high, "p": gap.p_value}
-        for name, gap in gaps.items()
-    }
-    return pd.DataFrame(rows).T
+    rows = [(100 * gap.value, 100 * gap.low, 100 * gap.high, gap.p_value) for gap in gaps.values()]
+    return pd.DataFrame(rows, index=list(gaps), columns=["difference", "low", "high", "p"])
 
 
 def minimum_detectable_difference(differences: Sequence[float]) -> float:
     """The smallest true difference that a paired comparison of these images finds with power `POWER`.
 
-    (z(level) + z(power)) * sd / sqrt(n), the normal approximation. differences: one mean difference per image, from
-    which the standard deviation is taken. Raises ValueError for fewer than two images.
+    (z(level) + z(power)) * sd / sqrt(n), the normal approximation. differences: one mean difference per image, of at
+    least two.
     """
     from scipy.stats import norm
 
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2:
-        raise ValueError("a spread needs at least two images")
     factor = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
-    return float(factor * values.std(ddof=1) / sqrt(len(values)))
+    return float(factor * np.std(differences, ddof=1) / sqrt(len(differences)))
 
 
 def cluster_means(scores: Sequence[float], clusters: Sequence[Any]) -> dict[Any, float]:
@@ -251,12 +217,9 @@ def cluster_means(scores: Sequence[float], clusters: Sequence[Any]) -> dict[Any,
     return {cluster: sum(values) / len(values) for cluster, values in groups.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class VarianceParts:
-    """Variance of one score by its source.
-
-    A part is None where the data cannot show it: one draw says nothing about draws, one training seed
-    nothing about seeds. Estimates that come out negative are given as 0.
+class VarianceParts(NamedTuple):
+    """Variance of one score by its source; None where the data cannot show it: one draw says nothing about draws, one
+    training seed nothing about seeds. Estimates that come out negative are given as 0.
     """
 
     items: float | None
@@ -271,11 +234,9 @@ def variance_components(scores: Any) -> VarianceParts:
     interaction counts into captions (one cannot be told from the other without drawing the captions of a
     seed twice). Method of moments on the mean squares.
 
-    scores: (items, seeds, captions), any of the last two may be 1. Raises ValueError for anything else.
+    scores: (items, seeds, captions), any of the last two may be 1.
     """
     table = np.asarray(scores, dtype=float)
-    if table.ndim != 3 or 0 in table.shape or np.isnan(table).any():
-        raise ValueError(f"scores of shape {table.shape}: give all of (items, seeds, captions)")
     num_items, num_seeds, num_captions = table.shape
     cell_means = table.mean(axis=2)  # (items, seeds)
     item_means, seed_means, mean = cell_means.mean(axis=1), cell_means.mean(axis=0), cell_means.mean()
@@ -297,16 +258,13 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
 
     sum over the sorted scores of score(i) * C(i - 1, n - 1) / C(m, n); for scores of 0 and 1 the pass@k
     form 1 - C(m - c, n) / C(m, n) (arXiv 2107.03374, equation 1). It is an oracle: it needs the right
-    answer to choose. n = 1 is the mean. Raises ValueError for n outside 1 to the number of draws.
+    answer to choose. n = 1 is the mean. n: at most the number of draws.
     """
-    if not 1 <= n <= len(scores):
-        raise ValueError(f"best of {n} needs at least {n} draws, there are {len(scores)}")
     ranked = sorted(scores)
     return sum(value * comb(rank, n - 1) for rank, value in enumerate(ranked)) / comb(len(ranked), n)
 
 
-@dataclass(frozen=True)
-class Matched:
+class Matched(NamedTuple):
     """Two captioners on pairs of captions of one image and the same length.
 
     parts: benchmark (and `AVERAGE`, if every benchmark has pairs) -> resampled means of "ours" and
@@ -328,20 +286,21 @@ def length_matched(
     of the lengths that both captioners write, not of all captions. rows: of samples.parquet.
     """
     left, right = _by_sample(ours), _by_sample(theirs)
-    tables: dict[str, tuple[list[tuple[float, float]], list[str]]] = {}
+    found: dict[str, list[tuple[str, tuple[float, float]]]] = {}
     possible = 0
     for key in left.keys() & right.keys():
         benchmark, image, _ = key
         possible += min(len(left[key]), len(right[key]))
         for pair in _equal_length(left[key], right[key]):
-            scores, images = tables.setdefault(benchmark, ([], []))
-            scores.append(pair)
-            images.append(image)
-    ordered = {name: _sorted_table(*tables[name]) for name in sorted(tables)}
-    parts = bootstrap_benchmarks(ordered, ["ours", "theirs"], draws, seed)
+            found.setdefault(benchmark, []).append((image, pair))
+    tables = {}
+    for name, rows in sorted(found.items()):
+        rows.sort()  # so that the result does not hang on the order of a set
+        tables[name] = ([pair for _, pair in rows], [image for image, _ in rows])
+    parts = bootstrap_benchmarks(tables, ["ours", "theirs"], draws, seed)
     if parts and len(parts) == len({row["benchmark"] for row in ours}):
-        parts[AVERAGE] = macro_average({name: parts[name] for name in ordered})
-    pairs = {name: len(scores) for name, (scores, _) in ordered.items()}
+        parts[AVERAGE] = macro_average(parts)
+    pairs = {name: len(rows) for name, rows in found.items()}
     return Matched(parts, pairs, sum(pairs.values()) / possible if possible else 0.0)
 
 
@@ -357,7 +316,7 @@ def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], 
 
 def _equal_length(
     left: Sequence[tuple[int, float]], right: Sequence[tuple[int, float]]
-) -> list[tuple[float, float]]:
+) -> Iterator[tuple[float, float]]:
     """Score pairs of captions of equal length, nearest first, each caption once."""
     gaps = sorted(
         (abs(a - b), i, j)
@@ -365,20 +324,9 @@ def _equal_length(
         for j, (b, _) in enumerate(right)
         if abs(a - b) <= LENGTH_TOLERANCE * max(a, b)
     )
-    used_left: set[int] = set()
-    used_right: set[int] = set()
-    pairs = []
+    used_left, used_right = set(), set()
     for _, i, j in gaps:
         if i not in used_left and j not in used_right:
             used_left.add(i)
             used_right.add(j)
-            pairs.append((left[i][1], right[j][1]))
-    return pairs
-
-
-def _sorted_table(
-    scores: list[tuple[float, float]], images: list[str]
-) -> tuple[list[tuple[float, float]], list[str]]:
-    """Rows in an order of their own, so that the result does not hang on the order of a set."""
-    order = sorted(range(len(scores)), key=lambda i: (images[i], scores[i]))
-    return [scores[i] for i in order], [images[i] for i in order]
+            yield left[i][1], right[j][1]

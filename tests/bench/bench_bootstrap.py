@@ -18,7 +18,7 @@ def rows() -> list[dict[str, Any]]:
     """All intervals and differences of the paper's benchmarks (their real sizes) and six models."""
     generator, tables = np.random.default_rng(0), {}
     for facts in benchmarks_of_table(3):
-        count = (facts.size.rows or facts.size.about or 1000) if facts.size else 1000
+        count = facts.size.get("rows") or facts.size.get("about") or 1000
         count = min(count, 2_000) if facts.key == "seed2k" else count
         hits = generator.binomial(4, 0.5, size=(count, len(MODELS)))  # of four captions
         tables[facts.key] = (hits / 4, np.arange(count))

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from caprl_utils.prism import loading
 from caprl_utils.prism.benchmarks import get_benchmark, load_registry
 from caprl_utils.prism.layouts import CANNOT_ANSWER, split_options
 from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
-from caprl_utils.prism.scoring import score
+from caprl_utils.prism.scoring import score_answers
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +88,10 @@ def test_hub_layouts(key, tmp_path):
     assert sample.benchmark == key and sample.meta["image_id"]
     assert "secret" not in str(sample.meta)
     assert sample.images[0]().size == (6, 4)
-    result = score(sample, sample.gold[0] if isinstance(sample.gold, list) else sample.gold)
-    assert result.value == (None if key in ("charxiv", "mmvet") else 1.0)
+    text = sample.gold[0] if isinstance(sample.gold, list) else sample.gold
+    assert score_answers([(sample, text)], "standard")[0].value == (
+        None if key in ("charxiv", "mmvet") else 1.0
+    )
 
 
 def test_all_hub_benchmarks_are_covered():
@@ -123,9 +126,8 @@ def test_filters_and_groups(tmp_path):
 def test_questions_about_one_image_share_its_id(tmp_path):
     row = LAYOUTS["chartqa"][0][0]
     rows = [row, {**row, "question": "Other?"}, {**row, "image": OTHER}]
-    ids = [
-        sample.meta["image_id"] for sample in load("chartqa", path=write(tmp_path / "hub", rows, ["image"]))
-    ]
+    found = load("chartqa", path=write(tmp_path / "hub", rows, ["image"]))
+    ids = [sample.meta["image_id"] for sample in found]
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -164,18 +166,12 @@ def captionqa_row(identity):
 
 
 def test_captionqa_copies_the_sequential_shuffle(tmp_path):
-    import random
-
     data = write(tmp_path / "hub", [captionqa_row("nat_001"), captionqa_row("nat_002")], [["images"]])
     samples = load("captionqa", path=data)
     assert [sample.id for sample in samples] == ["nat_001-0", "nat_001-1", "nat_002-0", "nat_002-1"]
     generator = random.Random(0)
-    for sample, choices, gold in zip(
-        samples,
-        [["red", "blue", "green", CANNOT_ANSWER], ["yes", "no"]] * 2,
-        ["blue", "yes"] * 2,
-        strict=True,
-    ):
+    all_choices = [["red", "blue", "green", CANNOT_ANSWER], ["yes", "no"]] * 2
+    for sample, choices, gold in zip(samples, all_choices, ["blue", "yes"] * 2, strict=True):
         order = list(range(len(choices)))
         generator.shuffle(order)
         assert list(sample.options) == [choices[place] for place in order]
@@ -188,9 +184,6 @@ def test_rendered_benchmarks_come_from_their_maker(monkeypatch):
     facts = get_benchmark("mini-chart").model_copy(update={"loader": "tests.prism.test_loaders:maker"})
     monkeypatch.setattr("caprl_utils.prism.loading.get_benchmark", lambda key: facts)
     assert load("mini-chart", num_samples=3, seed=1) == ["mini-chart", 3, 1]
-    facts = facts.model_copy(update={"loader": "no.such:thing"})
-    with pytest.raises(UserError, match="cannot be imported"):
-        load("mini-chart")
 
 
 def maker(key, num_samples, seed):
@@ -288,14 +281,10 @@ def test_of_a_downloaded_repository_only_the_split_is_read(tmp_path):
 
 def test_groups_of_wemath_have_pictures_of_their_own(tmp_path):
     row = LAYOUTS["wemath"][0][0]
-    rows = [
-        row,
-        {**row, "key": "2steps_2", "image_path": OTHER},
-        {**row, "key": "2steps_multi", "image_path": OTHER},
-    ]
-    first, second, multi = load("wemath", path=write(tmp_path / "hub", rows, ["image_path"]))
-    assert [s.id for s in (first, second, multi)] == ["g1-2steps_1", "g1-2steps_2", "g1-2steps_multi"]
-    assert {s.meta["ID"] for s in (first, second, multi)} == {"g1"}
+    rows = [row, *({**row, "key": f"2steps_{step}", "image_path": OTHER} for step in (2, "multi"))]
+    found = first, second, multi = load("wemath", path=write(tmp_path / "hub", rows, ["image_path"]))
+    assert [s.id for s in found] == ["g1-2steps_1", "g1-2steps_2", "g1-2steps_multi"]
+    assert {s.meta["ID"] for s in found} == {"g1"}
     assert second.meta["image_id"] == multi.meta["image_id"] != first.meta["image_id"]
 
 
@@ -311,20 +300,15 @@ def test_subsets_are_drawn_with_a_seed_and_keep_groups(tmp_path):
 # --- images and paths ---
 
 
-@pytest.mark.parametrize("path", ["../out.png", "/etc/hosts", "a/../../out.png", "file://../out.png"])
+@pytest.mark.parametrize(
+    "path", ["../out.png", "/etc/hosts", "a/../../out.png", "file://../out.png", "link.png"]
+)
 def test_paths_cannot_leave_their_root(path, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "out.png").write_bytes(png())
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "out.png")
     with pytest.raises(UserError, match="outside"):
         inside(tmp_path / "root", path, "f, row 1")
-
-
-def test_links_cannot_leave_their_root(tmp_path):
-    (tmp_path / "root").mkdir()
-    (tmp_path / "out.png").write_bytes(png())
-    (tmp_path / "root" / "in.png").symlink_to(tmp_path / "out.png")
-    with pytest.raises(UserError, match="outside"):
-        inside(tmp_path / "root", "in.png", "f, row 1")
 
 
 def test_options_in_one_text():

@@ -243,12 +243,6 @@ def test_the_image_itself_goes_to_the_reader(profile, samples):
     assert evaluate(profile, "image", image_itself(), Looker(), samples)["values"]["average"] == 1.0
 
 
-def test_true_captions_need_facts(profile, samples):
-    bare = replace(samples[0], meta={})
-    with pytest.raises(UserError, match="no true captions for mini-scene"):
-        evaluate(profile, "true", true_captions(len), Reader(), [bare])
-
-
 def test_a_tie_is_not_decided(profile, samples):
     class Even(Reader):
         def choice_logprobs(self, requests, choices, progress=None):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from caprl_utils.__main__ import app
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
-from caprl_utils.prism import caprl, scoring
+from caprl_utils.prism import caprl
 from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.metrics import METRICS, Score, all_rotations
 from caprl_utils.prism.scoring import Judge, check_vectors, score_answers
@@ -29,7 +29,7 @@ def sample(benchmark, gold, options=(), question="", **meta):
 
 
 def score(benchmark, text, gold, options=(), judge=None, **meta):
-    return scoring.score(sample(benchmark, gold, options, **meta), text, "standard", judge)
+    return score_answers([(sample(benchmark, gold, options, **meta), text)], "standard", judge)[0]
 
 
 # --- the authors' scorer ---
@@ -40,7 +40,7 @@ def complete(answer: str) -> str:
 
 
 def by_authors(benchmark, text, gold):
-    return scoring.score(sample(benchmark, gold), text, "caprl")
+    return score_answers([(sample(benchmark, gold), text)], "caprl")[0]
 
 
 @pytest.mark.parametrize(
@@ -140,20 +140,10 @@ def test_what_a_score_tells():
     assert (unread.value, unread.parsed) == (0.0, None) and unread.reason
 
 
-TEXTUAL = [
-    "chartqa",
-    "chartqapro",
-    "infovqa",
-    "mmstar",
-    "mmmu",
-    "realworldqa",
-    "mathvision",
-    "gqa",
-    "mmbench",
-]
+TEXTUAL = "chartqa chartqapro infovqa mmstar mmmu realworldqa mathvision gqa mmbench"
 
 
-@given(st.sampled_from(TEXTUAL), st.text(max_size=40), st.text(min_size=1, max_size=20))
+@given(st.sampled_from(TEXTUAL.split()), st.text(max_size=40), st.text(min_size=1, max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_scores_lie_between_0_and_1_for_any_text(benchmark, text, gold):
     value = score(benchmark, text, gold).value
@@ -234,8 +224,6 @@ def test_charxiv_uses_the_rule_of_the_category(judge):
     ask = judge("Verdict: no")
     assert score("charxiv", "105", "100", judge=ask, reasoning_q_source=3).value == 0.0
     assert "same number" in ask.backend.prompts[0]
-    with pytest.raises(UserError, match="reasoning_q_source"):
-        score("charxiv", "105", "100", judge=ask)
 
 
 def test_replies_are_kept_and_only_the_missing_are_asked_again(judge):
@@ -256,29 +244,20 @@ def vectors(path, *lines):
 
 
 def vector(**changes):
-    return {
-        "benchmark": "gqa",
-        "prediction": "yes",
-        "gold": "yes",
-        "mode": "standard",
-        "expected": 1.0,
-        **changes,
-    }
+    plain = {"benchmark": "gqa", "prediction": "yes", "gold": "yes", "mode": "standard", "expected": 1.0}
+    return plain | changes
 
 
 def test_all_vectors_pass():
     """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
     done = CliRunner().invoke(app, ["score", "--vectors", str(VECTORS)])
-    assert (done.exit_code, done.output.strip()) == (
-        0,
-        f"{len(VECTORS.read_text().splitlines())} passed, 0 failed",
-    )
+    assert done.exit_code == 0
+    assert done.output.strip() == f"{len(VECTORS.read_text().splitlines())} passed, 0 failed"
 
 
 def test_failures_are_printed_and_counted(tmp_path):
-    file = vectors(
-        tmp_path / "v.jsonl", vector(), vector(expected=0.0), vector(benchmark="mmvet", expected=None)
-    )
+    lines = vector(), vector(expected=0.0), vector(benchmark="mmvet", expected=None)
+    file = vectors(tmp_path / "v.jsonl", *lines)
     done = CliRunner().invoke(app, ["score", "--vectors", str(file)])
     assert done.exit_code == 1 and "FAILED line 2 of" in done.output
     assert done.output.strip().endswith("2 passed, 1 failed")
@@ -305,9 +284,8 @@ def test_a_line_that_is_no_vector_fails_alone(tmp_path):
 
 
 def test_unusable_files_are_named(tmp_path):
-    for name, text in (("none.jsonl", None), ("empty.jsonl", "")):
-        if text is not None:
-            (tmp_path / name).write_text(text)
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("none.jsonl", "empty.jsonl"):
         with pytest.raises(UserError, match=name):
             check_vectors(tmp_path / name)
 

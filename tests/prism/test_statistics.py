@@ -1,5 +1,7 @@
 """Statistics against hand calculations and scipy."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,6 @@ from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import (
     best_of_n,
     bootstrap_models,
-    cluster_means,
     holm,
     length_matched,
     macro_average,
@@ -20,7 +21,7 @@ from caprl_utils.prism.statistics import (
 
 
 def bootstrap(scores, clusters, models, draws=5, seed=0):
-    return statistics.bootstrap(scores, clusters, models, draws, seed)
+    return statistics.bootstrap(np.reshape(scores, (-1, len(models))), clusters, models, draws, seed)
 
 
 def bootstrap_benchmarks(tables, models, draws):
@@ -72,27 +73,18 @@ def test_differences_are_paired():
 
 def test_under_no_difference_the_p_value_is_not_small_too_often():
     generator = np.random.default_rng(5)
-    small = 0
-    for seed in range(60):
-        scores = generator.normal(size=(80, 2))
-        p = bootstrap(scores, np.arange(80), ["a", "b"], 400, seed).difference("a", "b").p_value
-        small += p < 0.05
-    assert small <= 10  # 3 expected; 10 is beyond the 99.9 % point
+    parts = [
+        bootstrap(generator.normal(size=(80, 2)), range(80), ["a", "b"], 400, seed) for seed in range(60)
+    ]
+    assert (
+        sum(part.difference("a", "b").p_value < 0.05 for part in parts) <= 10
+    )  # 3 expected; 10 is beyond the 99.9 % point
 
 
 def test_same_seed_same_numbers_and_other_seeds_differ():
     values = np.arange(30) / 30
     one, two, other = (bootstrap(values, range(30), ["m"], 50, s).samples for s in (1, 1, 2))
     assert np.array_equal(one, two) and not np.array_equal(one, other)
-
-
-def test_blocks_do_not_change_the_kind_of_result(monkeypatch):
-    values = np.arange(30) / 30
-    whole = bootstrap(values, range(30), ["m"], 2000).samples
-    monkeypatch.setattr(statistics, "_BLOCK_VALUES", 300)
-    parts = bootstrap(values, range(30), ["m"], 2000).samples
-    assert parts.shape == whole.shape
-    assert parts.std() == pytest.approx(whole.std(), rel=0.1)
 
 
 def test_the_macro_average_counts_benchmarks_the_same():
@@ -111,19 +103,9 @@ def test_macro_average_spread_is_the_quadrature_of_its_parts():
     assert macro_average(parts).samples.std() == pytest.approx(wanted, rel=0.05)
 
 
-def test_mistakes_are_named():
+def test_rows_without_a_score_are_refused():
     with pytest.raises(ValueError, match="lack a score"):
         bootstrap([[1.0], [np.nan]], ["a", "b"], ["m"])
-    with pytest.raises(ValueError, match="do not fit"):
-        bootstrap([[1.0]], ["a", "b"], ["m"])
-    with pytest.raises(ValueError, match="do not fit"):
-        bootstrap(np.zeros((0, 1)), [], ["m"])
-    with pytest.raises(ValueError, match="no model 'x'"):
-        bootstrap([1.0], ["a"], ["m"], 5).interval("x")
-    with pytest.raises(ValueError, match="other models"):
-        macro_average({"a": bootstrap([1.0], ["i"], ["m"], 5), "b": bootstrap([1.0], ["i"], ["n"], 5)})
-    with pytest.raises(ValueError, match="no benchmarks"):
-        macro_average({})
 
 
 def test_holm_by_hand():
@@ -146,12 +128,6 @@ def test_minimum_detectable_difference():
     """sd 1, n = 100: (1.959964 + 0.841621) / 10."""
     differences = np.array([-1.0, 1.0] * 50) / np.std([-1.0, 1.0] * 50, ddof=1)
     assert minimum_detectable_difference(differences) == pytest.approx(0.2801585, abs=1e-6)
-    with pytest.raises(ValueError, match="two images"):
-        minimum_detectable_difference([0.1])
-
-
-def test_cluster_means():
-    assert cluster_means([1.0, 0.0, 1.0], ["a", "a", "b"]) == {"a": 0.5, "b": 1.0}
 
 
 def test_variance_parts_are_recovered():
@@ -172,8 +148,6 @@ def test_variance_by_hand_and_parts_that_cannot_be_seen():
     assert parts.items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
     parts = variance_components(np.random.default_rng(8).random((20, 1, 1)))
     assert (parts.captions, parts.seeds) == (None, None) and parts.items is not None
-    with pytest.raises(ValueError, match="shape"):
-        variance_components(np.zeros((3, 2)))
 
 
 def test_best_of_n_is_pass_at_k():
@@ -181,15 +155,11 @@ def test_best_of_n_is_pass_at_k():
     assert best_of_n(scores, 1) == pytest.approx(0.4)
     assert best_of_n(scores, 2) == pytest.approx(1 - 3 / 10)
     assert best_of_n(scores, 5) == 1.0
-    with pytest.raises(ValueError, match="best of 6"):
-        best_of_n(scores, 6)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_best_of_n_is_the_mean_over_all_subsets(scores):
-    from itertools import combinations
-
     for n in range(1, len(scores) + 1):
         subsets = [max(subset) for subset in combinations(scores, n)]
         assert best_of_n(scores, n) == pytest.approx(sum(subsets) / len(subsets))
@@ -211,18 +181,11 @@ def test_models_of_other_samples_are_refused():
 
 
 def test_length_matching_pairs_the_nearest():
-    def row(model_tokens, score, index):
-        return {
-            "benchmark": "b",
-            "image_id": "i",
-            "sample_id": "s",
-            "caption_index": index,
-            "num_tokens": model_tokens,
-            "score": score,
-        }
+    def rows(*captions):
+        shared = {"benchmark": "b", "image_id": "i", "sample_id": "s"}
+        return [shared | {"num_tokens": tokens, "score": score} for tokens, score in captions]
 
-    ours = [row(100, 1.0, 0), row(20, 0.0, 1), row(50, 1.0, 2)]
-    theirs = [row(21, 1.0, 0), row(52, 0.0, 1), row(60, 0.0, 2)]
+    ours, theirs = rows((100, 1.0), (20, 0.0), (50, 1.0)), rows((21, 1.0), (52, 0.0), (60, 0.0))
     matched = length_matched(ours, theirs, 100, 0)
     assert matched.pairs == {"b": 2} and matched.share == pytest.approx(2 / 3)
     assert matched.parts["b"].difference("ours", "theirs").value == pytest.approx(0.0)  # 0-1 and 1-0
