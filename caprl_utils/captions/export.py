@@ -146,10 +146,10 @@ def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
     return write_parquet(Path(out), kept, schema)
 
 
-def id_hashes(table: pa.Table) -> np.ndarray:
-    """64-bit hashes of the image ids, shape (N,)."""
+def id_hashes(table: pa.Table, column: str = "image_id") -> np.ndarray:
+    """64-bit hashes of the ids in a column, shape (N,)."""
     return np.fromiter(
-        (derive_seed(name, bits=64) for name in table["image_id"].to_pylist()), np.uint64, len(table)
+        (derive_seed(name, bits=64) for name in table[column].to_pylist()), np.uint64, len(table)
     )
 
 

@@ -119,15 +119,20 @@ def caption_source(
     """
     job = make_job(source, captioner, sampling, prompt, kinds, limit)
     folder = _open_folder(job, str(out), shards=workers > 0)
-    if workers:
-        from caprl_utils.captions import scale
+    with ExitStack() as stack:
+        if "://" not in folder:
+            lock = Lock(Path(folder) / ".lock", shown(folder))
+            lock.acquire()
+            stack.callback(lock.release)
+        if workers:
+            from caprl_utils.captions import scale
 
-        model = scale.Model(captioner, engine, gpus)
-        result, looked = scale.caption_shards(
-            job, folder, str(out), model, workers, shard_images, max_bad_share
-        )
-    else:
-        result, looked = _caption_here(job, Path(folder), Path(out), captioner, engine, max_bad_share)
+            model = scale.Model(captioner, engine, gpus)
+            result, looked = scale.caption_shards(
+                job, folder, str(out), model, workers, shard_images, max_bad_share
+            )
+        else:
+            result, looked = _caption_here(job, Path(folder), Path(out), captioner, engine, max_bad_share)
     write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
     if not looked:
         raise UserError(f"no image in {job['source']!r}")
@@ -144,32 +149,23 @@ def _caption_here(
     max_bad_share: float,
 ) -> tuple[CaptionSet, int]:
     """The result, and how many images there are."""
-    lock, tally, order, sampling = (
-        Lock(folder / ".lock", shown(folder)),
-        Tally(),
-        [],
-        Sampling(**job["sampling"]),
-    )
-    lock.acquire()
-    try:
-        total = job["limit"] or count_images(job["source"], job["kinds"])
-        with (
-            RowStore(folder / "captions.jsonl") as store,
-            ExitStack() as stack,
-            Progress("captions", total) as bar,
-        ):
-            opener = model_opener(captioner, engine, 1, stack)
-            for row in missing(_numbered(job, tally, order), store, opener, sampling, job["prompt"], tally):
-                store.append(row)
-                bar.update(len(order) - bar.done)
-                refuse_many(tally.bad, max(len(order), CHUNK_IMAGES), max_bad_share)
-            rows = {row["id"]: row for row in store.read()}
-        ids = (caption_id(name, index) for name in order for index in range(sampling.n))
-        schema = SCHEMA.with_metadata({JOB_KEY: json.dumps(job)})
-        table = pa.Table.from_pylist([rows[i] for i in ids if i in rows], schema)
-        return gather([table], str(out), schema, tally), len(order)
-    finally:
-        lock.release()
+    tally, order, sampling = Tally(), [], Sampling(**job["sampling"])
+    total = job["limit"] or count_images(job["source"], job["kinds"])
+    with (
+        RowStore(folder / "captions.jsonl") as store,
+        ExitStack() as stack,
+        Progress("captions", total) as bar,
+    ):
+        opener = model_opener(captioner, engine, 1, stack)
+        for row in missing(_numbered(job, tally, order), store, opener, sampling, job["prompt"], tally):
+            store.append(row)
+            bar.update(len(order) - bar.done)
+            refuse_many(tally.bad, max(len(order), CHUNK_IMAGES), max_bad_share)
+        rows = {row["id"]: row for row in store.read()}
+    ids = (caption_id(name, index) for name in order for index in range(sampling.n))
+    schema = SCHEMA.with_metadata({JOB_KEY: json.dumps(job)})
+    table = pa.Table.from_pylist([rows[i] for i in ids if i in rows], schema)
+    return gather([table], str(out), schema, tally), len(order)
 
 
 def _numbered(job: Mapping[str, Any], tally: Tally, order: list[str]) -> Iterator[tuple[int, ImageItem]]:

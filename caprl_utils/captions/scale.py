@@ -84,6 +84,7 @@ def caption_shards(
                 tally.bad |= told["bad"]
                 tally.failed |= told["failed"]
                 refuse_many(tally.bad, max(looked, CHUNK_IMAGES), max_bad_share)
+    _drop_repeats(folder)
     schema = SCHEMA.with_metadata({JOB_KEY: json.dumps(job)})
     return gather(_shards(folder), out, schema, tally), looked
 
@@ -111,6 +112,29 @@ def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]
     except UserError:
         return iter(())  # none yet
     return read_tables(f"{folder}/shards", columns)
+
+
+def _drop_repeats(folder: str) -> None:
+    """Take out rows that stand twice: a worker may outlive a killed driver for a moment, and write after the next one
+    has looked at what is done.
+    """
+    hashes = [id_hashes(table, "id") for table in _shards(folder, ["id"])]
+    if not hashes or len(np.unique(np.concatenate(hashes))) == sum(map(len, hashes)):
+        return
+    seen = np.zeros(0, np.uint64)
+    for files, name in caption_files(f"{folder}/shards"):
+        table = pq.read_table(name, filesystem=files)
+        ids = id_hashes(table, "id")
+        new = ~np.isin(ids, seen)
+        seen = np.concatenate([seen, ids])
+        if not new.all():
+            _write_shard(files.unstrip_protocol(name), table.filter(pa.array(new)))
+
+
+def _write_shard(url: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    write_file(url, buffer.getvalue())
 
 
 @contextmanager
@@ -262,9 +286,7 @@ class _Actor:
         whole = [c.model_dump() for c in captions if c.image_id not in tally.failed]
         if whole:
             whole.sort(key=lambda c: (numbers[c["image_id"]], c["index"]))
-            buffer = io.BytesIO()
             table = pa.Table.from_pylist(whole, SCHEMA.with_metadata({JOB_KEY: json.dumps(self.job)}))
-            pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
             name = f"{rows[0]['number']:09d}-{value_hash([r['id'] for r in rows])}.parquet"
-            write_file(f"{self.folder}/shards/{name}", buffer.getvalue())
+            _write_shard(f"{self.folder}/shards/{name}", table)
         return {"images": len(rows), "bad": tally.bad, "failed": tally.failed}
