@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -447,17 +447,14 @@ def _parquet(home: _Place, name: str) -> Iterator[ImageItem]:
         raise UserError(f"{name} has no column `image`; its columns: {', '.join(names)}")
     with_path = pa.types.is_struct(table.schema_arrow.field("image").type)
     columns = [n for n in ("id", "kind") if n in names] + (["image.path"] if with_path else [])
-    images, number = _ParquetImages(home, table), 0
-    for batch in table.iter_batches(
-        columns=columns or ["image"], batch_size=_PARQUET_ROWS if not columns else 4096
-    ):
-        rows = batch.to_pylist() if columns else [{}] * batch.num_rows
-        for row in rows:
-            path = (row.get("image") or {}).get("path")
-            row_id = str(row.get("id") or f"{Path(name).stem}-{number:08d}")
-            load = partial(images.load, number)
-            yield ImageItem(row_id, load, f"{name}#{number}", row.get("kind"), path)
-            number += 1
+    images = _ParquetImages(home, table)
+    rows: Iterable[dict[str, Any]] = repeat({}, table.metadata.num_rows)
+    if columns:
+        rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+        path = (row.get("image") or {}).get("path")
+        row_id = str(row.get("id") or f"{Path(name).stem}-{number:08d}")
+        yield ImageItem(row_id, partial(images.load, number), f"{name}#{number}", row.get("kind"), path)
 
 
 class _ParquetImages:
@@ -466,9 +463,7 @@ class _ParquetImages:
     def __init__(self, home: _Place, table: Any) -> None:
         self.home, self.table, self.group, self.lock = home, table, None, threading.Lock()
         sizes = (table.metadata.row_group(n).num_rows for n in range(table.num_row_groups))
-        self.starts = [0]
-        for size in sizes:
-            self.starts.append(self.starts[-1] + size)
+        self.starts = [0, *accumulate(sizes)]
 
     def load(self, number: int) -> bytes:
         """The bytes of one row. Raises BadImageError."""
@@ -522,7 +517,7 @@ def _rows(rows: Any, by_number: bool) -> Iterator[ImageItem]:
     """Rows of a data set; those that can be had by number are read when they are asked for."""
     import datasets
 
-    if "image" not in rows.column_names:
+    if rows.column_names and "image" not in rows.column_names:
         raise UserError(f"the data set has no column `image`; its columns: {', '.join(rows.column_names)}")
     rows = rows.cast_column("image", datasets.Image(decode=False))
     light: Iterable[dict[str, Any]] = rows
@@ -534,9 +529,5 @@ def _rows(rows: Any, by_number: bool) -> Iterator[ImageItem]:
         return (image or rows[number]["image"])["bytes"] or b""
 
     for number, row in enumerate(light):
-        yield ImageItem(
-            str(row.get("id") or number),
-            partial(load, number, row.get("image")),
-            f"#{number}",
-            row.get("kind"),
-        )
+        opener = partial(load, number, row.get("image"))
+        yield ImageItem(str(row.get("id") or number), opener, f"#{number}", row.get("kind"))
