@@ -117,10 +117,8 @@ def _read_stated(text: str, letters: str, options: Sequence[str] | None) -> Lett
 
 def _plain(text: str) -> str:
     """Without Markdown emphasis, quotes around the whole, boxes and text commands."""
-    boxed = last_box(text)
-    if boxed is not None and text.startswith("\\boxed"):
-        text = boxed
-    text = unwrap_commands(text)
+    boxed = last_box(text) if text.startswith("\\boxed") else None
+    text = unwrap_commands(text if boxed is None else boxed)
     text = re.sub(r"[*`]+|(?<!\w)_+|_+(?!\w)", "", text).replace("\uff08", "(").replace("\uff09", ")")
     return text.strip().strip("\"'\u201c\u201d\u2018\u2019$").strip()
 
@@ -146,7 +144,9 @@ def final_answer(text: str) -> str:
 
     A plain short answer comes back unchanged but for its outer spaces.
     """
-    body = _answer_region(text)
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    body = text[start + len("<answer>") : end] if start >= 0 else text.rpartition("</think>")[2]
     boxed = last_box(body)
     return unwrap_commands(body if boxed is None else boxed).strip()
 
@@ -154,15 +154,6 @@ def final_answer(text: str) -> str:
 def has_answer_mark(text: str) -> bool:
     """Whether the completion marks its answer (an answer block or a box) rather than just talking."""
     return bool(re.search(r"<answer>.*?</answer>", text, re.DOTALL)) or last_box(text) is not None
-
-
-def _answer_region(text: str) -> str:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    if start >= 0:
-        return text[start + len("<answer>") : end]
-    thought = text.rfind("</think>")
-    return text[thought + len("</think>") :] if thought >= 0 else text
 
 
 def last_box(text: str) -> str | None:
@@ -189,8 +180,6 @@ def last_box(text: str) -> str | None:
 
 def unwrap_commands(text: str) -> str:
     """``\\text{red}`` -> ``red``, also nested and for the bold, roman and italic relatives."""
-    if "\\" not in text:
-        return text
     previous = None
     while previous != text:
         previous, text = text, _WRAPPED.sub(r"\1", text)

@@ -27,19 +27,9 @@ _OF_EXPERIMENTS = ("data", "reward", "training")  # sections that no profile has
 Kind = TypeVar("Kind", Profile, Experiment, Assembly)
 
 
-def profile_names() -> list[str]:
-    """Names of all profiles in configs/profiles, sorted."""
-    return _names(Profile)
-
-
-def experiment_names() -> list[str]:
-    """Names of all experiments in configs/experiments, sorted."""
-    return _names(Experiment)
-
-
-def assembly_names() -> list[str]:
-    """Names of all VLM pairs in configs/vlm_init, sorted."""
-    return _names(Assembly)
+def names_of(model: type[Settings]) -> list[str]:
+    """Names of all profiles (`Profile`), experiments (`Experiment`) or VLM pairs (`Assembly`) in configs/, sorted."""
+    return sorted(path.stem for path in (paths.CONFIGS / _FOLDERS[model]).glob("*.yaml"))
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
@@ -47,8 +37,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
     overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
     them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell: so `--set` reaches
-    notebooks and the processes that a command starts. The profile keeps its name; keys of runs differ by what the
-    values are.
+    notebooks and the processes that a command starts.
     Raises UserError naming the file, the key, the bad value and the nearest valid one.
     """
     file, values = _layers(Profile, name)
@@ -65,16 +54,15 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
     base = load_profile(profile)  # an error of the profile alone is told as such
     file, values = _layers(Experiment, name)
     given = _from_command_line(Experiment)
-    values = merge(merge(_preset(base.rl.preset), values), given)
-    experiment = _checked(Experiment, values, file, bool(given))
+    preset = read_yaml(_file(Experiment, base.rl.preset)) if base.rl.preset else {}
+    values = merge({key: preset[key] for key in ("rl", "training") if key in preset}, values)
+    experiment = _checked(Experiment, merge(values, given), file, bool(given))
     if experiment.data.num_images == "ablation":
         data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
         experiment = experiment.model_copy(update={"data": data})
     steps = base.ablations.steps if experiment.size == "ablation" else None
     over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
     over |= _from_command_line(Profile).get("rl", {})
-    if not over:
-        return experiment, base
     try:
         return experiment, load_profile(profile, {"rl": over})
     except UserError as error:
@@ -99,7 +87,7 @@ def parse_overrides(items: Sequence[str], option: str = "--set") -> dict[str, An
     values = {}
     for item in items:
         key, separator, text = item.partition("=")
-        if not separator or not key:
+        if not (key and separator):
             raise UserError(f"{option} {item}: expected name=value, for example rl.steps=10")
         try:
             values[key] = float(text) if _SCIENTIFIC.fullmatch(text) else yaml.safe_load(text)
@@ -131,12 +119,11 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} stands twice", problem_mark=key_node.start_mark
-                )
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -146,11 +133,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{paths.shown(file)} is not valid YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{paths.shown(file)}: expected `key: value` lines, found {type(values).__name__}")
-    return values
+    return values or {}
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,17 +147,12 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _names(model: type[Settings]) -> list[str]:
-    return sorted(path.stem for path in (paths.CONFIGS / _FOLDERS[model]).glob("*.yaml"))
-
-
 def _file(model: type[Settings], name: str | Path) -> Path:
     given = str(name).endswith((".yaml", ".yml"))
     file = Path(name) if given else paths.CONFIGS / _FOLDERS[model] / f"{name}.yaml"
     if file.is_file():
         return file
-    known = _names(model)
-    what = f"no {model.__name__.lower()} {str(name)!r}"
+    known, what = names_of(model), f"no {model.__name__.lower()} {str(name)!r}"
     raise UserError(f"{what}{did_you_mean(str(name), known)}; known: {', '.join(known)}")
 
 
@@ -190,12 +170,6 @@ def _layers(
     _, base = _layers(model, str(parent), (*seen, file))
     words = {key: "" for key in ("description", "item") if key in model.model_fields}
     return file, merge(base, {"name": file.stem, **words, **values})
-
-
-def _preset(name: str | None) -> dict[str, Any]:
-    """What an experiment made for the profile's hardware says itself of training and rl."""
-    own = read_yaml(_file(Experiment, name)) if name else {}
-    return {section: own[section] for section in ("rl", "training") if section in own}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,8 @@ def derive_seed(*parts: object, bits: int = 63) -> int:
 
 def value_hash(value: Any) -> str:
     """Hash of a JSON value, the order of keys not counting. Raises TypeError for what JSON cannot hold."""
-    return text_hash(
-        json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_jsonable)
-    )
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_jsonable)
+    return text_hash(text)
 
 
 def _jsonable(value: Any) -> Any:
@@ -82,27 +81,14 @@ def _code_hash(module: str) -> str:
     path = paths.ROOT.joinpath(*module.split(".")).with_suffix(".py")
     if not path.is_file():
         raise UserError(f"no module {module!r} to hash; name a module such as caprl_utils.prompts")
-    stat = path.stat()
-    try:
-        return _tree_hash(str(path), stat.st_size, stat.st_mtime_ns)
-    except SyntaxError as error:
-        raise UserError(f"{paths.shown(path)}, line {error.lineno}: {error.msg}") from None
+    return _tree_hash(path.read_text(encoding="utf-8"), str(path))
 
 
 @cache
-def _tree_hash(path: str, size: int, mtime_ns: int) -> str:
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"), filename=path)
+def _tree_hash(source: str, path: str) -> str:
+    tree = ast.parse(source, filename=path)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            _drop_docstring(node)
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return text_hash(ast.dump(tree))
-
-
-def _drop_docstring(node: Any) -> None:
-    first = node.body[0] if node.body else None
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
-        node.body = node.body[1:]

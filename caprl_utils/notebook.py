@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from caprl_utils import paths, provenance
@@ -44,16 +43,21 @@ def start(
 ) -> Context:
     """Load the profile, prepare the process and print what is about to run.
 
-    needs: run "stage/name" -> notebook that makes it; a missing one stops
-    here. show: sections or keys of the profile to print ("rl", "models.policy").
-    Raises UserError for an unknown profile, a bad parameter or a missing input.
+    needs: run "stage/name" -> notebook that makes it. show: sections or keys of the profile to print ("rl",
+    "models.policy"). Raises UserError for an unknown profile, a bad parameter or a missing input.
     """
     _errors_in_one_line()
     loaded = load_profile(profile)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"parameter seed: expected a whole number from 0 on, got {seed!r}")
     prepare_process(loaded)
-    _check_needs(loaded, needs or {})
+    missing = [
+        f"{shown(run)} is missing; make it: make {maker} PROFILE={loaded.name}"
+        for item, maker in (needs or {}).items()
+        if not ((run := paths.RUNS / loaded.name / item) / "result.json").is_file()
+    ]
+    if missing:
+        raise UserError("\n".join(missing))
     print(title, _summary(loaded, seed, show), sep="\n")
     return Context(loaded, seed)
 
@@ -69,39 +73,27 @@ def prepare_process(profile: Profile) -> None:
             sys.modules["torch"].set_num_threads(profile.torch_threads)
 
 
-def _check_needs(profile: Profile, needs: Mapping[str, str]) -> None:
-    problems = []
-    for item, maker in needs.items():
-        run = paths.RUNS / profile.name / item
-        if not (run / "result.json").is_file():
-            problems.append(f"{shown(run)} is missing; make it: make {maker} PROFILE={profile.name}")
-    if problems:
-        raise UserError("\n".join(problems))
-
-
 def _summary(profile: Profile, seed: int, show: tuple[str, ...]) -> str:
     code = provenance.commit()
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
     found = provenance.versions()
-    main = " ".join(
-        f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found
-    )
+    named = [f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found]
     lines = [
         f"profile   {profile.name}: {profile.description}",
         f"made for  {profile.hardware}",
         f"seed      {seed}",
         f"commit    {(code['commit'] or 'none')[:10]}{state}",
-        f"versions  {main}",
+        f"versions  {' '.join(named)}",
         *_shown_settings(profile, show),
     ]
     return "\n".join(lines)
 
 
 def _shown_settings(profile: Profile, show: tuple[str, ...]) -> list[str]:
-    keys = [key for key, _, _ in walk(Profile) if any(key == s or key.startswith(f"{s}.") for s in show)]
-    unknown = [s for s in show if not any(key == s or key.startswith(f"{s}.") for key in keys)]
-    if unknown:
-        raise UserError(f"no setting {unknown[0]!r} to show")
+    for name in show:
+        if not any(f"{key}.".startswith(f"{name}.") for key, _, _ in walk(Profile)):
+            raise UserError(f"no setting {name!r} to show")
+    keys = [key for key, _, _ in walk(Profile) if any(f"{key}.".startswith(f"{name}.") for name in show)]
     rows = [(key, profile.lookup(key)) for key in keys if not isinstance(profile.lookup(key), Settings)]
     width = max((len(key) for key, _ in rows), default=0)
     return [f"{key:<{width}}  {value}" for key, value in rows]
@@ -109,16 +101,12 @@ def _shown_settings(profile: Profile, show: tuple[str, ...]) -> list[str]:
 
 def _errors_in_one_line() -> None:
     """In a kernel, show a UserError as its message instead of a traceback through our own code."""
-    if "IPython" not in sys.modules:
-        return
-    shell = sys.modules["IPython"].get_ipython()
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         shell.set_custom_exc((UserError,), _show_user_error)
 
 
-def _show_user_error(
-    shell: Any, kind: type, error: BaseException, trace: TracebackType, tb_offset: int | None = None
-) -> list[str]:
+def _show_user_error(shell: Any, kind: type, error: BaseException, *_: Any, **__: Any) -> list[str]:
     message = [f"{kind.__name__}: {error}"]
     shell._showtraceback(kind, error, message)
     return message

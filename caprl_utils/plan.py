@@ -17,7 +17,7 @@ from caprl_utils.config import load_assembly, read_yaml
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
-from caprl_utils.pretraining.sets import Training, all_trainings
+from caprl_utils.pretraining.sets import all_trainings
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.registry import drawn_source
 from caprl_utils.run import expected_times
@@ -34,19 +34,15 @@ _ANSWER_SEC = 2.0
 def lines(profile: Profile) -> list[str]:
     """The plan as it is printed."""
     costs = read_yaml(ESTIMATES).get(profile.name, {})
-    wants = missing(
-        profile,
-        max((c["gpus"] for c in costs.values()), default=0),
-        sum(c["disk_gb"] for c in costs.values()),
-    )
+    gpus, disk_gb = ([cost[kind] for cost in costs.values()] for kind in ("gpus", "disk_gb"))
+    wants = [
+        *_machine(max(gpus, default=0), sum(disk_gb)), *_models(profile), *_data(profile), *_benchmarks(profile),
+    ]  # fmt: skip
     return [
-        f"profile {profile.name}: {profile.description}",
-        f"made for {profile.hardware}",
-        "",
-        *_steps(profile, costs),
-        "",
-        *(["nothing is missing"] if not wants else ["missing:", *(f"  - {want}" for want in wants)]),
-    ]
+        f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}",
+        "", *_steps(profile, costs), "",
+        *(["missing:", *(f"  - {want}" for want in dict.fromkeys(wants))] if wants else ["nothing is missing"]),
+    ]  # fmt: skip
 
 
 def _steps(profile: Profile, costs: dict) -> Iterator[str]:
@@ -66,14 +62,7 @@ def _steps(profile: Profile, costs: dict) -> Iterator[str]:
         yield f"in all: {total / 60:.0f} minutes"
 
 
-def missing(profile: Profile, gpus: int, disk_gb: float) -> list[str]:
-    """One line for each thing that is not here, with its remedy. gpus: at once; disk_gb: of all steps."""
-    found = [
-        *_machine(gpus, disk_gb), *_models(profile), *_images(profile), *_benchmarks(profile),
-    ]  # fmt: skip
-    return list(dict.fromkeys(found))
-
-
+# What is not here, one line each with its remedy. gpus: at once; disk_gb: of all steps.
 def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
     if not ENVIRONMENT.is_dir():
         yield f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup"
@@ -83,29 +72,27 @@ def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
     folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
     free = shutil.disk_usage(folder).free / 1e9
     if free < disk_gb:
-        yield (
-            f"disk: {disk_gb:,.0f} GB, {shown(folder)} has {free:,.0f} GB free; CAPRL_RUNS names another folder"
-        )
+        yield f"disk: {disk_gb:,.0f} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
 
 
 def _models(profile: Profile) -> Iterator[str]:
-    seen = set()
-    for role in type(profile.models).model_fields:
-        model = profile.models[role]
+    served, loaded = {}, {}  # url -> (role, path); path -> what for
+    for role, model in profile.models:
         if model.backend == "endpoint":
-            for url in model.base_urls:
-                if url not in seen and not _answers(url):
-                    port = f" PORT={place}" if (place := urlsplit(url).port) else ""
-                    yield f"server {url} ({role}): make serve MODEL={model.path}{port}"
-                seen.add(url)
-        elif model.path not in seen and not _have(model.path, "model"):
-            yield f"model {model.path} ({role}): .venv/bin/hf download {model.path}"
-            seen.add(model.path)
+            served |= {url: (role, model.path) for url in model.base_urls if url not in served}
+        else:
+            loaded.setdefault(model.path, role)
     for name in profile.pretraining.settings:
         setting = load_assembly(name)
         for donor in (setting.language, setting.vision):
-            if not _have(donor.path, "model"):
-                yield f"model {donor.path} (setting {name}): .venv/bin/hf download {donor.path}"
+            loaded.setdefault(donor.path, f"setting {name}")
+    for url, (role, path) in served.items():
+        if not _answers(url):
+            port = f" PORT={place}" if (place := urlsplit(url).port) else ""
+            yield f"server {url} ({role}): make serve MODEL={path}{port}"
+    for path, purpose in loaded.items():
+        if not _have(path, "model"):
+            yield f"model {path} ({purpose}): .venv/bin/hf download {path}"
 
 
 def _answers(url: str) -> bool:
@@ -131,23 +118,16 @@ def _have(path: str, kind: str) -> bool:
         return False
 
 
-def _images(profile: Profile) -> Iterator[str]:
+def _data(profile: Profile) -> Iterator[str]:
     source = profile.images.source
     if drawn_source(source) is None and not (paths.HOME / source).exists() and not _have(source, "dataset"):
         yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
-    files: dict[Path, str] = {}
     for training in all_trainings(profile.pretraining):
-        if (file := _file(profile, training)) is not None:
-            files[file] = training.stage
-    for file, stage in files.items():
-        if not file.is_file():
-            yield f"data {shown(file)} (pretraining.{stage}.data): captions or conversations as a LLaVA file"
-
-
-def _file(profile: Profile, training: Training) -> Path | None:
-    source = getattr(profile.pretraining, training.stage).data
-    name = training.captions.name if training.captions else ""
-    return None if drawn_source(source) else paths.HOME / source.format(name=name)
+        source = getattr(profile.pretraining, training.stage).data
+        file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
+        if drawn_source(source) is None and not file.is_file():
+            what = "captions or conversations as a LLaVA file"
+            yield f"data {shown(file)} (pretraining.{training.stage}.data): {what}"
 
 
 def _benchmarks(profile: Profile) -> Iterator[str]:

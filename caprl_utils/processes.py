@@ -13,9 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
-from caprl_utils.paths import ROOT, shown
+from caprl_utils.paths import ROOT
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # looked up here: a forked child must not import
@@ -50,34 +49,15 @@ def popen(
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             return subprocess.Popen(
-                list(command),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                start_new_session=True,
+                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})}, start_new_session=True,
                 preexec_fn=lambda: die_with_parent(parent),
-            )
+            )  # fmt: skip
 
 
 def python_path() -> str:
     """PYTHONPATH with which a child process finds this package wherever it starts."""
-    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
-def run(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
-    """Run a command to its end. Raises UserError with the last lines of its log when it fails.
-
-    When this process is interrupted the whole process group is stopped.
-    """
-    process = popen(command, log, env)
-    try:
-        status = process.wait()
-    finally:
-        stop(process)
-    if status:
-        how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
-        raise UserError(f"{' '.join(command[:4])} ... failed ({how}); the end of {shown(log)}:\n{tail(log)}")
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 def stop(process: subprocess.Popen, grace_sec: float = _GRACE_SEC) -> None:

@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from caprl_utils.files import write_json
@@ -19,7 +19,7 @@ PROGRESS_ENV = "CAPRL_PROGRESS"
 _WRITE_EVERY_SEC = 1.0
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """A counter of work done, for loops that another library drives (a training callback).
 
     with Progress("train", total=100) as bar:
@@ -48,7 +48,9 @@ class Progress:
     def _shown_bar(self) -> Any:
         from tqdm.auto import tqdm
 
-        return tqdm(total=self.total, desc=self.label, disable=not (in_kernel() or sys.stderr.isatty()))
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        seen = hasattr(shell, "kernel") or sys.stderr.isatty()  # JupyterLab, papermill, a terminal
+        return tqdm(total=self.total, desc=self.label, disable=not seen)
 
     def _write(self, force: bool = False) -> None:
         now = time.time()
@@ -64,10 +66,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -90,9 +89,3 @@ def line(state: dict[str, Any]) -> str:
     if total and 0 < done < total:
         parts.append(f"about {state['sec'] / done * (total - done):.0f} s left")
     return ", ".join(parts)
-
-
-def in_kernel() -> bool:
-    """Whether this is a notebook's kernel, JupyterLab's or papermill's."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return hasattr(shell, "kernel")

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
+
 from caprl_utils.errors import UserError
 from caprl_utils.paths import IN_CHECKOUT, ROOT
 
@@ -20,8 +22,6 @@ PACKAGES = [
 ]  # fmt: skip
 REQUIREMENTS = ROOT / "requirements"
 GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
-
-
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
 _DIRECT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -60,19 +60,14 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GB, GPU names."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     return {
-        "cpu": _cpu_name(),
+        "cpu": model[1].strip() if model else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(pages / 2**30, 1),
         "gpus": gpu_names(),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 @cache
@@ -85,22 +80,17 @@ def gpu_names() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
-def normal(name: str) -> str:
-    """A distribution name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def pins(lock: str) -> dict[str, str]:
     """Name -> version of a lock file in requirements/."""
     lines = (REQUIREMENTS / lock).read_text(encoding="utf-8").splitlines()
-    return {normal(m[1]): m[2] for line in lines if (m := _PIN.match(line))}
+    return {canonicalize_name(m[1]): m[2] for line in lines if (m := _PIN.match(line))}
 
 
 def direct(source: str = "main.in") -> list[str]:
     """Names of the direct dependencies in a requirements/*.in file and those that it includes."""
     lines = (REQUIREMENTS / source).read_text(encoding="utf-8").splitlines()
     included = [name for line in lines if line.startswith("-r ") for name in direct(line[3:].strip())]
-    return included + [normal(m[1]) for line in lines if (m := _DIRECT.match(line))]
+    return included + [canonicalize_name(m[1]) for line in lines if (m := _DIRECT.match(line))]
 
 
 def check_environment() -> None:
@@ -117,7 +107,7 @@ def check_environment() -> None:
         if wanted and found not in wanted:
             problems.append(f"{name} is {found}, the lock says {' or '.join(sorted(wanted))}")
     if problems:
+        told = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
         raise UserError(
-            f"the environment of {sys.executable} is not the locked one: {'; '.join(problems[:5])}"
-            f"{' ...' if len(problems) > 5 else ''}. Run `make setup`."
+            f"the environment of {sys.executable} is not the locked one: {told}. Run `make setup`."
         )

@@ -21,11 +21,8 @@ from caprl_utils.files import write_json
 if TYPE_CHECKING:
     from PIL import Image
 
-DATA_SOURCE = "image_caption_rl"
-"""`data_source` of every row of CapRL-QA-75K."""
-
+DATA_SOURCE = "image_caption_rl"  # these two stand in every row of CapRL-QA-75K
 RL_PROMPT = f"<image> {prompts.CAPTION}"
-"""User turn of every row of CapRL-QA-75K."""
 
 
 class Row(BaseModel):
@@ -106,9 +103,8 @@ class ImageQA(Row):
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """Raises ValueError (or KeyError for a missing column) for a row that is not in that form."""
-        questions = [Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"]]
-        image = row["image"]
-        return cls(id=row["id"], image=image["bytes"], path=image["path"], questions=tuple(questions))
+        questions = tuple(Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"])
+        return cls(id=row["id"], image=row["image"]["bytes"], path=row["image"]["path"], questions=questions)
 
 
 def text_key(text: str) -> str:
@@ -141,10 +137,7 @@ class Sample:
 PLACEHOLDER = "<image>"
 MARKS = (PLACEHOLDER, "<video>", "<audio>")
 """What LLaMA-Factory takes for a medium wherever it stands in a text."""
-_TAGS = {
-    "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-    "system_tag": "system",
-}  # fmt: skip
+_TAGS = {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")}
 
 
 class Message(Row):

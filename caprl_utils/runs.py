@@ -18,9 +18,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pydantic import BaseModel
@@ -77,7 +77,7 @@ class Lock:
             os.close(handle)
 
 
-class RowStore:
+class RowStore(AbstractContextManager):
     """One JSONL file of rows, each with a unique string `id`.
 
     A last line that was cut off by a kill is dropped and counted in `torn`. Only one process may append (a
@@ -92,10 +92,10 @@ class RowStore:
 
     def _recover(self) -> dict[str, int]:
         """Id -> where its line starts."""
-        if not self.path.exists():
-            return {}
         places: dict[str, int] = {}
         good_end = 0
+        if not self.path.exists():
+            return places
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -118,10 +118,6 @@ class RowStore:
                 "The file was changed from outside; delete that line and run again."
             ) from None
         return row
-
-    def done_ids(self) -> set[str]:
-        """Ids of all rows so far."""
-        return set(self._places)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -148,9 +144,8 @@ class RowStore:
                 self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - kept open between rows
             start = os.fstat(self._file.fileno()).st_size
             try:
-                written = 0
-                while written < len(line):
-                    written += self._file.write(line[written:])
+                while line:
+                    line = line[self._file.write(line) :]
             except OSError:
                 os.truncate(self.path, start)  # no half row stays behind
                 raise
@@ -179,14 +174,11 @@ class RowStore:
                 self._file.close()
             self._file = None
 
-    def __enter__(self) -> "RowStore":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class Run:
+class Run(AbstractContextManager):
     """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
 
     with Run.open(profile, "curation", "answers", {"rl": profile.rl, "data": file_hash(rows)},
@@ -200,47 +192,39 @@ class Run:
         values = run.result["values"]
     """
 
-    def __init__(self, folder: Path, profile: Profile, stage: str, name: str, manifest: dict[str, Any]):
-        self.folder, self.profile, self.stage, self.name = folder, profile, stage, name
-        self.key: str = manifest["key"]
-        self._manifest = manifest
-        self._lock = Lock(folder.parent / f".{name}.lock", shown(folder))
-        self._stores: dict[str, RowStore] = {}
-
-    @classmethod
-    def open(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
-    ) -> "Run":
-        """Open or continue a run.
+    def __init__(
+        self, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
+    ):
+        """Only name the run; `open` makes it.
 
         parts: named JSON values or settings sections that change the output (config, prompts, data and model
         hashes); versions of the main packages are added. recipe: the modules that compute the output, each
         hashed by itself: what they import counts only when it is named, so a page or a client never does.
         """
-        run = cls._of(profile, stage, name, parts, recipe)
+        for word in (stage, name):
+            if not word or word.startswith(".") or "/" in word:
+                raise ValueError(f"stage and name are plain folder names, got {word!r}")
+        self.profile, self.stage, self.name = profile, stage, name
+        self.folder = paths.RUNS / profile.name / stage / name
+        self._parts = {k: value_hash(v) for k, v in {**parts, "versions": provenance.versions()}.items()}
+        self._code = code_hashes(recipe)
+        self.key = value_hash({"parts": self._parts, "code": self._code})
+        self._lock = Lock(self.folder.parent / f".{name}.lock", shown(self.folder))
+        self._stores: dict[str, RowStore] = {}
+
+    @classmethod
+    def open(cls, *identity: Any, **more: Any) -> "Run":
+        """Open or continue the run of these arguments of the class."""
+        run = cls(*identity, **more)
         run._lock.acquire()
         run._prepare()
         return run
 
     @classmethod
-    def find(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
-    ) -> dict[str, Any] | None:
-        """The record of a complete run, else None; waits for no lock and leaves everything as it is."""
-        run = cls._of(profile, stage, name, parts, recipe)
-        if not run.complete:
-            return None
-        note_access(run.folder / "result.json")
-        return run.result
-
-    @classmethod
-    def _of(
-        cls, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
-    ) -> "Run":
-        for word in (stage, name):
-            if not word or word.startswith(".") or "/" in word:
-                raise ValueError(f"stage and name are plain folder names, got {word!r}")
-        return cls(paths.RUNS / profile.name / stage / name, profile, stage, name, _manifest(parts, recipe))
+    def find(cls, *identity: Any) -> dict[str, Any] | None:
+        """The record of that run if it is complete, else None; waits for no lock and leaves everything as it is."""
+        run = cls(*identity)
+        return run.result if run.complete else None
 
     def _prepare(self) -> None:
         old = _read_json(self.folder / "key.json")
@@ -248,7 +232,8 @@ class Run:
             self._set_aside(old)
         if not (self.folder / "key.json").exists():
             write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
-            write_json(self.folder / "key.json", self._manifest)
+            manifest = {"key": self.key, "parts": self._parts, "code": self._code}
+            write_json(self.folder / "key.json", manifest)
         if self.complete:
             note_access(self.folder / "result.json")
             self.close()
@@ -260,13 +245,16 @@ class Run:
         shutil.rmtree(stale, ignore_errors=True)
         stale.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.folder, stale)
-        reason = ", ".join(_changed(old, self._manifest)) if old else "it has no key"
-        log.warning(
-            "%s is recomputed (changed: %s); its old content is in %s",
-            shown(self.folder),
-            reason,
-            shown(stale),
-        )
+        reason = self._changes(old) if old else "it has no key"
+        text = "%s is recomputed (changed: %s); its old content is in %s"
+        log.warning(text, shown(self.folder), reason, shown(stale))
+
+    def _changes(self, old: dict[str, Any]) -> str:
+        names = []
+        for label, before, after in (("", old["parts"], self._parts), ("code of ", old["code"], self._code)):
+            differing = [name for name in {*before, *after} if before.get(name) != after.get(name)]
+            names += [label + name for name in sorted(differing)]
+        return ", ".join(names)
 
     @property
     def complete(self) -> bool:
@@ -302,19 +290,15 @@ class Run:
         values: raw and unrounded, None for missing. n: how many units (say which: "image", "question").
         unparsed: answers that could not be read; None where nothing is parsed. more: further JSON values.
         """
-        for store in self._stores.values():
-            store.close()
+        self._close_stores()
         record = {
             "profile": self.profile.name, "stage": self.stage, "name": self.name, "key": self.key,
             "values": dict(values), "n": n, "unit": unit, "unparsed": unparsed, "intervals": intervals,
             "seeds": list(seeds) if seeds is not None else [self.profile.seed],
-            **more,
-            **provenance.commit(),
-            "hashes": {"config": self.profile.content_hash(), **self._manifest["parts"]},
-            "code": self._manifest["code"],
+            **more, **provenance.commit(),
+            "hashes": {"config": self.profile.content_hash(), **self._parts}, "code": self._code,
             "versions": provenance.versions(), "hardware": provenance.hardware(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_sec": round(self._wall_sec(), 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "wall_sec": round(self._wall_sec(), 3),
         }  # fmt: skip
         write_json(self.folder / "result.json", record)
         note_access(self.folder / "result.json")
@@ -323,15 +307,15 @@ class Run:
 
     def close(self) -> None:
         """Close the row stores and free the lock; the run can be opened again to continue."""
+        self._close_stores()
+        self._lock.release()
+
+    def _close_stores(self) -> None:
         for store in self._stores.values():
             store.close()
         self._stores.clear()
-        self._lock.release()
 
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Wall time adds up over restarts. A session that was killed ended when it last wrote a file.
@@ -351,13 +335,10 @@ class Run:
 
 def load_result(path: Path | str) -> dict[str, Any]:
     """Read a record, given its run folder or file. Raises UserError when it is missing or unreadable."""
-    path = Path(path)
-    file = path if path.suffix == ".json" else path / "result.json"
+    file = Path(path) if Path(path).suffix == ".json" else Path(path) / "result.json"
     result = _read_json(file)
     if result is None:
-        raise UserError(
-            f"no result at {shown(file)}: that run has not been made or not been finished; run it first"
-        )
+        raise UserError(f"no result at {shown(file)}: that run is not made or not finished; run it first")
     note_access(file)
     return result
 
@@ -373,26 +354,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted((f for f in found if f.name.partition("-")[2].isdecimal()), key=step_of)
 
 
-def _manifest(parts: Mapping[str, Any], recipe: Sequence[str]) -> dict[str, Any]:
-    hashes = {name: value_hash(value) for name, value in {**parts, "versions": provenance.versions()}.items()}
-    code = code_hashes(recipe)
-    return {"key": value_hash({"parts": hashes, "code": code}), "parts": hashes, "code": code}
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    names = []
-    for group, label in (("parts", ""), ("code", "code of ")):
-        before, after = old[group], new[group]
-        names += [label + name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    return names
-
-
 def _read_json(file: Path) -> Any:
     if not file.is_file():
         return None
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{shown(file)} is not valid JSON ({error}); delete {shown(file.parent)} and run again"
-        ) from None
+        remedy = f"delete {shown(file.parent)} and run again"
+        raise UserError(f"{shown(file)} is not valid JSON ({error}); {remedy}") from None

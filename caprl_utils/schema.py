@@ -24,6 +24,7 @@ ABLATIONS = [
     "questions_3", "leaking", "refined", "documents", "natural", "images_10", "images_30", "length_term",
     "expected", "replacement", "other_reader",
 ]  # fmt: skip
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def setting(default: Any, source: str, affects_output: bool = True, **limits: Any) -> Any:
@@ -54,25 +55,21 @@ class Settings(BaseModel):
         return value
 
 
-class ModelConfig(Settings):
-    """One model: what to load and how to reach it."""
+class Donor(Settings):
+    """A checkpoint that gives weights."""
 
     path: str = Field(description="hub id, folder, or zoo:NAME for a model of the small zoo", min_length=1)
     revision: str | None = setting(None, "ours: the hub's current revision unless a commit hash pins it")
-    backend: Literal["local", "endpoint"] = setting(
-        "local", "ours: transformers in this process, no server needed"
-    )
-    base_urls: list[str] = setting(
-        [], "ours: servers to spread requests over (endpoint)", affects_output=False
-    )
-    api_key_env: str | None = setting(
-        None,
-        "ours: name of the environment variable that holds the API key, never the key",
-        affects_output=False,
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "ours: as the checkpoint says")
+
+
+class ModelConfig(Donor):
+    """One model: what to load and how to reach it."""
+
+    backend: Literal["local", "endpoint"] = setting("local", "ours: in this process, no server needed")
+    base_urls: list[str] = setting([], "ours: servers to spread requests over (endpoint)", False)
+    api_key_env: str | None = setting(None, "ours: environment variable that holds the API key", False)
+    dtype: Dtype = setting("auto", "ours: as the checkpoint says")
     batch_size: int = setting(32, "ours: requests per forward pass (local) or in flight (endpoint)", ge=1)
-    trust_remote_code: bool = setting(False, "ours: off unless a profile says so and why")
     max_pixels: int | None = setting(None, "ours: the processor's own limit; larger images are shrunk", ge=1)
 
     @model_validator(mode="after")
@@ -99,21 +96,17 @@ class Models(Settings):
     prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
     vlm_judge: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, Figure 1c: rates from 1 to 5", 8005)
     reward_judge: ModelConfig = _role(
-        "CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c: UnifiedReward rates from 1 to 5", 8006
+        "CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c: the same", 8006
     )
 
     def __getitem__(self, role: str) -> ModelConfig:
-        if role not in type(self).model_fields:
-            raise KeyError(f"no model role {role!r}; roles: {', '.join(type(self).model_fields)}")
         return getattr(self, role)
 
 
 class Images(Settings):
     """Where curation takes its images from."""
 
-    source: str = setting(
-        "images", "ours: mini-world, a folder, a parquet file or a data set id", min_length=1
-    )
+    source: str = setting("images", "ours: mini-world, folder, parquet file, data set id", min_length=1)
     num_images: int = setting(75_000, "paper: 75k images remain after the filter", ge=1)
     kinds: list[str] | None = setting(None, "paper: natural scenes, charts and documents; None takes all")
 
@@ -139,32 +132,22 @@ class RL(Settings):
     warmup_steps: int = setting(20, "author script", ge=0)
     beta: float = setting(0.01, "ours: the paper has a KL penalty but no coefficient (script: 0)", ge=0)
     scale_rewards: Literal["group", "none"] = setting("group", "paper: group mean and std (script: none)")
-    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] = setting(
-        "grpo", "paper: mean over each caption's tokens"
-    )
+    loss_type: Literal["grpo", "dapo", "bnpo", "dr_grpo"] = setting("grpo", "paper: over a caption's tokens")
     temperature: float = setting(1.0, "author script: sampling of captions", gt=0)
     max_completion_tokens: int = setting(4096, "author script", ge=1)
     rounds: int = setting(4, "paper: N questions answered per caption (Table 5)", ge=1)
     reward: Literal["qa_sampled", "qa_expected"] = setting("qa_sampled", "paper, equations 1-3")
     question_draw: Literal["replacement", "stratified"] = setting("replacement", "author script")
     reader_temperature: float = setting(0.6, "author script: the reward LLM", gt=0)
-    max_failed_share: float = setting(
-        0.1, "ours: more failed rewards than this stop training", False, ge=0, le=1
-    )
+    max_failed_share: float = setting(0.1, "ours: of rewards; more stop training", False, ge=0, le=1)
     save_every: int = setting(50, "author script: steps between checkpoints", False, ge=1)
     seeds: list[int] = setting([0], "ours: one training per seed; the paper says nothing", min_length=1)
-    preset: str | None = setting(
-        None,
-        "ours: experiment made for this hardware; all trainings take its sections training and rl",
-        False,
-    )
+    preset: str | None = setting(None, "ours: experiment whose training and rl suit this hardware", False)
 
     @model_validator(mode="after")
     def _enough_images(self) -> "RL":
         if self.num_images < self.prompts_per_step:
-            raise ValueError(
-                f"num_images {self.num_images} is below prompts_per_step {self.prompts_per_step}"
-            )
+            raise ValueError(f"num_images {self.num_images} is below prompts_per_step")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} holds one seed twice")
         return self
@@ -174,20 +157,10 @@ class Ablations(Settings):
     """The trainings beside the main one (paper, Tables 4 to 6, Figures 1c and 5, and ours)."""
 
     experiments: list[str] = setting(ABLATIONS, "ours: names in configs/experiments, each trained once")
-    steps: int | None = setting(
-        None,
-        "ours: steps of experiments with size `ablation`; None takes rl.steps, the paper says nothing",
-        ge=1,
-    )
-    num_images: int = setting(
-        20_000, "paper: images of the trainings of Tables 4 and 6 and Figure 5 left", ge=1
-    )
-    more_seeds: dict[str, list[int]] = setting(
-        {}, "ours: experiment -> seeds of further trainings; the paper says nothing of seeds"
-    )
-    parallel_runs: int = setting(
-        1, "ours: trainings side by side; several on one machine's cores", False, ge=1
-    )
+    steps: int | None = setting(None, "ours: of experiments with size `ablation`; None takes rl.steps", ge=1)
+    num_images: int = setting(20_000, "paper: of the trainings of Tables 4 and 6 and Figure 5 left", ge=1)
+    more_seeds: dict[str, list[int]] = setting({}, "ours: experiment -> seeds of further trainings")
+    parallel_runs: int = setting(1, "ours: trainings side by side on one machine's cores", False, ge=1)
 
     @model_validator(mode="after")
     def _seeds_are_of_experiments(self) -> "Ablations":
@@ -205,17 +178,14 @@ class Prism(Settings):
     caption_temperature: float = setting(1.0, "author script", ge=0)
     caption_max_tokens: int = setting(2048, "author script", ge=1)
     scoring: Literal["standard", "caprl"] = setting(
-        "standard",
-        "ours: each benchmark's own metric, answers read from letter probabilities or greedily (caprl: author script, "
-        "its scorer on answers sampled at 1.0)",
+        "standard", "ours: each benchmark's own metric on greedy answers (caprl: author script, sampled)"
     )
-    judge_model: ModelConfig | None = setting(
-        None, "ours: for metrics that need a judge; without it their samples have no score and are counted"
-    )
+    judge_model: ModelConfig | None = setting(None, "ours: None counts what needs a judge as unscored")
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 
 _APPENDIX = "paper, appendix F"
+PretrainingItem = Literal["table1", "table2", "figure4"]
 
 
 class PretrainingStage(Settings):
@@ -232,22 +202,16 @@ class Align(PretrainingStage):
     num_rows: int = setting(558_000, f"{_APPENDIX}: BLIP-558K", ge=1)
     learning_rate: float = setting(1e-3, _APPENDIX, gt=0)
     batch_size: int = setting(256, _APPENDIX, ge=1)
-    micro_batch_size: int = setting(
-        2, "ours: LLaMA-Factory keeps all activations of frozen layers", False, ge=1
-    )
+    micro_batch_size: int = setting(2, "ours: activations of frozen layers are kept, too", False, ge=1)
 
 
 class Further(PretrainingStage):
     """Further pretraining on a caption set, what the paper compares. Vanilla goes without it."""
 
-    data: str = setting(
-        "data/pretraining/{name}.json", "ours: LLaVA file of a caption set ({name}: sets.py), or mini-world"
-    )
+    data: str = setting("data/pretraining/{name}.json", "ours: LLaVA file of a set (sets.py), or mini-world")
     num_rows: int = setting(1_000_000, "paper: pairs of a set", ge=1)
     num_rows_large: int = setting(5_000_000, "paper: CapRL-5M", ge=1)
-    growth: list[float] = setting(
-        [0.2, 0.4, 0.6, 0.8], "paper, Figure 4: 200k to 800k; none and all are rows of Table 1"
-    )
+    growth: list[float] = setting([0.2, 0.4, 0.6, 0.8], "paper, Figure 4; none and all are rows of Table 1")
     learning_rate: float = setting(4e-5, _APPENDIX, gt=0)
     batch_size: int = setting(256, _APPENDIX, ge=1)
 
@@ -265,21 +229,15 @@ class Pretraining(Settings):
     """VLMs pretrained on caption sets by LLaMA-Factory (paper, Tables 1 and 2, Figure 4, appendix F)."""
 
     settings: list[str] = setting(
-        ["qwen2.5-3b", "qwen2.5-7b", "internlm2.5-7b-clip"],
-        "paper: three pairs of language model and vision tower",
-        min_length=1,
+        ["qwen2.5-3b", "qwen2.5-7b", "internlm2.5-7b-clip"], "paper: language model and tower", min_length=1
     )
-    items: list[Literal["table1", "table2", "figure4"]] = setting(
-        ["table1", "table2", "figure4"], "paper: all three", min_length=1
-    )
+    items: list[PretrainingItem] = setting(["table1", "table2", "figure4"], "paper: all three", min_length=1)
     align: Align = setting(Align(), "see each key")
     align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
         {}, "ours: setting -> what its alignment does differently; the paper's three are trained alike"
     )
     more_seeds: dict[str, list[NonNegativeInt]] = setting(
-        {},
-        "ours: setting -> further training seeds beside the profile's; a training's seed sets the order of its data "
-        "and its projector's start",
+        {}, "ours: setting -> further seeds, each for the order of data and the projector's start"
     )
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")
@@ -287,9 +245,7 @@ class Pretraining(Settings):
     cutoff_tokens: int = setting(6144, "author script", ge=16)
     max_pixels: int = setting(1024 * 28 * 28, "author script", ge=1)
     precision: Literal["bf16", "float32"] = setting("bf16", "author script")
-    deepspeed: Literal["zero2", "zero3"] | None = setting(
-        "zero3", "author script; None trains in one process", False
-    )
+    deepspeed: Literal["zero2", "zero3"] | None = setting("zero3", "author script; None: one process", False)
     nodes: int = setting(2, "ours: as the author script's RL", False, ge=1)
     gpus_per_node: int = setting(8, "ours: as nodes; 0 trains on the CPU", False, ge=0)
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine", False, ge=1)
@@ -297,15 +253,11 @@ class Pretraining(Settings):
     max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _settings_are_known(self) -> "Pretraining":
+    def _sound(self) -> "Pretraining":
         known = {*self.settings, *(file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml"))}
         for key in ("align_of", "more_seeds"):
             if unknown := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"{key} names no setting: {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-        return self
-
-    @model_validator(mode="after")
-    def _seeds_and_nodes_are_sound(self) -> "Pretraining":
         for name, seeds in self.more_seeds.items():
             if len(set(seeds)) != len(seeds):
                 raise ValueError(f"more_seeds of {name}, {seeds}, holds one seed twice")
@@ -335,9 +287,7 @@ class Profile(Settings):
     def _more_seeds_are_others(self) -> "Profile":
         for name, seeds in self.pretraining.more_seeds.items():
             if self.seed in seeds:
-                raise ValueError(
-                    f"pretraining.more_seeds of {name} holds {self.seed}, the profile's own seed"
-                )
+                raise ValueError(f"pretraining.more_seeds of {name}: {self.seed} is the profile's own seed")
         return self
 
     def content_hash(self) -> str:
@@ -349,20 +299,14 @@ class Profile(Settings):
 class Data(Settings):
     """Which images and questions the run trains on."""
 
-    file: str = setting(
-        "curation/main/qa.parquet", "ours: under the profile's run folder (CapRL-QA-75K's schema)"
-    )
+    file: str = setting("curation/main/qa.parquet", "ours: under the run folder, as CapRL-QA-75K")
     num_images: Annotated[int, Field(ge=1)] | Literal["ablation"] | None = setting(
         None, "ours: None takes rl.num_images of the profile, `ablation` its ablations.num_images"
     )
     image_share: float = setting(1.0, "ours: of those images, so many (Figure 5 right)", gt=0, le=1)
-    ids: list[str] = setting(
-        [], "ours: shell patterns of image ids; empty takes all (Figure 5 left: kinds of images)"
-    )
+    ids: list[str] = setting([], "ours: shell patterns of image ids (Figure 5 left); empty takes all")
     questions_per_image: int | None = setting(None, "ours: None keeps all questions (Table 4: 1, 2, 3)", ge=1)
-    min_questions: int = setting(
-        1, "ours: images with fewer are left out (Table 4 compares the same images)", ge=1
-    )
+    min_questions: int = setting(1, "ours: images with fewer are left out (Table 4)", ge=1)
 
 
 class Length(Settings):
@@ -384,11 +328,9 @@ class Length(Settings):
 class Reward(Settings):
     """What a caption is rewarded for. Kind and rounds of the QA reward stand in the profile's section rl."""
 
-    judge: Literal["qa", "vlm", "unified"] = setting(
-        "qa", "paper: QA; its Figure 1c compares a VLM judge (1-5) and UnifiedReward"
-    )
+    judge: Literal["qa", "vlm", "unified"] = setting("qa", "paper: QA; Figure 1c compares the two others")
     reader: Literal["reward_reader", "prism_reader"] = setting(
-        "reward_reader", "paper: the reward's own reader; ours: the evaluation's, for the swap of readers"
+        "reward_reader", "paper: the reward's own; ours: the evaluation's, for the swap of readers"
     )
     length: Length | None = setting(None, "paper: no length term")
 
@@ -413,36 +355,27 @@ class Training(Settings):
     language_model: bool = setting(True, "as vision_tower")
     lora: Lora | None = setting(None, "paper: full fine-tuning")
     micro_batch_size: int | None = setting(
-        None,
-        "ours: captions per forward and backward; None: all on a CPU, 4 on a GPU",
-        affects_output=False,
-        ge=1,
+        None, "ours: captions per forward and backward; None: all on a CPU, 4 on a GPU", False, ge=1
     )
-    gradient_checkpointing: bool | None = setting(None, "ours: None: on a GPU only", affects_output=False)
+    gradient_checkpointing: bool | None = setting(None, "ours: None: on a GPU only", False)
     lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
         "constant_with_warmup", "ours: the paper says nothing"
     )
     rollout: Literal["transformers", "vllm_colocate"] = setting(
         "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
     )
-    vllm_memory_share: float = setting(
-        0.3, "TRL's default: share of a GPU for colocated vLLM", False, gt=0, lt=1
-    )
-    accelerate_config: str | None = setting(
-        None,
-        "ours: a file of configs/accelerate for several processes; None: one per GPU",
-        affects_output=False,
-    )
+    vllm_memory_share: float = setting(0.3, "TRL's default: of a GPU, for colocated vLLM", False, gt=0, lt=1)
+    accelerate_config: str | None = setting(None, "ours: of configs/accelerate; None: one per GPU", False)
 
 
 class Experiment(Settings):
     """One training run."""
 
     name: str = Field(description="the file's name", min_length=1)
-    description: str = setting("", "ours: one line for the reader", affects_output=False)
-    item: str = setting("", "what of the paper it belongs to", affects_output=False)
+    description: str = setting("", "ours: one line for the reader", False)
+    item: str = setting("", "what of the paper it belongs to", False)
     size: Literal["main", "ablation"] = setting(
-        "main", "ours: `ablation` takes ablations.steps of the profile"
+        "main", "ours: `ablation` takes the profile's ablations.steps"
     )
     rl: dict[str, Any] = setting({}, "values over the profile's section rl")
     data: Data = setting(Data(), "see each key")
@@ -451,13 +384,6 @@ class Experiment(Settings):
 
 
 # VLM pairs: one YAML of configs/vlm_init each.
-class Donor(Settings):
-    """A checkpoint that gives weights."""
-
-    path: str = Field(description="hub id, folder, or zoo:NAME for a model of the small zoo", min_length=1)
-    revision: str | None = setting(None, "ours: the hub's current revision unless a commit hash pins it")
-
-
 class Assembly(Settings):
     """One setting of Table 1: a language model, a vision tower, a fresh projector."""
 
@@ -466,9 +392,7 @@ class Assembly(Settings):
     architecture: Literal["qwen2_5_vl", "llava"] = Field(description="the class of the assembled model")
     language: Donor = Field(description="gives language model, head and tokenizer")
     vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "ours: as the language model's checkpoint"
-    )
+    dtype: Dtype = setting("auto", "ours: as the language model's checkpoint")
     accepted_differences: list[str] = setting(
         [],
         "ours: hyperparameters in which the vision donor's own language model may differ; the donor's count",
@@ -476,12 +400,8 @@ class Assembly(Settings):
     min_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
     max_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
     vision_feature_layer: int = setting(-2, "LLaVA-1.5: features of the last layer but one (llava)", le=-1)
-    rename_tokens: dict[str, str] = setting(
-        {}, "ours: reserved tokens that get a name, so that no embedding row is added (llava)"
-    )
-    end_tokens: list[str] = setting(
-        ["<|im_end|>", "<|endoftext|>"], "ours: chat models end with the first, base models with the second"
-    )
+    rename_tokens: dict[str, str] = setting({}, "ours: names for reserved tokens, to add none (llava)")
+    end_tokens: list[str] = setting(["<|im_end|>", "<|endoftext|>"], "ours: of chat models, of base models")
 
     @model_validator(mode="after")
     def _keys_fit_the_architecture(self) -> "Assembly":

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from caprl_utils import config, paths
-from caprl_utils.config import load_assembly, load_experiment, load_profile, profile_names, walk
+from caprl_utils.config import load_assembly, load_experiment, load_profile, names_of, walk
 from caprl_utils.errors import UserError
 from caprl_utils.schema import Models, Profile
 
@@ -19,8 +19,8 @@ SOURCES = ("paper", "author script", "author README", "ours")
 
 
 def test_all_four_profiles_load_under_their_file_names():
-    assert profile_names() == ["mini", "one_gpu", "paper", "smoke"]
-    assert [load_profile(name).name for name in profile_names()] == profile_names()
+    assert names_of(Profile) == ["mini", "one_gpu", "paper", "smoke"]
+    assert [load_profile(name).name for name in names_of(Profile)] == names_of(Profile)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.config import experiment_names
+from caprl_utils.config import names_of
+from caprl_utils.schema import Experiment
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -123,4 +124,4 @@ def test_the_start_page_lists_every_notebook_in_order():
 def test_every_experiment_that_the_documents_name_exists():
     for file in DOCUMENTS:
         for name in re.findall(r"caprl_utils\.rl\.ablations ([a-z]\w+)", text_of(file)):
-            assert name in experiment_names(), f"{file.name}: {name}"
+            assert name in names_of(Experiment), f"{file.name}: {name}"

@@ -6,6 +6,7 @@ from importlib import metadata
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from caprl_utils import paths, provenance
 from caprl_utils.errors import UserError
@@ -31,7 +32,7 @@ def test_lock_answers_every_direct_requirement(source, lock):
     locked = pins(lock)
     assert requirements(source)
     for requirement in requirements(source):
-        version = locked.get(provenance.normal(requirement.name))
+        version = locked.get(canonicalize_name(requirement.name))
         assert version and requirement.specifier.contains(version), f"{requirement} in {lock}: {version}"
 
 

@@ -1,7 +1,8 @@
 """The plan: what each notebook costs, and what is missing with its remedy."""
 
 from caprl_utils import plan, provenance
-from caprl_utils.config import load_profile, profile_names, read_yaml
+from caprl_utils.config import load_profile, names_of, read_yaml
+from caprl_utils.schema import Profile
 
 
 def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, tmp_path):
@@ -24,4 +25,4 @@ def test_nothing_is_missing_for_the_mini_world(runs_folder, monkeypatch, tmp_pat
 
 def test_estimates_are_of_known_profiles_and_notebooks():
     for profile, costs in read_yaml(plan.ESTIMATES).items():
-        assert profile in profile_names() and set(costs) <= set(plan.CHAIN)
+        assert profile in names_of(Profile) and set(costs) <= set(plan.CHAIN)

@@ -188,9 +188,7 @@ def token_counter(model: ModelConfig) -> Callable[[str], int]:
     """A function that counts a text's tokens as this model's captions are counted, the end of turn included."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        paths.resolve_model(model.path), revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    tokenizer = AutoTokenizer.from_pretrained(paths.resolve_model(model.path), revision=model.revision)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
 

@@ -232,7 +232,7 @@ def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
     import torch
     import transformers as hf
 
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options = {"revision": config.revision}
     dtype = config.dtype
     if device == "cpu" and dtype == "auto":
         dtype = "float32"  # 16-bit arithmetic is emulated on most CPUs

@@ -110,8 +110,6 @@ def command(
         arguments += ["--max-model-len", str(max_model_len)]
     if model.revision is not None:
         arguments += ["--revision", model.revision]
-    if model.trust_remote_code:
-        arguments.append("--trust-remote-code")
     if tokenizer is not None:
         arguments += ["--tokenizer", str(tokenizer)]
     if model.max_pixels is not None:

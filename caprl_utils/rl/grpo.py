@@ -82,11 +82,7 @@ def grpo_arguments(
     return {
         "output_dir": str(output_dir), "seed": seed, "use_cpu": not on_gpu, "bf16": on_gpu,
         # float32 master weights: bfloat16 ones do not move at a learning rate of 1e-6
-        "model_init_kwargs": {
-            "dtype": "float32", "revision": profile.models.policy.revision,
-            "trust_remote_code": profile.models.policy.trust_remote_code,
-        },
-        "trust_remote_code": profile.models.policy.trust_remote_code,
+        "model_init_kwargs": {"dtype": "float32", "revision": profile.models.policy.revision},
         # the method
         "num_generations": rl.group_size, "max_completion_length": rl.max_completion_tokens,
         "temperature": rl.temperature, "top_p": 1.0, "top_k": 0, "beta": rl.beta, "epsilon": EPSILON,

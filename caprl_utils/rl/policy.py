@@ -29,9 +29,8 @@ def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(
-        resolve_model(config.path), dtype=torch.float32, revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )  # fmt: skip
+        resolve_model(config.path), dtype=torch.float32, revision=config.revision
+    )
     freeze(model, training)
     share_images(model)
     return model
@@ -42,9 +41,8 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(
-        resolve_model(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code,
-        truncation_side="left", padding_side="left",
-    )  # fmt: skip
+        resolve_model(config.path), revision=config.revision, truncation_side="left", padding_side="left"
+    )
     if config.max_pixels is not None:
         processor.image_processor.size["longest_edge"] = config.max_pixels
     return processor

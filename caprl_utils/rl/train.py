@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.config import load_experiment
-from caprl_utils.errors import command_line
+from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
 from caprl_utils.rl.experiments import STAGE, open_run, run_name
@@ -96,7 +96,6 @@ def _without_vllm() -> None:
     import_utils.is_vllm_available = lambda min_version=None: False
 
 
-@command_line
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -116,4 +115,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -74,7 +74,7 @@ def test_ten_kills_lose_nothing_and_write_nothing_twice(tmp_path):
                 one.kill()
         process.wait()
         kills += 1
-    processes.run(job(images, out), tmp_path / "last.log", ENV)
+    assert processes.popen(job(images, out), tmp_path / "last.log", ENV).wait() == 0
     rows = list(read_captions(out))
     assert {row["id"]: row["caption"] for row in rows} == texts(whole.file) and len(rows) == 300
     assert kills >= 8
@@ -135,7 +135,7 @@ def test_the_driver_holds_hardly_anything_of_the_images(tmp_path):
         with pq.ParquetWriter(source, pa.schema([("image", pa.binary())])) as writer:
             for _ in range(count // 1000):
                 writer.write_table(pa.table({"image": [data] * 1000}))
-        processes.run(job(source, tmp_path / f"set-{count}", batch=256), log, ENV)
+        assert processes.popen(job(source, tmp_path / f"set-{count}", batch=256), log, ENV).wait() == 0
         _, made, _, peak = log.read_text().splitlines()[-1].split()
         assert int(made) == 2 * count
         peaks[count], seconds[count] = int(peak) / 1024, time.monotonic() - start

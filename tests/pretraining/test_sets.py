@@ -64,7 +64,7 @@ def test_another_seed_repeats_the_trainings_of_its_setting():
         ),
         ({"align_of": {"mini-qwen-7": {"num_epochs": 2}}}, "align_of names no setting: 'mini-qwen-7'"),
         ({"more_seeds": {"mini-qwen-3b": [1, 1]}}, "holds one seed twice"),
-        ({"more_seeds": {"mini-qwen-3b": [0]}}, "holds 0, the profile's own seed"),
+        ({"more_seeds": {"mini-qwen-3b": [0]}}, "0 is the profile's own seed"),
         ({"more_seeds": {"mini-qwen-3b": [-1]}}, "more_seeds"),
         ({"nodes": 2}, "parallel_runs 2 needs nodes 1"),
     ],

@@ -3,13 +3,13 @@
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.config import experiment_names, load_profile
+from caprl_utils.config import load_profile, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.reports import claims, figures, numbers, tables
 from caprl_utils.reports.items import items, texts
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import load_result
-from caprl_utils.schema import ABLATIONS
+from caprl_utils.schema import ABLATIONS, Experiment
 
 
 def test_rows_images_and_differences(table5, tmp_path):
@@ -166,7 +166,7 @@ def test_items_name_rows_that_they_have_and_experiments_that_exist(name):
         assert asked <= labels, item.name
         assert item.paper is None or (paths.PAPER / item.paper).is_file()
         trained = set(item.experiments) - {"caprl"}
-        assert trained <= set(experiment_names()) and trained - {"sampled"} <= set(ABLATIONS), item.name
+        assert trained <= set(names_of(Experiment)) and trained - {"sampled"} <= set(ABLATIONS), item.name
 
 
 def test_a_mistake_in_the_list_of_items_is_named(monkeypatch):

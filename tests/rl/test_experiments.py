@@ -11,21 +11,22 @@ import time
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.config import experiment_names, load_experiment, load_profile, profile_names
+from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
 from caprl_utils.rl.grpo import batch_layout, grpo_arguments
+from caprl_utils.schema import Experiment, Profile
 from tests.rl.conftest import write_questions
 
-NAMES = experiment_names()
+NAMES = names_of(Experiment)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_parses_with_the_real_class(name, tmp_path):
     from trl import GRPOConfig
 
-    for profile in profile_names():
+    for profile in names_of(Profile):
         experiment, resolved = load_experiment(name, profile)
         assert experiment.name == name and experiment.description
         rl = resolved.rl
@@ -154,11 +155,11 @@ def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
     assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", names_of(Profile))
 def test_every_profile_names_experiments_that_exist(name):
     profile = load_profile(name)
     runs = experiments.planned(profile)
-    assert {run.experiment for run in runs} <= set(experiment_names())
+    assert {run.experiment for run in runs} <= set(names_of(Experiment))
     assert len({run.name for run in runs}) == len(runs)  # nothing is trained twice
     assert [r.seed for r in runs if r.experiment == "caprl"] == profile.rl.seeds
 

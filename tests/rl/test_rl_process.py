@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from caprl_utils import paths
+from caprl_utils.errors import UserError
 from caprl_utils.models.server import free_port
 from caprl_utils.rl.policy import last_complete
 from caprl_utils.rl.train import STOPPED, main
@@ -96,9 +97,10 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, tmp_path, proces
         (["--experiment", "caprl", "--profile", "minni"], "no profile 'minni'; did you mean mini?"),
     ],
 )
-def test_mistakes_end_with_their_message(arguments, message, capsys):
-    assert main(arguments) == 1
-    assert message in capsys.readouterr().err
+def test_mistakes_end_with_their_message(arguments, message):
+    with pytest.raises(UserError) as told:
+        main(arguments)
+    assert message in str(told.value)
 
 
 @pytest.mark.integration

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from caprl_utils.config import assembly_names, load_assembly
+from caprl_utils.config import load_assembly, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
+from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init import assembly
 from caprl_utils.vlm_init.assembly import Summary, assemble, verify_tensors
 from tests.vlm_init.conftest import same_logits, setting_with_head
@@ -169,7 +170,7 @@ def test_killed_while_writing_it_starts_again(assembled, qwen_setting, tmp_path)
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from caprl_utils.schema import Assembly\n"
+        "from caprl_utils.schema import Assembly, Assembly\n"
         "from caprl_utils.vlm_init import assembly\n"
         "assembly._checksum = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         "assembly.assemble(Assembly.model_validate_json(sys.argv[1]), Path(sys.argv[2]), seed=5)\n"
@@ -196,7 +197,7 @@ def test_two_processes_that_assemble_the_same_make_one_model(assembled, qwen_set
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from caprl_utils.schema import Assembly\n"
+        "from caprl_utils.schema import Assembly, Assembly\n"
         "from caprl_utils.vlm_init.assembly import assemble\n"
         "setting = Assembly.model_validate_json(sys.argv[1])\n"
         "print(assemble(setting, Path(sys.argv[2]), 5).projector_checksum)\n"
@@ -230,7 +231,7 @@ def test_an_assembly_waits_for_another_one(qwen_setting, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("name", assembly_names())
+@pytest.mark.parametrize("name", names_of(Assembly))
 def test_every_setting_is_valid(name):
     setting = load_assembly(name)
     assert setting.name == name and setting.description
