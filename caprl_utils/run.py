@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import papermill
@@ -30,7 +30,8 @@ from caprl_utils.config import parse_overrides
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
 from caprl_utils.paths import shown
-from caprl_utils.processes import die_with_parent, tail
+from caprl_utils.processes import die_with_parent, python_path, tail
+from caprl_utils.provenance import check_environment
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Profile
 
@@ -44,13 +45,9 @@ _SOURCE_WIDTH = 60
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 
 
-class NotebookFailed(UserError):
-    """A notebook did not run to its end."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """A notebook to run. name: of its executed copy, one for each set of parameters; folder: where that goes."""
+    """A notebook to run. name: of its executed copy, as Makefile knows it; folder: where that goes."""
 
     source: Path
     parameters: dict[str, Any]
@@ -81,47 +78,32 @@ def run_all(
             lock.release()
 
 
-def copy_name(notebook: str, items: Sequence[str] = ()) -> str:
-    """Name of the executed copy: NAME, or NAME-PARAMETER-VALUE for one with parameters. Makefile knows the rule."""
-    name, *own = notebook.split(":")
-    return "-".join(
-        [Path(name).stem, *(item.replace("/", "_").replace("=", "-") for item in sorted([*items, *own]))]
-    )
-
-
 def _job(text: str, profile: Profile, items: Sequence[str]) -> Job:
     name, *own = text.split(":")
-    source = _find(name)
+    source = Path(name) if name.endswith(".ipynb") else paths.NOTEBOOKS / f"{name}.ipynb"
+    if not source.is_file():
+        known = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
+        hint = did_you_mean(source.stem, known) or f"; there are: {', '.join(known)}"
+        raise UserError(f"no notebook {shown(source)}{hint}")
     parameters = {"profile": profile.name, **parse_overrides([*items, *own], "-p")}
-    check_parameters(source, parameters)
-    return Job(source, parameters, copy_name(text, items), paths.RUNS / profile.name / "notebooks")
+    _check_parameters(source, parameters)
+    suffixes = [item.replace("/", "_").replace("=", "-") for item in sorted([*items, *own])]
+    folder = paths.RUNS / profile.name / "notebooks"
+    return Job(source.resolve(), parameters, "-".join([source.stem, *suffixes]), folder)
 
 
-def _find(name: str) -> Path:
-    path = Path(name) if name.endswith(".ipynb") else paths.NOTEBOOKS / f"{name}.ipynb"
-    if path.is_file():
-        return path.resolve()
-    known = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
-    hint = did_you_mean(path.stem, known) or f"; there are: {', '.join(known)}"
-    raise UserError(f"no notebook {shown(path)}{hint}")
-
-
-def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     """Compare with the notebook's cell tagged `parameters`. Raises UserError with the nearest name."""
     try:
         known = papermill.inspect_notebook(str(notebook))
     except Exception as error:  # whatever nbformat finds wrong with it
         raise UserError(f"{shown(notebook)} is no notebook ({type(error).__name__}: {error})") from None
     if not known:
-        raise UserError(
-            f"{shown(notebook)} has no cell tagged `parameters`, so it takes none: {', '.join(parameters)}"
-        )
+        raise UserError(f"{shown(notebook)} has no cell tagged `parameters`; one is needed, with `profile`")
     for name, value in parameters.items():
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise UserError(
-                f"{shown(notebook)} has no parameter {name!r}{hint}; it has: {', '.join(sorted(known))}"
-            )
+            hint = f"{did_you_mean(name, known)}; it has: {', '.join(sorted(known))}"
+            raise UserError(f"{shown(notebook)} has no parameter {name!r}{hint}")
         kind = _TYPES.get(known[name]["inferred_type_name"])
         fits = kind is None or value is None or isinstance(value, (float, int) if kind is float else kind)
         if not fits or (isinstance(value, bool) and kind is not bool):
@@ -129,19 +111,20 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
-    from caprl_utils.provenance import check_environment
-
     check_environment()
     temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"
     stopped = temporary.exists() or failed.exists()
     for kind in ("tmp.ipynb", "progress", "access"):
         job.side_file(kind).unlink(missing_ok=True)
-    _prepare_environment(job)
+    os.environ |= {  # for the kernel, which inherits it
+        "PYTHONPATH": python_path(), "CAPRL_RUNS": str(paths.RUNS), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        progress.PROGRESS_ENV: str(job.side_file("progress")), ACCESS_LOG_ENV: str(job.side_file("access")),
+    }  # fmt: skip
     start = time.time()
     try:
         _execute(job, temporary, Monitor(job, chain, expected_times(profile.name)))
     except UserError as error:
-        if not _is_whole(temporary):
+        if "cells" not in _read(temporary, {}):
             temporary.unlink(missing_ok=True)
             raise
         os.replace(temporary, failed)
@@ -158,50 +141,25 @@ def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
-def _is_whole(notebook: Path) -> bool:
-    """False for a copy that is missing or was cut off by a full disk."""
-    try:
-        return "cells" in json.loads(notebook.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        return False
-
-
-def _prepare_environment(job: Job) -> None:
-    """For the kernel, which inherits our environment."""
-    python_path = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ.update(
-        {
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(python_path)),
-            "CAPRL_RUNS": str(paths.RUNS),
-            progress.PROGRESS_ENV: str(job.side_file("progress")),
-            ACCESS_LOG_ENV: str(job.side_file("access")),
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-    )
-
-
-# How long each notebook takes from nothing: measured on this machine where it ran before, else as reported.
 def expected_times(profile_name: str) -> dict[str, float]:
-    """Executed notebook -> seconds from nothing; an aid only, empty where nothing is known."""
-    known: dict[str, float] = {}
-    for file, key in ((TIMES, profile_name), (_measured_times(profile_name), None)):
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-            known |= values.get(key, {}) if key else values
-        except (OSError, ValueError):
-            continue
-    return known
-
-
-def _measured_times(profile_name: str) -> Path:
-    return paths.RUNS / profile_name / "notebooks" / "times.json"
+    """Executed notebook -> seconds from nothing, measured here or as reported; empty where nothing is known."""
+    reported = _read(TIMES, {}).get(profile_name, {})
+    return reported | _read(paths.RUNS / profile_name / "notebooks" / "times.json", {})
 
 
 def _note_time(profile_name: str, name: str, sec: float) -> None:
     """Keep the longest time of a notebook: a shorter one found some of its results made."""
-    file = _measured_times(profile_name)
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = paths.RUNS / profile_name / "notebooks" / "times.json"
+    known = _read(file, {})
     write_json(file, known | {name: max(round(sec, 1), known.get(name, 0.0))})
+
+
+def _read(file: Path, default: Any) -> Any:
+    """The JSON in a file, or `default` where it is missing or was cut off by a full disk."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
 
 
 class _Engine(NBClientEngine):
@@ -211,8 +169,7 @@ class _Engine(NBClientEngine):
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, on_cell: Callable[[int, Any], None], kernel_log: Path, **_: Any
     ) -> Any:
-        """Run the cells; `on_cell` gets the index and the cell before each."""
-        plain_start = nb_man.cell_start
+        plain_start = nb_man.cell_start  # `on_cell` gets index and cell before each
 
         def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
             on_cell(cell_index, cell)
@@ -231,7 +188,7 @@ papermill_engines.register(_ENGINE, _Engine)
 def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
     """Run a notebook into `target`, which exists afterwards even when a cell failed.
 
-    Raises NotebookFailed naming notebook, cell and cause; KeyboardInterrupt on Ctrl-C or SIGTERM.
+    Raises UserError naming notebook, cell and cause; KeyboardInterrupt on Ctrl-C or SIGTERM.
     """
     kernel_log = job.folder / f"{job.name}.kernel.log"
     running: list[Any] = []  # (index, source) of each code cell that was started
@@ -250,19 +207,17 @@ def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
                 on_cell=on_cell, kernel_log=kernel_log,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            raise NotebookFailed(_cell_message(job.source, error)) from None
+            raise UserError(_cell_message(job.source, error)) from None
         except (DeadKernelError, RuntimeError) as error:
             if running and not isinstance(error, DeadKernelError):
                 raise
-            raise NotebookFailed(_dead_kernel_message(job.source, running, kernel_log)) from None
+            raise UserError(_dead_kernel_message(job.source, running, kernel_log)) from None
     for index, cell in enumerate(notebook.cells):
         # a cell that calls exit() ends the notebook with success in papermill
         failed = cell.get("execution_count") is None or any(o.output_type == "error" for o in cell.outputs)
         if _is_code(cell) and failed:
-            raise NotebookFailed(
-                f"{_where(job.source, index, cell.source)}\n"
-                "the notebook ended here without an error: a cell must not call exit()"
-            )
+            told = "the notebook ended here without an error: a cell must not call exit()"
+            raise UserError(f"{_where(job.source, index, cell.source)}\n{told}")
 
 
 def _is_code(cell: Any) -> bool:
@@ -324,9 +279,7 @@ def first_line(source: str) -> str:
 
 def duration(sec: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(int(sec), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return str(timedelta(seconds=int(sec))).removeprefix("0:").removeprefix("0")
 
 
 def time_left(name: str, sec: float, chain: Sequence[str], times: dict[str, float]) -> str:
@@ -338,32 +291,27 @@ def time_left(name: str, sec: float, chain: Sequence[str], times: dict[str, floa
     return f" [all: about {max(1, round(rest / 60))} min left]"
 
 
-@dataclass
-class Monitor:
+class Monitor(AbstractContextManager):
     """Prints to stderr: each code cell as it starts, and how far the stage in it is.
 
     In a terminal the running line is renewed in place each second; elsewhere (a log file, CI) a plain line
     comes at least every ten seconds.
     """
 
-    job: Job
-    chain: Sequence[str]
-    times: dict[str, float]
-    _cell: str = "starting the kernel"
-    _cell_start: float = field(default_factory=time.time)
-    _start: float = field(default_factory=time.monotonic)
-    _last_print: float = 0.0
+    def __init__(self, job: Job, chain: Sequence[str], times: dict[str, float]):
+        self.job, self.chain, self.times = job, chain, times
+        cells = papermill.iorw.load_notebook_node(str(job.source)).cells
+        self._num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
+        self._running = ("starting the kernel", time.time())  # cell, since when
+        self._start, self._terminal, self._end = time.monotonic(), sys.stderr.isatty(), threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Monitor":
-        cells = papermill.iorw.load_notebook_node(str(self.job.source)).cells
-        self._num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
-        self._terminal, self._end, self._lock = sys.stderr.isatty(), threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._print(self._cell)
+        self._print(self._running[0])
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
         if self._terminal:
@@ -371,25 +319,19 @@ class Monitor:
 
     def cell_start(self, number: int, source: str) -> None:
         """Code cell `number` (from 1) is about to run."""
-        with self._lock:
-            self._cell = f"cell {number}/{self._num_cells} {first_line(source)}"
-            self._cell_start = time.time()
-        self._print(self._cell)
+        self._running = (f"cell {number}/{self._num_cells} {first_line(source)}", time.time())
+        self._print(self._running[0])
 
     def _beat(self) -> None:
         every = _TERMINAL_BEAT_SEC if self._terminal else _BEAT_SEC
         while not self._end.wait(0.5):
             if time.monotonic() - self._last_print >= every:
-                self._print(self._running(), renew=True)
+                self._print(self._state(), renew=True)
 
-    def _running(self) -> str:
+    def _state(self) -> str:
         """The running cell, with the state of the stage in it instead of its source when there is one."""
-        with self._lock:
-            cell, since = self._cell, self._cell_start
-        try:
-            state = json.loads(self.job.side_file("progress").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return cell  # no stage has written yet
+        cell, since = self._running
+        state = _read(self.job.side_file("progress"), {"time": 0.0})
         return cell if state["time"] < since else f"{' '.join(cell.split()[:2])} {progress.line(state)}"
 
     def _print(self, text: str, renew: bool = False) -> None:

@@ -30,9 +30,7 @@ def test_yaml_holds_only_what_differs(file):
     base = load_profile(parent) if parent else Profile(name="defaults")
     for section in ("images", "curation", "rl", "prism"):
         for key, value in given.get(section, {}).items():
-            assert value != base.lookup(f"{section}.{key}"), (
-                f"{file.name}: {section}.{key} repeats the default"
-            )
+            assert value != base.lookup(f"{section}.{key}"), f"{section}.{key} repeats the default"
 
 
 def test_every_setting_says_where_it_comes_from():
@@ -53,7 +51,6 @@ def test_every_setting_says_where_it_comes_from():
         ({"models.polcy.path": "x"}, ["unknown key models.polcy", "did you mean models.policy?"]),
         ({"models.policy.backend": "endpoint"}, ["models.policy", "needs base_urls"]),
         ({"rl.steps": "many"}, ["rl.steps: 'many'"]),
-        ({"rl": 3}, ["rl: 3"]),
         ({"rl.num_images": 1}, ["rl: num_images 1 is below prompts_per_step"]),
         ({"zzzz": 3}, ["unknown key zzzz", "valid keys here: name, description"]),
     ],
@@ -71,10 +68,6 @@ def _write(folder: Path, text: str) -> str:
     return str(file)
 
 
-def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
-    assert load_profile(_write(tmp_path, "rl: {learning_rate: 1e-5}")).rl.learning_rate == 1e-5
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,8 +80,6 @@ def test_scientific_notation_without_a_dot_is_a_number(tmp_path):
 def test_a_file_that_is_no_profile_is_told(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
         load_profile(_write(tmp_path, text.replace("FILE", str(tmp_path / "own.yaml"))))
-    with pytest.raises(UserError, match=r"no profile 'smke'; did you mean smoke\?; known: mini, one_gpu"):
-        load_profile("smke")
 
 
 def test_another_model_does_not_inherit_the_papers_server():
@@ -115,16 +106,11 @@ def test_values_from_the_command_line_reach_every_process(monkeypatch):
     ("text", "message"),
     [
         ("rewards: {}", r"bad.yaml:\n  unknown key rewards .*did you mean reward\?"),
-        (
-            "training: {vision_towr: false}",
-            r"unknown key training.vision_towr .*mean training.vision_tower\?",
-        ),
+        ("training: {vision_towr: false}", r"unknown key training.vision_towr .*training.vision_tower\?"),
         ("reward: {length: {wieght: 1}}", r"unknown key reward.length.wieght .*mean reward.length.weight\?"),
         ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
         ("data: {num_images: 0}", r"data.num_images.*: 0: "),
         ("reward: {length: {full_share: 0.8}}", "reward.length.*zero_share 0.75 is not above full_share 0.8"),
-        ("reward: {judge: vllm}", r"reward.judge: 'vllm': "),
-        ("data: {num_images: some}", r"data.num_images"),
         ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
     ],
 )
@@ -159,9 +145,6 @@ def test_mistakes_in_an_assembly_are_named(text, message, tmp_path):
     text = text if "extends" in text else f"extends: mini-qwen-3b\n{text}"
     with pytest.raises(UserError, match=f"(?s){message}"):
         load_assembly(_write(tmp_path, text))
-
-
-def test_an_assembly_takes_overrides():
     found = load_assembly("mini-qwen-3b", {"vision.revision": "main"})
     assert (found.name, found.vision.path, found.vision.revision) == ("mini-qwen-3b", "zoo:vlm-72b", "main")
 
@@ -172,18 +155,13 @@ def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path
     shutil.copytree(paths.ROOT / "caprl_utils", site, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     shutil.copytree(paths.CONFIGS, site / "configs")
     code = (
-        "from caprl_utils import paths, provenance; from caprl_utils.config import load_profile;"
+        "import sys; from caprl_utils import paths, provenance, runs; from caprl_utils.config import load_profile;"
         "print(load_profile('mini').name, paths.RUNS, paths.REPORTS, provenance.commit()['commit'],"
-        "paths.shown(paths.RUNS / 'x'))"
+        "paths.shown(paths.RUNS / 'x'), 'torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site.parent)}
     del environment["CAPRL_RUNS"]
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["mini", f"{work}/runs", f"{work}/runs/reports", "None", "runs/x"]
-
-
-def test_import_brings_no_torch():
-    code = "import caprl_utils.runs, caprl_utils.config, sys; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["mini", f"{work}/runs", f"{work}/runs/reports", "None", "runs/x", "False"]

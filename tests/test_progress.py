@@ -20,6 +20,8 @@ def test_track_yields_all_and_leaves_the_last_state(state_file):
     assert (state["label"], state["done"], state["total"]) == ("counting", 3, 3)
     list(track((i for i in range(2)), "stream"))
     assert line(json.loads(state_file.read_text())) == "stream 2"
+    state = {"label": "train", "done": 40, "total": 100, "note": "reward 0.53", "sec": 20.0}
+    assert line(state) == "train 40/100, reward 0.53, about 30 s left"
 
 
 def test_many_updates_are_few_writes(state_file, monkeypatch):
@@ -29,11 +31,6 @@ def test_many_updates_are_few_writes(state_file, monkeypatch):
         for _ in range(1000):
             bar.update(note="reward 0.5")
     assert len(writes) <= 4 and writes[-1]["done"] == 1000 and writes[-1]["note"] == "reward 0.5"
-
-
-def test_line_tells_what_is_left():
-    state = {"label": "train", "done": 40, "total": 100, "note": "reward 0.53", "sec": 20.0}
-    assert line(state) == "train 40/100, reward 0.53, about 30 s left"
 
 
 def test_without_a_runner_and_a_terminal_it_is_silent(monkeypatch, capsys):

@@ -88,10 +88,7 @@ def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "broken",
-            ['broken.ipynb, cell 4 (`raise ValueError("the tea is cold")`)', "ValueError: the tea is cold"],
-        ),
+        ("broken", ['broken.ipynb, cell 4 (`raise ValueError("the tea is cold")`)', "ValueError: the tea"]),
         ("system_exit", ["system_exit.ipynb, cell 4 (`sys.exit(0)`)", "must not call exit()"]),
         ("dead_kernel", ["dead_kernel.ipynb, cell 4", "the kernel died"]),
         ("missing_input", ["stage/none is missing; make it: make 01_qa_curation PROFILE=smoke"]),
@@ -110,10 +107,7 @@ def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (
-            [fixture("good"), "sed=1"],
-            "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed",
-        ),
+        ([fixture("good"), "sed=1"], "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed"),
         ([fixture("good"), "seed=x"], "parameter seed is int, got 'x'"),
         ([fixture("good"), "seed"], "-p seed: expected name=value"),
         ([fixture("no_parameters")], "has no cell tagged `parameters`"),
@@ -126,20 +120,20 @@ def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected):
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
-def test_interrupt_stops_cleanly(runs_folder, start):
+def test_what_is_no_notebook_is_named(tmp_path, run):
+    (tmp_path / "x.ipynb").write_text("{}")
+    good, message = run(str(tmp_path / "x.ipynb"))
+    assert not good and "x.ipynb is no notebook" in message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_or_killed_runner_takes_kernel_and_children_along(runs_folder, start, number):
     process = start(fixture("slow"))
     pids = wait_for(lambda: _pids(runs_folder))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     message = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "stopped; run again to continue" in message
-    wait_for(lambda: not _alive(pids), 15)
-
-
-def test_a_killed_runner_takes_kernel_and_children_along(runs_folder, start):
-    process = start(fixture("slow"))
-    pids = wait_for(lambda: _pids(runs_folder))
-    process.kill()
-    process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "stopped; run again to continue" in message
     wait_for(lambda: not _alive(pids), 15)
     assert not list(runs_folder.rglob("slow.ipynb"))
 
@@ -174,20 +168,10 @@ def test_parameters_are_read_as_numbers_words_and_lists():
     }  # fmt: skip
 
 
-def test_what_is_no_notebook_is_named(tmp_path, run):
-    (tmp_path / "x.ipynb").write_text("{}")
-    good, message = run(str(tmp_path / "x.ipynb"))
-    assert not good and "x.ipynb is no notebook" in message
-
-
-def test_lines_of_the_monitor():
-    assert first_line("# why\n\nrun(1)\nx") == "run(1)"
-    assert first_line("") == "(empty)"
+def test_lines_of_the_monitor_and_the_time_that_is_left():
+    assert first_line("# why\n\nrun(1)\nx") == "run(1)" and first_line("") == "(empty)"
     assert len(first_line("x" * 200)) == 60
-    assert [duration(s) for s in (5, 65, 3605)] == ["0:05", "1:05", "1:00:05"]
-
-
-def test_time_left_counts_the_notebooks_to_come_and_is_not_guessed():
+    assert [duration(s) for s in (5, 65, 605, 3605)] == ["0:05", "1:05", "10:05", "1:00:05"]
     times, chain = {"a": 60.0, "b": 120.0, "c": 300.0}, ["a", "b", "c"]
     assert time_left("a", 30, chain, times) == " [all: about 8 min left]"
     assert time_left("a", 500, chain, times) == " [all: about 7 min left]"  # late: what comes after is left
@@ -205,11 +189,6 @@ def test_the_longest_time_of_a_notebook_is_kept(runs_folder, monkeypatch, tmp_pa
 def test_missing_package_points_to_setup(tmp_path):
     (tmp_path / "pydantic.py").write_text("raise ModuleNotFoundError('no', name='pydantic')")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(paths.ROOT)])}
-    done = subprocess.run(
-        [sys.executable, "-m", "caprl_utils", "config"], env=environment, capture_output=True, text=True
-    )
-    assert (
-        done.returncode == 1
-        and "package 'pydantic' is missing" in done.stderr
-        and "make setup" in done.stderr
-    )
+    command = [sys.executable, "-m", "caprl_utils", "config"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "'pydantic' is missing" in done.stderr and "make setup" in done.stderr
