@@ -11,9 +11,10 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -49,6 +50,29 @@ JOB_KEY = b"caption_job"  # in a file's metadata: what made it
 SAME_ID = "id used by an earlier image"
 MAX_BAD_SHARE = 0.2  # ours: more unusable images than this are a mistake somewhere, not chance
 Captioner = Backend | ModelConfig | str  # a path is zoo:NAME, a folder or a hub id
+
+
+@dataclass(frozen=True)
+class Model:
+    """What captions, and what runs it; see `caption_source`."""
+
+    captioner: Captioner
+    engine: str | None
+    gpus: int
+
+    def open(self, stack: ExitStack) -> Backend:
+        """The captioner; a vLLM server of its own runs until the stack is left."""
+        from caprl_utils.models.local import LocalBackend
+        from caprl_utils.models.server import serve
+
+        model = ModelConfig(path=self.captioner) if isinstance(self.captioner, str) else self.captioner
+        if not isinstance(model, ModelConfig):
+            return model
+        if model.base_urls:
+            return EndpointBackend(model)
+        if self.engine == "vllm" or (self.engine is None and gpu_names() and find_spec("vllm")):
+            return EndpointBackend(stack.enter_context(serve(model, gpus=self.gpus)).config)
+        return LocalBackend(model)
 
 
 @dataclass(frozen=True)
@@ -110,8 +134,8 @@ def caption_source(
 
     out: NAME.parquet; with workers also a folder of shards, local or remote. kinds, limit: only images of these kinds,
     only the first. max_bad_share: of images that cannot be used. engine: "vllm" or "transformers" runs a model that has
-    no server; vLLM by default where there is a GPU and vLLM. workers: 0 works in this process; more are Ray actors,
-    each with a model on `gpus` GPUs of its own, that write shards of `shard_images` images.
+    no server; vLLM by default where there is a GPU and vLLM. workers: 0 works in this process; more are Ray actors
+    with a model each, that write shards of `shard_images` images. gpus: that share a model.
 
     The columns are those of `caption.Caption`. Images without a caption are tried again by the next call. Raises
     UserError for a source that is missing, unusable or has changed, for a result inside the source's folder, for a
@@ -124,15 +148,15 @@ def caption_source(
             lock = Lock(Path(folder) / ".lock", shown(folder))
             lock.acquire()
             stack.callback(lock.release)
+        model = Model(captioner, engine, gpus)
         if workers:
-            from caprl_utils.captions import scale
+            from caprl_utils.captions.scale import caption_shards
 
-            model = scale.Model(captioner, engine, gpus)
-            result, looked = scale.caption_shards(
+            result, looked = caption_shards(
                 job, folder, str(out), model, workers, shard_images, max_bad_share
             )
         else:
-            result, looked = _caption_here(job, Path(folder), Path(out), captioner, engine, max_bad_share)
+            result, looked = _caption_here(job, Path(folder), Path(out), model, max_bad_share)
     write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
     if not looked:
         raise UserError(f"no image in {job['source']!r}")
@@ -141,12 +165,7 @@ def caption_source(
 
 
 def _caption_here(
-    job: Mapping[str, Any],
-    folder: Path,
-    out: Path,
-    captioner: Captioner,
-    engine: str | None,
-    max_bad_share: float,
+    job: Mapping[str, Any], folder: Path, out: Path, model: Model, max_bad_share: float
 ) -> tuple[CaptionSet, int]:
     """The result, and how many images there are."""
     tally, order, sampling = Tally(), [], Sampling(**job["sampling"])
@@ -156,7 +175,7 @@ def _caption_here(
         ExitStack() as stack,
         Progress("captions", total) as bar,
     ):
-        opener = model_opener(captioner, engine, 1, stack)
+        opener = partial(model.open, stack)
         for row in missing(_numbered(job, tally, order), store, opener, sampling, job["prompt"], tally):
             store.append(row)
             bar.update(len(order) - bar.done)
@@ -188,27 +207,6 @@ def refuse_many(bad: Mapping[str, str], images: int, max_share: float) -> None:
             f"{len(bad)} images of the first {images} cannot be used; first: {name}: {reason}. What was captioned is "
             f"kept. Mend the source, or allow more than {max_share:.0%} (--max-bad-share)."
         )
-
-
-def model_opener(
-    captioner: Captioner, engine: str | None, gpus: int, stack: ExitStack
-) -> Callable[[], Backend]:
-    """A function that gives the captioner; a vLLM server of its own runs until the stack is left."""
-
-    def opener() -> Backend:
-        from caprl_utils.models.local import LocalBackend
-        from caprl_utils.models.server import serve
-
-        model = ModelConfig(path=captioner) if isinstance(captioner, str) else captioner
-        if not isinstance(model, ModelConfig):
-            return model
-        if model.base_urls:
-            return EndpointBackend(model)
-        if engine == "vllm" or (engine is None and gpu_names() and find_spec("vllm")):
-            return EndpointBackend(stack.enter_context(serve(model, gpus=gpus)).config)
-        return LocalBackend(model)
-
-    return opener
 
 
 def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) -> list[str]:

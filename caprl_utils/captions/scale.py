@@ -15,7 +15,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from queue import SimpleQueue
@@ -32,10 +31,9 @@ from caprl_utils.captions.job import (
     JOB_KEY,
     SAME_ID,
     SCHEMA,
-    Captioner,
     CaptionSet,
+    Model,
     gather,
-    model_opener,
     refuse_many,
     write_file,
 )  # fmt: skip
@@ -52,15 +50,6 @@ _READ = pa.schema(
     + [(name, pa.string()) for name in ("id", "key", "path", "problem", "detail")]
 )
 _STARTS = 3  # Ray gives itself half a minute to start, which a loaded machine does not keep
-
-
-@dataclass(frozen=True)
-class Model:
-    """What an actor captions with; see `job.caption_source`."""
-
-    captioner: Captioner
-    engine: str | None
-    gpus: int
 
 
 def caption_shards(
@@ -253,7 +242,7 @@ class _Actor:
     @cached_property
     def idle(self) -> SimpleQueue[Backend]:
         """Captioners that have nothing to do: one, or two of a server, which is asked about two batches at once."""
-        backend = model_opener(self.model.captioner, self.model.engine, self.model.gpus, self.stack)()
+        backend = self.model.open(self.stack)
         queue: SimpleQueue[Backend] = SimpleQueue()
         queue.put(backend)
         if isinstance(backend, EndpointBackend):

@@ -19,7 +19,7 @@ from scripted_captioner import LOOP, Scripted, fill, picture
 
 from caprl_utils.captions import job as captioning
 from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, caption_images, is_loop
-from caprl_utils.captions.job import caption_source, model_opener
+from caprl_utils.captions.job import Model, caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Sampling
@@ -322,7 +322,7 @@ def test_who_runs_a_model(monkeypatch):
     ]:  # fmt: skip
         monkeypatch.setattr(captioning, "gpu_names", lambda names=names: names)
         with ExitStack() as stack:
-            assert type(model_opener(model, engine, 2, stack)()).__name__ == wanted
+            assert type(Model(model, engine, 2).open(stack)).__name__ == wanted
     assert served == [("zoo:vlm-3b", 2), "ended"] * 2
 
 
