@@ -62,7 +62,7 @@ class LetterReading:
 def first_capital(text: str) -> str | None:
     """The first capital A to I in the text (author code of the QA reward), or None.
 
-    Right for short completions that continue "The answer is"; wrong for free text, where it reads "Answer: B" as A.
+    Right for short completions that continue "The answer is"; wrong for free text ("Answer: B" gives A).
     """
     found = re.search(r"[A-I]", text)
     return found[0] if found else None

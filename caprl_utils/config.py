@@ -156,9 +156,7 @@ def _file(model: type[Settings], name: str | Path) -> Path:
     raise UserError(f"{what}{did_you_mean(str(name), known)}; known: {', '.join(known)}")
 
 
-def _layers(
-    model: type[Settings], name: str | Path, seen: tuple[Path, ...] = ()
-) -> tuple[Path, dict[str, Any]]:
+def _layers(model: type[Settings], name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[Path, dict]:
     """The file, and its values over those of the files that it extends; name and words are its own."""
     file = _file(model, name)
     if file in seen:

@@ -171,7 +171,7 @@ class Conversation(Row):
 
     @property
     def mark_problem(self) -> str | None:
-        """Marks in the text that LLaMA-Factory would look for a medium for, in vain; None where all is well."""
+        """Which marks in the text LLaMA-Factory would look for a medium for, in vain; None where all is well."""
         text = "\n".join(message.content for message in self.messages)
         if (asked := text.count(PLACEHOLDER)) != len(self.images):
             return f"{asked} {PLACEHOLDER} for {len(self.images)} images"

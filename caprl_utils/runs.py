@@ -113,10 +113,9 @@ class RowStore(AbstractContextManager):
             if not isinstance(row["id"], str):
                 raise TypeError("id is no text")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{shown(self.path)}, line {number} is no row with a text `id` ({error}). "
-                "The file was changed from outside; delete that line and run again."
-            ) from None
+            remedy = "The file was changed from outside; delete that line and run again."
+            problem = f"{shown(self.path)}, line {number} is no row with a text `id` ({error})"
+            raise UserError(f"{problem}. {remedy}") from None
         return row
 
     def __len__(self) -> int:
@@ -231,9 +230,9 @@ class Run(AbstractContextManager):
         if self.folder.exists() and (old is None or old["key"] != self.key):
             self._set_aside(old)
         if not (self.folder / "key.json").exists():
+            key = {"key": self.key, "parts": self._parts, "code": self._code}
             write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
-            manifest = {"key": self.key, "parts": self._parts, "code": self._code}
-            write_json(self.folder / "key.json", manifest)
+            write_json(self.folder / "key.json", key)
         if self.complete:
             note_access(self.folder / "result.json")
             self.close()
@@ -276,15 +275,10 @@ class Run(AbstractContextManager):
         return self._stores[name]
 
     def finish(
-        self,
-        values: Mapping[str, Any],
-        n: int | Mapping[str, int],
-        unit: str,
-        unparsed: int | Mapping[str, int] | None = None,
-        intervals: Mapping[str, Any] | None = None,
-        seeds: Sequence[int] | None = None,
-        **more: Any,
-    ) -> dict[str, Any]:
+        self, values: Mapping[str, Any], n: int | Mapping[str, int], unit: str,
+        unparsed: int | Mapping[str, int] | None = None, intervals: Mapping[str, Any] | None = None,
+        seeds: Sequence[int] | None = None, **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """Write result.json, last and atomically, and free the folder. Returns the record.
 
         values: raw and unrounded, None for missing. n: how many units (say which: "image", "question").

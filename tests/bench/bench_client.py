@@ -8,6 +8,7 @@ All send chats of the same output lengths (the model's own end is ignored), spre
 
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from typing import Any
 
 import harness
 
-from caprl_utils import paths, processes
+from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.endpoint import Client, Post, RequestError
@@ -84,7 +85,7 @@ def load_generator(served: ModelConfig, asked: Sequence[Chat]) -> float:
     with TemporaryDirectory() as name:
         data, result = Path(name) / "chats.jsonl", Path(name) / "result.json"
         data.write_text("".join(json.dumps({"prompt": p, "output_tokens": n}) + "\n" for p, n in asked))
-        processes.run(
+        subprocess.run(
             [
                 sys.executable, "-c", _GENERATOR, "--backend", "openai-chat", "--endpoint", "/v1/chat/completions",
                 "--base-url", served.base_urls[0].removesuffix("/v1"), "--model", served.path,
@@ -94,7 +95,7 @@ def load_generator(served: ModelConfig, asked: Sequence[Chat]) -> float:
                 "--ignore-eos", "--temperature", "0", "--disable-tqdm", "--save-result", "--result-dir", name,
                 "--result-filename", result.name,
             ],
-            Path(name) / "log",
+            check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         found = json.loads(result.read_text())
     if found["completed"] != len(asked):
