@@ -1,9 +1,8 @@
 """Stage 2 of Prism: a reader answers every question from the caption alone.
 
 Three ways to read, none of which guesses:
-`choice`   questions with options: the letter of highest probability after "The answer is" (one forward
-           pass, no dice); others: greedy. `letter_mass` tells how much probability the reader put on
-           letters at all.
+`choice`   questions with options: the letter of highest probability after "The answer is" (one forward pass, no dice);
+           others: greedy. `letter_mass` tells how much probability the reader put on letters at all.
 `greedy`   temperature 0 after the same prefill, for all questions.
 `sampled`  the authors' setting: temperature 1.0, top-p 1.0, at most 2048 tokens, no prefill.
 """
@@ -50,9 +49,7 @@ class Task:
 
 
 class Answer(BaseModel):
-    """What the reader said: a row of answers.jsonl. `text` is None where two letters were exactly as
-    likely.
-    """
+    """What the reader said: a row of answers.jsonl. `text` is None where two letters were exactly as likely."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -23,10 +23,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple
+from importlib.metadata import version
+from typing import Any, Literal
 
-from caprl_utils.errors import UserError
 from caprl_utils.prism.metrics import ANLS_THRESHOLD, Score, anls_distance, as_list, relaxed_match
 
 Branch = Literal["chart", "info", "symbolic"]
@@ -42,22 +41,13 @@ GOLD_UNPARSED = "the gold cannot be parsed, which scores 1 for every answer (Q7)
 NO_ANSWER = "no answer: the layout </think><answer>...\\boxed{...}...</answer> was not found"
 
 
-class Verdict(NamedTuple):
-    """What the symbolic part gives: its score, the answer's normalised text, whether the gold parsed."""
-
-    symbolic: float
-    answer_text: str
-    gold_parsed: bool
-
-
 def score(completion: str, gold: Any, branch: Branch) -> Score:
     """The authors' score of a reader's complete text."""
     answer = extract(completion)
-    verdict = symbolic_verdict(answer or "", str(gold))
-    value = verdict.symbolic
+    value, answer_text, gold_parsed = symbolic_verdict(answer or "", str(gold))
     if branch != "symbolic" and value < 1.0:
-        value = max(value, chart_score(verdict.answer_text, str(gold), similarity=branch == "info"))
-    if not verdict.gold_parsed:
+        value = max(value, chart_score(answer_text, str(gold), similarity=branch == "info"))
+    if not gold_parsed:
         return Score(value, answer, GOLD_UNPARSED)
     return Score(value, answer, NO_ANSWER if answer is None else None)
 
@@ -65,9 +55,8 @@ def score(completion: str, gold: Any, branch: Branch) -> Score:
 def extract(completion: str) -> str | None:
     """The text that the authors' greedy pattern captures; None where it finds nothing.
 
-    From the first box after the answer tag to the last closing brace that still has a closing answer
-    tag behind it (Q23, Q24). Written as searches instead of a pattern, so that a completion stuck in
-    a loop costs linear time.
+    From the first box after the answer tag to the last closing brace that still has a closing answer tag behind it
+    (Q23, Q24). Written as searches instead of a pattern, so that a completion stuck in a loop costs linear time.
     """
     start = _ANSWER_START.search(completion)
     if start is None:
@@ -82,25 +71,25 @@ def extract(completion: str) -> str | None:
 
 
 @lru_cache(maxsize=100_000)
-def symbolic_verdict(answer: str, gold: str) -> Verdict:
-    """The symbolic score of an extracted answer, "" where nothing was extracted, by math-verify."""
-    gold_parsed = list(_parse(f"${gold}$"))
-    parsed = list(_parse(f"${answer}$"))
+def symbolic_verdict(answer: str, gold: str) -> tuple[float, str, bool]:
+    """By math-verify: the symbolic score of an extracted answer ("" where nothing was extracted), the answer's
+    normalised text, whether the gold parsed.
+    """
+    gold_parsed, parsed = list(_parse(f"${gold}$")), list(_parse(f"${answer}$"))
     answer_text = str(parsed[-1]) if parsed else ""
     if not gold_parsed:
-        return Verdict(1.0, answer_text, False)
+        return 1.0, answer_text, False
     try:
         hit = _verify(answer, gold_parsed) or _verify(parsed, gold_parsed)
     except Exception:  # the authors' scorer turns every error of the comparison into 0
         hit = False
-    return Verdict(float(hit), answer_text, True)
+    return float(hit), answer_text, True
 
 
 def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
     """Relaxed accuracy over scales and alternatives; with `similarity` (InfoVQA) the larger of it and ANLS.
 
-    Args:
-        answer_text: the normalised text of the answer's parse, "" if there is none.
+    answer_text: the normalised text of the answer's parse, "" if there is none.
     """
     listed = as_list(gold)
     alternatives = [gold] if listed is None else listed
@@ -124,14 +113,7 @@ def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
 
 def version_warning() -> str | None:
     """What to tell where another math-verify is installed than the one that defines this scorer."""
-    try:
-        installed = version("math-verify")
-    except PackageNotFoundError as error:
-        raise UserError(
-            f"math-verify is not installed: `pip install math-verify=={MATH_VERIFY_VERSION} "
-            "latex2sympy2-extended==1.10.2` (the versions in requirements/main.in)"
-        ) from error
-    if installed == MATH_VERIFY_VERSION:
+    if (installed := version("math-verify")) == MATH_VERIFY_VERSION:
         return None
     return (
         f"math-verify {installed} is installed, scoring caprl is defined with {MATH_VERIFY_VERSION}: "
@@ -148,13 +130,9 @@ def _parse(text: str) -> tuple[Any, ...]:
     _silence()
     try:
         with _cpu_limit():
+            config = [LatexExtractionConfig()]
             return tuple(
-                parse(
-                    text,
-                    extraction_config=[LatexExtractionConfig()],
-                    extraction_mode="first_match",
-                    parsing_timeout=None,
-                )
+                parse(text, extraction_config=config, extraction_mode="first_match", parsing_timeout=None)
             )
     except TimeoutException:  # fired just after the parse: what math-verify makes of it inside
         return ()

@@ -130,9 +130,7 @@ def _evaluate(
 
 
 def reading(profile: Profile, looks: bool = False) -> Mode:
-    """How answers are read: letter probabilities from a caption, greedily from an image; the authors' scorer reads
-    <answer> tags, which only their sampled setting writes.
-    """
+    """How answers are read; the authors' scorer reads <answer> tags, which only their sampled setting writes."""
     if profile.prism.scoring == "caprl":
         return "sampled"
     return "greedy" if looks else "choice"
@@ -209,19 +207,17 @@ def score_model(
     prepare_process(profile)
     name = name or re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")
     samples = load_samples(profile, benchmarks or None, num_samples)
-    backend = open_backend(
-        profile.models.policy.model_copy(update={"path": model, "revision": None}), profile
-    )
+    asked = profile.models.policy.model_copy(update={"path": model, "revision": None})
+    backend = open_backend(asked, profile)
     if direct:
         record = evaluate_vqa(profile, name, backend, samples)
     else:
         reader = open_backend(profile.models.prism_reader, profile)
         record = evaluate(profile, name, backend, reader, samples)
-    folder = paths.RUNS / profile.name / record["stage"] / name
-    return f"{score_lines(record)}\n{paths.shown(folder)}"
+    return f"{_score_lines(record)}\n{paths.shown(paths.RUNS / profile.name / record['stage'] / name)}"
 
 
-def score_lines(record: Mapping[str, Any]) -> str:
+def _score_lines(record: Mapping[str, Any]) -> str:
     """One line a benchmark: score with interval in percent, questions, answers unread and unscored."""
     lines = [f"{'':<17} score [95 % interval]   questions  unparsed  unscored  tokens per caption"]
     values = record["values"]

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.captions.caption import Caption
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.images import open_image
 from caprl_utils.models.base import Backend
 from caprl_utils.prism.evaluate import preview
 from caprl_utils.prism.loading import load_samples
-from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.scores import gold_option
+from caprl_utils.prism.sources import image_ids, written_caption
 from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
@@ -60,33 +60,24 @@ def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[st
                 raise UserError(
                     f"{label}: sample {row['sample_id']} of {row['benchmark']} is not in the gallery"
                 )
-            _add_row(items[row["image_id"]], question, label, row)
+            texts = items[row["image_id"]]["captions"]
+            if row["caption"] is not None and row["caption_index"] >= len(texts.get(label, [])):
+                texts.setdefault(label, []).append(row["caption"])
+            question["scores"].setdefault(label, []).append(row["score"])
+            question["answers"].setdefault(label, []).append(row["answer"])
     for item in items.values():
-        means = item["score"] = _mean_scores(item["questions"])
-        item["disagreement"] = max(means.values()) - min(means.values()) if means else 0.0
+        for label in rows:
+            given = [score for question in item["questions"] for score in question["scores"].get(label, [])]
+            if known := [score for score in given if score is not None]:
+                item["score"][label] = sum(known) / len(known)
+        means = item["score"].values()
+        item["disagreement"] = max(means, default=0.0) - min(means, default=0.0)
     return sorted(items.values(), key=lambda item: (-item["disagreement"], item["id"]))
 
 
 def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str, Any]:
     empty = {"captions": {}, "questions": [], "score": {}, "disagreement": 0.0}
     return {"id": image_id, "benchmark": benchmark, "open": image, **empty}
-
-
-def _add_row(item: dict[str, Any], question: dict[str, Any], label: str, row: Mapping[str, Any]) -> None:
-    if row["caption"] is not None:
-        texts = item["captions"].setdefault(label, [])
-        if row["caption_index"] >= len(texts):
-            texts.append(row["caption"])
-    question["scores"].setdefault(label, []).append(row["score"])
-    question["answers"].setdefault(label, []).append(row["answer"])
-
-
-def _mean_scores(questions: Rows) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for question in questions:
-        for label, scores in question["scores"].items():
-            found.setdefault(label, []).extend(score for score in scores if score is not None)
-    return {label: sum(scores) / len(scores) for label, scores in found.items() if scores}
 
 
 def data_uri(image: Image) -> str:
@@ -113,23 +104,19 @@ def write(items: Rows, file: Path, title: str) -> Path:
 
 
 def cards(items: Rows) -> str:
-    """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with
-    hit or miss.
-    """
-    return "".join(_card(item) for item in items)
-
-
-def _card(item: Mapping[str, Any]) -> str:
-    captions = "".join(
-        f"<p style='margin:2px 0'><b>{html.escape(label)}</b>: {html.escape(texts[0])}</p>"
-        for label, texts in item["captions"].items()
-    )
-    questions = "".join(_card_question(question) for question in item["questions"])
-    return (
+    """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with hit or miss."""
+    return "".join(
         "<div style='display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px'>"
         f"<img alt='{html.escape(item['id'])}' src='{data_uri(item['open']())}' style='width:168px'>"
-        f"<div style='max-width:640px'>{captions}<ul style='margin:6px 0'>{questions}</ul></div></div>"
+        f"<div style='max-width:640px'>{''.join(map(_card_caption, item['captions'].items()))}"
+        f"<ul style='margin:6px 0'>{''.join(map(_card_question, item['questions']))}</ul></div></div>"
+        for item in items
     )
+
+
+def _card_caption(captions: tuple[str, list[str]]) -> str:
+    label, text = captions[0], captions[1][0]
+    return f"<p style='margin:2px 0'><b>{html.escape(label)}</b>: {html.escape(text)}</p>"
 
 
 def _card_question(question: Mapping[str, Any]) -> str:
@@ -139,9 +126,8 @@ def _card_question(question: Mapping[str, Any]) -> str:
         answers = ", ".join(dict.fromkeys(str(answer) for answer in question["answers"][label]))
         text = html.escape(f"{label} {hits}/{len(scores)} ({answers})")
         marks.append(f"<span style='color:{_COLOURS[hits * 2 > len(scores)]}'>{text}</span>")
-    place = ord(question["gold"][0]) - ord("A") if len(question["gold"]) == 1 else -1
-    text = f") {question['options'][place]}" if 0 <= place < len(question["options"]) else ""
-    gold = html.escape(question["gold"] + text)
+    option = gold_option(question["gold"], question["options"])
+    gold = html.escape(question["gold"] + (f") {option}" if option else ""))
     return f"<li>{html.escape(question['question'])} <b>{gold}</b>: {'; '.join(marks)}</li>"
 
 
@@ -193,7 +179,7 @@ def folder_items(
     }
     samples = [sample for file in dict.fromkeys(files.values()) for sample in questions[file]]
     given = {
-        image: [_caption(image, i, text) for i, text in enumerate(texts[file])]
+        image: [written_caption(image, i, text, label, None) for i, text in enumerate(texts[file])]
         for image, file in files.items()
     }
     rows = preview(profile, samples, given, reader) if samples and reader else []
@@ -203,13 +189,6 @@ def folder_items(
         | {"id": file, "captions": {label: found}}
         for file, found in texts.items()
     ]
-
-
-def _caption(image_id: str, index: int, text: str) -> Caption:
-    return Caption(
-        id=f"{image_id}#{index}", image_id=image_id, index=index, caption=text, num_tokens=None,
-        finish_reason="stop", model="",
-    )  # fmt: skip
 
 
 def _open(path: Path) -> Image:

@@ -127,7 +127,7 @@ def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Only the images named by <image n> in question and options belong to the sample, in that order."""
     options = as_list(record.get("options")) or []
     question, gold = str(record.get("question", "")), record.text("answer")
-    if record.has_image("image_1"):
+    if "image_1" in record.table.data.column_names:
         numbers = sorted({int(n) for n in re.findall(r"<image (\d+)>", question + " ".join(options))}) or [1]
         images = tuple(record.image(f"image_{number}") for number in numbers)
     else:

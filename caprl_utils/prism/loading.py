@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_REJECTED_SHARE = 0.05  # ours: beyond it the data are of another layout than expected
-_BASE64_COLUMNS = {"bytes"}
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +72,7 @@ def load(
 
 
 def _read(facts: Benchmark, table: Table) -> list[Sample]:
+    """The samples of all rows that can be used; tells of the others."""
     table.require(_needed_columns(facts, table), facts)
     samples: list[Sample] = []
     rejected: list[str] = []
@@ -83,7 +83,16 @@ def _read(facts: Benchmark, table: Table) -> list[Sample]:
             samples += samples_of(record, facts)
         except UserError as error:
             rejected.append(f"{table.label}, row {record.index}: {error}")
-    _check_rejected(facts.key, table.label, len(samples), rejected)
+    total, first = len(samples) + len(rejected), f"; first: {rejected[0]}" if rejected else ""
+    if not samples:
+        raise UserError(f"benchmark {facts.key!r}: no usable row of {total} in {table.label}{first}")
+    if len(rejected) > MAX_REJECTED_SHARE * total:
+        raise UserError(
+            f"benchmark {facts.key!r}: {len(rejected)} of {total} rows of {table.label} were set aside, more than "
+            f"{MAX_REJECTED_SHARE:.0%}{first}. Check that the files have the expected layout"
+        )
+    if rejected:
+        log.warning("%s: %d of %d rows were set aside%s", facts.key, len(rejected), total, first)
     return samples
 
 
@@ -91,25 +100,8 @@ def _needed_columns(facts: Benchmark, table: Table) -> tuple[str, ...]:
     roles = facts.columns
     if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
         return roles.answer
-    images = roles.image[:1] if "image_1" in roles.image else roles.image
-    if facts.hub.images_config:
-        images = ()
+    images = () if facts.hub.images_config else roles.image[:1]  # of several only the first is in every row
     return (*images, *roles.question, *roles.options, *roles.answer)
-
-
-def _check_rejected(benchmark: str, label: str, num_samples: int, rejected: Sequence[str]) -> None:
-    """Tell of rows set aside. Raises UserError if there are no samples or too many such rows."""
-    total = num_samples + len(rejected)
-    first = f"; first: {rejected[0]}" if rejected else ""
-    if not num_samples:
-        raise UserError(f"benchmark {benchmark!r}: no usable row of {total} in {label}{first}")
-    if len(rejected) > MAX_REJECTED_SHARE * total:
-        raise UserError(
-            f"benchmark {benchmark!r}: {len(rejected)} of {total} rows of {label} were set aside, more than "
-            f"{MAX_REJECTED_SHARE:.0%}{first}. Check that the files have the expected layout"
-        )
-    if rejected:
-        log.warning("%s: %d of %d rows were set aside%s", benchmark, len(rejected), total, first)
 
 
 def _join_gqa(facts: Benchmark, path: Path | None, samples: list[Sample]) -> list[Sample]:
@@ -165,11 +157,12 @@ class Table:
     def require(self, columns: Sequence[str], facts: Benchmark) -> None:
         """Raises UserError naming the columns that are missing, with the nearest names there are."""
         present = self.data.column_names
-        hints = []
-        for name in (name for name in columns if name not in present):
-            near = difflib.get_close_matches(name, present, n=1, cutoff=0.5)
-            hints.append(f"{name!r}" + (f" (there is {near[0]!r})" if near else ""))
-        if hints:
+        if missing := [name for name in columns if name not in present]:
+            near = [difflib.get_close_matches(name, present, n=1, cutoff=0.5) for name in missing]
+            hints = [
+                repr(name) + (f" (there is {found[0]!r})" if found else "")
+                for name, found in zip(missing, near, strict=True)
+            ]
             raise UserError(
                 f"{self.label} lacks the column {', '.join(hints)} of {facts.name}; it has {', '.join(present)}. "
                 "For a copy with other names change columns in configs/benchmarks.yaml"
@@ -200,9 +193,6 @@ class Record:
             return str(value)
         raise UserError(f"column {column!r} holds {_shown(value)}, text is needed")
 
-    def has_image(self, column: str) -> bool:
-        return column in self.table.data.column_names
-
     def image(self, column: str) -> StoredImage:
         """The image in `column` (the first, if the cell is a list), to be opened when it is called."""
         return StoredImage(self.table, self.index, column)
@@ -219,7 +209,7 @@ class StoredImage:
         """Raises UserError naming row and column for what is no image, too large or absent."""
         try:
             return open_image(self._bytes())
-        except BadImageError as error:
+        except (BadImageError, ValueError) as error:  # ValueError: base64 text that is none
             raise UserError(f"{self.where}: {error}") from error
 
     def stored_hash(self) -> str:
@@ -232,11 +222,8 @@ class StoredImage:
             value = value[0] if value else None
         if isinstance(value, Mapping):  # the storage form of `datasets.Image`
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
-        if isinstance(value, str) and value and self.column in _BASE64_COLUMNS:
-            try:
-                return base64.b64decode(value.split(",", 1)[-1], validate=True)
-            except ValueError as error:
-                raise UserError(f"{self.where}: the image text is not base64") from error
+        if isinstance(value, str) and self.column == "bytes":  # of MME-RealWorld: base64 text
+            return base64.b64decode(value.split(",", 1)[-1])
         if isinstance(value, str):
             return inside(self.table.root, value, self.where).read_bytes()
         if not isinstance(value, bytes):
@@ -245,10 +232,7 @@ class StoredImage:
 
 
 def inside(root: Path | None, relative: str, where: str) -> Path:
-    """The file `relative` names under `root`. Raises UserError if it leaves the root or is missing.
-
-    where: file and row, for the message.
-    """
+    """The file `relative` names under `root`. Raises UserError (with `where`) if it leaves the root or is missing."""
     if root is None:
         raise UserError(
             f"{where}: the data hold only a path; download them with their images and name the folder"
@@ -263,10 +247,7 @@ def inside(root: Path | None, relative: str, where: str) -> Path:
 
 
 def open_table(facts: Benchmark, path: Path | None, config: str | None = None) -> Table:
-    """The benchmark's rows. Raises UserError when they are absent.
-
-    config: another configuration of the same dataset (GQA keeps its images in one).
-    """
+    """The benchmark's rows, or those of another configuration. Raises UserError when they are absent."""
     config = config or facts.hub.config
     data = _open_local(facts, path, config) if path else _open_hub(facts, config)
     images = {name for name, feature in data.features.items() if "Image(" in repr(feature)}
@@ -283,45 +264,34 @@ def _open_local(facts: Benchmark, path: Path, config: str | None) -> Dataset:
     if config and (path / config).is_dir():  # a repository of several configurations
         path = path / config
     try:
-        if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             loaded = load_from_disk(str(path))
             return _only_split(loaded, facts, path) if isinstance(loaded, DatasetDict) else loaded
-        files = _data_files(facts, path)
+        files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.jsonl"))
+        if not files:
+            raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
+        of_split = [str(file) for file in files if file.name.startswith(facts.hub.split)]
         kind = "parquet" if files[0].suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files=[str(file) for file in files], split="train")
+        return load_dataset(kind, data_files=of_split or list(map(str, files)), split="train")
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a dataset: {error}") from error
 
 
-def _data_files(facts: Benchmark, path: Path) -> list[Path]:
-    """Parquet files below a folder, or JSONL files; only those named after the split, where any is."""
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet")) or sorted(path.rglob("*.jsonl"))
-    if not files:
-        raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
-    return [file for file in files if file.name.startswith(facts.hub.split)] or files
-
-
 def _only_split(loaded: Any, facts: Benchmark, path: Path) -> Dataset:
     wanted = facts.hub.split
-    if wanted in loaded:
-        return loaded[wanted]
-    if len(loaded) == 1:
-        return next(iter(loaded.values()))
-    raise UserError(f"{path} has the splits {', '.join(loaded)}; {facts.name} is scored on {wanted!r}")
+    if wanted not in loaded and len(loaded) > 1:
+        raise UserError(f"{path} has the splits {', '.join(loaded)}; {facts.name} is scored on {wanted!r}")
+    return loaded[wanted if wanted in loaded else next(iter(loaded))]
 
 
 def _open_hub(facts: Benchmark, config: str | None) -> Dataset:
     from datasets import load_dataset
 
     hub = facts.hub
-    arguments = {
-        "name": config, "split": hub.split, "revision": hub.revision, "data_files": hub.data_files,
-    }  # fmt: skip
     try:
-        return load_dataset(hub.id, **{k: v for k, v in arguments.items() if v is not None})
+        return load_dataset(hub.id, config, split=hub.split, revision=hub.revision, data_files=hub.data_files)
     except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
-        first = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+        reason = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
         raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
 
 

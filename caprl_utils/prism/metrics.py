@@ -106,8 +106,7 @@ def _float(text: str) -> float | None:
 def relaxed_match(reference: str, candidate: str) -> bool:
     """ChartQA's test: |candidate - reference| / |reference| <= 0.05, else equal text without case.
 
-    Plain floating point, so 1.05 misses 1 (0.050000000000000044). A zero reference switches the
-    numeric test off.
+    Plain floating point, so 1.05 misses 1 (0.050000000000000044). A zero reference switches the numeric test off.
     """
     number, base = to_float(candidate), to_float(reference)
     if number is not None and base:
@@ -212,7 +211,8 @@ def gold_letter(gold: Any) -> str:
     text = str(gold).strip()
     if text.isdigit() and int(text) < len(ascii_uppercase):
         return ascii_uppercase[int(text)]
-    return text.strip("().").upper() if len(text.strip("().")) == 1 else text
+    bare = text.strip("().")
+    return bare.upper() if len(bare) == 1 else text
 
 
 def letter_accuracy(sample: Sample, text: str) -> Score:
@@ -354,14 +354,10 @@ def mathvision_accuracy(sample: Sample, text: str) -> Score:
     answer, gold, options = final_answer(text), str(sample.gold).strip(), sample.options
     if not answer:
         return Score(0.0, None, "empty answer")
-    accepted = [gold]
-    if options:
-        letters = letters_for(options)
-        reading = read_letter(answer, letters)
-        if reading.letter is not None:
-            return Score(float(reading.letter == gold), reading.letter)
-        if gold in letters:
-            accepted.append(options[letters.index(gold)])
+    letters = letters_for(options)
+    if options and (letter := read_letter(answer, letters).letter):
+        return Score(float(letter == gold), letter)
+    accepted = [gold, options[letters.index(gold)]] if options and gold in letters else [gold]
     return Score(float(any(math_equal(answer, text) for text in accepted)), answer)
 
 
@@ -454,8 +450,7 @@ def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score
 
 
 def _nearest_choice(answer: str, choices: list[str]) -> str:
-    letters = letters_for(choices)
-    marked = re.findall(r"\(([a-zA-Z])\)", answer)
+    marked, letters = re.findall(r"\(([a-zA-Z])\)", answer), letters_for(choices)
     letter = marked[0].upper() if marked else answer
     if len(letter) == 1 and letter in letters:
         return choices[letters.index(letter)]

@@ -43,8 +43,8 @@ def score_rows(
     tasks: Sequence[Task], answers: Mapping[str, Answer], scoring: Scoring, judge: Judge | None = None
 ) -> list[dict[str, Any]]:
     """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
-    found = score_answers([(task.sample, answers[task.id].text or "") for task in tasks], scoring, judge)
-    scores = {task.id: score for task, score in zip(tasks, found, strict=True)}
+    texts = [(task.sample, answers[task.id].text or "") for task in tasks]
+    scores = dict(zip((task.id for task in tasks), score_answers(texts, scoring, judge), strict=True))
     rows = []
     for unit in _units(tasks, scoring):
         parts = [scores[task.id] for task in unit]
@@ -161,9 +161,7 @@ def group_score(right: Mapping[str, bool]) -> float | None:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, Any]:
-    """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts
-    the same).
-    """
+    """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts the same)."""
     values = {
         name: _values([row for row in rows if row["benchmark"] == name])
         for name in dict.fromkeys(row["benchmark"] for row in rows)
@@ -186,11 +184,9 @@ def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[
 def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, list[float]]:
     """Benchmark -> [low, high]; the average's only where every benchmark has scores."""
     scores = sample_scores(rows)
-    if not scores:
-        return {}
-    parts = bootstrap_models({"model": scores}, draws, seed)
+    parts = bootstrap_models({"model": scores}, draws, seed) if scores else {}
     if len(scores) < len({row["benchmark"] for row in rows}):
-        del parts[AVERAGE]
+        parts.pop(AVERAGE, None)
     found = {name: part.interval("model") for name, part in parts.items()}
     return {name: [interval.low, interval.high] for name, interval in found.items()}
 

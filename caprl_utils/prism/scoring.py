@@ -84,9 +84,7 @@ MAX_TOKENS = 512  # ours: a reply is one line, with some room for words before i
 
 
 class Judge:
-    """A model that grades or extracts, greedily; its replies are kept, so that a stopped evaluation asks only for the
-    rest.
-    """
+    """A model that grades or extracts, greedily; a stopped evaluation asks only for the replies that it lacks."""
 
     def __init__(self, backend: Backend, store: RowStore):
         self.backend, self.name, self.store = backend, backend.name, store

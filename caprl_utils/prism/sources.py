@@ -70,15 +70,13 @@ def image_hash(image: Callable[[], Image]) -> str:
 
     Remembered for the function that opens it.
     """
-    if image not in _HASHES:
-        if hasattr(image, "stored_hash"):
-            _HASHES[image] = image.stored_hash()
-        else:
-            opened = image()
-            digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode())
-            digest.update(opened.tobytes())
-            _HASHES[image] = digest.hexdigest()[:16]
-    return _HASHES[image]
+    if image in _HASHES:
+        return _HASHES[image]
+    if hasattr(image, "stored_hash"):
+        return _HASHES.setdefault(image, image.stored_hash())
+    opened = image()
+    digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode() + opened.tobytes())
+    return _HASHES.setdefault(image, digest.hexdigest()[:16])
 
 
 @dataclass(frozen=True)
@@ -95,10 +93,8 @@ class Source:
 
 
 def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
-    """Captions written by a model, sampled as profile.prism says.
-
-    They are a run of their own, runs/<profile>/captions/<run>, so that another reader or scoring does not caption
-    again.
+    """Captions written by a model, sampled as profile.prism says: a run of their own, runs/<profile>/captions/<run>, so
+    that another reader or scoring does not caption again.
     """
     sampling = caption_sampling(profile)
     # the instruction stands in the fingerprint, and its module in the recipe
@@ -122,12 +118,9 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
 
 def caption_sampling(profile: Profile) -> Sampling:
     """How captions are drawn for Prism."""
-    settings = profile.prism
+    prism = profile.prism
     return Sampling(
-        max_tokens=settings.caption_max_tokens,
-        temperature=settings.caption_temperature,
-        n=settings.captions_per_image,
-        seed=profile.seed,
+        prism.caption_max_tokens, prism.caption_temperature, n=prism.captions_per_image, seed=profile.seed
     )
 
 
@@ -163,7 +156,7 @@ def image_itself() -> Source:
 def _one_each(name: str, source: str, text_of: Callable[[PrismImage], str], count: TokenCounter) -> Source:
     def captions(images: Sequence[PrismImage]) -> Captions:
         texts = {image.id: text_of(image) for image in images}
-        return {key: [_told(key, 0, text, name, count(text))] for key, text in texts.items()}
+        return {key: [written_caption(key, 0, text, name, count(text))] for key, text in texts.items()}
 
     return Source(name, {"source": source}, captions)
 
@@ -202,7 +195,9 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
         for image in images:
             pairs = zip(_of(long, image.id, run_folder), _of(short, image.id, shorter), strict=False)
             texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
-            found[image.id] = [_told(image.id, i, text, name, count_tokens(text)) for i, text in texts]
+            found[image.id] = [
+                written_caption(image.id, i, text, name, count_tokens(text)) for i, text in texts
+            ]
         return found
 
     keys = [load_result(folder)["key"] for folder in (run_folder, shorter)]
@@ -228,11 +223,8 @@ def controls(
     each in trained are cut to base's length. The true facts come only where every sample has them.
     count_tokens: see `caption.token_counter`.
     """
-    found = {
-        "floor-empty": empty_captions(),
-        "floor-other-image": other_image_captions(base),
-        **{f"{run.name}-cut": cut_captions(run, base, count_tokens) for run in trained},
-    }
+    found = {"floor-empty": empty_captions(), "floor-other-image": other_image_captions(base)}
+    found |= {f"{run.name}-cut": cut_captions(run, base, count_tokens) for run in trained}
     if all(sample.meta.get("true_caption") for sample in samples):
         found["ceiling-true-facts"] = true_captions(count_tokens)
     return found
@@ -253,7 +245,7 @@ def _of(captions: Captions, image_id: str, run_folder: Path) -> list[Caption]:
     return captions[image_id]
 
 
-def _told(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:
+def written_caption(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:
     """A caption that no model wrote for this image."""
     return Caption(
         id=caption_id(image_id, index), image_id=image_id, index=index, caption=text, model=name,

@@ -39,9 +39,8 @@ Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of th
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its percentile interval at `LEVEL`.
+    """A value with its percentile interval at `LEVEL`, in the unit of the scores (0 to 1).
 
-    value, low, high: in the unit of the scores (0 to 1).
     num_clusters: images; num_rows: samples (for an average over benchmarks their sums).
     p_value: two-sided bootstrap p of "no difference", only for differences.
     """
@@ -87,11 +86,10 @@ def bootstrap(
 ) -> Bootstrap:
     """Resample the images of one benchmark; the same call gives the same numbers.
 
-    A mean is the sum over rows by the number of rows, so images with more questions count more, in the
-    resamples too.
+    A mean is the sum over rows by the number of rows, so images with more questions count more, in the resamples too.
 
-    scores: (rows, models), one column per model in the order of `models`. clusters: image id of each row.
-    Raises ValueError for missing scores: leave such rows out for all models, or the pairing is gone.
+    scores: (rows, models), one column per model in the order of `models`. clusters: image id of each row. Raises
+    ValueError for missing scores: leave such rows out for all models, or the pairing is gone.
     """
     table = np.asarray(scores, dtype=np.float64)
     if np.isnan(table).any():
@@ -149,8 +147,7 @@ def bootstrap_models(
 ) -> dict[str, Bootstrap]:
     """Resampled means of all models per benchmark, and under `AVERAGE` of their average.
 
-    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same
-    samples.
+    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same samples.
     """
     labels = list(models)
     tables = {}
@@ -267,8 +264,8 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
 class Matched(NamedTuple):
     """Two captioners on pairs of captions of one image and the same length.
 
-    parts: benchmark (and `AVERAGE`, if every benchmark has pairs) -> resampled means of "ours" and
-    "theirs". pairs: caption pairs per benchmark. share: of all that could be.
+    parts: benchmark (and `AVERAGE`, if every benchmark has pairs) -> resampled means of "ours" and "theirs". pairs:
+    caption pairs per benchmark. share: of all that could be.
     """
 
     parts: Mapping[str, Bootstrap]

@@ -21,15 +21,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def make_samples(count):
     return [
         Sample(
-            id=f"s{n}",
-            benchmark="mini-chart",
-            images=(lambda n=n: Image.new("RGB", (32, 24), (n % 256, 0, 99)),),
-            question=f"What is value {n}?",
-            gold="42",
-            meta={"image_id": f"img{n}"},
+            f"s{n}", "mini-chart", (lambda n=n: Image.new("RGB", (32, 24), (n % 256, 0, 99)),), f"What is value {n}?",
+            gold="42", meta={"image_id": f"img{n}"},
         )
         for n in range(count)
-    ]
+    ]  # fmt: skip
 
 
 def make_rows(samples, scores, caption="The value is 42. </script><b>"):
@@ -86,29 +82,22 @@ def test_a_run_on_other_samples_is_refused(items):
 
 
 class Knows:
-    """Names the right answer when the prompt's caption holds it, else something wrong."""
+    """Gives the right answers of a question when the prompt's caption holds it."""
 
     name = model_hash = "knows"
 
     def __init__(self, samples):
-        self.gold = {sample.question: sample for sample in samples}
+        self.gold = {sample.question: sample.gold for sample in samples}
 
-    def _right(self, prompt):
-        return "told" in prompt
-
-    def _sample(self, prompt):
-        return next(s for question, s in self.gold.items() if question in prompt)
+    def _answer(self, request):
+        gold = next(gold for question, gold in self.gold.items() if question in request.prompt)
+        return f" {gold}" if "told" in request.prompt else " nothing"
 
     def generate(self, requests, sampling, progress=None):
-        texts = [self._sample(r.prompt).gold if self._right(r.prompt) else "nothing" for r in requests]
-        return [Completion(r.id, 0, f" {t}", 2, "stop") for r, t in zip(requests, texts, strict=True)]
+        return [Completion(r.id, 0, self._answer(r), 2, "stop") for r in requests]
 
     def choice_logprobs(self, requests, choices, progress=None):
-        found = []
-        for r in requests:
-            gold = f" {self._sample(r.prompt).gold}" if self._right(r.prompt) else choices[-1]
-            found.append([-0.1 if choice == gold else -9.0 for choice in choices])
-        return found
+        return [[-0.1 if choice == self._answer(r) else -9.0 for choice in choices] for r in requests]
 
 
 def captions_of(names):

@@ -35,14 +35,6 @@ def test_the_mean_is_over_rows_and_the_interval_holds_it():
     assert (found.num_clusters, found.num_rows, found.draws) == (3, 4, 500)
 
 
-def test_the_spread_is_that_of_cluster_means():
-    """With one row an image the bootstrap's spread is sd / sqrt(n), population sd."""
-    values = np.random.default_rng(0).random(400)
-    samples = bootstrap(values, np.arange(400), ["m"], 4000).samples[:, 0]
-    assert samples.std() == pytest.approx(values.std() / 20, rel=0.05)
-    assert samples.mean() == pytest.approx(values.mean(), abs=3 * values.std() / 20 / np.sqrt(4000))
-
-
 def test_the_interval_agrees_with_scipy():
     from scipy import stats
 
@@ -93,14 +85,6 @@ def test_the_macro_average_counts_benchmarks_the_same():
     average = macro_average(parts)
     assert average.means.tolist() == [0.5, 0.5]
     assert (average.num_clusters, average.num_rows) == (100, 100)
-
-
-def test_macro_average_spread_is_the_quadrature_of_its_parts():
-    generator = np.random.default_rng(6)
-    tables = {name: (generator.random((200, 1)), np.arange(200)) for name in ("x", "y")}
-    parts = bootstrap_benchmarks(tables, ["m"], 6000)
-    wanted = np.sqrt(sum(part.samples.var() for part in parts.values())) / 2
-    assert macro_average(parts).samples.std() == pytest.approx(wanted, rel=0.05)
 
 
 def test_rows_without_a_score_are_refused():
