@@ -81,9 +81,8 @@ def image_hash(image: Callable[[], Image]) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Gives every image at least one caption. looks: the reader gets the image instead.
-
-    fingerprint: JSON values that change the captions, for the run's key.
+    """Gives every image at least one caption. looks: the reader gets the image instead. fingerprint: JSON values that
+    change the captions, for the run's key.
     """
 
     name: str
@@ -101,7 +100,6 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
     made_by = {"model": captioner.model_hash, "sampling": asdict(sampling), "prompt": prompts.CAPTION}
 
     def captions(images: Sequence[PrismImage]) -> Captions:
-        """Each image is captioned once, however many questions it has."""
         parts = {"captioner": made_by, "images": {image.id: image_hash(image.open) for image in images}}
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
             found = _write(captioner, sampling, images, opened.rows("captions"))
