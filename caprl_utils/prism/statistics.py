@@ -1,16 +1,9 @@
 """Statistics for the tables: the image is the unit, models are compared on the same images.
 
-All questions of an image are drawn together. The average counts every benchmark the same, as the paper's does.
-
-* Intervals: paired cluster bootstrap over images, percentile interval. One resample of the images of a
-  benchmark serves all models, so that differences keep their pairing; benchmarks are resampled
-  independently and a macro average counts each benchmark the same.
-* Many comparisons: Holm's correction.
-* Power: the smallest difference that n images can show.
-* Variance parts: items, caption draws, training seeds.
-* Best of n: the unbiased form when more captions were drawn than n.
-
-Scores enter as arrays of shape (rows, models), clusters as one image id per row.
+Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, and one
+resample of a benchmark's images serves all models, so that differences keep their pairing. Benchmarks are resampled
+independently; their average counts each the same, as the paper's does. Scores enter as arrays of shape (rows, models),
+clusters as one image id per row.
 """
 
 from __future__ import annotations
