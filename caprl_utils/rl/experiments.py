@@ -1,10 +1,9 @@
 """The trainings of a profile: which there are, where each lies, and all of them in one loop with their evaluation.
 
-The main experiment is trained once per seed of `rl.seeds`, every other of `ablations.experiments` with the first of
-them, and with those that `ablations.more_seeds` adds. A run that several tables share is trained once; complete ones
-are read back, a stopped one goes on. The captioner of every run, and the one that training starts from, is evaluated
-on the same samples by the same reader, so that tables can compare them image by image. `ablations.parallel_runs`
-trainings run side by side, the longest first, while this process evaluates those that have ended.
+A run that several tables share is trained once; complete ones are read back, a stopped one goes on. The captioner of
+every run, and the one that training starts from, is evaluated on the same samples by the same reader, so that tables
+can compare them image by image. `ablations.parallel_runs` trainings run side by side, the longest first, while this
+process evaluates those that have ended.
 
 A training is a process of its own (`rl.train`). It tells its progress by a file, its steps by curve.jsonl, its end by
 result.json; SIGTERM makes it save and stop.
@@ -17,10 +16,11 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ _PROMPTS = [
     prompts.CAPTION, prompts.ANSWER_PREFILL, prompts.read_question("caption", "question", [prompts.CANNOT_ANSWER]),
     prompts.SCORE_PREFILL, prompts.RATE, prompts.UNIFIED,
 ]  # fmt: skip
-_POLL_SEC = 0.5
-_LEAST_GRACE_SEC = 10.0
+_POLL_SEC, _LEAST_GRACE_SEC = 0.5, 10.0
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,11 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
     Raises UserError for a name that is none of the profile's.
     """
     known = [MAIN, *profile.ablations.experiments]
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"experiment {name!r} is none of profile {profile.name}{did_you_mean(name, known)} "
-                f"It has {', '.join(known)} (ablations.experiments)"
-            )
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(
+            f"experiment {wrong[0]!r} is none of profile {profile.name}{did_you_mean(wrong[0], known)} "
+            f"It has {', '.join(known)} (ablations.experiments)"
+        )
     chosen = [name for name in dict.fromkeys(known) if not names or name in names]
     return [Planned(name, seed) for name in chosen for seed in seeds_of(profile, name)]
 
@@ -115,19 +113,10 @@ def listing(profile_name: str) -> str:
     return "\n".join(lines)
 
 
-def open_run(experiment: Experiment, profile: Profile, seed: int) -> Run:
-    """A training's folder, locked; its key covers settings, data, models, prompts and code."""
-    return Run.open(*_identity(experiment, profile, seed))
-
-
-def finished(experiment: Experiment, profile: Profile, seed: int) -> dict[str, Any] | None:
-    """The record of a complete training; None when something of it is to be done."""
-    return Run.find(*_identity(experiment, profile, seed))
-
-
-def _identity(
+def identity(
     experiment: Experiment, profile: Profile, seed: int
 ) -> tuple[Profile, str, str, dict, list[str]]:
+    """What `Run.open` and `Run.find` take for a training; its key covers settings, data, models, prompts and code."""
     settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
     models = {"policy": profile.models.policy, "scorer": profile.models[experiment.reward.role]}
     shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
@@ -140,31 +129,26 @@ def _identity(
 
 
 def launch(
-    experiment: str,
-    profile: str,
-    seed: int = 0,
-    bar: Share | None = None,
-    stopping: threading.Event | None = None,
-) -> dict[str, Any]:
-    """Make a training run, or return the record of a complete one.
+    experiment: str, profile: str, seed: int = 0,
+    bar: Share | None = None, stopping: threading.Event | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Make a training run, or return the record of a complete one. Its log is runs/<profile>/rl/.logs/<run>.log.
 
-    The process writes to runs/<profile>/rl/.logs/<run>.log. bar: where progress is shown, by default a bar of its
-    own. stopping: ends the training when set; it has the time of three steps to save (several processes: what their
-    launcher grants, some 30 s; else they go on from the last checkpoint). Raises UserError with the log's last lines
-    when it fails or was ended.
+    bar: where progress is shown, by default a bar of its own. stopping: ends the training when set; it has the time of
+    three steps to save (several processes: what their launcher grants, some 30 s; else they go on from the last
+    checkpoint). Raises UserError with the log's last lines when it fails or was ended.
     """
     stopping = stopping or threading.Event()
     loaded, resolved = load_experiment(experiment, profile)
     name = run_name(loaded.name, seed)
-    if (record := finished(loaded, resolved, seed)) is not None:
+    if (record := Run.find(*identity(loaded, resolved, seed))) is not None:
         return record  # a process takes ten seconds to say so
     folder = paths.RUNS / resolved.name / STAGE / name
     log, state = (folder.parent / ".logs" / f"{name}.{end}" for end in ("log", "progress.json"))
     state.unlink(missing_ok=True)
     words = command(experiment, profile, seed, len(gpu_names()), loaded.training.accelerate_config)
-    process = processes.popen(
-        words, log, env={PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
-    )
+    env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
+    process = processes.popen(words, log, env=env)
     try:
         with nullcontext(bar) if bar else Progress(f"train {name}", total=resolved.rl.steps) as shown:
             while process.poll() is None and not stopping.wait(_POLL_SEC):
@@ -204,10 +188,9 @@ def command(
             f"Slurm job of {count} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
             "configs/slurm/grpo.slurm does so"
         )
-    node = (  # what only a task of srun knows
-        'exec "$@" --machine_rank $SLURM_NODEID --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT '
-    )
-    each = [f"{node} {shlex.join(how)}", "bash", *start]
+    # what only a task of srun knows
+    node = "--machine_rank $SLURM_NODEID --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT"
+    each = [f'exec "$@" {node} {shlex.join(how)}', "bash", *start]
     return ["srun", f"--nodes={count}", "--ntasks-per-node=1", "bash", "-c", *each]
 
 
@@ -231,7 +214,7 @@ def _mirror(state: Path, bar: Progress | Share) -> None:
 
 
 def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and evaluate what is not there yet; one row per run in the order of `planned`, as `summary` gives it.
+    """Train and evaluate what is not there yet; one row per run in the order of `planned`.
 
     A training that fails does not hold up the others, but for the main one. Raises UserError at the end, naming those
     that failed and why. Interrupted, it ends all trainings, each after saving.
@@ -242,34 +225,33 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     runs = planned(profile, names)
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
-    evaluation = Evaluation(profile)
+    evaluate = _evaluator(profile)
     workers = profile.ablations.parallel_runs
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and gpu_names() else nullcontext()
     rows: dict[Planned, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
+    failed: list[str] = []
     with (
         Progress("training steps", sum(steps.values())) as bar,
         _trainings(profile_name, workers, steps, bar, turn) as trainings,
     ):
         with turn:
-            evaluation.of(BASE_RUN, profile.models.policy, SWAPPED[0])
+            evaluate(BASE_RUN, profile.models.policy, SWAPPED[0])
         for training in as_completed(trainings):
             one = trainings[training]
             try:
                 record = training.result()
                 with turn:
                     trained = trained_captioner(profile, one.name)
-                    rows[one] = summary(one, record, evaluation.of(one.name, trained, one.experiment))
+                    rows[one] = _summary(one, record, evaluate(one.name, trained, one.experiment))
             except UserError as error:
                 if one.experiment == MAIN:
                     raise
-                failed[one.name] = str(error)
+                failed.append(f"\n  {one.name}: {error}")
     if failed:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise UserError(
             f"{len(failed)} of {len(runs)} trainings failed or their evaluations did; the others are done; run again "
-            f"to go on:\n{reasons}"
+            f"to go on:{''.join(failed)}"
         )
     return [rows[one] for one in runs]
 
@@ -310,48 +292,39 @@ class Share:
             self._bar.update(count, note=f"{self._name} {note}")
 
 
-def summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:
+def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:
     """What a table of all runs shows of one."""
     values = record["values"]
     return {
-        "run": one.name,
-        "steps": values["steps"],
-        "images": record["n"],
-        "minutes": record["wall_sec"] / 60 if record.get("wall_sec") is not None else None,
-        "reward first": values["reward_first"],
-        "last": values["reward_last"],
-        "tokens first": values["completion_tokens_first"],
-        "tokens last": values["completion_tokens_last"],
+        "run": one.name, "steps": values["steps"], "images": record["n"], "minutes": record["wall_sec"] / 60,
+        "reward first": values["reward_first"], "last": values["reward_last"],
+        "tokens first": values["completion_tokens_first"], "tokens last": values["completion_tokens_last"],
         "accuracy": prism["values"]["average"],
-    }
+    }  # fmt: skip
 
 
-class Evaluation:
-    """Prism over the captioners of trainings; samples and readers are loaded when first needed."""
+def _evaluator(profile: Profile) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
+    """Call with run, captioner and experiment: its record by the evaluation's own reader.
 
-    def __init__(self, profile: Profile):
-        self.profile = profile
-        self._samples: list[Any] = []
-        self._readers: dict[str, Any] = {}
+    Those of the swap are read by the reward's as well. Samples and readers are loaded once, when first needed.
+    """
+    from caprl_utils.models.base import open_backend
+    from caprl_utils.prism.evaluate import evaluate
+    from caprl_utils.prism.loading import load_samples
 
-    def of(self, run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
-        """Record of a captioner by the evaluation's own reader; those of the swap are read by the reward's as well."""
-        roles = ["prism_reader"]
-        if experiment in SWAPPED and SWAPPED[1] in self.profile.ablations.experiments:
-            roles.append("reward_reader")
-        records = [self._evaluate(run, captioner, role) for role in roles]
+    samples = cache(lambda: load_samples(profile))
+    reader = cache(lambda role: open_backend(profile.models[role], profile))
+    swap = SWAPPED[1] in profile.ablations.experiments
+
+    def of(run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
+        roles = ("prism_reader", "reward_reader") if swap and experiment in SWAPPED else ("prism_reader",)
+        records = [
+            evaluate(
+                profile, prism_name(run, role), open_backend(captioner, profile), reader(role), samples(),
+                captions_run=run,
+            )
+            for role in roles
+        ]  # fmt: skip
         return records[0]
 
-    def _evaluate(self, run: str, captioner: ModelConfig, role: str) -> dict[str, Any]:
-        from caprl_utils.models.base import open_backend
-        from caprl_utils.prism.evaluate import evaluate
-        from caprl_utils.prism.loading import load_samples
-
-        self._samples = self._samples or load_samples(self.profile)
-        if role not in self._readers:
-            self._readers[role] = open_backend(self.profile.models[role], self.profile)
-        captions = open_backend(captioner, self.profile)
-        reader = self._readers[role]
-        return evaluate(
-            self.profile, prism_name(run, role), captions, reader, self._samples, captions_run=run
-        )
+    return of

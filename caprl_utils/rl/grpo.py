@@ -1,18 +1,17 @@
 """GRPO on captions: TRL's GRPOTrainer with an exact resume, an exact data order, and rewards that may be missing.
 
 How it departs from TRL 1.16, each on purpose:
-1. `_load_from_checkpoint` goes through from_pretrained and then loads strictly. TRL's own does a non-strict
-   load of a file whose names differ from the model's (huggingface/transformers#43701): it loads nothing,
-   says so in two warnings, and training goes on from the initial weights. The KL reference still comes from
-   the base model.
-2. The data order is a function of (seed, step) alone, over any number of passes; TRL's sampler repeats its
-   first pass after a resume in a later one.
+1. `_load_from_checkpoint` goes through from_pretrained and then loads strictly. TRL's own does a non-strict load of a
+   file whose names differ from the model's (huggingface/transformers#43701): it loads nothing, says so in two warnings,
+   and training goes on from the initial weights. The KL reference still comes from the base model.
+2. The data order is a function of (seed, step) alone, over any number of passes; TRL's sampler repeats its first pass
+   after a resume in a later one.
 3. A checkpoint is marked whole after its last file.
 4. When too many rewards fail, training stops with a checkpoint of the last finished step.
 5. Captions are scored while the KL reference reads them; "seconds/reward" is what training waits for.
 6. No value that decides the method is left to a default. Where TRL's would change it: loss_type is dapo,
-   use_bias_correction_kl weights the KL term by the importance ratio, and vLLM rollouts drop whole captions
-   by a sequence mask.
+   use_bias_correction_kl weights the KL term by the importance ratio, and vLLM rollouts drop whole captions by a
+   sequence mask.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,15 @@ from caprl_utils.rl.policy import (
 )
 from caprl_utils.rl.readers import Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, RewardBatch, length_term, qa_rewards, repeated_share
-from caprl_utils.schema import RL, Experiment, Length, Profile, Training
+from caprl_utils.schema import RL, Experiment, Length, Profile
 
 MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 GPU_MICRO_BATCH = 4
 """Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
-EPSILON = 0.2  # TRL's default; inert with one update per rollout
 Rows = Mapping[str, Sequence[Any]]  # column name -> one value per caption
 Score = Callable[
     [Sequence[str], Rows, int], RewardBatch
-]  # (captions, rows, step): None for what could not be scored
+]  # (captions, rows, step): None for what it could not score
 
 
 class RewardsFailedError(UserError):
@@ -85,7 +84,8 @@ def grpo_arguments(
         "model_init_kwargs": {"dtype": "float32", "revision": profile.models.policy.revision},
         # the method
         "num_generations": rl.group_size, "max_completion_length": rl.max_completion_tokens,
-        "temperature": rl.temperature, "top_p": 1.0, "top_k": 0, "beta": rl.beta, "epsilon": EPSILON,
+        "temperature": rl.temperature, "top_p": 1.0, "top_k": 0, "beta": rl.beta,
+        "epsilon": 0.2,  # TRL's default; inert with one update per rollout
         "loss_type": rl.loss_type, "scale_rewards": rl.scale_rewards, "num_iterations": 1,
         # ours: DeepSeekMath's KL term as it stands, and cut captions learn too (author script: as the rest)
         "use_bias_correction_kl": False, "mask_truncated_completions": False, "shuffle_dataset": True,
@@ -103,7 +103,12 @@ def grpo_arguments(
         "logging_steps": 1, "logging_nan_inf_filter": False, "disable_tqdm": True,
         "report_to": "none",  # ours: the monitor writes the TensorBoard files
         "log_completions": False, "log_multimodal": False,
-        **_rollout(rl, training),
+        "use_vllm": training.rollout != "transformers", "vllm_mode": "colocate",
+        "vllm_max_model_length": MAX_PROMPT_TOKENS + rl.max_completion_tokens,
+        "vllm_gpu_memory_utilization": training.vllm_memory_share,
+        # one ratio per caption drifts past its limit on long captions and drops them: cut single tokens instead
+        "vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 3.0,
     }  # fmt: skip
 
 
@@ -130,21 +135,7 @@ def batch_layout(
     return micro, share // micro
 
 
-def _rollout(rl: RL, training: Training) -> dict[str, Any]:
-    if training.rollout == "transformers":
-        return {"use_vllm": False}
-    return {
-        "use_vllm": True,
-        "vllm_mode": "colocate",
-        "vllm_max_model_length": MAX_PROMPT_TOKENS + rl.max_completion_tokens,
-        "vllm_gpu_memory_utilization": training.vllm_memory_share,
-        # one ratio per caption drifts past its limit on long captions and drops them: cut single tokens instead
-        "vllm_importance_sampling_correction": True,
-        "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": 3.0,
-    }
-
-
+@dataclass(eq=False)
 class StepSampler(Sampler):
     """Rows for every step of a training: `prompts` images, each `group` times, the whole `repeats` times.
 
@@ -152,9 +143,12 @@ class StepSampler(Sampler):
     `repeats` is TRL's number of micro-batches per rollout: it hands the rollout's rows to each of them.
     """
 
-    def __init__(self, num_rows: int, steps: int, prompts: int, group: int, repeats: int, seed: int):
-        self.num_rows, self.steps, self.prompts = num_rows, steps, prompts
-        self.group, self.repeats, self.seed = group, repeats, seed
+    num_rows: int
+    steps: int
+    prompts: int
+    group: int
+    repeats: int
+    seed: int
 
     def images_of(self, step: int) -> list[int]:
         """Rows of the images of a step (from 0)."""
@@ -183,7 +177,7 @@ class CaptionTrainer(GRPOTrainer):
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
 
-        Raises UserError when too many rewards failed, after saving the last finished step.
+        Raises RewardsFailedError when too many rewards failed, after saving the last finished step.
         """
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -202,15 +196,12 @@ class CaptionTrainer(GRPOTrainer):
         return self.accelerator.get_state_dict(self.deepspeed) if is_deepspeed_zero3_enabled() else None
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        rows = self.train_dataset if dataset is None else dataset
-        return StepSampler(
-            num_rows=len(rows),
-            steps=self.args.max_steps,
-            prompts=self.args.generation_batch_size // self.num_generations,
-            group=self.num_generations,
-            repeats=self.num_iterations * self.args.steps_per_generation,
-            seed=self.args.seed,
+        args, group = self.args, self.num_generations
+        prompts, repeats = (
+            args.generation_batch_size // group,
+            self.num_iterations * args.steps_per_generation,
         )
+        return StepSampler(len(self.train_dataset), args.max_steps, prompts, group, repeats, args.seed)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As TRL's; keeps the random state of the step's start, which a checkpoint made in mid-step needs."""
@@ -266,12 +257,13 @@ class CaptionTrainer(GRPOTrainer):
 
     def _save_last_step(self) -> str | None:
         """A checkpoint as it would have been saved at the end of the last finished step."""
-        folder = self._checkpoint_folder()
         if self.state.global_step == 0:
             return None
+        folder = self._checkpoint_folder()
         if not (folder / COMPLETE).is_file():
             self.model.zero_grad()
-            _restore_random_state(self._step_start)
+            for restore in self._step_start:
+                restore()
             self._save_checkpoint(self.model, trial=None)
         return shown(folder)
 
@@ -284,17 +276,17 @@ def _restore_on_cpu(storage: Any, location: str) -> Any:
 torch.serialization.register_package(50, lambda storage: None, _restore_on_cpu)
 
 
-def _random_state() -> tuple:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _restore_random_state(state: tuple) -> None:
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
-    if state[3] is not None:
-        torch.cuda.set_rng_state_all(state[3])
+def _random_state() -> list[Callable[[], None]]:
+    """Calls that bring back the random state of now."""
+    cuda = (
+        [partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())]
+        if torch.cuda.is_available()
+        else []
+    )
+    return [
+        partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state()),
+        partial(torch.set_rng_state, torch.get_rng_state()), *cuda,
+    ]  # fmt: skip
 
 
 def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Path) -> CaptionTrainer:
@@ -320,8 +312,7 @@ class CaptionReward:
     def __init__(self, name: str, score: Score, rl: RL, length: Length | None):
         """name: after which TRL names its metrics."""
         self.__name__ = name
-        self.score, self.length = score, length
-        self.limit, self.max_failed_share = rl.max_completion_tokens, rl.max_failed_share
+        self.score, self.rl, self.length = score, rl, length
         self._pool = ThreadPoolExecutor(1, "caprl-reward")
         self._begun: tuple[list[str], int, Future] | None = None  # captions, step, their batch
 
@@ -331,14 +322,9 @@ class CaptionReward:
         self._begun = (captions, step, self._pool.submit(self._scored, captions, rows, step))
 
     def __call__(
-        self,
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        trainer_state: Any,
-        log_extra: Any,
-        log_metric: Any,
-        **columns: Any,
-    ) -> list[float | None]:
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any,
+        log_extra: Any, log_metric: Any, **columns: Any,
+    ) -> list[float | None]:  # fmt: skip
         """As TRL calls it; `columns` are the data set's. Raises RewardsFailedError."""
         captions, step = _texts(completions), trainer_state.global_step
         begun, self._begun = self._begun, None
@@ -347,7 +333,7 @@ class CaptionReward:
         self._check(batch, reason)
         lengths = [len(ids) for ids in completion_ids]
         if self.length is not None:
-            terms = [length_term(n, self.length, self.limit) for n in lengths]
+            terms = [length_term(n, self.length, self.rl.max_completion_tokens) for n in lengths]
             batch.rewards = [None if r is None else r + t for r, t in zip(batch.rewards, terms, strict=True)]
         log_extra("image_id", list(columns["id"]))
         log_extra("num_tokens", lengths)
@@ -369,12 +355,12 @@ class CaptionReward:
         """Raise RewardsFailedError in every process when too many rewards of all processes together failed."""
         found = gather_object([(sum(r is None for r in batch.rewards), len(batch.rewards), reason)])
         failed, total = sum(f[0] for f in found), sum(f[1] for f in found)
-        if failed > self.max_failed_share * total:
+        if failed > self.rl.max_failed_share * total:
             reasons = sorted({reason for _, _, reason in found if reason})
             hint = "is the reader's or judge's server up, and are the captions within its context?"
             raise RewardsFailedError(
                 f"{failed} of {total} captions could not be scored (rl.max_failed_share is "
-                f"{self.max_failed_share}): {'; '.join(reasons) or hint}"
+                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}"
             )
 
 

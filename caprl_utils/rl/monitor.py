@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
@@ -20,33 +21,21 @@ from caprl_utils.rl.grpo import CaptionTrainer
 from caprl_utils.runs import RowStore, step_of
 
 SAMPLES_PER_STEP = 8
-COLUMNS = {  # our names -> TRL's, and those our reward logs
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "completion_tokens": "completions/mean_length",
-    "clipped_share": "completions/clipped_ratio",
-    "kl": "kl",
-    "zero_variance_share": "frac_reward_zero_std",
-    "entropy": "entropy",
-    "loss": "loss",
-    "grad_norm": "grad_norm",
-    "learning_rate": "learning_rate",
-    "failed_share": "failed_share",
-    "repetition": "repetition",
-    "letter_mass": "letter_mass",
-    "fallback": "fallback",
-    "unparsed": "unparsed",
-    "cannot_answer": "cannot_answer",
-    "score_mass": "score_mass",
-    "seconds": "step_time",
-    "seconds_generate": "seconds/generate",
-    "seconds_reward": "seconds/reward",
-}
+COLUMNS = [  # of curve.jsonl
+    "reward", "reward_std", "completion_tokens", "clipped_share", "kl", "zero_variance_share", "entropy", "loss",
+    "grad_norm", "learning_rate", "failed_share", "repetition", "letter_mass", "fallback", "unparsed",
+    "cannot_answer", "score_mass", "seconds", "seconds_generate", "seconds_reward",
+]  # fmt: skip
+LOGGED = {  # TRL's or our trainer's name of a column, where it is another
+    "completion_tokens": "completions/mean_length", "clipped_share": "completions/clipped_ratio",
+    "zero_variance_share": "frac_reward_zero_std", "seconds": "step_time",
+    "seconds_generate": "seconds/generate", "seconds_reward": "seconds/reward",
+}  # fmt: skip
 
 
 def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> dict[str, Any]:
     """One row of curve.jsonl: what is missing is None. `rewards`: one list per image, NaN where there is none."""
-    row = {name: _finite(logs.get(key)) for name, key in COLUMNS.items()}
+    row = {name: _finite(logs.get(LOGGED.get(name, name))) for name in COLUMNS}
     return {"id": str(step), "step": step, **row, "group_std": group_std(rewards)}
 
 
@@ -65,11 +54,12 @@ def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def cut_after(file: Path, step: int) -> None:
-    """Drop the rows of steps beyond `step`: a training that goes on from its checkpoint makes them again."""
+def rows_until(file: Path, step: int) -> RowStore:
+    """A file without its rows beyond `step`: a training that goes on from its checkpoint makes them again."""
     if file.is_file():
         kept = [row for row in RowStore(file).read() if row["step"] <= step]
         write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept))
+    return RowStore(file)
 
 
 class Monitor(TrainerCallback):
@@ -84,9 +74,9 @@ class Monitor(TrainerCallback):
         self.writes = trainer.accelerator.is_main_process  # one of the processes that train together
         if self.writes:
             start = step_of(checkpoint) if checkpoint else 0
-            for name in ("curve", "samples"):
-                cut_after(folder / f"{name}.jsonl", start)
-            self.curve, self.samples = RowStore(folder / "curve.jsonl"), RowStore(folder / "samples.jsonl")
+            self.curve, self.samples = (
+                rows_until(folder / f"{n}.jsonl", start) for n in ("curve", "samples")
+            )
             self.board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
             trainer.add_callback(TensorBoardCallback(self.board))
             self.progress = Progress("train", total=trainer.args.max_steps)
@@ -107,14 +97,19 @@ class Monitor(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """Save and stop when asked to: all processes at one step, though each hears the signal at its own time."""
-        if any_process(self.stopping):
+        if any(gather_object([self.stopping])):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **unused: Any) -> None:
         """Write the step's rows."""
         if "loss" not in logs:  # the summary at the end has none
             return
-        self._refuse_nan(state.global_step, logs)  # in every process: loss and norm are those of all
+        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))]
+        if bad:  # in every process: loss and norm are those of all
+            raise UserError(
+                f"{' and '.join(bad)} not finite at step {state.global_step}; nothing of this step was saved in "
+                f"{shown(self.folder)}. Lower rl.learning_rate, or look at samples.jsonl for broken captions."
+            )
         if not self.writes:
             return
         kept = self.trainer._logs
@@ -126,36 +121,14 @@ class Monitor(TrainerCallback):
         for number in range(min(SAMPLES_PER_STEP, len(rewards))):
             sample = self._sample(state.global_step, number, kept, rewards)
             self.samples.append(sample)
-            self.board.add_text(
-                f"caption {number}", f"{sample['reward']}: {sample['caption']}", state.global_step
-            )
+            text = f"{sample['reward']}: {sample['caption']}"
+            self.board.add_text(f"caption {number}", text, state.global_step)
         note = f"reward {row['reward']:.3f}" if row["reward"] is not None else "no reward"
         self.progress.update(1, note=f"{note}, {row['completion_tokens'] or 0:.0f} tokens")
 
     def _sample(self, step: int, number: int, kept: Any, rewards: list[float]) -> dict[str, Any]:
         return {
             "id": f"{step}/{number}", "step": step, "image_id": kept["extra"]["image_id"][number],
-            "caption": _text(kept["completion"][number]), "num_tokens": kept["extra"]["num_tokens"][number],
+            "caption": kept["completion"][number][0]["content"], "num_tokens": kept["extra"]["num_tokens"][number],
             "reward": _finite(rewards[number]), "advantage": _finite(kept["advantages"][number]),
         }  # fmt: skip
-
-    def _refuse_nan(self, step: int, logs: dict[str, Any]) -> None:
-        bad = [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))]
-        if bad:
-            raise UserError(
-                f"{' and '.join(bad)} not finite at step {step}; nothing of this step was saved in "
-                f"{shown(self.folder)}. Lower rl.learning_rate, or look at samples.jsonl for broken captions."
-            )
-
-
-def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any of the processes that train together."""
-    from accelerate import PartialState
-    from accelerate.utils import gather_object
-
-    return any(gather_object([flag])) if PartialState().num_processes > 1 else flag
-
-
-def _text(completion: Any) -> str:
-    content = completion[0]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)

@@ -67,18 +67,13 @@ def check_training(config: ModelConfig, training: Training) -> None:
 
 def freeze(model: PreTrainedModel, training: Training) -> None:
     """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is missing."""
-    found = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        part = part_of(name)
-        found[part] += 1
-        parameter.requires_grad_(getattr(training, part))
+        parameter.requires_grad_(getattr(training, part_of(name)))
     off = [part for part in PARTS if not getattr(training, part)]
-    if missing := [part for part in off if not found[part]]:
+    if missing := sorted({*off} - {part_of(name) for name, _ in model.named_parameters()}):
         raise UserError(f"training.{missing[0]} is false, but {type(model).__name__} has no such part")
     if len(off) == len(PARTS):
-        raise UserError(
-            "training switches off vision_tower, projector and language_model: nothing would train"
-        )
+        raise UserError(f"training switches off {', '.join(PARTS)}: nothing would train")
 
 
 def lora_config(training: Training, model: PreTrainedModel) -> LoraConfig | None:
@@ -139,24 +134,17 @@ def mark_complete(folder: Path) -> None:
     """Flush a checkpoint's files to disk, then write its marker."""
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     for file in files:
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        with open(file, "rb") as handle:
+            os.fsync(handle)
     write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
 
 
 def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None. Half-written ones (a kill while saving) are deleted."""
-    whole = []
+    last = None
     for checkpoint in checkpoints_in(folder):
         if (checkpoint / COMPLETE).is_file():
-            whole.append(checkpoint)
+            last = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    return whole[-1] if whole else None
-
-
-def delete_checkpoints(folder: Path) -> None:
-    """Delete every checkpoint of a finished run."""
-    for checkpoint in checkpoints_in(folder):
-        shutil.rmtree(checkpoint)
+    return last

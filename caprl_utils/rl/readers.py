@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,22 +36,11 @@ MAX_ANSWER_TOKENS = 10
 _LETTER = re.compile(f"[{ANSWERS}]")
 
 
-class Fast(Protocol):
-    """A faster way to ask a model; all prompts of a call are text and have the same prefill."""
-
-    tolerance: float  # between its log-probabilities and those of plain requests
-
-    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
-        """See `Reader.letter_logprobs`. Raises ValueError for a model that it cannot ask."""
-
-    def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
-        """Place -> text of one sampled token, None where the model failed; a place left out is asked plainly."""
-
-
 class Reader:
     """Answers questions about captions; what a model answers does not depend on how it was asked."""
 
-    def __init__(self, backend: Backend, fast: Fast | None = None):
+    def __init__(self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None):
+        """fast: a faster way to ask it, for calls whose prompts are text and have the same prefill."""
         self.backend, self._fast = backend, fast
         self._same: bool | None = None  # whether the fast way gives the same numbers; None: not known yet
 
@@ -72,13 +61,13 @@ class Reader:
         sampled = self._generate([requests[i] for i in unsure], temperature, 1)
         first.update(zip(unsure, sampled, strict=True))
         texts = [first[i] for i in range(len(requests))]
-        open_ends = [i for i, text in enumerate(texts) if text and not _LETTER.search(text)]
-        rest = [
-            replace(requests[i], id=f"{requests[i].id}/rest", prefill=requests[i].prefill + texts[i])
-            for i in open_ends
-        ]
-        more = self._generate(rest, temperature, MAX_ANSWER_TOKENS - 1)
-        for i, text in zip(open_ends, more, strict=True):
+        rest = {
+            i: replace(request, id=f"{request.id}/rest", prefill=request.prefill + text)
+            for i, (request, text) in enumerate(zip(requests, texts, strict=True))
+            if text and not _LETTER.search(text)
+        }
+        more = self._generate(list(rest.values()), temperature, MAX_ANSWER_TOKENS - 1)
+        for i, text in zip(rest, more, strict=True):
             texts[i] = None if text is None else texts[i] + text
         return texts
 
@@ -104,9 +93,8 @@ class Reader:
             log.warning("%s takes no fast requests: %s", self.backend.name, error)
             return False
         known = [(a, b) for a, b in zip(plain, fast, strict=True) if a is not None and b is not None]
-        if not known:
-            return None
-        return all(abs(x - y) < self._fast.tolerance for a, b in known for x, y in zip(a, b, strict=True))
+        near = (abs(x - y) < self._fast.tolerance for a, b in known for x, y in zip(a, b, strict=True))
+        return all(near) if known else None
 
 
 def open_reader(model: ModelConfig, profile: Profile) -> Reader:
@@ -141,7 +129,7 @@ at 2048 and a third less than at 8192. On a GPU not measured.
 TOKENS_PER_PACK = 160
 """Ours: attention grows with the square of a pack; longer captions get packs of twice the longest prompt."""
 _MAX_KEPT = 50_000_000  # log-probabilities that stay in memory between two calls, 0.2 GB
-_OPEN = np.iinfo(np.int64).max  # a token that has descendants up to the end of its pack
+_OPEN = 2**63 - 1  # a token that has descendants up to the end of its pack
 
 
 @dataclass
@@ -201,25 +189,21 @@ def batches(packs: Sequence[Pack], max_tokens: int) -> Iterator[list[Pack]]:
 
 
 def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(input ids (B, T), positions (B, T), what is added to the attention scores (B, 1, T, T), last token of each
-    prompt (R, 2)).
-    """
+    """(input ids (B, T), positions (B, T), what is added to the attention scores (B, 1, T, T), their ends (R, 2))."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    length = max(len(p.ids) for p in packs)
-    ids = np.zeros((len(packs), length), dtype=np.int64)
-    positions = np.zeros((len(packs), length), dtype=np.int64)
-    stops = np.full((len(packs), length), _OPEN)  # padding sees itself: a row without any would be NaN
-    for i, p in enumerate(packs):
-        size = len(p.ids)
-        ids[i, :size], positions[i, :size], stops[i, :size] = p.ids, p.positions, p.stops
-    place = torch.arange(length)
+    ids, positions, stops = (
+        pad_sequence([torch.tensor(getattr(p, name)) for p in packs], batch_first=True, padding_value=value)
+        for name, value in (("ids", 0), ("positions", 0), ("stops", _OPEN))
+    )  # padding sees itself: a row without any would be NaN
+    place = torch.arange(ids.shape[1])
     before = place[:, None] >= place[None, :]
-    inside = place[:, None] < torch.from_numpy(stops)[:, None, :]
+    inside = place[:, None] < stops[:, None, :]
     # a mask of booleans would be turned into this anew in every layer
     hidden = torch.where(before & inside, 0.0, -torch.inf)
     ends = torch.tensor([(i, end) for i, p in enumerate(packs) for end in p.ends])
-    return torch.from_numpy(ids), torch.from_numpy(positions), hidden[:, None], ends
+    return ids, positions, hidden[:, None], ends
 
 
 class PackedPrompts:
@@ -228,22 +212,23 @@ class PackedPrompts:
     def __init__(self, backend: LocalBackend):
         self._model = backend.loaded
         self.tolerance = 1e-3 if str(self._model.model.dtype) == "torch.float32" else 0.1
-        self._frame: tuple[str, str] | None = None  # the template's text before and after a prompt
         self._last: dict[tuple[str, str], np.ndarray] = {}  # (prompt, prefill) -> its row, of the last call
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
-        """See `Fast`."""
+        """See `Reader`."""
         ids = self._model.choice_ids([f" {letter}" for letter in letters])
         return [None if row is None else row[ids].tolist() for row in self._next_logprobs(requests)]
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
-        """See `Fast`. As a backend's completion: the end of the turn and other special tokens leave no text."""
-        decode, found = self._model.tokenizer.decode, {}
-        for place, (request, row) in enumerate(zip(requests, self._next_logprobs(requests), strict=True)):
-            ids = [] if row is None else [_draw(row, temperature, request)]
-            text = decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            found[place] = None if row is None else text
-        return found
+        """Place -> text of one sampled token, None where the model failed; special tokens leave no text."""
+        decode = partial(
+            self._model.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        rows = zip(requests, self._next_logprobs(requests), strict=True)
+        return {
+            place: None if row is None else decode([_draw(row, temperature, request)])
+            for place, (request, row) in enumerate(rows)
+        }
 
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take.
@@ -257,24 +242,20 @@ class PackedPrompts:
         return [rows.get((r.prompt, r.prefill)) for r in requests]
 
     def _computed(self, unique: Mapping[tuple[str, str], Request]) -> dict[tuple[str, str], np.ndarray]:
-        names, asked = list(unique), list(unique.values())
-        prompts = self._prompt_ids(asked)
-        good = [i for i, ids in enumerate(prompts) if self._model.refusal(asked[i], len(ids) + 1) is None]
+        asked = zip(unique.items(), self._prompt_ids(list(unique.values())), strict=True)
+        good = {name: ids for (name, r), ids in asked if self._model.refusal(r, len(ids) + 1) is None}
+        names, prompts = list(good), list(good.values())
         found: dict[tuple[str, str], np.ndarray] = {}
-        limit = max([TOKENS_PER_PACK, *(2 * len(prompts[i]) for i in good)])
-        per_pass = TOKENS_PER_PASS[self._model.device]
-        for batch in batches(pack([prompts[i] for i in good], limit), per_pass):
-            rows = [good[row] for p in batch for row in p.rows]
-            found.update(zip((names[row] for row in rows), self._pass(batch), strict=True))
+        limit = max([TOKENS_PER_PACK, *(2 * len(ids) for ids in prompts)])
+        for batch in batches(pack(prompts, limit), TOKENS_PER_PASS[self._model.device]):
+            rows = [names[row] for p in batch for row in p.rows]
+            found.update(zip(rows, self._pass(batch), strict=True))
         return found
 
     def _prompt_ids(self, requests: Sequence[Request]) -> list[list[int]]:
         """Tokens of each prompt in the chat template, its prefill behind it."""
-        if self._frame is None:
-            first = replace(requests[0], prefill="")
-            before, _, after = self._model.prompt_text(first).partition(first.prompt)
-            self._frame = (before, after)
-        before, after = self._frame
+        first = replace(requests[0], prefill="")
+        before, _, after = self._model.prompt_text(first).partition(first.prompt)
         texts = [before + r.prompt + after + r.prefill for r in requests]
         return self._model.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
@@ -315,20 +296,21 @@ class ListedPrompts:
         self._frames: dict[str, tuple[str, str]] = {}  # prefill -> what the template puts around a prompt
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
-        """See `Fast`."""
+        """See `Reader`. Raises ValueError when no vLLM server is there."""
         if not requests:
             return []
         prefill, unique = requests[0].prefill, {r.prompt: r for r in requests}
-        if prefill not in self._frames:
-            found = template_frame(self._backend, requests[0])
-            if found is None:
-                return [None] * len(requests)
-            self._frames[prefill] = found
-        rows = self._ask(unique, letters, *self._frames[prefill])
+        frame = self._frames.get(prefill) or template_frame(self._backend, requests[0])
+        if frame is None:
+            return [None] * len(requests)
+        self._frames[prefill] = frame
+        rows = self._ask(unique, letters, *frame)
         return [rows[r.prompt] for r in requests]
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
-        """See `Fast`. Drawn here where it is a letter nearly for sure; the others are left to the server."""
+        """Place -> one sampled letter, None where the server failed. Only where it is a letter nearly for sure: the
+        places left out are asked plainly.
+        """
         found: dict[int, str | None] = {}
         rows = self.letter_logprobs(requests, ANSWERS)
         for place, (request, row) in enumerate(zip(requests, rows, strict=True)):
@@ -354,14 +336,12 @@ class ListedPrompts:
                  partial(_read_many, ids=ids, count=len(part)), "completions")
             for part in parts
         )  # fmt: skip
-        found: dict[str, list[float] | None] = {}
+        found: dict[str, list[float] | None] = dict.fromkeys(prompts)
         refused: list[Request] = []
         for part, rows in self._backend.client.run(posts):
             if not isinstance(rows, RequestError):
                 found.update(zip(part, rows, strict=True))
-                continue
-            found.update(dict.fromkeys(part))
-            if rows.kind == "refused":  # the list is at fault
+            elif rows.kind == "refused":  # the list is at fault
                 refused += [unique[prompt] for prompt in part]
         if refused:
             plain = _plain_logprobs(self._backend, refused, letters)
@@ -408,10 +388,5 @@ def stray(logprobs: Sequence[float], temperature: float) -> float:
 
 
 def _read_many(answer: dict[str, Any], ids: Sequence[int], count: int) -> list[list[float]]:
-    rows: list[list[float]] = [[] for _ in range(count)]
-    for choice in answer["choices"]:
-        top = choice["logprobs"]["top_logprobs"][0]
-        rows[choice["index"]] = [float(top[f"token_id:{token}"]) for token in ids]
-    if not all(rows):
-        raise KeyError("a prompt without an answer")
-    return rows
+    tops = {choice["index"]: choice["logprobs"]["top_logprobs"][0] for choice in answer["choices"]}
+    return [[float(tops[i][f"token_id:{token}"]) for token in ids] for i in range(count)]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from caprl_utils import prompts
 from caprl_utils.answers import first_capital
@@ -68,12 +69,10 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> Re
     could not answer has reward None.
     """
     rounds = [draw_rounds(task, settings.rounds, settings.question_draw) for task in tasks]
-    flat = [r for rows in rounds for r in rows]
     score = sampled_scores if settings.reward == "qa_sampled" else expected_scores
-    scores, metrics = score(flat, reader, settings)
+    scores, metrics = score([r for rows in rounds for r in rows], reader, settings)
     parts = iter(scores)
-    grouped = [[next(parts) for _ in rows] for rows in rounds]
-    return RewardBatch([_mean(group) for group in grouped], metrics)
+    return RewardBatch([_mean(list(islice(parts, len(rows)))) for rows in rounds], metrics)
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:
@@ -85,18 +84,13 @@ def draw_rounds(task: CaptionTask, rounds: int, draw: str) -> list[Round]:
 
     draw: "replacement" (author code) or "stratified" (ours): every question once before any is asked again.
     """
-    return [
-        _ask(task, task.questions[index], number)
-        for number, index in enumerate(_draw(task, rounds, draw, _random(*task.key, "draw")))
-    ]
-
-
-def _draw(task: CaptionTask, rounds: int, draw: str, rng: random.Random) -> list[int]:
-    count = len(task.questions)
+    count, rng = len(task.questions), _random(*task.key, "draw")
     if draw == "replacement":
-        return [rng.randrange(count) for _ in range(rounds)]
-    passes = [rng.sample(range(count), count) for _ in range(math.ceil(rounds / count))]
-    return [index for one_pass in passes for index in one_pass][:rounds]
+        drawn = [rng.randrange(count) for _ in range(rounds)]
+    else:
+        passes = [rng.sample(range(count), count) for _ in range(math.ceil(rounds / count))]
+        drawn = [index for one_pass in passes for index in one_pass][:rounds]
+    return [_ask(task, task.questions[index], number) for number, index in enumerate(drawn)]
 
 
 def _ask(task: CaptionTask, question: Question, number: int) -> Round:
@@ -119,17 +113,18 @@ def sampled_scores(
 ) -> tuple[list[float | None], dict[str, float]]:
     """1 or 0 per round from one sampled answer; None where the reader failed."""
     texts = reader.answers([r.request for r in rounds], settings.reader_temperature)
-    letters = [None if text is None else first_capital(text) for text in texts]
-    scores = [
-        None if text is None else float(letter == r.gold)
-        for text, letter, r in zip(texts, letters, rounds, strict=True)
-    ]
-    answered = [
-        (letter, r) for text, letter, r in zip(texts, letters, rounds, strict=True) if text is not None
-    ]
+    scores: list[float | None] = []
+    answered = []
+    for text, r in zip(texts, rounds, strict=True):
+        if text is None:
+            scores.append(None)
+            continue
+        letter = first_capital(text)
+        scores.append(float(letter == r.gold))
+        answered.append((letter, r))
     return scores, {
-        "unparsed": _share(letter is None for letter, _ in answered),
-        "cannot_answer": _share(letter == r.letters[-1] for letter, r in answered),
+        "unparsed": _average([letter is None for letter, _ in answered]),
+        "cannot_answer": _average([letter == r.letters[-1] for letter, r in answered]),
     }
 
 
@@ -141,8 +136,6 @@ def expected_scores(
     A round whose letters hold less than MIN_LETTER_MASS of the probability is sampled instead
     (`fallback`): there the letters do not say what the reader would answer.
     """
-    if not rounds:
-        return [], {}
     widest = max((r.letters for r in rounds), key=len)
     logprobs = reader.letter_logprobs([r.request for r in rounds], widest)
     masses, scores, low, cannot = [], [], [], []
@@ -180,10 +173,6 @@ def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
 
 def _average(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
-
-
-def _share(flags: Iterable[bool]) -> float:
-    return _average([float(flag) for flag in flags])
 
 
 def length_term(num_tokens: int, length: Length, limit: int) -> float:

@@ -7,7 +7,10 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
@@ -29,8 +32,6 @@ from caprl_utils.schema import RL, Experiment, Profile
 if TYPE_CHECKING:
     from pandas import DataFrame
     from PIL.Image import Image
-
-_WHAT_IS = re.compile(r"^What is the (.+)\?$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[
 
 def statement(question: str, answer: str) -> str:
     """A sentence that answers a question: "What is the topic?", "rain" -> "The topic is rain."."""
-    match = _WHAT_IS.match(question)
+    match = re.match(r"What is the (.+)\?$", question)
     return f"The {match[1]} is {answer}." if match else f"{question} {answer}."
 
 
@@ -89,41 +90,33 @@ def everything(questions: Sequence[Question]) -> str:
 def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
     """True captions of the images where their source knows them, else what the questions' answers state."""
     wanted = {e.id for e in examples}
-    known = {}
-    for item in open_images(profile, "rl"):
-        if item.id in wanted and "true_caption" in item.meta:
-            known[item.id] = item.meta["true_caption"]
+    known = {i.id: i.meta.get("true_caption") for i in open_images(profile, "rl") if i.id in wanted}
     return [known.get(e.id) or stated(e.questions) for e in examples]
 
 
 def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: RL) -> list[dict[str, Any]]:
     """Every question once: what the reader was asked, and how likely it answers rightly, one row each."""
-    rounds = _each_once(caption, questions)
+    rounds = _each_once(caption, questions, "story")
     scores, _ = expected_scores(rounds, reader, settings)
     drawn, _ = sampled_scores(rounds, reader, settings)
+    options = ["  ".join(r.request.prompt.splitlines()[-len(r.letters) :]) for r in rounds]
     return [
-        {"question": r.question, "options": _options(r), "right": r.gold, "chance": score, "one draw": one}
-        for r, score, one in zip(rounds, scores, drawn, strict=True)
+        {"question": r.question, "options": shown, "right": r.gold, "chance": score, "one draw": one}
+        for r, shown, score, one in zip(rounds, options, scores, drawn, strict=True)
     ]
 
 
-def _each_once(caption: str, questions: Sequence[Question], name: str = "story") -> list[Round]:
+def _each_once(caption: str, questions: Sequence[Question], name: str) -> list[Round]:
     return draw_rounds(CaptionTask(caption, questions, (name,)), len(questions), "stratified")
-
-
-def _options(r: Round) -> str:
-    return "  ".join(r.request.prompt.splitlines()[-len(r.letters) :])
 
 
 def mean_reward(captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL) -> float:
     """Mean expected reward of one caption per image, every question asked once. Raises UserError on a failure."""
-    tasks = [CaptionTask(c, e.questions, ("story", e.id)) for c, e in zip(captions, examples, strict=True)]
     rewards = []
-    for task in tasks:
-        one = settings.model_copy(
-            update={"reward": "qa_expected", "rounds": len(task.questions), "question_draw": "stratified"}
-        )
-        rewards += qa_rewards([task], reader, one).rewards
+    for caption, e in zip(captions, examples, strict=True):
+        how = {"reward": "qa_expected", "rounds": len(e.questions), "question_draw": "stratified"}
+        task = CaptionTask(caption, e.questions, ("story", e.id))
+        rewards += qa_rewards([task], reader, settings.model_copy(update=how)).rewards
     return statistics.mean(_all_known(rewards))
 
 
@@ -140,22 +133,18 @@ def noise(
 
     Equal cost: every kind asks the reader `settings.rounds` questions per caption.
     """
+    tasks = [
+        CaptionTask(c, e.questions, ("noise", e.id, repeat))
+        for c, e in zip(captions, examples, strict=True)
+        for repeat in range(repeats)
+    ]
     table = []
-    for kind in ("qa_sampled", "qa_expected"):
-        for draw in ("replacement", "stratified"):
-            how = settings.model_copy(update={"reward": kind, "question_draw": draw})
-            tasks = [
-                CaptionTask(c, e.questions, ("noise", e.id, repeat))
-                for c, e in zip(captions, examples, strict=True)
-                for repeat in range(repeats)
-            ]
-            rewards = _all_known(qa_rewards(tasks, reader, how).rewards)
-            groups = [rewards[i : i + repeats] for i in range(0, len(rewards), repeats)]
-            table.append({
-                "reward": kind, "draw": draw,
-                "mean": statistics.mean(r for g in groups for r in g),
-                "std": statistics.mean(statistics.stdev(g) for g in groups),
-            })  # fmt: skip
+    for kind, draw in product(("qa_sampled", "qa_expected"), ("replacement", "stratified")):
+        how = settings.model_copy(update={"reward": kind, "question_draw": draw})
+        rewards = _all_known(qa_rewards(tasks, reader, how).rewards)
+        spreads = [statistics.stdev(rewards[i : i + repeats]) for i in range(0, len(rewards), repeats)]
+        mean, std = statistics.mean(rewards), statistics.mean(spreads)
+        table.append({"reward": kind, "draw": draw, "mean": mean, "std": std})
     return table
 
 
@@ -188,8 +177,6 @@ _BLUE = "#0b3c6f"
 
 def show_images(examples: Sequence[Example]) -> None:
     """The images side by side, each with its id and how many questions it has."""
-    import matplotlib.pyplot as plt
-
     axes = plt.subplots(1, len(examples), figsize=(2.4 * len(examples), 2.6), squeeze=False)[1]
     for axis, example in zip(axes[0], examples, strict=True):
         axis.imshow(example.image)
@@ -199,8 +186,6 @@ def show_images(examples: Sequence[Example]) -> None:
 
 def draw_noise(noise: DataFrame, rounds: int) -> None:
     """A bar for each row of `noise`."""
-    import matplotlib.pyplot as plt
-
     axis = plt.subplots(figsize=(5, 2.2))[1]
     axis.barh((noise["reward"] + ", " + noise["draw"])[::-1], noise["std"][::-1], color=_BLUE)
     axis.set(xlabel=f"std of a fixed caption's reward, {rounds} questions each")
@@ -209,8 +194,6 @@ def draw_noise(noise: DataFrame, rounds: int) -> None:
 
 def draw_curve(curve: DataFrame) -> None:
     """Reward, caption length and what GRPO learns from over the steps; thick: the mean of ten steps."""
-    import matplotlib.pyplot as plt
-
     panels = {
         "reward": ["reward"],
         "caption length (tokens)": ["completion_tokens"],
@@ -229,8 +212,6 @@ def draw_curve(curve: DataFrame) -> None:
 
 def show_captions(examples: Sequence[Example], before: Sequence[Outcome], after: Sequence[Outcome]) -> None:
     """Each image beside its captions before and after the training, with the questions won and lost."""
-    import matplotlib.pyplot as plt
-
     layout = {"figsize": (10, 2.6 * len(examples)), "width_ratios": [1, 3], "constrained_layout": True}
     axes = plt.subplots(len(examples), 2, squeeze=False, **layout)[1]
     for (left, right), example, old, new in zip(axes, examples, before, after, strict=True):

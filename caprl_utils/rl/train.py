@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
-from caprl_utils.rl.experiments import STAGE, open_run, run_name
-from caprl_utils.rl.policy import counts, delete_checkpoints, last_complete, save_final
-from caprl_utils.runs import Run
+from caprl_utils.rl.experiments import STAGE, identity, run_name
+from caprl_utils.rl.policy import counts, last_complete, save_final
+from caprl_utils.runs import Run, checkpoints_in
 from caprl_utils.schema import Experiment, Profile
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    run = open_run(experiment, profile, seed) if state.is_main_process else None
+    run = Run.open(*identity(experiment, profile, seed)) if state.is_main_process else None
     folder = paths.RUNS / profile.name / STAGE / run_name(experiment.name, seed)
     try:
         state.wait_for_everyone()
@@ -73,14 +74,13 @@ def _finish(
     curve = list(run.rows("curve").read())
     values = {"steps": len(curve)}
     for name in ("reward", "completion_tokens"):
-        values |= {
-            f"{name}_first": _mean(curve[:_WINDOW], name),
-            f"{name}_last": _mean(curve[-_WINDOW:], name),
-        }
+        values[f"{name}_first"] = _mean(curve[:_WINDOW], name)
+        values[f"{name}_last"] = _mean(curve[-_WINDOW:], name)
     values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward")}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
-    delete_checkpoints(run.folder)
+    for checkpoint in checkpoints_in(run.folder):
+        shutil.rmtree(checkpoint)
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> float | None:

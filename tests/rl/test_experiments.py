@@ -17,6 +17,7 @@ from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
 from caprl_utils.rl.grpo import batch_layout, grpo_arguments
 from caprl_utils.schema import Experiment, Profile
+from caprl_utils.runs import Run
 from tests.rl.conftest import write_questions
 
 NAMES = names_of(Experiment)
@@ -30,18 +31,12 @@ def test_every_experiment_parses_with_the_real_class(name, tmp_path):
         experiment, resolved = load_experiment(name, profile)
         assert experiment.name == name and experiment.description
         rl = resolved.rl
-        config = GRPOConfig(
-            **grpo_arguments(resolved, experiment, 3, tmp_path, num_processes=1, on_gpu=False)
-        )
+        config = GRPOConfig(**grpo_arguments(resolved, experiment, 3, tmp_path, 1, on_gpu=False))
         assert config.generation_batch_size == rl.prompts_per_step * rl.group_size
-        assert (
-            config.steps_per_generation == config.gradient_accumulation_steps
-        )  # one optimizer step per rollout
-        assert (config.beta, config.scale_rewards, config.loss_type) == (
-            rl.beta,
-            rl.scale_rewards,
-            rl.loss_type,
-        )
+        # one optimizer step per rollout
+        assert config.steps_per_generation == config.gradient_accumulation_steps
+        method = (config.beta, config.scale_rewards, config.loss_type)
+        assert method == (rl.beta, rl.scale_rewards, rl.loss_type)
         assert config.use_bias_correction_kl is False and config.num_iterations == 1
 
 
@@ -55,16 +50,13 @@ def test_presets_differ_where_paper_and_script_do():
     assert (small.rl.reward, small.rl.question_draw) == ("qa_sampled", "replacement")
 
 
-def test_ablations_have_their_own_size():
+def test_ablations_have_their_own_size_and_one_gpu_trains_adapters_by_its_preset():
     profile = load_profile("mini")
     (short, small), (_, main) = load_experiment("short", "mini"), load_experiment("caprl", "mini")
     assert short.size == "ablation" and small.rl.steps == profile.ablations.steps
     assert main.rl.steps == profile.rl.steps and small.rl.learning_rate == main.rl.learning_rate
     assert load_experiment("leaking", "mini")[0].data.num_images == profile.ablations.num_images
     assert load_experiment("refined", "paper")[0].data.num_images == 20_000
-
-
-def test_one_gpu_trains_adapters_by_the_profiles_preset():
     experiment, profile = load_experiment("rounds_1", "one_gpu")
     assert experiment.training.lora.rank == 64 and profile.rl.learning_rate == 1e-5 and profile.rl.rounds == 1
     assert load_experiment("rounds_1", "mini")[0].training.lora is None
@@ -87,20 +79,16 @@ def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, 
     import transformers.training_args
     from trl import GRPOConfig
 
-    monkeypatch.setattr(
-        transformers.training_args, "is_torch_bf16_gpu_available", lambda: True, raising=False
-    )
+    monkeypatch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: True)
     experiment, resolved = load_experiment("caprl", profile)
     training = experiment.training.model_copy(update={"rollout": rollout})
     experiment = experiment.model_copy(update={"training": training})
-    arguments = grpo_arguments(resolved, experiment, 0, tmp_path, num_processes=processes, on_gpu=True)
     monkeypatch.setattr(GRPOConfig, "world_size", processes, raising=False)
-    config = GRPOConfig(**arguments)
+    config = GRPOConfig(**grpo_arguments(resolved, experiment, 0, tmp_path, processes, on_gpu=True))
     rl = resolved.rl
     assert config.bf16 and config.gradient_checkpointing
-    assert config.per_device_train_batch_size * config.gradient_accumulation_steps * processes == (
-        rl.prompts_per_step * rl.group_size
-    )
+    captions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    assert captions == rl.prompts_per_step * rl.group_size
     assert config.steps_per_generation == config.gradient_accumulation_steps
     assert config.use_vllm is (rollout != "transformers")
     if config.use_vllm:
@@ -127,7 +115,7 @@ def keys(tmp_path, monkeypatch):
         profile = load_profile(str(file))
         found = {}
         for one in experiments.planned(profile):
-            run = experiments.open_run(*load_experiment(one.experiment, str(file)), one.seed)
+            run = Run.open(*experiments.identity(*load_experiment(one.experiment, str(file)), one.seed))
             found[one.name] = run.key
             run.close()
         return found
@@ -159,9 +147,8 @@ def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
 def test_every_profile_names_experiments_that_exist(name):
     profile = load_profile(name)
     runs = experiments.planned(profile)
-    assert {run.experiment for run in runs} <= set(names_of(Experiment))
+    assert {run.experiment for run in runs} <= set(NAMES)
     assert len({run.name for run in runs}) == len(runs)  # nothing is trained twice
-    assert [r.seed for r in runs if r.experiment == "caprl"] == profile.rl.seeds
 
 
 def test_main_run_has_all_seeds_others_one_and_those_added():
@@ -170,44 +157,42 @@ def test_main_run_has_all_seeds_others_one_and_those_added():
     assert [run.name for run in runs] == [
         "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
     ]  # fmt: skip
-    with pytest.raises(
-        UserError, match=r"experiment 'round_1' is none of profile mini; did you mean rounds_1\?"
-    ):
+    with pytest.raises(UserError, match=r"'round_1' is none of profile mini; did you mean rounds_1\?"):
         experiments.planned(profile, ["round_1"])
     with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
         load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
     assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
 
 
-@pytest.fixture
-def one_seed_each(monkeypatch):
-    """The profiles as they are, but every experiment is trained once."""
-
-    def load(name):
-        profile = load_profile(name)
-        single = profile.ablations.model_copy(update={"more_seeds": {}})
-        return profile.model_copy(update={"ablations": single})
-
-    monkeypatch.setattr(experiments, "load_profile", load)
-
-
 RECORD = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
     ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
 
 
+def one_seed_each(name):
+    profile = load_profile(name)
+    single = profile.ablations.model_copy(update={"more_seeds": {}})
+    return profile.model_copy(update={"ablations": single})
+
+
 @pytest.fixture
-def scripted(monkeypatch, one_seed_each):
-    """Call with what stands in for a training; evaluations are noted in the list that it returns."""
+def scripted(monkeypatch):
+    """Call with what stands in for a training; evaluations are noted in the list that it returns.
+
+    The profiles are as they are, but every experiment is trained once.
+    """
 
     def install(train, score=lambda: {"values": {"average": 0.5}}) -> list:
         evaluated = []
 
-        def judge(self, run, captioner, role):
-            evaluated.append((run, role, captioner.path.split("/")[-1]))
+        def judge(profile, name, captioner, reader, samples, captions_run):
+            evaluated.append((name, captions_run, captioner.path.split("/")[-1]))
             return score()
 
+        monkeypatch.setattr(experiments, "load_profile", one_seed_each)
         monkeypatch.setattr(experiments, "launch", train)
-        monkeypatch.setattr(experiments.Evaluation, "_evaluate", judge)
+        monkeypatch.setattr("caprl_utils.prism.evaluate.evaluate", judge)
+        monkeypatch.setattr("caprl_utils.prism.loading.load_samples", lambda profile: [])
+        monkeypatch.setattr("caprl_utils.models.base.open_backend", lambda model, profile: model)
         return evaluated
 
     return install
@@ -221,13 +206,12 @@ def test_the_loop_trains_and_evaluates_each_once(scripted):
         ("short-seed0", 0.5, 1.0), ("rounds_1-seed0", 0.5, 1.0)
     ]  # fmt: skip
     assert trained == [("short", 0), ("rounds_1", 0)]
-    base = [("base-3b", role, "zoo:vlm-3b") for role in ("prism_reader", "reward_reader")]
-    assert evaluated[:2] == base and sorted(evaluated[2:]) == [
-        ("rounds_1-seed0", "prism_reader", "final"),
-        ("short-seed0", "prism_reader", "final"),
-        ("short-seed0", "reward_reader", "final"),
-    ]
-    assert experiments.prism_name("short-seed0", "reward_reader") == "short-seed0-by-reward_reader"
+    names = ("base-3b", "base-3b-by-reward_reader")
+    assert evaluated[:2] == [(name, "base-3b", "zoo:vlm-3b") for name in names]
+    assert sorted(evaluated[2:]) == [
+        ("rounds_1-seed0", "rounds_1-seed0", "final"), ("short-seed0", "short-seed0", "final"),
+        ("short-seed0-by-reward_reader", "short-seed0", "final"),
+    ]  # fmt: skip
 
 
 def test_a_failed_training_holds_up_no_other(scripted):
@@ -273,8 +257,7 @@ def test_interrupted_ends_all_trainings(scripted):
         raise UserError("ended")
 
     def interrupt():
-        running.acquire(timeout=20)
-        running.acquire(timeout=20)
+        assert running.acquire(timeout=20) and running.acquire(timeout=20)
         raise KeyboardInterrupt
 
     scripted(train, interrupt)
@@ -332,7 +315,7 @@ def work(world, monkeypatch, tmp_path):
 
 def test_launch_returns_the_record_and_shows_progress(work, monkeypatch):
     assert work("well")["values"] == {"steps": 4} and (3, "reward 0.5") in work.seen
-    monkeypatch.setattr(experiments, "finished", lambda *_: {"values": {"steps": 5}})
+    monkeypatch.setattr(Run, "find", lambda *_: {"values": {"steps": 5}})
     assert work("fail")["values"] == {"steps": 5}  # complete: read without a process
 
 

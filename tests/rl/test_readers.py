@@ -1,6 +1,7 @@
 """Readers: the same numbers whichever way they ask, single failures stay single, and a plain way out."""
 
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,14 +18,9 @@ from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
 pytestmark = pytest.mark.usefixtures("quick_client")
 CAPTIONS = ["The value of Rome is 42. The topic is sales.", "The value of Oslo is 7. The topic is sales.", ""]
 QUESTIONS = [
-    "What is the topic?\nA) sales\nB) rain",
-    "What is the value of Rome?\nA) 42\nB) 17\nC) 5",
-    "What?",
-]
-
-
-def packed_reader(backend) -> Reader:
-    return Reader(backend, PackedPrompts(backend))
+    "What is the topic?\nA) sales\nB) rain", "What is the value of Rome?\nA) 42\nB) 17\nC) 5", "What?"
+]  # fmt: skip
+PREFILL = "The answer is"
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +31,16 @@ def backend(models):
 @pytest.fixture
 def requests():
     texts = [f"Caption: {c}\nQuestion: {q}" for c in CAPTIONS for q in QUESTIONS]
-    return [Request(f"r{i}", t, prefill="The answer is") for i, t in enumerate([*texts, texts[0]])]
+    return [Request(f"r{i}", t, prefill=PREFILL) for i, t in enumerate([*texts, texts[0]])]
 
 
-def test_same_numbers_as_plain_requests(backend, requests):
-    packed, plain = packed_reader(backend), Reader(backend)
+@pytest.fixture
+def packed(backend) -> Reader:
+    return Reader(backend, PackedPrompts(backend))
+
+
+def test_same_numbers_as_plain_requests(backend, packed, requests):
+    plain = Reader(backend)
     a, b = packed.letter_logprobs(requests, "ABC"), plain.letter_logprobs(requests, "ABC")
     np.testing.assert_allclose(a, b, atol=1e-5)
     assert packed._same is True
@@ -49,9 +50,8 @@ def first_tokens(reader, requests) -> list[str]:
     return list(reader._fast.first_tokens(requests, 1.0).values())
 
 
-def test_sampled_answers_repeat_and_follow_the_probabilities(backend, requests):
-    packed = packed_reader(backend)
-    many = [Request(f"draw{i}", requests[0].prompt, prefill="The answer is") for i in range(2000)]
+def test_sampled_answers_repeat_and_follow_the_probabilities(packed, requests):
+    many = [Request(f"draw{i}", requests[0].prompt, prefill=PREFILL) for i in range(2000)]
     first = first_tokens(packed, many)
     assert first == first_tokens(packed, many)
     chance = np.exp(packed.letter_logprobs(requests[:1], "A")[0][0])
@@ -59,19 +59,18 @@ def test_sampled_answers_repeat_and_follow_the_probabilities(backend, requests):
     assert share == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(first)) + 1e-9)
 
 
-def test_answers_after_probabilities_cost_no_second_pass(backend, requests, monkeypatch):
-    packed = packed_reader(backend)
+def test_answers_after_probabilities_cost_no_second_pass(packed, requests, monkeypatch):
     packed.letter_logprobs(requests, "ABC")
     first = first_tokens(packed, requests[:2])
     monkeypatch.setattr(packed._fast, "_pass", lambda packs: pytest.fail("computed again"))
     assert first_tokens(packed, requests[:2]) == first
     with pytest.raises(pytest.fail.Exception):
-        packed.letter_logprobs([Request("new", "What else?", prefill="The answer is")], "ABC")
+        packed.letter_logprobs([Request("new", "What else?", prefill=PREFILL)], "ABC")
 
 
-def test_too_long_prompt_fails_alone(backend, requests):
-    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill="The answer is")
-    rows = packed_reader(backend).letter_logprobs([requests[0], long, requests[1]], "AB")
+def test_too_long_prompt_fails_alone(packed, requests):
+    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill=PREFILL)
+    rows = packed.letter_logprobs([requests[0], long, requests[1]], "AB")
     assert rows[1] is None and rows[0] is not None and rows[2] is not None
 
 
@@ -93,25 +92,15 @@ def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
     assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 3 * max_tokens for b in made)
 
 
-def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, requests, monkeypatch):
-    packed = packed_reader(backend)
-
-    def refuse(packs):
-        raise ValueError("no such mask")
-
-    monkeypatch.setattr(packed._fast, "_pass", refuse)
-    np.testing.assert_allclose(
-        packed.letter_logprobs(requests, "AB"), Reader(backend).letter_logprobs(requests, "AB"), atol=1e-5
-    )
+def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, packed, requests, monkeypatch):
+    monkeypatch.setattr(packed._fast, "_pass", Mock(side_effect=ValueError("no such mask")))
+    plain = Reader(backend).letter_logprobs(requests, "AB")
+    np.testing.assert_allclose(packed.letter_logprobs(requests, "AB"), plain, atol=1e-5)
     assert packed._same is False
 
 
-PREFILL = "The answer is"
-
-
 def endpoint(server: Server) -> EndpointBackend:
-    config = ModelConfig(path="m", backend="endpoint", base_urls=[server.url])
-    return EndpointBackend(config)
+    return EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url]))
 
 
 def listed(server: Server) -> Reader:
@@ -148,16 +137,6 @@ def test_a_prompt_that_is_too_long_fails_alone():
         assert rows[5] is None and all(row is not None for row in rows[:5])
 
 
-def test_a_dead_server_gives_none_and_is_asked_again_when_it_is_back():
-    with Server() as server:
-        reader = listed(server)
-        first = reader.letter_logprobs(asked(4), "AB")
-        server.longest, ok = -1, server.longest
-        assert reader.letter_logprobs(asked(4), "AB") == [None] * 4
-        server.longest = ok
-        assert reader.letter_logprobs(asked(4), "AB") == first
-
-
 def test_answers_are_drawn_here_as_often_as_the_letters_say():
     with Server() as server:
         reader = listed(server)
@@ -185,25 +164,25 @@ def test_unsure_letters_are_sampled_by_the_server():
         assert texts == [" Z Z"] * 3  # no letter of an answer in the first token, so more are asked for
 
 
-def test_a_list_that_fails_once_does_not_mean_that_lists_differ(caplog, monkeypatch):
-    """The first call meets a server that goes away in the middle: nothing is known yet, and nothing is said."""
-    with Server() as server:
+def test_a_server_that_fails_gives_none_and_does_not_mean_that_lists_differ(caplog):
+    """Before anything is known of it, and later; it is asked again when it is back."""
+    with Server(longest=-1) as server:
         reader = listed(server)
-        monkeypatch.setattr(server, "longest", -1)
-        assert reader.letter_logprobs(asked(4), "AB") == [None] * 4
-        monkeypatch.setattr(server, "longest", 10_000)
-        reader.letter_logprobs(asked(70), "AB")
+        for longest in (-1, 10_000, -1, 10_000):
+            server.longest = longest
+            rows = reader.letter_logprobs(asked(70), "AB")
+            assert (None in rows) is (longest == -1)
         assert 64 in server.calls and "asking one by one" not in caplog.text
 
 
 def test_letters_are_looked_up_once_and_any_server_will_do():
     with Server() as first, Server() as second:
-        config = ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
-        backend = EndpointBackend(config)
+        backend = EndpointBackend(
+            ModelConfig(path="m", backend="endpoint", base_urls=[first.url, second.url])
+        )
         assert backend.served == "m"
-        first.close()
-        assert backend.choice_ids((" A", " B")) == [65, 66]
-        second.close()
-        assert backend.choice_ids((" A", " B")) == [65, 66]
+        for server in (first, second):
+            server.close()
+            assert backend.choice_ids((" A", " B")) == [65, 66]
         first.open()
         second.open()

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,14 +9,7 @@ from caprl_utils.records import Question
 from caprl_utils.rl import rewards
 from caprl_utils.rl.grpo import CaptionReward, RewardsFailedError
 from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
-from caprl_utils.rl.rewards import (
-    CaptionTask,
-    draw_rounds,
-    expected_scores,
-    length_term,
-    qa_rewards,
-    repeated_share,
-)
+from caprl_utils.rl.rewards import CaptionTask, draw_rounds, length_term, qa_rewards, repeated_share
 from caprl_utils.schema import RL, Length
 from tests.rl.reader_fakes import ChanceReader, options_of
 
@@ -24,14 +18,15 @@ QUESTIONS = [
     Question(question="What is the topic?", options=("sales", "rain", "cats", "books"), answer="A"),
     Question(question="Who wrote it?", options=("Ann", "Bob"), answer="B"),
 ]
-EXPECTED = RL(reward="qa_expected", rounds=6, question_draw="stratified", reader_temperature=1.0)
 
 
-def using(settings: RL = EXPECTED, **values) -> RL:
-    return settings.model_copy(update=values)
+def using(reward: str = "qa_expected", **values) -> RL:
+    return RL(reward=reward, rounds=6, question_draw="stratified", reader_temperature=1.0).model_copy(
+        update=values
+    )
 
 
-SAMPLED = using(reward="qa_sampled")
+KINDS = pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
 
 
 def task(caption: str = "The value of Rome is 42.", questions=QUESTIONS, index: int = 0) -> CaptionTask:
@@ -66,9 +61,9 @@ def says(text: str):
         (knows(0.0), 0.0),
     ],
 )
-@pytest.mark.parametrize("settings", [EXPECTED, SAMPLED], ids=["expected", "sampled"])
-def test_hand_computed(reader, reward, settings):
-    assert qa_rewards([task()], reader, settings).rewards == [pytest.approx(reward, abs=1e-9)]
+@KINDS
+def test_hand_computed(reader, reward, kind):
+    assert qa_rewards([task()], reader, using(kind)).rewards == [pytest.approx(reward, abs=1e-9)]
 
 
 def test_expected_by_hand_at_temperature():
@@ -84,20 +79,19 @@ def test_expected_by_hand_at_temperature():
 
 def test_expected_is_the_mean_of_many_sampled():
     """Five standard errors of 3,000 draws; each key draws other questions, orders and answers."""
-    reader, temperature = knows(0.4), 0.6
-    settings = using(SAMPLED, rounds=1, question_draw="replacement", reader_temperature=temperature)
-    drawn = qa_rewards([task(index=i) for i in range(3000)], reader, settings).rewards
-    exact = using(settings, reward="qa_expected")
-    expected = qa_rewards([task(index=i) for i in range(3000)], reader, exact).rewards
+    how = {"rounds": 1, "question_draw": "replacement", "reader_temperature": 0.6}
+    tasks = [task(index=i) for i in range(3000)]
+    kinds = ("qa_sampled", "qa_expected")
+    drawn, expected = (qa_rewards(tasks, knows(0.4), using(kind, **how)).rewards for kind in kinds)
     mean, p = sum(drawn) / len(drawn), sum(expected) / len(expected)
     assert 0.3 < p < 0.99
     assert abs(mean - p) < 5 * math.sqrt(p * (1 - p) / len(drawn))
 
 
-@pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
+@KINDS
 def test_always_a_earns_chance(kind):
     """Shuffling: a reader that always says A is right in a quarter of the questions with four options."""
-    settings = using(reward=kind, rounds=1, question_draw="replacement", reader_temperature=0.6)
+    settings = using(kind, rounds=1, question_draw="replacement", reader_temperature=0.6)
     tasks = [task(questions=QUESTIONS[:1], index=i) for i in range(3000)]
     found = qa_rewards(tasks, says("A"), settings).rewards
     assert sum(found) / len(found) == pytest.approx(0.25, abs=5 * math.sqrt(0.25 * 0.75 / 3000))
@@ -115,20 +109,16 @@ def test_extra_option_is_last_and_each_order_occurs():
     assert len(orders) == 24
 
 
-def test_draws_repeat_and_differ():
-    first = [r.request for r in draw_rounds(task(), 4, "replacement")]
-    assert first == [r.request for r in draw_rounds(task(), 4, "replacement")]
-    assert first != [r.request for r in draw_rounds(task(index=1), 4, "replacement")]
-
-
-def test_stratified_asks_each_question_before_any_twice():
+def test_draws_repeat_and_a_stratified_one_asks_each_question_before_any_twice():
+    first = draw_rounds(task(), 4, "replacement")
+    assert first == draw_rounds(task(), 4, "replacement") != draw_rounds(task(index=1), 4, "replacement")
     for index in range(50):
         asked = [r.request.prompt for r in draw_rounds(task(index=index), 4, "stratified")]
         first = {q.question for q in QUESTIONS for prompt in asked[:3] if q.question in prompt}
         assert first == {q.question for q in QUESTIONS}
 
 
-@pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
+@KINDS
 def test_failure_is_none_and_never_zero(kind):
     """One round that the reader could not answer fails its caption."""
 
@@ -138,25 +128,24 @@ def test_failure_is_none_and_never_zero(kind):
 
     one = QUESTIONS[:1]
     tasks = [task(questions=one), task("dead", one, 1), task(index=2), task(questions=one, index=3)]
-    batch = qa_rewards(tasks, ChanceReader(chances), using(reward=kind))
+    batch = qa_rewards(tasks, ChanceReader(chances), using(kind))
     assert batch.rewards == [pytest.approx(1.0), None, None, pytest.approx(1.0)]
     assert batch.failed_share == 0.5
 
 
 def test_unparsed_answer_is_wrong_and_counted():
     reader = ChanceReader(lambda request, options: {"unknown": 1.0})
-    batch = qa_rewards([task()], reader, SAMPLED)
+    batch = qa_rewards([task()], reader, using("qa_sampled"))
     assert batch.rewards == [0.0] and batch.metrics["unparsed"] == 1.0
 
 
 def test_little_mass_on_letters_falls_back_to_sampling(monkeypatch):
     reader = ChanceReader(lambda request, options: {"nothing": 0.9, **dict.fromkeys(options, 0.02)})
-    rounds = draw_rounds(task(), 6, "stratified")
-    scores, metrics = expected_scores(rounds, reader, EXPECTED)
-    assert metrics["fallback"] == 1.0 and set(scores) <= {0.0, 1.0}
+    batch = qa_rewards([task()], reader, using())
+    assert batch.metrics["fallback"] == 1.0 and batch.metrics["unparsed"] > 0
     monkeypatch.setattr(rewards, "MIN_LETTER_MASS", 0.0)
-    scores, metrics = expected_scores(rounds, reader, EXPECTED)
-    assert metrics["fallback"] == 0.0 and all(0 < s < 1 for s in scores)
+    batch = qa_rewards([task()], reader, using())
+    assert batch.metrics["fallback"] == 0.0 and 0 < batch.rewards[0] < 1
 
 
 class Judge:
@@ -207,46 +196,29 @@ def test_unified_counts_what_has_no_score():
     assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
 
 
-def judged(judge, rl: RL, length: Length | None = None) -> CaptionReward:
-    """The reward as TRL calls it, by the VLM judge."""
+def test_reward_as_trl_calls_it_adds_the_length_term_logs_and_stops_when_too_many_failed():
+    judge, extra, metrics = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None}), {}, {}
 
-    def score(captions, rows, step):
-        return vlm_rewards(captions, rows["image"], rows["id"], judge)
+    def call(max_failed_share):
+        rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
+        reward = CaptionReward(
+            "vlm", lambda captions, rows, step: vlm_rewards(captions, rows["image"], rows["id"], judge),
+            rl, Length(full_share=0.5, zero_share=1.0),
+        )  # fmt: skip
+        return reward(
+            completions=[[{"content": c}] for c in ("good", "gone", "good")],
+            completion_ids=[[0] * n for n in (5, 5, 15)], trainer_state=SimpleNamespace(global_step=3),
+            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 3, image=["image"] * 3,
+        )  # fmt: skip
 
-    return CaptionReward("vlm", score, rl, length)
-
-
-def call(reward, captions, lengths):
-    extra, metrics = {}, {}
-    state = type("State", (), {"global_step": 3})()
-    values = reward(
-        completions=[[{"content": c}] for c in captions], completion_ids=[[0] * n for n in lengths],
-        trainer_state=state, log_extra=extra.__setitem__, log_metric=metrics.__setitem__,
-        id=["a"] * len(captions), image=["image"] * len(captions), prompts=[],
-    )  # fmt: skip
-    return values, extra, metrics
-
-
-def test_reward_function_adds_the_length_term_and_logs():
-    judge = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None})
-    settings = RL(max_failed_share=0.5, max_completion_tokens=20)
-    reward = judged(judge, settings, Length(full_share=0.5, zero_share=1.0))
-    values, extra, metrics = call(reward, ["good", "gone", "good"], [5, 5, 15])
-    assert values == [pytest.approx(1.2), None, pytest.approx(1.1)]
+    assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.1)]
     assert extra["num_tokens"] == [5, 5, 15] and metrics["failed_share"] == pytest.approx(1 / 3)
+    with pytest.raises(RewardsFailedError, match="1 of 3 captions could not be scored"):
+        call(0.3)
 
 
-def test_too_many_failures_stop():
-    reward = judged(Judge({"gone": None, "good": [0.2] * 5}), RL(max_failed_share=0.4))
-    with pytest.raises(RewardsFailedError, match="1 of 2 captions could not be scored"):
-        call(reward, ["gone", "good"], [1, 1])
-
-
-def test_length_term_by_hand():
+def test_length_term_and_repeated_share_by_hand():
     length = Length(full_share=0.5, zero_share=0.75, weight=0.2)
     assert [length_term(n, length, 4096) for n in (0, 2048, 2560, 3072, 9999)] == [0.2, 0.2, 0.1, 0.0, 0.0]
-
-
-def test_repeated_share_by_hand():
     assert repeated_share("a b c d") == 0.0 and repeated_share("short") == 0.0
     assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd

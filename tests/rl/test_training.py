@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import GRPOTrainer
 
@@ -99,39 +101,35 @@ def stopped_and_whole(world: Path, folder: Path, **parts) -> tuple[Training, Tra
     return whole, resumed
 
 
-def test_resumed_equals_uninterrupted(world, runs, uninterrupted, tmp_path):
-    """Stopped after step 3 (between two regular checkpoints), then on to step 4: KL reference included."""
+def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, uninterrupted, tmp_path):
+    """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
     training = Training(world, tmp_path / "run")
-    assert training.fit(stop_after=3) is False
+    shutil.copytree(uninterrupted.folder, training.folder, dirs_exist_ok=True)
+    (training.folder / "checkpoint-4" / COMPLETE).unlink()
+    with open(training.folder / "curve.jsonl", "a") as curve:
+        curve.write('{"id": "5", "st')
     assert training.fit() is True
     assert_same(uninterrupted, training)
     assert training.curve[-1]["kl"] > 1e-3  # a reference loaded from the checkpoint would give 0
 
 
 @pytest.mark.integration
-def test_resumed_equals_uninterrupted_with_accumulated_gradients(world, runs, tmp_path):
-    """As on a GPU: a step's captions in several passes."""
-    whole, _ = stopped_and_whole(world, tmp_path, micro_batch_size=2)
-    assert whole.trainer.args.gradient_accumulation_steps == 4
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_stopped_in_between_and_resumed_equals_uninterrupted(micro_batch, world, runs, tmp_path):
+    """Stopped after step 3, between two regular checkpoints. 2: as on a GPU, a step's captions in several passes."""
+    whole, _ = stopped_and_whole(world, tmp_path, micro_batch_size=micro_batch)
+    assert whole.trainer.args.gradient_accumulation_steps == (4 if micro_batch else 1)
 
 
-@pytest.mark.integration
-def test_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, uninterrupted, tmp_path):
-    """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
+@pytest.fixture
+def trainer(world, runs, tmp_path):
     training = Training(world, tmp_path / "run")
-    training.fit(stop_after=3)
-    (training.folder / "checkpoint-3" / COMPLETE).unlink()
-    with open(training.folder / "curve.jsonl", "a") as curve:
-        curve.write('{"id": "4", "st')
-    assert training.fit()
-    assert_same(uninterrupted, training)
+    return open_trainer(training.experiment, training.profile, 0, training.folder)
 
 
-def test_trls_own_loading_loads_nothing(world, runs, uninterrupted, tmp_path):
-    """The reason for our override. When this fails, TRL and transformers were mended and it can go."""
+def test_trls_own_loading_loads_nothing_and_ours_refuses_what_does_not_fit(trainer, uninterrupted, tmp_path):
+    """The reason for our override. When the first part fails, TRL and transformers were mended and it can go."""
     checkpoint = uninterrupted.folder / "checkpoint-4"
-    training = Training(world, tmp_path / "run")
-    trainer = open_trainer(training.experiment, training.profile, 0, training.folder)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     GRPOTrainer._load_from_checkpoint(trainer, str(checkpoint))
     body = {name: p for name, p in trainer.model.named_parameters() if name != "lm_head.weight"}
@@ -142,19 +140,11 @@ def test_trls_own_loading_loads_nothing(world, runs, uninterrupted, tmp_path):
         torch.testing.assert_close(parameter, uninterrupted.weights[name], atol=0, rtol=0)
     assert not torch.equal(trainer.ref_model.lm_head.weight, trainer.model.lm_head.weight)
 
-
-def test_checkpoint_that_does_not_fit_is_refused(world, runs, uninterrupted, tmp_path):
-    from safetensors.torch import save_file
-
     folder = tmp_path / "checkpoint-1"
-    folder.mkdir()
-    for file in (uninterrupted.folder / "checkpoint-4").iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(checkpoint, folder)
     weights = load_file(folder / "model.safetensors")
     weights.popitem()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    training = Training(world, tmp_path / "run")
-    trainer = open_trainer(training.experiment, training.profile, 0, training.folder)
     with pytest.raises(UserError, match="checkpoint-1 does not fit the model"):
         trainer._load_from_checkpoint(str(folder))
 
@@ -252,10 +242,8 @@ def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path
 
     training.fit(stop_after=1, reader=lambda trainer: Failing(trainer, fails))
     rows = training.rows("samples")
-    missing = [row for row in rows if row["reward"] is None]
-    assert len(missing) == 4 and all(
-        row["advantage"] == 0 for row in missing
-    )  # of two captions of four images each
+    missing = [row["advantage"] for row in rows if row["reward"] is None]
+    assert missing == [0] * 4  # of two captions of four images each
     assert training.curve[0]["failed_share"] == 0.5
     known = [row["reward"] for row in rows if row["reward"] is not None]
     assert training.curve[0]["reward"] == pytest.approx(sum(known) / len(known), abs=1e-6)
@@ -273,8 +261,6 @@ def test_curve_and_samples(uninterrupted):
     )
     assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert uninterrupted.curve[0]["unparsed"] is None
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     board = EventAccumulator(str(uninterrupted.folder / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/reward")] == [1, 2, 3, 4]
     assert board.Scalars("train/kl")[-1].value == pytest.approx(uninterrupted.curve[-1]["kl"], rel=1e-5)
