@@ -19,10 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caprl_utils import paths, processes, prompts
 from caprl_utils.config import load_experiment, load_profile, read_yaml
@@ -53,8 +52,7 @@ _PROMPTS = [
 _POLL_SEC, _LEAST_GRACE_SEC = 0.5, 10.0
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(NamedTuple):
     """One training."""
 
     experiment: str

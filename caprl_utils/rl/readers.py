@@ -78,23 +78,22 @@ class Reader:
         return [c.text for c in completions]
 
     def _use_fast(self, requests: Sequence[Request]) -> bool:
-        if self._fast is not None and self._same is None and requests:
-            self._same = self._compare(requests[:4])
-            if self._same is False:
-                log.warning("%s: fast requests differ from plain ones; asking one by one", self.backend.name)
-        return bool(self._same)
-
-    def _compare(self, requests: Sequence[Request]) -> bool | None:
-        """Whether both ways agree on some prompts; None when no prompt was answered in both."""
-        plain = _plain_logprobs(self.backend, requests, "AB")
+        if self._fast is None or self._same is not None or not requests:
+            return bool(self._same)
+        plain = _plain_logprobs(self.backend, requests[:4], "AB")
         try:
-            fast = self._fast.letter_logprobs(requests, "AB")
+            fast = self._fast.letter_logprobs(requests[:4], "AB")
         except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            log.warning("%s takes no fast requests: %s", self.backend.name, error)
+            log.warning("%s takes no fast requests: %s; asking one by one", self.backend.name, error)
+            self._same = False
             return False
         known = [(a, b) for a, b in zip(plain, fast, strict=True) if a is not None and b is not None]
-        near = (abs(x - y) < self._fast.tolerance for a, b in known for x, y in zip(a, b, strict=True))
-        return all(near) if known else None
+        if known:
+            near = (abs(x - y) < self._fast.tolerance for a, b in known for x, y in zip(a, b, strict=True))
+            self._same = all(near)
+            if not self._same:
+                log.warning("%s: fast requests differ from plain ones; asking one by one", self.backend.name)
+        return bool(self._same)
 
 
 def open_reader(model: ModelConfig, profile: Profile) -> Reader:
@@ -118,14 +117,11 @@ def _draw(logprobs: np.ndarray | Sequence[float], temperature: float, request: R
     return draw(logprobs, temperature, uniforms(0, request.id, 0, 1)[0])
 
 
-# A model in this process: what prompts have in common is computed once. The questions about one caption start alike,
-# and so do many captions of one image. The prompts are written as a tree of tokens, depth first: a token sees its
-# ancestors and itself, at the position it would have alone.
+# A model in this process: what prompts have in common is computed once. They are written as a tree of tokens, depth
+# first: a token sees its ancestors and itself, at the position it would have alone.
 
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192}
-"""Ours. On a CPU what lies between the layers stays in the cache: a rollout of the mini world takes a seventh less than
-at 2048 and a third less than at 8192. On a GPU not measured.
-"""
+"""Ours. On a CPU a rollout of the mini world takes a third less than at 8192. On a GPU not measured."""
 TOKENS_PER_PACK = 160
 """Ours: attention grows with the square of a pack; longer captions get packs of twice the longest prompt."""
 _MAX_KEPT = 50_000_000  # log-probabilities that stay in memory between two calls, 0.2 GB
@@ -233,8 +229,7 @@ class PackedPrompts:
     def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
         """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take.
 
-        Those of the last call are kept, unless they are many: the reward samples an answer where the letters had
-        little probability.
+        Those of the last call are kept, unless they are many: for answers sampled where letters had little of it.
         """
         unique = {(r.prompt, r.prefill): r for r in requests}
         rows = self._last if unique.keys() <= self._last.keys() else self._computed(unique)
@@ -273,9 +268,8 @@ class PackedPrompts:
             return torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
 
 
-# A vLLM server: many prompts in one HTTP request. A request per question costs the server more in HTTP, templates and
-# scheduling than the one new token itself. The chat template is taken once from the server and put around every prompt;
-# the prompts are sent as a list to /v1/completions. The server reuses a caption's prefix by itself.
+# A vLLM server: many prompts in one HTTP request to /v1/completions, the server's chat template put around each here. A
+# request per question costs more in HTTP, templates and scheduling than the one new token itself.
 
 PROMPTS_PER_REQUEST = 64
 """Ours: 16 captions with four questions each; larger lists gain little and spread badly over several servers."""

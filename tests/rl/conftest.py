@@ -41,19 +41,13 @@ def write_questions(file: Path, num_images: int) -> None:
 def models(tmp_path_factory) -> dict[str, Path]:
     """Folders of a random policy and a random reader."""
     from caprl_utils.mini.tokenizer import build_tokenizer
-    from caprl_utils.mini.zoo.models import (
-        build_language_model,
-        build_processor,
-        build_vlm,
-        prepare_generation,
-    )
+    from caprl_utils.mini.zoo import models as zoo
 
     folder = tmp_path_factory.mktemp("models")
-    for name, model, processor in (
-        ("policy", build_vlm(0), build_processor()),
-        ("reader", build_language_model(1), build_tokenizer()),
-    ):
-        prepare_generation(model)
+    policy = zoo.build_vlm(0), zoo.build_processor()
+    reader = zoo.build_language_model(1), build_tokenizer()
+    for name, (model, processor) in {"policy": policy, "reader": reader}.items():
+        zoo.prepare_generation(model)
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     return {name: folder / name for name in ("policy", "reader")}

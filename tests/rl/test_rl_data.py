@@ -47,12 +47,8 @@ def test_missing_file_says_who_makes_it(runs, world):
 
 def test_bad_rows_are_named(tmp_path, runs):
     bad = tmp_path / "bad.parquet"
-    row = {
-        "id": "x7",
-        "image": {"bytes": b"", "path": None},
-        "reward_model": {"ground_truth": [{"question": "q"}]},
-    }
-    pq.write_table(pa.Table.from_pylist([row]), bad)
+    row = {"id": "x7", "image": {"bytes": b"", "path": None}}
+    pq.write_table(pa.Table.from_pylist([row | {"reward_model": {"ground_truth": [{"question": "q"}]}}]), bad)
     with pytest.raises(UserError, match=r"row 'x7'.*not in CapRL-QA-75K's schema"):
         load_data(bad, Data(), num_images=1)
     pq.write_table(pa.Table.from_pylist([{"id": "x7"}]), bad)

@@ -39,10 +39,8 @@ def test_ask_and_mean_reward():
 def test_noise_has_one_row_per_kind_and_draw():
     """One of two questions is answered rightly: drawing with repeats leaves noise, a stratified draw of both none."""
     reader, example = ChanceReader(believes), Example("i", None, [ROME, BLUE])
-    table = {
-        (r["reward"], r["draw"]): r
-        for r in story.noise(["It is 42."], [example], reader, SETTINGS, repeats=30)
-    }
+    rows = story.noise(["It is 42."], [example], reader, SETTINGS, repeats=30)
+    table = {(r["reward"], r["draw"]): r for r in rows}
     assert len(table) == 4
     assert table["qa_expected", "stratified"]["std"] == pytest.approx(0.0, abs=1e-9)
     assert table["qa_expected", "replacement"]["std"] > 0.2
@@ -50,9 +48,7 @@ def test_noise_has_one_row_per_kind_and_draw():
 
 
 def test_won_and_lost():
-    before, after = (
-        Outcome("", 1, {"a": 0.9, "b": 0.1, "c": None}),
-        Outcome("", 1, {"a": 0.2, "b": 0.8, "c": 0.9}),
-    )
+    before = Outcome("", 1, {"a": 0.9, "b": 0.1, "c": None})
+    after = Outcome("", 1, {"a": 0.2, "b": 0.8, "c": 0.9})
     assert story.won_and_lost(before, after) == (["b", "c"], ["a"])
     assert before.reward is None and after.reward == pytest.approx(1.9 / 3)
