@@ -16,8 +16,8 @@ from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
 from caprl_utils.rl.grpo import batch_layout, grpo_arguments
-from caprl_utils.schema import Experiment, Profile
 from caprl_utils.runs import Run
+from caprl_utils.schema import Experiment, Profile
 from tests.rl.conftest import write_questions
 
 NAMES = names_of(Experiment)
