@@ -44,16 +44,13 @@ def _runs(stage: Path) -> list[Path]:
 def captioner_card(profile: Profile, folder: Path) -> str:
     """Of a captioner trained by reinforcement learning. folder: runs/<profile>/rl/<run>."""
     start, tags = profile.models.policy.path, ["image-captioning", "grpo", "trl", "caprl"]
-    return _model_card(
-        profile, "captioner", folder, f"Captioner {folder.name}", start, "prism", "image-to-text", tags
-    )
+    return _model_card(profile, "captioner", folder, start, "prism", "image-to-text", tags)
 
 
 def vlm_card(profile: Profile, folder: Path) -> str:
     """Of a model pretrained on captions. folder: runs/<profile>/pretraining/<run>."""
     start, tags = load_result(folder)["start"], ["llama-factory", "caprl"]
-    title = f"Vision-language model {folder.name}"
-    return _model_card(profile, "vlm", folder, title, start, "vqa", "image-text-to-text", tags)
+    return _model_card(profile, "vlm", folder, start, "vqa", "image-text-to-text", tags)
 
 
 def qa_card(profile: Profile, folder: Path) -> str:
@@ -81,16 +78,16 @@ def captions_card(profile: Profile, file: Path) -> str:
 
 
 def _model_card(
-    profile: Profile, kind: str, folder: Path, title: str, start: str, stage: str, task: str, tags: list[str]
+    profile: Profile, kind: str, folder: Path, start: str, stage: str, task: str, tags: list[str]
 ) -> str:
     """start: path of the model that it was trained from. stage: of the evaluation whose scores it shows."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     record, scores = load_result(folder), _scores(profile, stage, folder.name)
     values, texts = record["values"], numbers.percents([mean for mean, _, _ in scores.values()])
-    results = [
-        EvalResult(task, key, title_of(key), "accuracy", round(100 * s[0], 2)) for key, s in scores.items()
-    ]
+    means = {key: round(100 * mean, 2) for key, (mean, _, _) in scores.items()}
+    results = [EvalResult(task, key, title_of(key), "accuracy", mean) for key, mean in means.items()]
+    title = f"{'Captioner' if kind == 'captioner' else 'Vision-language model'} {folder.name}"
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
         tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
@@ -101,10 +98,8 @@ def _model_card(
         "Caption tokens, first to last steps": _ends(values, "completion_tokens", 1),
         "Loss, first to last step": _ends(values, "loss", 3),
     }
-    lines = [
-        (title_of(key), f"{text} {numbers.interval(bounds)}", questions)
-        for (key, (_, bounds, questions)), text in zip(scores.items(), texts, strict=True)
-    ]
+    shown = zip(scores.items(), texts, strict=True)
+    lines = [(title_of(key), f"{text} {numbers.interval(s[1])}", s[2]) for (key, s), text in shown]
     return _fill(
         ModelCard, data, profile, kind=kind, title=title, record=record, values=values, start=start, curves=curves,
         scores=lines, path=numbers.record_path(folder),
@@ -142,10 +137,9 @@ def _scores(profile: Profile, stage: str, name: str) -> dict[str, tuple[float, A
     if not (folder / "result.json").is_file():
         return {}
     record = load_result(folder)
-    found = {
-        key: part["mean"] for key, part in record["values"]["benchmarks"].items() if part["mean"] is not None
-    }
-    return {key: (mean, record["intervals"].get(key), record["n"][key]) for key, mean in found.items()}
+    means = {key: part["mean"] for key, part in record["values"]["benchmarks"].items()}
+    intervals, counts = record["intervals"], record["n"]
+    return {key: (mean, intervals.get(key), counts[key]) for key, mean in means.items() if mean is not None}
 
 
 def _ends(values: dict[str, Any], name: str, decimals: int) -> list[str]:

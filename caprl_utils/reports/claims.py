@@ -122,27 +122,23 @@ def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Fin
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
     word = BY_CONSTRUCTION if claim.built_in else verdict(gap.low, gap.high, claim.kind)
-    p = (
-        adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks))
-        if claim.kind == "accuracy"
-        else None
-    )
+    stated = claim.kind == "accuracy" and not claim.built_in
+    p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if stated else None
     sources = tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys))
     return Finding(
         claim, gap.value, gap.low, gap.high, word, tuple(len(side.names) for side in sides), gap.num_clusters,
-        sources=sources, p=None if claim.built_in else p,
+        sources=sources, p=p,
     )  # fmt: skip
 
 
 def _test_reward(claim: Claim, results: Results) -> Finding | None:
     """By the first training of the row."""
     side = results.measured.get(claim.ours)
-    if side is None or not side.trainings or (risen := rise(side.curves[0].rewards)) is None:
+    curve = side.curves[0] if side and side.trainings else None
+    if curve is None or (risen := rise(curve.rewards)) is None:
         return None
-    value, low, high = risen
-    curve = side.curves[0]
-    source = Source(curve.file, "reward")
-    return Finding(claim, value, low, high, verdict(low, high), (1,), None, len(curve.rewards), (source,))
+    word, source = verdict(*risen[1:]), Source(curve.file, "reward")
+    return Finding(claim, *risen, word, (1,), steps=len(curve.rewards), sources=(source,))
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
@@ -187,10 +183,8 @@ def gain_difference(results: Results, claim: Claim) -> Interval | None:
 
 def token_difference(results: Results, ours: str, theirs: str, share: float = 1.0) -> Interval:
     """Paired difference in tokens per caption, `share` of ours less theirs, resampled by image as the scores are."""
-    lengths = {
-        label: caption_tokens(results.measured[label].rows, factor)
-        for label, factor in ((ours, share), (theirs, 1.0))
-    }
+    shares = {ours: share, theirs: 1.0}
+    lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
     settings = results.profile.prism
     parts = bootstrap_models(lengths, settings.bootstrap_draws, results.profile.seed)
     return parts[AVERAGE].difference(ours, theirs)
@@ -262,9 +256,8 @@ def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], s
     A verdict here is that of the table or figure it comes from; what was not run says so. where: the folder of the
     page, whose links lead to the reports.
     """
-    rows = [
-        row for item in items(profile).values() if not item.ours for row in _statements(profile, item, folder)
-    ]
+    told = [item for item in items(profile).values() if not item.ours]
+    rows = [row for item in told for row in _statements(profile, item, folder)]
     supported = [row for row in rows if row.verdict == SUPPORTED]
     facts = {
         "profile": profile.name,
@@ -308,13 +301,11 @@ def _statements(profile: Profile, item: Item, folder: Path) -> list[Statement]:
 def claims_table(rows: Sequence[Statement]) -> Table:
     """The page's one table; every number with the runs it was compared from."""
     heads = ["Statement", "Verdict", "Difference, 95 % interval, p", "The paper's numbers", "Our test", "n"]
-    body = [
-        (row.id, [
-            Cell(row.claim.text), _verdict_cell(row), _difference_cell(row), Cell(paper_text(row.item, row.claim)),
-            Cell(test_text(row.claim)), _count_cell(row),
-        ])
-        for row in rows
-    ]  # fmt: skip
+    body = []
+    for row in rows:
+        decided, gap, count = _found_cells(row)
+        of_paper, test = Cell(paper_text(row.item, row.claim)), Cell(test_text(row.claim))
+        body.append((row.id, [Cell(row.claim.text), decided, gap, of_paper, test, count]))
     return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
 
 
@@ -364,31 +355,23 @@ def test_text(claim: Claim) -> str:
     return f"{what}{where}: {claim.subtraction} {limit}"
 
 
-def _verdict_cell(row: Statement) -> Cell:
-    if row.found is None:
-        return Cell(NOT_RUN)
-    return Cell(f"**{row.verdict}**", row.verdict, None, row.source("verdict"))
-
-
-def _difference_cell(row: Statement) -> Cell:
+def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell]:
+    """Verdict, difference, and over how much."""
     found = row.found
     if found is None:
-        return Cell(numbers.MISSING)
-    low, high = found["interval"]
+        return Cell(NOT_RUN), Cell(numbers.MISSING), Cell(numbers.MISSING)
+    bounds = tuple(found["interval"])
     sources = tuple(Source(s["file"], s["key"]) for s in found.get("sources", []))
-    text = printed(found["kind"], found["value"], low, high, found.get("p"))
-    return Cell(text, found["value"], (low, high), sources)
-
-
-def _count_cell(row: Statement) -> Cell:
-    found = row.found or {}
-    if found.get("images") is not None:
+    text = printed(found["kind"], found["value"], *bounds, found.get("p"))
+    what = "steps" if found["images"] is None else "images"
+    count = f"{found['steps']} steps of one training"
+    if what == "images":
         ours, theirs = found["runs"]
-        text = f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
-        return Cell(text, found["images"], None, row.source("images"))
-    if found.get("steps") is not None:
-        return Cell(f"{found['steps']} steps of one training", found["steps"], None, row.source("steps"))
-    return Cell(numbers.MISSING)
+        count = f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
+    return (
+        Cell(f"**{row.verdict}**", row.verdict, None, row.source("verdict")),
+        Cell(text, found["value"], bounds, sources), Cell(count, found[what], None, row.source(what)),
+    )  # fmt: skip
 
 
 def _runs_of(rows: Sequence[Statement], folder: Path) -> list[dict[str, Any]]:

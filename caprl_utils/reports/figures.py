@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 WIDTH_INCHES = 6.4
 STYLE = Path(__file__).with_name("figures.mplstyle")
 ACCURACY = "accuracy (%), 95 % interval"
-SMOOTH_STEPS = (
-    9  # ours: steps averaged by the heavy line, as many before as after; the thin one is every step
-)
+SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line around each; the thin line is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 _COLUMNS = 3  # panels of Figure 4 side by side
 _ASIDE = 0.02  # how far either line's points of Figure 4 stand from their place, as a share of the axis
@@ -93,12 +91,8 @@ def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     return written
 
 
-def new_grid(
-    num_panels: int, num_columns: int, row_height_inches: float = 2.2, **grid: Any
-) -> tuple[Figure, list]:
-    """A figure of the common width with its panels in rows; places that stay empty are not drawn. It is not tied to
-    pyplot, so nothing stays open.
-    """
+def new_grid(num_panels: int, num_columns: int, row_height_inches: float, **grid: Any) -> tuple[Figure, list]:
+    """A figure of the common width, not tied to pyplot, with panels in rows; places that stay empty are not drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -120,11 +114,10 @@ def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[flo
 
 def counted(results: Results) -> str:
     """The small line below a figure of scores: "profile mini, 500 questions about 250 images"."""
-    whole = results.parts[AVERAGE]
-    return (
-        f"profile {results.profile.name}, {numbers.count(whole.num_rows)} questions about "
-        f"{numbers.count(whole.num_clusters)} images"
+    questions, images = (
+        numbers.count(getattr(results.parts[AVERAGE], name)) for name in ("num_rows", "num_clusters")
     )
+    return f"profile {results.profile.name}, {questions} questions about {images} images"
 
 
 def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
@@ -139,9 +132,7 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
         step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
-        left.set(
-            title="Reward", xlabel=step, ylim=(0, 1.03)
-        )  # a full reward is seen, not hidden by the frame
+        left.set(title="Reward", xlabel=step, ylim=(0, 1.03))  # a full reward stays inside the frame
         right.set(title="Caption length (tokens)", xlabel=step)
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
@@ -154,10 +145,7 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
 
 
 def plot_dots(
-    series: Mapping[str, Sequence[tuple[float, float, float] | None]],
-    benchmarks: Sequence[str],
-    stem: Path,
-    note: str = "",
+    series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = ""
 ) -> list[Path]:
     """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG.
 
@@ -167,11 +155,9 @@ def plot_dots(
         rows = len(benchmarks)
         figure, (axes,) = new_grid(1, 1, 1.2 + rows * (0.11 * len(series) + 0.17))
         spread = 0.7 / max(1, len(series))
-        for number, ((label, parts), look) in enumerate(
-            zip(series.items(), looks(list(series)), strict=True)
-        ):
+        for number, (label, look) in enumerate(zip(series, looks(list(series)), strict=True)):
             offset = (number - (len(series) - 1) / 2) * spread
-            found = {rows - 1 - place - offset: part for place, part in enumerate(parts) if part is not None}
+            found = {rows - 1 - place - offset: part for place, part in enumerate(series[label]) if part}
             for place, (_, low, high) in found.items():
                 axes.plot([100 * low, 100 * high], [place, place], color=look.colour, linewidth=1.2)
             axes.plot(
@@ -184,9 +170,8 @@ def plot_dots(
         axes.tick_params(axis="y", length=0)
         for place in range(0, rows, 2):
             axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, columnspacing=1.2, handletextpad=0.2
-        )
+        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+        axes.legend(**place, ncols=3, columnspacing=1.2, handletextpad=0.2)
         return save(figure, stem, note)
 
 
@@ -216,9 +201,8 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
             percent = [[100 * v for v in column] for column in (values, lows, highs)]
             axes.plot(images, percent[0], marker=look.marker, label=name, **look.of_line())
             axes.vlines(images, percent[1], percent[2], color=look.colour, linewidth=1)
-        axes.set(
-            xlabel="training images; 0: before training; the scale is logarithmic above 0", ylabel=ACCURACY
-        )
+        scale = "training images; 0: before training; the scale is logarithmic above 0"
+        axes.set(xlabel=scale, ylabel=ACCURACY)
         places = sorted({point[0] for points in lines.values() for point in points})
         least = min((place for place in places if place), default=1)
         axes.set_xscale("symlog", linthresh=least, linscale=0.5)
@@ -235,7 +219,7 @@ def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Pa
     """
     panels = [*results.benchmarks, AVERAGE]
     with styled():
-        figure, all_axes = new_grid(len(panels), _COLUMNS, sharey=True)
+        figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)
         for axes, panel in zip(all_axes, panels, strict=True):
             _panel(axes, results, pairs, panel)
         for axes in all_axes[::_COLUMNS]:
@@ -257,14 +241,8 @@ def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -
         parts = [results.interval(label, panel) for label in labels]
         sizes = [pairs[label] + side * _ASIDE * width for label in labels]
         values = [100 * part.value for part in (start, *parts)]
-        axes.plot(
-            [0, *sizes],
-            values,
-            marker=look.marker,
-            markevery=slice(1, None),
-            label=base.name,
-            **look.of_line(),
-        )
+        line = {"marker": look.marker, "markevery": slice(1, None), "label": base.name, **look.of_line()}
+        axes.plot([0, *sizes], values, **line)
         axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
     point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
     axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)

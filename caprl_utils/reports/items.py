@@ -22,17 +22,11 @@ from caprl_utils.rl import experiments
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"
-CAPTIONERS = (
-    "policy",
-    "captioner_7b",
-    "captioner_72b",
-)  # roles of the models that the paper compares by size
+CAPTIONERS = ("policy", "captioner_7b", "captioner_72b")  # roles of the models compared by size
 Kind = Literal["prism", "rl", "pretraining"]
 NOTEBOOKS: Mapping[Kind, str] = {
-    "prism": "05_prism_evaluation",
-    "rl": "03_caprl_rl_training",
-    "pretraining": "04_llamafactory_pretraining",
-}
+    "prism": "05_prism_evaluation", "rl": "03_caprl_rl_training", "pretraining": "04_llamafactory_pretraining",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,23 +147,16 @@ def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
     return [known[name] for name in names]
 
 
-def _listed(
-    profile: Profile,
-    name: str,
-    rows: list,
-    claims: list,
-    pairs: list,
-    told: Mapping | None = None,
-    **more: Any,
-) -> Item:
+def _listed(profile: Profile, name: str, told: Mapping | None = None, **entry: Any) -> Item:
     """An item of configs/reports.yaml. Raises UserError for a key that none of its parts has."""
-    told_pairs = {label: tuple(pair) for label, pair in (told or {"pairs": {}})["pairs"].items()}
     try:
-        return Item(
-            name, rows=[_row(profile, **row) for row in rows], pairs=[tuple(pair) for pair in pairs],
-            claims=[_claim(profile, **claim) for claim in claims], told=told["text"] if told else "",
-            told_pairs=told_pairs, **more,
-        )  # fmt: skip
+        entry["rows"] = [_row(profile, **row) for row in entry["rows"]]
+        entry["claims"] = [_claim(profile, **claim) for claim in entry["claims"]]
+        entry["pairs"] = [tuple(pair) for pair in entry["pairs"]]
+        if told:
+            entry["told"] = told["text"]
+            entry["told_pairs"] = {label: tuple(pair) for label, pair in told["pairs"].items()}
+        return Item(name, **entry)
     except (TypeError, KeyError) as error:
         raise UserError(f"{paths.shown(FILE)}, item {name}: {error}") from None
 
@@ -219,14 +206,9 @@ def table1(profile: Profile) -> Item:
 def table2(profile: Profile) -> Item:
     """Table 2: the same images, captions swapped for CapRL's, in the profile's first setting."""
     setting = profile.pretraining.settings[0]
-    pairs = [
-        (sets.CAPRL_SHAREGPT4V.name, sets.SHAREGPT4V.name),
-        (sets.CAPRL_DENSEFUSION.name, DENSEFUSION.name),
-    ]
-    claims = [
-        Claim(f"On the images of {theirs}, CapRL's captions are better", ours, theirs)
-        for ours, theirs in pairs
-    ]
+    swapped = ((sets.CAPRL_SHAREGPT4V, sets.SHAREGPT4V), (sets.CAPRL_DENSEFUSION, DENSEFUSION))
+    pairs = [(ours.name, theirs.name) for ours, theirs in swapped]
+    claims = [Claim(f"On the images of {pair[1]}, CapRL's captions are better", *pair) for pair in pairs]
     rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
     return Item(
         "table2", "Table 2: the same images, other captions", rows, pairs, [row.label for row in rows], claims,

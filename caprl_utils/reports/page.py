@@ -26,7 +26,6 @@ from caprl_utils.notebook import prepare_process
 from caprl_utils.reports import cards, claims, numbers, tables
 from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.results import PRINTED_AVERAGE, paper_values
-from caprl_utils.reports.tables import folder_of
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
@@ -44,57 +43,48 @@ def train(profile: Profile, names: Sequence[str]) -> None:
     """
     experiments = [name for item in chosen(profile, names) for name in item.experiments]
     if names and not experiments:
-        raise UserError(
-            f"no training of notebook 03 stands behind {', '.join(names)}; make it: make {names[0]}"
-        )
+        what = f"no training of notebook 03 stands behind {', '.join(names)}"
+        raise UserError(f"{what}; make it: make {names[0]}")
     prepare_process(profile)
     run_all(profile.name, experiments)
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
     """Write the items named, or all whose runs are there; then claims, the HTML page and cards of what is there."""
-    folder = folder_of(profile)
-    written = [folder / f"{name}.md" for name in tables.write_all(profile, names)]
+    written = [paths.reports_of(profile.name) / f"{name}.md" for name in tables.write_all(profile, names)]
     write_claims(profile)
     return [*written, claims_file(profile), write_html(profile), *cards.write_all(profile)]
 
 
-def claims_file(profile: Profile, folder: Path | None = None) -> Path:
+def claims_file(profile: Profile) -> Path:
     """Where claims.md goes."""
-    published = paths.REPORTS if profile.name == PUBLISHED else paths.reports_of(profile.name)
-    return (folder or published) / "claims.md"
+    return (paths.REPORTS if profile.name == PUBLISHED else paths.reports_of(profile.name)) / "claims.md"
 
 
-def write_claims(profile: Profile, folder: Path | None = None) -> dict[str, Any]:
-    """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds.
-
-    folder: another one, for the page as well. Raises UserError when smoke numbers would enter reports/.
-    """
-    page, folder = claims_file(profile, folder), folder_of(profile, folder)
-    content, lines, text = claims.page(profile, folder, page.parent)
+def write_claims(profile: Profile) -> dict[str, Any]:
+    """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds."""
+    file, folder = claims_file(profile), paths.reports_of(profile.name)
+    content, lines, text = claims.page(profile, folder, file.parent)
     write_atomic(folder / "claims.json", numbers.json_text(content))
     write_atomic(folder / "claims.csv", lines)
-    write_atomic(page, text)
+    write_atomic(file, text)
     return content
 
 
-def write_html(profile: Profile, folder: Path | None = None) -> Path:
+def write_html(profile: Profile) -> Path:
     """Write report.html into the profile's report folder; returns the file.
 
-    Raises UserError when there is no report yet, when a figure is missing, or for smoke numbers in reports/.
+    Raises UserError when there is no report yet, or when a figure is missing.
     """
-    folder, known = folder_of(profile, folder), items(profile)
-    beside = folder / "claims.md"
-    files = {"claims": beside if beside.is_file() else claims_file(profile)}
-    files |= {name: folder / f"{name}.md" for name in known}
+    folder, known = paths.reports_of(profile.name), items(profile)
+    files = {"claims": claims_file(profile), **{name: folder / f"{name}.md" for name in known}}
     if not any(file.is_file() for file in files.values()):
         raise UserError(
             f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`"
         )
     missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
-    files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log")}
-    files["bench"] = paths.REPORTS / "bench" / "bench.md"
-    sections = [(name, *_chapter(name, file)) for name, file in files.items() if file.is_file()]
+    files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log", "bench/bench")}
+    sections = [(file.stem, *_chapter(file)) for file in files.values() if file.is_file()]
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     counts = next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {})
     page = numbers.fill(
@@ -107,12 +97,12 @@ def write_html(profile: Profile, folder: Path | None = None) -> Path:
 
 def html_of(file: Path) -> str:
     """A Markdown report as HTML for a notebook, its figures inside."""
-    title, body = _chapter(file.stem, file)
+    title, body = _chapter(file)
     return f"<h2>{Markup.escape(title)}</h2>{body}"
 
 
-def _chapter(name: str, file: Path) -> tuple[str, Markup]:
-    """(title, HTML without it) of a Markdown report, its figures inside. name: what its ids begin with."""
+def _chapter(file: Path) -> tuple[str, Markup]:
+    """(title, HTML without it) of a Markdown report, its figures inside."""
     note_access(file)
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = parser.parse(file.read_text(encoding="utf-8"))
@@ -124,7 +114,7 @@ def _chapter(name: str, file: Path) -> tuple[str, Markup]:
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
         if token.type == "heading_open":
             slug = re.sub(r"[^a-z0-9]+", "-", tokens[place + 1].content.lower()).strip("-")
-            token.attrSet("id", f"{name}-{slug}")
+            token.attrSet("id", f"{file.stem}-{slug}")
         elif token.type == "inline":
             _complete(token, file.parent, in_table=tokens[place - 1].type == "td_open")
     html = parser.renderer.render(tokens, parser.options, {})
@@ -167,19 +157,15 @@ def _commits(*reports: dict[str, Any]) -> list[str]:
 
 def readme_map() -> str:
     """Paper item, notebook, target, the paper's value, ours, profile and commit of the runs; from reports/ alone."""
-    head = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " :--- |" * len(head)]
+    rows = [
+        ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"],
+        [":---"] * 7,
+    ]
     for name, item in items(load_profile(PUBLISHED)).items():
         if not item.ours:
-            row = [
-                item.title,
-                f"`{item.notebook}`",
-                f"`make {item.target}`",
-                _printed(item),
-                *_measured(name),
-            ]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+            made_by = [f"`{item.notebook}`", f"`make {item.target}`"]
+            rows.append([item.title, *made_by, _printed(item), *_measured(name)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _printed(item: Item) -> str:
@@ -197,8 +183,8 @@ def _measured(name: str) -> list[str]:
         file = paths.REPORTS / profile / f"{name}.json"
         if file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
-            ours = f"[{content['facts']['summary']}](reports/{profile}/{name}.md)"
-            return [ours, profile, ", ".join(_commits(content))]
+            told = f"[{content['facts']['summary']}](reports/{profile}/{name}.md)"
+            return [told, profile, ", ".join(_commits(content))]
     return ["not yet", "", ""]
 
 

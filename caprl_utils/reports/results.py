@@ -21,7 +21,7 @@ from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, macro_average
 from caprl_utils.reports.items import Item, Row, texts
-from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
@@ -73,13 +73,8 @@ class Measured:
 
     def mean_of(self, *keys: str) -> float | None:
         """Mean over the runs of a value of their records; None where one misses it."""
-        found: list[Any] = []
-        for record in self.records.values():
-            value: Any = record["values"]
-            for key in keys:
-                value = value[key]
-            found.append(value)
-        return None if None in found else sum(found) / len(found)
+        values = [look_up(record, "/".join(("values", *keys))) for record in self.records.values()]
+        return None if None in values else sum(values) / len(values)
 
     def sources(self, *keys: str) -> tuple[Source, ...]:
         """Where those values stand."""
@@ -176,16 +171,14 @@ def load(profile: Profile, item: Item) -> Results:
     missing and how to make it.
     """
     if missing := missing_runs(profile, item):
-        raise UserError(
-            f"{item.name} needs {listed(missing)}; make them: make {item.target} PROFILE={profile.name}"
-        )
+        command = f"make {item.target} PROFILE={profile.name}"
+        raise UserError(f"{item.name} needs {listed(missing)}; make them: {command}")
     found = {row.label: _measure(profile, item, row) for row in item.rows}
     measured = {label: one for label, one in found.items() if one.records}
     scores = {label: one.scores for label, one in measured.items()}
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
-    return Results(
-        profile, item, measured, parts, {k: one.missing for k, one in found.items() if one.missing}
-    )
+    missing_of = {label: one.missing for label, one in found.items() if one.missing}
+    return Results(profile, item, measured, parts, missing_of)
 
 
 def _measure(profile: Profile, item: Item, row: Row) -> Measured:
@@ -199,9 +192,7 @@ def _measure(profile: Profile, item: Item, row: Row) -> Measured:
     trainings = row.trainings if there else ()
     if item.kind == "prism":
         trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
-    captions = (
-        [row.captions[1]] if row.captions and (home / row.captions[1] / "result.json").is_file() else []
-    )
+    captions = [run for run in (row.captions or ())[1:] if (home / run / "result.json").is_file()]
     return Measured(
         row, _records(home, there), tuple(read_samples(home / run) for run in there), _records(home, trainings),
         _records(home, [*row.more, *captions] if there else []),
@@ -227,17 +218,9 @@ def _read_curve(record_file: str, label: str) -> Curve:
 
 
 def paper_rows(file: str) -> list[dict[str, str]]:
-    """A CSV of reports/paper, texts as printed. Raises UserError when the file or a column is missing."""
-    path = paths.PAPER / file
-    try:
-        with open(path, encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except FileNotFoundError:
-        raise UserError(f"missing {paths.shown(path)}: the paper's values come with the repository") from None
-    for name in texts()["paper_tables"][file]:
-        if not rows or name not in rows[0]:
-            raise UserError(f"{paths.shown(path)} has no column {name!r}")
-    return rows
+    """A CSV of reports/paper, texts as printed."""
+    with open(paths.PAPER / file, encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def paper_value(text: str) -> float | str:
@@ -252,14 +235,11 @@ def paper_table(file: str, caption: str) -> Table:
     """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
     rows, labels = paper_rows(file), texts()["paper_tables"][file]
     columns = [name for name in rows[0] if name not in labels]
-    source = record_path(paths.PAPER / file)
-    body = [
-        (", ".join(row[name] for name in labels),
-         [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns])
-        for number, row in enumerate(rows)
-    ]  # fmt: skip
-    cautions = texts()["cautions"]
-    notes = [*average_notes(file), *([cautions[file]] if file in cautions else [])]
+    source, body = record_path(paths.PAPER / file), []
+    for number, row in enumerate(rows):
+        cells = [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns]
+        body.append((", ".join(row[name] for name in labels), cells))
+    notes = [*average_notes(file), *(note for name, note in texts()["cautions"].items() if name == file)]
     return Table(Path(file).stem, caption, labels[0], columns, body, notes)
 
 
@@ -278,12 +258,10 @@ def average_notes(file: str) -> list[str]:
     notes = []
     for labels, values in paper_values(file).items():
         printed, entries = values.get(PRINTED_AVERAGE), [v for c, v in values.items() if c != PRINTED_AVERAGE]
-        if printed is not None and abs(printed - sum(entries) / len(entries)) > 0.05 + 1e-9:
-            mean = sum(entries) / len(entries)
-            notes.append(
-                f"{', '.join(labels)}: the printed average {printed:.1f} lies {abs(printed - mean):.3f} away from the "
-                f"mean of the printed entries, {mean:.3f}"
-            )
+        mean = sum(entries) / max(1, len(entries))
+        if printed is not None and abs(printed - mean) > 0.05 + 1e-9:
+            away = f"the printed average {printed:.1f} lies {abs(printed - mean):.3f} away from the mean"
+            notes.append(f"{', '.join(labels)}: {away} of the printed entries, {mean:.3f}")
     return notes
 
 

@@ -35,7 +35,7 @@ from caprl_utils.reports.results import (
     missing_runs,
     paper_table,
     title_of,
-)
+)  # fmt: skip
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -45,7 +45,7 @@ LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretr
 GAPS = "Difference in percentage points with 95 % interval"
 
 
-def write_all(profile: Profile, names: Sequence[str] = (), folder: Path | None = None) -> list[str]:
+def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
     """Write the items named, or all whose runs are there (the others are told on stderr); returns the names.
 
     Raises UserError for an unknown name, and for a named item whose runs are missing.
@@ -56,29 +56,15 @@ def write_all(profile: Profile, names: Sequence[str] = (), folder: Path | None =
             command = f"make {known[name].target} PROFILE={profile.name}"
             print(f"{name}: left out, not there yet: {listed(missing)}; make it: {command}", file=sys.stderr)
         else:
-            write(profile, name, folder)
+            write(profile, name)
             done.append(name)
     return done
 
 
-def folder_of(profile: Profile, folder: Path | None = None) -> Path:
-    """Where reports go. Raises UserError when smoke numbers would be written into reports/."""
-    folder = folder or paths.reports_of(profile.name)
-    if profile.name == "smoke" and folder.absolute().is_relative_to(paths.REPORTS):
-        raise UserError(
-            f"profile smoke does not write to {paths.shown(folder)}: its numbers are no results. "
-            "Use PROFILE=mini, or another folder"
-        )
-    return folder
-
-
-def write(profile: Profile, name: str, folder: Path | None = None) -> dict[str, Any]:
-    """Write one item to a folder, the profile's own by default; returns what its JSON holds.
-
-    Raises UserError when a run is missing, or when smoke numbers would enter reports/.
-    """
+def write(profile: Profile, name: str) -> dict[str, Any]:
+    """Write one item to the profile's folder; returns what its JSON holds. Raises UserError when a run is missing."""
     (item,) = chosen(profile, [name])
-    stem = folder_of(profile, folder) / item.name
+    stem = paths.reports_of(profile.name) / item.name
     results = load(profile, item)
     findings = claims.test_all(results)
     tables = tables_of(results)
@@ -101,15 +87,10 @@ def write(profile: Profile, name: str, folder: Path | None = None) -> dict[str, 
 def _runs_of(results: Results) -> list[dict[str, Any]]:
     """The runs behind an item: record, key, commit, seeds, hashes."""
     kept = ("key", "commit", "dirty", "seeds", "hashes")
-    records = {
-        file: record
-        for found in results.measured.values()
-        for group in (found.records, found.trainings, found.more)
-        for file, record in group.items()
-    }
-    return [
-        {"file": file, **{key: record.get(key) for key in kept}} for file, record in sorted(records.items())
-    ]
+    records: dict[str, Any] = {}
+    for found in results.measured.values():
+        records |= {**found.records, **found.trainings, **found.more}
+    return [{"file": file, **{key: records[file].get(key) for key in kept}} for file in sorted(records)]
 
 
 def _facts(results: Results) -> dict[str, Any]:
@@ -121,15 +102,11 @@ def _facts(results: Results) -> dict[str, Any]:
         "num_samples": {name: base["n"][name] for name in results.benchmarks},
         "missing": {label: list(names) for label, names in results.missing.items()},
         "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
-        "gain": gap.value,
-        "gain_interval": [gap.low, gap.high],
-        "verdict": claims.verdict(gap.low, gap.high),
-    }
+        "gain": gap.value, "gain_interval": [gap.low, gap.high], "verdict": claims.verdict(gap.low, gap.high),
+    }  # fmt: skip
 
 
-def _markdown(
-    results: Results, tables: list, findings: list, paper: Table | None, facts: dict[str, Any]
-) -> str:
+def _markdown(results: Results, tables: list, findings: list, paper: Table | None, facts: Mapping) -> str:
     """The page of an item, in the words of item.md.jinja."""
     item, profile = results.item, results.profile
     prism, title = item.kind == "prism", f"{item.title}, profile {profile.name}"
@@ -155,9 +132,8 @@ def _measuring(results: Results) -> dict[str, Any]:
         ours = texts()["caption_writers"].get(source)
         writers = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
         return {"asked": asked, "writers": writers}
-    records = [
-        r for found in results.measured.values() if not found.row.bound for r in found.records.values()
-    ]
+    shown = [found for found in results.measured.values() if not found.row.bound]
+    records = [record for found in shown for record in found.records.values()]
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
     return {
         "asked": asked,
@@ -182,10 +158,10 @@ def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What Table 3 says in words."""
     gaps = {name: results.parts[name].difference(CAPRL, BASE) for name in results.benchmarks}
     tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
-    curves = [
-        (curve, min(len(curve.rewards), claims.WINDOW_STEPS), numbers.numbers(claims.ends(curve.rewards), 3))
-        for curve in curves_of(results)
-    ]
+    curves = []
+    for curve in curves_of(results):
+        ends = numbers.numbers(claims.ends(curve.rewards), 3)
+        curves.append((curve, min(len(curve.rewards), claims.WINDOW_STEPS), ends))
     unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
     above = [title_of(name) for name, gap in gaps.items() if gap.low > 0]
     return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
@@ -195,11 +171,12 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
     """Which benchmarks are called documents and charts, which natural images, and which are neither."""
     found = texts()["groups"]
     rest = [key for key in results.benchmarks if not any(key in group for group in found.values())]
-    named = (("Documents and charts", found["documents"]), ("Natural images", found["natural"]))
-    return [
-        (name, [title_of(key) for key in results.benchmarks if key in keys])
-        for name, keys in (*named, ("In the average alone", rest))
-    ]
+    named = {
+        "Documents and charts": found["documents"],
+        "Natural images": found["natural"],
+        "In the average alone": rest,
+    }
+    return [(name, [title_of(k) for k in results.benchmarks if k in keys]) for name, keys in named.items()]
 
 
 def _captioners(profile: Profile) -> str:
@@ -296,11 +273,9 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     """
     item = results.item
     shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
-    columns = [_score_column(results, shown, name) for name in results.groups]
-    rows = [
-        (label, [*(column[label] for column in columns), *_more_cells(item, found).values()])
-        for label, found in shown.items()
-    ]
+    columns = [_score_column(results, list(shown.values()), name) for name in results.groups]
+    more = [_more_cells(item, found).values() for found in shown.values()]
+    rows = [(label, [*(column[n] for column in columns), *more[n]]) for n, label in enumerate(shown)]
     heads = [*results.heads, *_more_cells(item, next(iter(results.measured.values())))]
     caption = f"{item.title}: accuracy (%) with 95 % interval"
     name, notes = item.name, item.notes
@@ -313,32 +288,29 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
 
 def _missing(results: Results) -> list[str]:
     """What of the whole table was not evaluated, by row and run."""
-    rows = [
-        f"{label} ({', '.join(names)})"
-        for label, names in results.missing.items()
-        if label not in results.measured
-    ]
-    notes = [f"Not evaluated, so not in the tables: {'; '.join(rows)}."] if rows else []
+    left_out = {k: names for k, names in results.missing.items() if k not in results.measured}
+    rows = "; ".join(f"{label} ({', '.join(names)})" for label, names in left_out.items())
+    notes = [f"Not evaluated, so not in the tables: {rows}."] if rows else []
     for label, names in results.missing.items():
-        if label in results.measured:
+        if label not in left_out:
             there = len(results.measured[label].records)
-            notes.append(
-                f"{label} is averaged over {there} of {there + len(names)} training seeds; not evaluated: "
-                f"{', '.join(names)}."
-            )
+            seeds = f"{there} of {there + len(names)} training seeds"
+            notes.append(f"{label} is averaged over {seeds}; not evaluated: {', '.join(names)}.")
     return notes
 
 
-def _score_column(results: Results, shown: Mapping[str, Measured], benchmark: str) -> dict[str, Cell]:
-    intervals = {label: results.interval(label, benchmark) for label in shown}
-    values = {label: _score(results, found, benchmark) for label, found in shown.items()}
-    texts = numbers.percents(list(values.values()))
-    cells = {}
-    for (label, part), text in zip(intervals.items(), texts, strict=True):
-        bounds = (part.low, part.high)
-        sources = shown[label].sources(*keys_of(benchmark))
-        cells[label] = Cell(f"{text} {numbers.interval(bounds)}", values[label], bounds, sources)
+def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -> list[Cell]:
+    values, cells = [_score(results, found, benchmark) for found in shown], []
+    for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
+        part = results.interval(found.row.label, benchmark)
+        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark))
+        cells.append(Cell(f"{text} {numbers.interval(bounds)}", value, bounds, sources))
     return cells
+
+
+def _cells(texts: Sequence[str], values: Sequence, sources: Sequence[Sequence[Source]]) -> list[Cell]:
+    """Cells of a row without intervals."""
+    return [Cell(t, v, None, tuple(s)) for t, v, s in zip(texts, values, sources, strict=True)]
 
 
 def _score(results: Results, found: Measured, benchmark: str) -> float:
@@ -359,25 +331,23 @@ def _score(results: Results, found: Measured, benchmark: str) -> float:
 
 def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     """Column -> what is told of a row besides its scores."""
+    facts, first = {}, next(iter(found.trainings.values()), None)
     if item.kind == "pretraining":
-        many, pairs = len(found.records), _pairs(found)
-        sources = tuple(Source(file, "n") for file in found.trainings)
-        return {
-            "Trainings": Cell(str(many), many),
-            "Caption pairs": Cell(numbers.count(pairs), pairs, None, sources),
+        cells = {"Trainings": Cell(str(len(found.records)), len(found.records))}
+        facts["Caption pairs"] = (_pairs(found), "n")
+    else:
+        tokens = found.mean_of("caption_tokens")
+        cells = {
+            "Caption tokens": Cell(numbers.number(tokens), tokens, None, found.sources("caption_tokens"))
         }
-    tokens = found.mean_of("caption_tokens")
-    cells = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, found.sources("caption_tokens"))}
     if item.kind == "rl":
-        first = next(iter(found.trainings.values()), None)
-        facts = {
-            "Training images": (first and first["n"], "n"),
-            "Steps": (first and first["values"]["steps"], "values/steps"),
-            "Trainings": (len(found.trainings) or None, "values/steps"),
-        }
-        for head, (value, key) in facts.items():
-            sources = tuple(Source(file, key) for file in found.trainings)
-            cells[head] = Cell(numbers.count(value), value, None, sources)
+        facts["Training images"] = (first and first["n"], "n")
+        facts["Steps"] = (first and first["values"]["steps"], "values/steps")
+        facts["Trainings"] = (len(found.trainings) or None, "values/steps")
+    for head, (value, key) in facts.items():
+        cells[head] = Cell(
+            numbers.count(value), value, None, tuple(Source(file, key) for file in found.trainings)
+        )
     return cells
 
 
@@ -402,12 +372,9 @@ def gaps_table(results: Results) -> Table:
         cells = []
         for (name, gap), text in zip(gaps.items(), texts, strict=True):
             bounds, p = (gap.low, gap.high), f", {numbers.p_value(ps[name])}" if name in ps else ""
-            sources = results.measured[ours].sources(*keys_of(name)) + results.measured[theirs].sources(
-                *keys_of(name)
-            )
-            cells.append(
-                Cell(f"{text} {numbers.interval(bounds, signed=True)}{p}", gap.value, bounds, sources)
-            )
+            shown = f"{text} {numbers.interval(bounds, signed=True)}{p}"
+            sources = [results.measured[label].sources(*keys_of(name)) for label in (ours, theirs)]
+            cells.append(Cell(shown, gap.value, bounds, sources[0] + sources[1]))
         rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
     name = "differences" if table3 else f"{results.item.name}_gaps"
     notes = _under_gaps(results, len(adjusted) > len(results.pairs))
@@ -431,18 +398,15 @@ def _note(name: str, **values: Any) -> str:
 
 def _trainings_of_settings(results: Results) -> str:
     """How many trainings stand behind the rows of VLMs, and what that means for the intervals."""
-    words = {1: "One training", 2: "Two trainings", 3: "Three trainings"}
+    words = {1: "one training", 2: "two trainings", 3: "three trainings"}
     counts = {found.row.setting: len(found.records) for found in results.measured.values()}
-    settings: dict[int, list[str]] = {}
-    for name, many in counts.items():
-        settings.setdefault(many, []).append(name)
-    told = {many: words.get(many, f"{many} trainings") for many in sorted(settings, reverse=True)}
-    if len(told) == 1:
-        text = f"{next(iter(told.values()))} a row"
-    else:
-        first, *rest = (f"{word} a row in setting {', '.join(settings[many])}" for many, word in told.items())
-        text = ", ".join([first, *(part[0].lower() + part[1:] for part in rest)])
-    return text + _note("other_seeds") + (_note("averaged") if max(settings) > 1 else "")
+    told = []
+    for many in sorted(set(counts.values()), reverse=True):
+        names = ", ".join(name for name, number in counts.items() if number == many)
+        where = "" if names == ", ".join(counts) else f" in setting {names}"
+        told.append(f"{words.get(many, f'{many} trainings')} a row{where}")
+    text = ", ".join(told) + _note("other_seeds") + (_note("averaged") if max(counts.values()) > 1 else "")
+    return text[0].upper() + text[1:]
 
 
 def detectable_difference(results: Results, benchmark: str) -> float:
@@ -461,26 +425,22 @@ def captions_table(results: Results) -> Table:
     for found in results.measured.values():
         for file, record in found.more.items():
             if found.row.captions and (values := record["values"].get("captions")):
-                rows[found.row.captions[0]] = [
-                    Cell(prints.get(k, numbers.percent)(values[k]), values[k], None,
-                         (Source(file, f"values/captions/{k}"),))
-                    for k in heads
-                ]  # fmt: skip
+                printed = [prints.get(key, numbers.percent)(values[key]) for key in heads]
+                sources = [[Source(file, f"values/captions/{key}")] for key in heads]
+                rows[found.row.captions[0]] = _cells(printed, [values[key] for key in heads], sources)
     name = f"{results.item.name}_captions"
     return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [_note("captions")])
 
 
 def curve_table(results: Results) -> Table:
     """Reward and caption length at either end of each training."""
-    keys = ("reward", "reward", "completion_tokens", "completion_tokens")
     rows = []
     for curve in curves_of(results):
-        values = [*claims.ends(curve.rewards), *claims.ends(curve.lengths)]
-        texts = [*numbers.numbers(values[:2], decimals=3), *numbers.numbers(values[2:])]
-        sources = [(Source(curve.file, key),) for key in keys]
-        rows.append(
-            (curve.label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)])
-        )
+        rewards, lengths = claims.ends(curve.rewards), claims.ends(curve.lengths)
+        printed = [*numbers.numbers(rewards, decimals=3), *numbers.numbers(lengths)]
+        of_reward, of_length = [Source(curve.file, "reward")], [Source(curve.file, "completion_tokens")]
+        sources = [of_reward, of_reward, of_length, of_length]
+        rows.append((curve.label, _cells(printed, [*rewards, *lengths], sources)))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
@@ -489,9 +449,8 @@ def curve_table(results: Results) -> Table:
 def matched_table(results: Results) -> Table:
     """Table 3's differences again, on captions of equal length alone; a dash where there are no pairs."""
     ours, theirs = (results.measured[side].rows for side in (CAPRL, BASE))
-    matched = statistics.length_matched(
-        ours, theirs, results.profile.prism.bootstrap_draws, results.profile.seed
-    )
+    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
+    matched = statistics.length_matched(ours, theirs, draws, seed)
     tolerance, share = f"{statistics.LENGTH_TOLERANCE:.0%}", numbers.percent(matched.share)
     notes = [_note("length_matched", tolerance=tolerance, share=share, least=LEAST_PAIRS)]
     caption = "Difference in percentage points between captions of equal length"
@@ -521,16 +480,13 @@ def best_table(results: Results) -> Table:
             continue
         values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
         for k in counts:
-            each = [found.mean_of("benchmarks", name, "best_of", k) for name in results.benchmarks]
+            places = [("benchmarks", name, "best_of", k) for name in results.benchmarks]
+            each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
-            named = [found.sources("benchmarks", name, "best_of", k) for name in results.benchmarks]
-            sources.append(tuple(source for group in named for source in group))
-        texts = numbers.percents(values)
-        rows.append((label, [Cell(t, v, None, s) for t, v, s in zip(texts, values, sources, strict=True)]))
-    heads = ["Mean", *(f"Best of {k}" for k in counts)]
-    return Table(
-        "best_of", "Mean and best of n captions, average (%)", "Captioner", heads, rows, [_note("best_of")]
-    )
+            sources.append([source for keys in places for source in found.sources(*keys)])
+        rows.append((label, _cells(numbers.percents(values), values, sources)))
+    heads, caption = ["Mean", *(f"Best of {k}" for k in counts)], "Mean and best of n captions, average (%)"
+    return Table("best_of", caption, "Captioner", heads, rows, [_note("best_of")])
 
 
 def variance_table(results: Results) -> Table:
@@ -540,11 +496,10 @@ def variance_table(results: Results) -> Table:
         found = results.measured[label]
         parts = statistics.variance_components(_score_array(found))
         values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
-        texts = [numbers.percent(v) for v in values]
+        printed = [numbers.percent(v) for v in values]
         if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
-            texts[-1] = f"not above the noise ({len(found.records)} trainings)"
-        sources = found.samples("score")
-        rows.append((label, [Cell(t, v, None, sources) for t, v in zip(texts, values, strict=True)]))
+            printed[-1] = f"not above the noise ({len(found.records)} trainings)"
+        rows.append((label, _cells(printed, values, [found.samples("score")] * 3)))
     notes = [_note("variance"), *_averages_of_trainings(results.measured[CAPRL])]
     heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"

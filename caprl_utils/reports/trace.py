@@ -25,15 +25,7 @@ MAKERS = {  # stage of a run -> notebook that makes it
     "curation": "01_qa_curation", "vlm_init": "02_initialize_vlm_3b", "captions": NOTEBOOKS["prism"],
     "vqa": NOTEBOOKS["pretraining"], **NOTEBOOKS,
 }  # fmt: skip
-DATA = (
-    "data",
-    "samples",
-    "questions",
-    "images",
-    "source",
-    "captions",
-    "file",
-)  # names of hashes that are of data
+DATA = ("data", "samples", "questions", "images", "source", "captions", "file")  # names of hashes of data
 MOST_SHOWN = 12  # cells listed when an item fits several
 UNKNOWN = "not recorded"
 
@@ -62,20 +54,18 @@ def trace(profile: Profile, item: str) -> str:
     cells = find(item, folder)
     if not cells:
         raise UserError(f"no cell of {paths.shown(folder)} fits {item!r}")
-    more = len(cells) - MOST_SHOWN
     told = [describe(cell) for cell in cells[:MOST_SHOWN]]
-    return "\n\n".join(
-        [*told, *([f"{more} more cells fit; add a word of the row or column"] if more > 0 else [])]
-    )
+    if more := len(cells[MOST_SHOWN:]):
+        told.append(f"{more} more cells fit; add a word of the row or column")
+    return "\n\n".join(told)
 
 
 def find(item: str, folder: Path) -> list[Found]:
     """Cells that an item names; those of one exact row or column before those that only hold the word."""
     report, *words = item.split()
     wanted = [_plain(word) for word in words]
-    fitting = [
-        cell for cell in cells_of(folder, report) if all(w in _plain(" ".join(cell.name[1:])) for w in wanted)
-    ]
+    known = cells_of(folder, report)
+    fitting = [cell for cell in known if all(w in _plain(" ".join(cell.name[1:])) for w in wanted)]
     # give or take a suffix such as "-3B"
     exact = [
         cell for cell in fitting
@@ -89,14 +79,12 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
     files = sorted(folder.glob(f"{report}.json"))
     if not files:
         known = ", ".join(sorted(f.stem for f in folder.glob("*.json"))) or "none"
-        raise UserError(
-            f"no report {report} in {paths.shown(folder)} (there are: {known}); run `make reproduce`"
-        )
+        where = f"{paths.shown(folder)} (there are: {known})"
+        raise UserError(f"no report {report} in {where}; run `make reproduce`")
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         runs = {run["file"]: run for run in content.get("runs", [])}
-        rows = [(table, row) for table in content.get("tables", []) for row in table["rows"]]
-        for table, row in rows:
+        for table, row in [(t, row) for t in content.get("tables", []) for row in t["rows"]]:
             of_row = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
             for column, cell in zip(table["columns"], row["cells"], strict=True):
                 if cell["value"] is not None:
@@ -149,12 +137,12 @@ def _about(file: str, keys: Mapping[str, Any], runs: Mapping[str, Mapping[str, A
         keys = {key: look_up(record, key) if key else None for key in keys}
     facts = {"key": UNKNOWN, "commit": UNKNOWN, "hashes": {}, **({} if again else record), **told}
     _, profile, stage, run = folder.split("/", 3)
-    data = {name: value for name, value in facts["hashes"].items() if name in DATA}
-    rest = {name: value for name, value in facts["hashes"].items() if name not in DATA}
+    hashes = {"data": {}, "hashes": {}}
+    for name, value in facts["hashes"].items():
+        hashes["data" if name in DATA else "hashes"][name] = value
     return {
         "file": file, "keys": keys, "run": f"{profile}/{stage}/{run}", "here": bool(record), "again": again,
-        "facts": facts, "folder": folder, "profile": profile, "command": command(profile, stage, run),
-        "hashes": {"data": data, "hashes": rest},
+        "facts": facts, "folder": folder, "profile": profile, "command": command(profile, stage, run), "hashes": hashes,
     }  # fmt: skip
 
 

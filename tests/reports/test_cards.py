@@ -89,7 +89,7 @@ def test_without_an_evaluation_a_card_says_so(profile, vlm):
         "configs/vlm_init/mini-qwen-3b.yaml",
         "sft; trained: projector",
         "2.000 to 0.500",
-        "100 rows",
+        "100 row",
     ):
         assert part in text, part
 

@@ -8,26 +8,21 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
 from caprl_utils.reports import claims, page, results, tables
 from caprl_utils.reports.items import items, texts
 
 
 @pytest.fixture
-def reported(finished, tmp_path, no_figures):
-    """Table 3 and the claims in a folder; returns profile, folder and what the claims' JSON holds."""
-    tables.write(finished, "table3", tmp_path)
-    return finished, tmp_path, page.write_claims(finished, tmp_path)
+def reported(finished, no_figures):
+    """Table 3 and the claims; returns profile and what the claims' JSON holds."""
+    tables.write(finished, "table3")
+    return finished, page.write_claims(finished)
 
 
 @pytest.fixture(scope="module")
 def stated():
-    return [
-        (item, claim)
-        for item in items(load_profile("mini")).values()
-        if not item.ours
-        for claim in item.claims
-    ]
+    told = [item for item in items(load_profile("mini")).values() if not item.ours]
+    return [(item, claim) for item in told for claim in item.claims]
 
 
 def rows_of(content):
@@ -85,7 +80,7 @@ def test_every_setting_of_the_pretraining_is_one_of_the_papers():
 
 
 def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
-    _, folder, content = reported
+    _, content = reported
     counts, rows = content["facts"]["counts"], rows_of(content)
     assert counts["supported"] >= 3 and counts["not run"] >= 30 and sum(counts.values()) == len(rows)
     statement, verdict, gap, of_paper, test, count = rows["Table 3 (1)"]
@@ -94,25 +89,16 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     assert gap.startswith("+30.0 points [+") and count == "80 images; 1 against 1 evaluated"
     assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
     assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
-    text = (folder / "claims.md").read_text(encoding="utf-8")
-    assert "| [Table 3: caption quality in the Prism framework](./table3.md) | 13 |" in text
-    with open(folder / "claims.csv", encoding="utf-8", newline="") as file:
+    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
+    assert "| [Table 3: caption quality in the Prism framework](mini/table3.md) | 13 |" in text
+    with open(paths.REPORTS / "mini" / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {line["item"]: line for line in csv.DictReader(file)}
     assert (
         float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3) and lines["Table 4 (1)"]["low"] == ""
     )
     assert lines["Table 4 (1)"]["paper_ours"] == "48.0"
-
-
-def test_the_page_of_mini_stands_beside_its_folder(finished, no_figures):
-    tables.write(finished, "table3")
-    page.write_claims(finished)
-    assert "(mini/table3.md)" in (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
-    content = json.loads((paths.REPORTS / "mini" / "claims.json").read_text(encoding="utf-8"))
     (source,) = content["tables"][0]["rows"][14]["cells"][1]["sources"]
     assert source == {"file": "reports/mini/table3.json", "key": "facts/claims/0/verdict"}
-    with pytest.raises(UserError, match="smoke does not write"):
-        page.write_claims(load_profile("smoke"), paths.REPORTS / "mini")
 
 
 def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
@@ -128,32 +114,36 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
 
 
 def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apart(
-    finished, prism_run, tmp_path
+    finished, prism_run, no_figures
 ):
     prism_run("base-7b", right=12, tokens=30.0)
-    tables.write(finished, "table3", tmp_path)
-    content = page.write_claims(finished, tmp_path)
+    tables.write(finished, "table3")
+    content = page.write_claims(finished)
     assert content["facts"]["counts"][claims.BY_CONSTRUCTION] == 2
     _, verdict, gap, *_ = rows_of(content)["Table 3 (12)"]
     assert verdict == "**by construction**" and gap.startswith("+20.0 points [") and ", p" not in gap
-    text = (tmp_path / "claims.md").read_text(encoding="utf-8")
+    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
     assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in text
-    (line,) = [line for line in (tmp_path / "table3.md").read_text().splitlines() if "7B against 3B" in line]
+    (line,) = [
+        line
+        for line in (paths.REPORTS / "mini" / "table3.md").read_text().splitlines()
+        if "7B against 3B" in line
+    ]
     assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
     assert not any(claim.built_in for claim in items(load_profile("paper"))["table3"].claims)
 
 
 def test_the_page_says_how_firm_the_supported_are(reported):
-    profile, folder, _ = reported
-    file = folder / "table3.json"
+    profile, _ = reported
+    file = paths.REPORTS / "mini" / "table3.json"
     content = json.loads(file.read_text())
     supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
     supported[0]["p"], supported[1]["runs"] = 0.06, [2, 1]
     file.write_text(json.dumps(content))
-    facts = page.write_claims(profile, folder)["facts"]
+    facts = page.write_claims(profile)["facts"]
     assert facts["supported_large_p"] == ["Table 3 (1)"]
     assert len(facts["supported_one_training"]) == len(supported) - 1
-    text = (folder / "claims.md").read_text(encoding="utf-8")
+    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
     assert (
         f"Of the {len(supported)} supported statements, {len(supported) - 1} rest on no more than one" in text
     )

@@ -6,10 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
 from caprl_utils.reports import numbers, results
-from caprl_utils.reports.items import texts
-from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
 
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
 
@@ -57,11 +55,6 @@ def test_p_value(p, text):
     assert numbers.p_value(p) == text
 
 
-def test_a_p_value_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        numbers.p_value(1.2)
-
-
 def test_plain_numbers():
     assert numbers.number(61.25) == "61.3"
     assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"]
@@ -77,12 +70,7 @@ def test_order_and_difference_survive_formatting(values):
             assert (text_a == text_b) == (a == b)
             if a < b:
                 assert float(text_a) < float(text_b)
-
-
-@settings(deadline=None, max_examples=30)
-@given(shares)
-def test_digits_are_close_to_the_value(value):
-    assert abs(float(numbers.percent(value)) - 100 * value) <= 0.05 + 1e-9
+        assert abs(float(text_a) - 100 * a) <= 0.05 + 1e-9
 
 
 def make_table():
@@ -91,27 +79,16 @@ def make_table():
     return Table("t", "A caption", "Model", ["Chart", "Tokens"], [("a|b", cells)], ["a note"])
 
 
-def test_markdown():
+def test_a_table_as_markdown_csv_and_json():
     assert make_table().markdown() == (
         "**A caption**\n\n| Model | Chart | Tokens |\n| :--- | ---: | ---: |\n"
         "| a\\|b | 41.3 | – |\n\n- a note\n"
     )
-
-
-def test_csv_holds_raw_values():
     rows = list(csv.DictReader(io.StringIO(numbers.long_csv([make_table()]))))
     assert rows[0]["value"] == "0.4125" and rows[0]["low"] == "0.38" and rows[0]["row"] == "a|b"
     assert rows[1]["value"] == ""  # missing is missing
-
-
-def test_json_keeps_the_sources():
     cell = make_table().as_json()["rows"][0]["cells"][0]
     assert list(cell["sources"]) == [{"file": "runs/mini/prism/x/result.json", "key": "values/average"}]
-
-
-def test_a_row_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="1 cells for 2 columns"):
-        Table("t", "c", "m", ["a", "b"], [("x", [Cell("1")])])
 
 
 def test_record_paths_do_not_depend_on_the_machine(monkeypatch, tmp_path):
@@ -121,20 +98,7 @@ def test_record_paths_do_not_depend_on_the_machine(monkeypatch, tmp_path):
     assert from_record_path(record_path(file)) == file
 
 
-def test_look_up():
-    record = {"values": {"a/b": 1, "list": [{"x": 2}]}}
-    assert look_up(record, "values/list/0/x") == 2
-    with pytest.raises(KeyError, match="no 'y'"):
-        look_up(record, "values/y")
-
-
 def test_the_papers_table_and_its_odd_averages():
     table = results.paper_table("table3_prism.csv", "Paper")
     assert dict(table.rows)["CapRL-3B"][-1].text == "48.3" and table.columns[-1] == "Average"
     assert [note.split(":")[0] for note in table.notes] == ["Qwen2.5-VL-72B", "CapRL-3B"]
-
-
-def test_a_missing_paper_table_is_named(monkeypatch):
-    monkeypatch.setitem(texts()["paper_tables"], "table9.csv", ("caption_model",))
-    with pytest.raises(UserError, match=r"reports/paper/table9\.csv"):
-        results.paper_table("table9.csv", "Paper")

@@ -64,21 +64,16 @@ def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(repo
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
     assert not re.search(r"@import|url\(", text) and len(text) < 3_000_000
     assert page.write_html(reported).read_text(encoding="utf-8") == text
+    shown = page.html_of(paths.REPORTS / "mini" / "table3.md")  # as in a notebook
+    assert shown.startswith("<h2>Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 2
 
 
-def test_a_report_is_shown_in_a_notebook_with_its_figures(reported):
-    text = page.html_of(paths.REPORTS / "mini" / "table3.md")
-    assert text.startswith("<h2>Table 3: caption quality") and text.count('src="data:image/svg+xml') == 2
-
-
-def test_a_missing_figure_no_report_at_all_and_smoke_are_told(reported):
+def test_a_missing_figure_and_no_report_at_all_are_told(reported):
     (paths.REPORTS / "mini" / "table3_dots.svg").unlink()
     with pytest.raises(UserError, match=r"table3_dots.svg is missing"):
         page.write_html(reported)
     with pytest.raises(UserError, match="make reproduce PROFILE=one_gpu"):
         page.write_html(load_profile("one_gpu"))
-    with pytest.raises(UserError, match="smoke does not write"):
-        page.write_html(load_profile("smoke"), paths.REPORTS / "mini")
 
 
 def test_all_reports_are_written_in_one_go(finished):
@@ -107,7 +102,7 @@ def test_the_map_is_filled_between_its_marks(readme, profile):
 
 def test_a_result_puts_the_map_out_of_date(readme, finished, no_figures):
     page.update_readme(readme)
-    tables.write(finished, "table3", paths.REPORTS / "mini")
+    tables.write(finished, "table3")
     assert not page.update_readme(readme, check=True)
     page.update_readme(readme)
     row = r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"

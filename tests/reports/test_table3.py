@@ -43,23 +43,21 @@ def test_every_number_is_in_the_record_that_its_cell_names(finished, results_of)
 
 
 def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
-    for name in ("one", "two"):
-        tables.write(finished, "table3", tmp_path / name)
-    names = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert names == [
+    content, folder = tables.write(finished, "table3"), paths.REPORTS / "mini"
+    first = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert sorted(first) == [
         "table3.csv", "table3.json", "table3.md", "table3_curves.png", "table3_curves.svg",
         "table3_dots.png", "table3_dots.svg",
     ]  # fmt: skip
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    text = (tmp_path / "one" / "table3.md").read_text(encoding="utf-8")
+    tables.write(finished, "table3")
+    assert first == {file.name: file.read_bytes() for file in folder.iterdir()}
+    text = first["table3.md"].decode()
     for part in (
         "supported (+30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)",
         "the printed average 48.3 lies 0.073 away from the mean of the printed entries",
         "40 questions about 40 images in each of the 2 benchmarks",
     ):  # fmt: skip
         assert part in text, part
-    content = json.loads((tmp_path / "one" / "table3.json").read_text(encoding="utf-8"))
     assert content["facts"]["verdict"] == "supported" and content["runs"][0]["key"]
     assert str(tmp_path) not in text + json.dumps(content)
 
@@ -72,10 +70,10 @@ def test_several_training_seeds_are_averaged(finished, trained, results_of, cell
     assert [curve.label for curve in tables.curves_of(results)] == ["CapRL, seed 0", "CapRL, seed 1"]
 
 
-def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, tmp_path, with_seeds, no_figures):
+def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, with_seeds, no_figures):
     prism_run("base-3b", right=8)
     trained("caprl", right=14, seed=1)
-    content = tables.write(with_seeds(profile, 0, 1), "table3", tmp_path)
+    content = tables.write(with_seeds(profile, 0, 1), "table3")
     first = content["tables"][0]
     assert [row["label"] for row in first["rows"]] == ["3B (base)", "CapRL-3B"]
     assert first["notes"][0].startswith(
@@ -84,20 +82,20 @@ def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, tmp_
     assert first["notes"][1] == "CapRL-3B is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
     assert content["facts"]["training_seeds"]["CapRL-3B"] == [1]
     assert content["facts"]["missing"]["CapRL-3B"] == ["caprl-seed0"]
-    assert "judge_vlm-seed0" in (tmp_path / "table3.md").read_text(encoding="utf-8")
+    assert "judge_vlm-seed0" in (paths.REPORTS / "mini" / "table3.md").read_text(encoding="utf-8")
 
 
-def test_a_missing_run_or_curve_is_named_and_nothing_is_written(profile, prism_run, trained, tmp_path):
+def test_a_missing_run_or_curve_is_named_and_nothing_is_written(profile, prism_run, trained):
     prism_run("base-3b", right=8)
     with pytest.raises(
         UserError, match=r"table3 needs prism/caprl-seed0; make them: make table3 PROFILE=mini"
     ):
-        tables.write(profile, "table3", tmp_path / "out")
+        tables.write(profile, "table3")
     trained("caprl", right=14)
     (paths.RUNS / "mini" / "rl" / "caprl-seed0" / "curve.jsonl").unlink()
     with pytest.raises(UserError, match="no training curve"):
-        tables.write(profile, "table3", tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.md"))
+        tables.write(profile, "table3")
+    assert not paths.REPORTS.exists()
 
 
 def test_a_record_that_disagrees_with_its_rows_is_refused(finished, results_of):
@@ -107,11 +105,6 @@ def test_a_record_that_disagrees_with_its_rows_is_refused(finished, results_of):
     file.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(UserError, match=r"says 0\.4"):
         tables.scores_table(results_of(finished))
-
-
-def test_smoke_stays_out_of_reports(profile):
-    with pytest.raises(UserError, match="smoke does not write"):
-        tables.write(load_profile("smoke"), "table3", paths.REPORTS / "mini")
 
 
 def test_captions_of_equal_length_are_compared_alone(
@@ -167,15 +160,17 @@ def test_captions_cut_to_the_bases_length_are_compared_with_it(finished, prism_r
     assert found.value == pytest.approx(0.1) and ", p" in found.text
 
 
-def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures, tmp_path):
+def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures):
     folders = {name: paths.zoo_folder(f"zoo:vlm-{name}") for name in ("3b", "7b", "72b")}
     records = {name: json.loads((folder / "record.json").read_text()) for name, folder in folders.items()}
     assert records["3b"]["starts_from"] == records["7b"]["starts_from"] == "vlm-72b"
     assert len({record["parameters"] for record in records.values()}) == 1
     real = finished.model_copy(update={"models": load_profile("paper").models})
     for profile, said in ((finished, True), (real, False)):
-        tables.write(profile, "table3", tmp_path)
-        assert ("All captioners have 2.1 million parameters" in (tmp_path / "table3.md").read_text()) == said
+        tables.write(profile, "table3")
+        assert (
+            "All captioners have 2.1 million parameters" in (paths.REPORTS / "mini" / "table3.md").read_text()
+        ) == said
 
 
 def test_smallest_difference_that_the_images_can_show(finished, results_of):

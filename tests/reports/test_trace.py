@@ -101,14 +101,8 @@ def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
             assert f"holds    {cell.text}: the paper's value as printed" in told, told
             continue
         assert "runs/mini/" in told and "not recorded" not in told, told
-        for part in (
-            "    run      mini/",
-            "    commit   ",
-            "    data     ",
-            "    config   ",
-            "    command  ",
-        ):
-            assert part in told, told
+        for part in ("run      mini/", "commit   ", "data     ", "config   ", "command  "):
+            assert f"    {part}" in told, told
 
 
 def test_a_cell_of_every_table_is_found_by_its_own_words():
