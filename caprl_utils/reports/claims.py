@@ -59,9 +59,7 @@ class Finding:
     p: float | None = None
 
     def line(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """One line of the report. pairs: rows of the differences above it; a value that none of them holds says what
-        it is of.
-        """
+        """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
         claim, text = self.claim, printed(self.claim.kind, self.value, self.low, self.high, self.p)
         if claim.theirs and (claim.kind == "tokens" or (claim.ours, claim.theirs) not in pairs):
             text = f"{claim.subtraction}: {text}"

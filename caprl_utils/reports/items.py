@@ -7,7 +7,7 @@ follow from a profile's pretraining settings and stand here.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any, Literal
@@ -234,7 +234,10 @@ def figure4(profile: Profile) -> Item:
     if smaller := [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]:
         pairs.append((CAPRL_1M.name, smaller[0]))
         claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
-    there = dict(_in_table_1(profile, claims))
+    counted = table1(profile).claims if "table1" in profile.pretraining.items else []
+    places = {(claim.ours, claim.theirs): number for number, claim in enumerate(counted, 1)}
+    numbers = [places.get((f"{setting}, {claim.ours}", f"{setting}, {claim.theirs}")) for claim in claims]
+    there = {claim: number for claim, number in zip(claims, numbers, strict=True) if number is not None}
     notes = [texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]]
     if there:
         same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there.items())
@@ -244,16 +247,6 @@ def figure4(profile: Profile) -> Item:
         [claim for claim in claims if claim not in there], "pretraining", told="no pairs to all:",
         told_pairs=none_to_all, figures=["sets"], notes=notes,
     )  # fmt: skip
-
-
-def _in_table_1(profile: Profile, claims: Sequence[Claim]) -> Iterator[tuple[Claim, int]]:
-    """Claims whose runs Table 1 compares as well, with the number of its statement."""
-    if "table1" in profile.pretraining.items:
-        prefix = f"{profile.pretraining.settings[0]}, "
-        there = {(c.ours, c.theirs): number for number, c in enumerate(table1(profile).claims, 1)}
-        for claim in claims:
-            if (number := there.get((prefix + claim.ours, prefix + claim.theirs))) is not None:
-                yield claim, number
 
 
 def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, prefix: str = "") -> Row:

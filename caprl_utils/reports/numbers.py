@@ -140,9 +140,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: heads of the columns after the first. rows: (label, cells). head: head of the label
-    column. words: columns hold words, so they are aligned left.
-    """
+    """head: of the label column. columns: heads of the others. rows: (label, cells). words: aligned left."""
 
     name: str
     caption: str

@@ -357,9 +357,7 @@ def _pairs(found: Measured) -> int:
 
 
 def gaps_table(results: Results) -> Table:
-    """Paired differences in points with interval, and Holm's p: of the average over the item's tests, in Table 3 of
-    single benchmarks over the benchmarks.
-    """
+    """Paired differences with Holm's p: of the average over the item's tests, in Table 3 also over the benchmarks."""
     table3 = results.item.kind == "prism"
     adjusted = claims.corrected(results)
     rows = []

@@ -32,10 +32,9 @@ UNKNOWN = "not recorded"
 
 @dataclass(frozen=True)
 class Found:
-    """One printed cell. name: (report, table, row, column).
+    """One printed cell. name: (report, table, row, column). runs: record file -> what the report says of that run.
 
     sources: {file, key} of each number that it was made from; those of its row where it names none (own: False).
-    runs: record file -> what the report says of that run.
     """
 
     name: tuple[str, str, str, str]
