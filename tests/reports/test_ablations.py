@@ -104,7 +104,7 @@ def test_figure_1c_tells_length_and_reward(profile, prism_run, trained):
     assert "**supported**, 3B (base) − UnifiedReward as judge: +15.0 tokens [" in text
 
 
-def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, with_seeds):
+def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, with_seeds, no_figures):
     prism_run("base-3b", right=8)
     for name in ("judge_unified", "judge_vlm", "caprl"):
         trained(name, 10)
@@ -112,7 +112,6 @@ def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, with
     content = tables.write(with_seeds(profile, 0, 1), "figure1c")
     curves = [row["label"] for row in content["tables"][2]["rows"]]
     assert curves[-2:] == ["CapRL-3B, training 1", "CapRL-3B, training 2"] and len(curves) == 4
-    assert "CapRL-3B, training 2" in (paths.REPORTS / "mini" / "figure1c.svg").read_text()
     assert "One training a row, 2 of CapRL-3B." in (paths.REPORTS / "mini" / "figure1c.md").read_text()
 
 

@@ -38,6 +38,9 @@ def test_a_cell_is_found_by_words_of_its_row_and_column_and_tells_its_run(report
     told = trace.describe(cell)
     for part in ("holds    0.5", "mini/prism/caprl-seed0", "c" * 40, "make 05_prism_evaluation PROFILE=mini"):
         assert part in told
+    assert trace.find("table3 caprl mini-scene", reports) == []  # nothing was measured there
+    with pytest.raises(Exception, match=r"table9.*there are: table3"):
+        trace.find("table9 caprl", reports)
 
 
 def test_the_command_tells_what_it_found_and_that_nothing_fits():
@@ -45,9 +48,6 @@ def test_the_command_tells_what_it_found_and_that_nothing_fits():
     found = runner.invoke(app, ["trace", "table3 CapRL mini-chart"])
     assert found.exit_code == 0 and "run      mini/prism/caprl-seed0, key" in found.stdout
     assert "no cell of reports/mini fits" in str(runner.invoke(app, ["trace", "table3 nobody"]).exception)
-    assert trace.find("table3 caprl mini-scene", reports) == []  # nothing was measured there
-    with pytest.raises(Exception, match=r"table9.*there are: table3"):
-        trace.find("table9 caprl", reports)
 
 
 def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_told(reports, tmp_path):
