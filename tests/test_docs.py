@@ -94,3 +94,21 @@ def test_documents_are_all_read_and_name_something():
 def test_the_start_page_lists_every_notebook_in_order():
     text = text_of(paths.NOTEBOOKS / "start.md")
     assert re.findall(r"\]\((\w+\.ipynb)\)", text) == [file.name for file in NOTEBOOKS]
+
+
+def test_every_experiment_that_the_documents_name_exists():
+    for file in DOCUMENTS:
+        for name in re.findall(r"caprl_utils\.rl\.ablations ([a-z]\w+)", text_of(file)):
+            assert name in experiment_names(), f"{file.name}: {name}"
+
+
+def test_the_reading_tour_is_short_and_what_it_names_is_there():
+    """At most 12 files and 2,500 lines lead from an image to a cell of Table 3."""
+    text = (paths.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tour = text.split("## Reading tour")[1].split("\n## ")[0]
+    stops = re.findall(r"`(caprl_utils/[a-z_/]+\.py):(\w+)`", tour)
+    assert len(stops) == len(re.findall(r"^\d+\.", tour, re.MULTILINE)) <= 12
+    for file, name in stops:
+        assert name in defined_in(paths.ROOT / file), f"{file}:{name}"
+    lines = sum(len((paths.ROOT / file).read_text().splitlines()) for file, _ in stops)
+    assert lines <= 2500, lines
