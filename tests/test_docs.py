@@ -98,8 +98,8 @@ def test_the_start_page_lists_every_notebook_in_order():
 
 def test_every_experiment_that_the_documents_name_exists():
     for file in DOCUMENTS:
-        for name in re.findall(r"caprl_utils\.rl\.ablations ([a-z]\w+)", text_of(file)):
-            assert name in experiment_names(), f"{file.name}: {name}"
+        for name in re.findall(r"caprl(?:_utils)? train ([a-z]\w+)", text_of(file)):
+            assert name in {*experiment_names(), *PRETRAINED}, f"{file.name}: {name}"
 
 
 def test_the_reading_tour_is_short_and_what_it_names_is_there():
