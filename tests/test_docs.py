@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from caprl_utils import paths
+from caprl_utils.__main__ import PRETRAINED
+from caprl_utils.config import experiment_names
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
