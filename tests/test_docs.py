@@ -9,7 +9,8 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.__main__ import PRETRAINED
-from caprl_utils.config import experiment_names
+from caprl_utils.config import names_of
+from caprl_utils.schema import Experiment
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
@@ -101,7 +102,7 @@ def test_the_start_page_lists_every_notebook_in_order():
 def test_every_experiment_that_the_documents_name_exists():
     for file in DOCUMENTS:
         for name in re.findall(r"caprl(?:_utils)? train ([a-z]\w+)", text_of(file)):
-            assert name in {*experiment_names(), *PRETRAINED}, f"{file.name}: {name}"
+            assert name in {*names_of(Experiment), *PRETRAINED}, f"{file.name}: {name}"
 
 
 def test_the_reading_tour_is_short_and_what_it_names_is_there():
