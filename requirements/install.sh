@@ -53,5 +53,9 @@ rm -f "$stamp"
 import pathlib, sys, sysconfig
 pathlib.Path(sysconfig.get_path("purelib"), "caprl_repository.pth").write_text(sys.argv[1] + "\n")
 END
+if [[ "$lock" == *main-* ]]; then  # the command, as `pip install` of the package would bring it
+    printf '#!/usr/bin/env bash\nexec "%s" -m caprl_utils "$@"\n' "$PWD/$environment/bin/python" > "$environment/bin/caprl"
+    chmod +x "$environment/bin/caprl"
+fi
 echo "$want" > "$stamp"
 echo "$environment is ready"
