@@ -14,7 +14,9 @@ from caprl_utils.vlm_init import qwen
 from caprl_utils.vlm_init.assembly import Summary, full_size_config, parameters, stored_shapes, verify_tensors
 from tests.vlm_init.conftest import at
 
-MOST_MEMORY = 1.6  # of the model on disk; 1.48 seen: mapped pages, a shard of a quarter, and the libraries
+MOST_MEMORY = (
+    0.5  # of the model on disk, beside mapped files; 0.25 seen: a shard of a quarter, and the libraries
+)
 LLAVA_PROJECTOR = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
 
 
@@ -53,15 +55,23 @@ def test_full_size_configs_have_what_the_donors_have():
 
 
 MEASURE = """
-import resource, sys
+import re, sys, threading, time
 from pathlib import Path
 from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init import assembly
 assembly.MAX_SHARD = "500MB"
+peak = 0
+def watch():  # pages of mapped files do not count: the system drops them when it needs room
+    global peak
+    while True:
+        kb = re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+        peak = max(peak, int(kb) * 1024)
+        time.sleep(0.02)
+threading.Thread(target=watch, daemon=True).start()
 out = Path(sys.argv[2])
 assembly.assemble(Assembly.model_validate_json(Path(sys.argv[1]).read_text()), out)
 on_disk = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, on_disk)
+print(peak, on_disk)
 """
 
 
