@@ -59,7 +59,7 @@ def test_a_folder_is_captioned_and_a_captioner_scored_from_any_folder(caprl):
     images = caprl.folder / "my images"
     images.mkdir()
     for number in range(4):
-        _, image, _, _ = drawn_source("mini-world").image_at("curation", number, None, 0)
+        _, image, _, _ = drawn_source("mini-world").image_at("rl", number, None, 0)
         image.save(images / f"{number}.png")
     caprl("caption", str(images), "--model", "zoo:vlm-72b", "--out", "captions.parquet", "--max-tokens", "64")
     captions = pd.read_parquet(caprl.folder / "captions.parquet")

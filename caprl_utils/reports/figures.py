@@ -247,7 +247,11 @@ def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -
     point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
     axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)
     axes.vlines([0], *_bounds([start]), color=grey.colour, linewidth=1)
-    axes.set(title=title_of(panel), xticks=sorted(set(pairs.values())))
+    ticks: list[int] = []  # sets that lost a few captions would write one number over another
+    for count in sorted(set(pairs.values()), reverse=True):
+        if not ticks or ticks[-1] - count > width / 10:
+            ticks.append(count)
+    axes.set(title=title_of(panel), xticks=ticks)
 
 
 def _bounds(parts: Sequence[Interval]) -> tuple[list[float], list[float]]:
