@@ -275,6 +275,9 @@ class Profile(Settings):
     seed: int = setting(0, "ours: every other seed is derived from it", ge=0)
     offline: bool = setting(False, "ours: True keeps the hub out", False)
     torch_threads: int | None = setting(None, "ours: torch's own choice", False, ge=1)
+    prompts: Literal["short", "authors"] = setting(
+        "authors", "what readers are asked; short: what the zoo's learned"
+    )
     models: Models = setting(Models(), "see each role")
     images: Images = setting(Images(), "see each key")
     curation: Curation = setting(Curation(), "see each key")
