@@ -12,13 +12,14 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths
 from caprl_utils.config import load_assembly, read_yaml
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
 from caprl_utils.pretraining.sets import all_trainings
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.processes import visible_gpus
 from caprl_utils.registry import drawn_source
 from caprl_utils.run import expected_times
 from caprl_utils.schema import Profile
@@ -66,7 +67,7 @@ def _steps(profile: Profile, costs: dict) -> Iterator[str]:
 def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
     if not ENVIRONMENT.is_dir():
         yield f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup"
-    there = len(provenance.gpu_names())
+    there = len(visible_gpus())
     if there < gpus:
         yield f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
     folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())

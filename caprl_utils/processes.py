@@ -6,11 +6,13 @@ child that its parent died, so a server's own children would stay behind after `
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from caprl_utils.files import full_disk_as_user_error
@@ -53,6 +55,30 @@ def popen(
                 env={**os.environ, **(env or {})}, start_new_session=True,
                 preexec_fn=lambda: die_with_parent(parent),
             )  # fmt: skip
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use: the entries of CUDA_VISIBLE_DEVICES, else the indices of all.
+
+    Read as CUDA reads it: an empty value hides every GPU, one that does not exist hides those behind it, and one
+    that stands twice hides all. One function for all that count GPUs.
+    """
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    listed = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return [index for index, _ in listed]
+    found = list(takewhile(lambda name: _is_gpu(name, listed), (name.strip() for name in chosen.split(","))))
+    return found if len(set(found)) == len(found) else []
+
+
+def _is_gpu(name: str, listed: Sequence[Sequence[str]]) -> bool:
+    """Whether a name of CUDA_VISIBLE_DEVICES is an index, the beginning of a UUID, or a slice of a GPU (MIG)."""
+    if name.startswith("MIG-"):
+        return bool(listed)
+    return any(name == index or (name.startswith("GPU-") and uuid.startswith(name)) for index, uuid in listed)
 
 
 def python_path() -> str:

@@ -1,12 +1,12 @@
 """The plan: what each notebook costs, and what is missing with its remedy."""
 
-from caprl_utils import plan, provenance
+from caprl_utils import plan
 from caprl_utils.config import load_profile, names_of, read_yaml
 from caprl_utils.schema import Profile
 
 
 def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(provenance, "gpu_names", list)
+    monkeypatch.setattr(plan, "visible_gpus", list)
     monkeypatch.setattr(plan, "ENVIRONMENT", tmp_path)
     text = "\n".join(plan.lines(load_profile("paper")))
     for part in ("16 GPUs at once, 4,243 GPU-hours", "in all: 6,892 GPU-hours", "GPUs: 16 at once, this machine has 0",
