@@ -276,7 +276,7 @@ class Profile(Settings):
     offline: bool = setting(False, "ours: True keeps the hub out", False)
     torch_threads: int | None = setting(None, "ours: torch's own choice", False, ge=1)
     prompts: Literal["short", "authors"] = setting(
-        "authors", "what readers are asked; short: what the zoo's learned"
+        "authors", "ours: what readers are asked; short: what the zoo's learned"
     )
     models: Models = setting(Models(), "see each role")
     images: Images = setting(Images(), "see each key")
