@@ -43,13 +43,16 @@ before = $(firstword $(subst :, ,$(filter %:$(1),$(join $(addprefix $(COPIES)/,$
 lost = $(shell test ! -s $(COPIES)/$(1).files || xargs -d '\n' ls < $(COPIES)/$(1).files > /dev/null 2>&1 || echo FORCE)
 
 ##@ Set up
-setup: setup-main setup-llamafactory ## build both environments from their lock files
+setup: setup-main setup-llamafactory setup-tokenizer ## build both environments from their lock files
 
 setup-main: ## only the main environment (.venv)
 	@requirements/install.sh .venv $(LOCK)
 
 setup-llamafactory: ## only LLaMA-Factory's own (.venv-llamafactory)
 	@requirements/install.sh .venv-llamafactory requirements/llamafactory.lock
+
+setup-tokenizer: ## only the tokenizer of Qwen2.5, for tests
+	@requirements/tokenizer.sh
 
 lock: ## resolve requirements/*.in again into the lock files
 	@test -x $(UV) || { echo "no uv yet: run \`make setup\`" >&2; exit 1; }
@@ -165,6 +168,6 @@ environment:
 
 FORCE:
 
-.PHONY: slice setup setup-main setup-llamafactory lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
+.PHONY: slice setup setup-main setup-llamafactory setup-tokenizer lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
 	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE

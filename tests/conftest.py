@@ -30,3 +30,27 @@ def quick_client(monkeypatch):
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.1)
     monkeypatch.setattr(endpoint, "REQUEST_SEC", 1.0)
     monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """Folder of the real Qwen2.5 tokenizer; skips the test where it is not there."""
+    from tests import qwen
+
+    return qwen.tokenizer_folder()
+
+
+@pytest.fixture(scope="session")
+def qwen_reader(qwen_tokenizer, tmp_path_factory):
+    """Folder of a tiny random Qwen2.5 with the real tokenizer."""
+    from tests import qwen
+
+    return qwen.save_reader(tmp_path_factory.mktemp("qwen") / "reader")
+
+
+@pytest.fixture(scope="session")
+def qwen_vlm(qwen_tokenizer, tmp_path_factory):
+    """Folder of a tiny random Qwen2.5-VL with the real tokenizer and image processor."""
+    from tests import qwen
+
+    return qwen.save_vlm(tmp_path_factory.mktemp("qwen") / "vlm")
