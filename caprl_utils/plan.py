@@ -78,7 +78,7 @@ def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
 
 def _models(profile: Profile) -> Iterator[str]:
     served, loaded = {}, {}  # url -> (role, path); path -> what for
-    for role, model in profile.models:
+    for role, model in profile.models.named().items():
         if model.backend == "endpoint":
             served |= {url: (role, model.path) for url in model.base_urls if url not in served}
         else:

@@ -91,7 +91,9 @@ class Models(Settings):
     question_filter: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, QA curation: answers", 8001)
     policy: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper: the captioner that RL starts from")
     captioner_7b: ModelConfig = _role("Qwen/Qwen2.5-VL-7B-Instruct", "paper, Table 3", 8002)
-    captioner_72b: ModelConfig = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3", 8000)
+    captioner_72b: ModelConfig | None = _role(
+        "Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3", 8000
+    )  # None: goes without
     reward_reader: ModelConfig = _role("Qwen/Qwen2.5-3B-Instruct", "paper: answers from the caption", 8003)
     prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
     vlm_judge: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, Figure 1c: rates from 1 to 5", 8005)
@@ -101,6 +103,10 @@ class Models(Settings):
 
     def __getitem__(self, role: str) -> ModelConfig:
         return getattr(self, role)
+
+    def named(self) -> dict[str, ModelConfig]:
+        """Role -> model; roles that the profile goes without (null) are left out."""
+        return {role: model for role, model in self if model is not None}
 
 
 class Images(Settings):

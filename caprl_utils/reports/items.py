@@ -125,7 +125,7 @@ def texts() -> Mapping[str, Any]:
 
 def about_models(profile: Profile) -> Mapping[str, str]:
     """What must be said of a profile's models: "licence", "limits", "data", and "captioners" and "built_in" if any."""
-    found = [getattr(profile.models, role).path for role in CAPTIONERS]
+    found = [model.path for role, model in profile.models.named().items() if role in CAPTIONERS]
     return next(entry for entry in texts()["models"] if all(fnmatch(path, entry["path"]) for path in found))
 
 

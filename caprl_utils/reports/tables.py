@@ -127,7 +127,8 @@ def _measuring(results: Results) -> dict[str, Any]:
     questions, images = (_range([getattr(p, name) for p in parts]) for name in ("num_rows", "num_clusters"))
     asked = f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"
     if results.item.kind == "pretraining":
-        models = {role: getattr(results.profile.models, role).path for role in CAPTIONERS}
+        named = results.profile.models.named()
+        models = {role: named[role].path for role in CAPTIONERS if role in named}
         source = results.profile.pretraining.further.data
         ours = texts()["caption_writers"].get(source)
         writers = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
@@ -184,7 +185,8 @@ def _captioners(profile: Profile) -> str:
     about = about_models(profile).get("captioners", "")
     if not about:
         return ""
-    folders = [Path(paths.resolve_model(getattr(profile.models, role).path)) for role in CAPTIONERS]
+    named = profile.models.named()
+    folders = [Path(paths.resolve_model(named[role].path)) for role in CAPTIONERS if role in named]
     records = [json.loads((folder / "record.json").read_text(encoding="utf-8")) for folder in folders]
     sizes = numbers.numbers(sorted({record["parameters"] / 1e6 for record in records}))
     return about.format(sizes=" or ".join(sizes))
