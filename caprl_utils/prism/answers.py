@@ -49,12 +49,15 @@ class Task:
 
 
 class Answer(BaseModel):
-    """What the reader said: a row of answers.jsonl. `text` is None where two letters were exactly as likely."""
+    """What the reader said: a row of answers.jsonl. letters: what was read from probabilities and needs no reading any
+    more: the likeliest letter, or all that are exactly as likely.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     id: str
-    text: str | None
+    text: str
+    letters: str = ""
     finish_reason: str
     letter_mass: float | None = None
 
@@ -116,9 +119,8 @@ def _ask(reader: Backend, mode: Mode, tasks: Sequence[Task], seed: int) -> Itera
 
 def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
     best, mass = max(logprobs), sum(map(math.exp, logprobs))
-    ahead = [letter for letter, value in zip(letters, logprobs, strict=True) if value == best]
-    text = ahead[0] if len(ahead) == 1 else None
-    return Answer(id=task_id, text=text, finish_reason="stop", letter_mass=mass)
+    ahead = "".join(letter for letter, value in zip(letters, logprobs, strict=True) if value == best)
+    return Answer(id=task_id, text=ahead[0], letters=ahead, finish_reason="stop", letter_mass=mass)
 
 
 def _request(task: Task, prefilled: bool) -> Request:

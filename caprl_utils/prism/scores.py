@@ -31,6 +31,7 @@ from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_m
 if TYPE_CHECKING:
     import pandas as pd
 
+TIED = "equally likely"
 LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
 COLUMNS = (
     "benchmark", "sample_id", "group", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
@@ -43,14 +44,26 @@ def score_rows(
     tasks: Sequence[Task], answers: Mapping[str, Answer], scoring: Scoring, judge: Judge | None = None
 ) -> list[dict[str, Any]]:
     """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
-    texts = [(task.sample, answers[task.id].text or "") for task in tasks]
-    scores = dict(zip((task.id for task in tasks), score_answers(texts, scoring, judge), strict=True))
+    said = [(task, text) for task in tasks for text in answers[task.id].letters or [answers[task.id].text]]
+    parts: dict[str, list[Score]] = {}
+    found = score_answers([(task.sample, text) for task, text in said], scoring, judge)
+    for (task, _), score in zip(said, found, strict=True):
+        parts.setdefault(task.id, []).append(score)
+    scores = {name: _shared(tied) for name, tied in parts.items()}
     rows = []
     for unit in _units(tasks, scoring):
         parts = [scores[task.id] for task in unit]
         verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
         rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
     return rows
+
+
+def _shared(tied: Sequence[Score]) -> Score:
+    """The verdict on one answer; of k letters exactly as likely each is said with 1/k."""
+    if len(tied) == 1:
+        return tied[0]
+    letters = "/".join(str(score.parsed) for score in tied)
+    return Score(sum(score.value for score in tied) / len(tied), letters, f"{letters} {TIED}")
 
 
 def _units(tasks: Sequence[Task], scoring: Scoring) -> Iterable[list[Task]]:
@@ -83,7 +96,7 @@ def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scorin
         "answer": json.dumps([answer.text for answer in answers]) if several else answers[0].text,
         "letter_mass": min((a.letter_mass for a in answers if a.letter_mass is not None), default=None),
         "parsed": verdict.parsed, "score": verdict.value,
-        "reason": "two letters equally likely" if not several and answers[0].text is None else verdict.reason,
+        "reason": verdict.reason,
     }  # fmt: skip
 
 
@@ -204,6 +217,7 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "num_rows": len(rows),
         "unscored": sum(row["score"] is None for row in rows),
         "unparsed": sum(row["parsed"] is None for row in rows),
+        "tied": sum(TIED in (row["reason"] or "") for row in rows),
         "caption_tokens": _mean([row["num_tokens"] for row in captions]),
         "cut_captions": sum(row["finish_reason"] == "length" for row in captions),
         "low_letter_mass": sum(mass < LOW_MASS for mass in masses) if masses else None,

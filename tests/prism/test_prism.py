@@ -230,15 +230,17 @@ def test_the_image_itself_goes_to_the_reader(profile, samples):
     assert evaluate(profile, "image", image_itself(), Looker(), samples)["values"]["average"] == 1.0
 
 
-def test_a_tie_is_not_decided(profile, samples):
+def test_letters_equally_likely_share_the_score_and_are_counted(profile, samples):
     class Even(Reader):
         def choice_logprobs(self, requests, choices, progress=None):
-            return [[-1.5] * len(choices) for _ in requests]
+            return [[-1.5, -1.5, -9.0, -9.0] for _ in requests]
 
     record = evaluate(profile, "even", Captioner(), Even(), samples[:4])
-    assert record["values"]["benchmarks"]["mini-scene"]["mean"] == 0.0
-    assert record["unparsed"] == {"mini-scene": 8}
-    assert record["unparsed_rows"][0]["reason"] == "two letters equally likely"
+    found = record["values"]["benchmarks"]["mini-scene"]
+    assert found["mean"] == 0.25 and found["tied"] == 8 and record["unparsed"] == {"mini-scene": 0}
+    rows = read_samples(paths.RUNS / "smoke" / "prism" / "even")
+    assert [row["score"] for row in rows[::2]] == [0.5, 0.5, 0.0, 0.0]
+    assert rows[0]["parsed"] == "A/B" and rows[0]["reason"] == "A/B equally likely"
 
 
 def test_several_images_are_captioned_apart_and_joined(profile, samples):
