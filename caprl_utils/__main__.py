@@ -6,6 +6,7 @@ is told in one line on stderr with exit status 1; wrong usage is 2, Ctrl-C 130.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -70,7 +71,9 @@ def caption(
     model: Annotated[str, typer.Option(help="zoo:NAME, folder, hub id.")] = "internlm/CapRL-3B",
     base_url: Annotated[list[str], typer.Option(metavar="URL", help="Of a server; several share.")] = [],
     engine: Annotated[str | None, typer.Option(help="vllm (on a GPU) or transformers.")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="A pass, or in flight.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="A pass, or in flight.", show_default="32 or 256")
+    ] = None,
     workers: Annotated[int, typer.Option(metavar="N", help="Ray actors; 0: in this process.")] = 0,
     gpus: Annotated[int, typer.Option(metavar="N", help="Of a worker's model.")] = 1,
     captions: Annotated[int, typer.Option(metavar="N", help="Of each image.")] = 1,
@@ -93,7 +96,7 @@ def caption(
         return print("\n".join(check_source(source, kind or None, limit)))
     if (
         engine not in (None, "vllm", "transformers")
-        or min(workers + 1, batch_size, gpus, captions, max_tokens) < 1
+        or min(workers + 1, batch_size or 1, gpus, captions, max_tokens) < 1
     ):
         raise UserError("--engine is vllm or transformers, and no count is below 1 (--workers: 0)")
     captioner = ModelConfig(
@@ -304,27 +307,40 @@ def trace(
     print(trace(settings_of(profile, overrides), item))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def serve(
+    more: typer.Context,
     model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a hub id.")],
-    port: Annotated[int, typer.Option(help="At 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(help="Where it listens.")] = 8000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--tensor-parallel-size", "--gpus", help="That share the model.", show_default="as few as hold it"
+        ),
+    ] = None,
+    copies: Annotated[int, typer.Option("--data-parallel-size", help="Copies, each on GPUs of its own.")] = 1,
     max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and completion. Default: the model's limit.")
+        int | None, typer.Option(help="Tokens of prompt and completion.", show_default="the model's limit")
     ] = None,
-    max_pixels: Annotated[
-        int | None, typer.Option(help="Pixels of an image; larger ones are scaled down.")
-    ] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger images are scaled down.")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a model of the hub.")] = None,
     api_key_env: Annotated[
         str | None, typer.Option(help="Variable that holds the key which clients must send.")
     ] = None,
 ) -> None:
-    """Serve a model with vLLM until Ctrl-C, for clients that speak OpenAI's protocol."""
-    from caprl_utils.models.server import serve_until_stopped
+    """Serve a model with vLLM until Ctrl-C, for clients that speak OpenAI's protocol.
+
+    Options of vLLM's own follow after --, for example: caprl serve MODEL -- --enable-sleep-mode
+    """
+    from caprl_utils.models.server import Options, serve_until_stopped
     from caprl_utils.schema import ModelConfig
 
-    config = ModelConfig(path=model, revision=revision, max_pixels=max_pixels, api_key_env=api_key_env)
-    serve_until_stopped(config, port, max_model_len)
+    own = tuple(more.args)
+    if max_pixels:  # for clients of others; ours send no larger image
+        own = ("--mm-processor-kwargs", json.dumps({"max_pixels": max_pixels}), *own)
+    config = ModelConfig(path=model, revision=revision, api_key_env=api_key_env)
+    serve_until_stopped(config, port, Options(host, max_model_len, gpus, copies, own))
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import posixpath
 import stat
@@ -112,6 +113,20 @@ def as_rgb(image: Image.Image) -> Image.Image:
         low, high = image.getextrema()
         image = image.point(lambda value: (value - low) * (255 / max(high - low, 1))).convert("L")
     return image.convert("RGB")
+
+
+def fit(image: Image.Image, max_pixels: int | None) -> Image.Image:
+    """RGB pixels as a model sees them: an image of more than max_pixels scaled down, its shape kept.
+
+    The one place where `ModelConfig.max_pixels` is obeyed, before any processor or server rounds to its patches.
+    """
+    width, height = image.size
+    image = as_rgb(image)
+    if max_pixels is None or width * height <= max_pixels:
+        return image
+    factor = math.sqrt(max_pixels / (width * height))
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def _pixels(opened: Image.Image) -> Image.Image:

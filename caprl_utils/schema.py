@@ -69,8 +69,12 @@ class ModelConfig(Donor):
     base_urls: list[str] = setting([], "ours: servers to spread requests over (endpoint)", False)
     api_key_env: str | None = setting(None, "ours: environment variable that holds the API key", False)
     dtype: Dtype = setting("auto", "ours: as the checkpoint says")
-    batch_size: int = setting(32, "ours: requests per forward pass (local) or in flight (endpoint)", ge=1)
-    max_pixels: int | None = setting(None, "ours: the processor's own limit; larger images are shrunk", ge=1)
+    batch_size: int | None = setting(
+        None, "ours: requests a forward pass (local; None: 32) or in flight at a server (None: 256)", ge=1
+    )
+    max_pixels: int | None = setting(
+        1280 * 28 * 28, "ours: as Qwen's own examples; larger images are scaled down, None keeps them", ge=1
+    )
 
     @model_validator(mode="after")
     def _endpoint_has_a_server(self) -> "ModelConfig":

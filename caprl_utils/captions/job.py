@@ -63,7 +63,7 @@ class Model:
     def open(self, stack: ExitStack) -> Backend:
         """The captioner; a vLLM server of its own runs until the stack is left."""
         from caprl_utils.models.local import LocalBackend
-        from caprl_utils.models.server import serve
+        from caprl_utils.models.server import Options, serve
 
         model = ModelConfig(path=self.captioner) if isinstance(self.captioner, str) else self.captioner
         if not isinstance(model, ModelConfig):
@@ -71,7 +71,7 @@ class Model:
         if model.base_urls:
             return EndpointBackend(model)
         if self.engine == "vllm" or (self.engine is None and gpu_names() and find_spec("vllm")):
-            return EndpointBackend(stack.enter_context(serve(model, gpus=self.gpus)).config)
+            return EndpointBackend(stack.enter_context(serve(model, options=Options(gpus=self.gpus))).config)
         return LocalBackend(model)
 
 

@@ -7,6 +7,7 @@
 3. Letters are read with `logprob_token_ids`, a vLLM extension, from one new token.
 4. The server must run with `--generation-config vllm`, or the model's own sampling defaults leak in; `server`
    starts it so.
+5. A server on this machine is asked directly, whatever proxy the environment names.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from PIL.Image import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
+from caprl_utils.images import fit
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.weights import model_hash
 from caprl_utils.schema import ModelConfig
@@ -41,13 +45,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # How patient the client is; the values are ours.
-REQUEST_SEC = 300.0  # one attempt; one that is late so often as the library tries is not tried again
+REQUEST_SEC = 900.0  # one attempt; one that is late so often as the library tries is not tried again
 CONNECT_SEC = 30.0
 RETRIES = 5  # the library's own, after 0.5 s, 1 s, 2 s, ... or when the server says
 ROUNDS = 4  # all of that again, with another server where there is one: about a minute in all
 SILENT_SEC = 300.0  # how long servers that take no connection are waited for; vLLM starts in minutes
 GIVE_UP_AFTER = 100  # requests that failed in a row: the servers are gone
 _AWAY = (502, 503, 504)  # what a gateway answers when the server behind it takes no connection
+IN_FLIGHT = 256  # requests at a server at once; vLLM queues what it has no room for
+_WAITING = 16  # more that are made ready for it
 _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close together
 
 
@@ -66,12 +72,13 @@ class RequestError(Exception):
 class Post(NamedTuple):
     """A JSON body to be posted, and how its answer is read.
 
-    key: comes back with the result. read: takes the parsed JSON; its KeyError, IndexError, TypeError or ValueError
-    means that the answer is broken. path: below the server's /v1, or beside it when it starts with "/".
+    key: comes back with the result. body: a RequestError stands for one that cannot be made. read: takes the parsed
+    JSON; its KeyError, IndexError, TypeError or ValueError means that the answer is broken. path: below the server's
+    /v1, or beside it when it starts with "/".
     """
 
     key: Any
-    body: dict[str, Any]
+    body: dict[str, Any] | RequestError
     read: Callable[[Any], Any]
     path: str = "chat/completions"
 
@@ -92,8 +99,10 @@ class Client:
     """
 
     def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
-        """in_flight: requests that a server works on at once."""
+        """in_flight: requests that a server works on at once. Raises UserError for a proxy that cannot be used."""
         self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
+        for url in base_urls:
+            _check_proxy(url)
         self._told = False  # that servers are silent
 
     def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
@@ -108,8 +117,7 @@ class Client:
                 future = asyncio.run_coroutine_threadsafe(self._result(servers, post), loop)
                 future.add_done_callback(done.put)
                 pending += 1
-                # as many again as are under way wait to start at once
-                while pending == 2 * self.in_flight * len(servers) or not done.empty():
+                while pending == (self.in_flight + _WAITING) * len(servers) or not done.empty():
                     yield done.get().result()
                     pending -= 1
             for _ in range(pending):
@@ -124,28 +132,32 @@ class Client:
 
     @contextmanager
     def _loop(self) -> Iterator[tuple[asyncio.AbstractEventLoop, list[_Server]]]:
-        import openai
-
-        http = openai.DefaultAioHttpClient(follow_redirects=False)  # a redirect would send a GET without body
-        timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
-        options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
-        servers = [
-            _Server(url, openai.AsyncOpenAI(base_url=url, **options), asyncio.Semaphore(self.in_flight))
-            for url in self.base_urls
-        ]
+        servers = [_Server(url, self._api(url), asyncio.Semaphore(self.in_flight)) for url in self.base_urls]
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="caprl-client", daemon=True)
         thread.start()
         try:
             yield loop, servers
         finally:
-            asyncio.run_coroutine_threadsafe(_close(http), loop).result()
+            asyncio.run_coroutine_threadsafe(_close(servers), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
 
+    def _api(self, url: str) -> openai.AsyncOpenAI:
+        import openai
+
+        # a redirect would send a GET without body
+        http = openai.DefaultAioHttpClient(follow_redirects=False, trust_env=not is_here(url))
+        timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
+        return openai.AsyncOpenAI(
+            base_url=url, api_key=self.api_key, max_retries=RETRIES, timeout=timeout, http_client=http
+        )
+
     async def _result(self, servers: list[_Server], post: Post) -> tuple[Any, Any]:
         """One post with all its attempts."""
+        if isinstance(post.body, RequestError):
+            return post.key, post.body
         rounds, silent_since = 0, None
         while True:
             # a server that failed last time counts as full, so it is tried again only when the others are
@@ -202,12 +214,29 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
-async def _close(http: Any) -> None:
+def is_here(url: str) -> bool:
+    """Whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _check_proxy(url: str) -> None:
+    host, proxies = urlsplit(url).hostname or "", getproxies()
+    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
+    if proxy.startswith("socks") and not is_here(url) and not proxy_bypass(host):
+        raise UserError(
+            f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked: set an "
+            f"http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY"
+        )
+
+
+async def _close(servers: Sequence[_Server]) -> None:
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await http.aclose()
+    for server in servers:
+        await server.api.close()
 
 
 class EndpointBackend:
@@ -219,7 +248,7 @@ class EndpointBackend:
         self.config = config
         self._images: OrderedDict[int, tuple[Image, str]] = OrderedDict()
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
-        self.client = Client(config.base_urls, config.batch_size, api_key(config))
+        self.client = Client(config.base_urls, config.batch_size or IN_FLIGHT, api_key(config))
 
     @cached_property
     def model_hash(self) -> str:
@@ -229,25 +258,34 @@ class EndpointBackend:
     @cached_property
     def served(self) -> str:
         """The model's name, once every server has said that it serves it."""
-        import openai
-
         for url in self.config.base_urls:
-            try:
-                with openai.OpenAI(
-                    base_url=url, api_key=self.client.api_key, max_retries=0, timeout=10
-                ) as api:
-                    names = [model.id for model in api.models.list()]
-            except openai.OpenAIError as error:
-                raise UserError(
-                    f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set "
-                    "base_urls of this model in the profile."
-                ) from None
+            names = self._models_at(url)
             if self.config.path not in names:
                 raise UserError(
                     f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with "
                     "that name (`make serve MODEL=...`) or change the model's path in the profile"
                 )
         return self.config.path
+
+    def _models_at(self, url: str) -> list[str]:
+        import openai
+
+        http = openai.DefaultHttpxClient(trust_env=not is_here(url))
+        try:
+            with openai.OpenAI(
+                base_url=url, api_key=self.client.api_key, max_retries=0, timeout=10, http_client=http
+            ) as api:
+                return [model.id for model in api.models.list()]
+        except openai.NotFoundError:
+            raise UserError(
+                f"{url} is no address of a model server (HTTP 404): such an address ends in /v1, as in "
+                f"http://127.0.0.1:8000/v1"
+            ) from None
+        except openai.OpenAIError as error:
+            raise UserError(
+                f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set "
+                "base_urls of this model in the profile."
+            ) from None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See `Backend.generate`."""
@@ -263,7 +301,7 @@ class EndpointBackend:
         Raises UserError when the servers are gone.
         """
         posts = (
-            Post((request.id, index), self.chat_body(request, sampling, index), _read_completion)
+            Post((request.id, index), self._body(request, sampling, index), _read_completion)
             for request in requests
             for index in range(sampling.n)
         )
@@ -273,7 +311,7 @@ class EndpointBackend:
                 failed_in_row = 0
                 yield Completion(request_id, index, *found)
                 continue
-            failed_in_row += 1
+            failed_in_row += found.kind != "refused"
             if found.kind == "silent" or failed_in_row >= GIVE_UP_AFTER:
                 raise UserError(
                     f"the last {failed_in_row} requests to {', '.join(self.config.base_urls)} all failed: {found}. "
@@ -294,7 +332,7 @@ class EndpointBackend:
             found = {entry["token"]: float(entry["logprob"]) for entry in top}
             return [found[f"token_id:{token}"] for token in ids]
 
-        posts = (Post(place, self.chat_body(r, sampling) | extra, read) for place, r in enumerate(requests))
+        posts = (Post(place, self._body(r, sampling, 0, extra), read) for place, r in enumerate(requests))
         found = dict(self.client.run(posts))
         rows = (found[place] for place in range(len(requests)))
         return [None if isinstance(row, RequestError) else row for row in rows]
@@ -320,8 +358,17 @@ class EndpointBackend:
             raise UserError(f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one")
         return tokens[0]
 
+    def _body(
+        self, request: Request, sampling: Sampling, index: int, extra: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | RequestError:
+        """`chat_body` with more in it, or why there is none: one bad image is one failed request."""
+        try:
+            return self.chat_body(request, sampling, index) | dict(extra or {})
+        except RequestError as error:
+            return error
+
     def chat_body(self, request: Request, sampling: Sampling, index: int = 0) -> dict[str, Any]:
-        """What is posted for one completion of a request."""
+        """What is posted for one completion of a request. Raises RequestError for an image that cannot be read."""
         content: Any = request.prompt
         if request.image is not None:
             image = {"type": "image_url", "image_url": {"url": self._data_url(request.image)}}
@@ -343,10 +390,13 @@ class EndpointBackend:
         return body
 
     def _data_url(self, image: Image) -> str:
-        """The image as a lossless data URL; the same object is encoded once."""
+        """The image within max_pixels as a lossless data URL; the same object is encoded once."""
         if id(image) not in self._images:
             buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, format="PNG")
+            try:
+                fit(image, self.config.max_pixels).save(buffer, format="PNG", compress_level=1)
+            except Exception as error:  # decoders raise what they like on broken files
+                raise RequestError(f"the image cannot be read ({error})", "refused") from None
             url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
             self._images[id(image)] = (image, url)  # holds the image, so that its id stays its own
             if len(self._images) > _IMAGES_KEPT:
@@ -374,4 +424,7 @@ def _read_completion(answer: dict[str, Any]) -> tuple[str | None, int, str, str 
     tokens, ended = int(answer["usage"]["completion_tokens"]), choice["finish_reason"]
     if ended not in ("stop", "length"):
         return None, tokens, "error", f"the server ended: {ended}"
-    return choice["message"]["content"] or "", tokens, ended, None
+    text = choice["message"]["content"]
+    if text is None:  # a reasoning model that never came to its answer, or a call of a tool
+        return None, tokens, "error", f"the server gave no text (finish reason {ended})"
+    return text, tokens, ended, None

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+from caprl_utils.images import fit
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
 from caprl_utils.schema import ModelConfig
@@ -24,6 +27,7 @@ from caprl_utils.schema import ModelConfig
 if TYPE_CHECKING:
     import torch
 
+BATCH = 32  # requests a forward pass, where the model's config says nothing
 STREAM_BATCHES = 8
 # Families whose tower gives one tensor an image; Qwen3-VL's feeds further layers of the language model.
 SHARED_FAMILIES = ("qwen2_vl", "qwen2_5_vl")
@@ -38,9 +42,11 @@ class LocalBackend:
         """Raises UserError when `config.path` names a folder that is no model."""
         self.name = config.path
         self.config = config
+        self.batch_size = config.batch_size or BATCH
         self._path = paths.resolve_model(config.path)
         self._torch_threads = torch_threads
         check_folder(self._path, config.path)
+        _backends.add(self)
 
     @cached_property
     def model_hash(self) -> str:
@@ -61,7 +67,7 @@ class LocalBackend:
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
         waiting = iter(requests)
-        while some := list(islice(waiting, STREAM_BATCHES * self.config.batch_size)):
+        while some := list(islice(waiting, STREAM_BATCHES * self.batch_size)):
             jobs = [(row, index) for row in range(len(some)) for index in range(sampling.n)]
             for _, completion in self._completed(some, jobs, sampling):
                 yield completion
@@ -71,9 +77,9 @@ class LocalBackend:
     ) -> Iterator[tuple[Job, Completion]]:
         """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
         lengths, reasons = self.loaded.measure(requests, sampling.max_tokens)
-        for batch in self._batches(requests, jobs, lengths, reasons):
+        for batch, inputs in self._batches(requests, jobs, lengths, reasons):
             rows = [(requests[row], index) for row, index in batch]
-            yield from zip(batch, self.loaded.complete(rows, sampling), strict=True)
+            yield from zip(batch, self.loaded.complete(rows, inputs, sampling), strict=True)
         for row, index in jobs:
             if reasons[row] is not None:
                 yield (row, index), Completion(requests[row].id, index, None, 0, "error", reasons[row])
@@ -86,28 +92,59 @@ class LocalBackend:
         lengths, reasons = self.loaded.measure(requests, 0)
         scores: list[list[float] | None] = [None] * len(requests)
         jobs = [(row, 0) for row in range(len(requests))]
-        for batch in self._batches(requests, jobs, lengths, reasons):
-            rows = [row for row, _ in batch]
-            for row, values in zip(
-                rows, self.loaded.next_logprobs([requests[r] for r in rows], ids), strict=True
-            ):
+        for batch, inputs in self._batches(requests, jobs, lengths, reasons):
+            for (row, _), values in zip(batch, self.loaded.next_logprobs(inputs, ids), strict=True):
                 scores[row] = values
         return scores
 
     def _batches(
-        self,
-        requests: Sequence[Request],
-        jobs: Sequence[Job],
-        lengths: Sequence[int],
-        reasons: Sequence[str | None],
-    ) -> Iterator[list[Job]]:
-        """The jobs that the model can take, in batches of one image or of similar length."""
+        self, requests: Sequence[Request], jobs: Sequence[Job], lengths: Sequence[int], reasons: list[str | None]
+    ) -> Iterator[tuple[list[Job], Mapping[str, torch.Tensor]]]:  # fmt: skip
+        """The jobs that the model can take, in batches of one image or of similar length, with the model's inputs.
+
+        A request that the processor refuses gets a reason; the others of its batch go on without it.
+        """
         images: dict[int, int] = {}  # the requests of one image stay together, and so do those without
         groups = [images.setdefault(id(request.image), len(images)) for request in requests]
         good = [job for job in jobs if reasons[job[0]] is None]
         good.sort(key=lambda job: (groups[job[0]], -lengths[job[0]]))
-        for start in range(0, len(good), self.config.batch_size):
-            yield good[start : start + self.config.batch_size]
+        for start in range(0, len(good), self.batch_size):
+            batch = good[start : start + self.batch_size]
+            try:
+                yield batch, self.loaded.encode([requests[row] for row, _ in batch])
+            except ProcessorError:
+                for row in {row for row, _ in batch}:
+                    reasons[row] = self.loaded.why_refused(requests[row])
+                if batch := [job for job in batch if reasons[job[0]] is None]:
+                    yield batch, self.loaded.encode([requests[row] for row, _ in batch])
+
+    def close(self) -> None:
+        """Give the weights' memory back; the next request loads them again."""
+        self.__dict__.pop("loaded", None)
+        free()
+
+
+_backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
+
+
+def close_all() -> None:
+    """Close every backend of this process, as before a training that needs the GPU."""
+    for backend in _backends:
+        backend.__dict__.pop("loaded", None)
+    free()
+
+
+def free() -> None:
+    """Give memory back that nothing uses: models lie in cycles (`share_images`), and torch keeps what was freed."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class ProcessorError(Exception):
+    """What a processor or a decoder says of a request that it cannot prepare."""
 
 
 class LoadedModel:
@@ -119,6 +156,7 @@ class LoadedModel:
 
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
+        self.max_pixels = config.max_pixels
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.processor, self.tokenizer, self.model = _load(path, config, self.device)
         self.sees = self.processor is not self.tokenizer
@@ -165,27 +203,38 @@ class LoadedModel:
             return f"prompt and completion take {tokens} tokens, the model {self.max_positions}"
         return None
 
-    def encode(self, requests: Sequence[Request]) -> dict[str, torch.Tensor]:
-        """Left-padded model inputs, (B, T) and the pixels of all images."""
+    def encode(self, requests: Sequence[Request]) -> Mapping[str, torch.Tensor]:
+        """Left-padded model inputs, (B, T) and the pixels of all images. Raises ProcessorError."""
         texts = [self.prompt_text(request) for request in requests]
         shown = [request.image for request in requests if request.image is not None]
-        as_rgb = {id(image): image.convert("RGB") for image in shown}
-        with_images = {"images": [as_rgb[id(image)] for image in shown]} if shown else {}
-        with process_once(self.processor):
-            inputs = self.processor(
-                text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
-                return_tensors="pt",
-            )  # fmt: skip
+        try:
+            fitted = {id(image): fit(image, self.max_pixels) for image in shown}
+            with_images = {"images": [fitted[id(image)] for image in shown]} if shown else {}
+            with process_once(self.processor):
+                inputs = self.processor(
+                    text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
+                    return_tensors="pt",
+                )  # fmt: skip
+        except Exception as error:  # of many kinds: strips, files that were cut off
+            raise ProcessorError(str(error) or type(error).__name__) from error
         return inputs.to(self.device)
 
-    def complete(self, rows: Sequence[tuple[Request, int]], sampling: Sampling) -> list[Completion]:
-        """One completion per (request, index)."""
+    def why_refused(self, request: Request) -> str | None:
+        """What the processor has against a request alone, None for nothing."""
+        try:
+            return self.encode([request]) and None
+        except ProcessorError as error:
+            return f"the image cannot be prepared for the model ({error})"
+
+    def complete(
+        self, rows: Sequence[tuple[Request, int]], inputs: Mapping[str, torch.Tensor], sampling: Sampling
+    ) -> list[Completion]:
+        """One completion per (request, index). inputs: of their requests, see `encode`."""
         import torch
         from transformers import LogitsProcessorList
 
         from caprl_utils.models.decoding import RowSampler
 
-        inputs = self.encode([request for request, _ in rows])
         drawn = [(sampling.seed if r.seed is None else r.seed, r.id, index) for r, index in rows]
         sampler = RowSampler(sampling, drawn, inputs["attention_mask"])
         with torch.inference_mode():
@@ -215,15 +264,15 @@ class LoadedModel:
                 )
         return [tokens[0] for tokens in ids]
 
-    def next_logprobs(self, requests: Sequence[Request], ids: Sequence[int]) -> list[list[float]]:
-        """Log-probabilities of the tokens `ids` right after each prompt: one forward pass."""
+    def next_logprobs(self, inputs: Mapping[str, torch.Tensor], ids: Sequence[int]) -> list[list[float]]:
+        """Log-probabilities of the tokens `ids` right after each prompt (see `encode`): one forward pass."""
         import torch
 
-        inputs = self.encode(requests)
+        places = {}
         if not self.sees:  # VLMs derive positions from the mask; text models would count the padding
-            inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            places = {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
         with torch.inference_mode():
-            logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+            logits = self.model(**inputs, **places, use_cache=False, logits_to_keep=1).logits[:, -1]
             return torch.log_softmax(logits.float(), dim=-1)[:, list(ids)].tolist()
 
 
@@ -249,8 +298,6 @@ def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"the model {where} cannot be loaded ({why}). {_remedy(config)}") from error
     if sees:
-        if config.max_pixels is not None:
-            processor.image_processor.size["longest_edge"] = config.max_pixels  # pixels of an image
         share_images(model)
     return processor, getattr(processor, "tokenizer", processor), model.to(device).eval()
 

@@ -10,7 +10,6 @@ machine without GPU the CPU build serves the small models. `caprl serve MODEL` d
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.models.endpoint import api_key
 from caprl_utils.models.weights import check_folder, misread_tokenizer
-from caprl_utils.provenance import gpu_names
+from caprl_utils.processes import visible_gpus
 from caprl_utils.schema import ModelConfig
 
 HOST = "127.0.0.1"
@@ -37,6 +36,22 @@ READY_SEC = float(os.environ.get("CAPRL_READY_SEC") or 900)  # a 72B model loads
 _POLL_SEC = 1.0
 _LINE_SEC = 10.0  # between progress lines
 CPU_MEMORY_SHARE = 0.2  # on CPU this flag is a share of the machine's memory, and its default of 0.92 fails
+WEIGHTS_SHARE = 0.6  # ours: of the GPUs' memory for a model's weights; the rest is for its prompts
+
+
+@dataclass(frozen=True)
+class Options:
+    """How vLLM is started. max_model_len: tokens of prompt and completion, the model's own limit by default.
+
+    gpus: that share the model; None takes as few as hold it. copies: of the model, each on GPUs of its own. more:
+    further options of vLLM's own (`vllm serve --help=all`), which stand last and so win.
+    """
+
+    host: str = HOST
+    max_model_len: int | None = None
+    gpus: int | None = None
+    copies: int = 1
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,26 +66,24 @@ class Server:
 
 @contextmanager
 def serve(
-    model: ModelConfig, port: int | None = None, max_model_len: int | None = None, log: Path | None = None,
-    gpus: int = 1,
-) -> Iterator[Server]:  # fmt: skip
-    """Run a vLLM server for `model` as long as the block lasts.
+    model: ModelConfig, port: int | None = None, options: Options = Options(), log: Path | None = None
+) -> Iterator[Server]:
+    """Run a vLLM server for `model` as long as the block lasts. port: a free one by default.
 
-    port: a free one by default. max_model_len: tokens of prompt and completion; the model's own limit by
-    default. gpus: that share the model. Raises UserError for a missing model, a port in use, or a server
-    that does not come up, with the end of its log.
+    Raises UserError for a missing model, too few GPUs, a port in use, or a server that does not come up, with the end
+    of its log.
     """
     folder = paths.resolve_model(model.path)
     check_folder(folder, model.path)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed in this environment; run `make setup`, or `pip install vllm`")
     port = port or free_port()
-    check_port(port)
+    check_port(port, options.host)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
     tokenizer = tokenizer_folder(Path(folder), log.with_suffix(".tokenizer"))
-    line = command(model, port, max_model_len, tokenizer, gpus)
+    line = command(model, port, options, tokenizer)
     process = processes.popen(line, log, environment(model), guarded=True)
-    url = f"http://{HOST}:{port}/v1"
+    url = f"http://{HOST if options.host in ('0.0.0.0', '::') else options.host}:{port}/v1"
     try:
         _wait_until_ready(process, url, model.path, log)
         served = model.model_dump() | {"backend": "endpoint", "base_urls": [url]}
@@ -79,11 +92,11 @@ def serve(
         processes.stop(process)
 
 
-def serve_until_stopped(model: ModelConfig, port: int, max_model_len: int | None) -> None:
+def serve_until_stopped(model: ModelConfig, port: int, options: Options) -> None:
     """Serve a model until Ctrl-C or SIGTERM. Raises UserError as `serve`, and when the server ends by itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, the server included
     try:
-        with serve(model, port, max_model_len) as server:
+        with serve(model, port, options) as server:
             log = paths.shown(server.log)
             print(f"{model.path} at {server.url}, log in {log}; Ctrl-C stops it", flush=True)
             raise UserError(_why_ended(server.process.wait(), model.path, server.log))
@@ -92,39 +105,59 @@ def serve_until_stopped(model: ModelConfig, port: int, max_model_len: int | None
 
 
 def command(
-    model: ModelConfig,
-    port: int,
-    max_model_len: int | None = None,
-    tokenizer: Path | None = None,
-    gpus: int = 1,
+    model: ModelConfig, port: int, options: Options = Options(), tokenizer: Path | None = None
 ) -> list[str]:
-    """The command line of the server. vLLM's own program is run as a module: it works with both builds."""
+    """The command line of the server. vLLM's own program is run as a module: it works with both builds.
+
+    On GPUs as many sequences at once as vLLM takes by itself. Raises UserError when fewer GPUs are visible than asked.
+    """
     arguments = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", paths.resolve_model(model.path), "--served-model-name", model.path,
-        "--host", HOST, "--port", str(port),
+        "--host", options.host, "--port", str(port),
         "--generation-config", "vllm",  # the model's own sampling defaults stay out
         "--seed", "0",
     ]  # fmt: skip
-    if max_model_len is not None:
-        arguments += ["--max-model-len", str(max_model_len)]
-    if model.revision is not None:
-        arguments += ["--revision", model.revision]
-    if tokenizer is not None:
-        arguments += ["--tokenizer", str(tokenizer)]
-    if model.max_pixels is not None:
-        arguments += ["--mm-processor-kwargs", json.dumps({"max_pixels": model.max_pixels})]
-    if gpu_names():
-        arguments += ["--tensor-parallel-size", str(gpus)] if gpus > 1 else []
-        return [*arguments, "--dtype", model.dtype, "--max-num-seqs", str(model.batch_size)]
-    dtype = "float32" if model.dtype == "auto" else model.dtype
-    return [
-        *arguments, "--dtype", dtype, "--enforce-eager",
-        "--gpu-memory-utilization", str(CPU_MEMORY_SHARE),
+    given = {"--max-model-len": options.max_model_len, "--revision": model.revision, "--tokenizer": tokenizer}
+    if there := len(visible_gpus()):
+        each = options.gpus or gpus_of(model, there // options.copies)
+        if each * options.copies > there and not options.more:
+            raise UserError(
+                f"{model.path}: {options.copies} x {each} GPUs are asked for, {there} can be seen here "
+                "(CUDA_VISIBLE_DEVICES)"
+            )
+        given |= {
+            "--dtype": model.dtype, "--tensor-parallel-size": each, "--data-parallel-size": options.copies
+        }  # fmt: skip
+    else:
+        given |= {
+            "--dtype": "float32" if model.dtype == "auto" else model.dtype,
+            "--gpu-memory-utilization": CPU_MEMORY_SHARE,
+        }
         # on a CPU a prompt that is split over two steps ends the engine when its request has a seed, as ours have
         # ("CPU Generator does not use offset", vLLM 0.31)
-        "--no-enable-chunked-prefill",
-    ]  # fmt: skip
+        arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]
+    for name, value in given.items():
+        arguments += [] if value is None else [name, str(value)]
+    return [*arguments, *options.more]
+
+
+def gpus_of(model: ModelConfig, most: int) -> int:
+    """GPUs that hold a model: the least power of two (up to `most`) of which the weights take WEIGHTS_SHARE.
+
+    A model of the hub is taken at 2 bytes for each of the parameters that its name tells ("-72B-").
+    """
+    folder = Path(paths.resolve_model(model.path))
+    weights = float(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    if not weights and (told := re.search(r"(\d+(?:\.\d+)?)B(?![a-z])", model.path, re.IGNORECASE)):
+        weights = 2e9 * float(told[1])
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    memory = float(found[0]) * 2**20 if found and found[0].isdigit() else 80e9
+    gpus = 1
+    while 2 * gpus <= most and weights > WEIGHTS_SHARE * memory * gpus:
+        gpus *= 2
+    return gpus
 
 
 def tokenizer_folder(model: Path, target: Path) -> Path | None:
@@ -159,14 +192,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def check_port(port: int) -> None:
-    """Raises UserError when somebody listens on the port already."""
-    with socket.socket() as probe:
+def check_port(port: int, host: str = HOST) -> None:
+    """Raises UserError when somebody listens on the port already, or the host is not this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:
-            probe.bind((HOST, port))
-        except OSError:
+            probe.bind((host, port))
+        except OSError as error:
             raise UserError(
-                f"port {port} on {HOST} is in use; stop what listens there or choose another"
+                f"port {port} on {host} cannot be used ({error.strerror}); stop what listens there or choose another"
             ) from None
 
 

@@ -23,7 +23,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.endpoint import Client, Post, RequestError
-from caprl_utils.models.server import serve
+from caprl_utils.models.server import Options, serve
 from caprl_utils.schema import ModelConfig
 
 VLLM_GOAL, BATCH_GOAL = 0.95, 1.0
@@ -41,7 +41,7 @@ Chat = tuple[str, int]  # prompt, output tokens
 def rows() -> list[dict[str, Any]]:
     """Output tokens per second of the three on one server. Raises UserError when the server does not start."""
     model = load_profile("mini").models.policy.model_copy(update={"path": "zoo:vlm-3b"})
-    with serve(model, max_model_len=512) as server:
+    with serve(model, options=Options(max_model_len=512)) as server:
         return compare(server.config, COUNT, harness.ROUNDS)
 
 

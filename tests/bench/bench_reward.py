@@ -23,7 +23,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.images import open_images
 from caprl_utils.models.base import Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend, Post
-from caprl_utils.models.server import serve
+from caprl_utils.models.server import Options, serve
 from caprl_utils.records import Question
 from caprl_utils.rl.experiments import STAGE, run_name
 from caprl_utils.rl.readers import MAX_ANSWER_TOKENS, Reader, open_reader
@@ -76,7 +76,7 @@ def over_vllm(profile: Profile) -> list[dict[str, Any]]:
     """Captions per second over one vLLM server: expected and sampled against a request per question."""
     model = profile.models.reward_reader.model_copy(update={"batch_size": IN_FLIGHT})
     others = {"ten tokens a question": {"ignore_eos": True}, "an answer a question": {}}
-    with serve(model, max_model_len=1024) as server:
+    with serve(model, options=Options(max_model_len=1024)) as server:
         backend, reader = open_backend(server.config, profile), open_reader(server.config, profile)
         ways = {kind: partial(qa_rewards, reader=reader, settings=_settings(profile, kind)) for kind in GOALS}
         ways |= {

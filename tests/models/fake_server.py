@@ -132,7 +132,8 @@ class FakeServer:
 
 
 def _answer(body: dict, text: str) -> dict:
-    choice = {"message": {"content": text}, "finish_reason": "stop", "index": 0}
+    content = None if "say nothing" in str(body["messages"]) else text
+    choice = {"message": {"content": content}, "finish_reason": "stop", "index": 0}
     if ids := body.get("logprob_token_ids"):
         top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]
         choice["logprobs"] = {"content": [{"top_logprobs": top}]}

@@ -1,6 +1,9 @@
 """The client against a server that misbehaves: same rows, none lost, none twice, and the server kept full."""
 
 import asyncio
+import base64
+import io
+import os
 import random
 import subprocess
 import sys
@@ -156,6 +159,47 @@ def test_images_and_prefill_are_sent_as_vllm_takes_them():
     assert endpoint.request_seed(3, "r1", 2) == 483350808
 
 
+def test_an_answer_without_text_and_an_unreadable_image_fail_alone(tmp_path):
+    Image.effect_noise((64, 64), 80).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-900])
+    asked = [
+        Request("cut", "What?", Image.open(tmp_path / "cut.png")),
+        Request("null", "say nothing"),
+        *requests(2),
+    ]
+    with FakeServer() as server:
+        cut, null, *good = backend(server).generate(asked, GREEDY)
+        assert backend(server).choice_logprobs(asked[::3], [" A"]) == [None, [-65.0]]
+    assert (cut.text, null.text) == (None, None) and [c.error for c in good] == [None] * 2
+    assert "image cannot be read" in cut.error and "gave no text" in null.error
+
+
+def test_no_image_beyond_the_pixel_limit_is_sent():
+    """Transparent places are white, as in every stage."""
+    client = backend(max_pixels=10_000)
+    client.served = "fake"
+    body = client.chat_body(Request("x", "What?", Image.new("RGBA", (400, 200))), GREEDY)
+    url = body["messages"][0]["content"][0]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert sent.size == (141, 70) and sent.getpixel((9, 9)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_a_server_here_is_asked_directly_whatever_proxy_is_named(proxy, monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    with FakeServer() as server:
+        assert backend(server).generate(requests(1), GREEDY)[0].error is None
+    script = "import caprl_utils, os, urllib.request as u; print(u.proxy_bypass('127.0.0.1'), os.environ['NO_PROXY'])"
+    env = {**os.environ, "NO_PROXY": "example.org"}
+    env.pop("no_proxy", None)
+    told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "example.org,localhost,127.0.0.1,::1"]
+    if proxy.startswith("socks"):
+        with pytest.raises(UserError, match=r"SOCKS proxy socks5://.*NO_PROXY"):
+            endpoint.Client(["http://a.example/v1"], 1)
+
+
 def test_keys_come_from_the_environment(monkeypatch):
     with FakeServer(key="secret") as server:
         with pytest.raises(UserError, match="MY_KEY"):
@@ -170,6 +214,10 @@ def test_wrong_or_absent_servers_say_what_to_do():
         backend(server).generate(requests(1), GREEDY)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1.*make serve"):
         backend().generate(requests(1), GREEDY)
+    with FakeServer() as server:
+        server.url = server.url.removesuffix("/v1")
+        with pytest.raises(UserError, match="ends in /v1"):
+            backend(server).generate(requests(1), GREEDY)
 
 
 WORKER = """

@@ -1,6 +1,7 @@
 """The backend in this process, on fresh random models with the real processors."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.mini.zoo.models import build_processor, build_vlm
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.models.decoding import RowSampler, draw, uniforms
-from caprl_utils.models.local import process_once, share_images
+from caprl_utils.models.local import close_all, process_once, share_images
 from caprl_utils.schema import ModelConfig
 
 LETTERS = [" A", " B", " C", " D"]
@@ -102,6 +103,31 @@ def test_training_sees_each_image_once_with_the_same_features_and_gradients():
     assert grads[0].keys() == grads[1].keys()
     for name, grad in grads[0].items():
         torch.testing.assert_close(grads[1][name], grad, atol=1e-5, rtol=1e-3)
+
+
+def test_an_image_that_the_processor_refuses_fails_alone(vlm, tmp_path):
+    image(2).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-9000])
+    bad = [Request("strip", prompts.CAPTION, Image.new("RGB", (2500, 10))),
+           Request("cut", prompts.CAPTION, Image.open(tmp_path / "cut.png"))]  # fmt: skip
+    good = mixed_requests()
+    found = vlm.generate([bad[0], *good, bad[1]], Sampling(max_tokens=5))
+    assert [c.id for c in found if c.text is None] == ["strip", "cut"] and "aspect ratio" in found[0].error
+    assert found[1:-1] == vlm.generate(good, Sampling(max_tokens=5))
+    scores = vlm.choice_logprobs([*bad, good[0]], LETTERS)
+    assert scores[:2] == [None, None] and scores[2] is not None
+
+
+def test_memory_is_given_back_and_the_model_loaded_again(reader_folder, profile):
+    backend = open_backend(ModelConfig(path=str(reader_folder)), profile)
+    request = [Request("x", "What is the topic?")]
+    before = backend.choice_logprobs(request, LETTERS)
+    weights = weakref.ref(backend.loaded.model)
+    close_all()
+    assert weights() is None
+    assert backend.choice_logprobs(request, LETTERS) == before
+    backend.close()
+    assert "loaded" not in vars(backend)
 
 
 def test_seed_and_index_change_a_sampled_completion(vlm):

@@ -22,5 +22,8 @@ def test_an_image_is_captioned(qwen_vlm, profile):
     request = Request("x", "Describe.", Image.new("RGB", (640, 480), "red"))
     inputs = backend.loaded.encode([request])
     assert (inputs["input_ids"] == 151_655).sum() == 23 * 17
+    large = backend.loaded.encode([Request("x", "Describe.", Image.new("RGBA", (4000, 3000)))])
+    assert 1200 < (large["input_ids"] == 151_655).sum() <= 1280  # 15,301 without a limit
+    assert large["pixel_values"].min() > 1.9  # transparent is white
     (done,) = backend.generate([request], Sampling(max_tokens=4, temperature=1.0))
     assert done.error is None and done.num_tokens <= 4

@@ -1,15 +1,16 @@
 """The server manager: its command line, and what a user is told when it cannot start."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from caprl_utils.__main__ import app
 from caprl_utils.errors import UserError
 from caprl_utils.models import server
 from caprl_utils.models.local import load_tokenizer
@@ -26,18 +27,46 @@ def refused(model: ModelConfig, message: str, **options) -> None:
         pass
 
 
-def test_the_command_line(model, monkeypatch):
-    monkeypatch.setattr(server, "gpu_names", lambda: [])
-    line = " ".join(server.command(model, 8123, 512))
+def flag(line: list[str], name: str) -> str | None:
+    return line[line.index(name) + 1] if name in line else None
+
+
+def test_the_command_line_on_a_cpu(model, monkeypatch):
+    monkeypatch.setattr(server, "visible_gpus", list)
+    line = " ".join(server.command(model, 8123, server.Options(max_model_len=512)))
     for part in ("--host 127.0.0.1 --port 8123", "--generation-config vllm", "--max-model-len 512",
                  "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2",
                  "--no-enable-chunked-prefill"):  # fmt: skip
         assert part in line
     assert "--trust-remote-code" not in line
-    monkeypatch.setattr(server, "gpu_names", lambda: ["H100"])
-    assert "--enforce-eager" not in server.command(model, 8123)
-    limited = server.command(model.model_copy(update={"max_pixels": 4096}), 8123)
-    assert json.loads(limited[limited.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 4096}
+
+
+def test_the_command_line_on_gpus(model, monkeypatch):
+    """No cap on sequences; a 72B is spread over as many GPUs as hold it; vLLM's own options come last."""
+    monkeypatch.setattr(server, "visible_gpus", lambda: ["0", "1", "2", "3", "4", "5"])
+    monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="81559\n81559\n"))
+    line = server.command(model, 8123, server.Options("0.0.0.0", more=("--enable-sleep-mode",)))
+    assert (
+        "--enforce-eager" not in line and "--max-num-seqs" not in line and line[-1] == "--enable-sleep-mode"
+    )
+    assert flag(line, "--tensor-parallel-size") == "1" and flag(line, "--host") == "0.0.0.0"
+    for name, gpus in (("Qwen/Qwen2.5-VL-72B-Instruct", "4"), ("Qwen/Qwen2.5-VL-7B-Instruct", "1")):
+        assert flag(server.command(ModelConfig(path=name), 8123), "--tensor-parallel-size") == gpus
+    given = server.command(model, 8123, server.Options(gpus=2, copies=3))
+    assert [flag(given, f"--{kind}-parallel-size") for kind in ("tensor", "data")] == ["2", "3"]
+    with pytest.raises(UserError, match="4 x 2 GPUs are asked for, 6 can be seen here"):
+        server.command(model, 8123, server.Options(gpus=2, copies=4))
+
+
+def test_options_of_vllms_own_are_passed_on(monkeypatch):
+    seen = []
+    monkeypatch.setattr(server, "serve_until_stopped", lambda *given: seen.append(given))
+    line = "serve zoo:vlm-3b --host 0.0.0.0 --port 8001 --max-pixels 4096 -- --enable-sleep-mode --max-num-seqs 8"
+    app(line.split(), standalone_mode=False)
+    ((config, port, options),) = seen
+    assert (config.path, port, options.host) == ("zoo:vlm-3b", 8001, "0.0.0.0")
+    assert options.more == ("--mm-processor-kwargs", '{"max_pixels": 4096}', "--enable-sleep-mode",
+                            "--max-num-seqs", "8")  # fmt: skip
 
 
 def test_the_key_is_not_on_the_command_line(model, monkeypatch):

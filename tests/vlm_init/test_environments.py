@@ -89,7 +89,7 @@ def test_vllm_and_transformers_write_the_same_greedy_text(assembled, tmp_path):
     requests = [Request(f"image-{n}", CAPTION, render(picture("benchmark", n))) for n in range(3)]
     requests.append(Request("blind", "What is the topic?"))
     sampling = Sampling(max_tokens=16)
-    with server.serve(model, max_model_len=512, log=tmp_path / "server.log") as running:
+    with server.serve(model, None, server.Options(max_model_len=512), tmp_path / "server.log") as running:
         served = EndpointBackend(running.config).generate(requests, sampling)
     assert served == open_backend(model, load_profile("smoke")).generate(requests, sampling)
     assert all(completion.text for completion in served)
