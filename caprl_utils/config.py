@@ -79,7 +79,9 @@ def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) 
     return _checked(Assembly, merge(values, given), file, bool(given))
 
 
-def parse_overrides(items: Sequence[str], option: str = "--set") -> dict[str, Any]:
+def parse_overrides(
+    items: Sequence[str], option: str = "--set", example: str = "rl.steps=10"
+) -> dict[str, Any]:
     """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML, 1e-5 as a number too.
 
     Raises UserError for an item without "=".
@@ -88,7 +90,7 @@ def parse_overrides(items: Sequence[str], option: str = "--set") -> dict[str, An
     for item in items:
         key, separator, text = item.partition("=")
         if not (key and separator):
-            raise UserError(f"{option} {item}: expected name=value, for example rl.steps=10")
+            raise UserError(f"{option} {item}: expected name=value, for example {example}")
         try:
             values[key] = float(text) if _SCIENTIFIC.fullmatch(text) else yaml.safe_load(text)
         except (yaml.YAMLError, ValueError):

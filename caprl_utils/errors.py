@@ -9,8 +9,11 @@ class UserError(Exception):
 
 
 def nearest(word: str, candidates: Iterable[str]) -> list[str]:
-    """The candidate most like `word`; empty when none is near."""
-    return difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    """The candidate that `word` was meant to be, in any case, whole or cut short; empty when none is near."""
+    plain = {name.casefold(): name for name in candidates}
+    begun = [name for key, name in plain.items() if len(word) > 3 and key.startswith(word.casefold())]
+    close = difflib.get_close_matches(word.casefold(), list(plain), n=1, cutoff=0.65)
+    return begun if len(begun) == 1 else [plain[name] for name in close]
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 
@@ -19,7 +18,7 @@ ACCESS_LOG_ENV = "CAPRL_ACCESS_LOG"
 
 @contextmanager
 def full_disk_as_user_error(path: Path) -> Iterator[None]:
-    """Turn "no space left" into a UserError that says where and how much is free."""
+    """Turn "no space left" into a UserError that says where, and how much is free."""
     try:
         yield
     except OSError as error:
@@ -50,8 +49,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-    folders = (paths.REPORTS, paths.reports_of("smoke"))
-    if any(path.absolute().is_relative_to(folder) for folder in folders):
+    if path.parent.name == "reports":
         note_access(path)
 
 
@@ -61,11 +59,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def note_access(path: Path) -> None:
-    """Tell the runner that a notebook read or wrote this file, so that it runs again when the file changes.
+    """Tell the runner that a notebook read or wrote this file: it runs again when the file is gone.
 
-    Done for run records and for reports written by `write_atomic`; call it for a report written otherwise.
+    `write_atomic` does so for reports, `Run` for records.
     """
-    target = os.environ.get(ACCESS_LOG_ENV)
-    if target:
+    if target := os.environ.get(ACCESS_LOG_ENV):
         with full_disk_as_user_error(Path(target)), open(target, "a", encoding="utf-8") as file:
             file.write(f"{path.absolute()}\n")

@@ -16,15 +16,15 @@ CONFIGS = _DATA / "configs"
 PROFILES = CONFIGS / "profiles"
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = Path(os.environ.get("CAPRL_RUNS") or HOME / "runs").resolve()
-REPORTS = ROOT / "reports" if IN_CHECKOUT else RUNS / "reports"
-PAPER = _DATA / "reports" / "paper"
+REPORTS = _DATA / "reports"  # what is published: `make publish` alone writes there
+PAPER = REPORTS / "paper"
 ZOO = ROOT / "caprl_utils" / "mini" / "weights"
 ZOO_PREFIX = "zoo:"
 
 
 def reports_of(profile: str) -> Path:
-    """The folder a profile's tables go to; smoke numbers stay under runs/ and out of reports/."""
-    return RUNS / "smoke" / "reports" if profile == "smoke" else REPORTS / profile
+    """The folder that a profile's tables and figures are written to."""
+    return RUNS / profile / "reports"
 
 
 def zoo_folder(path: str) -> Path:
@@ -33,9 +33,8 @@ def zoo_folder(path: str) -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """Turn a model's `path` from a config into what from_pretrained takes.
+    """What from_pretrained takes: the folder of "zoo:NAME"; a folder or a hub id as it is.
 
-    "zoo:NAME" becomes the folder of that small model; a folder or a hub id is returned as it is.
     Raises UserError when the zoo has no such model.
     """
     if not path.startswith(ZOO_PREFIX):

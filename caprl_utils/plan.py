@@ -1,27 +1,29 @@
 """What a profile needs before it starts (`make plan`): its notebooks, rough costs, and everything that is missing here.
 
 Costs of sizes that need GPUs are a short table, configs/estimates.yaml, with their sources; times of the others are
-measured. What is missing is looked up: servers, models, data, benchmarks, disk.
+measured. What is missing is looked up: environments, GPUs, disk, servers, models, data, benchmarks.
 """
 
 import shutil
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from caprl_utils import paths
 from caprl_utils.config import load_assembly, read_yaml
+from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
 from caprl_utils.pretraining.sets import all_trainings
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.processes import visible_gpus
+from caprl_utils.progress import Times
 from caprl_utils.registry import drawn_source
-from caprl_utils.run import expected_times
 from caprl_utils.schema import Profile
 
 ESTIMATES = paths.CONFIGS / "estimates.yaml"
@@ -32,23 +34,41 @@ CHAIN = [
 _ANSWER_SEC = 2.0
 
 
+class Need(NamedTuple):
+    """Something that a profile needs. kind: its line in the table. told: what it is and how to get it."""
+
+    kind: str
+    there: bool
+    told: str
+
+
 def lines(profile: Profile) -> list[str]:
-    """The plan as it is printed."""
-    costs = read_yaml(ESTIMATES).get(profile.name, {})
-    gpus, disk_gb = ([cost[kind] for cost in costs.values()] for kind in ("gpus", "disk_gb"))
-    wants = [
-        *_machine(max(gpus, default=0), sum(disk_gb)), *_models(profile), *_data(profile), *_benchmarks(profile),
-    ]  # fmt: skip
+    """The plan as it is printed: a table of what is needed, what of it is missing, what each notebook costs."""
+    needs = _needs(profile, CHAIN)
+    table = []
+    for kind in dict.fromkeys(need.kind for need in needs):
+        found = [need.there for need in needs if need.kind == kind]
+        here = "here" if all(found) else f"{sum(found)} of {len(found)} here" if len(found) > 1 else "missing"
+        table.append(f"  {kind:<36} {here}")
+    missing = [f"  - {need.told}" for need in needs if not need.there]
     return [
-        f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}",
-        "", *_steps(profile, costs), "",
-        *(["missing:", *(f"  - {want}" for want in dict.fromkeys(wants))] if wants else ["nothing is missing"]),
+        f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", "", *table, "",
+        *(["missing:", *missing] if missing else ["nothing is missing"]), "", *_steps(profile),
     ]  # fmt: skip
 
 
-def _steps(profile: Profile, costs: dict) -> Iterator[str]:
+def check(profile: Profile, chain: Sequence[str]) -> None:
+    """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
+    if missing := [need.told for need in _needs(profile, chain) if not need.there]:
+        command = f"make plan PROFILE={profile.name}"
+        listed = "\n".join(f"  - {told}" for told in missing)
+        raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:\n{listed}")
+
+
+def _steps(profile: Profile) -> Iterator[str]:
     """A line per notebook: what it costs, or how long it took; the sum last."""
-    times, copies, total = expected_times(profile.name), paths.RUNS / profile.name / "notebooks", 0.0
+    costs, times = _costs(profile), Times.of(profile.name).known
+    copies, total = paths.RUNS / profile.name / "notebooks", 0.0
     for name in CHAIN:
         sec = max((sec for copy, sec in times.items() if copy.startswith(name)), default=None)
         needs = "minutes on a CPU" if sec is None else f"{sec / 60:.1f} minutes (measured)"
@@ -63,42 +83,60 @@ def _steps(profile: Profile, costs: dict) -> Iterator[str]:
         yield f"in all: {total / 60:.0f} minutes"
 
 
-# What is not here, one line each with its remedy. gpus: at once; disk_gb: of all steps.
-def _machine(gpus: int, disk_gb: float) -> Iterator[str]:
-    if not ENVIRONMENT.is_dir():
-        yield f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup"
-    there = len(visible_gpus())
-    if there < gpus:
-        yield f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
-    folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < disk_gb:
-        yield f"disk: {disk_gb:,.0f} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
+def _costs(profile: Profile) -> dict[str, dict[str, int]]:
+    """Notebook -> its estimate; empty for a profile that needs no GPU."""
+    return read_yaml(ESTIMATES).get(profile.name, {})
 
 
-def _models(profile: Profile) -> Iterator[str]:
+def _needs(profile: Profile, chain: Sequence[str]) -> list[Need]:
+    """Each once. What only pretraining needs is left out for a chain without it."""
+    parts = (_machine, _models, _data, _benchmarks)
+    return list(dict.fromkeys(need for part in parts for need in part(profile, chain)))
+
+
+def _pretrains(chain: Sequence[str]) -> bool:
+    return any(name.startswith("04_") for name in chain)
+
+
+def _machine(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
+    costs = [cost for name, cost in _costs(profile).items() if any(copy.startswith(name) for copy in chain)]
+    if _pretrains(chain):
+        told = f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup-llamafactory"
+        yield Need("LLaMA-Factory's environment", ENVIRONMENT.is_dir(), told)
+    if gpus := max((cost["gpus"] for cost in costs), default=0):
+        there = len(visible_gpus())
+        told = f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
+        yield Need(f"GPUs at once: {gpus}", there >= gpus, told)
+    if disk_gb := sum(cost["disk_gb"] for cost in costs):
+        folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
+        free = shutil.disk_usage(folder).free / 1e9
+        told = f"disk: {disk_gb:,} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
+        yield Need(f"disk: {disk_gb:,} GB", free >= disk_gb, told)
+
+
+def _models(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     served, loaded = {}, {}  # url -> (role, path); path -> what for
     for role, model in profile.models.named().items():
         if model.backend == "endpoint":
             served |= {url: (role, model.path) for url in model.base_urls if url not in served}
         else:
             loaded.setdefault(model.path, role)
-    for name in profile.pretraining.settings:
+    for name in profile.pretraining.settings if _pretrains(chain) else ():
         setting = load_assembly(name)
         for donor in (setting.language, setting.vision):
             loaded.setdefault(donor.path, f"setting {name}")
     for url, (role, path) in served.items():
-        if not _answers(url):
-            port = f" PORT={place}" if (place := urlsplit(url).port) else ""
-            yield f"server {url} ({role}): make serve MODEL={path}{port}"
+        port = f" PORT={place}" if (place := urlsplit(url).port) else ""
+        yield Need("servers", _answers(url), f"server {url} ({role}): make serve MODEL={path}{port}")
     for path, purpose in loaded.items():
-        if not _have(path, "model"):
-            yield f"model {path} ({purpose}): .venv/bin/hf download {path}"
+        yield Need("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
 
 
 def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/models", timeout=_ANSWER_SEC):
+    try:  # without a proxy: it is asked as the client asks it
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"{url}/models", timeout=_ANSWER_SEC
+        ):
             return True
     except HTTPError:
         return True  # it answers, if only to those with a key
@@ -108,31 +146,31 @@ def _answers(url: str) -> bool:
 
 def _have(path: str, kind: str) -> bool:
     """A model of the zoo (in the repository, or made from what is), a folder, or a hub id that was downloaded."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
 
     if path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir():
         return True
-    try:
-        return any(repo.repo_id == path and repo.repo_type == kind for repo in scan_cache_dir().repos)
-    except CacheNotFound:
-        return False
+    return (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "snapshots").is_dir()
 
 
-def _data(profile: Profile) -> Iterator[str]:
+def _data(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     source = profile.images.source
-    if drawn_source(source) is None and not (paths.HOME / source).exists() and not _have(source, "dataset"):
-        yield f"images {source} (images.source): a folder, a parquet file, webdataset tars or a data set of the hub"
-    for training in all_trainings(profile.pretraining):
+    there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
+    what = "a folder, a parquet file, webdataset tars or a data set of the hub"
+    yield Need("data", bool(there), f"images {source} (images.source): {what}")
+    for training in all_trainings(profile.pretraining) if _pretrains(chain) else ():
         source = getattr(profile.pretraining, training.stage).data
         file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
-        if drawn_source(source) is None and not file.is_file():
-            what = "captions or conversations as a LLaVA file"
-            yield f"data {shown(file)} (pretraining.{training.stage}.data): {what}"
+        told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
+        yield Need("data", drawn_source(source) is not None or file.is_file(), told)
 
 
-def _benchmarks(profile: Profile) -> Iterator[str]:
-    for name in dict.fromkeys([*profile.prism.benchmarks, *benchmarks_of(profile)]):
+def _benchmarks(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
+    for name in dict.fromkeys(
+        [*profile.prism.benchmarks, *(benchmarks_of(profile) if _pretrains(chain) else ())]
+    ):
         benchmark = get_benchmark(name)
-        if benchmark.hub is not None and not _have(benchmark.hub.id, "dataset"):
-            yield f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
+        if benchmark.hub is not None:
+            told = f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
+            yield Need("benchmarks", _have(benchmark.hub.id, "dataset"), told)

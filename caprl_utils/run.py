@@ -6,7 +6,6 @@ meanwhile is newer; a failed copy is kept as NAME.failed.ipynb. NAME.files lists
 read or wrote: when one of them is gone, make runs the notebook again.
 """
 
-import json
 import os
 import signal
 import sys
@@ -15,27 +14,28 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import papermill
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from caprl_utils import paths, progress
+from caprl_utils import paths, plan, progress
 from caprl_utils.config import parse_overrides
 from caprl_utils.errors import UserError, did_you_mean
-from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
+from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.processes import die_with_parent, python_path, tail
+from caprl_utils.progress import Times, duration, read_state
 from caprl_utils.provenance import check_environment
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Profile
 
-TIMES = paths.REPORTS / "bench" / "times.json"  # seconds of each notebook where the reports were made
 _ENGINE = "caprl"
 _MESSAGE_LINES = 12
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,20 +60,22 @@ class Job:
 
 
 def run_all(
-    notebooks: Sequence[str], profile: Profile, items: Sequence[str], chain: Sequence[str] = ()
+    notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()
 ) -> None:
     """Run notebooks in order. Raises UserError at the first failure.
 
     notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all of them; chain: all copies that the caller
-    is going to run, of which these are some, for the time that is left.
+    is going to run, of which these are some: all that it needs is looked up first, and the time left is told of it.
     """
     jobs = [_job(text, profile, items) for text in notebooks]
-    names = list(chain) or [job.name for job in jobs]
+    check_environment()
+    if chain:
+        plan.check(profile, chain)
     for job in jobs:
         lock = Lock(job.side_file("lock"), f"{job.name} ({profile.name})")
         lock.acquire()
         try:
-            _run(job, profile, names)
+            _run(job, profile, list(chain) or [job.name for job in jobs])
         finally:
             lock.release()
 
@@ -85,7 +87,7 @@ def _job(text: str, profile: Profile, items: Sequence[str]) -> Job:
         known = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
         hint = did_you_mean(source.stem, known) or f"; there are: {', '.join(known)}"
         raise UserError(f"no notebook {shown(source)}{hint}")
-    parameters = {"profile": profile.name, **parse_overrides([*items, *own], "-p")}
+    parameters = {"profile": profile.name, **parse_overrides([*items, *own], "-p", "seed=1")}
     _check_parameters(source, parameters)
     suffixes = [item.replace("/", "_").replace("=", "-") for item in sorted([*items, *own])]
     folder = paths.RUNS / profile.name / "notebooks"
@@ -103,6 +105,7 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
     for name, value in parameters.items():
         if name not in known:
             hint = f"{did_you_mean(name, known)}; it has: {', '.join(sorted(known))}"
+            hint += f"; a setting: --set {name}={value}" if "." in name else ""
             raise UserError(f"{shown(notebook)} has no parameter {name!r}{hint}")
         kind = _TYPES.get(known[name]["inferred_type_name"])
         fits = kind is None or value is None or isinstance(value, (float, int) if kind is float else kind)
@@ -111,55 +114,40 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
-    check_environment()
     temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"
     stopped = temporary.exists() or failed.exists()
     for kind in ("tmp.ipynb", "progress", "access"):
         job.side_file(kind).unlink(missing_ok=True)
+    access = job.side_file("access")
     os.environ |= {  # for the kernel, which inherits it
         "PYTHONPATH": python_path(), "CAPRL_RUNS": str(paths.RUNS), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        progress.PROGRESS_ENV: str(job.side_file("progress")), ACCESS_LOG_ENV: str(job.side_file("access")),
+        progress.PROGRESS_ENV: str(job.side_file("progress")), ACCESS_LOG_ENV: str(access),
     }  # fmt: skip
     start = time.time()
     try:
-        _execute(job, temporary, Monitor(job, chain, expected_times(profile.name)))
+        _execute(job, temporary, Monitor(job, chain, Times.of(profile.name)))
     except UserError as error:
-        if "cells" not in _read(temporary, {}):
+        if "cells" not in read_state(temporary, {}):
             temporary.unlink(missing_ok=True)
             raise
         os.replace(temporary, failed)
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
     sec = time.time() - start
-    access = job.side_file("access")
-    files = sorted(set(access.read_text(encoding="utf-8").splitlines())) if access.exists() else []
-    write_atomic(job.folder / f"{job.name}.files", "".join(f"{file}\n" for file in files))
+    files = sorted(set(access.read_text(encoding="utf-8").splitlines(True))) if access.exists() else []
+    write_atomic(job.folder / f"{job.name}.files", "".join(files))
     os.utime(temporary, (start, start))
     os.replace(temporary, job.folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)
     if not stopped:  # what goes on where an earlier one was stopped takes less
-        _note_time(profile.name, job.name, sec)
+        progress.note_time(profile.name, job.name, sec)
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
-def expected_times(profile_name: str) -> dict[str, float]:
-    """Executed notebook -> seconds from nothing, measured here or as reported; empty where nothing is known."""
-    reported = _read(TIMES, {}).get(profile_name, {})
-    return reported | _read(paths.RUNS / profile_name / "notebooks" / "times.json", {})
+class _OwnKernel(AsyncKernelManager):
+    """Starts the kernel of this interpreter, whatever kernels JUPYTER_PATH or a home folder offers."""
 
-
-def _note_time(profile_name: str, name: str, sec: float) -> None:
-    """Keep the longest time of a notebook: a shorter one found some of its results made."""
-    file = paths.RUNS / profile_name / "notebooks" / "times.json"
-    known = _read(file, {})
-    write_json(file, known | {name: max(round(sec, 1), known.get(name, 0.0))})
-
-
-def _read(file: Path, default: Any) -> Any:
-    """The JSON in a file, or `default` where it is missing or was cut off by a full disk."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[], parent=self)
 
 
 class _Engine(NBClientEngine):
@@ -176,7 +164,12 @@ class _Engine(NBClientEngine):
             plain_start(cell, cell_index, **more)
 
         nb_man.cell_start = cell_start
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, startup_timeout=_KERNEL_START_SEC)
+        client = PapermillNotebookClient(
+            nb_man,
+            kernel_name=kernel_name,
+            startup_timeout=_KERNEL_START_SEC,
+            kernel_manager_class=_OwnKernel,
+        )
         parent = os.getpid()
         with open(kernel_log, "wb") as log:
             return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
@@ -202,9 +195,8 @@ def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
     with full_disk_as_user_error(target), _signals_restored(), monitor:
         try:
             notebook = papermill.execute_notebook(
-                str(job.source), str(target), job.parameters,
-                engine_name=_ENGINE, progress_bar=False, cwd=str(job.source.parent),
-                on_cell=on_cell, kernel_log=kernel_log,
+                str(job.source), str(target), job.parameters, engine_name=_ENGINE, progress_bar=False,
+                kernel_name=NATIVE_KERNEL_NAME, cwd=str(job.source.parent), on_cell=on_cell, kernel_log=kernel_log,
             )  # fmt: skip
         except PapermillExecutionError as error:
             raise UserError(_cell_message(job.source, error)) from None
@@ -277,28 +269,14 @@ def first_line(source: str) -> str:
     return text if len(text) <= _SOURCE_WIDTH else text[: _SOURCE_WIDTH - 3] + "..."
 
 
-def duration(sec: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    return str(timedelta(seconds=int(sec))).removeprefix("0:").removeprefix("0")
-
-
-def time_left(name: str, sec: float, chain: Sequence[str], times: dict[str, float]) -> str:
-    """What is left of all notebooks of a chain after `sec` of this one; empty where some time is not known."""
-    later = chain[chain.index(name) + 1 :] if name in chain else []
-    if len(chain) < 2 or any(other not in times for other in (name, *later)):
-        return ""
-    rest = max(0.0, times[name] - sec) + sum(times[other] for other in later)
-    return f" [all: about {max(1, round(rest / 60))} min left]"
-
-
 class Monitor(AbstractContextManager):
-    """Prints to stderr: each code cell as it starts, and how far the stage in it is.
+    """Prints to stderr: each code cell as it starts, how far the stage in it is, and what is left of the chain.
 
     In a terminal the running line is renewed in place each second; elsewhere (a log file, CI) a plain line
     comes at least every ten seconds.
     """
 
-    def __init__(self, job: Job, chain: Sequence[str], times: dict[str, float]):
+    def __init__(self, job: Job, chain: Sequence[str], times: Times):
         self.job, self.chain, self.times = job, chain, times
         cells = papermill.iorw.load_notebook_node(str(job.source)).cells
         self._num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
@@ -326,20 +304,24 @@ class Monitor(AbstractContextManager):
         every = _TERMINAL_BEAT_SEC if self._terminal else _BEAT_SEC
         while not self._end.wait(0.5):
             if time.monotonic() - self._last_print >= every:
-                self._print(self._state(), renew=True)
+                self._renew()
 
-    def _state(self) -> str:
-        """The running cell, with the state of the stage in it instead of its source when there is one."""
+    def _renew(self) -> None:
+        """The running cell again, with the state of its stage instead of its source, and the time left of the chain."""
         cell, since = self._running
-        state = _read(self.job.side_file("progress"), {"time": 0.0})
-        return cell if state["time"] < since else f"{' '.join(cell.split()[:2])} {progress.line(state)}"
+        state = read_state(self.job.side_file("progress"), None)
+        state = state if state and state["time"] >= since else None
+        text = f"{' '.join(cell.split()[:2])} {progress.line(state)}" if state else cell
+        left = self.times.left(self.chain, self.job.name, time.monotonic() - self._start, state)
+        if len(self.chain) > 1 and left is not None:
+            text += f" [all: about {max(1, round(left / 60))} min left]"
+        self._print(text, renew=True)
 
     def _print(self, text: str, renew: bool = False) -> None:
         self._last_print = time.monotonic()
-        sec, name, chain = self._last_print - self._start, self.job.name, self.chain
+        name, chain = self.job.name, self.chain
         head = f"[{chain.index(name) + 1}/{len(chain)}] " if len(chain) > 1 and name in chain else ""
-        left = time_left(name, sec, chain, self.times) if renew else ""
-        line = f"{head}{name} {duration(sec):>5}  {text}{left}"
+        line = f"{head}{name} {duration(self._last_print - self._start):>5}  {text}"
         if self._terminal:
             print(f"\r\033[K{line}", end="" if renew else "\n", file=sys.stderr, flush=True)
         else:
