@@ -13,13 +13,27 @@ MAKEFLAGS += --no-builtin-rules
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export CAPRL_SET := $(or $(SET),$(CAPRL_SET))
 
+# A misspelt variable (PROFIL=smoke) would be passed over without a word, and the wrong thing made for half an hour.
+VARIABLES := PROFILE SET PY CAPRL_RUNS CAPRL_SET MODEL PORT ARGS ITEM LAB_ARGS BENCH TESTS SIZE PYTHON PYTHONPATH
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+UNKNOWN := $(firstword $(filter-out $(VARIABLES) MAKEFLAGS MAKEOVERRIDES -*-%,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+MEANT := $(shell python3 -c "from caprl_utils.errors import did_you_mean as d; print(d('$(UNKNOWN)', '$(VARIABLES)'.split()))" 2> /dev/null)
+$(error unknown variable $(UNKNOWN)$(MEANT); known: $(VARIABLES); a setting of the profile: SET="rl.steps=10")
+endif
+
 PROFILES := $(basename $(notdir $(wildcard configs/profiles/*.yaml)))
 ifeq ($(filter $(PROFILE),$(PROFILES)),)
 $(error unknown profile '$(PROFILE)'; known profiles: $(PROFILES))
 endif
 
+quoted = '$(subst ','\'',$(1))'
 RUNS := $(or $(CAPRL_RUNS),runs)
-REPORT := $(if $(filter smoke,$(PROFILE)),$(RUNS)/smoke/reports,reports/$(PROFILE))
+ifneq ($(words $(RUNS)),1)  # make splits names at spaces: a link without them stands for such a folder
+RUNS := $(shell folder="$$(realpath -m $(call quoted,$(CAPRL_RUNS)))"; link=.tools/runs-$$(cksum <<< "$$folder" | cut -d' ' -f1); \
+	mkdir -p .tools "$$folder"; ln -sfn "$$folder" $$link; echo $$link)
+endif
+REPORT := $(RUNS)/$(PROFILE)/reports
 COPIES := $(RUNS)/$(PROFILE)/notebooks
 LOCK := requirements/main-$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu).lock
 UV := .tools/bin/uv
@@ -35,7 +49,8 @@ EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
 # `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
 ORDER := $(if $(filter reproduce,$(MAKECMDGOALS)),$(WHOLE),$(if $(filter slice,$(MAKECMDGOALS)),$(SLICE)))
 # SET="rl.steps=10 ..." overrides settings; a change of it is a change of the inputs.
-$(shell test "$$(cat $(COPIES)/.set 2> /dev/null)" = '$(CAPRL_SET)' || { mkdir -p $(COPIES); echo '$(CAPRL_SET)' > $(COPIES)/.set; })
+$(shell test "$$(cat $(COPIES)/.set 2> /dev/null)" = $(call quoted,$(CAPRL_SET)) || \
+	{ mkdir -p $(COPIES); echo $(call quoted,$(CAPRL_SET)) > $(COPIES)/.set; })
 INPUTS := $(wildcard $(COPIES)/.set) $(shell find caprl_utils configs reports/paper -type f -not -name '*.pyc')
 
 # $(call before,NAME): the executed copy before NAME in ORDER. $(call lost,NAME): FORCE when a file that it made is gone.
@@ -63,8 +78,7 @@ lock: ## resolve requirements/*.in again into the lock files
 
 ##@ Reproduce
 reproduce: $(WHOLE:%=$(COPIES)/%.ipynb) ## every table and figure of the paper, from images to the report
-	@$(if $(filter smoke,$(PROFILE)),true,$(CAPRL) report --readme)  # README's map, from results
-	@echo "$(PROFILE): everything is up to date; look at $(REPORT)/report.html"
+	@echo "$(PROFILE): everything is up to date. Tables, figures and verdicts: $(REPORT)/report.html (one page, any browser)"
 
 $(CHAIN) $(EXTRA): %: $(COPIES)/%.ipynb ## one notebook by its name, e.g. make 01_qa_curation
 
@@ -104,6 +118,9 @@ table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
 report: environment ## tables, figures, claims, the one HTML page, and model and data cards, from what is there
 	@$(CAPRL) report --profile $(PROFILE)
 
+publish: environment ## copy the reports of PROFILE into reports/, and its results into README's map
+	@$(CAPRL) report --publish --profile $(PROFILE)
+
 plan: environment ## what PROFILE needs before it starts: hardware, hours, disk, and what is missing
 	@$(CAPRL) plan --profile $(PROFILE)
 
@@ -122,9 +139,9 @@ serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PO
 	@$(PY) -m caprl_utils serve "$(MODEL)" $(if $(PORT),--port $(PORT)) $(ARGS)
 
 ##@ Look and check
-lab: environment ## open the notebooks in JupyterLab
-	JUPYTER_CONFIG_PATH=$(CURDIR)/notebooks/.jupyter $(PY) -m jupyterlab --ServerApp.root_dir=$(CURDIR) \
-		--LabApp.default_url=/lab/tree/notebooks/start.md
+lab: environment ## open the notebooks in JupyterLab (LAB_ARGS="--no-browser --port 8889": its options)
+	JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" "$(PY)" -m jupyterlab --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks/start.md $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 bench: environment ## speed against the baselines (BENCH="client reward": only these)
 	@$(PY) tests/bench $(BENCH)
@@ -153,7 +170,7 @@ test-notebooks: environment ## the smoke chain from nothing, then nbval over the
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
 		$(EXTRA:%=notebooks/%.ipynb) $(CHAIN:%=notebooks/%.ipynb)
 
-clean: ## remove what PROFILE computed (reports stay)
+clean: ## remove what PROFILE computed (published reports stay)
 	rm -rf "$(RUNS)/$(PROFILE)"
 
 help: ## this list
@@ -169,5 +186,5 @@ environment:
 FORCE:
 
 .PHONY: slice setup setup-main setup-llamafactory setup-tokenizer lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
-	figures extras report plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
+	figures extras report publish plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE

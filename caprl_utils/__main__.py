@@ -6,6 +6,7 @@ is told in one line on stderr with exit status 1; wrong usage is 2, Ctrl-C 130.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -21,10 +22,20 @@ if TYPE_CHECKING:
     from caprl_utils.schema import Profile
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
+_MENDABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 app = typer.Typer(
     help="CapRL: caption images, train captioners by what a reader can answer from their captions, measure both.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain lines: every help fits a screen
     pretty_exceptions_enable=False,
 )
 # Options that several commands share. Rooms are imported inside the commands: `--help` must not load torch.
@@ -277,7 +288,9 @@ def report(
     train: Annotated[
         bool, typer.Option("--train", help="First make the trainings that the items need.")
     ] = False,
-    readme: Annotated[bool, typer.Option("--readme", help="Only bring README.md's map up to date.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Copy what is there into reports/ and README.")
+    ] = False,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -286,12 +299,9 @@ def report(
     from caprl_utils.reports import page
 
     found = settings_of(profile, overrides)
-    if readme:
-        page.update_readme(paths.ROOT / "README.md")
-        return
     if train:
         page.train(found, items or [])
-    for file in page.write_all(found, items or []):
+    for file in page.publish(found) if publish else page.write_all(found, items or []):
         print(paths.shown(file))
 
 
@@ -352,13 +362,15 @@ def main() -> None:
             print("stopped; run again to continue", file=sys.stderr)
         raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
-        print(
-            f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`", file=sys.stderr
-        )
-        sys.exit(1)
+        sys.exit(f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`")
+    except BrokenPipeError:  # whoever reads us has seen enough, as in `caprl plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _MENDABLE or error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}; choose another place, or change what is there")
 
 
 if __name__ == "__main__":

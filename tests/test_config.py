@@ -156,7 +156,7 @@ def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path
     shutil.copytree(paths.CONFIGS, site / "configs")
     code = (
         "import sys; from caprl_utils import paths, provenance, runs; from caprl_utils.config import load_profile;"
-        "print(load_profile('mini').name, paths.RUNS, paths.REPORTS, provenance.commit()['commit'],"
+        "print(load_profile('mini').name, paths.RUNS, paths.reports_of('mini'), provenance.commit()['commit'],"
         "paths.shown(paths.RUNS / 'x'), 'torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site.parent)}
@@ -164,4 +164,11 @@ def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["mini", f"{work}/runs", f"{work}/runs/reports", "None", "runs/x", "False"]
+    assert done.stdout.split() == [
+        "mini",
+        f"{work}/runs",
+        f"{work}/runs/mini/reports",
+        "None",
+        "runs/x",
+        "False",
+    ]

@@ -91,8 +91,43 @@ def test_unknown_profile_lists_the_known_and_a_missing_environment_points_to_set
     assert done.returncode != 0 and "make setup" in done.stderr
 
 
-def test_smoke_tables_stay_out_of_reports():
+@pytest.mark.parametrize("profile", ["smoke", "mini"])
+def test_tables_are_made_under_runs_and_reports_are_no_target(profile):
     # a file that make asks for by this name: the rule must know it
-    assert make("-n", "runs/smoke/reports/table3.md", "PROFILE=smoke", "CAPRL_RUNS=runs").returncode == 0
-    assert make("-n", "reports/smoke/table3.md", "PROFILE=smoke").returncode != 0
-    assert make("-n", "reports/mini/table3.md").returncode == 0
+    assert (
+        make("-n", f"runs/{profile}/reports/table3.md", f"PROFILE={profile}", "CAPRL_RUNS=runs").returncode
+        == 0
+    )
+    told = make("-n", f"reports/{profile}/table3.md", f"PROFILE={profile}")
+    assert "caprl_utils" not in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("PROFIL=smoke", "unknown variable PROFIL; did you mean PROFILE?"),
+        ("profile=smoke", "unknown variable profile; did you mean PROFILE?"),
+        ("SETS=rl.steps=3", "unknown variable SETS; did you mean SET?"),
+        ("STEPS=3", "unknown variable STEPS; known: PROFILE SET"),
+    ],
+)
+def test_a_misspelt_variable_is_refused(given, told):
+    done = make("-n", "reproduce", given)
+    assert done.returncode != 0 and told in done.stderr and 'SET="rl.steps=10"' in done.stderr
+
+
+def test_folders_and_settings_may_hold_spaces_and_quotes(tmp_path):
+    runs = tmp_path / "the user's rùns"
+    copies = made(runs, "01_qa_curation")
+    setting = "SET='rl.seeds=[0, 1]'"
+    assert stale(runs, "01_qa_curation", setting) == ["01_qa_curation"]
+    assert (copies / ".set").read_text() == "'rl.seeds=[0, 1]'\n"
+    os.utime(copies / "01_qa_curation.ipynb")
+    assert stale(runs, "01_qa_curation", setting) == []
+    assert "01_qa_curation" not in stale(runs, "table3", setting)
+
+
+def test_jupyterlab_takes_options_and_starts_as_root():
+    plan = make("-n", "lab", "LAB_ARGS=--no-browser --port 8889").stdout
+    assert "--no-browser --port 8889" in plan and ("--allow-root" in plan) == (os.geteuid() == 0)
+    assert f'root_dir="{paths.ROOT}"' in plan

@@ -9,6 +9,9 @@ def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, t
     monkeypatch.setattr(plan, "visible_gpus", list)
     monkeypatch.setattr(plan, "ENVIRONMENT", tmp_path)
     text = "\n".join(plan.lines(load_profile("paper")))
+    lines = text.splitlines()
+    assert lines.index("missing:") < next(n for n, line in enumerate(lines) if "GPU-hours" in line)
+    assert "servers                              0 of 7 here" in text.split("missing:")[0]
     for part in ("16 GPUs at once, 4,243 GPU-hours", "in all: 6,892 GPU-hours", "GPUs: 16 at once, this machine has 0",
                  "hf download Qwen/Qwen2.5-VL-3B-Instruct",
                  "make serve MODEL=Qwen/Qwen2.5-VL-72B-Instruct PORT=8000", "data/pretraining/CapRL-5M.json",
@@ -18,9 +21,15 @@ def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, t
 
 def test_nothing_is_missing_for_the_mini_world(runs_folder, monkeypatch, tmp_path):
     monkeypatch.setattr(plan, "ENVIRONMENT", tmp_path)
-    assert plan.lines(load_profile("mini"))[-1] == "nothing is missing"
+    assert "nothing is missing" in plan.lines(load_profile("mini"))
     monkeypatch.setattr(plan, "ENVIRONMENT", tmp_path / "none")
-    assert "make setup" in plan.lines(load_profile("mini"))[-1]
+    assert "make setup-llamafactory" in "\n".join(plan.lines(load_profile("mini")))
+    plan.check(load_profile("mini"), ["01_qa_curation", "03_caprl_rl_training"])  # these go without it
+
+
+def test_one_gpu_needs_one_gpu_and_no_server():
+    text = "\n".join(plan.lines(load_profile("one_gpu")))
+    assert "GPUs at once: 1 " in text and "server" not in text and "72B" not in text
 
 
 def test_estimates_are_of_known_profiles_and_notebooks():

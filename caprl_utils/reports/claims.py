@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,11 +247,10 @@ class Statement:
         return (Source(self.report, f"facts/claims/{self.place}/{key}"),)
 
 
-def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], str, str]:
+def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
     """(JSON, CSV, Markdown) over every statement of the paper, from the reports of a folder.
 
-    A verdict here is that of the table or figure it comes from; what was not run says so. where: the folder of the
-    page, whose links lead to the reports.
+    A verdict here is that of the table or figure it comes from; what was not run says so.
     """
     told = [item for item in items(profile).values() if not item.ours]
     rows = [row for item in told for row in _statements(profile, item, folder)]
@@ -275,7 +273,7 @@ def page(profile: Profile, folder: Path, where: Path) -> tuple[dict[str, Any], s
         "claims.md", profile=profile, facts=facts, table=table, built_in=built_in,
         cautions=texts()["cautions"].values(),
         overview=[*((*names, group) for names, group in by_item.items()), ("", "All", rows)], warning=SMOKE_WARNING,
-        base=os.path.relpath(folder, where), margin=f"{MARGIN:.0%}", window=WINDOW_STEPS, level=P_LEVEL,
+        margin=f"{MARGIN:.0%}", window=WINDOW_STEPS, level=P_LEVEL,
     )  # fmt: skip
     return {"facts": facts, "tables": [table.as_json()], "runs": _runs_of(rows, folder)}, _csv(rows), text
 

@@ -204,24 +204,23 @@ def _templates() -> Environment:
 
 
 def record_path(path: Path) -> str:
-    """A run file or a report as tables name it: the same on every machine, wherever CAPRL_RUNS points."""
+    """A run file or a report as tables name it: the same on every machine, wherever it lies."""
     path = path.absolute()
-    for prefix, folder in _folders().items():
-        if path.is_relative_to(folder):
-            return f"{prefix}{path.relative_to(folder)}"
-    return str(path.relative_to(paths.ROOT))
+    if not path.is_relative_to(paths.RUNS):
+        return str(path.relative_to(paths.PAPER.parents[1]))
+    profile, *inside = path.relative_to(paths.RUNS).parts
+    return "/".join(
+        ["reports", profile, *inside[1:]] if inside[:1] == ["reports"] else ["runs", profile, *inside]
+    )
 
 
 def from_record_path(name: str) -> Path:
-    """The file that `record_path` named."""
-    for prefix, folder in _folders().items():
-        if name.startswith(prefix):
-            return folder / name.removeprefix(prefix)
-    return paths.ROOT / name
-
-
-def _folders() -> dict[str, Path]:
-    return {"runs/": paths.RUNS, "reports/paper/": paths.PAPER, "reports/": paths.REPORTS}
+    """The file that `record_path` named; a report made here goes before the published one."""
+    kind, profile, *inside = name.split("/")
+    if kind == "runs":
+        return paths.RUNS.joinpath(profile, *inside)
+    here = paths.reports_of(profile).joinpath(*inside)
+    return here if here.is_file() else paths.PAPER.parent.joinpath(profile, *inside)
 
 
 def look_up(record: Any, key: str) -> Any:

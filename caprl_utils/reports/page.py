@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +30,7 @@ from caprl_utils.reports.results import PRINTED_AVERAGE, paper_values
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
-PUBLISHED = "mini"  # the profile whose claims.md stands in reports/ itself
+PUBLISHED = "mini"  # the profile whose items README's map lists
 TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
@@ -53,21 +54,32 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
     """Write the items named, or all whose runs are there; then claims, the HTML page and cards of what is there."""
     written = [paths.reports_of(profile.name) / f"{name}.md" for name in tables.write_all(profile, names)]
     write_claims(profile)
-    return [*written, claims_file(profile), write_html(profile), *cards.write_all(profile)]
+    claimed = paths.reports_of(profile.name) / "claims.md"
+    return [*written, claimed, write_html(profile), *cards.write_all(profile)]
 
 
-def claims_file(profile: Profile) -> Path:
-    """Where claims.md goes."""
-    return (paths.REPORTS if profile.name == PUBLISHED else paths.reports_of(profile.name)) / "claims.md"
+def publish(profile: Profile) -> list[Path]:
+    """Copy a profile's reports into reports/, and its results into README's map; returns what was written.
+
+    Raises UserError for profile smoke, whose numbers mean nothing, and where there is no report.
+    """
+    made, target = paths.reports_of(profile.name), paths.REPORTS / profile.name
+    if profile.name == "smoke" or not paths.IN_CHECKOUT:
+        raise UserError("only a checkout has reports to publish, and profile smoke none that mean anything")
+    if not (made / "report.html").is_file():
+        raise UserError(f"no report in {paths.shown(made)}; run `make reproduce PROFILE={profile.name}`")
+    shutil.copytree(made, target, dirs_exist_ok=True)
+    update_readme(paths.ROOT / "README.md")
+    return [*sorted(target.iterdir()), paths.ROOT / "README.md"]
 
 
 def write_claims(profile: Profile) -> dict[str, Any]:
     """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds."""
-    file, folder = claims_file(profile), paths.reports_of(profile.name)
-    content, lines, text = claims.page(profile, folder, file.parent)
+    folder = paths.reports_of(profile.name)
+    content, lines, text = claims.page(profile, folder)
     write_atomic(folder / "claims.json", numbers.json_text(content))
     write_atomic(folder / "claims.csv", lines)
-    write_atomic(file, text)
+    write_atomic(folder / "claims.md", text)
     return content
 
 
@@ -77,7 +89,7 @@ def write_html(profile: Profile) -> Path:
     Raises UserError when there is no report yet, or when a figure is missing.
     """
     folder, known = paths.reports_of(profile.name), items(profile)
-    files = {"claims": claims_file(profile), **{name: folder / f"{name}.md" for name in known}}
+    files = {name: folder / f"{name}.md" for name in ("claims", *known)}
     if not any(file.is_file() for file in files.values()):
         raise UserError(
             f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`"

@@ -48,6 +48,7 @@ class Found:
 def trace(profile: Profile, item: str) -> str:
     """The cells that an item names, each with what made it. Raises UserError where none fits."""
     folder = paths.reports_of(profile.name)
+    folder = folder if any(folder.glob("*.json")) else paths.REPORTS / profile.name
     if not item.split():
         raise UserError('name a cell, for example "table3 CapRL mini-chart"')
     cells = find(item, folder)

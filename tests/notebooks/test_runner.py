@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caprl_utils import paths
-from caprl_utils import run as runner
+from caprl_utils import paths, plan
 from caprl_utils.config import load_profile, parse_overrides
 from caprl_utils.errors import UserError
-from caprl_utils.run import duration, expected_times, first_line, run_all, time_left
+from caprl_utils.files import write_json
+from caprl_utils.progress import Times
+from caprl_utils.run import first_line, run_all
 
 FIXTURES = Path(__file__).parent / "fixtures"
 pytestmark = pytest.mark.notebooks
@@ -81,7 +82,7 @@ def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_
 
     good, message = run(fixture("good"), "lr=1e-5")
     assert good and "good-lr-1e-5: done in" in message
-    assert set(expected_times("smoke")) >= {"good", "good-lr-1e-5"}
+    assert set(Times.of("smoke").known) >= {"good", "good-lr-1e-5"}
     assert json.loads(record.read_text())["values"] == {"lr": 1e-5}
 
 
@@ -109,7 +110,11 @@ def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
     [
         ([fixture("good"), "sed=1"], "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed"),
         ([fixture("good"), "seed=x"], "parameter seed is int, got 'x'"),
-        ([fixture("good"), "seed"], "-p seed: expected name=value"),
+        (
+            [fixture("good"), "rl.steps=3"],
+            "no parameter 'rl.steps'; it has: lr, profile, seed; a setting: --set rl.steps=3",
+        ),
+        ([fixture("good"), "seed"], "-p seed: expected name=value, for example seed=1"),
         ([fixture("no_parameters")], "has no cell tagged `parameters`"),
         (["no_such_notebook"], "no notebook notebooks/no_such_notebook.ipynb"),
     ],
@@ -168,22 +173,29 @@ def test_parameters_are_read_as_numbers_words_and_lists():
     }  # fmt: skip
 
 
-def test_lines_of_the_monitor_and_the_time_that_is_left():
+def test_the_first_telling_line_of_a_cell():
     assert first_line("# why\n\nrun(1)\nx") == "run(1)" and first_line("") == "(empty)"
     assert len(first_line("x" * 200)) == 60
-    assert [duration(s) for s in (5, 65, 605, 3605)] == ["0:05", "1:05", "10:05", "1:00:05"]
-    times, chain = {"a": 60.0, "b": 120.0, "c": 300.0}, ["a", "b", "c"]
-    assert time_left("a", 30, chain, times) == " [all: about 8 min left]"
-    assert time_left("a", 500, chain, times) == " [all: about 7 min left]"  # late: what comes after is left
-    assert time_left("new", 0, chain, times) == "" and time_left("a", 0, ["a"], times) == ""
 
 
-def test_the_longest_time_of_a_notebook_is_kept(runs_folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "TIMES", tmp_path / "times.json")
-    (tmp_path / "times.json").write_text('{"smoke": {"a": 10.0, "b": 5.0}}')
-    runner._note_time("smoke", "a", 60.04)
-    runner._note_time("smoke", "a", 2.0)  # found its results made
-    assert expected_times("smoke") == {"a": 60.0, "b": 5.0}
+def test_the_kernel_is_that_of_this_interpreter_whatever_else_is_registered(run, tmp_path, monkeypatch):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    write_json(
+        spec, {"argv": ["/nowhere/python", "-m", "ipykernel"], "display_name": "other", "language": "python"}
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    good, message = run(fixture("good"))
+    assert good, message
+
+
+def test_what_a_chain_misses_is_told_whole_before_a_kernel_starts(runs_folder, monkeypatch):
+    monkeypatch.setattr(plan, "ENVIRONMENT", runs_folder / "none")
+    chain = ["01_qa_curation", "04_llamafactory_pretraining"]
+    with pytest.raises(UserError, match=r"cannot run to its end here(?s:.*)make setup-llamafactory"):
+        run_all(chain[:1], load_profile("smoke"), chain=chain)
+    with pytest.raises(UserError, match=r"GPUs: 1 at once(?s:.*)model Qwen(?s:.*)benchmark ChartQA"):
+        run_all(["01_qa_curation"], load_profile("one_gpu"), chain=["01_qa_curation", "05_prism_evaluation"])
+    assert not list(runs_folder.rglob("*.ipynb"))
 
 
 def test_missing_package_points_to_setup(tmp_path):

@@ -34,8 +34,7 @@ def evaluate(profile, stage, name, right, tokens=None, benchmarks=("mini-chart",
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch):
-    """Profile mini with one RL training a row, and with runs and reports in a folder of the test."""
-    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    """Profile mini with one RL training a row, and with runs and published reports in a folder of the test."""
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
     mini = load_profile("mini", {"prism.bootstrap_draws": 500, "rl.seeds": [0]})
     return mini.model_copy(update={"ablations": mini.ablations.model_copy(update={"more_seeds": {}})})

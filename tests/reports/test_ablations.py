@@ -45,7 +45,7 @@ def test_verdicts(table5, no_figures):
     content = tables.write(table5, "table5")
     verdicts = [claim["verdict"] for claim in content["facts"]["claims"]]
     assert verdicts == ["supported", "supported", "supported"]  # N=8 equals N=4 on every image
-    text = (paths.REPORTS / "mini" / "table5.md").read_text()
+    text = (paths.reports_of("mini") / "table5.md").read_text()
     assert "Beyond four rounds there is no gain: **supported**, 0.0 points [0.0, 0.0]" in text
     assert "never mixed with ours" in text
     assert content["facts"]["summary"].startswith(
@@ -73,9 +73,9 @@ def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, results_
     assert [c["verdict"] for c in content["facts"]["claims"]] == ["supported", "undecided", "supported"]
     assert (
         "profile mini, 80 questions about 80 images"
-        in (paths.REPORTS / "mini" / "figure5_left.svg").read_text()
+        in (paths.reports_of("mini") / "figure5_left.svg").read_text()
     )
-    text = (paths.REPORTS / "mini" / "figure5_left.md").read_text()
+    text = (paths.reports_of("mini") / "figure5_left.md").read_text()
     assert "Documents and charts: Mini Chart. Natural images: Mini Scene." in text
     assert "- Figure 5, left: the SEED values of the two trainings were read from a text layer" in text
     assert content["facts"]["summary"].startswith("against 3B (base): Documents and charts +20.0 [")
@@ -97,8 +97,8 @@ def test_figure_1c_tells_length_and_reward(profile, prism_run, trained):
     shrunk = content["facts"]["claims"][0]
     assert (shrunk["kind"], shrunk["value"]) == ("tokens", pytest.approx(15.0))
     assert content["tables"][2]["rows"][0]["cells"][2]["value"] == pytest.approx(5 + 5.5)
-    assert "cut at 48" in (paths.REPORTS / "mini" / "figure1c.svg").read_text()
-    text = (paths.REPORTS / "mini" / "figure1c.md").read_text()
+    assert "cut at 48" in (paths.reports_of("mini") / "figure1c.svg").read_text()
+    text = (paths.reports_of("mini") / "figure1c.md").read_text()
     assert "cuts captions at 48 tokens (the dotted" in text and "the evaluation at 64" in text
     # a difference that no row above it holds says what it is of
     assert "**supported**, 3B (base) − UnifiedReward as judge: +15.0 tokens [" in text
@@ -112,7 +112,7 @@ def test_every_training_of_a_row_has_its_curve(profile, prism_run, trained, with
     content = tables.write(with_seeds(profile, 0, 1), "figure1c")
     curves = [row["label"] for row in content["tables"][2]["rows"]]
     assert curves[-2:] == ["CapRL-3B, training 1", "CapRL-3B, training 2"] and len(curves) == 4
-    assert "One training a row, 2 of CapRL-3B." in (paths.REPORTS / "mini" / "figure1c.md").read_text()
+    assert "One training a row, 2 of CapRL-3B." in (paths.reports_of("mini") / "figure1c.md").read_text()
 
 
 def test_growth_over_images(profile, prism_run, trained, results_of):
@@ -123,7 +123,7 @@ def test_growth_over_images(profile, prism_run, trained, results_of):
     line = figures.growth(results_of(profile, "figure5_right"))["average"]
     assert [point[0] for point in line] == [0, 4, 12, 40]
     assert [point[1] for point in line] == pytest.approx([0.4, 0.5, 0.6, 0.7])
-    assert "the scale is logarithmic above 0" in (paths.REPORTS / "mini" / "figure5_right.svg").read_text()
+    assert "the scale is logarithmic above 0" in (paths.reports_of("mini") / "figure5_right.svg").read_text()
 
 
 def test_what_is_missing_is_left_out_or_named(table5, capsys, no_figures):

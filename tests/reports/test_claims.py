@@ -89,9 +89,9 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     assert gap.startswith("+30.0 points [+") and count == "80 images; 1 against 1 evaluated"
     assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
     assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
-    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
-    assert "| [Table 3: caption quality in the Prism framework](mini/table3.md) | 13 |" in text
-    with open(paths.REPORTS / "mini" / "claims.csv", encoding="utf-8", newline="") as file:
+    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
+    assert "| [Table 3: caption quality in the Prism framework](table3.md) | 13 |" in text
+    with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {line["item"]: line for line in csv.DictReader(file)}
     assert (
         float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3) and lines["Table 4 (1)"]["low"] == ""
@@ -122,11 +122,11 @@ def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apa
     assert content["facts"]["counts"][claims.BY_CONSTRUCTION] == 2
     _, verdict, gap, *_ = rows_of(content)["Table 3 (12)"]
     assert verdict == "**by construction**" and gap.startswith("+20.0 points [") and ", p" not in gap
-    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
+    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in text
     (line,) = [
         line
-        for line in (paths.REPORTS / "mini" / "table3.md").read_text().splitlines()
+        for line in (paths.reports_of("mini") / "table3.md").read_text().splitlines()
         if "7B against 3B" in line
     ]
     assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
@@ -135,7 +135,7 @@ def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apa
 
 def test_the_page_says_how_firm_the_supported_are(reported):
     profile, _ = reported
-    file = paths.REPORTS / "mini" / "table3.json"
+    file = paths.reports_of("mini") / "table3.json"
     content = json.loads(file.read_text())
     supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
     supported[0]["p"], supported[1]["runs"] = 0.06, [2, 1]
@@ -143,7 +143,7 @@ def test_the_page_says_how_firm_the_supported_are(reported):
     facts = page.write_claims(profile)["facts"]
     assert facts["supported_large_p"] == ["Table 3 (1)"]
     assert len(facts["supported_one_training"]) == len(supported) - 1
-    text = (paths.REPORTS / "claims.md").read_text(encoding="utf-8")
+    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert (
         f"Of the {len(supported)} supported statements, {len(supported) - 1} rest on no more than one" in text
     )

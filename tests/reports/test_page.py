@@ -16,6 +16,7 @@ def reported(finished):
     """Table 3 and the claims are written, with a lab log beside them."""
     tables.write(finished, "table3")
     page.write_claims(finished)
+    paths.REPORTS.mkdir()
     (paths.REPORTS / "lab-log.md").write_text("# Lab log: what\n\n## One\n\n<script>alert(1)</script>\n")
     return finished
 
@@ -64,12 +65,12 @@ def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(repo
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
     assert not re.search(r"@import|url\(", text) and len(text) < 3_000_000
     assert page.write_html(reported).read_text(encoding="utf-8") == text
-    shown = page.html_of(paths.REPORTS / "mini" / "table3.md")  # as in a notebook
+    shown = page.html_of(paths.reports_of("mini") / "table3.md")  # as in a notebook
     assert shown.startswith("<h2>Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 2
 
 
 def test_a_missing_figure_and_no_report_at_all_are_told(reported):
-    (paths.REPORTS / "mini" / "table3_dots.svg").unlink()
+    (paths.reports_of("mini") / "table3_dots.svg").unlink()
     with pytest.raises(UserError, match=r"table3_dots.svg is missing"):
         page.write_html(reported)
     with pytest.raises(UserError, match="make reproduce PROFILE=one_gpu"):
@@ -100,14 +101,22 @@ def test_the_map_is_filled_between_its_marks(readme, profile):
         page.update_readme(readme)
 
 
-def test_a_result_puts_the_map_out_of_date(readme, finished, no_figures):
-    page.update_readme(readme)
+def test_reports_stay_under_runs_until_they_are_published(readme, finished, no_figures, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", readme.parent)
+    with pytest.raises(UserError, match=r"no report in .*make reproduce PROFILE=mini"):
+        page.publish(finished)
     tables.write(finished, "table3")
-    assert not page.update_readme(readme, check=True)
-    page.update_readme(readme)
+    for name in ("dots", "curves"):
+        (paths.reports_of("mini") / f"table3_{name}.svg").write_text("<svg/>")
+    page.write_all(finished)
+    assert not paths.REPORTS.exists() and "old" in readme.read_text(encoding="utf-8")
+    published = page.publish(finished)
+    assert {"table3.md", "claims.md", "report.html", "README.md"} <= {file.name for file in published}
     row = r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"
     assert re.search(row, readme.read_text(encoding="utf-8"))
+    with pytest.raises(UserError, match="profile smoke none that mean anything"):
+        page.publish(load_profile("smoke"))
 
 
 def test_the_readme_of_the_repository_is_up_to_date():
-    assert page.update_readme(paths.ROOT / "README.md", check=True), "run: caprl report --readme"
+    assert page.update_readme(paths.ROOT / "README.md", check=True), "run: make publish"

@@ -83,7 +83,7 @@ def test_table_1_has_the_values_and_the_verdicts(pretrained):
     assert rows[f"{setting}, CapRL-1M"][-1]["value"] == pretrained.pretraining.further.num_rows
     assert rows[f"{setting}, Vanilla"][-1]["text"] == "0"
     assert {claim["verdict"] for claim in content["facts"]["claims"]} == {"supported"}
-    text, summary = (paths.REPORTS / "mini" / "table1.md").read_text(), content["facts"]["summary"]
+    text, summary = (paths.reports_of("mini") / "table1.md").read_text(), content["facts"]["summary"]
     assert "40 questions about 40 images in each of the 2 benchmarks" in text
     assert "bear the names of the paper's" in text and "zoo:vlm-7b" in text and "59.7" in text
     assert summary.startswith("CapRL-1M against Vanilla: ")
@@ -92,8 +92,8 @@ def test_table_1_has_the_values_and_the_verdicts(pretrained):
 
 def test_figure_4_stands_in_the_order_of_sizes(pretrained):
     content = tables.write(pretrained, "figure4")
-    assert (paths.REPORTS / "mini" / "figure4.png").stat().st_size > 0
-    drawn = (paths.REPORTS / "mini" / "figure4.svg").read_text()
+    assert (paths.reports_of("mini") / "figure4.png").stat().st_size > 0
+    drawn = (paths.reports_of("mini") / "figure4.svg").read_text()
     assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
     summary = content["facts"]["summary"]
     assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
@@ -101,7 +101,7 @@ def test_figure_4_stands_in_the_order_of_sizes(pretrained):
     assert [claim["text"] for claim in content["facts"]["claims"]] == [
         "CapRL-1M x 0.5 is better than DenseFusion-1M x 0.5", "More of CapRL's pairs are better than fewer",
     ]  # fmt: skip
-    text = (paths.REPORTS / "mini" / "figure4.md").read_text()
+    text = (paths.reports_of("mini") / "figure4.md").read_text()
     assert "CapRL-1M − DenseFusion-1M as Table 1 (3); CapRL-1M − Vanilla as Table 1 (1)" in text
     alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
     assert [c.theirs for c in figure4(pretrained.model_copy(update={"pretraining": alone})).claims] == [
@@ -141,7 +141,7 @@ def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
     further = pretrained.pretraining.further.model_copy(update={"data": "own/{name}.json"})
     settings = pretrained.pretraining.model_copy(update={"further": further})
     tables.write(pretrained.model_copy(update={"pretraining": settings}), "table2")
-    text = (paths.REPORTS / "mini" / "table2.md").read_text()
+    text = (paths.reports_of("mini") / "table2.md").read_text()
     assert "files of the user (own/{name}.json)" in text and "short and noisy" not in text
 
 
@@ -152,7 +152,7 @@ def test_claims_trace_and_page_take_these_items_as_they_come(pretrained):
     assert counts["supported"] == 16 and counts["not run"] >= 30
     text = page.write_html(pretrained).read_text(encoding="utf-8")
     assert all(f'<section id="{name}">' in text for name in ("claims", *ITEMS))
-    cells = list(trace.cells_of(paths.REPORTS / "mini"))
+    cells = list(trace.cells_of(paths.reports_of("mini")))
     assert {cell.name[0] for cell in cells} == {"claims", *ITEMS}
     for cell in cells:
         told = trace.describe(cell)

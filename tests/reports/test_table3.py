@@ -38,7 +38,7 @@ def test_rows_values_and_differences(finished, results_of, cell):
 
 
 def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
-    content, folder = tables.write(finished, "table3"), paths.REPORTS / "mini"
+    content, folder = tables.write(finished, "table3"), paths.reports_of("mini")
     first = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert sorted(first) == [
         "table3.csv", "table3.json", "table3.md", "table3_curves.png", "table3_curves.svg",
@@ -83,7 +83,7 @@ def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, with
     assert first["notes"][1] == "CapRL-3B is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
     assert content["facts"]["training_seeds"]["CapRL-3B"] == [1]
     assert content["facts"]["missing"]["CapRL-3B"] == ["caprl-seed0"]
-    assert "judge_vlm-seed0" in (paths.REPORTS / "mini" / "table3.md").read_text(encoding="utf-8")
+    assert "judge_vlm-seed0" in (paths.reports_of("mini") / "table3.md").read_text(encoding="utf-8")
 
 
 def test_a_missing_run_or_curve_is_named_and_nothing_is_written(profile, prism_run, trained):
@@ -156,5 +156,6 @@ def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(fin
     for profile, said in ((finished, True), (real, False)):
         tables.write(profile, "table3")
         assert (
-            "All captioners have 2.1 million parameters" in (paths.REPORTS / "mini" / "table3.md").read_text()
+            "All captioners have 2.1 million parameters"
+            in (paths.reports_of("mini") / "table3.md").read_text()
         ) == said

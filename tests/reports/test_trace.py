@@ -81,8 +81,10 @@ def test_the_command_that_makes_a_run(stage, run, command):
 def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
     """From the reports alone: what a fresh clone, without runs/, can say of each printed number."""
     monkeypatch.setattr(paths, "RUNS", tmp_path)
-    cells = list(trace.cells_of(folder := paths.REPORTS / "mini"))
-    assert {cell.name[0] for cell in cells} == {file.stem for file in (paths.REPORTS / "mini").glob("*.json")}
+    cells = list(trace.cells_of(folder := paths.PAPER.parent / "mini"))
+    assert {cell.name[0] for cell in cells} == {
+        file.stem for file in (paths.PAPER.parent / "mini").glob("*.json")
+    }
     assert len(cells) > 300
     for cell in cells:
         told = trace.describe(cell)
