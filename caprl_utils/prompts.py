@@ -25,6 +25,20 @@ CANNOT_ANSWER = "Can not answer based on the caption"
 READ = "Answer the question from the caption of an image alone.\nCaption: {caption}\nQuestion: {question}"
 """A question to a text-only LLM that sees the caption instead of the image (reward and Prism)."""
 
+READ_STRICTLY = (
+    "You get a caption of an image, and a question about the image with lettered options. Answer strictly from the "
+    "caption: what you know of the world or find likely does not count. When the caption does not tell, choose the "
+    "option that says so. Reply with the letter alone.\n\n"
+    "Caption: Two children hold the string of a red kite above a beach.\nQuestion: What colour is the kite?"
+    "\nA) Blue\nB) Green\nC) Red\nD) White\nE) Can not answer based on the caption\nThe answer is C\n\n"
+    "Caption: A bar chart shows the rainfall of four cities; the tallest bar is that of Oslo.\n"
+    "Question: How much rain fell in Rome?"
+    "\nA) 20 mm\nB) 35 mm\nC) 50 mm\nD) 80 mm\nE) Can not answer based on the caption\nThe answer is E\n\n"
+    "Caption: {caption}\nQuestion: {question}"
+)
+"""The reward's question (author code's contract in words of our own: the caption alone, two examples, one without an
+answer)."""
+
 LOOK = "Answer the question about the image.\nQuestion: {question}"
 """A question to a VLM, with the image (visual accuracy) or without it (text accuracy), and for direct VQA."""
 
@@ -105,6 +119,13 @@ def format_options(options: Sequence[str]) -> str:
 def read_question(caption: str, question: str, options: Sequence[str] = ()) -> str:
     """Prompt for a text-only reader; without ``options`` it asks for a short answer."""
     return READ.format(caption=caption, question=question) + format_options(options)
+
+
+def reward_question(caption: str, question: str, options: Sequence[str], words: str) -> str:
+    """Prompt for the reward's reader. words: "short", as in Prism, or "authors", with instruction and examples."""
+    if words == "short":
+        return read_question(caption, question, options)
+    return READ_STRICTLY.format(caption=caption, question=question) + format_options(options)
 
 
 def look_question(question: str, options: Sequence[str] = ()) -> str:

@@ -377,7 +377,15 @@ class Training(Settings):
     rollout: Literal["transformers", "vllm_colocate"] = setting(
         "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
     )
+    rollout_rows: int | None = setting(
+        None,
+        "ours: captions that transformers samples together; None: all on a CPU, 32 on a GPU",
+        False,
+        ge=1,
+    )
     vllm_memory_share: float = setting(0.3, "TRL's default: of a GPU, for colocated vLLM", False, gt=0, lt=1)
+    vllm_sleep: bool = setting(False, "ours: colocated vLLM gives its memory back while weights train", False)
+    vllm_tensor_parallel: int = setting(1, "ours: GPUs that share one colocated vLLM", False, ge=1)
     accelerate_config: str | None = setting(None, "ours: of configs/accelerate; None: one per GPU", False)
 
 

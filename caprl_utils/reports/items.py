@@ -19,6 +19,7 @@ from caprl_utils.files import note_access
 from caprl_utils.pretraining import prepare, sets
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
 from caprl_utils.rl import experiments
+from caprl_utils.rl.launch import run_name
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"
@@ -167,7 +168,7 @@ def _row(
 ) -> Row:  # fmt: skip
     main = profile.rl.seeds
     if trained is not None:
-        names = [experiments.run_name(trained, seed) for seed in experiments.seeds_of(profile, trained)]
+        names = [run_name(trained, seed) for seed in experiments.seeds_of(profile, trained)]
     else:
         names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
     return Row(

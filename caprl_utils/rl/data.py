@@ -1,22 +1,63 @@
-"""Curated questions as the data set that GRPOTrainer takes."""
+"""Curated questions as the data set that GRPOTrainer takes, and the one way to open its pictures."""
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
+from caprl_utils.images import BadImage, BadImageError, ImageItem, fit, in_threads
 from caprl_utils.records import Question
 from caprl_utils.schema import Data, Profile
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image
 
+log = logging.getLogger(__name__)
 COLUMNS = ("id", "image", "reward_model")
+Refusal = Callable[["Image"], str | None]  # why the model cannot take a picture; None when it can
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Opens the pictures of a file's rows as curation saw them, scaled down to `max_pixels`.
+
+    One limit for all: what is scaled here has the same visual tokens for the trainer, vLLM and a judge.
+    """
+
+    folder: Path  # of the file: a row without bytes names a picture below it
+    max_pixels: int | None = None
+
+    def __call__(self, image: dict[str, Any] | None) -> Image:
+        """RGB pixels of a cell {bytes, path}. Raises BadImageError."""
+        image = image or {}
+        item = ImageItem("", lambda: image.get("bytes") or self._read(image.get("path")))
+        return fit(item.open(), self.max_pixels)
+
+    def _read(self, name: str | None) -> bytes:
+        target = (self.folder / (name or "")).resolve()
+        if name and not target.is_relative_to(self.folder.resolve()):
+            raise BadImageError(BadImage.OUTSIDE)
+        try:
+            return target.read_bytes() if name else b""
+        except OSError:
+            raise BadImageError(BadImage.UNREADABLE, name) from None
+
+
+class TrainingSet(NamedTuple):
+    """What a run trains on: its rows, how their pictures are opened, and the rows set aside with their reasons."""
+
+    rows: Dataset
+    pictures: Pictures
+    set_aside: dict[str, str]
 
 
 def data_file(profile: Profile, data: Data) -> Path:
@@ -30,52 +71,71 @@ def data_file(profile: Profile, data: Data) -> Path:
     return file
 
 
-def load_data(file: Path, data: Data, num_images: int, min_images: int = 1) -> Dataset:
+def load_data(
+    file: Path, data: Data, num_images: int, min_images: int = 1, max_pixels: int | None = None,
+    refusal: Refusal | None = None,
+) -> TrainingSet:  # fmt: skip
     """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt, image and questions.
 
-    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: decoded to PIL when
-    read. questions: a list of Question rows as dictionaries. Of more than `num_images` images those with the smallest
-    hash of their id are taken, so a smaller set is part of a larger one (Figure 5 right). Raises UserError for a bad
-    row and when fewer than `min_images` remain.
+    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: {bytes, path}, opened
+    by `pictures`. questions: a list of Question rows as dictionaries. Of more than `num_images` images those with the
+    smallest hash of their id are taken, so a smaller set is part of a larger one (Figure 5 right). A bad row is set
+    aside: no questions that can be read and, with `refusal`, a picture that cannot be opened or taken. Raises
+    UserError when fewer than `min_images` remain.
     """
     import datasets
 
-    cache = paths.RUNS / ".cache" / "datasets"
-    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(cache))
+    rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(paths.RUNS / ".cache" / "datasets"))
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
         raise UserError(
             f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}"
         )
-    questions = [_questions(file, row, data) for row in rows.select_columns(["id", "reward_model"])]
-    kept = _chosen(rows["id"], questions, data, num_images)
+    rows = rows.select_columns([*COLUMNS]).cast_column("image", datasets.Image(decode=False))
+    ids, bad = [str(name) for name in rows["id"]], {}
+    questions = [_questions(ids[i], cell, data, bad) for i, cell in enumerate(rows["reward_model"])]
+    kept = _chosen(ids, questions, data, num_images)
+    pictures = Pictures(file.parent, max_pixels)
+    if refusal is not None:
+        reasons = in_threads(lambda i: _why_not(rows[i]["image"], pictures, refusal), kept)
+        reasons = dict(zip(kept, reasons, strict=True))
+        bad |= {ids[i]: reason for i, reason in reasons.items() if reason}
+        kept = [i for i in kept if not reasons[i]]
+    told = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
+    if bad:
+        log.warning("%d of %d rows of %s are set aside: %s", len(bad), len(rows), paths.shown(file), told)
     if len(kept) < min_images:
         raise UserError(
             f"{paths.shown(file)}: {len(kept)} images of {len(rows)} remain, the run needs {min_images}; "
             "curate more images (images.num_images) or relax the experiment's section data"
+            + (f". {len(bad)} rows are bad: {told}" if bad else "")
         )
-    ids = [rows["id"][i] for i in kept]
-    chosen = rows.select(kept).select_columns(["image"]).cast_column("image", datasets.Image())
-    chosen = chosen.add_column("id", ids)
+    chosen = rows.select(kept).select_columns(["image"]).add_column("id", [ids[i] for i in kept])
     chosen = chosen.add_column("prompt", [[{"role": "user", "content": prompts.CAPTION}]] * len(kept))
-    return chosen.add_column("questions", [[q.model_dump(mode="json") for q in questions[i]] for i in kept])
+    asked = [[q.model_dump(mode="json") for q in questions[i]] for i in kept]
+    return TrainingSet(chosen.add_column("questions", asked), pictures, bad)
 
 
-def _questions(file: Path, row: dict[str, Any], data: Data) -> list[Question]:
-    where = f"{paths.shown(file)}, row {row['id']!r}"
+def _why_not(image: dict[str, Any] | None, pictures: Pictures, refusal: Refusal) -> str | None:
     try:
-        questions = [Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"]]
+        return refusal(pictures(image))
+    except BadImageError as error:
+        return str(error)
+
+
+def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str, str]) -> list[Question]:
+    """The questions that a run takes of a row; none, with a reason in `bad`, when they cannot be read."""
+    try:
+        questions = [Question.from_ground_truth(q) for q in cell["ground_truth"]]
     except (KeyError, TypeError, ValueError) as error:
         problem = "; ".join(str(error).splitlines())
-        raise UserError(
-            f"{where}: reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
-        ) from None
+        bad[name] = f"reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
+        return []
     if any(len(q.options) == len(prompts.LETTERS) for q in questions):
-        raise UserError(f"{where}: {len(prompts.LETTERS)} options leave no letter for the extra option")
+        bad[name] = f"{len(prompts.LETTERS)} options leave no letter for the extra option"
+        return []
     if len(questions) < data.min_questions:
         return []
-    if data.questions_per_image is None:
-        return questions
-    order = sorted(range(len(questions)), key=lambda i: _rank(f"{row['id']}/{questions[i].question}"))
+    order = sorted(range(len(questions)), key=lambda i: _rank(f"{name}/{questions[i].question}"))
     return [questions[i] for i in sorted(order[: data.questions_per_image])]
 
 

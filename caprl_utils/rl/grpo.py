@@ -12,58 +12,50 @@ How it departs from TRL 1.16, each on purpose:
 6. No value that decides the method is left to a default. Where TRL's would change it: loss_type is dapo,
    use_bias_correction_kl weights the KL term by the importance ratio, and vLLM rollouts drop whole captions by a
    sequence mask.
+7. vLLM in this process gets an image's place once: TRL hands it prompts whose image tokens are there already, and it
+   puts them in again (huggingface/trl#6294). What it read has to equal what is trained on.
+8. An image is opened once a rollout, transformers samples a part of a rollout at a time on a GPU, and every forward
+   pass is cut to its own longest prompt and caption; TRL pads all to the rollout's longest.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
-from caprl_utils.models.base import open_backend
 from caprl_utils.models.local import process_once, share_images
 from caprl_utils.paths import shown
-from caprl_utils.records import Question
-from caprl_utils.rl.data import data_file, load_data
-from caprl_utils.rl.judges import unified_rewards, vlm_rewards
+from caprl_utils.rl.data import Pictures, data_file, load_data
+from caprl_utils.rl.launch import batch_layout
 from caprl_utils.rl.policy import (
     COMPLETE,
     check_training,
     load_policy,
     load_processor,
+    longest_prompt,
     lora_config,
     mark_complete,
+    refusal_of,
+    windows_together,
 )
-from caprl_utils.rl.readers import Reader, open_reader
-from caprl_utils.rl.rewards import CaptionTask, RewardBatch, length_term, qa_rewards, repeated_share
-from caprl_utils.schema import RL, Experiment, Length, Profile
+from caprl_utils.rl.scoring import RewardsFailedError, open_reward
+from caprl_utils.schema import Experiment, Profile
 
-MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
-GPU_MICRO_BATCH = 4
-"""Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
-Rows = Mapping[str, Sequence[Any]]  # column name -> one value per caption
-Score = Callable[
-    [Sequence[str], Rows, int], RewardBatch
-]  # (captions, rows, step): None for what it could not score
-
-
-class RewardsFailedError(UserError):
-    """More rewards failed than rl.max_failed_share allows."""
+GPU_ROLLOUT_ROWS = 32
+"""Ours: captions that transformers samples together; their keys and values take 2 GB at 2,000 tokens each."""
 
 
 def grpo_arguments(
@@ -104,35 +96,13 @@ def grpo_arguments(
         "report_to": "none",  # ours: the monitor writes the TensorBoard files
         "log_completions": False, "log_multimodal": False,
         "use_vllm": training.rollout != "transformers", "vllm_mode": "colocate",
-        "vllm_max_model_length": MAX_PROMPT_TOKENS + rl.max_completion_tokens,
         "vllm_gpu_memory_utilization": training.vllm_memory_share,
+        "vllm_enable_sleep_mode": training.vllm_sleep,
+        "vllm_tensor_parallel_size": training.vllm_tensor_parallel,
         # one ratio per caption drifts past its limit on long captions and drops them: cut single tokens instead
         "vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "token_truncate",
         "vllm_importance_sampling_clip_max": 3.0,
     }  # fmt: skip
-
-
-def batch_layout(
-    prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool
-) -> tuple[int, int]:
-    """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images.
-
-    All captions of an image lie on one process: their draws are numbered there.
-    """
-    images, rest = divmod(prompts, num_processes)
-    if rest:
-        raise UserError(
-            f"{prompts} images a step (rl.prompts_per_step) do not divide over {num_processes} processes; "
-            "change rl.prompts_per_step or the number of processes"
-        )
-    share = images * group
-    if micro is None:
-        micro = min(GPU_MICRO_BATCH, share) if on_gpu else share
-    if share % micro:
-        raise UserError(
-            f"training.micro_batch_size {micro} does not divide {share}, the captions a process trains a step"
-        )
-    return micro, share // micro
 
 
 @dataclass(eq=False)
@@ -172,7 +142,13 @@ class StepSampler(Sampler):
 
 
 class CaptionTrainer(GRPOTrainer):
-    """GRPO on captions; see the module's docstring. Use `fit`, not `train`."""
+    """GRPO on captions; see the module's docstring. Use `fit`, not `train`.
+
+    pictures: opens the data set's images. rollout_rows: captions that transformers samples together, all by default.
+    """
+
+    pictures: Pictures
+    rollout_rows: int | None = None
 
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
@@ -210,9 +186,47 @@ class CaptionTrainer(GRPOTrainer):
         return super().training_step(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
+        opened = {row["id"]: row["image"] for row in inputs}
+        opened = {name: self.pictures(image) for name, image in opened.items()}
+        inputs = [{**row, "image": opened[row["id"]]} for row in inputs]
         self._columns = {name: [row[name] for row in inputs] for name in inputs[0]}
         with process_once(self.processing_class):
             return super()._generate_and_score_completions(inputs)
+
+    def _generate_single_turn(
+        self, prompt_ids: list, images: list, fields: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple:
+        size = len(prompt_ids) if self.use_vllm else self.rollout_rows or len(prompt_ids)
+        parts = []
+        for start in range(0, len(prompt_ids), size):
+            some, rows = rows_of(fields, start, start + size), slice(start, start + size)
+            part = super()._generate_single_turn(prompt_ids[rows], images[rows], some, *args, **kwargs)
+            parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        return [ids for captions, _ in parts for ids in captions], None
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
+        batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False,
+        **fields: Any,
+    ) -> tuple:  # fmt: skip
+        """As TRL's, each batch without the columns that are padding in all of its rows (0 stands there)."""
+        size, width, found = batch_size or len(input_ids), input_ids.shape[1], []
+        for start in range(0, len(input_ids), size):
+            rows, some = slice(start, start + size), rows_of(fields, start, start + size)
+            used = attention_mask[rows].any(0).nonzero().flatten().tolist()
+            columns, cut = slice(used[0], used[-1] + 1), width - used[-1] - 1
+            for name, value in some.items():
+                if name.endswith("token_type_ids") and value is not None:
+                    some[name] = value[:, columns]
+            *values, _ = super()._get_per_token_logps_and_entropies(
+                model, input_ids[rows, columns], attention_mask[rows, columns], logits_to_keep - cut,
+                compute_entropy=compute_entropy, **some,
+            )  # fmt: skip
+            found.append([None if v is None else torch.nn.functional.pad(v, (0, cut)) for v in values])
+        logps, entropies = zip(*found, strict=True)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate(self, prompts: list) -> tuple:
         start = time.perf_counter()
@@ -289,113 +303,71 @@ def _random_state() -> list[Callable[[], None]]:
     ]  # fmt: skip
 
 
+def rows_of(fields: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """What a processor gave for some of the prompts, one image each; Qwen's patches of all images lie end to end."""
+    grid, found = fields.get("image_grid_thw"), {}
+    for name, value in fields.items():
+        if value is None:
+            found[name] = None
+        elif name == "pixel_values" and grid is not None:
+            ends = [0, *torch.as_tensor(grid).prod(-1).cumsum(0).tolist()]
+            found[name] = value[ends[start] : ends[min(stop, len(ends) - 1)]]
+        else:
+            found[name] = value[start:stop]
+    return found
+
+
+def same_prompts(generate: Callable[..., tuple], image_token: int, prompts: list, **options: Any) -> tuple:
+    """Call vLLM's `generate` with one token where each image goes; it puts in as many as the image has.
+
+    Raises UserError when what it read is not what the trainer learns from.
+    """
+    single = [[b for a, b in pairwise([None, *ids]) if not a == b == image_token] for ids in prompts]
+    found = generate(prompts=single, **options)
+    for read, ids in zip(found[0], prompts, strict=True):
+        if list(read) != list(ids):
+            raise UserError(
+                f"vLLM read {len(read)} tokens of a prompt that has {len(ids)} for the trainer: their image "
+                "processors differ. Set training.rollout to transformers."
+            )
+    return found
+
+
+def kept_out(config: Any) -> dict[str, Any]:
+    """Options for vLLM that keep the marks of images and videos out of captions, as TRL does for transformers."""
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    ids = [getattr(config, name, None) for name in names]
+    return {"logit_bias": {token: -100.0 for token in ids if token is not None}}
+
+
 def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Path) -> CaptionTrainer:
     """Model, data, reward and trainer of a run that lies in `folder`, ready to `fit`."""
     rl, training, config = profile.rl, experiment.training, profile.models.policy
-    rows = load_data(data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step)
     num_processes, on_gpu = PartialState().num_processes, torch.cuda.is_available()
     arguments = grpo_arguments(profile, experiment, seed, folder, num_processes, on_gpu)
-    reward, policy = open_reward(profile, experiment, seed), load_policy(config, training)
-    check_training(config, training)
-    trainer = CaptionTrainer(
-        model=policy, args=GRPOConfig(**arguments), train_dataset=rows, reward_funcs=[reward],
-        processing_class=load_processor(config), peft_config=lora_config(training, policy),
+    reward, policy = open_reward(profile, experiment, seed), load_policy(config, training, on_gpu)
+    check_training(training)
+    processor = load_processor(config)
+    refusal = refusal_of(processor, policy.config, rl.max_completion_tokens)
+    data = load_data(
+        data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step,
+        config.max_pixels, refusal,
     )  # fmt: skip
+    if training.rollout != "transformers":
+        context = longest_prompt(policy.config, rl.max_completion_tokens) + rl.max_completion_tokens
+        arguments |= {"vllm_max_model_length": context, "generation_kwargs": kept_out(policy.config)}
+    trainer = CaptionTrainer(
+        model=policy, args=GRPOConfig(**arguments), train_dataset=data.rows, reward_funcs=[reward],
+        processing_class=processor, peft_config=lora_config(training, policy),
+    )  # fmt: skip
+    trainer.pictures, trainer.set_aside = data.pictures, data.set_aside
+    trainer.rollout_rows = training.rollout_rows or (GPU_ROLLOUT_ROWS if on_gpu else None)
+    if trainer.use_vllm:
+        vllm = trainer.vllm_generation
+        vllm.generate = partial(same_prompts, vllm.generate, policy.config.image_token_id)
     if trainer.ref_model is not None:
-        share_images(trainer.accelerator.unwrap_model(trainer.ref_model))
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        share_images(reference)
+        if on_gpu:
+            windows_together(reference)
     return trainer
-
-
-class CaptionReward:
-    """The reward as GRPOTrainer calls it: once a rollout. Stops training when too many captions could not be scored."""
-
-    def __init__(self, name: str, score: Score, rl: RL, length: Length | None):
-        """name: after which TRL names its metrics."""
-        self.__name__ = name
-        self.score, self.rl, self.length = score, rl, length
-        self._pool = ThreadPoolExecutor(1, "caprl-reward")
-        self._begun: tuple[list[str], int, Future] | None = None  # captions, step, their batch
-
-    def begin(self, completions: Sequence[Any], rows: Rows, step: int) -> None:
-        """Start to score a rollout; the call that follows waits for what is left of it."""
-        captions = _texts(completions)
-        self._begun = (captions, step, self._pool.submit(self._scored, captions, rows, step))
-
-    def __call__(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any,
-        log_extra: Any, log_metric: Any, **columns: Any,
-    ) -> list[float | None]:  # fmt: skip
-        """As TRL calls it; `columns` are the data set's. Raises RewardsFailedError."""
-        captions, step = _texts(completions), trainer_state.global_step
-        begun, self._begun = self._begun, None
-        ahead = begun is not None and begun[:2] == (captions, step)
-        batch, reason = begun[2].result() if ahead else self._scored(captions, columns, step)
-        self._check(batch, reason)
-        lengths = [len(ids) for ids in completion_ids]
-        if self.length is not None:
-            terms = [length_term(n, self.length, self.rl.max_completion_tokens) for n in lengths]
-            batch.rewards = [None if r is None else r + t for r, t in zip(batch.rewards, terms, strict=True)]
-        log_extra("image_id", list(columns["id"]))
-        log_extra("num_tokens", lengths)
-        log_metric("failed_share", batch.failed_share)
-        log_metric("repetition", sum(map(repeated_share, captions)) / len(captions))
-        for name, value in batch.metrics.items():
-            if not math.isnan(value):
-                log_metric(name, value)
-        return batch.rewards
-
-    def _scored(self, captions: Sequence[str], rows: Rows, step: int) -> tuple[RewardBatch, str]:
-        """The batch, and why it failed as a whole: a process whose servers are gone must not leave the others alone."""
-        try:
-            return self.score(captions, rows, step), ""
-        except UserError as error:
-            return RewardBatch([None] * len(captions)), str(error)
-
-    def _check(self, batch: RewardBatch, reason: str) -> None:
-        """Raise RewardsFailedError in every process when too many rewards of all processes together failed."""
-        found = gather_object([(sum(r is None for r in batch.rewards), len(batch.rewards), reason)])
-        failed, total = sum(f[0] for f in found), sum(f[1] for f in found)
-        if failed > self.rl.max_failed_share * total:
-            reasons = sorted({reason for _, _, reason in found if reason})
-            hint = "is the reader's or judge's server up, and are the captions within its context?"
-            raise RewardsFailedError(
-                f"{failed} of {total} captions could not be scored (rl.max_failed_share is "
-                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}"
-            )
-
-
-def _texts(completions: Sequence[Any]) -> list[str]:
-    return [completion[0]["content"] for completion in completions]
-
-
-@dataclass
-class QAScore:
-    """The QA reward of a rollout (paper, equations 1-3)."""
-
-    reader: Reader
-    settings: RL
-    seed: int
-
-    def __call__(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
-        """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
-        seen: Counter[str] = Counter()
-        tasks = []
-        for caption, name, questions in zip(captions, rows["id"], rows["questions"], strict=True):
-            key = (self.seed, step, name, seen[name])
-            tasks.append(CaptionTask(caption, [Question(**question) for question in questions], key))
-            seen[name] += 1
-        return qa_rewards(tasks, self.reader, self.settings)
-
-
-def open_reward(profile: Profile, experiment: Experiment, seed: int) -> CaptionReward:
-    """The reward that the experiment asks for, with its reader or judge (paper, Figure 1c)."""
-    kind, model = experiment.reward.judge, profile.models[experiment.reward.role]
-    if kind == "qa":
-        score = QAScore(open_reader(model, profile), profile.rl, seed)
-    else:
-        judge, rate = open_backend(model, profile), vlm_rewards if kind == "vlm" else unified_rewards
-
-        def score(captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
-            return rate(captions, rows["image"], rows["id"], judge)
-
-    return CaptionReward(kind, score, profile.rl, experiment.reward.length)

@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from caprl_utils import prompts
+from caprl_utils.errors import UserError
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.rl.rewards import RewardBatch
 
@@ -40,10 +42,19 @@ def vlm_rewards(
         Request(f"{name}/{i}", prompts.RATE.format(caption=caption), image, prefill=prompts.SCORE_PREFILL)
         for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
     ]
-    rows = judge.choice_logprobs(requests, [f" {score}" for score in SCORES])
+    rows = _digit_logprobs(judge, requests)
     masses = [sum(map(math.exp, row)) for row in rows if row is not None]
     rewards = [None if row is None else _expected(row) for row in rows]
     return RewardBatch(rewards, {"score_mass": sum(masses) / len(masses)} if masses else {})
+
+
+def _digit_logprobs(judge: Backend, requests: list[Request]) -> list[list[float] | None]:
+    """Log-probabilities of the five digits after "The score is"; Qwen has the space as a token of its own."""
+    try:
+        return judge.choice_logprobs(requests, [f" {score}" for score in SCORES])
+    except UserError:  # " 1" is no single token
+        spaced = [replace(request, prefill=f"{request.prefill} ") for request in requests]
+        return judge.choice_logprobs(spaced, [str(score) for score in SCORES])
 
 
 def _expected(logprobs: Sequence[float]) -> float | None:

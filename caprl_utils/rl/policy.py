@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.models.local import share_images
@@ -17,47 +18,117 @@ from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel, ProcessorMixin
+    from PIL.Image import Image
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+    from caprl_utils.rl.data import Refusal
 
 COMPLETE = "complete.json"  # written last into a checkpoint: it is whole
+MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 
 
-def load_policy(config: ModelConfig, training: Training) -> PreTrainedModel:
-    """The policy in float32, the parts that do not train frozen; it encodes each image of a batch once."""
+def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
+    """The policy, the parts that do not train frozen; it encodes each image of a batch once.
+
+    In float32: bfloat16 weights do not move at a learning rate of 1e-6. Under adapters, which are float32 themselves, a
+    GPU holds them in bfloat16, else rollouts would run in float32.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(
-        resolve_model(config.path), dtype=torch.float32, revision=config.revision
-    )
+        resolve_model(config.path), dtype=torch.bfloat16 if training.lora and on_gpu else torch.float32,
+        revision=config.revision,
+    )  # fmt: skip
     freeze(model, training)
     share_images(model)
+    if on_gpu:
+        windows_together(model)
     return model
 
 
 def load_processor(config: ModelConfig) -> ProcessorMixin:
-    """The policy's processor with the profile's pixel limits, padding on the left as generation needs it."""
+    """The policy's processor, padding on the left as generation needs it; pictures come scaled (`data.Pictures`)."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(
+    return AutoProcessor.from_pretrained(
         resolve_model(config.path), revision=config.revision, truncation_side="left", padding_side="left"
     )
-    if config.max_pixels is not None:
-        processor.image_processor.size["longest_edge"] = config.max_pixels
-    return processor
 
 
-def check_training(config: ModelConfig, training: Training) -> None:
+def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
+    """The dtype of a model's weights on disk, in which the trained ones are saved too: both caption alike."""
+    import torch
+    from transformers import AutoConfig
+
+    return (
+        AutoConfig.from_pretrained(resolve_model(config.path), revision=config.revision).dtype
+        or torch.float32
+    )
+
+
+def longest_prompt(config: PreTrainedConfig, room: int) -> int:
+    """Tokens of a prompt that leave `room` for the caption."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(MAX_PROMPT_TOKENS, MAX_PROMPT_TOKENS if positions is None else positions - room)
+
+
+def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -> Refusal:
+    """Says of a picture why the policy cannot caption it with `room` tokens; None when it can."""
+    content = [{"type": "image"}, {"type": "text", "text": prompts.CAPTION}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    fixed = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - 1  # the image's own place
+    limit = longest_prompt(config, room)
+
+    def refusal(picture: Image) -> str | None:
+        try:
+            found = processor._get_num_multimodal_tokens(image_sizes=[picture.size[::-1]])
+        except ValueError as error:  # a form that the processor refuses
+            return str(error)
+        tokens = fixed + found["num_image_tokens"][0]
+        return f"its prompt has {tokens} tokens, the limit is {limit}" if tokens > limit else None
+
+    return refusal
+
+
+def windows_together(model: PreTrainedModel) -> None:
+    """Let a Qwen2.5-VL tower attend within all windows of one size in one call.
+
+    transformers calls attention once per window, some 2,000 times for an image of one megapixel.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if model.config.model_type == "qwen2_5_vl":
+        name = "flash_windows"  # a name with "flash" is given the windows' places instead of one at a time
+        ALL_ATTENTION_FUNCTIONS.register(name, _window_attention)
+        model.model.visual.config._attn_implementation = name
+
+
+def _window_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any, scaling: float,
+    cu_seq_lens_q: torch.Tensor, **more: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """(1, heads, T, d) three times -> (1, T, heads, d); a token sees those of its own window."""
+    import torch
+
+    lengths, out = cu_seq_lens_q.diff(), torch.empty_like(query.transpose(1, 2))
+    for length in lengths.unique().tolist():
+        starts = cu_seq_lens_q[:-1][lengths == length]
+        places = starts[:, None] + torch.arange(length, device=starts.device)  # (windows, length)
+        parts = (tensor[0][:, places].transpose(0, 1) for tensor in (query, key, value))
+        seen = torch.nn.functional.scaled_dot_product_attention(*parts, scale=scaling)
+        out[0, places] = seen.transpose(1, 2)
+    return out, None
+
+
+def check_training(training: Training) -> None:
     """Raise UserError for settings that each work, but not together."""
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    if training.rollout != "transformers" and config.max_pixels:
-        raise UserError(
-            f"training.rollout {training.rollout}: vLLM takes the pixel limit from the model's folder and would "
-            "see other image tokens than training does. Leave out models.policy.max_pixels and write it into the "
-            "folder's preprocessor_config.json (size: longest_edge)."
-        )
     if training.lora is not None and is_deepspeed_zero3_enabled():
         raise UserError(
             "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
@@ -108,8 +179,9 @@ def _size(parameter: Any) -> int:
 
 
 def save_final(
-    model: Any, processor: ProcessorMixin, folder: Path, state_dict: Mapping[str, Any] | None = None
-) -> None:
+    model: Any, processor: ProcessorMixin, folder: Path, dtype: torch.dtype,
+    state_dict: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all.
 
     state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
@@ -118,7 +190,7 @@ def save_final(
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model
-    merged.save_pretrained(temporary, state_dict=state_dict)
+    merged.to(dtype).save_pretrained(temporary, state_dict=state_dict)
     processor.save_pretrained(temporary)
     expected = sum(_size(parameter) for parameter in merged.parameters())
     written = sum(map(weights_in, temporary.glob("*.safetensors")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,9 +40,14 @@ _LETTER = re.compile(f"[{ANSWERS}]")
 class Reader:
     """Answers questions about captions; what a model answers does not depend on how it was asked."""
 
-    def __init__(self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None):
-        """fast: a faster way to ask it, for calls whose prompts are text and have the same prefill."""
-        self.backend, self._fast = backend, fast
+    def __init__(
+        self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None, words: str = "short"
+    ):
+        """fast: a faster way to ask it, for calls whose prompts are text and have the same prefill.
+
+        words: which prompt it is to be asked with (`prompts.reward_question`).
+        """
+        self.backend, self._fast, self.words = backend, fast, words
         self._same: bool | None = None  # whether the fast way gives the same numbers; None: not known yet
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
@@ -97,11 +103,17 @@ class Reader:
 
 
 def open_reader(model: ModelConfig, profile: Profile) -> Reader:
-    """The fastest reader for a model: packed prompts for a text model in this process, lists for a server."""
+    """The fastest reader for a model: packed prompts for a text model in this process, lists for a server.
+
+    Processes that train together start with different servers: the client prefers the first of those that wait.
+    """
+    if urls := model.base_urls:
+        first = int(os.environ.get("RANK", "0")) % len(urls)
+        model = model.model_copy(update={"base_urls": [*urls[first:], *urls[:first]]})
     backend = open_backend(model, profile)
     if model.backend == "endpoint":
-        return Reader(backend, ListedPrompts(backend))
-    return Reader(backend, None if backend.loaded.sees else PackedPrompts(backend))
+        return Reader(backend, ListedPrompts(backend), profile.prompts)
+    return Reader(backend, None if backend.loaded.sees else PackedPrompts(backend), profile.prompts)
 
 
 def _plain_logprobs(backend: Backend, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
@@ -124,7 +136,6 @@ TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192}
 """Ours. On a CPU a rollout of the mini world takes a third less than at 8192. On a GPU not measured."""
 TOKENS_PER_PACK = 160
 """Ours: attention grows with the square of a pack; longer captions get packs of twice the longest prompt."""
-_MAX_KEPT = 50_000_000  # log-probabilities that stay in memory between two calls, 0.2 GB
 _OPEN = 2**63 - 1  # a token that has descendants up to the end of its pack
 
 
@@ -206,19 +217,24 @@ class PackedPrompts:
     """Asks a local text model by packs of prompts; identical prompts are computed once."""
 
     def __init__(self, backend: LocalBackend):
-        self._model = backend.loaded
-        self.tolerance = 1e-3 if str(self._model.model.dtype) == "torch.float32" else 0.1
-        self._last: dict[tuple[str, str], np.ndarray] = {}  # (prompt, prefill) -> its row, of the last call
+        self._backend = backend
+
+    @property
+    def tolerance(self) -> float:
+        """How far packed numbers may lie from plain ones, in log-probability."""
+        return 1e-3 if str(self._backend.loaded.model.dtype) == "torch.float32" else 0.1
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader`."""
-        ids = self._model.choice_ids([f" {letter}" for letter in letters])
-        return [None if row is None else row[ids].tolist() for row in self._next_logprobs(requests)]
+        ids = self._backend.loaded.choice_ids([f" {letter}" for letter in letters])
+        return [None if row is None else row.tolist() for row in self._next_logprobs(requests, ids)]
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
         """Place -> text of one sampled token, None where the model failed; special tokens leave no text."""
         decode = partial(
-            self._model.tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._backend.loaded.tokenizer.decode,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
         )
         rows = zip(requests, self._next_logprobs(requests), strict=True)
         return {
@@ -226,53 +242,50 @@ class PackedPrompts:
             for place, (request, row) in enumerate(rows)
         }
 
-    def _next_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray | None]:
-        """Log-probabilities (V,) after each prompt; None for a prompt that the model cannot take.
-
-        Those of the last call are kept, unless they are many: for answers sampled where letters had little of it.
-        """
+    def _next_logprobs(
+        self, requests: Sequence[Request], ids: list[int] | None = None
+    ) -> list[np.ndarray | None]:
+        """Log-probabilities of the tokens `ids`, by default all, after each prompt; None for what is too long."""
+        model = self._backend.loaded
         unique = {(r.prompt, r.prefill): r for r in requests}
-        rows = self._last if unique.keys() <= self._last.keys() else self._computed(unique)
-        self._last = rows if sum(row.size for row in rows.values()) <= _MAX_KEPT else {}
-        return [rows.get((r.prompt, r.prefill)) for r in requests]
-
-    def _computed(self, unique: Mapping[tuple[str, str], Request]) -> dict[tuple[str, str], np.ndarray]:
         asked = zip(unique.items(), self._prompt_ids(list(unique.values())), strict=True)
-        good = {name: ids for (name, r), ids in asked if self._model.refusal(r, len(ids) + 1) is None}
-        names, prompts = list(good), list(good.values())
-        found: dict[tuple[str, str], np.ndarray] = {}
-        limit = max([TOKENS_PER_PACK, *(2 * len(ids) for ids in prompts)])
-        for batch in batches(pack(prompts, limit), TOKENS_PER_PASS[self._model.device]):
-            rows = [names[row] for p in batch for row in p.rows]
-            found.update(zip(rows, self._pass(batch), strict=True))
-        return found
+        good = {name: found for (name, r), found in asked if model.refusal(r, len(found) + 1) is None}
+        names, texts = list(good), list(good.values())
+        rows: dict[tuple[str, str], np.ndarray] = {}
+        limit = max([TOKENS_PER_PACK, *(2 * len(text) for text in texts)])
+        for batch in batches(pack(texts, limit), TOKENS_PER_PASS[model.device]):
+            order = [names[row] for p in batch for row in p.rows]
+            rows.update(zip(order, self._pass(batch, ids), strict=True))
+        return [rows.get((r.prompt, r.prefill)) for r in requests]
 
     def _prompt_ids(self, requests: Sequence[Request]) -> list[list[int]]:
         """Tokens of each prompt in the chat template, its prefill behind it."""
-        first = replace(requests[0], prefill="")
-        before, _, after = self._model.prompt_text(first).partition(first.prompt)
+        model, first = self._backend.loaded, replace(requests[0], prefill="")
+        before, _, after = model.prompt_text(first).partition(first.prompt)
         texts = [before + r.prompt + after + r.prefill for r in requests]
-        return self._model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return model.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _pass(self, packs: Sequence[Pack]) -> np.ndarray:
-        """(R, V) log-probabilities after each prompt of the packs, in their order."""
+    def _pass(self, packs: Sequence[Pack], ids: list[int] | None) -> np.ndarray:
+        """(R, V or len(ids)) log-probabilities after each prompt of the packs, in their order; taken on the device."""
         import torch
 
-        device, model = self._model.device, self._model.model
-        ids, positions, mask, ends = (x.to(device) for x in tensors(packs))
+        device, model = self._backend.loaded.device, self._backend.loaded.model
+        tokens, positions, mask, ends = (x.to(device) for x in tensors(packs))
         with torch.inference_mode():
             hidden = model.model(
-                input_ids=ids, position_ids=positions, attention_mask=mask.to(model.dtype), use_cache=False
+                input_ids=tokens, position_ids=positions, attention_mask=mask.to(model.dtype), use_cache=False
             ).last_hidden_state
             logits = model.lm_head(hidden[ends[:, 0], ends[:, 1]])
-            return torch.log_softmax(logits.float(), dim=-1).cpu().numpy()
+            found = torch.log_softmax(logits.float(), dim=-1)
+            return (found if ids is None else found[:, ids]).cpu().numpy()
 
 
 # A vLLM server: many prompts in one HTTP request to /v1/completions, the server's chat template put around each here. A
 # request per question costs more in HTTP, templates and scheduling than the one new token itself.
 
-PROMPTS_PER_REQUEST = 64
-"""Ours: 16 captions with four questions each; larger lists gain little and spread badly over several servers."""
+PROMPTS_PER_REQUEST = (8, 64)
+"""Ours, fewest and most: 16 captions with four questions each. Larger lists gain little; several servers get smaller
+ones, so that each has some."""
 MAX_STRAY = 0.001
 """Ours: an answer is drawn from the letters here where all other tokens together have at most this probability."""
 
@@ -324,7 +337,9 @@ class ListedPrompts:
             "model": self._backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
             "logprob_token_ids": ids, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
-        parts = [prompts[i : i + PROMPTS_PER_REQUEST] for i in range(0, len(prompts), PROMPTS_PER_REQUEST)]
+        fewest, most = PROMPTS_PER_REQUEST
+        size = min(most, max(fewest, math.ceil(len(prompts) / len(self._backend.config.base_urls))))
+        parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         posts = (
             Post(part, fixed | {"prompt": [before + p + after for p in part]},
                  partial(_read_many, ids=ids, count=len(part)), "completions")

@@ -68,7 +68,7 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> Re
     An answer without a letter is wrong and counted (`unparsed`); a caption with a round that the reader
     could not answer has reward None.
     """
-    rounds = [draw_rounds(task, settings.rounds, settings.question_draw) for task in tasks]
+    rounds = [draw_rounds(task, settings.rounds, settings.question_draw, reader.words) for task in tasks]
     score = sampled_scores if settings.reward == "qa_sampled" else expected_scores
     scores, metrics = score([r for rows in rounds for r in rows], reader, settings)
     parts = iter(scores)
@@ -79,10 +79,11 @@ def _mean(scores: Sequence[float | None]) -> float | None:
     return None if None in scores or not scores else sum(scores) / len(scores)
 
 
-def draw_rounds(task: CaptionTask, rounds: int, draw: str) -> list[Round]:
+def draw_rounds(task: CaptionTask, rounds: int, draw: str, words: str = "short") -> list[Round]:
     """N questions of the image, each with its options shuffled and the extra option last.
 
-    draw: "replacement" (author code) or "stratified" (ours): every question once before any is asked again.
+    draw: "replacement" (author code) or "stratified" (ours): every question once before any is asked again. words: see
+    `prompts.reward_question`.
     """
     count, rng = len(task.questions), _random(*task.key, "draw")
     if draw == "replacement":
@@ -90,15 +91,15 @@ def draw_rounds(task: CaptionTask, rounds: int, draw: str) -> list[Round]:
     else:
         passes = [rng.sample(range(count), count) for _ in range(math.ceil(rounds / count))]
         drawn = [index for one_pass in passes for index in one_pass][:rounds]
-    return [_ask(task, task.questions[index], number) for number, index in enumerate(drawn)]
+    return [_ask(task, task.questions[index], number, words) for number, index in enumerate(drawn)]
 
 
-def _ask(task: CaptionTask, question: Question, number: int) -> Round:
+def _ask(task: CaptionTask, question: Question, number: int, words: str) -> Round:
     name = "/".join(map(str, (*task.key, number)))
     order = list(range(len(question.options)))
     _random(name).shuffle(order)
     options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
-    prompt = prompts.read_question(task.caption, question.question, options)
+    prompt = prompts.reward_question(task.caption, question.question, options, words)
     request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
     gold = order.index(prompts.LETTERS.index(question.answer))
     return Round(request, prompts.LETTERS[gold], prompts.LETTERS[: len(options)], question.question)

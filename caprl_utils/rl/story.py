@@ -60,9 +60,12 @@ class Outcome:
 
 def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[Example]:
     """The first `count` images of the run's data set."""
-    rows = load_data(data_file(profile, experiment.data), experiment.data, profile.rl.num_images)
+    file, limit = data_file(profile, experiment.data), profile.models.policy.max_pixels
+    rows, pictures, _ = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
     rows = rows.select(range(min(count, len(rows))))
-    return [Example(row["id"], row["image"], [Question(**q) for q in row["questions"]]) for row in rows]
+    return [
+        Example(row["id"], pictures(row["image"]), [Question(**q) for q in row["questions"]]) for row in rows
+    ]
 
 
 def statement(question: str, answer: str) -> str:
@@ -96,7 +99,7 @@ def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
 
 def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: RL) -> list[dict[str, Any]]:
     """Every question once: what the reader was asked, and how likely it answers rightly, one row each."""
-    rounds = _each_once(caption, questions, "story")
+    rounds = _each_once(caption, questions, "story", reader)
     scores, _ = expected_scores(rounds, reader, settings)
     drawn, _ = sampled_scores(rounds, reader, settings)
     options = ["  ".join(r.request.prompt.splitlines()[-len(r.letters) :]) for r in rounds]
@@ -106,8 +109,8 @@ def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: R
     ]
 
 
-def _each_once(caption: str, questions: Sequence[Question], name: str) -> list[Round]:
-    return draw_rounds(CaptionTask(caption, questions, (name,)), len(questions), "stratified")
+def _each_once(caption: str, questions: Sequence[Question], name: str, reader: Reader) -> list[Round]:
+    return draw_rounds(CaptionTask(caption, questions, (name,)), len(questions), "stratified", reader.words)
 
 
 def mean_reward(captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL) -> float:
@@ -159,7 +162,7 @@ def outcomes(
     for example, completion in zip(examples, completions, strict=True):
         if completion.text is None:
             raise UserError(f"{model} did not caption {example.id}: {completion.error}")
-        rounds = _each_once(completion.text, example.questions, example.id)
+        rounds = _each_once(completion.text, example.questions, example.id, reader)
         scores, _ = expected_scores(rounds, reader, settings)
         chances = {r.question: score for r, score in zip(rounds, scores, strict=True)}
         found.append(Outcome(completion.text.strip(), completion.num_tokens, chances))

@@ -1,4 +1,4 @@
-"""One training as a process, which `experiments.launch`, torchrun, `accelerate launch` or Slurm starts.
+"""One training as a process, which `launch`, torchrun, `accelerate launch` or Slurm starts.
 
     python -m caprl_utils.rl.train --experiment caprl --profile mini --seed 0
 
@@ -19,8 +19,8 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
-from caprl_utils.rl.experiments import STAGE, identity, run_name
-from caprl_utils.rl.policy import counts, last_complete, save_final
+from caprl_utils.rl.launch import STAGE, identity, run_name
+from caprl_utils.rl.policy import checkpoint_dtype, counts, last_complete, save_final
 from caprl_utils.runs import Run, checkpoints_in
 from caprl_utils.schema import Experiment, Profile
 
@@ -57,7 +57,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
                 return STOPPED
         weights = trainer.whole_weights()
         if run:
-            _finish(run, trainer, experiment, seed, weights)
+            _finish(run, trainer, experiment, profile, seed, weights)
         return 0
     finally:
         if run:
@@ -65,14 +65,16 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
 
 
 def _finish(
-    run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, weights: dict[str, Any] | None
-) -> None:
+    run: Run, trainer: CaptionTrainer, experiment: Experiment, profile: Profile, seed: int,
+    weights: dict[str, Any] | None,
+) -> None:  # fmt: skip
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses nothing."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = counts(model)
-    save_final(model, trainer.processing_class, run.folder / "final", weights)
+    dtype = checkpoint_dtype(profile.models.policy)
+    save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
     curve = list(run.rows("curve").read())
-    values = {"steps": len(curve)}
+    values = {"steps": len(curve), "set_aside": len(trainer.set_aside)}
     for name in ("reward", "completion_tokens"):
         values[f"{name}_first"] = _mean(curve[:_WINDOW], name)
         values[f"{name}_last"] = _mean(curve[-_WINDOW:], name)

@@ -15,7 +15,7 @@ def options_of(prompt: str) -> dict[str, str]:
 class ChanceReader:
     """Answers with given probabilities of the option texts; `None` from `chances` is a failure."""
 
-    model_hash = "chances"
+    model_hash, words = "chances", "short"
 
     def __init__(self, chances: Callable[[Request, dict[str, str]], dict[str, float] | None]):
         self.chances, self.prompts = chances, []

@@ -15,7 +15,9 @@ from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
-from caprl_utils.rl.grpo import batch_layout, grpo_arguments
+from caprl_utils.rl import launch as launching
+from caprl_utils.rl.grpo import grpo_arguments
+from caprl_utils.rl.launch import batch_layout
 from caprl_utils.runs import Run
 from caprl_utils.schema import Experiment, Profile
 from tests.rl.conftest import write_questions
@@ -101,7 +103,7 @@ def keys(tmp_path, monkeypatch):
     """Call with YAML over mini and the reward's rounds: training -> its key."""
     questions = tmp_path / "qa.parquet"
     questions.write_bytes(b"the same questions")
-    monkeypatch.setattr(experiments, "data_file", lambda *_: questions)
+    monkeypatch.setattr(launching, "data_file", lambda *_: questions)
 
     folder = tmp_path / "configs" / "experiments"
     shutil.copytree(paths.CONFIGS, tmp_path / "configs")
@@ -115,7 +117,7 @@ def keys(tmp_path, monkeypatch):
         profile = load_profile(str(file))
         found = {}
         for one in experiments.planned(profile):
-            run = Run.open(*experiments.identity(*load_experiment(one.experiment, str(file)), one.seed))
+            run = Run.open(*launching.identity(*load_experiment(one.experiment, str(file)), one.seed))
             found[one.name] = run.key
             run.close()
         return found
@@ -134,12 +136,10 @@ def test_what_a_change_retrains(keys):
 
 
 def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
-    names = {name.removeprefix("caprl_utils.") for name in experiments.RECIPE}
-    computes = (
-        "rl.rewards rl.judges rl.readers rl.grpo rl.policy rl.data models.local models.decoding answers"
-    )
-    assert set(computes.split()) <= names
-    shows = "rl.monitor rl.train rl.experiments rl.story models.endpoint models.server processes progress notebook"
+    names = {name.removeprefix("caprl_utils.") for name in launching.RECIPE}
+    room = "rewards judges readers scoring grpo policy data"
+    assert {*(f"rl.{name}" for name in room.split()), "models.local", "models.decoding", "answers"} <= names
+    shows = "rl.monitor rl.train rl.launch rl.experiments rl.story models.endpoint models.server processes progress"
     assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
 
@@ -302,12 +302,12 @@ def work(world, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=2)
     seen = []
-    monkeypatch.setattr(experiments.Progress, "update", lambda bar, count, note: seen.append((count, note)))
+    monkeypatch.setattr(launching.Progress, "update", lambda bar, count, note: seen.append((count, note)))
 
     def run(how: str, **options):
         folder = tmp_path / "tiny" / "rl" / "small-seed0"
-        monkeypatch.setattr(experiments, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
-        return experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
+        monkeypatch.setattr(launching, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
+        return launching.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
 
     run.seen = seen
     return run
@@ -329,11 +329,11 @@ def test_a_training_that_fails_or_is_stopped_is_told(work):
 
 
 def test_command_with_one_and_several_gpus():
-    plain = experiments.command("caprl", "mini", 1, 0, None)
+    plain = launching.command("caprl", "mini", 1, 0, None)
     assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
-    several = experiments.command("caprl", "paper", 0, 8, None)
+    several = launching.command("caprl", "paper", 0, 8, None)
     assert "accelerate.commands.launch" in several and several[several.index("--num_processes") + 1] == "8"
-    configured = experiments.command("caprl", "paper", 0, 8, "one_node.yaml")
+    configured = launching.command("caprl", "paper", 0, 8, "one_node.yaml")
     config = configured[configured.index("--config_file") + 1]
     assert config == str(paths.CONFIGS / "accelerate" / "one_node.yaml")
 
@@ -344,12 +344,12 @@ def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):
 
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     with pytest.raises(UserError, match=r"two_nodes.yaml is for 2 nodes.*here: none.*grpo.slurm"):
-        experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+        launching.command("caprl", "paper", 0, 8, "two_nodes.yaml")
     for name, value in {"JOB_NUM_NODES": "2", "NODEID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("MASTER_ADDR", "first")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    words = experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+    words = launching.command("caprl", "paper", 0, 8, "two_nodes.yaml")
     assert words[:3] == ["srun", "--nodes=2", "--ntasks-per-node=1"]
     place = words.index("-m")
     shown = [*words[3 : place - 1], "echo", *words[place + 2 :]]  # instead of Python and the launcher

@@ -5,8 +5,8 @@ from peft import get_peft_model
 
 from caprl_utils.errors import UserError
 from caprl_utils.mini.zoo.models import build_language_model, build_processor, build_vlm
-from caprl_utils.rl.policy import check_training, counts, freeze, lora_config, save_final
-from caprl_utils.schema import Lora, ModelConfig, Training
+from caprl_utils.rl.policy import counts, freeze, lora_config, save_final
+from caprl_utils.schema import Lora, Training
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path, monkeypatc
     """As rank 0 alone would write it under ZeRO-3, where the other processes hold the rest."""
     state = {name: tensor for name, tensor in model.state_dict().items() if "visual" not in name}
     with pytest.raises(UserError, match=r"holds .* of the model's .* weights; the checkpoints are kept"):
-        save_final(model, build_processor(), tmp_path / "final", state)
+        save_final(model, build_processor(), tmp_path / "final", torch.float32, state)
     assert not (tmp_path / "final").exists()
-    save_final(model, build_processor(), tmp_path / "final", model.state_dict())
+    save_final(model, build_processor(), tmp_path / "final", torch.float32, model.state_dict())
     assert (tmp_path / "final" / "config.json").is_file()
 
 
@@ -87,10 +87,3 @@ def test_sizes_under_zero_3_are_the_whole_tensors(model):
     finally:
         for parameter in model.parameters():
             del parameter.ds_numel
-
-
-def test_vllm_rollouts_take_no_pixel_limits_of_ours():
-    config = ModelConfig(path="m", max_pixels=1_000_000)
-    check_training(config, Training())
-    with pytest.raises(UserError, match=r"vllm_colocate.*preprocessor_config.json"):
-        check_training(config, Training(rollout="vllm_colocate"))

@@ -102,7 +102,12 @@ def test_a_step_of_training(family, world, runs, tmp_path):
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert any("language_model" in n for n in moved)
 
-    save_final(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class, tmp_path / "final")
+    save_final(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        tmp_path / "final",
+        torch.float32,
+    )
     _, report = transformers.AutoModelForImageTextToText.from_pretrained(
         tmp_path / "final", output_loading_info=True
     )

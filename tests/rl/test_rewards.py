@@ -7,9 +7,9 @@ from caprl_utils import prompts
 from caprl_utils.models.base import Completion
 from caprl_utils.records import Question
 from caprl_utils.rl import rewards
-from caprl_utils.rl.grpo import CaptionReward, RewardsFailedError
 from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
 from caprl_utils.rl.rewards import CaptionTask, draw_rounds, length_term, qa_rewards, repeated_share
+from caprl_utils.rl.scoring import CaptionReward, RewardsFailedError
 from caprl_utils.schema import RL, Length
 from tests.rl.reader_fakes import ChanceReader, options_of
 

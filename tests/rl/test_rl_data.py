@@ -1,11 +1,17 @@
+import io
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from caprl_utils import prompts
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
+from caprl_utils.mini.zoo.models import build_processor, build_vlm
 from caprl_utils.rl.data import data_file, load_data
+from caprl_utils.rl.policy import refusal_of
 from caprl_utils.schema import Data
 
 
@@ -15,24 +21,24 @@ def file(runs):
 
 
 def test_rows_are_what_trl_takes(file):
-    rows = load_data(file, Data(), num_images=100)
+    rows, pictures, _ = load_data(file, Data(), num_images=100)
     assert sorted(rows.column_names) == ["id", "image", "prompt", "questions"] and len(rows) == 6
     row = rows[0]
     assert row["prompt"] == [{"role": "user", "content": prompts.CAPTION}]
-    assert row["image"].size == (140, 140)
+    assert pictures(row["image"]).size == (140, 140)
     question = row["questions"][0]
     assert question["options"] == ["1", "2", "3", "4"] and question["answer"] in "BCD"
 
 
 def test_smaller_set_is_part_of_the_larger(file):
-    ids = [set(load_data(file, Data(num_images=n), num_images=100)["id"]) for n in (2, 3, 5)]
+    ids = [set(load_data(file, Data(num_images=n), num_images=100).rows["id"]) for n in (2, 3, 5)]
     assert [len(i) for i in ids] == [2, 3, 5] and ids[0] < ids[1] < ids[2]
 
 
 def test_subsets(file):
-    assert load_data(file, Data(ids=["*-01", "*-03"]), num_images=9)["id"] == ["image-01", "image-03"]
-    two = load_data(file, Data(questions_per_image=2), num_images=9)
-    three = load_data(file, Data(), num_images=9)
+    assert load_data(file, Data(ids=["*-01", "*-03"]), num_images=9).rows["id"] == ["image-01", "image-03"]
+    two = load_data(file, Data(questions_per_image=2), num_images=9).rows
+    three = load_data(file, Data(), num_images=9).rows
     for a, b in zip(two["questions"], three["questions"], strict=True):
         assert len(a) == 2 and all(q in b for q in a)
     with pytest.raises(UserError, match="0 images of 6 remain, the run needs 4"):
@@ -45,12 +51,74 @@ def test_missing_file_says_who_makes_it(runs, world):
         data_file(profile, Data(file="nothing.parquet"))
 
 
-def test_bad_rows_are_named(tmp_path, runs):
+@pytest.fixture
+def mixed(tmp_path, runs) -> Path:
+    """A file with good and bad rows of all kinds, its ids integers; one row names a picture beside the file."""
+
+    def encoded(picture, form="PNG") -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, form)
+        return buffer.getvalue()
+
+    good = encoded(Image.new("RGB", (140, 140), "red"))
+    seen = Image.new("RGBA", (56, 28), (0, 0, 0, 0))
+    Image.new("RGB", (100, 50), "blue").save(tmp_path / "there.png")
+    images = [
+        {"bytes": good, "path": None}, {"bytes": encoded(seen), "path": None}, {"bytes": None, "path": "there.png"},
+        {"bytes": good[:200], "path": None}, {"bytes": encoded(Image.new("RGB", (3000, 10))), "path": None}, None,
+        {"bytes": None, "path": "gone.png"}, {"bytes": None, "path": "../outside.png"}, {"bytes": b"x", "path": None},
+    ]  # fmt: skip
+    asked = {"question": "What?", "choices": ["A) 1", "B) 2"], "answer": "A"}
+    rows = [
+        {"id": i, "image": image, "reward_model": {"ground_truth": [asked]}} for i, image in enumerate(images)
+    ]
+    rows.append({"id": 99, "image": images[0], "reward_model": {"ground_truth": [asked | {"answer": "Q"}]}})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
+    return tmp_path / "mixed.parquet"
+
+
+def test_bad_rows_are_set_aside_and_named(mixed, caplog):
+    data = load_data(mixed, Data(), num_images=99, refusal=lambda picture: None)
+    assert data.rows["id"] == ["0", "1", "2"]
+    reasons = {
+        "3": "truncated",
+        "4": "aspect",
+        "5": "empty",
+        "6": "cannot be read",
+        "7": "outside",
+        "8": "not an image",
+    }
+    assert (
+        all(word in data.set_aside[name] for name, word in reasons.items())
+        and "schema" in data.set_aside["99"]
+    )
+    assert "7 of 10 rows of" in caplog.text and "99: reward_model.ground_truth" in caplog.text
+    with pytest.raises(
+        UserError, match=r"3 images of 10 remain, the run needs 4.*7 rows are bad: 99: reward_model"
+    ):
+        load_data(mixed, Data(), num_images=99, min_images=4, refusal=lambda picture: None)
+    wide = load_data(mixed, Data(), num_images=99, refusal=lambda p: "too wide" if p.width > 120 else None)
+    assert wide.rows["id"] == ["1", "2"] and wide.set_aside["0"] == "too wide"
+
+
+def test_a_picture_is_what_curation_saw_and_within_the_limit(mixed):
+    data = load_data(mixed, Data(), num_images=99, max_pixels=4000, refusal=lambda picture: None)
+    pictures = [data.pictures(row["image"]) for row in data.rows]
+    assert [p.mode for p in pictures] == ["RGB"] * 3 and pictures[1].getpixel((0, 0)) == (255, 255, 255)
+    assert all(p.width * p.height <= 4000 for p in pictures) and pictures[1].size == (56, 28)
+
+
+def test_a_prompt_that_leaves_no_room_for_its_caption_is_refused():
+    processor, config = build_processor(), build_vlm(0).config
+    free = refusal_of(processor, config, room=10)
+    assert free(Image.new("RGB", (140, 140))) is None
+    assert "its prompt has" in refusal_of(
+        processor, config, room=config.text_config.max_position_embeddings - 20
+    )(Image.new("RGB", (140, 140)))
+
+
+def test_a_file_without_its_columns_says_so(tmp_path, runs):
     bad = tmp_path / "bad.parquet"
-    row = {"id": "x7", "image": {"bytes": b"", "path": None}}
-    pq.write_table(pa.Table.from_pylist([row | {"reward_model": {"ground_truth": [{"question": "q"}]}}]), bad)
-    with pytest.raises(UserError, match=r"row 'x7'.*not in CapRL-QA-75K's schema"):
-        load_data(bad, Data(), num_images=1)
     pq.write_table(pa.Table.from_pylist([{"id": "x7"}]), bad)
     with pytest.raises(UserError, match="has no column image, reward_model"):
         load_data(bad, Data(), num_images=1)

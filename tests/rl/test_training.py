@@ -19,10 +19,11 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.models import endpoint
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.rl.grpo import RewardsFailedError, StepSampler, open_trainer
+from caprl_utils.rl.grpo import StepSampler, open_trainer
 from caprl_utils.rl.monitor import Monitor, curve_row, group_std
 from caprl_utils.rl.policy import COMPLETE, counts, last_complete, mark_complete, save_final
 from caprl_utils.rl.readers import ListedPrompts, Reader
+from caprl_utils.rl.scoring import RewardsFailedError
 from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import Lora, ModelConfig
 from caprl_utils.schema import Training as Parts
@@ -275,7 +276,7 @@ def test_lora_trains_resumes_and_ends_as_a_whole_model(world, runs, tmp_path):
     assert whole.curve[-1]["kl"] > 0
     model = whole.trainer.model
     assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
-    save_final(model, whole.trainer.processing_class, tmp_path / "final")
+    save_final(model, whole.trainer.processing_class, tmp_path / "final", torch.float32)
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(report.values())
     base = AutoModelForImageTextToText.from_pretrained(whole.profile.models.policy.path)

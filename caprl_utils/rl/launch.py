@@ -1,0 +1,199 @@
+"""A training as a process of its own: what it is, how it lies on GPUs and nodes, how it is started and watched.
+
+It tells its progress by a file, its steps by curve.jsonl, its end by result.json; SIGTERM makes it save and stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths, processes, prompts
+from caprl_utils.config import load_experiment, read_yaml
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import file_hash
+from caprl_utils.models.local import close_all
+from caprl_utils.models.weights import model_hash
+from caprl_utils.progress import PROGRESS_ENV, Progress
+from caprl_utils.provenance import gpu_names
+from caprl_utils.rl.data import data_file
+from caprl_utils.runs import Run, load_result
+from caprl_utils.schema import Experiment, Profile
+
+STAGE = "rl"
+RECIPE = [
+    "caprl_utils.rl.rewards", "caprl_utils.rl.judges", "caprl_utils.rl.readers", "caprl_utils.rl.scoring",
+    "caprl_utils.rl.grpo", "caprl_utils.rl.policy", "caprl_utils.rl.data", "caprl_utils.models.local",
+    "caprl_utils.models.decoding", "caprl_utils.answers",
+]  # fmt: skip
+"""The modules that compute a training's weights and curve; prompts and settings are in the key by their values."""
+_PROMPTS = [
+    prompts.CAPTION, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL, prompts.RATE, prompts.UNIFIED
+]  # fmt: skip
+GPU_MICRO_BATCH = 4
+"""Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
+_POLL_SEC, _LEAST_GRACE_SEC = 0.5, 10.0
+
+
+def run_name(experiment: str, seed: int | str) -> str:
+    """Name of a run's folder; the seed may be a placeholder."""
+    return f"{experiment}-seed{seed}"
+
+
+def identity(
+    experiment: Experiment, profile: Profile, seed: int
+) -> tuple[Profile, str, str, dict, list[str]]:
+    """What `Run.open` and `Run.find` take for a training; its key covers settings, data, models, prompts and code."""
+    settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
+    models = {"policy": profile.models.policy, "scorer": profile.models[experiment.reward.role]}
+    shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
+    parts = {
+        "rl": shared, **settings, "seed": seed,
+        "prompts": [
+            *_PROMPTS, prompts.reward_question("caption", "question", [prompts.CANNOT_ANSWER], profile.prompts)
+        ],
+        "questions": file_hash(data_file(profile, experiment.data)),
+        **{part: [model.key_part(), model_hash(model)] for part, model in models.items()},
+    }  # fmt: skip
+    return profile, STAGE, run_name(experiment.name, seed), parts, RECIPE
+
+
+def launch(
+    experiment: str, profile: str, seed: int = 0,
+    bar: Share | None = None, stopping: threading.Event | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Make a training run, or return the record of a complete one. Its log is runs/<profile>/rl/.logs/<run>.log.
+
+    On a GPU the models of this process are dropped first. bar: where progress is shown, by default a bar of its own.
+    stopping: ends the training when set; it has the time of three steps to save (several processes: what their launcher
+    grants, some 30 s; else they go on from the last checkpoint). Raises UserError for a layout that does not fit the
+    GPUs, and with the log's last lines when the training fails or was ended.
+    """
+    stopping = stopping or threading.Event()
+    loaded, resolved = load_experiment(experiment, profile)
+    name = run_name(loaded.name, seed)
+    if (record := Run.find(*identity(loaded, resolved, seed))) is not None:
+        return record  # a process takes ten seconds to say so
+    config, gpus = loaded.training.accelerate_config, len(gpu_names())
+    rl, micro = resolved.rl, loaded.training.micro_batch_size
+    batch_layout(rl.prompts_per_step, rl.group_size, micro, num_processes(config, gpus), gpus > 0)
+    if gpus:
+        close_all()
+    folder = paths.RUNS / resolved.name / STAGE / name
+    log, state = (folder.parent / ".logs" / f"{name}.{end}" for end in ("log", "progress.json"))
+    state.unlink(missing_ok=True)
+    env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
+    process = processes.popen(command(experiment, profile, seed, gpus, config), log, env=env)
+    try:
+        with nullcontext(bar) if bar else Progress(f"train {name}", total=rl.steps) as shown:
+            while process.poll() is None and not stopping.wait(_POLL_SEC):
+                _mirror(state, shown)
+            _mirror(state, shown)
+    finally:
+        processes.stop(process, _grace_sec(folder))
+    if process.returncode:
+        raise UserError(
+            f"the training {name} ended with status {process.returncode}; the end of {paths.shown(log)}:\n"
+            f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
+        )
+    return load_result(folder)
+
+
+def num_processes(accelerate_config: str | None, num_gpus: int) -> int:
+    """How many processes train together: one per visible GPU, or those of a config for several nodes."""
+    config = read_yaml(paths.CONFIGS / "accelerate" / accelerate_config) if accelerate_config else {}
+    return config["num_processes"] if config.get("num_machines", 1) > 1 else max(1, num_gpus)
+
+
+def batch_layout(
+    prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool
+) -> tuple[int, int]:
+    """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images.
+
+    All captions of an image lie on one process: their draws are numbered there. Raises UserError when they do not fit.
+    """
+    images, rest = divmod(prompts, num_processes)
+    if rest:
+        near = sorted({max(1, images) * num_processes, (images + 1) * num_processes})
+        raise UserError(
+            f"{prompts} images a step (rl.prompts_per_step) do not divide over {num_processes} processes: take "
+            f"{' or '.join(map(str, near))}, or as many GPUs as divide {prompts} (CUDA_VISIBLE_DEVICES)"
+        )
+    share = images * group
+    if micro is None:
+        micro = min(GPU_MICRO_BATCH, share) if on_gpu else share
+    if share % micro:
+        raise UserError(
+            f"training.micro_batch_size {micro} does not divide {share}, the captions a process trains a step"
+        )
+    return micro, share // micro
+
+
+def command(
+    experiment: str, profile: str, seed: int, num_gpus: int, accelerate_config: str | None
+) -> list[str]:
+    """The command line of a training: plain Python, or `accelerate launch` with several GPUs or a config of it.
+
+    With a config for several nodes Slurm's srun starts it on each. Raises UserError outside of such a job.
+    """
+    module = ["caprl_utils.rl.train", "--experiment", experiment, "--profile", profile, "--seed", str(seed)]
+    start = [sys.executable, "-m", "accelerate.commands.launch"]
+    if num_gpus <= 1 and accelerate_config is None:
+        return [sys.executable, "-m", *module]
+    count = ["--num_processes", str(max(1, num_gpus))]
+    if accelerate_config is None:
+        return [*start, *count, "--module", *module]
+    file = paths.CONFIGS / "accelerate" / accelerate_config
+    nodes, how = read_yaml(file)["num_machines"], ["--config_file", str(file)]
+    if nodes == 1:
+        return [*start, *how, *count, "--module", *module]
+    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
+    if found != str(nodes) or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"{paths.shown(file)} is for {nodes} nodes: srun starts the training on each, so this has to run in a "
+            f"Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
+            "configs/slurm/grpo.slurm does so"
+        )
+    # what only a task of srun knows
+    node = "--machine_rank $SLURM_NODEID --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT"
+    each = [f'exec "$@" {node} {shlex.join([*how, "--module", *module])}', "bash", *start]
+    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "bash", "-c", *each]
+
+
+def _grace_sec(folder: Path) -> float:
+    """How long a training may take to end its step and save."""
+    try:
+        last = json.loads((folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        return _LEAST_GRACE_SEC + 3 * (last["seconds"] or 0)
+    except (OSError, ValueError, IndexError, KeyError):  # no step yet: nothing to save
+        return _LEAST_GRACE_SEC
+
+
+class Share:
+    """One training's part of a progress line that several threads write to."""
+
+    def __init__(self, name: str, bar: Progress, lock: threading.Lock):
+        self.done, self.note = 0, ""
+        self._name, self._bar, self._lock = name, bar, lock
+
+    def update(self, count: int, note: str) -> None:
+        """`count` more steps of this training are done."""
+        self.done, self.note = self.done + count, note
+        with self._lock:
+            self._bar.update(count, note=f"{self._name} {note}")
+
+
+def _mirror(state: Path, bar: Progress | Share) -> None:
+    """Show what the training wrote to its progress file."""
+    try:
+        now = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not started yet
+        return
+    if now["done"] != bar.done or now["note"] != bar.note:
+        bar.update(now["done"] - bar.done, note=now["note"])
