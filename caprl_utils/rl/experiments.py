@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from caprl_utils.config import load_experiment, load_profile
 from caprl_utils.errors import UserError, did_you_mean
+from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
-from caprl_utils.provenance import gpu_names
 from caprl_utils.rl.launch import Share, launch, run_name
 from caprl_utils.schema import ModelConfig, Profile
 
@@ -99,7 +99,7 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     evaluate = _evaluator(profile)
     workers = profile.ablations.parallel_runs
     # models that train and models that caption do not fit on one GPU together
-    turn = threading.Lock() if workers == 1 and gpu_names() else nullcontext()
+    turn = threading.Lock() if workers == 1 and visible_gpus() else nullcontext()
     rows: dict[Planned, dict[str, Any]] = {}
     failed: list[str] = []
     with (

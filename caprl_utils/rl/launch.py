@@ -21,7 +21,6 @@ from caprl_utils.hashing import file_hash
 from caprl_utils.models.local import close_all
 from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import PROGRESS_ENV, Progress
-from caprl_utils.provenance import gpu_names
 from caprl_utils.rl.data import data_file
 from caprl_utils.runs import Run, load_result
 from caprl_utils.schema import Experiment, Profile
@@ -80,7 +79,7 @@ def launch(
     name = run_name(loaded.name, seed)
     if (record := Run.find(*identity(loaded, resolved, seed))) is not None:
         return record  # a process takes ten seconds to say so
-    config, gpus = loaded.training.accelerate_config, len(gpu_names())
+    config, gpus = loaded.training.accelerate_config, len(processes.visible_gpus())
     rl, micro = resolved.rl, loaded.training.micro_batch_size
     batch_layout(rl.prompts_per_step, rl.group_size, micro, num_processes(config, gpus), gpus > 0)
     if gpus:

@@ -275,7 +275,7 @@ def test_on_one_gpu_nothing_is_evaluated_beside_a_training(scripted, monkeypatch
         busy.release()
         return RECORD | {"values": RECORD["values"] | {"average": 0.5}}
 
-    monkeypatch.setattr(experiments, "gpu_names", lambda: ["H100"])
+    monkeypatch.setattr(experiments, "visible_gpus", lambda: ["H100"])
     scripted(alone, alone)
     rows = experiments.run_all("one_gpu")
     assert [row["accuracy"] for row in rows] == [0.5] * len(experiments.planned(load_profile("one_gpu")))
