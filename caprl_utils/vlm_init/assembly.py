@@ -84,9 +84,7 @@ class Plan:
 def plan_of(setting: Assembly) -> Plan:
     """Open and check the donors of a setting; nothing is written. Raises UserError for what does not fit."""
     kind, given = ARCHITECTURES[setting.architecture], (setting.language, setting.vision)
-    folders = [
-        donors.donor_folder(donor, prefixes) for donor, prefixes in zip(given, kind.PREFIXES, strict=True)
-    ]
+    folders = [donors.donor_folder(donor) for donor in given]
     config, notes = kind.combined(setting, *map(donors.read_config, folders))
     processor, max_image_tokens = kind.processor(setting, config, *folders)
     ends = donors.end_ids(processor.tokenizer, setting.end_tokens)

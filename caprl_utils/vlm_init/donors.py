@@ -6,7 +6,7 @@ Everything that can be wrong with a download is found here, before anything is w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-PICKLED = "pytorch_model*.bin"
-CONVERT = (
-    "pickled weights are not opened here. If you trust them, save them once as safetensors and name that folder "
-    "(with AutoModel and AutoProcessor of transformers: `X.from_pretrained(SOURCE).save_pretrained(FOLDER)`), or "
-    "name a `revision` that has safetensors (on the hub often refs/pr/NUMBER, under Community)"
+NO_WEIGHTS = (
+    "has no safetensors. An interrupted download goes on when it is started again. Pickled weights are not opened "
+    "here: if you trust pytorch_model*.bin, save them once with transformers (AutoModel and AutoProcessor: "
+    "`X.from_pretrained(SOURCE).save_pretrained(FOLDER)`) and name that folder, or name a `revision` that has safetensors (on the hub often refs/pr/NUMBER, under Community)"
 )
-FETCH_AGAIN = "the download was interrupted: fetch it again (the hub client continues where it stopped)"
 
 
 def require(condition: bool, message: str) -> None:
@@ -38,11 +36,8 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def donor_folder(donor: Donor, prefixes: Iterable[str]) -> Path:
-    """A donor's folder on this machine; of the hub's, only shards with tensors of these prefixes are fetched.
-
-    Raises UserError when it is not there and cannot be fetched, or has no safetensors.
-    """
+def donor_folder(donor: Donor) -> Path:
+    """A donor's folder on this machine, fetched from the hub if need be. Raises UserError when it cannot be had."""
     if (made := made_model(donor.path)) is not None:
         return made
     if donor.path.startswith(paths.ZOO_PREFIX) or Path(donor.path).is_dir():
@@ -50,33 +45,15 @@ def donor_folder(donor: Donor, prefixes: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    small = ["*.json", "*.jinja", "*.txt", "*.model"]  # configs, tokenizer, processor
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        folder = Path(snapshot_download(donor.path, revision=donor.revision, allow_patterns=small))
-        shards = [file for file, names in _files(folder).items() if _some(names, prefixes)] or [SINGLE]
-        folder = Path(
-            snapshot_download(donor.path, revision=donor.revision, allow_patterns=[*small, *shards])
-        )
-        if not (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
-            raise UserError(_why_no_safetensors(donor))
-        return folder
+        return Path(snapshot_download(donor.path, revision=donor.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"donor {donor.path!r} is no folder here and could not be fetched from the hub: "
             f"{str(error).splitlines()[0]}. Check the name and the network (HF_HUB_OFFLINE must not be set), or name "
             "a folder"
         ) from None
-
-
-def _why_no_safetensors(donor: Donor) -> str:
-    """What the hub has of a donor instead. Raises as the hub's client when it cannot be asked."""
-    from huggingface_hub import HfApi
-
-    files = [Path(f) for f in HfApi().list_repo_files(donor.path, revision=donor.revision)]
-    name = f"donor {donor.path!r} at revision {donor.revision or 'main'}"
-    if pickled := sorted(file.name for file in files if file.match(PICKLED)):
-        return f"{name} has no safetensors on the hub, pickled weights only ({pickled[0]}): {CONVERT}"
-    return f"{name} has no {SINGLE} and no {INDEX} on the hub; is it a model?"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -109,69 +86,33 @@ class Weights:
         return value_hash({f.name: file_hash(f) for f in sorted({*self.files, self.folder / "config.json"})})
 
 
-def read_weights(folder: Path, prefixes: Iterable[str] = ("",)) -> Weights:
-    """Map a model's tensors with these prefixes; shards that hold none of them need not be there.
-
-    Raises UserError for a missing, cut or foreign file, naming it.
-    """
-    prefixes, tensors, files = tuple(prefixes), {}, []
-    for file, names in _files(folder).items():
-        if not _some(names, prefixes):
-            continue
-        found = _mapped(folder / file)
-        if names is not None and (lost := names - found.keys()):
-            raise UserError(
-                f"{shown(folder / file)} lacks {len(lost)} tensors that {INDEX} promises, {min(lost)} among them; "
-                "index and shards are of different checkpoints: fetch the model again"
-            )
-        files.append(folder / file)
-        tensors |= {name: tensor for name, tensor in found.items() if name.startswith(prefixes)}
-    if not files:
-        raise UserError(_why_no_weights(folder))
-    return Weights(folder, tuple(files), tensors)
-
-
-def _files(folder: Path) -> dict[str, set[str] | None]:
-    """File name -> tensors that it should hold (None: whatever is in it)."""
-    if not (folder / INDEX).is_file():
-        return {SINGLE: None} if (folder / SINGLE).is_file() else {}
+def read_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Weights:
+    """Map a model's tensors with these prefixes. Raises UserError for a missing, cut or foreign file, naming it."""
+    index, names = folder / INDEX, [SINGLE]
     try:
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError) as error:
-        raise UserError(f"{shown(folder / INDEX)} cannot be read ({error}); {FETCH_AGAIN}") from None
-    files: dict[str, set[str] | None] = {}
-    for name, file in sorted(weight_map.items(), key=lambda entry: entry[1]):
-        files.setdefault(file, set()).add(name)
-    return files
-
-
-def _some(names: set[str] | None, prefixes: Iterable[str]) -> bool:
-    return names is None or any(name.startswith(tuple(prefixes)) for name in names)
-
-
-def _why_no_weights(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"no model folder {shown(folder)}"
-    if any(folder.glob("*.incomplete")) or any(folder.glob("model-*-of-*.safetensors")):
-        return f"{shown(folder)} has parts of a model but no {INDEX}; {FETCH_AGAIN}"
-    if pickled := sorted(folder.glob(PICKLED)):
-        return f"{shown(folder)} has no safetensors, pickled weights only ({pickled[0].name}): {CONVERT}"
-    return f"{shown(folder)} has no {SINGLE} and no {INDEX}; is it a model folder?"
+        raise UserError(f"{shown(index)} cannot be read ({error}); fetch the model again") from None
+    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
+    files, tensors = tuple(folder / name for name in names), {}
+    for file in files:
+        tensors |= {name: tensor for name, tensor in _mapped(file).items() if name.startswith(prefixes)}
+    return Weights(folder, files, tensors)
 
 
 def _mapped(file: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError, safe_open
 
-    require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; {FETCH_AGAIN}")
-    with open(file, "rb") as opened:
-        pointer = opened.read(40).startswith(b"version https://git-lfs")
-    require(not pointer, f"{shown(file)} is a git-lfs pointer, not the weights: run `git lfs pull` there")
+    require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; fetch the model again")
     try:
         with safe_open(file, "pt") as shard:
             return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        size = file.stat().st_size
-        raise UserError(f"{shown(file)} ({size} bytes) is cut or damaged ({error}); {FETCH_AGAIN}") from None
+        raise UserError(
+            f"{shown(file)} ({file.stat().st_size} bytes) is cut, damaged or a git-lfs pointer ({error}); fetch the "
+            "model again (`git lfs pull` in a clone)"
+        ) from None
 
 
 # Each changes what a language model computes; a default of a class counts as a value.

@@ -9,7 +9,6 @@ import pytest
 from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.zoo import models
-from caprl_utils.schema import Donor
 from caprl_utils.vlm_init.assembly import assemble, plan_of
 from tests.vlm_init.conftest import at
 
@@ -86,15 +85,15 @@ def test_a_shard_that_did_not_arrive(qwen_setting, language, tmp_path):
     (language / "model.safetensors").unlink()
     shards = sorted(language.glob("model-*.safetensors"))
     shards[1].rename(tmp_path / "kept")
-    refused(qwen_setting, tmp_path / "out", rf"missing shard .*{shards[1].name}, .* download was interrupted",
+    refused(qwen_setting, tmp_path / "out", rf"missing shard .*{shards[1].name}, .* fetch the model again",
             language=at(language))  # fmt: skip
     shutil.copy(shards[0], shards[1])
-    refused(qwen_setting, tmp_path / "out", "lacks .* tensors that model.safetensors.index.json promises",
-            language=at(language))  # fmt: skip
+    refused(qwen_setting, tmp_path / "out", "has no tensor for", language=at(language))
     (tmp_path / "kept").rename(shards[1])
     (language / "model.safetensors.index.json").unlink()
-    refused(qwen_setting, tmp_path / "out", "has parts of a model but no model.safetensors.index.json",
-            language=at(language))  # fmt: skip
+    refused(
+        qwen_setting, tmp_path / "out", "has no safetensors. An interrupted download", language=at(language)
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.9999])
@@ -102,7 +101,7 @@ def test_a_file_that_was_cut(share, qwen_setting, language, tmp_path):
     file = language / "model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
-    refused(qwen_setting, tmp_path / "out", "model.safetensors .* is cut or damaged .* download was interrupted",
+    refused(qwen_setting, tmp_path / "out", "model.safetensors .* is cut, damaged .* fetch the model again",
             language=at(language))  # fmt: skip
 
 
@@ -111,10 +110,7 @@ def test_a_pointer_instead_of_weights_and_pickled_weights(qwen_setting, language
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n")
     refused(qwen_setting, tmp_path / "out", "git-lfs pointer", language=at(language))
     file.rename(language / "pytorch_model.bin")
-    words = (
-        r"has no safetensors, pickled weights only \(pytorch_model\.bin\): .* save them once as safetensors"
-    )
-    refused(qwen_setting, tmp_path / "out", words, language=at(language))
+    refused(qwen_setting, tmp_path / "out", "has no safetensors.* save them once with", language=at(language))
 
 
 def test_weights_that_are_not_of_this_config(qwen_setting, vision_donor, language, tmp_path):
@@ -156,43 +152,6 @@ def test_settings_that_do_not_exist_or_do_not_fit():
         load_assembly("mini-qwen-3b", {"vision_feature_layer": -1})
     with pytest.raises(UserError, match="dtype"):
         load_assembly("mini-qwen-3b", {"dtype": "int8"})
-
-
-@pytest.mark.parametrize(
-    "there, words",
-    [
-        (
-            "pytorch_model-00001-of-00002.bin",
-            r"no safetensors on the hub, pickled weights only \(pytorch_model-0",
-        ),
-        (
-            "weights.gguf",
-            r"no model\.safetensors and no model\.safetensors\.index\.json on the hub; is it a model",
-        ),
-    ],
-)
-def test_a_donor_of_the_hub_without_safetensors(
-    there, words, llava_setting, clip_donor, tmp_path, monkeypatch
-):
-    """As openai/clip-vit-large-patch14-336 may be: said truly, with what to do, and never unpickled."""
-    import huggingface_hub
-
-    cached = shutil.copytree(clip_donor, tmp_path / "cached")
-    (cached / "model.safetensors").unlink()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **b: str(cached))
-    asked = []
-    listed = lambda self, name, revision: asked.append((name, revision)) or ["config.json", there]  # noqa: E731
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
-    donor = Donor(path="openai/clip", revision="refs/pr/0")
-    refused(
-        llava_setting,
-        tmp_path / "out",
-        rf"donor 'openai/clip' at revision refs/pr/0 has {words}",
-        vision=donor,
-    )
-    assert asked == [("openai/clip", "refs/pr/0")]
-    if there.endswith(".bin"):
-        refused(llava_setting, tmp_path / "out", r"save_pretrained\(FOLDER\).*`revision`", vision=donor)
 
 
 def test_a_donor_that_cannot_be_fetched():
