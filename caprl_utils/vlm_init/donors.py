@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 NO_WEIGHTS = (
-    "has no safetensors. An interrupted download goes on when it is started again. Pickled weights are not opened here: "
+    "has no safetensors. An interrupted download goes on when started again. Pickled weights are not opened here: "
     "if you trust pytorch_model*.bin, save them once with transformers (AutoModel and AutoProcessor: "
     "`X.from_pretrained(SOURCE).save_pretrained(FOLDER)`) and name that folder, or name a `revision` that has "
     "safetensors (on the hub often refs/pr/NUMBER, under Community)"
