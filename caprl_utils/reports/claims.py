@@ -1,13 +1,10 @@
 """Statements of the paper, each tested on our runs by an interval, never by a look; and the page of all of them.
 
-A claim that something is higher: supported when the 95 % interval of the paired difference lies above zero, not
-supported when it lies below, else undecided. A claim that more brings no gain: supported when the interval ends below
-`MARGIN`, not supported when it lies above zero. A claim that one is as good as another: supported when the interval
-begins above minus `MARGIN`, not supported when it lies below zero. What a profile's models have built in is no finding:
-its verdict is `BY_CONSTRUCTION`, whatever the interval.
-
-Verdicts go by the interval alone. Beside those of accuracy stands a p-value corrected after Holm over the item's tests
-(`corrected`), so that a reader sees which of many would not stand.
+A difference (kinds "accuracy", "larger gain", "tokens", "reward") is supported when its 95 % interval lies above zero,
+not supported when below, else undecided. "no gain": supported when the interval ends below `MARGIN`, not when it lies
+above zero. "as good": supported when it begins above minus `MARGIN`, not when it lies below zero. What a profile's
+models have built in is no finding: its verdict is `BY_CONSTRUCTION`. Verdicts go by the interval alone; the p-values
+beside those of accuracy are corrected after Holm over the item's tests.
 """
 
 from __future__ import annotations
@@ -35,15 +32,16 @@ _Z95 = 1.959964
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 BY_CONSTRUCTION, NOT_RUN = "by construction", "not run"
 VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, BY_CONSTRUCTION, NOT_RUN)
+_CSV = ["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high", "p",
+        "images", "steps", "verdict"]  # fmt: skip
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what the data say about it.
+    """A claim and what the data say about it. runs: evaluated runs of ours and of theirs (of a reward, trainings).
 
-    runs: evaluated runs of ours and of theirs (trainings, for a reward). images, steps: what the interval is over.
-    sources: where the numbers stand that were compared. p: corrected, of kind accuracy alone.
+    images, steps: what the interval is over. sources: of the compared numbers. p: corrected, of accuracy alone.
     """
 
     claim: Claim
@@ -108,50 +106,50 @@ def corrected(results: Results) -> dict[Test, float]:
 def test_all(results: Results) -> list[Finding]:
     """What the data say about an item's claims, those left out whose runs are not there or too short."""
     adjusted = corrected(results)
-    found = (_test(claim, results, adjusted) for claim in results.item.claims)
-    return [finding for finding in found if finding is not None]
+    tests = (
+        (_test_reward if c.kind == "reward" else _test)(c, results, adjusted) for c in results.item.claims
+    )
+    return [finding for finding in tests if finding is not None]
 
 
 def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Finding | None:
     sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
-    if claim.kind == "reward":
-        return _test_reward(claim, results)
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
     word = BY_CONSTRUCTION if claim.built_in else verdict(gap.low, gap.high, claim.kind)
     stated = claim.kind == "accuracy" and not claim.built_in
     p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if stated else None
-    sources = tuple(s for side in sides for keys in _compared(claim, results) for s in side.sources(*keys))
-    return Finding(
-        claim, gap.value, gap.low, gap.high, word, tuple(len(side.names) for side in sides), gap.num_clusters,
-        sources=sources, p=p,
-    )  # fmt: skip
+    groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
+    keys = [("caption_tokens",)] if claim.kind == "tokens" else [keys_of(name) for name in groups]
+    sources = tuple(source for side in sides for key in keys for source in side.sources(*key))
+    runs = tuple(len(side.names) for side in sides)
+    return Finding(claim, gap.value, gap.low, gap.high, word, runs, gap.num_clusters, sources=sources, p=p)
 
 
-def _test_reward(claim: Claim, results: Results) -> Finding | None:
+def _test_reward(claim: Claim, results: Results, _: Any) -> Finding | None:
     """By the first training of the row."""
     side = results.measured.get(claim.ours)
     curve = side.curves[0] if side and side.trainings else None
     if curve is None or (risen := rise(curve.rewards)) is None:
         return None
-    word, source = verdict(*risen[1:]), Source(curve.file, "reward")
-    return Finding(claim, *risen, word, (1,), steps=len(curve.rewards), sources=(source,))
+    sources = (Source(curve.file, "reward"),)
+    return Finding(claim, *risen, verdict(*risen[1:]), (1,), steps=len(curve.rewards), sources=sources)
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
     if claim.kind == "tokens":
         return token_difference(results, claim.ours, claim.theirs, claim.share)
-    if claim.kind == "larger gain":
-        return gain_difference(results, claim)
-    return results.difference(claim.ours, claim.theirs, claim.benchmarks)
-
-
-def _compared(claim: Claim, results: Results) -> list[tuple[str, ...]]:
-    """Keys of the values that a claim compares, in the records of its runs."""
-    if claim.kind == "tokens":
-        return [("caption_tokens",)]
-    groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts]
-    return [keys_of(name) for name in groups or [AVERAGE]]
+    if claim.kind != "larger gain":
+        return results.difference(claim.ours, claim.theirs, claim.benchmarks)
+    groups = (claim.benchmarks, claim.others)  # how much more ours gains on the first than on the second
+    if not all(any(name in results.parts for name in group) for group in groups):
+        return None
+    first, second = (results.part_of(group) for group in groups)
+    both = Bootstrap(
+        first.models, first.means - second.means, first.samples - second.samples,
+        first.num_clusters + second.num_clusters, first.num_rows + second.num_rows,
+    )  # fmt: skip
+    return both.difference(claim.ours, claim.theirs)
 
 
 def verdict(low: float, high: float, kind: str = "accuracy") -> str:
@@ -165,26 +163,12 @@ def verdict(low: float, high: float, kind: str = "accuracy") -> str:
     return SUPPORTED if yes else NOT_SUPPORTED if no else UNDECIDED
 
 
-def gain_difference(results: Results, claim: Claim) -> Interval | None:
-    """How much more ours gains over theirs on `benchmarks` than on `others`; None where either were not measured."""
-    groups = (claim.benchmarks, claim.others)
-    if not all(any(name in results.parts for name in group) for group in groups):
-        return None
-    first, second = (results.part_of(group) for group in groups)
-    both = Bootstrap(
-        first.models, first.means - second.means, first.samples - second.samples,
-        first.num_clusters + second.num_clusters, first.num_rows + second.num_rows,
-    )  # fmt: skip
-    return both.difference(claim.ours, claim.theirs)
-
-
 def token_difference(results: Results, ours: str, theirs: str, share: float = 1.0) -> Interval:
     """Paired difference in tokens per caption, `share` of ours less theirs, resampled by image as the scores are."""
     shares = {ours: share, theirs: 1.0}
     lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
-    settings = results.profile.prism
-    parts = bootstrap_models(lengths, settings.bootstrap_draws, results.profile.seed)
-    return parts[AVERAGE].difference(ours, theirs)
+    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
+    return bootstrap_models(lengths, draws, seed)[AVERAGE].difference(ours, theirs)
 
 
 def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> dict[str, Scores]:
@@ -203,8 +187,7 @@ def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> di
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
     """Means over the first and the last `WINDOW_STEPS` steps."""
-    width = min(WINDOW_STEPS, len(values))
-    return sum(values[:width]) / width, sum(values[-width:]) / width
+    return _mean(values[:WINDOW_STEPS]), _mean(values[-WINDOW_STEPS:])
 
 
 def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
@@ -215,20 +198,22 @@ def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
     width = min(WINDOW_STEPS, len(rewards) // 2)
     if width < 2:
         return None
-    means, spreads = [], []
-    for part in (rewards[:width], rewards[-width:]):
-        mean = sum(part) / width
-        means.append(mean)
-        spreads.append(sum((r - mean) ** 2 for r in part) / (width - 1) / width)
-    value, half = means[1] - means[0], _Z95 * math.sqrt(sum(spreads))
+    parts = (rewards[:width], rewards[-width:])
+    first, last = map(_mean, parts)
+    spread = sum(sum((r - _mean(part)) ** 2 for r in part) / (width - 1) / width for part in parts)
+    value, half = last - first, _Z95 * math.sqrt(spread)
     return value, value - half, value + half
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 @dataclass(frozen=True)
 class Statement:
     """One line of the page: a claim of an item, and what the item's report says of it (None: not run).
 
-    place: of the claim in that report. report: the report as sources name it.
+    place: of the claim among those of the report (a file as sources name it).
     """
 
     id: str
@@ -252,9 +237,14 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
 
     A verdict here is that of the table or figure it comes from; what was not run says so.
     """
-    told = [item for item in items(profile).values() if not item.ours]
-    rows = [row for item in told for row in _statements(profile, item, folder)]
+    runs: dict[str, Mapping[str, Any]] = {}
+    by_item = [(i, _statements(profile, i, folder, runs)) for i in items(profile).values() if not i.ours]
+    rows = [row for _, group in by_item for row in group]
     supported = [row for row in rows if row.verdict == SUPPORTED]
+    built_in: dict[str, list[str]] = {}
+    for row in rows:
+        if row.verdict == BY_CONSTRUCTION:
+            built_in.setdefault(row.claim.built_in, []).append(row.id)
     facts = {
         "profile": profile.name,
         "counts": {word: sum(row.verdict == word for row in rows) for word in VERDICTS},
@@ -263,27 +253,26 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
         "printed_averages": all_average_notes(),
     }
     table = claims_table(rows)
-    by_item: dict[tuple[str, str], list[Statement]] = {}
-    built_in: dict[str, list[str]] = {}
-    for row in rows:
-        by_item.setdefault((row.item.name, row.item.title), []).append(row)
-        if row.verdict == BY_CONSTRUCTION:
-            built_in.setdefault(row.claim.built_in, []).append(row.id)
+    overview = [
+        *((item.name, item.title, group) for item, group in by_item if group),
+        ("", "All", rows),
+    ]
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in,
-        cautions=texts()["cautions"].values(),
-        overview=[*((*names, group) for names, group in by_item.items()), ("", "All", rows)], warning=SMOKE_WARNING,
-        margin=f"{MARGIN:.0%}", window=WINDOW_STEPS, level=P_LEVEL,
+        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in, overview=overview,
+        cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margin=f"{MARGIN:.0%}", window=WINDOW_STEPS,
+        level=P_LEVEL,
     )  # fmt: skip
-    return {"facts": facts, "tables": [table.as_json()], "runs": _runs_of(rows, folder)}, _csv(rows), text
+    content = {"facts": facts, "tables": [table.as_json()], "runs": [runs[file] for file in sorted(runs)]}
+    return content, numbers.csv_text([_CSV, *map(_csv_line, rows)]), text
 
 
-def _statements(profile: Profile, item: Item, folder: Path) -> list[Statement]:
-    file = folder / f"{item.name}.json"
-    listed: list[Mapping[str, Any]] = []
+def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[Statement]:
+    """An item's, from its report where that is there; the runs behind it go to `runs`, as the report names them."""
+    file, listed = folder / f"{item.name}.json", []
     if file.is_file():
         note_access(file)
-        listed = json.loads(file.read_text(encoding="utf-8"))["facts"].get("claims", [])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        listed = content["facts"].get("claims", [])
     places = {found["text"]: place for place, found in enumerate(listed)}
     report = numbers.record_path(paths.reports_of(profile.name) / file.name)
     rows = []
@@ -291,6 +280,8 @@ def _statements(profile: Profile, item: Item, folder: Path) -> list[Statement]:
         place = places.get(claim.text)
         found = None if place is None else listed[place]
         rows.append(Statement(f"{item.title.split(':')[0]} ({number})", item, claim, found, place, report))
+    if any(row.found for row in rows):
+        runs |= {run["file"]: run for run in content["runs"]}
     return rows
 
 
@@ -305,6 +296,24 @@ def claims_table(rows: Sequence[Statement]) -> Table:
     return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
 
 
+def _csv_line(row: Statement) -> list[Any]:
+    claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or ()
+    told = [
+        row.id,
+        claim.text,
+        *([round(m, 2) for m in means] or [None, None]),
+        claim.kind,
+        claim.ours,
+        claim.theirs,
+    ]
+    of_data = [
+        found.get("value"),
+        *found.get("interval", (None, None)),
+        *map(found.get, ("p", "images", "steps")),
+    ]
+    return [*told, *of_data, row.verdict]
+
+
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     """The paper's percentages for ours and theirs: printed averages, or means of the claim's benchmarks.
 
@@ -317,16 +326,17 @@ def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     if ours is None or theirs is None:
         return None
     if claim.kind == "larger gain":
-        return tuple(_mean(ours, g) - _mean(theirs, g) for g in (claim.benchmarks, claim.others))
-    return _mean(ours, claim.benchmarks), _mean(theirs, claim.benchmarks)
+        return tuple(
+            _printed_mean(ours, g) - _printed_mean(theirs, g) for g in (claim.benchmarks, claim.others)
+        )
+    return _printed_mean(ours, claim.benchmarks), _printed_mean(theirs, claim.benchmarks)
 
 
-def _mean(row: Mapping[str, float], benchmarks: Sequence[str]) -> float:
-    if not benchmarks:
-        return row[PRINTED_AVERAGE]
+def _printed_mean(row: Mapping[str, float], benchmarks: Sequence[str]) -> float:
     columns = texts()["columns"]
-    values = [row[columns[name]] for name in benchmarks if columns.get(name) in row]
-    return sum(values) / len(values)
+    return _mean(
+        [row[columns[name]] for name in benchmarks if columns.get(name) in row] or [row[PRINTED_AVERAGE]]
+    )
 
 
 def paper_text(item: Item, claim: Claim) -> str:
@@ -368,26 +378,3 @@ def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell]:
         Cell(f"**{row.verdict}**", row.verdict, None, row.source("verdict")),
         Cell(text, found["value"], bounds, sources), Cell(count, found[what], None, row.source(what)),
     )  # fmt: skip
-
-
-def _runs_of(rows: Sequence[Statement], folder: Path) -> list[dict[str, Any]]:
-    """The runs behind all statements, as the reports they stand in name them."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(row.item.name for row in rows if row.found):
-        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        found |= {run["file"]: run for run in content["runs"]}
-    return [found[file] for file in sorted(found)]
-
-
-def _csv(rows: Sequence[Statement]) -> str:
-    lines = [["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high",
-              "p", "images", "steps", "verdict"]]  # fmt: skip
-    for row in rows:
-        claim, found = row.claim, row.found or {}
-        means = paper_means(row.item, claim) or (None, None)
-        lines.append([
-            row.id, claim.text, *(None if m is None else round(m, 2) for m in means), claim.kind, claim.ours,
-            claim.theirs, found.get("value"), *found.get("interval", (None, None)), found.get("p"),
-            found.get("images"), found.get("steps"), row.verdict,
-        ])  # fmt: skip
-    return numbers.csv_text(lines)

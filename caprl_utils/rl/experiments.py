@@ -17,12 +17,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
-from caprl_utils.config import load_experiment, load_profile
+from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
 from caprl_utils.rl.launch import Share, launch, run_name
-from caprl_utils.schema import ModelConfig, Profile
+from caprl_utils.schema import Experiment, ModelConfig, Profile
 
 MAIN = "caprl"
 BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 05 names it
@@ -48,17 +48,16 @@ def prism_name(run: str, role: str = "prism_reader") -> str:
 
 
 def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
-    """The trainings of a profile in their order, or those of the experiments named.
+    """The trainings of a profile in their order, or those of the experiments named, which it need not list.
 
-    Raises UserError for a name that is none of the profile's.
+    Raises UserError for a name that is none of configs/experiments.
     """
-    known = [MAIN, *profile.ablations.experiments]
+    known = names_of(Experiment)
     if wrong := [name for name in names if name not in known]:
-        raise UserError(
-            f"experiment {wrong[0]!r} is none of profile {profile.name}{did_you_mean(wrong[0], known)} "
-            f"It has {', '.join(known)} (ablations.experiments)"
-        )
-    chosen = [name for name in dict.fromkeys(known) if not names or name in names]
+        hint = did_you_mean(wrong[0], known)
+        raise UserError(f"no experiment {wrong[0]!r}{hint}; known: {', '.join(known)} (configs/experiments)")
+    order = dict.fromkeys([MAIN, *profile.ablations.experiments, *names])
+    chosen = [name for name in order if not names or name in names]
     return [Planned(name, seed) for name in chosen for seed in seeds_of(profile, name)]
 
 

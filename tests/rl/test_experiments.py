@@ -157,7 +157,7 @@ def test_main_run_has_all_seeds_others_one_and_those_added():
     assert [run.name for run in runs] == [
         "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"'round_1' is none of profile mini; did you mean rounds_1\?"):
+    with pytest.raises(UserError, match=r"no experiment 'round_1'; did you mean rounds_1\?"):
         experiments.planned(profile, ["round_1"])
     with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
         load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
