@@ -1,5 +1,6 @@
 """One list of dependencies, one lock for each environment, and all files that name them agree."""
 
+import subprocess
 import tomllib
 from importlib import metadata
 
@@ -46,6 +47,7 @@ def test_pyproject_and_conda_take_the_same_lists_and_python():
     conda = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
     pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
     assert pip == ["-r requirements/main-cpu.lock"]
+    assert "make setup-llamafactory" in (paths.ROOT / "environment.yml").read_text()  # the second environment
     (python,) = (item for item in conda["dependencies"] if str(item).startswith("python="))
     version = python.removeprefix("python=")
     assert PYPROJECT["project"]["requires-python"] == f">={version}"
@@ -67,3 +69,20 @@ def test_a_wrong_version_and_a_missing_package_point_to_setup(monkeypatch):
     monkeypatch.setattr(provenance.metadata, "version", version)
     with pytest.raises(UserError, match=r"trl is 0\.1, the lock says .*; peft is missing\. Run `make setup`"):
         check_environment()
+
+
+def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
+    """Unpacked inside another repository, or with GIT_DIR set for one, that one's commit is not taken."""
+    unpacked = tmp_path / "other" / "caprl"
+    unpacked.mkdir(parents=True)
+    author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for arguments in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "other"]):
+        subprocess.run(["git", *arguments], cwd=unpacked.parent, check=True)
+    ours = provenance.commit.__wrapped__()
+    monkeypatch.setenv("GIT_DIR", str(unpacked.parent / ".git"))
+    assert provenance.commit.__wrapped__() == ours
+    monkeypatch.delenv("GIT_DIR")
+    monkeypatch.setattr(paths, "ROOT", unpacked)
+    assert provenance.commit.__wrapped__() == {"commit": None, "dirty": None}
+    monkeypatch.setattr(paths, "ROOT", unpacked.parent)
+    assert provenance.commit.__wrapped__()["commit"] not in (None, ours["commit"])

@@ -53,7 +53,9 @@ def trace(profile: Profile, item: str) -> str:
         raise UserError('name a cell, for example "table3 CapRL mini-chart"')
     cells = find(item, folder)
     if not cells:
-        raise UserError(f"no cell of {paths.shown(folder)} fits {item!r}")
+        known = [cell.name for cell in cells_of(folder, item.split()[0])]
+        rows, columns = (", ".join(dict.fromkeys(name[part] for name in known)) for part in (2, 3))
+        raise UserError(f"no cell of {paths.shown(folder)} fits {item!r}. Rows: {rows}. Columns: {columns}")
     told = [describe(cell) for cell in cells[:MOST_SHOWN]]
     if more := len(cells[MOST_SHOWN:]):
         told.append(f"{more} more cells fit; add a word of the row or column")

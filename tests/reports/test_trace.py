@@ -47,7 +47,11 @@ def test_the_command_tells_what_it_found_and_that_nothing_fits():
     runner = CliRunner()
     found = runner.invoke(app, ["trace", "table3 CapRL mini-chart"])
     assert found.exit_code == 0 and "run      mini/prism/caprl-seed0, key" in found.stdout
-    assert "no cell of reports/mini fits" in str(runner.invoke(app, ["trace", "table3 nobody"]).exception)
+    told = str(runner.invoke(app, ["trace", "table3 nobody"]).exception)
+    assert (
+        "no cell of reports/mini fits 'table3 nobody'. Rows: 3B (base), " in told
+        and "Columns: Mini Chart, " in told
+    )
 
 
 def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_told(reports, tmp_path):
@@ -88,7 +92,8 @@ def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
     assert len(cells) > 300
     for cell in cells:
         told = trace.describe(cell)
-        assert f"value {cell.value}" in told and "no source on record" not in told, told
+        value = f"{cell.value:.12g}" if isinstance(cell.value, float) else cell.value
+        assert f"value {value}\n" in told and "no source on record" not in told, told
         if any(source["file"].startswith("reports/paper/") for source in cell.sources):
             assert f"holds    {cell.text}: the paper's value as printed" in told, told
             continue
