@@ -379,7 +379,7 @@ class Training(Settings):
     )
     rollout_rows: int | None = setting(
         None,
-        "ours: captions that transformers samples together; None: all on a CPU, 32 on a GPU",
+        "ours: captions that transformers samples together; None: all on a CPU, 128 on a GPU",
         False,
         ge=1,
     )

@@ -12,7 +12,8 @@ def test_the_paper_profile_names_every_missing_thing(runs_folder, monkeypatch, t
     lines = text.splitlines()
     assert lines.index("missing:") < next(n for n, line in enumerate(lines) if "GPU-hours" in line)
     assert "servers                              0 of 7 here" in text.split("missing:")[0]
-    for part in ("16 GPUs at once, 4,243 GPU-hours", "in all: 6,892 GPU-hours", "GPUs: 16 at once, this machine has 0",
+    for part in ("16 GPUs at once, 16,000 GPU-hours", "in all: 18,649 GPU-hours",
+                 "GPUs: 16 at once, this machine has 0",
                  "hf download Qwen/Qwen2.5-VL-3B-Instruct",
                  "make serve MODEL=Qwen/Qwen2.5-VL-72B-Instruct PORT=8000", "data/pretraining/CapRL-5M.json",
                  "hf download --repo-type dataset lmms-lab-encoder/ChartQA"):  # fmt: skip

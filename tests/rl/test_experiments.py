@@ -329,13 +329,35 @@ def test_a_training_that_fails_or_is_stopped_is_told(work):
 
 
 def test_command_with_one_and_several_gpus():
+    """As many processes as GPUs are visible, also where a config of one node names another number."""
     plain = launching.command("caprl", "mini", 1, 0, None)
     assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
-    several = launching.command("caprl", "paper", 0, 8, None)
-    assert "accelerate.commands.launch" in several and several[several.index("--num_processes") + 1] == "8"
-    configured = launching.command("caprl", "paper", 0, 8, "one_node.yaml")
-    config = configured[configured.index("--config_file") + 1]
-    assert config == str(paths.CONFIGS / "accelerate" / "one_node.yaml")
+    for config in (None, "one_node.yaml"):
+        several = launching.command("caprl", "paper", 0, 5, config)
+        assert "accelerate.commands.launch" in several
+        assert several[several.index("--num_processes") + 1] == "5" and ("--config_file" in several) is bool(
+            config
+        )
+    assert [launching.num_processes("one_node.yaml", n) for n in (0, 3)] == [1, 3]
+    assert launching.num_processes("two_nodes.yaml", 8) == 16
+    assert load_experiment("one_node", "paper")[0].training.vllm_sleep
+
+
+def test_a_layout_that_does_not_fit_is_told_before_the_start(world, runs, monkeypatch):
+    """Four images a step do not divide over three GPUs; with two they do, and the models of this process go first."""
+    closed, started = [], []
+    monkeypatch.setattr(launching, "close_all", lambda: closed.append(1))
+    monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1", "2"])
+    names = str(world / "small.yaml"), str(world / "tiny.yaml")
+    with pytest.raises(
+        UserError, match=r"4 images a step .* over 3 processes: take 3 or 6, or as many GPUs as divide 4"
+    ):
+        launching.launch(*names)
+    monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(launching.processes, "popen", lambda words, *_, **__: started.append(words) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        launching.launch(*names)
+    assert closed == [1] and started[0][started[0].index("--num_processes") + 1] == "2"
 
 
 def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):

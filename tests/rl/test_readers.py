@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caprl_utils.config import load_profile
 from caprl_utils.models.base import Request
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.local import LocalBackend
-from caprl_utils.rl.readers import ListedPrompts, PackedPrompts, Reader, batches, pack, stray, tensors
+from caprl_utils.rl.readers import (
+    ListedPrompts,
+    PackedPrompts,
+    Reader,
+    batches,
+    open_reader,
+    pack,
+    stray,
+    tensors,
+)
 from caprl_utils.schema import ModelConfig
 from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
 
@@ -167,6 +177,20 @@ def test_a_server_that_fails_gives_none_and_does_not_mean_that_lists_differ(capl
             rows = reader.letter_logprobs(asked(70), "AB")
             assert (None in rows) is (longest == -1)
         assert 64 in server.calls and "asking one by one" not in caplog.text
+
+
+def test_processes_start_with_different_servers_and_lists_reach_them_all(monkeypatch):
+    urls = [f"http://127.0.0.1:{port}/v1" for port in range(9000, 9008)]
+    model = ModelConfig(path="m", backend="endpoint", base_urls=urls)
+    first = []
+    for rank in ("0", "3", "9"):
+        monkeypatch.setenv("RANK", rank)
+        first.append(open_reader(model, load_profile("smoke")).backend.config.base_urls[0])
+    assert first == [urls[0], urls[3], urls[1]]
+    with Server() as server:
+        backend = EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url] * 4))
+        Reader(backend, ListedPrompts(backend)).letter_logprobs(asked(100), "AB")
+        assert sorted(call for call in server.calls if call != "chat") == [4, 25, 25, 25, 25]
 
 
 def test_letters_are_looked_up_once_and_any_server_will_do():

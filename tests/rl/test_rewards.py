@@ -109,6 +109,20 @@ def test_extra_option_is_last_and_each_order_occurs():
     assert len(orders) == 24
 
 
+def test_the_authors_words_keep_the_reader_to_the_caption():
+    """Two examples stand before the caption, one of them without an answer; the question is last."""
+    reader = knows(1.0)
+    reader.words = "authors"
+    assert qa_rewards([task(questions=QUESTIONS[:1])], reader, using(rounds=1)).rewards == [
+        pytest.approx(1.0)
+    ]
+    (prompt,) = reader.prompts
+    assert "strictly" in prompt and prompt.count("The answer is") == 2 and "The answer is E" in prompt
+    assert prompt.count(prompts.CANNOT_ANSWER) == 3 and prompt.index("Rome is 42") < prompt.index(
+        "the value of Rome?"
+    )
+
+
 def test_draws_repeat_and_a_stratified_one_asks_each_question_before_any_twice():
     first = draw_rounds(task(), 4, "replacement")
     assert first == draw_rounds(task(), 4, "replacement") != draw_rounds(task(index=1), 4, "replacement")
