@@ -58,6 +58,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of every line that holds any, as JSON Lines has them: ended by a line feed and by nothing else
+    that Unicode calls a line end; a byte order mark is no text.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            yield number, line
+
+
 def note_access(path: Path) -> None:
     """Tell the runner that a notebook read or wrote this file: it runs again when the file is gone.
 

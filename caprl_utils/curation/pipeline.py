@@ -36,7 +36,7 @@ CHECKED, WRITTEN, EXTRACTED, ANSWERED = "images", "generated", "extracted", "ans
 RECIPE = [
     *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "answer", "keep")),
     "caprl_utils.images", "caprl_utils.models.local", "caprl_utils.models.decoding", "caprl_utils.answers",
-    "caprl_utils.records",
+    "caprl_utils.letters", "caprl_utils.records",
 ]  # fmt: skip
 WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
 

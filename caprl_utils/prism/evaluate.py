@@ -49,7 +49,7 @@ RECIPE = [
         "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
-    "caprl_utils.prompts",
+    "caprl_utils.letters", "caprl_utils.prompts",
 ]  # fmt: skip
 
 

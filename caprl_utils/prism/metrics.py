@@ -8,6 +8,7 @@ Edit distances come from rapidfuzz.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from caprl_utils.answers import DEFAULT_LETTERS, final_answer, has_answer_mark, read_letter, unwrap_commands
+from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, short_answer, unwrap_commands
+from caprl_utils.letters import read_letter
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.records import Sample
 
@@ -64,6 +66,15 @@ def _scored(value: float, answer: str) -> Score:
 
 
 # --- text and plain numbers ---
+
+SHORT = {"relaxed_accuracy", "relaxed_accuracy_pro", "anls", "exact_match", "letter_or_exact_match"}
+
+
+def prediction(sample: Sample, text: str) -> str:
+    """What the metric gets of an answer as it was generated: where a word or a number is asked for, the answer out of
+    its sentence and without its full stop (ours; the metrics themselves are the peers').
+    """
+    return short_answer(text) if get_benchmark(sample.benchmark).metric in SHORT else text
 
 
 def _text(metric: Callable[[str, Any], float]) -> Metric:
@@ -179,13 +190,10 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
 
 def _pro_item(gold: str, prediction: str) -> float:
     gold, prediction = (text.strip().strip("%").strip() for text in (gold, prediction))
-    base, number = (_float(text.strip("%")) for text in (gold, prediction))
+    base, number = _float(gold), _float(prediction)
     if base is not None and number is not None:
-        if base == 0.0:
-            return float(number == 0.0)
-        return float(abs(number - base) / abs(base) <= RELATIVE_TOLERANCE)
-    gold, prediction = gold.lower(), prediction.lower()
-    distance = Levenshtein.distance(gold, prediction) / max(len(gold), len(prediction), 1)
+        return float(abs(number - base) / abs(base) <= RELATIVE_TOLERANCE if base else number == 0.0)
+    distance = anls_distance(gold, prediction)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0  # strict: exactly 0.5 scores 0
 
 
@@ -221,7 +229,7 @@ def letter_accuracy(sample: Sample, text: str) -> Score:
     Also of a question of We-Math and a rotation of MMBench, of which `scores` makes the benchmark's score.
     """
     letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS)
-    reading = read_letter(final_answer(text), letters, options=sample.options or None)
+    reading = read_letter(text, letters, sample.options)
     if reading.letter is None:
         return Score(0.0, None, reading.reason)
     reason = "read from the option's text, not from a letter" if reading.source == "option_text" else None
@@ -235,8 +243,8 @@ def letter_or_short(sample: Sample, text: str) -> Score:
     """
     if re.fullmatch(r"[A-Z]", str(sample.gold).strip()):
         return letter_accuracy(sample, text)
-    answer = final_answer(text)
-    left, right = (item.lower().strip().removesuffix(".").strip() for item in (answer, str(sample.gold)))
+    answer, gold = final_answer(text), unwrap_commands(str(sample.gold))
+    left, right = (item.lower().strip().removesuffix(".").strip() for item in (answer, gold))
     return _scored(float(left == right), answer)
 
 
@@ -326,39 +334,42 @@ def _mmmu_keys(text: str) -> list[str | float]:
 
 def mmmu_accuracy(sample: Sample, text: str) -> Score:
     """MMMU and open questions by its own rules; no letter counts as wrong (the official code draws one)."""
-    answer, gold = final_answer(text), sample.gold
-    golds = [gold] if isinstance(gold, str) else list(gold)
+    answer, gold = final_answer(text), _unwrapped(sample.gold)
+    golds = as_list(gold) or [gold]
     if sample.options and sample.meta.get("question_type") != "open":
-        letter = mmmu_letter(answer, sample.options)
-        return Score(
-            float(letter in golds),
-            letter,
-            None if letter else "no letter: counted as wrong, not drawn at random",
-        )
-    listed = as_list(gold) if isinstance(gold, str) and gold.strip().startswith("[") else None
-    return _scored(float(mmmu_open(answer, listed or golds)), answer)
+        letter = str(text) if isinstance(text, Letter) else mmmu_letter(answer, sample.options)
+        unread = None if letter else "no letter: counted as wrong, not drawn at random"
+        return Score(float(letter in golds), letter, unread)
+    return _scored(float(mmmu_open(answer, golds)), answer)
 
 
 # --- maths ---
 
 DECIMALS = 2  # MATH-Vision's official rounding
-MAX_SHORT_WORDS = 8  # ours: a MathVista answer of more words needs the judge's extraction
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
+_SAID = re.compile(r"the (?:final |correct )?answer (?:is|should be)", re.IGNORECASE)
 
 
 def mathvision_accuracy(sample: Sample, text: str) -> Score:
     """MATH-Vision: the letter or the option's text for choices, else equality rounded to two decimals."""
-    answer, gold, options = final_answer(text), str(sample.gold).strip(), sample.options
-    if not answer:
-        return Score(0.0, None, "empty answer")
-    letters = letters_for(options)
-    if options and (letter := read_letter(answer, letters).letter):
+    gold, options, letters = str(sample.gold).strip(), sample.options, letters_for(sample.options)
+    if options and (letter := read_letter(text, letters, options).letter):
         return Score(float(letter == gold), letter)
+    answer = _mathvision_answer(final_answer(text))
     accepted = [gold, options[letters.index(gold)]] if options and gold in letters else [gold]
-    return Score(float(any(math_equal(answer, text) for text in accepted)), answer)
+    return _scored(float(any(math_equal(answer, text) for text in accepted)), answer)
+
+
+def _mathvision_answer(text: str) -> str:
+    """The benchmark's own extraction: a number behind the last "is ", else what "the answer is" is followed by."""
+    number = text.split("is ")[-1].rstrip(".")
+    if _float(number) is not None:
+        return number
+    said = _SAID.split(text)
+    return said[-1].strip().split("\n")[0].split(". ")[0].strip() if len(said) > 1 else text
 
 
 def math_equal(answer: str, gold: str) -> bool:
@@ -429,43 +440,35 @@ def _latex_value(text: str) -> float | None:
 
 
 def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score:
-    """MathVista's typed comparison of an extracted answer with the gold.
+    """MathVista's typed comparison of an answer with the gold; nothing is matched by likeness.
 
-    The judge's part is only the extraction (`extracted`). A short or marked answer needs none; a longer text without
-    one gives no score. meta.precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
+    What is no number or choice as it stands needs a judge to extract it, whose reply is `extracted`; without one there
+    is no score. meta.precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
     """
-    answer = text.strip() if extracted else final_answer(text)
-    if not extracted and not has_answer_mark(text) and len(answer.split()) > MAX_SHORT_WORDS:
-        return Score(None, None, "no judge: a MathVista answer in a sentence needs one to extract it")
-    choices, answer_type = as_list(sample.meta.get("choices")), sample.meta.get("answer_type")
-    if not answer:
-        return Score(0.0, None, "empty answer")
+    choices, kind = as_list(sample.meta.get("choices")), sample.meta.get("answer_type")
     if sample.meta.get("question_type") == "multi_choice" and choices:
-        value = _nearest_choice(answer, choices)
+        letters = letters_for(choices)
+        letter, kind = read_letter(text, letters, choices).letter, "choice"
+        value = choices[letters.index(letter)] if letter else None
     else:
-        value = _typed(answer, answer_type, sample.meta.get("precision"))
-    if value is None:
-        return Score(0.0, None, f"not read as {answer_type}")
-    return Score(float(value.strip() == str(sample.gold).strip()), value)
+        value = _typed(short_answer(text), kind, sample.meta.get("precision"), extracted)
+    if value is not None:
+        return Score(float(value.strip() == str(sample.gold).strip()), value)
+    if extracted or not final_answer(text):
+        return Score(0.0, None, f"not read as {kind}")
+    return Score(
+        None, None, f"no judge: a MathVista answer that is not plainly a {kind} needs one to extract it"
+    )
 
 
-def _nearest_choice(answer: str, choices: list[str]) -> str:
-    marked, letters = re.findall(r"\(([a-zA-Z])\)", answer), letters_for(choices)
-    letter = marked[0].upper() if marked else answer
-    if len(letter) == 1 and letter in letters:
-        return choices[letters.index(letter)]
-    return min(choices, key=lambda choice: Levenshtein.distance(letter, choice))
-
-
-def _typed(answer: str, answer_type: str | None, precision: float | None) -> str | None:
-    try:
-        if answer_type == "integer":
-            return str(int(float(answer)))  # truncates; a thousands separator is not a number
-        if answer_type == "float":
-            return str(round(float(answer), int(precision or 0)))
-    except (ValueError, OverflowError):
-        return None
-    return answer
+def _typed(answer: str, kind: str | None, precision: float | None, extracted: bool) -> str | None:
+    """The answer in the form of the gold; None if it has another one."""
+    number = _float(answer)
+    if kind in ("integer", "float"):
+        if number is None or not math.isfinite(number):
+            return None  # a thousands separator is not a number
+        return str(int(number) if kind == "integer" else round(number, int(precision or 0)))
+    return answer if answer and (extracted or (kind == "list" and as_list(answer))) else None
 
 
 # --- what a judge decides ---

@@ -19,14 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caprl_utils.answers import Letter
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.metrics import Score, all_rotations
+from caprl_utils.prism.metrics import Score, all_rotations, prediction
 from caprl_utils.prism.scoring import Judge, Scoring, score_answers
 from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_models
+from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,7 @@ def score_rows(
     tasks: Sequence[Task], answers: Mapping[str, Answer], scoring: Scoring, judge: Judge | None = None
 ) -> list[dict[str, Any]]:
     """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
-    said = [(task, text) for task in tasks for text in answers[task.id].letters or [answers[task.id].text]]
+    said = [(task, text) for task in tasks for text in _said(task.sample, answers[task.id], scoring)]
     parts: dict[str, list[Score]] = {}
     found = score_answers([(task.sample, text) for task, text in said], scoring, judge)
     for (task, _), score in zip(said, found, strict=True):
@@ -56,6 +58,13 @@ def score_rows(
         verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
         rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
     return rows
+
+
+def _said(sample: Sample, answer: Answer, scoring: Scoring) -> list[str]:
+    """What is scored of an answer: its letters, or its text (the authors' scorer takes it whole)."""
+    if answer.letters:
+        return [Letter(letter) for letter in answer.letters]
+    return [prediction(sample, answer.text) if scoring == "standard" else answer.text]
 
 
 def _shared(tied: Sequence[Score]) -> Score:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +20,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caprl_utils import prompts
-from caprl_utils.answers import final_answer
+from caprl_utils.answers import MARKS, after_reasoning, final_answer, without_full_stop
 from caprl_utils.errors import UserError
+from caprl_utils.files import text_lines
 from caprl_utils.hashing import text_hash
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
@@ -76,11 +78,12 @@ def _branch(benchmark: str) -> caprl.Branch:
 # --- the metrics that need a judge ---
 #
 # The wording is ours, the contracts are the benchmarks': MM-Vet a grade from 0.0 to 1.0 in tenths, MathVerse an
-# extraction and then a comparison, CharXiv a verdict by the category of the answer, MathVista an extraction only. So
-# the scores compare with other runs of this project and judge, not with GPT-4 figures. A reply that does not keep to
-# its form gives no score; it is never read loosely.
+# extraction and then a comparison, CharXiv a verdict by the type of the answer, MathVista an extraction only. So the
+# scores compare with other runs of this project and judge, not with GPT-4 figures. Of a reply the last line in the form
+# that was asked for counts, behind any reasoning, whatever marks or quotes stand around it; without one: no score.
 
-MAX_TOKENS = 512  # ours: a reply is one line, with some room for words before it
+MATHVISTA = "llm_extract_then_typed_match"
+MAX_TOKENS = 2048  # ours: a reply is one line, with room for reasoning before it
 
 
 class Judge:
@@ -109,6 +112,21 @@ class Judge:
         return [self._replies[text_hash(text)] for text in texts]
 
 
+_GRADE = r"(?i)\bgrade[^\w.-]{1,6}(?:is[^\w.-]+)?([0-9.]*[0-9])(?![0-9.]*[0-9%])"
+_VERDICT = r"(?i)\bverdict\W{1,6}(?:is\W+)?(yes|no)\b"
+_EXTRACTED = rf"(?im)\bextracted[{MARKS}]*:[ \t]*(.+)$"
+_ECHO = re.compile(  # the instruction told again, or half of it
+    r"(?im)^.*reply with one line.*$|[\"\u201c]?verdict: yes[\"\u201d]? or [\"\u201c]?verdict: no\b[\"\u201d]?"
+    r"|verdict: yes ?/ ?no\b|[\"\u201c]extracted: (?:x|none)[\"\u201d]|extracted: x\b"
+)
+
+
+def read_reply(reply: str, pattern: str) -> str | None:
+    """What the pattern captures last behind the judge's reasoning, without marks; None where it finds nothing."""
+    found = re.findall(pattern, _ECHO.sub("", after_reasoning(reply)))
+    return found[-1].strip(MARKS) if found else None
+
+
 def _ask(
     judge: Judge,
     asked: Asked,
@@ -117,8 +135,8 @@ def _ask(
     made: Callable[[Sample, str, str], str | Score],
     **parts: Callable[[Sample], str],
 ) -> list[Any]:
-    """What `made` makes of sample, answer, and the part of the judge's reply that the pattern finds; a score without
-    value where it finds nothing. parts: what the template holds beside question, gold and answer.
+    """What `made` makes of sample, answer and the judge's reply as the pattern reads it; a score without value where
+    it reads nothing. parts: what the template holds beside question, gold and answer.
     """
     texts = [
         template.format(
@@ -129,9 +147,9 @@ def _ask(
     ]  # fmt: skip
     found = []
     for (sample, answer), reply in zip(asked, judge(texts), strict=True):
-        said = re.search(pattern, reply)
+        said = read_reply(reply, pattern)
         no_verdict = f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict"
-        found.append(made(sample, answer, said[1].strip()) if said else Score(None, answer, no_verdict))
+        found.append(Score(None, answer, no_verdict) if said is None else made(sample, answer, said))
     return found
 
 
@@ -140,23 +158,27 @@ def _final(asked: Asked) -> Asked:
 
 
 def _graded(asked: Asked, judge: Judge) -> list[Score]:
-    pattern = r"(?m)Grade:\s*(0(?:\.\d)?|1(?:\.0)?)\s*$"
-    return _ask(
-        judge, _final(asked), prompts.GRADE, pattern, lambda _, answer, said: Score(float(said), answer)
-    )
+    def grade(_: Sample, answer: str, said: str) -> Score:
+        value = float(said) if said.count(".") < 2 else math.nan
+        if 0.0 <= value <= 1.0 and round(10 * value, 6) % 1 == 0:
+            return Score(value, answer)
+        return Score(
+            None, answer, f"judge {judge.name} graded {said}, which is no verdict: 0.0 to 1.0 in tenths"
+        )
+
+    return _ask(judge, _final(asked), prompts.GRADE, _GRADE, grade)
 
 
 def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list[Score]:
     def verdict(_: Sample, answer: str, said: str) -> Score:
         return Score(float(said.lower() == "yes"), answer, f"judged by {judge.name}")
 
-    return _ask(judge, asked, prompts.COMPARE, r"(?i)Verdict:\s*(yes|no)\b", verdict, rule=rule)
+    return _ask(judge, asked, prompts.COMPARE, _VERDICT, verdict, rule=rule)
 
 
 def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
-    return _compared(
-        _final(asked), judge, lambda sample: prompts.CHARXIV_RULES[sample.meta["reasoning_q_source"]]
-    )
+    rules = prompts.CHARXIV_RULES
+    return _compared(_final(asked), judge, lambda sample: rules.get(sample.meta.get("answer_type"), ""))
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
@@ -175,6 +197,8 @@ def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
 
 def _mathvista(asked: Asked, judge: Judge) -> list[Score]:
     def match(sample: Sample, said: str) -> Score:
+        if sample.meta.get("answer_type") in ("integer", "float"):
+            said = re.sub(r"(?<=\d),(?=\d{3}(?!\d))|^[$\u20ac\u00a3\u00a5]\s*", "", said)
         score = mathvista_match(sample, said, extracted=True)
         return replace(score, reason=score.reason or f"extracted by {judge.name}")
 
@@ -183,9 +207,13 @@ def _mathvista(asked: Asked, judge: Judge) -> list[Score]:
 
 def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | Score]) -> list[Any]:
     """What `made` makes of each sample and the answer that the judge finds in the text, "" where there is none."""
+
+    def read(sample: Sample, _: str, said: str) -> str | Score:
+        said = without_full_stop(final_answer(said)).strip(MARKS)
+        return made(sample, "" if said.lower() == "none" else said)
+
     scores = _ask(
-        judge, _final(asked), prompts.EXTRACT, r"Extracted:[ \t]*(.+)",
-        lambda sample, _, said: made(sample, "" if said.lower() == "none" else said),
+        judge, _final(asked), prompts.EXTRACT, _EXTRACTED, read,
         hint=lambda sample: prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), ""),
     )  # fmt: skip
     unread = [isinstance(score, Score) and score.value is None for score in scores]
@@ -196,7 +224,7 @@ JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
     "llm_judge_graded": _graded,
     "llm_judge": _charxiv,
     "mathverse_judge": _mathverse,
-    "llm_extract_then_typed_match": _mathvista,
+    MATHVISTA: _mathvista,
 }
 
 
@@ -239,6 +267,14 @@ class Vector(BaseModel):
         asked = [
             (Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs
         ]
+        if (
+            self.mode == "standard"
+            and _metric(asked[0][0]) == MATHVISTA
+            and len(str(self.prediction).split()) == 1
+        ):
+            return mathvista_match(
+                *asked[0], extracted=True
+            )  # a vector's prediction is the final short answer
         scores = score_answers(asked, self.mode)
         return all_rotations(scores) if circular else scores[0]
 
@@ -249,12 +285,11 @@ def check_vectors(path: Path) -> tuple[int, list[str]]:
     A line that is no vector, or that the scorer refuses, counts as failed. Raises UserError where there is no such
     file, or nothing in it.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    if not any(map(str.strip, lines)):
+    numbered = list(text_lines(path)) if path.is_file() else []
+    if not numbered:
         raise UserError(
             f"no test vectors in {path}: one JSON object a line with {', '.join(Vector.model_fields)}"
         )
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     found = [(number, _failure(line)) for number, line in numbered]
     failures = [f"FAILED line {number} of {path}: {failure}" for number, failure in found if failure]
     return len(numbered) - len(failures), failures

@@ -214,7 +214,7 @@ def test_mathverse_extracts_then_compares(judge):
 
 def test_charxiv_uses_the_rule_of_the_category(judge):
     ask = judge("Verdict: no")
-    assert score("charxiv", "105", "100", judge=ask, reasoning_q_source=3).value == 0.0
+    assert score("charxiv", "105", "100", judge=ask, answer_type=3).value == 0.0
     assert "same number" in ask.backend.prompts[0]
 
 

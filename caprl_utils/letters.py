@@ -1,0 +1,358 @@
+"""Which option letter a reply states, in the forms that people and models use (ours).
+
+A letter counts where it stands alone, behind a cue ("the answer is B"), before a verdict ("B is correct") or at the
+head of the reply ("B. blue"). What a letter is part of (`D = 5 m`, `B-shaped`, `panel (A)`, `B cells`) is no answer,
+nor is one that is ruled out, asked about, supposed, or named beside another ("B or C"). Of two different answers the
+later one counts, but only where the text corrects itself or concludes. A bare letter is a letter before it is an
+option's text; an option's words count where no letter is stated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Literal
+
+from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, plain, short_answer, unframed
+
+
+@dataclass(frozen=True, slots=True)
+class LetterReading:
+    """What a text said.
+
+    letter: the option letter, or None when the text states none or more than one.
+    source: "letter" when the letter itself was read, "option_text" when an option's words were; None when nothing was.
+    reason: why there is no letter; None when there is one.
+    """
+
+    letter: str | None
+    source: Literal["letter", "option_text"] | None = None
+    reason: str | None = None
+
+
+# --- the words; in a list of phrases a space stands for any white space ---
+
+_i = partial(re.compile, flags=re.IGNORECASE)
+
+
+def _any(phrases: str) -> str:
+    return "(?:" + "|".join(r"\s+".join(phrase.split()) for phrase in phrases.split("|")) + ")"
+
+
+_GOOD = _any("correct|right|best|proper|true|final|only|matching|appropriate|suitable|accurate")
+_IS = _any(
+    "is|are|was|were|would be|should be|must be|has to be|have to be|will be|can only be|seems to be|appears to be"
+    "|seems|appears|looks|remains|becomes|being"
+)
+_LINK = rf"(?:{_IS}|[-=]>|[:=,\u2192\u2013\u2014-])"
+_FILL = (
+    r"(?:(?:(?:"
+    + _any(
+        "the|to be|option|choice|letter|answer|number|likely|most|very|probably|possibly|definitely|certainly|clearly"
+        "|obviously|simply|therefore|thus|indeed|then|just|actually|surely|that|it is|it's|labell?ed|marked|still"
+    )
+    + rf"|{_GOOD})\b|[:,])\s*)*\s*$"
+)
+_CHOOSING = _any(
+    "choose|chose|choosing|select|selected|selecting|pick|picked|picking|go with|go for|going with|going for|went with"
+    "|opt for|settle on|settle for|vote for|answer with|say|guess|conclude|leaving|leaves|leaves us with|i think"
+    "|i believe|i suspect|i suppose|points to|corresponds to|match|matches|lean towards?|leaning towards?"
+)
+_OTHER_TONGUES = (
+    r"(?:\u7b54\u6848|\u6b63\u786e\u9009\u9879|\u6b63\u78ba\u9078\u9805|\u6b63\u89e3|\u7b54\u3048|\uc815\ub2f5)"
+    r"(?:\u5e94\u8be5|\u61c9\u8a72|\u5e94|\u5c31)?[\u662f\u4e3a\u70ba\u9009\u9078\u306f\uc740]?\s*:?\s*$"
+    r"|[\u9009\u9078][\u62e9\u64c7]?[\u9879\u9805]?[\u662f\u4e3a]?\s*:?\s*$"
+    r"|\b(?:respuesta|r\u00e9ponse|antwort|resposta|risposta|\u043e\u0442\u0432\u0435\u0442)\b[\w\s]*"
+    r"(?:es|est|ist|\u00e9|\u00e8|:)\s*$"
+)
+
+
+_STATES = _i(
+    r"(?<![A-Za-z])(?:answers?|ans\.?|solution|conclusion|verdict|pick|guess|vote)"
+    rf"(?:\s+(?:choice|option|letter|here|(?:to|for)\s+(?:the|this)\s+question))*(?:\s*\([^()]*\))?\s*{_LINK}?\s*{_FILL}"
+    rf"|\b{_GOOD}\s+(?:\w+\s+)?(?:option|choice|letter|one|statement|description|caption|match|fit)\s*{_LINK}\s*{_FILL}"
+    rf"|\b(?:option|choice|letter)\s*{_LINK}\s*{_FILL}"
+    rf"|(?:##|=>|[\u2192\u2234])\s*{_FILL}|\b{_CHOOSING}\s*{_FILL}"
+    rf"|\b(?:it|that|this)(?:'s|\s+{_IS})\s*{_FILL}|{_OTHER_TONGUES}"
+)
+_HINTS = _i(
+    r"(?:\b(?:so|therefore|thus|hence|then|probably|maybe|perhaps|likely|possibly|definitely|certainly|clearly|surely"
+    rf"|yes|yeah|ok|okay|sure|finally|well|but|option|choice|letter|no)\b|[\u4ee5\u6545])\s*[,:]?\s*{_FILL}"
+)
+_EXCEPT = _i(
+    r"(?:(?:\b"
+    + _any(
+        "not|never|neither|nor|except|unlike|than|versus|vs|instead of|over|without|against|besides|exclud\\w+"
+        "|eliminat\\w+|rules? out|ruled out|ruling out|discard\\w*|reject\\w*|dismiss\\w*|other than|anything but"
+        "|all but|far from|hardly|wrong|incorrect"
+    )
+    + r"|\w+n't)\s+(?:(?:options?|choices?|letters?|the|answers?|be|either|both|is|it)\s+)*"
+    r"|(?:\u4e0d\u662f|\u4e0d\u9009|\u6392\u9664|\u9664\u4e86)\s*)\(?$"
+)
+_THING = _i(
+    r"\b(?:panel|fig(?:ure|\.)?|graph|image|picture|part|section|step|group|curve|line|point|diagram|row|column|plot"
+    r"|equation|chart|region|triangle|box|bar|circuit|node|vertex|vitamin|hepatitis|team|class|grade|angle|segment"
+    r"|label|plan|type)(?:e?s)?\s*\(?$"
+)
+_DENIES = re.compile(
+    r"\b(?:not|never|neither|nor|doubt|unlikely|impossible|wrong|incorrect|false|hardly|if|whether|suppose|assuming"
+    r"|unless|could|might|may|cannot|unclear|unknown|nothing)\b|\w+n't\b|\u4e0d",
+    re.IGNORECASE,
+)
+_HEDGE = re.compile(
+    r"\b(?:not\s+(?:\w+\s+)?(?:sure|certain)|no\s+doubt|without\s+(?:a\s+)?doubt)\b", re.IGNORECASE
+)
+_BREAK = re.compile(
+    r"[.;:,!?\n\u3002\uff0c]|\b(?:so|but|therefore|thus|hence|because|since|then|however|while|whereas|leaving|leaves"
+    r"|and\s+the)\b|\band\s*(?:option|choice)?\s*\(?$",
+    re.IGNORECASE,
+)
+_CORRECTS = re.compile(
+    r"\b(?:but|however|wait|actually|so|therefore|thus|hence|final(?:ly)?|instead|sorry|correction|conclusion|rather"
+    r"|second\s+thoughts?|recheck|again|closer|no)\b|\u6240\u4ee5|\u56e0\u6b64|##",
+    re.IGNORECASE,
+)
+_WORDS = r"(?:(?!(?:because|since|as|but|and|so|if|not|while|that|which)\b|\w+n't)[^\s.;,!?]+[^\S\n]+)"
+_RIGHT = re.compile(
+    rf"(?:{_WORDS}{{0,6}}?{_IS}\s+(?:(?:the|a|most|more|likely|clearly|definitely|probably|therefore|thus|also|indeed"
+    r"|my|our|only|one|single|both|all)\s+)*(?:correct|right(?!\s+(?:of|next|above|below|side|angle))|true|answers?"
+    r"|choice|option|best|supported|consistent|mentioned|left)\b(?!-)"
+    rf"|{_WORDS}{{0,4}}?(?:fits|matches|applies|wins|remains|holds|it\s+is)\b"
+    rf"|{_WORDS}{{0,5}}?(?:[-\u2013\u2014:(]\s*(?:yes|correct|right|true|mentioned)\b|[\u2713\u2714\u2705\u2611])"
+    r"|(?:\u9009\u9879|\u9879)?\u662f?(?:\u6b63\u786e|\u6b63\u78ba|\u5bf9))",
+    re.IGNORECASE,
+)
+_WRONG = re.compile(
+    rf"(?:{_WORDS}{{0,6}}?(?:[-\u2013\u2014:(]\s*|(?:{_IS}|can|could|would|may|has|have|does|do|did)\s+)"
+    r"(?:(?:both|all|also|clearly|obviously|be|been|therefore|thus)\s+)*"
+    r"(?:not|never|wrong|incorrect|false|impossible|ruled\s+out|eliminated|excluded|out|unlikely|absent|no)\b"
+    rf"|{_WORDS}{{0,6}}?(?:cannot\b|contradict\w*|\w+n't\b|[\u2717\u2718\u274c])|(?:\u9009\u9879|\u9879)?\u662f?[\u4e0d\u9519\u932f\u8bef])",
+    re.IGNORECASE,
+)
+# What may follow a letter that is not part of something else: an end, a mark, or a word that starts no noun.
+_FUNCTION_WORDS = _any(
+    "because|since|as|for|due|given|based|according|from|in|on|at|by|with|which|where|when|while|but|and|or|not|rather"
+    "|instead|if|though|although|so|therefore|thus|hence|this|it|these|there|explanation|reason|reasoning|the|per|over"
+    "|than|then"
+)
+_GOES_ON = re.compile(
+    r"\s*(?:$|[.,:;!?)\]}>|(\n\u3001\u3002\u2014])|\s+[-\u2013]\s|[^\x00-\x7f]" rf"|\s+{_FUNCTION_WORDS}\b",
+    re.IGNORECASE,
+)
+_ADVERB = re.compile(r"\s+(?:that|most|only|likely|definitely|clearly|alone|here|what|best|probably)\b")
+
+
+# --- reading ---
+
+_SOFT = r"[\s.,:;!?()\[\]{}<>\"$|\u3002\u3001]*"
+_BARE = re.compile(
+    rf"(?:[#>\u2022-]+\s+|#+)?{_SOFT}(?:(?:option|choice|letter)\s+)?{_SOFT}([A-Z]){_SOFT}", re.IGNORECASE
+)
+_AT_ONCE = re.compile(
+    rf"(?:{_IS}|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]", re.IGNORECASE
+)
+_RELISTED = re.compile(r"\W*A\s?[).:].*\bB\s?[).:].*\bC\s?[).:]", re.DOTALL)  # the options told again
+_NEAR = 100  # characters around a letter that can tell what it is
+_NONE = "no letter"
+
+
+def read_letter(
+    text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None
+) -> LetterReading:
+    """Read the one option letter that a text states.
+
+    letters: those that exist for this question, e.g. "ABCDE". options: option texts without their letters, in letter
+    order; only if given, a text that states one of them in its words counts as its letter.
+    """
+    if isinstance(text, Letter):
+        return LetterReading(str(text), "letter")
+    text = re.sub(r"(?i)\b(answer|ans)\s*=\s*", r"\1: ", plain(final_answer(text)))
+    if not text:
+        return LetterReading(None, reason="empty answer")
+    return _Reply(text, letters, [_key(str(option)) for option in options or ()]).read()
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """Letters named at one place. kind: "stated", "hinted" (by a word or by its place), "out", or "" for no answer."""
+
+    letters: tuple[str, ...]
+    start: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    text: str
+    letters: str
+    options: list[str]  # as `_key` makes them
+
+    def read(self) -> LetterReading:
+        said = unframed(self.text)
+        if _denied(self.text.rpartition(said)[0]):
+            said = self.text
+        for part in (self.text, said):
+            bare = _BARE.fullmatch(part)
+            if bare and bare[1].upper() in self.letters:
+                if bare[1].isupper() and part != self.text:
+                    break  # "The answer is B" is about the letter, and another may be stated beside it
+                return self._bare(bare[1])
+            if (place := self._whole(part)) is not None:
+                return LetterReading(self.letters[place], "option_text")
+        reading = self._stated()
+        if reading.reason == _NONE and (place := self._told()) is not None:
+            return LetterReading(self.letters[place], "option_text")
+        return reading
+
+    def _bare(self, said: str) -> LetterReading:
+        letter = said.upper()
+        if said != letter and self.options.count(said) and self._option(letter) != said:
+            return LetterReading(None, reason=f"{said} is a letter and the text of another option")
+        return LetterReading(letter, "letter")
+
+    def _option(self, letter: str) -> str:
+        """The text of a letter's option; "" where it is not known."""
+        place = self.letters.find(letter)
+        return self.options[place] if 0 <= place < len(self.options) else ""
+
+    # --- letters ---
+
+    def _stated(self) -> LetterReading:
+        mentions = self._mentions()
+        last_out = {letter: m.start for m in mentions if m.kind == "out" for letter in m.letters}
+        alive = [m for m in mentions if m.kind and all(m.start > last_out.get(x, -1) for x in m.letters)]
+        stated = [m for m in alive if m.kind == "stated"]
+        found = {letter for m in alive for letter in m.letters} - set(last_out)
+        if stated:
+            found = set(stated[-1].letters)
+            for one, other in pairwise(stated):
+                if not _CORRECTS.search(self.text[one.start : other.start]):
+                    found |= {*one.letters, *other.letters}
+        elif _RELISTED.match(self.text) and not last_out:
+            found = set()
+        if len(found) != 1:
+            several = f"several letters: {', '.join(sorted(found))}"
+            return LetterReading(None, reason=several if found else _NONE)
+        (letter,) = found
+        known = letter in self.letters
+        return LetterReading(letter, "letter") if known else LetterReading(None, reason=f"no option {letter}")
+
+    def _mentions(self) -> list[_Mention]:
+        """All places that name letters, those that belong together ("B or C", "A, C and D") as one."""
+        found, told = [], 0
+        for match in _items("I" in self.letters).finditer(self.text):
+            if match.start() < told:
+                continue  # a capital inside the option that was just named
+            named = tuple(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", match[0]))
+            kind, rest = self._kind(match, named), self.text[match.end() :].lstrip(" .:")
+            if (after := self._after_own(rest, named)) is not None:
+                told = len(self.text) - len(after)
+            found.append(_Mention(named, match.start(), kind))
+        return found
+
+    def _kind(self, match: re.Match[str], named: Sequence[str]) -> str:
+        start, end = match.span()
+        left, right = self.text[max(0, start - _NEAR) : start], self.text[end : end + _NEAR]
+        head = bool(re.search(r"(?:^(?:is\b)?|[\n;])[\s>(\u2022-]*$", left if start < _NEAR else f" {left}"))
+        marked = match[0][-1] in ")]}>" or (head and right[:1] in (".", ":"))
+        verdict = right.lstrip(" .:") if marked else right.lstrip(" ")
+        own = self._after_own(verdict, named)
+        if named[0] in "AI" and not marked and own and own.strip(" .!") and re.match(r"\s+\w", right):
+            return ""  # "A cat sits on the mat"
+        if own is None and re.match(r"\s[-/]\s?\d", right):
+            return ""
+        marked = marked or own is not None
+        verdict = own.lstrip(" ") if own is not None else re.sub(r"^\([^()]*\)\s+", "", verdict)
+        judged = marked or _AT_ONCE.match(
+            verdict
+        )  # "A dog is right": without a mark the verdict follows at once
+        right_one, wrong = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
+        if _EXCEPT.search(left) or (wrong and not right_one):
+            return "out"
+        if _THING.search(left) or _denied(left) or _asked(self.text[end:]):
+            return ""
+        told = self._option(named[0])
+        if right_one or (marked and len(told) > 1 and left.casefold().rstrip(" (.").endswith(told)):
+            return "stated"  # "B is right", "It is blue (B)."
+        word = named[-1] in "AI" and not marked  # an article, a pronoun
+        if not (marked or _GOES_ON.match(right) or (not word and _ADVERB.match(right))):
+            return ""
+        if _STATES.search(left):
+            return "stated"
+        alone = re.search(r"[.!?:;)\n\u3002]\s*\(?$", left) and re.match(r"\s*[.!]?\s*$", right)
+        return "hinted" if head or alone or _HINTS.search(left) else ""
+
+    def _after_own(self, rest: str, named: Sequence[str]) -> str | None:
+        """What follows the text of the letter's own option, None where `rest` does not start with it."""
+        option = self._option(named[0]) if len(named) == 1 else ""
+        match = (
+            re.match(rf"[\s(:,\u2013\u2014-]*{_spaced(option)}\)?", rest, re.IGNORECASE) if option else None
+        )
+        return rest[match.end() :] if match else None
+
+    # --- option texts ---
+
+    def _whole(self, text: str) -> int | None:
+        """The option that the whole text is, with or without an article; "Yes, it is" is "yes"."""
+        key, yes_no = _key(text), short_answer(text).casefold()
+        bare = re.sub(r"^(?:an?|the) ", "", key) if text[:1].islower() else ""
+        bare = bare if len(bare) > 1 else ""
+        for said in (key, bare, yes_no if yes_no in ("yes", "no") else ""):
+            if said and self.options.count(said) == 1:
+                return self.options.index(said)
+        return None
+
+    def _told(self) -> int | None:
+        """The one option whose words begin the text ("Blue, because ...") or end it ("the colour is blue")."""
+        text = self.text.casefold()
+        if _DENIES.search(_HEDGE.sub("", text)):
+            return None
+        named = {o for o in self.options if o and re.search(_spaced(o), text)}
+        longest = [o for o in named if not any(o != other and o in other for other in named)]
+        if len(longest) != 1 or len(longest[0]) < 2 or self.options.count(longest[0]) > 1:
+            return None
+        words = _spaced(longest[0])
+        begins = longest[0] not in ("yes", "no") and re.match(rf"\W*{words}", text)
+        ends = re.search(rf"(?:\b{_IS}|'s|:)\s+(?:(?:an?|the)\s+)?{words}\W*$", text)
+        return self.options.index(longest[0]) if begins or ends else None
+
+
+@lru_cache(maxsize=2)
+def _items(with_i: bool) -> re.Pattern[str]:
+    """One letter, or several that are tied together; `with_i`: I is one of them, and not a pronoun."""
+    one = "[A-Z]" if with_i else "[A-HJ-Z]"
+    one = rf"(?:[(\[{{<]\s*{one}\s*[)\]}}>]|{one}\s?[)\]]|{one}(?!\s?[)\]]))"
+    joint = (
+        r"\s*(?:,?\s*\b(?:and\s?/\s?or|or|and)\b|[,/&;\u3001\u548c\u6216\u4e0e\u53ca]|\u8fd8\u662f|vs\.?|\?\s*or\b|\s[-\u2013]\s)\s*"
+        r"(?:(?:or|and|maybe|possibly|perhaps|probably|even|also|both|either|option|choice|the)\s+)*\(?"
+    )
+    return re.compile(
+        rf"(?<![A-Za-z0-9_'\\/.+=^&-]){one}(?:{joint}{one}(?![A-Za-z0-9'-]))*"
+        r"(?![A-Za-z0-9_'\\/^%\u00b0&]|[-\u2013][A-Za-z0-9]|\.[A-Z]\b|\s*[=<>+*\u2248](?!>))"
+    )
+
+
+def _denied(left: str) -> bool:
+    """Whether the clause that `left` ends with says no, or only supposes."""
+    breaks = list(_BREAK.finditer(left))
+    return bool(_DENIES.search(_HEDGE.sub("", left[breaks[-1].end() :] if breaks else left)))
+
+
+def _asked(rest: str) -> bool:
+    """Whether the sentence that goes on with `rest` is a question that more text follows."""
+    end = re.search(r"[.!?\n]", rest)
+    return end is not None and end[0] == "?" and bool(rest[end.end() :].strip())
+
+
+def _key(text: str) -> str:
+    """What makes a text and an option the same."""
+    return " ".join(plain(text).casefold().split()).strip("'$ ").rstrip(".").strip("'$ ")
+
+
+def _spaced(words: str) -> str:
+    """A pattern for these words with any white space between, no part of a longer word or number."""
+    spaced = r"\s+".join(map(re.escape, words.split()))
+    return rf"(?<![\w.-]){spaced}(?!\w|[.,]\d|%)"
