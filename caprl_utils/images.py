@@ -1,9 +1,9 @@
 """Images: the one way to open a picture, and whatever an image set can be read from.
 
-A source is a folder, a .parquet or .tar file or a folder of such, a list of paths (.txt, .jsonl, .csv), a data set of
-Hugging Face (saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"). Folders and files
-may be local or anywhere that fsspec reaches (s3://, gs://, hf://). Images are read one at a time, and no file outside
-the source's own folder is opened.
+A source is a folder, a .parquet or .tar file, a list of paths (.txt, .jsonl, .csv, .tsv), a data set of Hugging Face
+(saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"). Folders and files may be local
+or anywhere that fsspec reaches (s3://, gs://, hf://). Images are read one at a time. Links in a folder are followed; a
+path that a list or table names must stay below its own folder.
 """
 
 from __future__ import annotations
@@ -12,38 +12,45 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import posixpath
-import stat
+import re
 import tarfile
 import threading
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property, partial
-from itertools import accumulate, chain, islice, repeat
+from functools import cache, cached_property, partial
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
 from caprl_utils.paths import shown
 from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
-MAX_PIXELS = 100_000_000  # ours: above all benchmarks' images; a picture of so many takes 300 MB
+MAX_PIXELS = 120_000_000  # ours: above a phone's 108 megapixels; such a picture takes 360 MB
 MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses more
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LISTS = (".txt", ".jsonl", ".csv")
-# Ours: where data sets that we have seen name an image's file.
+LISTS = (".txt", ".jsonl", ".csv", ".tsv")
+# Ours: where data sets that we have seen name an image's file, and where tables hold it.
 IMAGE_KEYS = ("image", "image_path", "img_path", "image_name", "path", "file_name", "images")
+IMAGE_COLUMNS = (*IMAGE_KEYS, "img", "picture", "jpg", "jpeg", "png", "webp")
+SAME_ID = "id used by an earlier image"
+_UNKNOWN_HERE = (".svg", ".svgz", ".heic", ".heif", ".jxl")  # pictures that Pillow does not open
+_RUNS_PROGRAMS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # of Pillow's formats: stubs, and Ghostscript
+_PLAIN_FORMATS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
 _PARQUET_ROWS = 64  # rows held at once
 Thing = TypeVar("Thing")
 
@@ -60,10 +67,11 @@ class BadImage(StrEnum):
     TOO_LARGE = "too many pixels"
     TOO_NARROW = "aspect ratio too large"
     ANIMATED = "animated"
-    CMYK = "CMYK colours"
-    WRONG_EXTENSION = "extension does not match the content"
     OUTSIDE = "path outside the root"
     UNREADABLE = "cannot be read"
+    NO_PATH = "names no image"
+    NAME = "name that is not UTF-8"
+    SAME_ID = SAME_ID
 
 
 class BadImageError(UserError):
@@ -74,13 +82,16 @@ class BadImageError(UserError):
         super().__init__(reason if detail is None else f"{reason} ({self.detail})")
 
 
-def open_image(data: bytes) -> Image.Image:
-    """RGB pixels of an image file, upright (EXIF), transparent places white. Raises BadImageError."""
-    return _pixels(peek(data))
+def open_image(data: bytes | Path, max_pixels: int | None = None) -> Image.Image:
+    """RGB pixels of an image file as a viewer shows them: upright (EXIF), transparent places white, deep grey values
+    stretched; scaled down to `max_pixels`. Raises BadImageError, and FileNotFoundError.
+    """
+    return _pixels(peek(data), max_pixels, data)
 
 
-def peek(data: bytes | Path) -> Image.Image:
-    """An image's header: size, mode and format, nothing decoded. Raises BadImageError, and FileNotFoundError.
+def peek(data: bytes | Path | Any) -> Image.Image:
+    """The header of an image file (open or not): size, mode and format, nothing decoded. Raises BadImageError, and
+    FileNotFoundError.
 
     The only place that opens an image; what has more than `MAX_PIXELS` is refused before it is decoded.
     """
@@ -88,8 +99,8 @@ def peek(data: bytes | Path) -> Image.Image:
         raise BadImageError(BadImage.EMPTY)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a lower limit
-            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+            warnings.simplefilter("ignore")  # of large pictures (we have a limit) and odd EXIF data
+            opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()[0])
     except UnidentifiedImageError:
         raise BadImageError(BadImage.NOT_AN_IMAGE) from None
     except Image.DecompressionBombError as error:
@@ -104,15 +115,37 @@ def peek(data: bytes | Path) -> Image.Image:
     return opened
 
 
+@cache
+def _formats() -> tuple[list[str], frozenset[str]]:
+    """Pillow's formats that are opened, and the suffixes of picture files."""
+    Image.init()
+    formats = [name for name in Image.ID if name not in _RUNS_PROGRAMS]
+    known = {suffix for suffix, name in Image.EXTENSION.items() if name in formats}
+    return formats, frozenset(known.union(_UNKNOWN_HERE))
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
-    """RGB pixels; transparent places become white, as a viewer shows them."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    elif image.mode.startswith("I") or image.mode == "F":
-        low, high = image.getextrema()
-        image = image.point(lambda value: (value - low) * (255 / max(high - low, 1))).convert("L")
-    return image.convert("RGB")
+    """RGB pixels of any picture of Pillow, as `open_image` gives them; an RGB picture is returned itself."""
+    shown = image
+    if (turn := _TURNS.get(_orientation(image))) is not None:
+        shown = shown.transpose(turn)
+    if shown.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(shown, dtype=np.float64))
+        low, high = values.min(), values.max()
+        shown = Image.fromarray(np.uint8((values - low) * (255 / max(high - low, 1e-9))))
+    elif shown.has_transparency_data:
+        rgba = shown.convert("RGBA")
+        shown = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    shown = shown if shown.mode == "RGB" else shown.convert("RGB")
+    if shown is not image:
+        shown.info = {}  # or what is upright would be turned again
+    return shown
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):  # broken EXIF data: as if there were none
+        return image.getexif().get(0x0112, 1)
+    return 1
 
 
 def fit(image: Image.Image, max_pixels: int | None) -> Image.Image:
@@ -121,35 +154,45 @@ def fit(image: Image.Image, max_pixels: int | None) -> Image.Image:
     The one place where `ModelConfig.max_pixels` is obeyed, before any processor or server rounds to its patches.
     """
     width, height = image.size
-    image = as_rgb(image)
     if max_pixels is None or width * height <= max_pixels:
-        return image
-    factor = math.sqrt(max_pixels / (width * height))
-    size = max(1, int(width * factor)), max(1, int(height * factor))
+        return as_rgb(image)
+    scale = (max_pixels / (width * height)) ** 0.5
+    size = max(1, int(width * scale)), max(1, int(height * scale))
+    if hasattr(image, "draft"):
+        image.draft(None, size)  # a JPEG is decoded at a half, a quarter or an eighth of its size
+    image = as_rgb(image)
+    size = size if (image.width > image.height) == (width > height) else size[::-1]  # turned
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _pixels(opened: Image.Image) -> Image.Image:
+def _pixels(opened: Image.Image, max_pixels: int | None, data: bytes | Path) -> Image.Image:
+    """The pixels of what `peek` gave of these data."""
     try:
-        opened.load()
-        return as_rgb(ImageOps.exif_transpose(opened))
+        plain, size = is_plain(opened), opened.width * opened.height
+        pixels = fit(opened, max_pixels)
+        pixels.load()
     except Exception as error:
         raise BadImageError(BadImage.TRUNCATED, error) from None
+    if plain and isinstance(data, bytes) and pixels.width * pixels.height == size:
+        pixels.own_file = data, _PLAIN_FORMATS[opened.format]  # for `encode`; no copy of the picture has it
+    return pixels
 
 
-def _check_form(opened: Image.Image, path: str | None) -> None:
-    """Refuse what a captioner is not to see: strips, animations, print colours, and files that lie."""
-    width, height = opened.size
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImageError(BadImage.TOO_NARROW, f"{width} x {height}")
-    if getattr(opened, "n_frames", 1) > 1:
-        raise BadImageError(BadImage.ANIMATED, f"{opened.n_frames} frames")
-    if opened.mode == "CMYK":
-        raise BadImageError(BadImage.CMYK)
-    suffix = Path(path).suffix.lower() if path else ""
-    expected = Image.registered_extensions().get(suffix)
-    if suffix and expected not in (opened.format, "JPEG" if opened.format == "MPO" else opened.format):
-        raise BadImageError(BadImage.WRONG_EXTENSION, f"{suffix} holds {opened.format}")
+def is_plain(opened: Image.Image) -> bool:
+    """Whether every program shows the file of `peek` as `open_image` does: usual, nothing to turn, blend or stretch."""
+    if opened.format not in _PLAIN_FORMATS or opened.mode not in ("RGB", "L", "P", "1"):
+        return False
+    moves = opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1
+    return not (moves or opened.has_transparency_data or _orientation(opened) in _TURNS)
+
+
+def encode(image: Image.Image) -> tuple[bytes, str]:
+    """A file of the pixels and its media type: the one that they were read from where that is plain, else PNG."""
+    if own := getattr(image, "own_file", None):
+        return own
+    buffer = io.BytesIO()
+    as_rgb(image).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue(), "image/png"
 
 
 @dataclass(eq=False)
@@ -168,14 +211,26 @@ class ImageItem:
     path: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def open(self) -> Image.Image:
-        """RGB pixels, nothing kept. Raises BadImageError, also for the forms that are not used."""
+    def open(self, max_pixels: int | None = None) -> Image.Image:
+        """RGB pixels, nothing kept. Raises BadImageError, also for strips and animations (of the pages of a TIFF and
+        the parts of a phone's MPO the first is taken).
+        """
         data = self.load()
         if isinstance(data, Image.Image):
-            return data
-        opened = peek(data)
-        _check_form(opened, self.path)
-        return _pixels(opened)
+            return as_rgb(data)
+        try:
+            opened = peek(data)
+        except BadImageError as error:
+            suffix = posixpath.splitext(self.path or "")[1].lower()
+            if error.reason == BadImage.NOT_AN_IMAGE and suffix in _UNKNOWN_HERE:
+                raise BadImageError(error.reason, f"{suffix} is not opened here; convert it to PNG") from None
+            raise
+        width, height = opened.size
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise BadImageError(BadImage.TOO_NARROW, f"{width} x {height}")
+        if opened.format not in ("MPO", "TIFF") and getattr(opened, "n_frames", 1) > 1:
+            raise BadImageError(BadImage.ANIMATED, f"{opened.n_frames} frames")
+        return _pixels(opened, max_pixels, data)
 
     @cached_property
     def _opened(self) -> tuple[Image.Image | None, BadImageError | None]:
@@ -190,23 +245,23 @@ class ImageItem:
         return self._opened[0]
 
     @property
-    def problem(self) -> BadImage | None:
+    def problem(self) -> BadImageError | None:
         """Why the image cannot be used."""
-        return self._opened[1] and self._opened[1].reason
-
-    @property
-    def detail(self) -> str | None:
-        """More about the problem."""
-        return self._opened[1] and self._opened[1].detail
+        return self._opened[1]
 
     def encoded(self) -> bytes:
         """The file's own bytes, or the pixels as PNG."""
         data = self.load()
-        if isinstance(data, bytes):
-            return data
-        buffer = io.BytesIO()
-        data.save(buffer, format="PNG")
-        return buffer.getvalue()
+        return data if isinstance(data, bytes) else encode(data)[0]
+
+
+def _failing(name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:
+    """An item that stands for what is no image, so that it is counted and named."""
+
+    def load() -> bytes:
+        raise BadImageError(reason, detail)
+
+    return ImageItem(name, load, key)
 
 
 def in_threads(work: Callable[[Thing], Any], things: Iterable[Thing]) -> Iterator[Any]:
@@ -222,31 +277,53 @@ def in_threads(work: Callable[[Thing], Any], things: Iterable[Thing]) -> Iterato
 # Sources
 
 
-def open_images(profile: Profile, split: str = "rl") -> Iterator[ImageItem]:
-    """The first `images.num_images` images of the profile's source."""
+def open_images(
+    profile: Profile, split: str = "rl", passed: Counter[str] | None = None
+) -> Iterator[ImageItem]:
+    """The first `images.num_images` images of the profile's source, each id once (`unique`)."""
     settings = profile.images
     source = settings.source
     if drawn_source(source):
         source = f"{source}:{split}:{settings.num_images}:{profile.seed}"
-    return islice(read_source(source, settings.kinds), settings.num_images)
+    return islice(unique(read_source(source, settings.kinds, passed)), settings.num_images)
 
 
-def read_source(source: str, kinds: Sequence[str] | None = None) -> Iterator[ImageItem]:
+def unique(items: Iterable[ImageItem]) -> Iterator[ImageItem]:
+    """The items; one with the id of an earlier one cannot be opened, and its key stands in its id."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            item = repeated(item)
+        seen.add(item.id)
+        yield item
+
+
+def repeated(item: ImageItem) -> ImageItem:
+    """What stands for an item whose id an earlier one has."""
+    return _failing(f"{item.id} ({item.key})", BadImage.SAME_ID, key=item.key)
+
+
+def read_source(
+    source: str, kinds: Sequence[str] | None = None, passed: Counter[str] | None = None
+) -> Iterator[ImageItem]:
     """All images of a source (see the module), in its own order, each with an id that stays the same.
 
-    A list is a .txt file with one path a line, or a .jsonl or .csv file with the path under one of `IMAGE_KEYS`;
-    paths start at the list's folder and must stay below it. kinds: only images whose first folder (or `kind` column)
-    is one of these. Memory: the names of one local folder at a time, some 70 bytes each. Raises UserError when nothing
-    is there, for a row of a list without a path, and for a file that cannot be read as what its name says.
+    A list is a .txt file with one path a line, or a .jsonl, .csv or .tsv file with the paths under one of
+    `IMAGE_KEYS`. A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of
+    paths. kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed
+    over in folders and tars, by suffix. What cannot be read is an item that raises when it is opened. Memory: the
+    names of one local folder at a time, some 70 bytes each. Raises UserError when nothing is there, and for a table
+    or tar that is damaged.
     """
+    passed = Counter() if passed is None else passed
     if drawn := drawn_source(source):
         split, count, seed = _split_count_seed(source)
         return (_drawn(*drawn.image_at(split, number, kinds, seed)) for number in range(count))
     place = _Place.of(source)
     if place.files.isdir(place.root):
-        images = _folder(place, source)
+        images = _folder(place, source, passed)
     elif place.files.isfile(place.root):
-        images = _file(*place.split())
+        images = _file(*place.split(), passed)
     elif place.remote or Path(source).suffix or Path(source).is_absolute() or source.startswith("."):
         raise UserError(
             f"no {source if place.remote else shown(source)}; name a folder, a .parquet or .tar file, or a list of "
@@ -254,12 +331,27 @@ def read_source(source: str, kinds: Sequence[str] | None = None) -> Iterator[Ima
         )
     else:
         images = _hub(source)
-    return (image for image in images if kinds is None or image.kind in kinds)
+    return (image for image in map(_with_text_name, images) if kinds is None or image.kind in kinds)
+
+
+def _with_text_name(item: ImageItem) -> ImageItem:
+    """The item, or one that cannot be opened where a name cannot be written as UTF-8."""
+    name = f"{item.id}{item.key}"
+    if name.isascii() or not re.search("[\ud800-\udfff]", name):
+        return item
+    told, key = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.key))
+    return _failing(told, BadImage.NAME, key=key)
+
+
+def local_path(source: str | Path) -> Path:
+    """A path of this machine: from the working folder, or else from the repository's."""
+    here = Path(source).expanduser()
+    return paths.HOME / here if not here.exists() and (paths.HOME / here).exists() else here
 
 
 def is_hub(source: str) -> bool:
     """Whether a source is a data set's id, which can be streamed only from its start."""
-    return not (drawn_source(source) or "://" in source or Path(source).expanduser().exists())
+    return not (drawn_source(source) or "://" in source or local_path(source).exists())
 
 
 def count_images(source: str, kinds: Sequence[str] | None = None) -> int | None:
@@ -270,24 +362,18 @@ def count_images(source: str, kinds: Sequence[str] | None = None) -> int | None:
 
 
 def fingerprint(source: str) -> str:
-    """Hash of what the source holds: names, sizes and times of its files (and of those that a list names), or its
-    id. Files are hashed as a stream; memory as for `read_source`.
-    """
-    place = None if drawn_source(source) else _Place.of(source)
-    if place is None or not place.files.exists(place.root):
+    """Hash of the names and sizes of a source's images (for tables and tars: of the files), or of its id."""
+    if drawn_source(source) or is_hub(source):
         return value_hash(source)
-    digest = hashlib.sha256()
-    if place.files.isdir(place.root):
-        names, home = place.walk(), place
+    place = _Place.of(source)
+    if not place.files.isdir(place.root):
+        place, name = place.split()
+        names = chain([name], _listed_paths(place, name) if name.endswith(LISTS) else ())
     else:
-        home, name = place.split()
-        names = chain([name], _listed_names(home, name) if name.endswith(LISTS) else ())
-    for name in names:
-        with suppress(
-            OSError, ValueError, BadImageError
-        ):  # a link to nowhere, or no path: told when it is read
-            if (state := home.state(name)) is not None:
-                digest.update(f"{json.dumps(name)} {state}\n".encode())
+        names = (name for name in place.walk(Counter()) if place.holds_images(name))
+    digest = hashlib.sha256()
+    for name in filter(None, names):
+        digest.update(f"{json.dumps(name)} {place.size(name)}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -316,7 +402,7 @@ class _Place:
 
         local = "://" not in source
         try:
-            files, root = fsspec.core.url_to_fs(str(Path(source).expanduser().resolve()) if local else source)
+            files, root = fsspec.core.url_to_fs(str(local_path(source).resolve()) if local else source)
             files.invalidate_cache()  # a listing from before
             local or files.exists(root)
         except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds
@@ -335,49 +421,84 @@ class _Place:
         """The full path of a name. Raises BadImageError for one that leads outside."""
         target = self.files._strip_protocol(name) if "://" in name else posixpath.join(self.root, name)
         target = posixpath.normpath(target)
-        with suppress(ValueError):  # a name that is no path is told when it is read
-            target = target if self.remote else os.path.realpath(target)
         if not target.startswith(self.root.rstrip("/") + "/"):
             raise BadImageError(BadImage.OUTSIDE)
         return target
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes, or some of them. Raises BadImageError."""
-        try:
-            return self.files.cat_file(self.full(name), start=start, end=end)
-        except (OSError, ValueError):
-            raise BadImageError(BadImage.UNREADABLE) from None
+        """A file's bytes, or some of them; tried twice. Raises BadImageError."""
+        target, problem = self.full(name), "cut short"
+        for _ in range(2):
+            try:
+                data = self.files.cat_file(target, start=start, end=end)
+                if end is None or len(data) == end - start:
+                    return data
+            except (OSError, ValueError) as error:
+                problem = getattr(error, "strerror", None) or type(error).__name__
+        raise BadImageError(BadImage.UNREADABLE, problem)
 
     def open(self, name: str) -> Any:
-        """A file to read in."""
-        return self.files.open(posixpath.join(self.root, name), "rb")
+        """A file to read in. Raises UserError when that is not possible."""
+        try:
+            return self.files.open(posixpath.join(self.root, name), "rb")
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error.strerror or error})") from None
 
-    def state(self, name: str) -> str | None:
-        """Size and time (or tag) of a file; None for what is no file. Raises OSError or ValueError."""
-        if not self.remote:
-            found = os.stat(os.path.join(self.root, name))
-            return f"{found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else None
-        info = self.files.info(self.full(name))  # of the listing that `walk` has fetched
-        return f"{info['size']} {info.get('ETag') or info.get('mtime') or info.get('updated')}"
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None for what cannot be had."""
+        with suppress(OSError, ValueError, BadImageError):
+            return self.files.info(self.full(name))["size"]
 
-    def walk(self, inside: str = "") -> Iterator[str]:
-        """Names of all files below, in the order of sorted paths; links to folders are not followed.
+    def holds_images(self, name: str) -> bool:
+        """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""
+        suffix = posixpath.splitext(name)[1].lower()
+        if suffix in (".parquet", ".tar") or suffix in _formats()[1]:
+            return True
+        if re.fullmatch(r"\.[a-z]\w{0,9}", suffix):
+            return False
+        try:
+            with self.open(name) as file:
+                return bool(peek(file))
+        except UserError:
+            return False
 
-        Of a local folder only the names of the folders on the way down are held. Raises UserError for a closed one.
+    def walk(self, passed: Counter[str], inside: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
+        """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over.
+
+        Of a local folder only the names of the folders on the way down are held; links are followed, in no circle.
         """
         if self.remote:
-            yield from (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
+            names = (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
+            yield from (name for name in names if not re.search(r"(^|/)\.", name) or _note(passed, "hidden"))
             return
         folder = posixpath.join(self.root, inside)
         try:
+            me = os.stat(folder)[1:3]  # inode and device
             with os.scandir(folder) as entries:
-                found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        except PermissionError:
-            raise UserError(f"the folder {shown(folder)} cannot be read: permission denied") from None
+                found = [(e.name, e.is_dir(), e.is_file() or e.is_symlink()) for e in entries]
+        except OSError:
+            passed[f"closed folder {shown(folder)}"] += 1
+            return
+        if me in above:
+            passed["link to a folder above it"] += 1
+            return
         found.sort(reverse=True)
         while found:
-            name, is_folder = found.pop()
-            yield from self.walk(f"{inside}{name}/") if is_folder else [inside + name]
+            name, is_folder, is_file = found.pop()
+            if name.startswith(".") or not (is_folder or is_file):
+                passed["hidden" if is_folder or is_file else "no file"] += 1
+            elif is_folder:
+                yield from self.walk(passed, f"{inside}{name}/", (*above, me))
+            else:
+                yield inside + name
+
+
+def _note(passed: Counter[str], what: str) -> None:
+    passed[what] += 1
+
+
+def _suffix_told(name: str) -> str:
+    return posixpath.splitext(name)[1].lower() or "without suffix"
 
 
 def _by_path(home: _Place, name: str) -> ImageItem:
@@ -386,114 +507,231 @@ def _by_path(home: _Place, name: str) -> ImageItem:
     return ImageItem(name, partial(home.read, name), name, first if first and rest else None, name)
 
 
-def _folder(place: _Place, source: str) -> Iterator[ImageItem]:
-    """A saved data set, the shards in a folder, or the image files below it, sorted."""
-    names = sorted(posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False))
+def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageItem]:
+    """A saved data set, or the pictures below a folder with those in its tables and tars."""
+    names = {posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False)}
+    where = source if place.remote else shown(place.root)
+    if "dataset_dict.json" in names:
+        raise UserError(f"{where} is a data set with several splits; name the folder of one of them")
     if "state.json" in names:
         import datasets
 
-        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), by_number=True)
-    elif shards := [name for name in names if name.endswith((".parquet", ".tar"))]:
-        for name in shards:
-            yield from _file(place, name)
-    else:
-        found = (name for name in place.walk() if name.lower().endswith(SUFFIXES))
-        found = (name for name in found if place.remote or not os.path.isdir(f"{place.root}/{name}"))
-        if (first := next(found, None)) is None:
-            raise UserError(
-                f"no image in {source if place.remote else shown(source)} ({', '.join(SUFFIXES)})"
-            )
-        yield from (_by_path(place, name) for name in chain([first], found))
+        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), place)
+        return
+    empty = True
+    for name in place.walk(passed):
+        if not place.holds_images(name):
+            passed[_suffix_told(name)] += 1
+            continue
+        for item in _file(place, name, passed, inside=True):
+            empty = False
+            yield item
+    if empty:
+        told = f"; passed over: {', '.join(passed_over(passed))}" if passed else ""
+        raise UserError(f"no image in {where}{told}")
 
 
-def _file(home: _Place, name: str) -> Iterator[ImageItem]:
-    if name.endswith(".parquet"):
-        return _parquet(home, name)
-    if name.endswith(".tar"):
-        return _tar(home, name)
-    if name.endswith(LISTS):
-        return (_by_path(home, path) for path in _listed_names(home, name))
+def passed_over(passed: Counter[str]) -> list[str]:
+    """What was passed over, for people."""
+    return [f"{count} {what}" for what, count in sorted(passed.items())]
+
+
+def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) -> Iterator[ImageItem]:
+    """The images of a file; a file inside a folder is a picture unless its name says otherwise."""
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix == ".parquet":
+        return _parquet(place, name, passed if inside else None)
+    if suffix == ".tar":
+        return _tar(place, name, passed)
+    if inside or suffix in _formats()[1]:
+        return iter([_by_path(place, name)])
+    if suffix in LISTS:
+        return _listed(place, name)
     raise UserError(
         f"{name} is neither a folder nor a .parquet or .tar file nor a list of paths ({', '.join(LISTS)})"
     )
 
 
-def _listed_names(home: _Place, name: str) -> Iterator[str]:
-    """The paths of a list, in its order. Raises UserError naming the row that has none."""
+# Lists
+
+
+def _listed(home: _Place, name: str) -> Iterator[ImageItem]:
+    for number, path in enumerate(_listed_paths(home, name), start=1):
+        if path is None:
+            detail = f"a row has its path under one of {', '.join(IMAGE_KEYS)}"
+            yield _failing(f"{name} row {number}", BadImage.NO_PATH, detail, f"{name}#{number}")
+        else:
+            yield _by_path(home, path)
+
+
+def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
+    """The paths of a list, in its order; None for a row that names none. Raises UserError for what is no such list."""
+    suffix = posixpath.splitext(name)[1].lower()
     try:
         with home.open(name) as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            rows = csv.DictReader(lines) if name.endswith(".csv") else (line.strip() for line in lines)
-            for number, row in enumerate(rows, start=1):
-                if row:
-                    yield row if name.endswith(".txt") else _path_in(name, number, row)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is no list of paths: it is not UTF-8 text ({error})") from None
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            if suffix in (".csv", ".tsv"):
+                yield from _csv_paths(name, lines)
+                return
+            for line in filter(None, map(str.strip, lines)):
+                yield from [line] if suffix == ".txt" else _json_paths(line)
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "sound CSV"
+        raise UserError(f"{name} is no list of paths: it is not {what} ({error})") from None
 
 
-def _path_in(file: str, number: int, row: Any) -> str:
-    try:
-        row = json.loads(row) if isinstance(row, str) else row
-        found = next(row[key] for key in IMAGE_KEYS if row.get(key))
-    except (ValueError, AttributeError, StopIteration):
-        found = None
-    found = found[0] if isinstance(found, list) and found else found
-    if not isinstance(found, str):
+def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
+    """Of a table with any of the usual separators; without a header its column of picture names counts."""
+    csv.field_size_limit(2**31 - 1)
+    first = next(lines, "")
+    mark = max(",;\t|", key=first.count)
+    head = [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])]
+    column = next((head.index(key) for key in IMAGE_KEYS if key in head), None)
+    if column is None:
+        column = next((n for n, cell in enumerate(head) if _suffix_told(cell) in _formats()[1]), None)
+        lines = chain([first], lines)
+    if column is None:
         raise UserError(
-            f"{file}, row {number} names no image; a row has its path under one of {', '.join(IMAGE_KEYS)}"
+            f"{name} names no image: its first line is {first.strip()[:200]!r}, and none of its columns is one of "
+            f"{', '.join(IMAGE_KEYS)}"
         )
-    return found
+    for row in filter(None, csv.reader(lines, delimiter=mark)):
+        yield (row[column].strip() or None) if len(row) > column else None
 
 
-def _parquet(home: _Place, name: str) -> Iterator[ImageItem]:
-    """Rows with an `image` column {bytes, path} or binary; `id` and `kind` columns where there are some.
+def _json_paths(line: str) -> list[str | None]:
+    try:
+        row = json.loads(line)
+        found = _pictures(next(row[key] for key in IMAGE_KEYS if row.get(key)))
+        return [path if isinstance(path, str) and path else None for _, path in found]
+    except (ValueError, AttributeError, StopIteration):
+        return [None]
 
-    A row without bytes names a file relative to the parquet file's folder.
+
+# Tables and tars
+
+
+def _pictures(value: Any) -> list[tuple[bytes | None, str | None]]:
+    """(bytes, path) of every picture of a cell: bytes, a path, {bytes, path}, or a list of such."""
+    if isinstance(value, list):
+        return [picture for one in value for picture in _pictures(one)] or [(None, None)]
+    if isinstance(value, dict):
+        return [(value.get("bytes"), value.get("path"))]
+    return [(None, value) if isinstance(value, str) else (value, None)]
+
+
+def _pick(home: _Place, value: Any, part: int) -> bytes:
+    """The bytes of one picture of a cell; a path starts at `home`. Raises BadImageError."""
+    data, path = _pictures(value)[part]
+    return home.read(path) if data is None and path else data or b""
+
+
+def _of_row(
+    row: dict[str, Any], value: Any, name: str, key: str, load: Callable[[int], bytes]
+) -> Iterator[ImageItem]:
+    """The pictures of a table's row. name: its id where it has none. value: of its pictures, bytes not needed."""
+    row_id, kind = row.get("id"), row.get("kind")
+    for part, (_, path) in enumerate(_pictures(value)):
+        more = f"/{part + 1}" if part else ""
+        yield ImageItem(
+            f"{name if row_id is None else row_id}{more}", partial(load, part), key + more,
+            kind if kind is None else str(kind), path,
+        )  # fmt: skip
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name} is no parquet file that can be read ({error}); fetch it again") from None
+
+
+def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[ImageItem]:
+    """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some.
+
+    passed: where a table without pictures is counted; None makes it an error.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(name):
         table = pq.ParquetFile(home.open(name))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{name} is no parquet file that can be read ({error}); fetch it again") from None
-    names = table.schema_arrow.names
-    if "image" not in names:
-        raise UserError(f"{name} has no column `image`; its columns: {', '.join(names)}")
-    with_path = pa.types.is_struct(table.schema_arrow.field("image").type)
-    columns = [n for n in ("id", "kind") if n in names] + (["image.path"] if with_path else [])
-    images = _ParquetImages(home, table)
-    rows: Iterable[dict[str, Any]] = repeat({}, table.metadata.num_rows)
-    if columns:
-        rows = (row for batch in table.iter_batches(columns=columns) for row in batch.to_pylist())
-    for number, row in enumerate(rows):
-        path = (row.get("image") or {}).get("path")
-        row_id = str(row.get("id") or f"{Path(name).stem}-{number:08d}")
-        yield ImageItem(row_id, partial(images.load, number), f"{name}#{number}", row.get("kind"), path)
+        schema = table.schema_arrow
+        column = next(
+            (n for n in IMAGE_COLUMNS if n in schema.names and _may_hold(schema.field(n).type)), None
+        )
+        if column is None and passed is not None:
+            passed["table without images"] += 1
+            return
+        if column is None:
+            raise UserError(f"{name} has no column `image`; its columns: {', '.join(schema.names)}")
+        kind = schema.field(column).type
+        columns = [n for n in ("id", "kind") if n in schema.names]
+        if not pa.types.is_struct(kind):
+            columns += [] if _is_bytes(kind) else [column]
+        elif "path" in kind.names:
+            columns.append(f"{column}.path")
+        images = _ParquetImages(home, table, column)
+        for number, row in enumerate(_light_rows(table, columns)):
+            yield from _of_row(
+                row, row.get(column), f"{posixpath.splitext(name)[0]}-{number:08d}", f"{name}#{number}",
+                partial(images.load, number),
+            )  # fmt: skip
+
+
+def _light_rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    if not columns:
+        return ({} for _ in range(table.metadata.num_rows))
+    batches = table.iter_batches(_PARQUET_ROWS, columns=columns)
+    return (row for batch in batches for row in batch.to_pylist())
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _may_hold(kind: Any) -> bool:
+    """Whether a column of this arrow type can hold pictures or their paths."""
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind):
+        return _may_hold(kind.value_type)
+    if types.is_struct(kind):
+        return not {"bytes", "path"}.isdisjoint(kind.names)
+    return _is_bytes(kind) or types.is_string(kind) or types.is_large_string(kind)
 
 
 class _ParquetImages:
     """The images of a parquet file by their row; a few rows in memory, quick when asked for in order."""
 
-    def __init__(self, home: _Place, table: Any) -> None:
-        self.home, self.table, self.group, self.lock = home, table, None, threading.Lock()
+    def __init__(self, home: _Place, table: Any, column: str) -> None:
+        self.home, self.table, self.column, self.group = home, table, column, None
+        self.lock = threading.Lock()
         sizes = (table.metadata.row_group(n).num_rows for n in range(table.num_row_groups))
         self.starts = [0, *accumulate(sizes)]
 
-    def load(self, number: int) -> bytes:
-        """The bytes of one row. Raises BadImageError."""
-        with self.lock:
-            image = self._row(number)
-        image = image if isinstance(image, dict) else {"bytes": image}
-        if image.get("bytes") is None and image.get("path"):
-            return self.home.read(image["path"])
-        return image.get("bytes") or b""
+    def load(self, number: int, part: int) -> bytes:
+        """The bytes of one picture of a row. Raises BadImageError."""
+        import pyarrow as pa
+
+        try:
+            with self.lock:
+                value = self._row(number)
+        except (OSError, pa.ArrowException) as error:
+            self.group = None
+            raise BadImageError(BadImage.UNREADABLE, error) from None
+        return _pick(self.home, value, part)
 
     def _row(self, number: int) -> Any:
         group = bisect_right(self.starts, number) - 1
         if group != self.group or number < self.start:
             self.group, self.start = group, self.starts[group]
-            self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=["image"])
+            self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.column])
             self.batch = next(self.batches)
         while number >= self.start + self.batch.num_rows:
             self.start += self.batch.num_rows
@@ -501,19 +739,32 @@ class _ParquetImages:
         return self.batch.column(0)[number - self.start].as_py()
 
 
-def _tar(home: _Place, name: str) -> Iterator[ImageItem]:
-    """Image members of a webdataset tar, in order; nothing is unpacked to disk."""
+def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
+    """Pictures of a webdataset tar, in order; nothing is unpacked to disk. Raises UserError for a damaged one."""
     try:
         with home.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                    start = member.offset_data
-                    yield ImageItem(
-                        f"{Path(name).stem}/{member.name}", partial(home.read, name, start, start + member.size),
-                        f"{name}#{member.name}", path=member.name,
-                    )  # fmt: skip
+                base, suffix = posixpath.basename(member.name), _suffix_told(member.name)
+                if base.startswith(".") or not member.isfile() or suffix not in _formats()[1]:
+                    if not member.isdir():
+                        passed["hidden" if base.startswith(".") else suffix] += 1
+                    continue
+                yield ImageItem(
+                    f"{posixpath.splitext(name)[0]}/{member.name}",
+                    partial(home.read, name, member.offset_data, member.offset_data + member.size),
+                    f"{name}#{member.name}", path=member.name,
+                )  # fmt: skip
+            file.seek(archive.offset)
+            end = file.read(20 * 512)
+            if len(end) < 512 or end.strip(b"\0"):
+                raise tarfile.ReadError("it is cut off, or several tars were joined")
     except tarfile.TarError as error:
-        raise UserError(f"{name} cannot be read as an uncompressed tar ({error})") from None
+        raise UserError(
+            f"{name} cannot be read to its end as an uncompressed tar ({error}); fetch it again"
+        ) from None
+
+
+# Data sets of Hugging Face
 
 
 def _hub(name: str) -> Iterator[ImageItem]:
@@ -525,24 +776,37 @@ def _hub(name: str) -> Iterator[ImageItem]:
         rows = datasets.load_dataset(name, split=split or "train", streaming=True)
     except Exception as error:
         raise UserError(f"{name!r} is no folder here and cannot be loaded as a data set ({error})") from None
-    yield from _rows(rows, by_number=False)
+    yield from _rows(rows, None)
 
 
-def _rows(rows: Any, by_number: bool) -> Iterator[ImageItem]:
-    """Rows of a data set; those that can be had by number are read when they are asked for."""
+def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
+    """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
     import datasets
+    import fsspec
 
-    if rows.column_names and "image" not in rows.column_names:
-        raise UserError(f"the data set has no column `image`; its columns: {', '.join(rows.column_names)}")
-    rows = rows.cast_column("image", datasets.Image(decode=False))
-    light: Iterable[dict[str, Any]] = rows
-    if by_number:
-        columns = [name for name in ("id", "kind") if name in rows.column_names]
-        light = rows.select_columns(columns) if columns else repeat({}, len(rows))
+    names = rows.column_names or []
+    column = next((name for name in IMAGE_COLUMNS if name in names), "image")
+    if names and column not in names:
+        raise UserError(f"the data set has no column `image`; its columns: {', '.join(names)}")
+    if isinstance((rows.features or {}).get(column), datasets.Image):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    elif isinstance((rows.features or {}).get(column), datasets.List):
+        rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
+    light = rows
+    if home:
+        columns = [n for n in ("id", "kind") if n in names]
+        several = isinstance(rows.features[column], datasets.List)
+        columns += [column] if several else []
+        light = rows.select_columns(columns) if columns else ({} for _ in range(len(rows)))
 
-    def load(number: int, image: dict[str, Any] | None) -> bytes:
-        return (image or rows[number]["image"])["bytes"] or b""
+    def load(number: int, value: Any, part: int) -> bytes:
+        if home:
+            return _pick(home, rows[number][column], part)
+        data, path = _pictures(value)[part]
+        return fsspec.open(path).open().read() if data is None and path else data or b""
 
     for number, row in enumerate(light):
-        opener = partial(load, number, row.get("image"))
-        yield ImageItem(str(row.get("id") or number), opener, f"#{number}", row.get("kind"))
+        value = row.get(column)
+        yield from _of_row(
+            row, value, str(number), f"#{number}", partial(load, number, None if home else value)
+        )

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -69,28 +70,40 @@ def caption_id(image_id: str, index: int) -> str:
 
 @dataclass
 class Tally:
-    """Captions made, and images without one, with the reason: bad ones cannot be used, of failed ones the captioner
-    said nothing.
+    """Captions made, images looked at, and images without a caption, with the reason: bad ones cannot be used, of
+    failed ones the captioner said nothing. passed: what else lies in the source (`images.read_source`).
     """
 
     made: int = 0
+    looked: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    passed: Counter[str] = field(default_factory=Counter)
+
+    def refuse_none(self) -> None:
+        """Raise UserError when images could be asked about and the captioner said nothing of any."""
+        if self.failed and not self.made:
+            name, reason = next(iter(self.failed.items()))
+            raise UserError(
+                f"none of {len(self.failed)} images was captioned; {name}: {reason}. Mend the cause and run again; "
+                "nothing that was finished is lost."
+            )
 
 
 def draw(
     images: Iterable[tuple[int, ImageItem]], opener: Callable[[], Backend], sampling: Sampling, prompt: str,
-    tally: Tally,
+    tally: Tally, max_pixels: int | None = None, keep_empty: bool = False,
 ) -> Iterator[Caption]:  # fmt: skip
     """`sampling.n` captions of every image, as soon as each is there; what has none goes to `tally`.
 
-    images: (place in the source, image), ids distinct. opener: gives the captioner; asked when there is work. Raises
-    UserError when the captioner answers nothing about the first `CHUNK_IMAGES` images.
+    images: (place in the source, image), ids distinct. opener: gives the captioner; asked when there is work.
+    max_pixels: larger images are scaled down. keep_empty: a caption without text is one, as an evaluation must see it.
+    Raises UserError when the captioner answers nothing about the first `CHUNK_IMAGES` images.
     """
     asked: dict[str, tuple[str, int]] = {}  # image id -> key, seed
 
     def requests() -> Iterator[Request]:
-        for (number, item), image in in_threads(_opened, images):
+        for (number, item), image in in_threads(partial(_opened, max_pixels), images):
             if isinstance(image, BadImageError):
                 tally.bad[item.id] = str(image)
             elif isinstance(image, Exception):
@@ -105,10 +118,10 @@ def draw(
         return
     captioner, prompt_hash = opener(), text_hash(prompt)
     for done in captioner.stream(chain([first], waiting), sampling):
-        if done.text is None:
+        if done.text is None or not (done.text.strip() or keep_empty):
             tally.failed.setdefault(done.id, done.error or "the captioner gave no text")
-            if not tally.made and len(tally.failed) == CHUNK_IMAGES:
-                break
+            if len(tally.failed) >= CHUNK_IMAGES:
+                tally.refuse_none()
             continue
         tally.made += 1
         (key, seed), text = asked[done.id], done.text.strip()
@@ -117,17 +130,11 @@ def draw(
             num_tokens=done.num_tokens, finish_reason=done.finish_reason, looped=is_loop(text), seed=seed,
             model=captioner.name, model_hash=captioner.model_hash, prompt_hash=prompt_hash,
         )  # fmt: skip
-    if tally.failed and not tally.made:  # of what could be asked about
-        name, reason = next(iter(tally.failed.items()))
-        raise UserError(
-            f"none of {len(tally.failed)} images was captioned; {name}: {reason}. Mend the cause and run again; "
-            "nothing that was finished is lost."
-        )
 
 
 def missing(
     images: Iterable[tuple[int, ImageItem]], store: RowStore, opener: Callable[[], Backend], sampling: Sampling,
-    prompt: str, tally: Tally,
+    prompt: str, tally: Tally, max_pixels: int | None = None, keep_empty: bool = False,
 ) -> Iterator[Caption]:  # fmt: skip
     """What `draw` gives of the captions that are not in `store` yet."""
     tally.made = len(store)
@@ -136,12 +143,15 @@ def missing(
         for number, item in images
         if any(caption_id(item.id, index) not in store for index in range(sampling.n))
     )
-    return (row for row in draw(waiting, opener, sampling, prompt, tally) if row.id not in store)
+    drawn = draw(waiting, opener, sampling, prompt, tally, max_pixels, keep_empty)
+    return (row for row in drawn if row.id not in store)
 
 
-def _opened(numbered: tuple[int, ImageItem]) -> tuple[tuple[int, ImageItem], Image | Exception]:
+def _opened(
+    max_pixels: int | None, numbered: tuple[int, ImageItem]
+) -> tuple[tuple[int, ImageItem], Image | Exception]:
     try:
-        return numbered, numbered[1].open()
+        return numbered, numbered[1].open(max_pixels)
     except (OSError, UserError) as error:
         return numbered, error
 
@@ -163,9 +173,12 @@ def caption_images(
     tally = Tally()
     with Progress("captions", len(images) * sampling.n) as bar:
         bar.update(len(store))
-        for row in missing(items, store, lambda: captioner, sampling, prompts.CAPTION, tally):
+        for row in missing(
+            items, store, lambda: captioner, sampling, prompts.CAPTION, tally, keep_empty=True
+        ):
             store.append(row)
             bar.update()
+    tally.refuse_none()
     if none := tally.bad | tally.failed:
         raise UserError(failure_message("images were not captioned", none, len(images), store))
     found: dict[str, list[Caption]] = {name: [] for name, _ in images}

@@ -11,7 +11,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,9 +26,9 @@ from caprl_utils import prompts
 from caprl_utils.captions.caption import caption_id, is_loop
 from caprl_utils.captions.job import JOB_KEY, SCHEMA, write_parquet
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error
+from caprl_utils.files import full_disk_as_user_error, write_atomic
 from caprl_utils.hashing import derive_seed, file_hash, text_hash
-from caprl_utils.images import IMAGE_KEYS, ImageItem, read_source
+from caprl_utils.images import IMAGE_KEYS, BadImageError, ImageItem, encode, is_plain, peek, read_source
 from caprl_utils.paths import shown
 from caprl_utils.progress import track
 from caprl_utils.records import about_image, mark_in, register
@@ -39,7 +39,6 @@ CAPTION_KEYS = ("caption", "captions", "text", "response", "output", "answer")
 RELEASED_KEY = b"released_captions"  # in the parquet file's metadata: no source is known for the images
 _BATCH_ROWS = 4096  # rows in memory at once
 _JOIN_ROWS = 100_000  # captions that wait for their images in one pass over the source
-_FORMATS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 
 
 def export(
@@ -54,11 +53,13 @@ def export(
         raise UserError("one caption set at a time, or several released .jsonl files")
     if released:
         table = out if out.suffix == ".parquet" else out.with_name(f".{out.stem}-released.parquet")
-        told = [f"{write_released(released, table, limit)} captions"]
+        told = write_released(released, table, limit, max_bad_share)
         if table == out:
             return told
         try:
-            return export([str(table)], out, None, 0, media, prompt, sound_only, None, max_bad_share)
+            return told[1:] + export(
+                [str(table)], out, None, 0, media, prompt, sound_only, None, max_bad_share
+            )
         finally:
             table.unlink()
     if out.suffix == ".jsonl":
@@ -113,8 +114,8 @@ def read_captions(captions: str | Path, sound_only: bool = False) -> Iterator[di
 
 
 def is_sound(row: dict[str, Any]) -> bool:
-    """Neither cut nor a loop. A released caption does not say how it ended (None) and counts as whole."""
-    return row["finish_reason"] != "length" and not row["looped"]
+    """Neither empty nor cut nor a loop. A released caption does not say how it ended (None) and counts as whole."""
+    return row["finish_reason"] != "length" and not row["looped"] and bool(row["caption"].strip())
 
 
 def _metadata(captions: str | Path) -> dict[bytes, bytes]:
@@ -184,34 +185,36 @@ def write_llamafactory(
 
     A row is {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path]}. media: the folder that
     image paths start at (`media_dir`, our `pretraining.media_folder`). Images that are files of a local folder or list
-    stay where they are, and must be below it (its default is that folder); others (parquet, tar, data sets, drawn and
-    remote ones) are written to `images/NAME` in it (its default is the folder of `file`). A released set knows no
-    source: there it must be named. sound_only: leave out loops and cut captions. max_bad_share: of captions that may be
-    set aside (empty, with a mark of LLaMA-Factory in the text, the image missing) before UserError.
+    stay where they are, and must be below it (its default is that folder). What the trainer would see otherwise than
+    the captioner (to be turned, transparent, 16 bits, unusual formats) and what is no file of its own (parquet, tar,
+    data sets, drawn and remote ones) is written into it, to `images/NAME` or `.caprl-images/NAME`. A released set
+    knows no source: there it must be named. sound_only: leave out loops and cut captions. max_bad_share: of captions
+    that may be set aside (empty, with a mark of LLaMA-Factory in the text, the image missing) before UserError.
     Raises UserError for an image outside `media`, naming it, and when no caption is left.
     """
-    file, metadata, left_out = Path(file), _metadata(captions), Counter[bool]()
+    file, left_out = Path(file), Counter[bool]()
     if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
     rows = (row for row in read_captions(captions) if not sound_only or _noted(is_sound(row), left_out))
-    if RELEASED_KEY in metadata:
-        if media is None or not Path(media).is_dir():
-            raise UserError(
-                "released captions name their images by path: name the folder that these start at (--media), "
-                f"not {media}"
-            )
-        home = Path(media).resolve()
-    elif JOB_KEY in metadata:
-        job = json.loads(metadata[JOB_KEY])
-        home = _files_home(job["source"])
-    else:
-        raise UserError(f"{captions} does not say what made it: it was written by another tool")
+    job = _job_of(captions)
+    if job is None and (media is None or not Path(media).is_dir()):
+        raise UserError(
+            f"released captions name their images by path: name the folder that these start at (--media), not {media}"
+        )
+    home = Path(media).resolve() if job is None else _files_home(job["source"])
     media = Path(media or home or file.parent).resolve()
-    if home:
-        pairs = ((row, str(home / row["image_key"])) for row in rows)
-    else:
-        pairs = _with_files(rows, job, media / "images" / file.stem)
-    return _write_rows(pairs, file, media, prompt, max_bad_share, left_out)
+    folder = media / (".caprl-images" if home else "images") / file.stem  # hidden: it may stand in the source
+    return _write_rows(_with_files(rows, job, home, folder), file, media, prompt, max_bad_share, left_out)
+
+
+def _job_of(captions: str | Path) -> dict[str, Any] | None:
+    """The job that made a set; None for released captions. Raises UserError for a set of another tool."""
+    record, metadata = Path(captions) / "job.json", _metadata(captions)
+    if record.is_file():  # it knows where a moved source is
+        return json.loads(record.read_text(encoding="utf-8"))["job"]
+    if RELEASED_KEY not in metadata and JOB_KEY not in metadata:
+        raise UserError(f"{captions} does not say what made it: it was written by another tool")
+    return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
 
 
 def _noted(sound: bool, counts: Counter[bool]) -> bool:
@@ -276,102 +279,126 @@ def _why_not(caption: str, image: Path) -> str | None:
 
 
 def _with_files(
-    rows: Iterator[dict[str, Any]], job: dict[str, Any], folder: Path
+    rows: Iterator[dict[str, Any]], job: dict[str, Any] | None, home: Path | None, folder: Path
 ) -> Iterator[tuple[dict[str, Any], str]]:
-    """Captions with a file of their image, written to `folder` where it is not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Captions with a file of their image as it was captioned, "" where it is gone."""
     while some := list(islice(rows, _JOIN_ROWS)):
         waiting: dict[str, list[dict[str, Any]]] = {}
         for row in some:
-            waiting.setdefault(row["image_id"], []).append(row)
-        for item in read_source(job["source"], job["kinds"]):
+            own = home and home / row["image_key"]
+            if own and _is_plain_file(own):
+                yield row, str(own)
+            else:
+                waiting.setdefault(row["image_id"], []).append(row)
+        for item in read_source(job["source"], job["kinds"]) if job else _files_of(waiting, home):
             found = waiting.pop(item.id, ())
-            path = str(_as_file(item, folder)) if found else ""
+            path = _as_file(item, folder) if found else ""
             yield from ((row, path) for row in found)
-        if waiting:
-            raise UserError(f"the image {next(iter(waiting))} is gone from {job['source']}")
+            if not waiting:
+                break
+        yield from ((row, "") for lost in waiting.values() for row in lost)
 
 
-def _as_file(item: ImageItem, folder: Path) -> Path:
-    data = item.encoded()
-    suffix = next((suffix for start, suffix in _FORMATS.items() if data.startswith(start)), ".img")
+def _files_of(names: Iterable[str], home: Path) -> Iterator[ImageItem]:
+    return (ImageItem(name, (home / name).read_bytes, name, path=name) for name in list(names))
+
+
+def _is_plain_file(file: Path) -> bool:
+    try:
+        with peek(file) as opened:
+            return is_plain(opened)
+    except (BadImageError, OSError):
+        return False
+
+
+def _as_file(item: ImageItem, folder: Path) -> str:
+    """The path of a new file of an image; "" when it cannot be opened any more."""
+    try:
+        data, kind = encode(item.open())
+    except (BadImageError, OSError):
+        return ""
+    suffix = f".{kind.rpartition('/')[2]}"
     target = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', item.id)[-60:]}-{text_hash(item.id)[:8]}{suffix}"
     if not target.exists():
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    return target
+        write_atomic(target, data)
+    return str(target)
 
 
 # Captions that others released
 
 
-def read_released(file: Path, limit: int | None = None) -> Iterator[tuple[str, str]]:
-    """(image path, caption) of the rows of a released caption JSONL such as internlm/CapRL-2M's.
+def write_released(
+    files: Sequence[Path], out: Path, limit: int | None = None, max_bad_share: float = MAX_BAD_SHARE
+) -> list[str]:
+    """Write released caption JSONL files such as internlm/CapRL-2M's as one parquet file; lines for people.
 
-    Its card says only that the files hold captions and image paths. Taken as one JSON object a line, with the
-    path under one of `IMAGE_KEYS` and the caption under one of `CAPTION_KEYS` (the sibling CapRL-Video-178K has
-    `video` and `caption`), or in LLaVA's `conversations` or sharegpt's `messages` (the last turn of the
-    assistant). limit: only the first lines. Raises UserError with the keys found for a
-    line that is none of these.
+    Its card says only that the files hold captions and image paths. Taken as one JSON object a line, with the path
+    under one of `IMAGE_KEYS` and the caption under one of `CAPTION_KEYS` (the sibling CapRL-Video-178K has `video` and
+    `caption`), or in LLaVA's `conversations` or sharegpt's `messages` (the last turn of the assistant). The path is id
+    and key of the image. What the release does not say (tokens, finish reason, seed, prompt) is null; the model is
+    named by the file, whose hash stands for its own. limit: only the first lines of each. Lines that hold no caption of
+    one image are set aside and counted; UserError when they are more than max_bad_share, or all. Memory: some 100
+    bytes an image, to number the captions of one image.
     """
+    aside: dict[str, list[str]] = {}  # reason -> places
+    names = ", ".join(Path(file).name for file in files)
+    rows = track(_released_rows(files, limit, aside), "captions")
+    batches = iter(lambda: list(islice(rows, _BATCH_ROWS)), [])
+    schema = SCHEMA.with_metadata({RELEASED_KEY: names})
+    made = write_parquet(Path(out), (pa.Table.from_pylist(some, schema) for some in batches), schema)
+    told = [f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items()]
+    bad = sum(map(len, aside.values()))
+    if not made or bad > max_bad_share * (made + bad):
+        Path(out).unlink()
+        raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
+    return [f"{made} captions", *told]
+
+
+def _released_rows(
+    files: Sequence[Path], limit: int | None, aside: dict[str, list[str]]
+) -> Iterator[dict[str, Any]]:
+    seen: Counter[int] = Counter()
+    for file in files:
+        maker = {"model": Path(file).name, "model_hash": file_hash(file)}
+        for number, line in enumerate(islice(_lines(file), limit), start=1):
+            try:
+                image, caption = _parsed(line)
+            except ValueError as error:
+                aside.setdefault(str(error), []).append(f"{shown(file)}, line {number}")
+                continue
+            key = derive_seed(image, bits=64)
+            row_id = caption_id(image, seen[key])
+            yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key],
+                           "caption": caption, "looped": is_loop(caption)}  # fmt: skip
+            seen[key] += 1
+
+
+def _lines(file: Path) -> Iterator[str]:
     try:
-        with open(file, encoding="utf-8") as lines:
-            for number, line in enumerate(islice(lines, limit), start=1):
-                if line.strip():
-                    yield _parsed(file, number, line)
+        with open(file, encoding="utf-8-sig") as lines:
+            yield from filter(None, map(str.strip, lines))
     except UnicodeDecodeError as error:
         raise UserError(f"{shown(file)} is no JSONL file: it is not UTF-8 text ({error})") from None
 
 
-def write_released(files: Sequence[Path], out: Path, limit: int | None = None) -> int:
-    """Write released JSONL files as one parquet file with our columns; returns the number of captions.
-
-    The image's path is id and key of the image. What the release does not say (tokens, finish reason, seed, prompt) is
-    null; the model is named by the file, whose hash stands for its own. Memory: some 100 bytes an image, to number the
-    captions of one image. Raises UserError as `read_released`, and when there is no row.
-    """
-    names = ", ".join(Path(file).name for file in files)
-    rows = track(_released_rows(files, limit), "captions")
-    schema = SCHEMA.with_metadata({RELEASED_KEY: names})
-    first = next(rows, None)
-    if first is None:
-        raise UserError(f"{names}: no line holds a caption")
-
-    def tables() -> Iterator[pa.Table]:
-        some = [first, *islice(rows, _BATCH_ROWS)]
-        while some:
-            yield pa.Table.from_pylist(some, schema)
-            some = list(islice(rows, _BATCH_ROWS))
-
-    return write_parquet(Path(out), tables(), schema)
-
-
-def _released_rows(files: Sequence[Path], limit: int | None) -> Iterator[dict[str, Any]]:
-    seen: Counter[int] = Counter()
-    for file in files:
-        maker = {"model": Path(file).name, "model_hash": file_hash(file)}
-        for image, caption in read_released(file, limit):
-            key, text = derive_seed(image, bits=64), caption.strip()
-            row_id = caption_id(image, seen[key])
-            yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key], "caption": text,
-                           "looped": is_loop(text)}  # fmt: skip
-            seen[key] += 1
-
-
-def _parsed(file: Path, number: int, line: str) -> tuple[str, str]:
+def _parsed(line: str) -> tuple[str, str]:
+    """Image path and caption of a line. Raises ValueError with the reason why it has none."""
     try:
         row = json.loads(line)
-        image, caption = _first(row, IMAGE_KEYS), _caption_in(row)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown(file)}, line {number} is no JSON object ({error})") from None
-    image = image[0] if isinstance(image, list) and image else image
-    if not isinstance(image, str) or not isinstance(caption, str):
-        raise UserError(
-            f"{shown(file)}, line {number} has no image path and caption that we know; its keys: "
-            f"{', '.join(row)}. Known are {', '.join(IMAGE_KEYS)} and {', '.join(CAPTION_KEYS)}."
+        images, caption = _first(row, IMAGE_KEYS), _caption_in(row)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("no JSON object of a known form") from None
+    images = images if isinstance(images, list) else [images]
+    if len(images) > 1:
+        raise ValueError("a caption of several images")
+    if not images or not isinstance(images[0], str) or not isinstance(caption, str):
+        known = ", ".join((*IMAGE_KEYS, *CAPTION_KEYS))
+        raise ValueError(
+            f"no image path and caption that we know; its keys: {', '.join(row)}; known: {known}"
         )
-    return image, caption
+    if not caption.strip():
+        raise ValueError(EMPTY)
+    return images[0], caption.strip()
 
 
 def _caption_in(row: dict[str, Any]) -> Any:

@@ -7,11 +7,12 @@ Beside NAME.parquet stands NAME.parquet.work with the job's record and the rows 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +29,16 @@ from caprl_utils import prompts
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, caption_id, missing
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_atomic
-from caprl_utils.images import BadImageError, ImageItem, count_images, fingerprint, in_threads, read_source
+from caprl_utils.images import (
+    BadImageError,
+    ImageItem,
+    count_images,
+    in_threads,
+    local_path,
+    passed_over,
+    read_source,
+    unique,
+)  # fmt: skip
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.weights import model_hash
@@ -47,7 +57,8 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 JOB_KEY = b"caption_job"  # in a file's metadata: what made it
-SAME_ID = "id used by an earlier image"
+_NAMED = 10  # images without a caption that are named on screen
+_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".zip", ".md", ".html", ".xlsx")
 MAX_BAD_SHARE = 0.2  # ours: more unusable images than this are a mistake somewhere, not chance
 Captioner = Backend | ModelConfig | str  # a path is zoo:NAME, a folder or a hub id
 
@@ -77,7 +88,9 @@ class Model:
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """What was made. file: the parquet file, or the folder of shards. bad, failed: see `caption.Tally`."""
+    """What was made. file: the parquet file, or the folder of shards. images: with a caption; looked: all there were.
+    bad, failed, passed: see `caption.Tally`. listed: the file that names the bad and failed ones.
+    """
 
     file: str
     images: int
@@ -85,8 +98,11 @@ class CaptionSet:
     tokens: int
     cut: int
     looped: int
+    looked: int
     bad: dict[str, str]
     failed: dict[str, str]
+    passed: dict[str, int]
+    listed: str
 
     def lines(self) -> list[str]:
         """For people."""
@@ -94,19 +110,29 @@ class CaptionSet:
             f"{self.captions} captions of {self.images} images, {self.tokens} tokens; "
             f"cut {self.cut}, loops {self.looped}"
         ]
-        told += set_aside(self.bad)
+        if self.bad:
+            told += [f"{len(self.bad)} of {self.looked} images set aside:", *_named(self.bad)]
         if self.failed:
-            name, reason = next(iter(self.failed.items()))
+            told += [
+                f"{len(self.failed)} images not captioned; run again to try them again:",
+                *_named(self.failed),
+            ]
+        if self.bad or self.failed:
             told.append(
-                f"not captioned: {len(self.failed)}, e.g. {name}: {reason}; run again to try them again"
+                f"all of these with their reasons: {shown(self.listed) if '://' not in self.listed else self.listed}"
             )
-        return told
+        return told + _passed(self.passed)
 
 
-def set_aside(bad: Mapping[str, str]) -> list[str]:
-    """How many images cannot be used, by reason, for people."""
-    kinds = Counter(re.sub(r" \(.*", "", reason, flags=re.DOTALL) for reason in bad.values())
-    return [f"set aside: {count} {reason}" for reason, count in sorted(kinds.items())]
+def _named(reasons: Mapping[str, str]) -> list[str]:
+    more = len(reasons) - _NAMED
+    told = [f"  {name!a}: {reason}" if not name.isprintable() else f"  {name}: {reason}"
+            for name, reason in islice(reasons.items(), _NAMED)]  # fmt: skip
+    return told + [f"  and {more} more"] * (more > 0)
+
+
+def _passed(passed: Mapping[str, int]) -> list[str]:
+    return [f"passed over: {', '.join(passed_over(passed))}"] if passed else []
 
 
 def make_job(
@@ -115,12 +141,12 @@ def make_job(
 ) -> dict[str, Any]:  # fmt: skip
     """All that changes a set's captions, as JSON values; where the model runs does not."""
     captioner = ModelConfig(path=captioner) if isinstance(captioner, str) else captioner
-    own = isinstance(captioner, ModelConfig)
-    here = Path(source).expanduser()
+    own = captioner if isinstance(captioner, ModelConfig) else getattr(captioner, "config", None)
+    here = local_path(source)
     return {
         "source": str(here.resolve()) if here.exists() else str(source), "kinds": list(kinds) if kinds else None,
-        "limit": limit, "model": captioner.path if own else captioner.name,
-        "model_hash": model_hash(captioner) if own else captioner.model_hash,
+        "limit": limit, "model": own.path if own else captioner.name,
+        "model_hash": model_hash(own) if own else captioner.model_hash, "max_pixels": own.max_pixels if own else None,
         "sampling": asdict(sampling), "prompt": prompt,
     }  # fmt: skip
 
@@ -137,99 +163,114 @@ def caption_source(
     no server; vLLM by default where there is a GPU and vLLM. workers: 0 works in this process; more are Ray actors
     with a model each, that write shards of `shard_images` images. gpus: that share a model.
 
-    The columns are those of `caption.Caption`. Images without a caption are tried again by the next call. Raises
-    UserError for a source that is missing, unusable or has changed, for a result inside the source's folder, for a
-    file or folder that holds something else, and when the captioner answers nothing.
+    The columns are those of `caption.Caption`. The next call captions what has no caption: images that failed, and
+    those that came in since. A folder may have moved; an image that was overwritten keeps its caption. Raises
+    UserError for a source that is missing or unusable, for a result inside the source's folder or that cannot be
+    written, for a file or folder that holds something else, and when the captioner answers nothing.
     """
     job = make_job(source, captioner, sampling, prompt, kinds, limit)
     folder = _open_folder(job, str(out), shards=workers > 0)
+    single, tally, model = str(out).endswith(".parquet"), Tally(), Model(captioner, engine, gpus)
+    listed = f"{str(out).removesuffix('.parquet')}.set-aside.csv" if single else f"{folder}/set-aside.csv"
     with ExitStack() as stack:
         if "://" not in folder:
             lock = Lock(Path(folder) / ".lock", shown(folder))
             lock.acquire()
             stack.callback(lock.release)
-        model = Model(captioner, engine, gpus)
+        stack.callback(_list_set_aside, listed, tally)
+        check = partial(_refuse_many, tally, max_bad_share, listed)
         if workers:
             from caprl_utils.captions.scale import caption_shards
 
-            result, looked = caption_shards(
-                job, folder, str(out), model, workers, shard_images, max_bad_share
-            )
+            tables = caption_shards(job, folder, model, workers, shard_images, tally, check)
         else:
-            result, looked = _caption_here(job, Path(folder), Path(out), model, max_bad_share)
-    write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
-    if not looked:
-        raise UserError(f"no image in {job['source']!r}")
-    refuse_many(result.bad, looked, max_bad_share)
+            tables = _caption_here(job, Path(folder), model, tally, check)
+        if not tally.looked:
+            raise UserError(f"no image in {job['source']!r}{'; '.join(['', *_passed(tally.passed)])}")
+        check(0)
+        tally.refuse_none()
+        result = _gather(tables, str(out), SCHEMA.with_metadata({JOB_KEY: json.dumps(job)}), tally, listed)
+        write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
     return result
 
 
 def _caption_here(
-    job: Mapping[str, Any], folder: Path, out: Path, model: Model, max_bad_share: float
-) -> tuple[CaptionSet, int]:
-    """The result, and how many images there are."""
-    tally, order, sampling = Tally(), [], Sampling(**job["sampling"])
+    job: Mapping[str, Any], folder: Path, model: Model, tally: Tally, check: Callable[[], None]
+) -> Iterable[pa.Table]:
+    """Caption what the folder's rows lack; all captions, in the order of the images."""
+    order, sampling = [], Sampling(**job["sampling"])
     total = job["limit"] or count_images(job["source"], job["kinds"])
     with (
         RowStore(folder / "captions.jsonl") as store,
         ExitStack() as stack,
         Progress("captions", total) as bar,
     ):
-        opener = partial(model.open, stack)
-        for row in missing(_numbered(job, tally, order), store, opener, sampling, job["prompt"], tally):
+        images = _noted(read_job(job, tally.passed), tally, order)
+        for row in missing(
+            images, store, partial(model.open, stack), sampling, job["prompt"], tally, job["max_pixels"]
+        ):
             store.append(row)
-            bar.update(len(order) - bar.done)
-            refuse_many(tally.bad, max(len(order), CHUNK_IMAGES), max_bad_share)
+            bar.update(tally.looked - bar.done)
+            check()
         rows = {row["id"]: row for row in store.read()}
     ids = (caption_id(name, index) for name in order for index in range(sampling.n))
-    schema = SCHEMA.with_metadata({JOB_KEY: json.dumps(job)})
-    table = pa.Table.from_pylist([rows[i] for i in ids if i in rows], schema)
-    return gather([table], str(out), schema, tally), len(order)
+    return [pa.Table.from_pylist([rows[i] for i in ids if i in rows], SCHEMA)]
 
 
-def _numbered(job: Mapping[str, Any], tally: Tally, order: list[str]) -> Iterator[tuple[int, ImageItem]]:
-    """The images of a job by their place; ids go to `order`, those that came before to `tally`."""
-    seen: set[str] = set()
-    for number, item in enumerate(islice(read_source(job["source"], job["kinds"]), job["limit"])):
+def read_job(job: Mapping[str, Any], passed: Counter[str] | None = None) -> Iterator[ImageItem]:
+    """The images of a job in their order."""
+    return islice(read_source(job["source"], job["kinds"], passed), job["limit"])
+
+
+def _noted(items: Iterable[ImageItem], tally: Tally, order: list[str]) -> Iterator[tuple[int, ImageItem]]:
+    """Images with their places, ids once; each is counted, and its id goes to `order`."""
+    for number, item in enumerate(unique(items)):
+        tally.looked += 1
         order.append(item.id)
-        if item.id in seen:
-            tally.bad[f"{order.pop()} ({item.key})"] = SAME_ID
-            continue
-        seen.add(item.id)
         yield number, item
 
 
-def refuse_many(bad: Mapping[str, str], images: int, max_share: float) -> None:
+def _refuse_many(tally: Tally, max_share: float, listed: str, at_least: int = CHUNK_IMAGES) -> None:
     """Raise UserError when more than a share of the images that were looked at cannot be used."""
-    if len(bad) > max_share * images:
-        name, reason = next(iter(bad.items()))
+    if len(tally.bad) > max_share * max(tally.looked, at_least):
+        name, reason = next(iter(tally.bad.items()))
         raise UserError(
-            f"{len(bad)} images of the first {images} cannot be used; first: {name}: {reason}. What was captioned is "
-            f"kept. Mend the source, or allow more than {max_share:.0%} (--max-bad-share)."
+            f"{len(tally.bad)} images of the first {tally.looked} cannot be used; first: {name}: {reason}. All are in "
+            f"{listed}. What was captioned is kept. Mend the source, or allow more than {max_share:.0%} "
+            "(--max-bad-share)."
         )
+
+
+def _list_set_aside(listed: str, tally: Tally) -> None:
+    """Write the images without a caption, with the reasons; an old list goes where there is none now."""
+    files, path = fsspec.core.url_to_fs(listed)
+    if not (tally.bad or tally.failed):
+        return files.rm(path) if files.exists(path) else None
+    text = io.StringIO()
+    csv.writer(text).writerows([("image", "reason"), *tally.bad.items(), *tally.failed.items()])
+    write_file(listed, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) -> list[str]:
     """Open every image and say what is wrong with the source, for people; nothing is written."""
 
-    def problem(numbered: tuple[int, ImageItem]) -> tuple[str, str] | None:
+    def problem(item: ImageItem) -> tuple[str, str] | None:
         try:
-            return numbered[1].open() and None
+            return item.open() and None
         except BadImageError as error:
-            return numbered[1].id, str(error)
+            return item.id, str(error)
 
-    tally = Tally()
-    found = list(
-        in_threads(problem, _numbered({"source": source, "kinds": kinds, "limit": limit}, tally, []))
-    )
-    bad = dict(filter(None, found)) | tally.bad
-    return [f"{len(found) + len(tally.bad)} images, {found.count(None)} good", *set_aside(bad)]
+    passed = Counter[str]()
+    items = islice(unique(read_source(source, kinds, passed)), limit)
+    found = list(in_threads(problem, items))
+    told = [f"{len(found)} images, {found.count(None)} good"]
+    return told + [f"set aside: {name}: {reason}" for name, reason in filter(None, found)] + _passed(passed)
 
 
 # Files
 
 
-def gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally) -> CaptionSet:
+def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally, listed: str) -> CaptionSet:
     """Count captions and, where `out` is a NAME.parquet, write them into it, a table in memory at a time."""
     totals = Counter[str]()
     counted = (_count(table, totals) for table in tables)
@@ -238,7 +279,7 @@ def gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally
     else:
         sum(1 for _ in counted)
     numbers = (totals[name] for name in ("images", "captions", "tokens", "cut", "looped"))
-    return CaptionSet(out, *numbers, tally.bad, tally.failed)
+    return CaptionSet(out, *numbers, tally.looked, tally.bad, tally.failed, dict(tally.passed), listed)
 
 
 def _count(table: pa.Table, totals: Counter[str]) -> pa.Table:
@@ -279,48 +320,58 @@ def write_file(url: str, data: bytes) -> None:
 def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
     """The folder that a job works in, with its record; one of the same job is continued."""
     single, remote = out.endswith(".parquet"), "://" in out
-    if single if remote else not (single or shards):
+    if (single if remote else not (single or shards)) or (not single and Path(out).suffix in _FILES):
         raise UserError(
             f"--out {out}: a NAME.parquet here, or with --workers a folder of shards, here or in a store"
         )
     folder = f"{out}.work" if single else out.rstrip("/")
-    home, source = Path(job["source"]), job["source"]
-    if not remote and home.is_dir() and Path(folder).resolve().is_relative_to(home):
+    if not remote and (home := Path(job["source"])).is_dir() and Path(folder).resolve().is_relative_to(home):
         raise UserError(
             f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
             "it; name a place outside (--out)"
         )
-    now = {"job": dict(job), "shards": shards, "source": fingerprint(source)}
-    files, root = fsspec.core.url_to_fs(folder)
-    names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
-    if names & {"captions.jsonl", "shards"} and "job.json" in names:
-        _check_same(json.loads(files.cat_file(f"{root}/job.json")), now, folder)
-        return folder
-    if other := sorted(name for name in names - {"job.json", "result.json", ".lock"} if name):
+    if single and Path(out).is_dir():
+        raise UserError(f"--out {out} is a folder; name a file that is not there yet")
+    try:
+        _check_folder(job, out if single else None, folder, shards)
+        now = {"job": dict(job), "shards": shards}
+        write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
+    except OSError as error:
         raise UserError(
-            f"{folder} is no captioning job and not empty ({other[0]} is there); take another name"
-        )
-    if (
-        single
-        and Path(out).exists()
-        and (pq.read_schema(out).metadata or {}).get(JOB_KEY) != json.dumps(job).encode()
-    ):
-        raise UserError(f"{shown(out)} exists and was made otherwise; take another name, or delete it")
-    write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
+            f"{folder} cannot be written ({error.strerror or error}); take another --out"
+        ) from None
     return folder
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: str) -> None:
-    old, new = before["job"] | {"workers": before["shards"]}, now["job"] | {"workers": now["shards"]}
-    if changed := [
-        f"{name}: {old.get(name)!r}, now {new[name]!r}" for name in new if old.get(name) != new[name]
-    ]:
+def _check_folder(job: Mapping[str, Any], file: str | None, folder: str, shards: bool) -> None:
+    """Raise UserError when a folder, or the file that it is for, holds something else than this job's captions."""
+    files, root = fsspec.core.url_to_fs(folder)
+    names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
+    if names & {"captions.jsonl", "shards"} and "job.json" in names:
+        before = json.loads(files.cat_file(f"{root}/job.json"))
+        return _check_same(before["job"] | {"workers": before["shards"]}, {**job, "workers": shards}, folder)
+    if other := sorted(
+        name for name in names - {"job.json", "result.json", "set-aside.csv", ".lock"} if name
+    ):
         raise UserError(
-            f"{folder} holds captions made otherwise ({', '.join(changed)}). Take another name for the result, or "
-            "delete that folder."
+            f"{folder} is no captioning job and not empty ({other[0]} is there); take another name"
         )
-    if before["source"] != now["source"]:
+    if file and Path(file).exists():
+        try:
+            before = json.loads((pq.read_schema(file).metadata or {}).get(JOB_KEY, b"{}"))
+        except pa.ArrowException:
+            before = {}
+        _check_same(before, job, shown(file))
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """A source that is gone has moved: the captions are continued at its new place."""
+    changed = [name for name in now if before.get(name) != now[name]]
+    old = before.get("source")
+    if old != now["source"] and old and Path(old).is_absolute() and not Path(old).exists():
+        changed.remove("source")
+    if changed:
+        told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
         raise UserError(
-            f"{new['source']} has changed since its captioning began: files were added, removed or written. Caption it "
-            f"under another name, or delete {folder}."
+            f"{where} was made otherwise ({told}). Take another name for the result, or delete it."
         )

@@ -13,10 +13,9 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from itertools import islice
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -29,17 +28,14 @@ from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, draw
 from caprl_utils.captions.export import caption_files, id_hashes, read_tables
 from caprl_utils.captions.job import (
     JOB_KEY,
-    SAME_ID,
     SCHEMA,
-    CaptionSet,
     Model,
-    gather,
-    refuse_many,
+    read_job,
     write_file,
 )  # fmt: skip
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.images import BadImageError, ImageItem, is_hub, read_source
+from caprl_utils.images import BadImageError, ImageItem, is_hub, repeated
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.processes import python_path
@@ -53,40 +49,31 @@ _STARTS = 3  # Ray gives itself half a minute to start, which a loaded machine d
 
 
 def caption_shards(
-    job: Mapping[str, Any],
-    folder: str,
-    out: str,
-    model: Model,
-    workers: int,
-    batch: int,
-    max_bad_share: float,
-) -> tuple[CaptionSet, int]:
-    """Caption what the shards in `folder` lack, `batch` images a shard; the result, and how many images there are."""
-    hashes, done, tally = _survey(job), _done(folder), Tally()
-    looked = len(done)
+    job: Mapping[str, Any], folder: str, model: Model, workers: int, batch: int, tally: Tally,
+    check: Callable[[], None],
+) -> Iterator[pa.Table]:  # fmt: skip
+    """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
+    hashes, done = _survey(job, tally.passed), _done(folder)
+    tally.looked = tally.made = len(done)
     if hashes is None or not np.isin(hashes, done).all():
         with _ray(workers), Progress("captions", None if hashes is None else len(hashes)) as bar:
-            bar.update(looked)
+            bar.update(len(done))
             for told in _told(job, folder, model, workers, batch, hashes, done):
-                looked += told["images"]
                 bar.update(told["images"])
+                tally.looked += told["images"]
+                tally.made += told["made"]
                 tally.bad |= told["bad"]
                 tally.failed |= told["failed"]
-                refuse_many(tally.bad, max(looked, CHUNK_IMAGES), max_bad_share)
+                check()
     _drop_repeats(folder)
-    schema = SCHEMA.with_metadata({JOB_KEY: json.dumps(job)})
-    return gather(_shards(folder), out, schema, tally), looked
+    return _shards(folder)
 
 
-def _items(job: Mapping[str, Any]) -> Iterator[tuple[int, ImageItem]]:
-    return enumerate(islice(read_source(job["source"], job["kinds"]), job["limit"]))
-
-
-def _survey(job: Mapping[str, Any]) -> np.ndarray | None:
+def _survey(job: Mapping[str, Any], passed: Counter[str]) -> np.ndarray | None:
     """64-bit hashes of the ids of all images, in order; None for a data set that is streamed from the hub."""
     if is_hub(job["source"]):
         return None
-    return np.fromiter((derive_seed(item.id, bits=64) for _, item in _items(job)), np.uint64)
+    return np.fromiter((derive_seed(item.id, bits=64) for item in read_job(job, passed)), np.uint64)
 
 
 def _done(folder: str) -> np.ndarray:
@@ -200,19 +187,18 @@ def _read(
     import ray
 
     (done, again), rows = ray.get(skip), []
-    for number, item in _items(job):
+    for number, item in enumerate(read_job(job)):
         if number // CHUNK_IMAGES % parts != int(batch["id"][0]):
             continue
-        row = {"number": number, "id": item.id, "key": item.key, "path": item.path}
         if number in again:
-            row |= {"id": f"{item.id} ({item.key})", "problem": SAME_ID}
+            item = repeated(item)
         elif _is_in(done, derive_seed(item.id, bits=64)):
             continue
-        else:
-            try:
-                row["data"] = item.encoded()
-            except BadImageError as error:
-                row |= {"problem": error.reason, "detail": error.detail}
+        row = {"number": number, "id": item.id, "key": item.key, "path": item.path}
+        try:
+            row["data"] = item.encoded()
+        except BadImageError as error:
+            row |= {"problem": error.reason, "detail": error.detail}
         rows.append(row)
         if len(rows) == CHUNK_IMAGES:
             yield pa.Table.from_pylist(rows, _READ)
@@ -237,6 +223,7 @@ class _Actor:
 
     def __init__(self, job: Mapping[str, Any], folder: str, model: Model, proven: bool) -> None:
         self.job, self.folder, self.model, self.made = job, folder, model, int(proven)
+        self.silent: dict[str, str] = {}  # images about which nothing was said, of earlier batches
         self.stack, self.lock = ExitStack(), Lock()  # a server of its own ends with this process
 
     @cached_property
@@ -261,13 +248,18 @@ class _Actor:
         """How many images were seen, and which have no caption, and why. Images with some of theirs are made again."""
         with self.lock:
             idle = self.idle
-        tally, sampling, backend = Tally(self.made), Sampling(**self.job["sampling"]), idle.get()
+        sampling, backend = Sampling(**self.job["sampling"]), idle.get()
+        tally = Tally(self.made, failed=dict(self.silent))
         items = [(r["number"], ImageItem(r["id"], partial(_load, r), r["key"], path=r["path"])) for r in rows]
         try:
-            captions = list(draw(items, lambda: backend, sampling, self.job["prompt"], tally))
+            pixels = self.job["max_pixels"]
+            captions = list(draw(items, lambda: backend, sampling, self.job["prompt"], tally, pixels))
         finally:
             idle.put(backend)
+        tally.failed = {name: why for name, why in tally.failed.items() if name not in self.silent}
         self.made += len(captions)
+        if not self.made:
+            self.silent |= tally.failed
         for name, found in Counter(c.image_id for c in captions).items():
             if found < sampling.n:
                 tally.failed.setdefault(name, f"the captioner gave {found} captions of {sampling.n}")
@@ -278,4 +270,4 @@ class _Actor:
             table = pa.Table.from_pylist(whole, SCHEMA.with_metadata({JOB_KEY: json.dumps(self.job)}))
             name = f"{rows[0]['number']:09d}-{value_hash([r['id'] for r in rows])}.parquet"
             _write_shard(f"{self.folder}/shards/{name}", table)
-        return {"images": len(rows), "bad": tally.bad, "failed": tally.failed}
+        return {"images": len(rows), "made": len(whole), "bad": tally.bad, "failed": tally.failed}

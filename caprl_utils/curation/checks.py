@@ -86,7 +86,7 @@ def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFin
     width, height = item.image.size if item.image is not None else (None, None)
     row = {"id": item.id, "kind": item.kind, "width": width, "height": height, "phash": None}
     if item.problem is not None:
-        return row | {"reason": item.problem, "detail": item.detail}
+        return row | {"reason": item.problem.reason, "detail": item.problem.detail}
     if min(width, height) < MIN_SIDE:
         return row | {"reason": Unwanted.TOO_SMALL, "detail": f"{width} x {height}"}
     spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())

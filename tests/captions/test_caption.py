@@ -1,5 +1,7 @@
 """The one captioner with a scripted model: lists, every source, resume, kills, loops, what is set aside."""
 
+import csv
+import io
 import json
 import multiprocessing
 import os
@@ -158,7 +160,7 @@ def test_lists_and_drawn_images(images, tmp_path):
     (tmp_path / "list.csv").write_text("image\nimages/p004.png\nimages/p001.png\nimages/none.png\n")
     result = caption(tmp_path / "list.csv", tmp_path / "a.parquet", max_bad_share=0.5)
     assert [row.image_key for row in rows(result)[::2]] == ["images/p004.png", "images/p001.png"]
-    assert result.bad == {"images/none.png": "cannot be read"}
+    assert result.bad == {"images/none.png": "cannot be read (No such file or directory)"}
     assert caption("mini-world:rl:3", tmp_path / "b.parquet").images == 3
     with pytest.raises(UserError, match="mini-world:SPLIT:COUNT"):
         caption("mini-world:rl", tmp_path / "c.parquet")
@@ -191,12 +193,17 @@ def test_loops_and_cut_captions_stay_and_are_counted(images, tmp_path):
 def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
     (images / "empty.png").write_bytes(b"")
     (images / "text.png").write_text("no image")
-    out = tmp_path / "c.parquet"
+    out, listed = tmp_path / "c.parquet", tmp_path / "c.set-aside.csv"
     result = caption(images, out)
     assert result.bad == {"empty.png": "empty file", "text.png": "not an image"} and result.images == IMAGES
-    assert result.lines()[1:] == ["set aside: 1 empty file", "set aside: 1 not an image"]
+    assert result.lines()[1:4] == [
+        "2 of 13 images set aside:", "  empty.png: empty file", "  text.png: not an image"
+    ]  # fmt: skip
+    assert listed.read_text().splitlines() == [
+        "image,reason", "empty.png,empty file", "text.png,not an image"
+    ] and str(listed) in result.lines()[4]  # fmt: skip
     with pytest.raises(
-        UserError, match=r"2 images of the first 13 cannot be used; first: empty.png: empty file"
+        UserError, match=r"2 images of the first 13 cannot be used; first: empty.png: empty file. All are in"
     ):
         caption(images, out, max_bad_share=0.1)
     for number in range(70):
@@ -205,6 +212,74 @@ def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
     with pytest.raises(UserError, match=r"7. images of the first .. cannot be used"):
         caption(images, tmp_path / "d.parquet", captioner)
     assert len(set(captioner.asked)) < IMAGES  # it stops as soon as it is clear
+    for file in [*images.glob("a*.png"), images / "empty.png", images / "text.png"]:
+        file.unlink()
+    assert caption(images, out).bad == {} and not listed.exists()
+
+
+def jpeg(seed, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    picture(seed).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+AWKWARD = {  # name -> bytes, and why it is set aside
+    **{f"empty{n}.png": (b"", "empty file") for n in range(3)},
+    **{f"text{n}.jpg": (b"no picture", "not an image") for n in range(3)},
+    **{f"cut{n}.jpg": (jpeg(n)[:500], "truncated or corrupt") for n in range(6)},
+    **{f"moving{n}.gif": (jpeg(n, "GIF", save_all=True, append_images=[picture(9)]), "animated (2 frames)")
+       for n in range(3)},
+    **{f"drawing{n}.svg": (b"<svg/>", "not an image (.svg is not opened here") for n in range(3)},
+    **{f"phone{n}.heic": (b"\0\0\0\x18ftypheic", "not an image (.heic is not opened here") for n in range(3)},
+    **{f"strip{n}.bmp": (1000 + n, "aspect ratio too large") for n in range(3)},
+    **{f"gone{n}.png": (None, "cannot be read (No such file or directory)") for n in range(3)},
+    **{os.fsdecode(f"caf{n}".encode() + b"\xe9.png"): (jpeg(n), "name that is not UTF-8") for n in range(3)},
+}  # fmt: skip
+
+
+def test_captioning_a_folder_of_30_awkward_files_names_each_one_set_aside_with_its_reason(images, tmp_path):
+    for name, (data, _) in AWKWARD.items():
+        if data is None:
+            (images / name).symlink_to(images / "nothing")
+        elif isinstance(data, int):
+            Image.new("RGB", (data, 2)).save(images / name)
+        else:
+            (images / name).write_bytes(data)
+    (images / "notes.md").touch()
+    result = caption(images, tmp_path / "c.parquet", max_bad_share=0.9)
+    assert (len(AWKWARD), result.images, result.looked) == (30, IMAGES, IMAGES + 30)
+    with open(result.listed, newline="") as file:
+        told = dict(list(csv.reader(file))[1:])
+    assert told.keys() == {name.replace("\udce9", "\\udce9") for name in AWKWARD}
+    for name, (_, reason) in AWKWARD.items():
+        assert told[name.replace("\udce9", "\\udce9")].startswith(reason)
+    lines = result.lines()
+    assert lines[1] == "30 of 41 images set aside:" and lines[12] == "  and 20 more"
+    assert lines[13].endswith(result.listed) and lines[14] == "passed over: 1 .md"
+
+
+def test_an_empty_caption_is_none_and_tried_again(images, tmp_path):
+    result = caption(images, tmp_path / "c.parquet", Scripted(said={"p001.png": (" \n", "stop")}))
+    assert result.failed == {"p001.png": "the captioner gave no text"} and result.captions == 2 * (IMAGES - 1)
+    assert caption(images, tmp_path / "c.parquet").failed == {}
+    nothing = {file.name: ("", "stop") for file in images.iterdir()}
+    with pytest.raises(UserError, match=r"none of 11 images was captioned; p000.png: the captioner gave no"):
+        caption(images, tmp_path / "d.parquet", Scripted(said=nothing))
+
+
+def test_new_images_are_captioned_where_the_folder_is_now(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    caption(images, out)
+    (images / ".DS_Store").write_bytes(b"x")
+    os.utime(images / "p000.png")
+    picture(99).save(images / "new.png")
+    (images / "p003.png").unlink()
+    with pytest.raises(UserError, match=r"made otherwise .source: "):  # another folder, not a moved one
+        caption(fill(tmp_path / "other", 2), out)
+    moved, again = images.rename(tmp_path / "moved"), Scripted()
+    result = caption(moved, out, again)
+    assert set(again.asked) == {"new.png"} and result.images == IMAGES
+    assert {row.image_id for row in rows(result)} == {file.name for file in moved.glob("*.png")}
 
 
 def test_an_id_used_twice_is_set_aside(images, tmp_path):
@@ -219,7 +294,9 @@ def test_failed_images_are_named_and_tried_again_by_the_next_run(images, tmp_pat
     out = tmp_path / "c.parquet"
     result = caption(images, out, Scripted(broken=["p001.png", "p009.png"]))
     assert result.failed == {"p001.png": "server said no", "p009.png": "server said no"}
-    assert result.lines()[1].startswith("not captioned: 2, e.g. p001.png: server said no")
+    assert result.lines()[1:3] == [
+        "2 images not captioned; run again to try them again:", "  p001.png: server said no"
+    ]  # fmt: skip
     still = caption(images, out, Scripted(broken=["p001.png"]))
     assert still.failed == {"p001.png": "server said no"}
     again = Scripted()
@@ -235,7 +312,7 @@ def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
     assert caption(images, out, prompt="Say it.").images == IMAGES
 
 
-def test_other_settings_and_changed_images_are_refused(images, tmp_path):
+def test_other_settings_are_refused(images, tmp_path):
     out = tmp_path / "c.parquet"
     caption(images, out)
     with pytest.raises(UserError, match=r"made otherwise .prompt: .*now 'Say it.'"):
@@ -244,12 +321,9 @@ def test_other_settings_and_changed_images_are_refused(images, tmp_path):
     other.model_hash = "ba7"
     with pytest.raises(UserError, match="model_hash"):
         caption(images, out, other)
-    picture(99).save(images / "new.png")
-    with pytest.raises(UserError, match="has changed since its captioning began"):
-        caption(images, out)
     foreign = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"x": [1]}), foreign)
-    with pytest.raises(UserError, match=r"mine.parquet exists and was made otherwise"):
+    with pytest.raises(UserError, match=r"mine.parquet was made otherwise"):
         caption(images, foreign)
 
 
@@ -266,6 +340,14 @@ def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
         caption(images, tmp_path / "full.parquet")
     with pytest.raises(UserError, match=r"a NAME.parquet here, or with --workers a folder"):
         caption(images, tmp_path / "set")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(UserError, match=r"folder.parquet is a folder"):
+        caption(images, tmp_path / "folder.parquet")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        caption(images, tmp_path / "file" / "c.parquet")
+    with pytest.raises(UserError, match=r"with --workers a folder"):
+        caption(images, tmp_path / "c.jsonl", workers=1)
     for out in (images / "captions.parquet", images / "deep" / "c.parquet"):
         with pytest.raises(UserError, match=r"would stand inside the image folder .*name a place outside"):
             caption(images, out)

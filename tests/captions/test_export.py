@@ -4,17 +4,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from scripted_captioner import LOOP, Scripted, fill
+from scripted_captioner import LOOP, Scripted, fill, picture
 from typer.testing import CliRunner
 
 from caprl_utils.__main__ import app
 from caprl_utils.captions import export
 from caprl_utils.captions.job import caption_source
 from caprl_utils.errors import UserError
+from caprl_utils.images import open_image
 from caprl_utils.models.base import Sampling
 from caprl_utils.pretraining.data import read_rows
 
@@ -88,20 +90,39 @@ def test_images_that_are_no_files_of_their_own_are_written(images, tmp_path, kin
             image.load()
 
 
+def test_training_pictures_are_those_that_were_captioned(tmp_path):
+    """LLaMA-Factory opens files as they are: what is to be turned, transparent or deep is written anew."""
+    folder, exif = fill(tmp_path / "images", 1), Image.Exif()
+    exif[0x0112] = 6
+    picture(1).save(folder / "turned.jpg", exif=exif)
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(folder / "clear.png")
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 100).save(folder / "deep.png")
+    caption_source(folder, tmp_path / "set.parquet", Scripted(), Sampling(16))
+    export.write_llamafactory(tmp_path / "set.parquet", tmp_path / "train.jsonl")
+    shown = {row["id"]: folder / row["images"][0] for row in lines(tmp_path / "train.jsonl")}
+    assert shown["p000.png#0"] == folder / "p000.png"
+    for name in ("turned.jpg", "clear.png", "deep.png"):
+        with Image.open(shown[f"{name}#0"]) as seen:
+            wanted = open_image((folder / name).read_bytes())
+            assert np.array_equal(np.asarray(seen), np.asarray(wanted))
+    again = caption_source(folder, tmp_path / "set.parquet", Scripted(), Sampling(16))
+    assert again.images == 4  # the written pictures are no part of the source
+
+
 def test_captions_that_the_trainer_would_trip_over_are_set_aside(images, tmp_path):
-    said = {f"p00{n}.png": (text, "stop") for n, text in enumerate(("A <video> tag.", "<image>", " "))}
+    said = {f"p00{n}.png": (text, "stop") for n, text in enumerate(("A <video> tag.", "<image>"))}
     caption_source(images, tmp_path / "set.parquet", Scripted(said=said), Sampling(16))
     (images / "p004.png").unlink()
     file = tmp_path / "train.jsonl"
-    with pytest.raises(UserError, match=r"(?s)5 rows, .*set aside: 1, .*<image>.*--max-bad-share"):
+    with pytest.raises(UserError, match=r"(?s)6 rows, .*set aside: 1, .*<image>.*--max-bad-share"):
         export.write_llamafactory(tmp_path / "set.parquet", file)
     assert not file.exists() and not list(tmp_path.glob(".*.tmp"))
     written = export.write_llamafactory(tmp_path / "set.parquet", file, max_bad_share=0.5)
     tagged = {
         f"the caption holds <{tag}>, which LLaMA-Factory takes for a file": 1 for tag in ("video", "image")
     }
-    assert written.set_aside == tagged | {export.EMPTY: 1, export.MISSING: 1}
-    assert len(read_rows(file)) == written.rows == IMAGES - 4
+    assert written.set_aside == tagged | {export.MISSING: 1}
+    assert len(read_rows(file)) == written.rows == IMAGES - 3
     with pytest.raises(UserError, match="the prompt holds <audio>"):
         export.write_llamafactory(tmp_path / "set.parquet", file, prompt="<audio> Describe.")
 
@@ -114,8 +135,8 @@ def test_sets_that_do_not_say_where_their_images_are_or_lost_them_are_refused(ca
     pq.write_table(pa.table({"image": data}), tmp_path / "source.parquet")
     caption_source(tmp_path / "source.parquet", tmp_path / "set.parquet", Scripted(), Sampling(16))
     pq.write_table(pa.table({"image": data[:2]}), tmp_path / "source.parquet")
-    with pytest.raises(UserError, match=r"image source-00000002 is gone from .*source\.parquet"):
-        export.write_llamafactory(tmp_path / "set.parquet", tmp_path / "x.jsonl")
+    written = export.write_llamafactory(tmp_path / "set.parquet", tmp_path / "x.jsonl", max_bad_share=0.5)
+    assert (written.rows, written.set_aside) == (2, {export.MISSING: 1})
 
 
 def test_samples_are_seeded_nested_and_in_order(captions, tmp_path):
@@ -172,27 +193,36 @@ RELEASED = [
 
 @pytest.mark.parametrize("row", RELEASED)
 def test_released_files_are_read(tmp_path, row):
-    file = tmp_path / "caprl.jsonl"
-    file.write_text(f"{json.dumps(row)}\n\n{json.dumps(row)}\n")
-    assert list(export.read_released(file)) == [("coco/1.jpg", "A cat.")] * 2
-    assert len(list(export.read_released(file, limit=1))) == 1
+    file, out = tmp_path / "caprl.jsonl", tmp_path / "r.parquet"
+    file.write_text(f"\ufeff{json.dumps(row)}\n\n{json.dumps(row)}\n", encoding="utf-8")
+    assert export.write_released([file], out) == ["2 captions"]
+    found = list(export.read_captions(out))
+    assert [(row["image_id"], row["caption"]) for row in found] == [("coco/1.jpg", "A cat.")] * 2
+    assert export.write_released([file], out, limit=1) == ["1 captions"]
 
 
 @pytest.mark.parametrize(
     "line, message",
     [
         (b'{"video": "a.mp4", "caption": "x"}', "its keys: video, caption"),
+        (b'{"images": ["a.png", "b.png"], "caption": "x"}', "a caption of several images"),
+        (b'{"image": "a.png", "caption": " "}', "the caption is empty"),
         (b"{oops", "no JSON object"),
-        (b"3", "no"),
+        (b"3", "no JSON object"),
         (b"\x1f\x8b\x08\x00", "not UTF-8 text"),
-        (b"", "no line holds a caption"),
+        (b"", "0 lines hold a caption"),
     ],
 )
-def test_other_files_are_refused_with_their_keys(tmp_path, line, message):
-    (tmp_path / "x.jsonl").write_bytes(line + b"\n")
+def test_other_lines_are_set_aside_with_their_reason(tmp_path, line, message):
+    file, out = tmp_path / "x.jsonl", tmp_path / "x.parquet"
+    file.write_bytes(line + b"\n")
     with pytest.raises(UserError, match=message):
-        export.write_released([tmp_path / "x.jsonl"], tmp_path / "x.parquet")
-    assert not (tmp_path / "x.parquet").exists()
+        export.write_released([file], out)
+    assert not out.exists()
+    if line[:1] in (b"{", b"3"):
+        file.write_bytes(line + b"\n" + json.dumps(RELEASED[0]).encode() + b"\n")
+        told = export.write_released([file], out, max_bad_share=0.5)
+        assert told[0] == "1 captions" and "line 1: " in told[1] and message in told[1]
 
 
 @pytest.fixture
@@ -212,7 +242,7 @@ def release(images, tmp_path):
 
 def test_a_release_becomes_our_parquet_and_then_training_data(release, tmp_path):
     out, file = tmp_path / "released.parquet", tmp_path / "train.jsonl"
-    assert export.write_released([release], out) == 5
+    assert export.write_released([release], out) == ["5 captions"]
     rows = list(export.read_captions(out))
     assert [row["id"] for row in rows[:3]] == ["images/p000.png#0", "images/p001.png#0", "images/p000.png#1"]
     assert (rows[0]["model"], rows[0]["num_tokens"], rows[0]["finish_reason"]) == (release.name, None, None)
@@ -246,13 +276,13 @@ def test_a_folder_is_captioned_by_a_server(images, tmp_path, monkeypatch):
             status, said, _ = told(
                 "caption", images, "--model", "fake", "--base-url", server.url, "--captions", 2
             )
-            assert status == 0 and "18 captions of 9 images" in said and "set aside: 1 not an image" in said
+            assert status == 0 and "18 captions of 9 images" in said and "broken.jpg: not an image" in said
         assert set(server.attempts.values()) == {1}
     assert (
         "written: captions-images.parquet" in said and pq.read_table("captions-images.parquet").num_rows == 18
     )
     status, said, _ = told("caption", images, "--check")
-    assert status == 0 and "10 images, 9 good" in said and "set aside: 1 not an image" in said
+    assert status == 0 and "10 images, 9 good" in said and "set aside: broken.jpg: not an image" in said
 
 
 def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):
