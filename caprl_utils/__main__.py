@@ -12,9 +12,10 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from caprl_utils.errors import UserError
 
@@ -35,13 +36,13 @@ app = typer.Typer(
     help="CapRL: caption images, train captioners by what a reader can answer from their captions, measure both.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # plain lines: every help fits a screen
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain lines: every help fits a screen
 )
 # Options that several commands share. Rooms are imported inside the commands: `--help` must not load torch.
-ProfileOption = Annotated[str, typer.Option(help="smoke, mini, one_gpu, paper, or a YAML file.")]
+ProfileOption = Annotated[str, Option(help="smoke, mini, one_gpu, paper, or a YAML file.")]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. rl.steps=10.")
+    list[str], Option("--set", metavar="KEY=VALUE", help="Override a setting: rl.steps=10.")
 ]
 
 PRETRAINED = ("table1", "table2", "figure4")  # items of `caprl train` that are made of pretrained VLMs
@@ -58,8 +59,8 @@ def settings_of(profile: str, overrides: list[str]) -> Profile:
 
 @app.command()
 def config(
-    profile: Annotated[str, typer.Argument()] = "mini",
-    experiment: Annotated[str | None, typer.Option(help="A training of configs/experiments.")] = None,
+    profile: Annotated[str, Argument()] = "mini",
+    experiment: Annotated[str | None, Option(help="A training of configs/experiments.")] = None,
     overrides: SetOption = [],
 ) -> None:
     """Show all settings of a profile, or of a training over it, each with its source."""
@@ -75,27 +76,25 @@ def config(
 
 @app.command()
 def caption(
-    source: Annotated[str, typer.Argument(help="Folder, .parquet, .tar, list or data set; s3://, hf://.")],
-    out: Annotated[
-        str | None, typer.Option(help="NAME.parquet or shards/.", show_default="captions-SOURCE.parquet")
+    source: Annotated[str, Argument(help="Folder, .parquet, .tar, list or data set; s3://, hf://.")],
+    out: Annotated[str | None, Option(metavar="FILE", help="By default captions-SOURCE.parquet.")] = None,
+    model: Annotated[str, Option(help="zoo:NAME, folder, hub id.")] = "internlm/CapRL-3B",
+    base_url: Annotated[list[str], Option(metavar="URL", help="Of a server; several share.")] = [],
+    engine: Annotated[
+        Literal["vllm", "transformers"] | None, Option(metavar="NAME", help="vllm or transformers.")
     ] = None,
-    model: Annotated[str, typer.Option(help="zoo:NAME, folder, hub id.")] = "internlm/CapRL-3B",
-    base_url: Annotated[list[str], typer.Option(metavar="URL", help="Of a server; several share.")] = [],
-    engine: Annotated[str | None, typer.Option(help="vllm (on a GPU) or transformers.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="A pass, or in flight.", show_default="32 or 256")
-    ] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="Ray actors; 0: in this process.")] = 0,
-    gpus: Annotated[int, typer.Option(metavar="N", help="Of a worker's model.")] = 1,
-    captions: Annotated[int, typer.Option(metavar="N", help="Of each image.")] = 1,
-    max_tokens: Annotated[int, typer.Option(metavar="N", help="Of a caption.")] = 2048,
-    temperature: Annotated[float, typer.Option(metavar="T", help="0 is greedy.")] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of sampling.")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="Instead of the paper's.")] = None,
-    kind: Annotated[list[str], typer.Option(metavar="NAME", help="Only images of such a folder.")] = [],
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first images.")] = None,
-    max_bad_share: Annotated[float, typer.Option(metavar="X", help="Of unusable images.")] = 0.2,
-    check: Annotated[bool, typer.Option("--check", help="Look at the images only.")] = False,
+    batch_size: Annotated[int | None, Option(metavar="N", min=1, help="A pass, or in flight.")] = None,
+    workers: Annotated[int, Option(metavar="N", min=0, help="Ray actors; 0: in this process.")] = 0,
+    gpus: Annotated[int, Option(metavar="N", min=1, help="Of a worker's model.")] = 1,
+    captions: Annotated[int, Option(metavar="N", min=1, help="Of each image.")] = 1,
+    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Of a caption.")] = 2048,
+    temperature: Annotated[float, Option(metavar="T", help="0 is greedy.")] = 1.0,
+    seed: Annotated[int, Option(metavar="N", help="Of sampling.")] = 0,
+    prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
+    kind: Annotated[list[str], Option(metavar="NAME", help="Only images of such a folder.")] = [],
+    limit: Annotated[int | None, Option(metavar="N", help="Only the first images.")] = None,
+    max_bad_share: Annotated[float, Option(metavar="X", help="Of unusable images.")] = 0.2,
+    check: Annotated[bool, Option("--check", help="Look at the images only.")] = False,
 ) -> None:
     """Caption images; stop it at any time and run it again: it goes on where it was."""
     from caprl_utils import prompts
@@ -105,14 +104,8 @@ def caption(
 
     if check:
         return print("\n".join(check_source(source, kind or None, limit)))
-    if (
-        engine not in (None, "vllm", "transformers")
-        or min(workers + 1, batch_size or 1, gpus, captions, max_tokens) < 1
-    ):
-        raise UserError("--engine is vllm or transformers, and no count is below 1 (--workers: 0)")
-    captioner = ModelConfig(
-        path=model, base_urls=base_url, backend="endpoint" if base_url else "local", batch_size=batch_size
-    )
+    backend = "endpoint" if base_url else "local"
+    captioner = ModelConfig(path=model, base_urls=base_url, backend=backend, batch_size=batch_size)
     sampling = Sampling(max_tokens, temperature, n=captions, seed=seed)
     out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
     made = caption_source(
@@ -124,15 +117,15 @@ def caption(
 
 @app.command()
 def export(
-    captions: Annotated[list[str], typer.Argument(help="A caption set, or released .jsonl files.")],
-    out: Annotated[Path, typer.Option(help="NAME.jsonl for LLaMA-Factory, or NAME.parquet.")],
-    images: Annotated[int | None, typer.Option(metavar="N", help="A sample of so many.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the sample; they are nested.")] = 0,
-    media: Annotated[Path | None, typer.Option(help="Where image paths start (media_dir).")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Instead of the paper's.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Loops and cut captions too.")] = False,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first released lines.")] = None,
-    max_bad_share: Annotated[float, typer.Option(metavar="X", help="Of unusable captions.")] = 0.05,
+    captions: Annotated[list[str], Argument(help="A caption set, or released .jsonl files.")],
+    out: Annotated[Path, Option(help="NAME.jsonl for LLaMA-Factory, or NAME.parquet.")],
+    images: Annotated[int | None, Option(metavar="N", help="A sample of so many.")] = None,
+    seed: Annotated[int, Option(metavar="N", help="Of the sample; they are nested.")] = 0,
+    media: Annotated[Path | None, Option(help="Where image paths start (media_dir).")] = None,
+    prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
+    everything: Annotated[bool, Option("--all", help="Loops and cut captions too.")] = False,
+    limit: Annotated[int | None, Option(metavar="N", help="Only the first released lines.")] = None,
+    max_bad_share: Annotated[float, Option(metavar="X", help="Of unusable captions.")] = 0.05,
 ) -> None:
     """Write captions for other tools: training data, a sample, or released files with our columns."""
     from caprl_utils import prompts
@@ -146,10 +139,8 @@ def export(
 @app.command()
 def curate(
     profile: ProfileOption = "mini",
-    seed: Annotated[int, typer.Option(help="Of sampling and of the option shuffles.")] = 0,
-    away_from_benchmarks: Annotated[
-        bool, typer.Option("--decontaminate/--as-they-are", help="Leave out images of the benchmarks.")
-    ] = True,
+    seed: Annotated[int, Option(help="Of sampling and of the option shuffles.")] = 0,
+    as_they_are: Annotated[bool, Option("--as-they-are", help="Keep images that benchmarks have.")] = False,
     overrides: SetOption = [],
 ) -> None:
     """Write questions about the profile's images and keep those that only the image answers."""
@@ -159,7 +150,7 @@ def curate(
     from caprl_utils.prism.sources import images_of
 
     settings = settings_of(profile, overrides)
-    held_out = images_of(load_samples(settings)) if away_from_benchmarks else []
+    held_out = [] if as_they_are else images_of(load_samples(settings))
     hashes = [(image.id, checks.perceptual_hash(image.open())) for image in held_out]
     job = pipeline.open_job(settings, seed, hashes)
     with job.run:
@@ -171,17 +162,11 @@ def curate(
 
 @app.command()
 def run(
-    notebooks: Annotated[
-        list[str], typer.Argument(help="Names in notebooks/; NAME:PARAMETER=VALUE sets one.")
-    ],
+    notebooks: Annotated[list[str], Argument(help="Names in notebooks/; NAME:PARAMETER=VALUE sets one.")],
     profile: ProfileOption = "mini",
-    parameter: Annotated[
-        list[str], typer.Option("-p", metavar="NAME=VALUE", help="A parameter of each notebook.")
-    ] = [],
+    parameter: Annotated[list[str], Option("-p", metavar="NAME=VALUE", help="Of each notebook.")] = [],
     overrides: SetOption = [],
-    chain: Annotated[
-        str, typer.Option(help="All copies that the caller will run, for the time that is left.")
-    ] = "",
+    chain: Annotated[str, Option(help="All copies that the caller will run.")] = "",
 ) -> None:
     """Run notebooks in order through papermill; `make` runs only those that are out of date."""
     from caprl_utils.run import run_all
@@ -200,17 +185,14 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
 @app.command()
 def score(
     model: Annotated[
-        str | None,
-        typer.Argument(help="A captioning model: zoo:NAME, a folder, or a hub id.", show_default=False),
+        str | None, Argument(help="zoo:NAME, a folder, or a hub id.", show_default=False)
     ] = None,
-    benchmark: Annotated[
-        list[str], typer.Option(metavar="KEY[=PATH]", help="Benchmark, or local data of it.")
-    ] = [],
-    num_samples: Annotated[int | None, typer.Option(help="Of each benchmark.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the run; by default the model's.")] = None,
-    direct: Annotated[bool, typer.Option("--direct", help="VQA: it answers from the image.")] = False,
-    list_them: Annotated[bool, typer.Option("--list", help="Show the benchmarks.")] = False,
-    vectors: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
+    benchmark: Annotated[list[str], Option(metavar="KEY[=PATH]", help="Or local data of it.")] = [],
+    num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
+    name: Annotated[str | None, Option(help="Of the run; by default the model's.")] = None,
+    direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
+    list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
+    vectors: Annotated[Path | None, Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -232,9 +214,7 @@ def score(
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
         raise typer.Exit(1 if failures else 0)
     if model is None:
-        raise UserError(
-            "name a captioning model (zoo:NAME, a folder, or a hub id), or --list or --vectors FILE"
-        )
+        raise UserError("name a captioning model (zoo:NAME, a folder, a hub id), or --list or --vectors FILE")
     from caprl_utils.prism.evaluate import score_model
 
     print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
@@ -242,15 +222,9 @@ def score(
 
 @app.command()
 def train(
-    names: Annotated[
-        list[str], typer.Argument(help="Experiments (all without a name), or table1, table2, figure4.")
-    ] = [],
-    table3: Annotated[
-        bool, typer.Option("--table3", help="Those of Table 3: the main one and the judges'.")
-    ] = False,
-    show: Annotated[
-        bool, typer.Option("--list", help="Show the experiments of the profile, and stop.")
-    ] = False,
+    names: Annotated[list[str], Argument(help="Experiments (default: all), table1, table2, figure4.")] = [],
+    table3: Annotated[bool, Option("--table3", help="The main one and the judges'.")] = False,
+    show: Annotated[bool, Option("--list", help="Show the experiments of the profile, and stop.")] = False,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -261,36 +235,27 @@ def train(
 
     settings = settings_of(profile, overrides)
     if show:
-        print(experiments.listing(profile))
-        return
+        return print(experiments.listing(profile))
     prepare_process(settings)
     items = [name for name in names if name in PRETRAINED]
     chosen = [name for name in names if name not in items]
     chosen += experiments.of_table_3(settings) if table3 else []
     if chosen or not items:  # first: pretraining needs the captioner
         for row in experiments.run_all(profile, chosen):
-            words = (
-                f"{key} {value:.3f}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in row.items()
-            )
-            print("  ".join(words))
-    if items:
-        for name, record in pretrain(settings, items).items():
-            print(f"{name}  average {record['values']['average']:.3f}")
+            print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
+    for name, record in pretrain(settings, items).items() if items else ():
+        print(f"{name}  average {_short(record['values']['average'])}")
+
+
+def _short(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
 @app.command()
 def report(
-    items: Annotated[
-        list[str] | None,
-        typer.Argument(help="table1 ... figure5_right, extra_dice ...; default: all there are."),
-    ] = None,
-    train: Annotated[
-        bool, typer.Option("--train", help="First make the trainings that the items need.")
-    ] = False,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Copy what is there into reports/ and README.")
-    ] = False,
+    items: Annotated[list[str], Argument(help="table1 ... extra_dice; default: all there are.")] = [],
+    train: Annotated[bool, Option("--train", help="First make the trainings that the items need.")] = False,
+    publish: Annotated[bool, Option("--publish", help="Copy them into reports/ and README.")] = False,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -300,14 +265,14 @@ def report(
 
     found = settings_of(profile, overrides)
     if train:
-        page.train(found, items or [])
-    for file in page.publish(found) if publish else page.write_all(found, items or []):
+        page.train(found, items)
+    for file in page.publish(found) if publish else page.write_all(found, items):
         print(paths.shown(file))
 
 
 @app.command()
 def trace(
-    item: Annotated[str, typer.Argument(help='Report, words of row and column: "table3 CapRL mini-chart".')],
+    item: Annotated[str, Argument(help='Report, words of row and column: "table3 CapRL mini-chart".')],
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -320,24 +285,15 @@ def trace(
 @app.command(context_settings={"allow_extra_args": True})
 def serve(
     more: typer.Context,
-    model: Annotated[str, typer.Argument(help="zoo:NAME, a folder, or a hub id.")],
-    port: Annotated[int, typer.Option(help="Where it listens.")] = 8000,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    gpus: Annotated[
-        int | None,
-        typer.Option(
-            "--tensor-parallel-size", "--gpus", help="That share the model.", show_default="as few as hold it"
-        ),
-    ] = None,
-    copies: Annotated[int, typer.Option("--data-parallel-size", help="Copies, each on GPUs of its own.")] = 1,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and completion.", show_default="the model's limit")
-    ] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Larger images are scaled down.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit of a model of the hub.")] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(help="Variable that holds the key which clients must send.")
-    ] = None,
+    model: Annotated[str, Argument(help="zoo:NAME, a folder, or a hub id.")],
+    port: Annotated[int, Option(help="Where it listens.")] = 8000,
+    host: Annotated[str, Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    gpus: Annotated[int | None, Option("--tensor-parallel-size", "--gpus", help="As few as hold it.")] = None,
+    copies: Annotated[int, Option("--data-parallel-size", help="Copies, each on GPUs of its own.")] = 1,
+    max_model_len: Annotated[int | None, Option(help="By default the model's limit.")] = None,
+    max_pixels: Annotated[int | None, Option(help="Larger images are scaled down.")] = None,
+    revision: Annotated[str | None, Option(help="Commit of a model of the hub.")] = None,
+    api_key_env: Annotated[str | None, Option(help="Variable with the key that clients send.")] = None,
 ) -> None:
     """Serve a model with vLLM until Ctrl-C, for clients that speak OpenAI's protocol.
 

@@ -14,10 +14,11 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError, did_you_mean, nearest
-from caprl_utils.schema import Assembly, Experiment, Profile, Settings
+from caprl_utils.schema import Assembly, Experiment, ModelConfig, Profile, Settings
 
 SET_ENV = "CAPRL_SET"
 _SCIENTIFIC = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")  # YAML reads 1e-5 as text
@@ -41,8 +42,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
     Raises UserError naming the file, the key, the bad value and the nearest valid one.
     """
     file, values = _layers(Profile, name)
-    given = merge(_from_command_line(Profile), _nested(overrides or {}))
-    return _checked(Profile, merge(values, given), file, bool(given))
+    return _checked(Profile, values, file, merge(_from_command_line(Profile), _nested(overrides or {})))
 
 
 def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
@@ -56,7 +56,7 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
     given = _from_command_line(Experiment)
     preset = read_yaml(_file(Experiment, base.rl.preset)) if base.rl.preset else {}
     values = merge({key: preset[key] for key in ("rl", "training") if key in preset}, values)
-    experiment = _checked(Experiment, merge(values, given), file, bool(given))
+    experiment = _checked(Experiment, values, file, given)
     if experiment.data.num_images == "ablation":
         data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
         experiment = experiment.model_copy(update={"data": data})
@@ -75,8 +75,7 @@ def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) 
     Raises UserError naming the file, the key and what is wrong with it.
     """
     file, values = _layers(Assembly, name)
-    given = _nested(overrides or {})
-    return _checked(Assembly, merge(values, given), file, bool(given))
+    return _checked(Assembly, values, file, _nested(overrides or {}))
 
 
 def parse_overrides(
@@ -101,20 +100,37 @@ def parse_overrides(
 def explain(settings: Settings, prefix: str = "") -> str:
     """All settings of a profile, an experiment or a section, one a line, each with its source."""
     lines = []
-    for key, source, default in walk(type(settings)):
-        value = settings.lookup(key)
-        note = "" if value == default or key == "name" else f" (default {default!r})"
-        lines.append(f"{prefix}{key} = {value!r:<24}  # {source}{note}")
+    for key, value, field in flat(settings, prefix):
+        usual = field.is_required() or value == field.default
+        lines.append(
+            f"{key} = {value!r:<24}  # {field.description}{'' if usual else f' (default {field.default!r})'}"
+        )
     return "\n".join(lines)
 
 
-def walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Yield (dotted key, source, default) for every setting."""
+def flat(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:
+    """(dotted key, value, field) of every setting; of a model those alone that are not as usual."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from flat(value, f"{prefix}{name}.")
+        elif not isinstance(settings, ModelConfig) or field.is_required() or value != field.default:
+            yield f"{prefix}{name}", value, field
+
+
+def walk(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, source) for every setting there is."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            yield from walk(field.annotation, f"{prefix}{name}.")
+        if inner := _section_of(field):
+            yield from walk(inner, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field.description or "", field.default
+            yield f"{prefix}{name}", field.description or ""
+
+
+def _section_of(field: FieldInfo) -> type[Settings] | None:
+    """The section that a field is, also of "section or None"; None for a single setting."""
+    choices = (field.annotation, *get_args(field.annotation))
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, Settings)), None)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -184,16 +200,16 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _from_command_line(model: type[Settings]) -> dict[str, Any]:
     values = _nested(parse_overrides(shlex.split(os.environ.get(SET_ENV, ""))))
     training = {key: values.pop(key) for key in _OF_EXPERIMENTS if key in values}
-    _checked(Experiment, {"name": SET_ENV, **training}, Path("--set"), False)  # told even if none is loaded
+    _checked(Experiment, {"name": SET_ENV, **training}, Path("--set"), {})  # told even if none is loaded
     return training if model is Experiment else values
 
 
-def _checked(model: type[Kind], values: Mapping[str, Any], file: Path, overridden: bool) -> Kind:
+def _checked(model: type[Kind], values: Mapping[str, Any], file: Path, over: Mapping[str, Any]) -> Kind:
     try:
-        return model.model_validate(values)
+        return model.model_validate(merge(values, over))
     except ValidationError as error:
         problems = "\n".join(f"  {_explained(model, item)}" for item in error.errors())
-        where = paths.shown(file) + (" with overrides" if overridden else "")
+        where = paths.shown(file) + (" with overrides" if over else "")
         raise UserError(f"{where}:\n{problems}") from None
 
 
@@ -215,18 +231,13 @@ def _explained(model: type[Settings], item: Mapping[str, Any]) -> str:
 
 def _nearest_key(model: type[Settings], loc: tuple[str | int, ...]) -> str:
     """Suggest a sibling first, then the same word in any other section."""
-    siblings = list(_section_at(model, loc[:-1]).model_fields)
+    section = model
+    for part in loc[:-1]:
+        section = _section_of(section.model_fields[str(part)])
+    siblings = list(section.model_fields)
     if close := nearest(str(loc[-1]), siblings):
         return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
-    everywhere = {dotted.split(".")[-1]: dotted for dotted, _, _ in walk(model)}
+    everywhere = {dotted.split(".")[-1]: dotted for dotted, _ in walk(model)}
     if close := nearest(str(loc[-1]), list(everywhere)):
         return f"; did you mean {everywhere[close[0]]}?"
     return f"; valid keys here: {', '.join(siblings)}"
-
-
-def _section_at(section: type[BaseModel], loc: tuple[str | int, ...]) -> type[BaseModel]:
-    for part in loc:
-        kind = section.model_fields[str(part)].annotation
-        choices = [choice for choice in (kind, *get_args(kind)) if isinstance(choice, type)]  # X | None
-        section = next(choice for choice in choices if issubclass(choice, BaseModel))
-    return section

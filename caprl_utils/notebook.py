@@ -2,16 +2,16 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths, provenance
-from caprl_utils.config import load_profile, walk
+from caprl_utils.config import flat, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.schema import Profile, Settings
+from caprl_utils.schema import Profile
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -35,11 +35,7 @@ class Context:
 
 
 def start(
-    title: str,
-    profile: str,
-    seed: int = 0,
-    needs: Mapping[str, str] | None = None,
-    show: tuple[str, ...] = (),
+    title: str, profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, show: Sequence[str] = ()
 ) -> Context:
     """Load the profile, prepare the process and print what is about to run.
 
@@ -65,15 +61,14 @@ def start(
 def prepare_process(profile: Profile) -> None:
     """Environment variables and thread counts for this process and those it starts."""
     os.environ.update(QUIET)
-    if profile.offline:
-        os.environ.update(OFFLINE)
+    os.environ.update(OFFLINE if profile.offline else {})
     if profile.torch_threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(profile.torch_threads)
         if "torch" in sys.modules:  # it has read the variable already
             sys.modules["torch"].set_num_threads(profile.torch_threads)
 
 
-def _summary(profile: Profile, seed: int, show: tuple[str, ...]) -> str:
+def _summary(profile: Profile, seed: int, show: Sequence[str]) -> str:
     code = provenance.commit()
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
     found = provenance.versions()
@@ -89,12 +84,13 @@ def _summary(profile: Profile, seed: int, show: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _shown_settings(profile: Profile, show: tuple[str, ...]) -> list[str]:
+def _shown_settings(profile: Profile, show: Sequence[str]) -> list[str]:
+    rows = []
     for name in show:
-        if not any(f"{key}.".startswith(f"{name}.") for key, _, _ in walk(Profile)):
+        found = [(key, value) for key, value, _ in flat(profile) if f"{key}.".startswith(f"{name}.")]
+        if not found:
             raise UserError(f"no setting {name!r} to show")
-    keys = [key for key, _, _ in walk(Profile) if any(f"{key}.".startswith(f"{name}.") for name in show)]
-    rows = [(key, profile.lookup(key)) for key in keys if not isinstance(profile.lookup(key), Settings)]
+        rows += found
     width = max((len(key) for key, _ in rows), default=0)
     return [f"{key:<{width}}  {value}" for key, value in rows]
 

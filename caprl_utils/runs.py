@@ -94,18 +94,19 @@ class RowStore(AbstractContextManager):
         """Id -> where its line starts."""
         places: dict[str, int] = {}
         good_end = 0
-        if not self.path.exists():
-            return places
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    self.torn = 1
-                    break
-                places[self._parse(line, number)["id"]] = good_end
-                good_end += len(line)
-        if self.torn:
-            os.truncate(self.path, good_end)
+        for number, line in self._lines():
+            if not line.endswith(b"\n"):
+                self.torn = 1
+                os.truncate(self.path, good_end)
+                break
+            places[self._parse(line, number)["id"]] = good_end
+            good_end += len(line)
         return places
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                yield from enumerate(file, start=1)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
@@ -114,8 +115,8 @@ class RowStore(AbstractContextManager):
                 raise TypeError("id is no text")
         except (ValueError, KeyError, TypeError) as error:
             remedy = "The file was changed from outside; delete that line and run again."
-            problem = f"{shown(self.path)}, line {number} is no row with a text `id` ({error})"
-            raise UserError(f"{problem}. {remedy}") from None
+            where = f"{shown(self.path)}, line {number}"
+            raise UserError(f"{where} is no row with a text `id` ({error}). {remedy}") from None
         return row
 
     def __len__(self) -> int:
@@ -128,10 +129,8 @@ class RowStore(AbstractContextManager):
         """Add one row. Raises ValueError for an id that is there already, UserError on a full disk."""
         values = row.model_dump(mode="json") if isinstance(row, BaseModel) else dict(row)
         row_id = values.get("id")
-        if not isinstance(row_id, str):
-            raise ValueError(f"a row of {shown(self.path)} needs a text `id`, got {row_id!r}")
-        if row_id in self._places:
-            raise ValueError(f"row {row_id!r} is in {shown(self.path)} already")
+        if not isinstance(row_id, str) or row_id in self._places:
+            raise ValueError(f"{shown(self.path)} takes rows with a text `id` of their own, got {row_id!r}")
         line = json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
         self._places[row_id] = self._write(line)
 
@@ -152,12 +151,9 @@ class RowStore(AbstractContextManager):
 
     def read(self, model: type[BaseModel] | None = None) -> Iterator[Any]:
         """Yield all rows in the order they were added, as dicts or as `model`."""
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                row = self._parse(line, number)
-                yield row if model is None else model.model_validate(row)
+        for number, line in self._lines():
+            row = self._parse(line, number)
+            yield row if model is None else model.model_validate(row)
 
     def get(self, row_id: str, model: type[BaseModel]) -> Any:
         """One row by its id, read from the file: beside the ids nothing is held in memory."""
@@ -210,6 +206,7 @@ class Run(AbstractContextManager):
         self.key = value_hash({"parts": self._parts, "code": self._code})
         self._lock = Lock(self.folder.parent / f".{name}.lock", shown(self.folder))
         self._stores: dict[str, RowStore] = {}
+        self._opened = time.time()
 
     @classmethod
     def open(cls, *identity: Any, **more: Any) -> "Run":
@@ -236,8 +233,6 @@ class Run(AbstractContextManager):
         if self.complete:
             note_access(self.folder / "result.json")
             self.close()
-        else:
-            self._start_session()
 
     def _set_aside(self, old: dict[str, Any] | None) -> None:
         stale = self.folder.parent / ".stale" / self.name
@@ -245,8 +240,12 @@ class Run(AbstractContextManager):
         stale.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.folder, stale)
         reason = self._changes(old) if old else "it has no key"
-        text = "%s is recomputed (changed: %s); its old content is in %s"
-        log.warning(text, shown(self.folder), reason, shown(stale))
+        log.warning(
+            "%s is recomputed (changed: %s); its old content is in %s",
+            shown(self.folder),
+            reason,
+            shown(stale),
+        )
 
     def _changes(self, old: dict[str, Any]) -> str:
         names = []
@@ -282,7 +281,8 @@ class Run(AbstractContextManager):
         """Write result.json, last and atomically, and free the folder. Returns the record.
 
         values: raw and unrounded, None for missing. n: how many units (say which: "image", "question").
-        unparsed: answers that could not be read; None where nothing is parsed. more: further JSON values.
+        unparsed: answers that could not be read; None where nothing is parsed. more: further JSON values. wall_sec in
+        the record is of the session that finished it.
         """
         self._close_stores()
         record = {
@@ -292,7 +292,8 @@ class Run(AbstractContextManager):
             **more, **provenance.commit(),
             "hashes": {"config": self.profile.content_hash(), **self._parts}, "code": self._code,
             "versions": provenance.versions(), "hardware": provenance.hardware(),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "wall_sec": round(self._wall_sec(), 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_sec": round(time.time() - self._opened, 3),
         }  # fmt: skip
         write_json(self.folder / "result.json", record)
         note_access(self.folder / "result.json")
@@ -311,20 +312,6 @@ class Run(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # Wall time adds up over restarts. A session that was killed ended when it last wrote a file.
-    def _start_session(self) -> None:
-        sessions = _read_json(self.folder / "sessions.json") or []
-        if sessions and sessions[-1]["sec"] is None:
-            sessions[-1]["sec"] = max(0.0, self._last_write() - sessions[-1]["start"])
-        write_json(self.folder / "sessions.json", [*sessions, {"start": time.time(), "sec": None}])
-
-    def _last_write(self) -> float:
-        return max((f.stat().st_mtime for f in self.folder.rglob("*") if f.is_file()), default=0.0)
-
-    def _wall_sec(self) -> float:
-        *earlier, last = _read_json(self.folder / "sessions.json")
-        return sum(session["sec"] for session in earlier) + time.time() - last["start"]
 
 
 def load_result(path: Path | str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_yaml_holds_only_what_differs(file):
 
 
 def test_every_setting_says_where_it_comes_from():
-    for key, source, _ in walk(Profile):
+    for key, source in walk(Profile):
         if key != "name" and not key.endswith(".path"):
             assert source.startswith(SOURCES), f"{key}: {source!r}"
     for role, field in Models.model_fields.items():

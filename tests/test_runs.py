@@ -4,11 +4,9 @@ a kill, each once.
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from hypothesis import given
@@ -18,7 +16,7 @@ from pydantic import BaseModel
 from caprl_utils import files, paths, runs
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic, write_json
+from caprl_utils.files import write_atomic
 from caprl_utils.runs import Lock, RowStore, Run, load_result
 
 RECIPE = ["caprl_utils.answers"]
@@ -86,19 +84,6 @@ def test_a_missing_or_damaged_result_says_what_to_do(tmp_path):
         load_result(tmp_path)
 
 
-def test_wall_time_adds_up_over_a_killed_session():
-    run = open_run(a=1)
-    sessions = run.folder / "sessions.json"
-    write_json(sessions, [{"start": time.time() - 100, "sec": None}])
-    (run.folder / "late.txt").write_text("written after 60 s")
-    os.utime(run.folder / "late.txt", (time.time() - 40,) * 2)
-    for file in run.folder.iterdir():
-        os.utime(file, (time.time() - 40,) * 2)
-    run.close()
-    with open_run(a=1) as again:
-        assert finish(again)["wall_sec"] == pytest.approx(60, abs=5)
-
-
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -162,10 +147,9 @@ def test_rows_come_back_in_order_and_an_id_is_taken_once(tmp_path):
     again = RowStore(tmp_path / "a.jsonl")
     assert list(again.read(Answer)) == [Answer(id="2", letter=None), again.get("1", Answer)]
     assert len(again) == 2 and "1" in again and "3" not in again
-    with pytest.raises(ValueError, match="'1' is in"):
-        again.append({"id": "1"})
-    with pytest.raises(ValueError, match="text `id`"):
-        again.append({"id": 1})
+    for taken in ("1", 1):
+        with pytest.raises(ValueError, match=f"text `id` of their own, got {taken!r}"):
+            again.append({"id": taken})
 
 
 @given(cut=st.integers(min_value=1, max_value=30))
