@@ -66,7 +66,7 @@ setup-main: ## only the main environment (.venv)
 setup-llamafactory: ## only LLaMA-Factory's own (.venv-llamafactory)
 	@requirements/install.sh .venv-llamafactory requirements/llamafactory.lock
 
-setup-tokenizer: ## only the tokenizer of Qwen2.5, for tests
+setup-tokenizer: ## only what tests fetch: a tokenizer, a small reader
 	@requirements/tokenizer.sh
 
 lock: ## resolve requirements/*.in again into the lock files

@@ -161,8 +161,9 @@ class LoadedModel:
         self.processor, self.tokenizer, self.model = _load(path, config, self.device)
         self.sees = self.processor is not self.tokenizer
         own = self.model.generation_config
-        pad = self.tokenizer.pad_token_id
-        self.pad_id = own.pad_token_id if pad is None else pad
+        if self.tokenizer.pad_token is None:  # Llama's
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.pad_id = self.tokenizer.pad_token_id
         ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         self.end_ids = set(ends if isinstance(ends, list) else [ends])
         # generate() fills unset fields from the model's own defaults, so these must hold nothing else.
