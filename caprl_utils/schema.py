@@ -260,7 +260,7 @@ class Pretraining(Settings):
     gpus_per_node: int = setting(8, "ours: as nodes; 0 trains on the CPU", False, ge=0)
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine", False, ge=1)
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
-    max_bad_share: float = setting(0.0, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
+    max_bad_share: float = setting(0.01, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
 
     @model_validator(mode="after")
     def _sound(self) -> "Pretraining":

@@ -16,11 +16,14 @@ import functools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import ExifTags
 from pydantic import ValidationError
 
 from caprl_utils.errors import UserError
@@ -31,10 +34,11 @@ from caprl_utils.progress import track
 from caprl_utils.records import PLACEHOLDER, Conversation, register
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import ProcessorMixin
 
 MIN_PIXELS = 32 * 32  # LLaMA-Factory's default: smaller images are enlarged
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+_ROLES = {"human": "user", "gpt": "assistant"}
 _NAMED = 5  # bad rows in a message
 
 
@@ -76,55 +80,56 @@ def write_rows(folder: Path, name: str, rows: Iterable[Conversation]) -> int:
     return len(lines)
 
 
-def read_rows(file: Path) -> list[Conversation | BadRow]:
-    """A file in one of the two forms. A row whose text holds other marks than its images' is a BadRow.
+def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
+    """The rows of a file in one of the two forms; with a count so many, as `sample` draws them, and no others are read.
 
-    Raises UserError naming file and row for what has not the form of a row.
+    What has not the form of a row, or other marks in its text than its images', is a BadRow. Raises UserError for a
+    file that is missing or no JSON, and where there are too few rows.
     """
-    return [_parse(file, number, row) for number, row in _raw_rows(file)]
-
-
-def _parse(file: Path, number: int, raw: Any) -> Conversation | BadRow:
     try:
-        row = Conversation.model_validate(_by_our_names(raw, number))
-        return BadRow(f"{number} (id {row.id})", row.mark_problem) if row.mark_problem else row
-    except (ValidationError, KeyError, TypeError, AttributeError) as error:
-        reason = repr(error)
-        if isinstance(error, ValidationError):
-            reason = "; ".join(found["msg"] for found in error.errors())
-        raise UserError(
-            f"{shown(file)}, row {number}: {reason}. A row has `image` and `conversations` (from, value), or "
-            "`images` and `messages` (role, content), with one <image> in the text for every image."
-        ) from None
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # a foreign byte spoils its row alone
+    except FileNotFoundError:
+        raise UserError(f"no data file {shown(file)}; the profile's section `pretraining` names it") from None
+    if re.match(r"\s*\[", text):
+        try:
+            rows = list(enumerate(json.loads(text), start=1))
+        except ValueError as error:
+            raise UserError(f"{shown(file)} is not valid JSON ({error})") from None
+    else:
+        rows = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [_parse(*row) for row in (rows if count is None else sample(rows, count, seed))]
+
+
+def _parse(number: int, raw: Any) -> Conversation | BadRow:
+    """raw: a JSON value, or a line that holds one."""
+    try:
+        value = json.loads(raw) if isinstance(raw, str) else raw
+        row = Conversation.model_validate(_by_our_names(value, number))
+        "".join([row.id, *row.images, *(turn.content for turn in row.messages)]).encode("utf-8")
+    except ValidationError as error:
+        return BadRow(str(number), "; ".join(found["msg"] for found in error.errors()))
+    except UnicodeEncodeError:
+        return BadRow(str(number), "its text is not UTF-8")
+    except ValueError as error:
+        return BadRow(str(number), f"not valid JSON ({error})")
+    except (KeyError, TypeError, AttributeError) as error:
+        return BadRow(
+            str(number),
+            f"neither `image` and `conversations` (from, value) nor `images` and `messages` (role, content): {error!r}",
+        )
+    return BadRow(f"{number} (id {row.id})", row.mark_problem) if row.mark_problem else row
 
 
 def _by_our_names(row: Any, number: int) -> dict[str, Any]:
-    images = row.get("images", row.get("image", []))
+    images = row.get("images", row.get("image")) or []
     messages = row.get("messages")
     if messages is None:
-        messages = [{"role": _ROLES[m["from"]], "content": m["value"]} for m in row["conversations"]]
-    images = [images] if isinstance(images, str) else images or []
-    return {"id": str(row.get("id", number)), "messages": messages, "images": images}
-
-
-def _raw_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, JSON value) of a JSON list or of JSON lines."""
-    try:
-        with open(file, encoding="utf-8") as lines:
-            if lines.read(1) == "[":
-                lines.seek(0)
-                yield from enumerate(json.load(lines), start=1)
-                return
-            lines.seek(0)
-            for number, line in enumerate(lines, start=1):
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{shown(file)}, row {number} is not valid JSON ({error})") from None
-    except FileNotFoundError:
-        raise UserError(f"no data file {shown(file)}; the profile's section `pretraining` names it") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{shown(file)} is not valid JSON ({error})") from None
+        turns = row["conversations"]
+        messages = [{"role": _ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in turns]
+    return {
+        "id": str(row.get("id", number)), "messages": messages,
+        "images": [images] if isinstance(images, str) else images,
+    }  # fmt: skip
 
 
 def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
@@ -236,10 +241,12 @@ def _sizes(media: Path, row: Conversation) -> list[tuple[int, int]] | str:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image that can be decoded. Raises ValueError with what is wrong."""
+    """Width and height of an image that can be decoded, upright. Raises ValueError with what is wrong."""
     try:
         with peek(path) as image:
             width, height = image.size
+            if _lies_on_its_side(image):
+                width, height = height, width
             image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
             image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
     except FileNotFoundError:
@@ -251,3 +258,10 @@ def image_size(path: Path) -> tuple[int, int]:
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
     return width, height
+
+
+def _lies_on_its_side(image: Image) -> bool:
+    """Whether EXIF says that width and height are exchanged; broken EXIF data say nothing."""
+    with suppress(Exception):
+        return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return False

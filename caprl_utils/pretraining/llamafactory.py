@@ -119,7 +119,12 @@ def stage_arguments(
     if settings.gpus_per_node == 0:
         arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
     else:
-        arguments |= {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
+        arguments |= {
+            "preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000,
+            # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
+            "enable_liger_kernel": True,
+            "flash_attn": "fa2" if any(ENVIRONMENT.glob("lib/python*/site-packages/flash_attn")) else "auto",
+        }  # fmt: skip
     if settings.nodes > 1:
         arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
     if settings.deepspeed is not None:

@@ -214,7 +214,7 @@ def _make_rows(
     """
     count = training.num_rows(profile.pretraining)
     if file is not None:
-        drawn = data.sample(data.read_rows(file), count, profile.seed)
+        drawn = data.read_rows(file, count, profile.seed)
         bad = [str(row) for row in drawn if isinstance(row, BadRow)]
         return Rows([row for row in drawn if isinstance(row, Conversation)], bad)
     if training.captions is not None:

@@ -54,7 +54,8 @@ def accuracy(reader, with_caption: bool) -> float:
     shares = []
     for caption, question, right, first in questions(reader.loaded.tokenizer):
         asked = prompts.read_question(caption if with_caption else "", question)
-        request = Request("x", asked, prefill=prompts.ANSWER_PREFILL)
+        start = question.replace("What is the", "The").replace("?", " is")
+        request = Request("x", asked, prefill=start)
         (row,) = reader.loaded.next_logprobs(reader.loaded.encode([request]), list(first.values()))
         found = dict(zip(first, row, strict=True))
         shares.append((found[right] == max(row)) / row.count(max(row)))

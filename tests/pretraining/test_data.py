@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data
@@ -37,28 +37,75 @@ def test_llava_files_are_read_as_list_and_as_lines(tmp_path):
         assert [m.role for m in first.messages] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"images": ["../a.png"]}, "leads outside the media folder"),
-        ({"images": ["/etc/a.png"]}, "leads outside the media folder"),
-        ({"messages": [{"role": "user", "content": "<image>?"}]}, "expected user and assistant in turn"),
-        ({"messages": [{"role": "assistant", "content": "<image>"}]}, "expected user and assistant in turn"),
-        ({"messages": []}, "expected user and assistant in turn"),
-        (
-            {"messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": " "}]},
-            "no text",
-        ),
-        ({"messages": [{"from": "human"}]}, "row 2"),
-    ],
-)
-def test_a_bad_row_is_named(tmp_path, change, said):
-    good = json.loads(about_image("x", "x.png", TURNS[:1]).model_dump_json())
+GOOD = about_image("x", "x.png", TURNS[:1]).model_dump(mode="json")
+ODD_TURNS = "expected user and assistant in turn"
+BAD = {
+    "up": (GOOD | {"images": ["../a.png"]}, "leads outside the media folder"),
+    "absolute": (GOOD | {"images": ["/etc/a.png"]}, "leads outside the media folder"),
+    "one turn": (GOOD | {"messages": GOOD["messages"][:1]}, ODD_TURNS),
+    "answer first": (GOOD | {"messages": GOOD["messages"][::-1]}, ODD_TURNS),
+    "no turns": (GOOD | {"messages": []}, ODD_TURNS),
+    "empty": (GOOD | {"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]}, "no text"),
+    "null": (
+        GOOD | {"messages": [GOOD["messages"][0], {"role": "assistant", "content": None}]},
+        "valid string",
+    ),
+    "other form": (GOOD | {"messages": [{"from": "human"}]}, "Field required"),
+    "no form": ({"id": 1}, "conversations"),
+    "no object": ([1], "neither"),
+    "a name": ("x", ""),
+    "image": (GOOD | {"images": [{"bytes": "x"}]}, "valid string"),
+}
+
+
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, form):
+    rows = [GOOD, *(row for row, _ in BAD.values()), GOOD]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows)))
+    first, *found, last = data.read_rows(file)
+    assert first == last == about_image("x", "x.png", TURNS[:1])
+    for number, (row, (_, said)) in enumerate(zip(found, BAD.values(), strict=True), start=2):
+        assert row.id.startswith(str(number)) and said in row.reason, row
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n  ", "\ufeff\r\n"])
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_signs_that_editors_leave_do_not_count(tmp_path, before, form):
+    lines = [json.dumps(GOOD), json.dumps(GOOD)]
+    text = f"[{','.join(lines)}]\n" if form == "list" else "\r\n".join([*lines, "", " "]) + "\n\n"
+    (tmp_path / "rows.json").write_text(before + text, encoding="utf-8")
+    assert [row.id for row in data.read_rows(tmp_path / "rows.json")] == ["x", "x"]
+
+
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_row_in_another_encoding_is_set_aside(tmp_path, form):
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "Un café."}]
+    lines = [json.dumps({"image": "a.png", "conversations": turns}, ensure_ascii=False).encode(code)
+             for code in ("utf-8", "latin-1", "utf-8")]  # fmt: skip
+    file = tmp_path / "rows.json"
+    file.write_bytes(b"[" + b",".join(lines) + b"]" if form == "list" else b"\n".join(lines))
+    good, bad, _ = data.read_rows(file)
+    assert good.messages[1].content == "Un café." and bad.id == "2" and "not UTF-8" in bad.reason
+
+
+def test_only_the_rows_that_are_drawn_are_read(tmp_path):
     file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps(good) + "\n" + json.dumps(good | change) + "\n")
-    with pytest.raises(UserError, match="row 2") as error:
-        data.read_rows(file)
-    assert said in str(error.value) and "rows.jsonl" in str(error.value)
+    file.write_text("\n".join([*(json.dumps(GOOD | {"id": str(i)}) for i in range(20)), *["{"] * 20]))
+    drawn = data.read_rows(file, 10, seed=3)
+    assert [r.id for r in drawn] == [r.id for r in data.sample(data.read_rows(file), 10, seed=3)]
+    with pytest.raises(UserError, match="41 rows are asked for, the data set has 40"):
+        data.read_rows(file, 41)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_bytes_a_file_has_rows_or_one_message_come_out(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_bytes(content)
+    try:
+        assert all(isinstance(row, data.BadRow) for row in data.read_rows(file))
+    except UserError as error:
+        assert "any.json" in str(error)
 
 
 @pytest.mark.parametrize("mark", ["<video>", "<audio>", "<image>"])
@@ -83,10 +130,9 @@ def test_images_without_their_marks_set_the_row_aside(tmp_path, images, said):
     assert found.reason == said
 
 
-@pytest.mark.parametrize("text", ["{", "[{]", '{"id": 1}\n{"id"'])
-def test_a_file_that_is_no_json_is_named(tmp_path, text):
-    (tmp_path / "rows.json").write_text(text)
-    with pytest.raises(UserError, match=r"rows\.json"):
+def test_a_list_that_was_cut_off_is_named(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([GOOD, GOOD])[:-9])
+    with pytest.raises(UserError, match=r"rows\.json is not valid JSON"):
         data.read_rows(tmp_path / "rows.json")
 
 
@@ -140,6 +186,13 @@ def media(tmp_path):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "photo.jpg").read_bytes()[:-3000])
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:-40])
     return tmp_path
+
+
+def test_a_photo_on_its_side_counts_upright(media):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (120, 90)).save(media / "side.jpg", exif=exif)
+    assert data.image_size(media / "side.jpg") == (90, 120)
 
 
 def test_tokens_are_counted(media):

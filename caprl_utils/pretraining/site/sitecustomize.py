@@ -1,15 +1,14 @@
-"""Adds one chat template to LLaMA-Factory, in its own environment: ChatML turns for LLaVA models.
+"""Adds to LLaMA-Factory, in its own environment, one chat template and our way to open a picture.
 
-LLaMA-Factory 0.9.5 writes LLaVA's images only into Vicuna's turns ("USER: ... ASSISTANT:"), which no
-InternLM2.5 was taught. Python imports this module by its name from a folder of PYTHONPATH, also in the
-processes that torchrun starts; it waits for LLaMA-Factory's templates and adds ours behind them.
+LLaMA-Factory 0.9.5 writes LLaVA's images only into Vicuna's turns ("USER: ... ASSISTANT:"), which no InternLM2.5 was
+taught. It shows transparent places black, cuts 16-bit greys off at white, and leaves a photo on its side; captions are
+made of what a viewer shows. Python imports this module by its name from a folder of PYTHONPATH, also in the processes
+that torchrun starts; it waits for LLaMA-Factory's modules and changes them when they are there.
 """
 
 import importlib.abc
 import importlib.machinery
 import sys
-
-_WAITED_FOR = "llamafactory.data.template"
 
 
 def _register(module) -> None:
@@ -26,17 +25,28 @@ def _register(module) -> None:
     )
 
 
+def _open_as_captioned(module) -> None:
+    from caprl_utils.images import as_rgb
+
+    plugin = module.MMPluginMixin
+    plain = plugin._preprocess_image
+    plugin._preprocess_image = lambda self, image, **options: plain(self, as_rgb(image), **options)
+
+
+_CHANGES = {"llamafactory.data.template": _register, "llamafactory.data.mm_plugin": _open_as_captioned}
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != _WAITED_FOR:
+        if name not in _CHANGES:
             return None
-        sys.meta_path.remove(self)
+        change = _CHANGES.pop(name)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         plain = spec.loader.exec_module
 
         def exec_module(module):
             plain(module)
-            _register(module)
+            change(module)
 
         spec.loader.exec_module = exec_module
         return spec
