@@ -9,7 +9,8 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.__main__ import PRETRAINED
-from caprl_utils.config import names_of
+from caprl_utils.config import load_profile, names_of, read_yaml
+from caprl_utils.plan import ESTIMATES
 from caprl_utils.schema import Experiment
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")
@@ -115,3 +116,11 @@ def test_the_reading_tour_is_short_and_what_it_names_is_there():
         assert name in defined_in(paths.ROOT / file), f"{file}:{name}"
     lines = sum(len((paths.ROOT / file).read_text().splitlines()) for file, _ in stops)
     assert lines <= 2500, lines
+
+
+@pytest.mark.parametrize("profile", ["one_gpu", "paper"])
+def test_readme_and_plan_say_the_same_hours(profile):
+    hours = sum(cost["gpu_hours"] for cost in read_yaml(ESTIMATES)[profile].values())
+    (row,) = re.findall(rf"^\| `{profile}` \|.*", text_of(paths.ROOT / "README.md"), re.MULTILINE)
+    assert f"some {hours:,} GPU-hours by estimate" in row
+    assert not re.search(r"\b(day|hour)s?\b", load_profile(profile).description)

@@ -95,7 +95,8 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     runs = planned(profile, names)
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
-    evaluate = _evaluator(profile)
+    swap = SWAPPED[1] in (*profile.ablations.experiments, *names)
+    evaluate = _evaluator(profile, swap)
     workers = profile.ablations.parallel_runs
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and visible_gpus() else nullcontext()
@@ -159,7 +160,7 @@ def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dic
     }  # fmt: skip
 
 
-def _evaluator(profile: Profile) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
+def _evaluator(profile: Profile, swap: bool) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
     """Call with run, captioner and experiment: its record by the evaluation's own reader.
 
     Those of the swap are read by the reward's as well. Samples and readers are loaded once, when first needed.
@@ -170,7 +171,6 @@ def _evaluator(profile: Profile) -> Callable[[str, ModelConfig, str], dict[str, 
 
     samples = cache(lambda: load_samples(profile))
     reader = cache(lambda role: open_backend(profile.models[role], profile))
-    swap = SWAPPED[1] in profile.ablations.experiments
 
     def of(run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
         roles = ("prism_reader", "reward_reader") if swap and experiment in SWAPPED else ("prism_reader",)
