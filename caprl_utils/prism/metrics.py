@@ -71,10 +71,16 @@ SHORT = {"relaxed_accuracy", "relaxed_accuracy_pro", "anls", "exact_match", "let
 
 
 def prediction(sample: Sample, text: str) -> str:
-    """What the metric gets of an answer as it was generated: where a word or a number is asked for, the answer out of
-    its sentence and without its full stop (ours; the metrics themselves are the peers').
+    """What the metric gets of an answer as it was generated; the metrics themselves are the peers' (ours).
+
+    Where a word or a number is asked for: the answer out of its sentence, without its full stop. For MMMU's letter
+    search: a letter that is clearly stated.
     """
-    return short_answer(text) if get_benchmark(sample.benchmark).metric in SHORT else text
+    metric = get_benchmark(sample.benchmark).metric
+    if metric == "mmmu_accuracy" and sample.options:
+        letter = read_letter(text, letters_for(sample.options), sample.options).letter
+        return Letter(letter) if letter else text
+    return short_answer(text) if metric in SHORT else text
 
 
 def _text(metric: Callable[[str, Any], float]) -> Metric:

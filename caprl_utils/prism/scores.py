@@ -47,14 +47,13 @@ def score_rows(
 ) -> list[dict[str, Any]]:
     """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
     said = [(task, text) for task in tasks for text in _said(task.sample, answers[task.id], scoring)]
-    parts: dict[str, list[Score]] = {}
     found = score_answers([(task.sample, text) for task, text in said], scoring, judge)
+    tied: dict[str, list[Score]] = {}
     for (task, _), score in zip(said, found, strict=True):
-        parts.setdefault(task.id, []).append(score)
-    scores = {name: _shared(tied) for name, tied in parts.items()}
+        tied.setdefault(task.id, []).append(score)
     rows = []
     for unit in _units(tasks, scoring):
-        parts = [scores[task.id] for task in unit]
+        parts = [_shared(tied[task.id]) for task in unit]
         verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
         rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
     return rows
@@ -72,7 +71,7 @@ def _shared(tied: Sequence[Score]) -> Score:
     if len(tied) == 1:
         return tied[0]
     letters = "/".join(str(score.parsed) for score in tied)
-    return Score(sum(score.value for score in tied) / len(tied), letters, f"{letters} {TIED}")
+    return Score(_mean([score.value for score in tied]), letters, f"{letters} {TIED}")
 
 
 def _units(tasks: Sequence[Task], scoring: Scoring) -> Iterable[list[Task]]:
@@ -104,8 +103,7 @@ def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scorin
         "gold": golds if isinstance(golds, str) else json.dumps(golds),
         "answer": json.dumps([answer.text for answer in answers]) if several else answers[0].text,
         "letter_mass": min((a.letter_mass for a in answers if a.letter_mass is not None), default=None),
-        "parsed": verdict.parsed, "score": verdict.value,
-        "reason": verdict.reason,
+        "parsed": verdict.parsed, "score": verdict.value, "reason": verdict.reason,
     }  # fmt: skip
 
 
@@ -230,9 +228,7 @@ def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "caption_tokens": _mean([row["num_tokens"] for row in captions]),
         "cut_captions": sum(row["finish_reason"] == "length" for row in captions),
         "low_letter_mass": sum(mass < LOW_MASS for mass in masses) if masses else None,
-        "best_of": {
-            str(k): _mean([best_of_n(s, k) for s in per_sample]) for k in (1, 2, 4, 8) if 1 < k <= fewest
-        },
+        "best_of": {str(k): _mean([best_of_n(s, k) for s in per_sample]) for k in (2, 4, 8) if k <= fewest},
     }
 
 
@@ -246,12 +242,9 @@ def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     The right answer is looked up as words in the caption, so a value told of another thing counts as held.
     """
-    scored = [row for row in rows if row["score"] is not None]
-    kinds = [
-        "right" if row["score"] == 1 else "wrong, but told" if _told(row) else "wrong, not told"
-        for row in scored
-    ]
     names = ("right", "wrong, but told", "wrong, not told")
+    scored = [row for row in rows if row["score"] is not None]
+    kinds = [names[0] if row["score"] == 1 else names[1] if _told(row) else names[2] for row in scored]
     return {name: kinds.count(name) / len(kinds) for name in names} if kinds else {}
 
 
@@ -270,19 +263,21 @@ def gold_option(gold: str, options: Sequence[str]) -> str | None:
 
 
 def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per run: its benchmarks' scores, their average, tokens per caption and unparsed answers."""
+    """A row per run: its benchmarks' scores, their average, tokens per caption and unparsed answers; NaN: no score."""
     import pandas as pd
 
-    rows = {
+    values = {name: record["values"] for name, record in records.items()}
+    means = {
         name: {
-            **{key: 100 * part["mean"] for key, part in record["values"]["benchmarks"].items()},
-            "average": 100 * record["values"]["average"],
-            "tokens per caption": record["values"]["caption_tokens"],
-            "unparsed answers": sum(record["unparsed"].values()),
+            **{key: part["mean"] for key, part in found["benchmarks"].items()},
+            "average": found["average"],
         }
-        for name, record in records.items()
+        for name, found in values.items()
     }
-    return pd.DataFrame(rows).T
+    frame = 100 * pd.DataFrame(means, dtype=float).T
+    frame["tokens per caption"] = [found["caption_tokens"] for found in values.values()]
+    frame["unparsed answers"] = [sum(record["unparsed"].values()) for record in records.values()]
+    return frame
 
 
 def best_of_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -294,4 +289,4 @@ def best_of_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for name, record in records.items()
         for key, part in record["values"]["benchmarks"].items()
     }
-    return 100 * pd.DataFrame(rows).T
+    return 100 * pd.DataFrame(rows, dtype=float).T

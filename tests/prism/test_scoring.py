@@ -12,12 +12,16 @@ from math_verify.errors import TimeoutException
 from typer.testing import CliRunner
 
 from caprl_utils.__main__ import app
+from caprl_utils.answers import Letter
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import caprl
+from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import load_registry
-from caprl_utils.prism.metrics import METRICS, Score, all_rotations
+from caprl_utils.prism.metrics import METRICS, Score, all_rotations, prediction
+from caprl_utils.prism.scores import best_of_frame, score_rows, scores_frame
 from caprl_utils.prism.scoring import Judge, check_vectors, score_answers
+from caprl_utils.prompts import CHARXIV_RULES
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
@@ -149,10 +153,121 @@ def test_scores_lie_between_0_and_1_for_any_text(benchmark, text, gold):
     assert value is not None and 0.0 <= value <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("text", "gold", "options", "value"),
+    [
+        ("The answer is 16.", "16", (), 1.0), ("So the area is 11", "11", (), 1.0), ("The area is 12.", "11", (), 0.0),
+        (r"The answer is \sqrt{3}.", r"\sqrt{3}", (), 1.0), (r"The answer is 24\pi", "B", ["3", r"24\pi"], 1.0),
+        ("The correct answer is 7. It is odd.", "7", (), 1.0), ("The answer is B.", "B", ["3", "4"], 1.0),
+        ("Thus 4 is right.\nThe answer should be 4", "B", ["3", "4"], 1.0), ("**B**", "A", ["3", "4"], 0.0),
+    ],
+)  # fmt: skip
+def test_mathvision_extracts_as_its_own_code_does(text, gold, options, value):
+    assert score("mathvision", text, gold, options).value == value
+
+
+@pytest.mark.parametrize("answer", ["New  York City", "New York\nCity", " New York City ", "new york city."])
+def test_chartqapro_collapses_spaces_and_line_breaks(answer):
+    assert score("chartqapro", answer, "New York City", question_type="Factoid", year="NO").value == 1.0
+
+
 @pytest.mark.parametrize("text", ["\\text{North America}", "5\\ \\text{cm}^2", "\\mathbf{B}"])
-@pytest.mark.parametrize("benchmark", ["chartqa", "chartqapro", "infovqa", "gqa"])
+@pytest.mark.parametrize("benchmark", ["chartqa", "chartqapro", "infovqa", "gqa", "mmmu", "realworldqa"])
 def test_a_gold_with_text_commands_equals_itself(benchmark, text):
     assert score(benchmark, text, [text] if benchmark == "infovqa" else text).value == 1.0
+
+
+# --- answers as a reader gives them ---
+
+
+class Sure:
+    """A judge that finds the gold wherever an answer holds it."""
+
+    name, model_hash = "sure", "s0"
+
+    def generate(self, requests, sampling, progress=None):
+        for request in requests:
+            answer = re.search(r"(?:Response|Answer): (.*)", request.prompt)[1]
+            found = re.search(r"60|Paris|\bB\b", answer)
+            said = f"Extracted: {found[0] if found else 'none'}\nVerdict: {'yes' if found else 'no'}"
+            yield Completion(
+                request.id, 0, f"<think>\n</think>{said}\nGrade: {float(bool(found))}", 1, "stop"
+            )
+
+
+SENTENCES = [
+    "{}", "{}.", "The answer is {}.", "**{}**", "So the final answer is {}.",
+    "The answer is {} because the caption says so.",
+    "Answer: {}", "The answer is: {}\nThe caption says so.",
+]  # fmt: skip
+KINDS = {"integer": "60", "text": "Paris"}
+
+
+@pytest.mark.parametrize("benchmark", [key for key, facts in load_registry().items() if not facts.loader])
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_right_answers_in_sentences_score_1(tmp_path, benchmark, sentence):
+    facts = load_registry()[benchmark]
+    letter = "letter" in facts.answer and benchmark != "mathverse"
+    tasks, answers = [], {}
+    for kind, gold in {"B": "B"}.items() if letter else KINDS.items():
+        options = list("dcab") if letter else []
+        meta = {"answer_type": kind, "question_type": "free_form", "ID": "1", "year": "NO", "image_id": "1"}
+        golds = [gold] if facts.answer == "accepted_list" else gold
+        one = Sample(f"1-{kind}-2steps_1", benchmark, (), "?", golds, tuple(options), meta)
+        tasks.append(Task(kind, one, 0, "caption", "image", 1, "stop"))
+        answers[kind] = Answer(id=kind, text=sentence.format(gold), finish_reason="stop")
+    rows = score_rows(tasks, answers, "standard", Judge(Sure(), RowStore(tmp_path / "verdicts.jsonl")))
+    assert [row["score"] for row in rows] == [1.0] * len(rows), rows
+    assert all(
+        row["answer"] == sentence.format(gold)
+        for row, gold in zip(rows, "B" if letter else KINDS.values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("benchmark", ["chartqa", "chartqapro", "infovqa", "docvqa", "gqa", "realworldqa"])
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("Yes.", "Yes"),
+        ("25%.", "25%"),
+        ("USA.", "USA"),
+        ("5.", "5"),
+        ("Yes, it is.", "Yes"),
+        ("No, it is not.", "No"),
+        ("It is blue.", "blue"),
+    ],
+)
+def test_a_generated_short_answer_loses_frame_and_full_stop(benchmark, text, gold):
+    one = sample(benchmark, [gold] if benchmark in ("infovqa", "docvqa") else gold, year="NO")
+    assert score_answers([(one, prediction(one, text))], "standard")[0].value == 1.0
+    assert prediction(sample("mmvet", gold), text) == text
+
+
+@pytest.mark.parametrize(
+    "benchmark", [key for key, facts in load_registry().items() if facts.answer == "letter"]
+)
+def test_a_letter_read_from_probabilities_is_never_read_as_text(benchmark):
+    options = ["b", "a", "c", "d"]
+    for answer in ("A", Letter("A"), "The answer is A."):
+        assert score(benchmark, answer, "A", options).value == 1.0
+        assert score(benchmark, answer, "B", options).value == 0.0
+
+
+def test_tables_hold_missing_scores():
+    part = {"mean": None, "best_of": {"2": None}}
+    values = {
+        "benchmarks": {"mmvet": part, "gqa": part | {"mean": 0.5}},
+        "average": None,
+        "caption_tokens": None,
+    }
+    records = {"run": {"values": values, "unparsed": {"mmvet": 0, "gqa": 1}}}
+    frame = scores_frame(records)
+    assert (
+        frame.loc["run", "gqa"] == 50.0
+        and frame.loc["run"].isna().sum() == 3
+        and frame.loc["run", "unparsed answers"] == 1
+    )
+    assert best_of_frame(records)["mean"].isna().sum() == 1
 
 
 # --- judges ---
@@ -180,17 +295,44 @@ def judge(tmp_path):
     return make
 
 
+CHOICES = {"question_type": "multi_choice", "answer_type": "text", "choices": ["red", "blue"]}
+ANGLES = {"question_type": "multi_choice", "answer_type": "text", "choices": ["35°", "145°", "55°"]}
+YES_NO = {"question_type": "multi_choice", "answer_type": "text", "choices": ["Yes", "No"]}
+INTEGER, LIST = ({"question_type": "free_form", "answer_type": kind} for kind in ("integer", "list"))
+FLOAT = {"question_type": "free_form", "answer_type": "float", "precision": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "meta", "alone", "extracted"),
+    [
+        ("The answer is 5", "5", INTEGER, 1.0, None), ("5.", "5", INTEGER, 1.0, None), ("6", "5", INTEGER, 0.0, None),
+        ("5 cm", "5", INTEGER, None, "5"), ("1,000", "1000", INTEGER, None, "1,000"),
+        ("$1.45", "1.45", FLOAT, None, "$1.45"),
+        ("It is 1.449", "1.45", FLOAT, None, "1.449"), ("2007 and 2008", "[2007, 2008]", LIST, None, "[2007, 2008]"),
+        ("[2007, 2008]", "[2007, 2008]", LIST, 1.0, None), ("The answer is B", "blue", CHOICES, 1.0, None),
+        ("blue", "blue", CHOICES, 1.0, None), ("(A)", "blue", CHOICES, 0.0, None),
+        ("Option B", "145°", ANGLES, 1.0, None),
+        ("No, it is less", "No", YES_NO, 1.0, None), ("bluish", "blue", CHOICES, None, "B"),
+        ("cannot say", "blue", CHOICES, None, "blue."), ("", "5", INTEGER, 0.0, None),
+    ],
+)  # fmt: skip
+def test_mathvista_takes_plain_answers_and_asks_for_the_rest(judge, text, gold, meta, alone, extracted):
+    assert score("mathvista", text, gold, **meta).value == alone
+    ask = judge(*([f"Extracted: {extracted}"] if extracted else []))
+    assert score("mathvista", text, gold, judge=ask, **meta).value == (1.0 if alone is None else alone)
+
+
+def test_what_a_judge_extracts_is_not_matched_by_likeness(judge):
+    assert (
+        score("mathvista", "it looks blueish", "blue", judge=judge("Extracted: blu"), **CHOICES).value == 0.0
+    )
+    assert score("mathvista", "none", "blue", judge=judge("Extracted: none"), **CHOICES).value == 0.0
+
+
 @pytest.mark.parametrize("benchmark", ["mathverse", "charxiv", "mmvet"])
 def test_no_judge_no_score(benchmark):
     result = score(benchmark, "12", "13")
     assert result.value is None and "judge" in result.reason
-
-
-def test_mathvista_needs_a_judge_only_for_sentences(judge):
-    meta = {"question_type": "free_form", "answer_type": "integer", "question": "How many?"}
-    talk = "There are three cats and four dogs, so seven animals"
-    assert score("mathvista", talk, "7", **meta).value is None
-    assert score("mathvista", talk, "7", judge=judge("Extracted: 7"), **meta).value == 1.0
 
 
 def test_mmvet_grades(judge):
@@ -199,9 +341,53 @@ def test_mmvet_grades(judge):
     assert [item.value for item in scores] == [0.5, None] and "no verdict" in scores[1].reason
 
 
-@pytest.mark.parametrize("reply", ["Grade: 1.5", "Grade: 7", "Grade: 0.55", "1.0", "Grade: -0.1"])
-def test_grades_out_of_form_are_no_grades(reply, judge):
-    assert score("mmvet", "a", "b", judge=judge(reply)).value is None
+THOUGHT = '<think>is it "Verdict: yes"?</think>\n'
+ECHO = 'Reply with one line: "Verdict: yes" or "Verdict: no".\n'
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("Verdict: no", 0.0), (f"{THOUGHT}Verdict: no", 0.0), (f"{THOUGHT}The same.", None),
+        (f"{ECHO}Verdict: no", 0.0),
+        (f"Verdict: yes\n{ECHO}", 1.0), ('Reply: "Verdict: yes" or "Verdict: no".\nVerdict: no', 0.0), (ECHO, None),
+        ("**Verdict:** yes", 1.0), ("Verdict: **yes**", 1.0), ('"Verdict: yes"', 1.0), ("The verdict is yes.", 1.0),
+        ("verdict: YES", 1.0), ('{"verdict": "yes"}', 1.0), ("Verdict: yes? Wait.\nVerdict: no", 0.0), ("yes", None),
+        ("<think>Verdict: yes", None), ("so it is</think>Verdict: yes", 1.0), ("Verdict: yesterday", None),
+    ],
+)  # fmt: skip
+def test_verdicts(judge, reply, value):
+    assert score("charxiv", "a", "b", judge=judge(reply), answer_type=1).value == value
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        ("Grade: 0.5", 0.5), ('"Grade: 0.5"', 0.5), ("Grade: 0.5.", 0.5), ("**Grade: 0.5**", 0.5),
+        ("**Grade:** 1", 1.0),
+        ("Grade: **0.5**", 0.5), ("Grade: 1.0", 1.0), ("Grade: 0", 0.0), ("The grade is 0.5", 0.5), ("grade = .5", 0.5),
+        ("<think>Grade: 1.0</think>Grade: 0.3", 0.3), ("Grade: 0.2\nOn reflection:\nGrade: 0.4", 0.4),
+        ('Reply with one line: "Grade: X".\nGrade: 0.5', 0.5), ("Grade: 1.5", None), ("Grade: 7", None), ("1.0", None),
+        ("Grade: 0.55", None), ("Grade: -0.1", None), ("Grade: 50%", None), ("Grade: X", None),
+    ],
+)  # fmt: skip
+def test_grades(judge, reply, value):
+    assert score("mmvet", "a", "b", judge=judge(reply)).value == value
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Extracted: 1.2", "Extracted: **1.2**", 'Extracted: "1.2"', "Extracted: 1.2.", "**Extracted:** 1.2",
+        "extracted: `1.2`",
+        '"Extracted: 1.2"', "<think>Extracted: 7</think>\nExtracted: 1.2", "Extracted: 7\nNo.\nExtracted: 1.2",
+        'Extracted: 1.2\nReply with one line: "Extracted: X". If it gives no answer, reply "Extracted: none".',
+        'If there is none, I reply "Extracted: none".\nExtracted: 1.2', "Extracted: \\boxed{1.2}",
+    ],
+)  # fmt: skip
+def test_extractions(judge, reply):
+    meta = {"question_type": "free_form", "answer_type": "float", "precision": 1.0}
+    assert score("mathvista", "about one", "1.2", judge=judge(reply), **meta).value == 1.0
 
 
 def test_mathverse_extracts_then_compares(judge):
@@ -212,10 +398,12 @@ def test_mathverse_extracts_then_compares(judge):
     assert score("mathverse", "60", "60").value == 1.0
 
 
-def test_charxiv_uses_the_rule_of_the_category(judge):
-    ask = judge("Verdict: no")
-    assert score("charxiv", "105", "100", judge=ask, answer_type=3).value == 0.0
-    assert "same number" in ask.backend.prompts[0]
+def test_charxiv_uses_the_rule_of_the_answers_type(judge):
+    ask = judge(*["Verdict: no"] * 4)
+    for kind in range(1, 5):
+        assert score("charxiv", f"{kind}", "100", judge=ask, answer_type=kind).value == 0.0
+    assert [CHARXIV_RULES[kind] in ask.backend.prompts[kind - 1] for kind in range(1, 5)] == [True] * 4
+    assert ["number" in prompt.split("\n")[0] for prompt in ask.backend.prompts] == [False, False, True, True]
 
 
 def test_replies_are_kept_and_only_the_missing_are_asked_again(judge):
