@@ -1,6 +1,7 @@
 """Every prompt of the project, with the reasons for its wording.
 
-One text serves all model sizes. The order inside a prompt is fixed: instruction and caption first, question last, so
+Readers are asked in two wordings (`Profile.prompts`): READ and LOOK, which the mini world's models have learned, and
+the authors' for all others. The order inside a prompt is fixed: instruction and caption first, question last, so
 that servers can reuse the prefix of all questions about one caption (author code keeps the same order). Answers are
 read after the prefill ``The answer is``: the next token is then the letter with its leading space (author code).
 """
@@ -41,6 +42,20 @@ answer)."""
 
 LOOK = "Answer the question about the image.\nQuestion: {question}"
 """A question to a VLM, with the image (visual accuracy) or without it (text accuracy), and for direct VQA."""
+
+READ_AUTHORS = (
+    "Here is a detailed caption of an image: {caption}. Please answer the question based on the caption."
+)
+"""What stands before a question to Prism's reader (author script, stage 2: their reader is trained on these words)."""
+
+LETTER_ONLY = "Answer with the letter of the right option only."
+"""Format of every question with options (ours; those without: `ask` in configs/benchmarks.yaml)."""
+
+THINK = (
+    "Think first, between <think> and </think>. Then write the final answer alone (a letter if there are options) as "
+    "<answer>\\boxed{...}</answer>."
+)
+"""The layout that the authors' scorer reads; their own files ask for it (the wording is ours)."""
 
 WRITE_QUESTIONS = (
     "Write five multiple choice questions about this image, each with the options A to D and one right answer. "
@@ -83,7 +98,7 @@ CHARXIV_RULES = {
     3: " The answer must be the same number, whatever its notation; a near value is wrong.",
     4: " The answer must be the same number to the precision asked for; a near value is wrong.",
 }
-"""By CharXiv's reasoning_q_source: text in the chart, text in general, number in the chart, number in general."""
+"""By the type of CharXiv's answer: text in the chart, text in general, number in the chart, number in general."""
 
 TYPE_HINTS = {
     "integer": " Give an integer.",
@@ -117,7 +132,7 @@ def format_options(options: Sequence[str]) -> str:
 
 
 def read_question(caption: str, question: str, options: Sequence[str] = ()) -> str:
-    """Prompt for a text-only reader; without ``options`` it asks for a short answer."""
+    """Prompt for a text-only reader in the mini world's words."""
     return READ.format(caption=caption, question=question) + format_options(options)
 
 
@@ -128,6 +143,17 @@ def reward_question(caption: str, question: str, options: Sequence[str], words: 
     return READ_STRICTLY.format(caption=caption, question=question) + format_options(options)
 
 
+def ask(question: str, options: Sequence[str], form: str, caption: str | None) -> str:
+    """A question as benchmarks and the authors put it, to a reader of a caption or (None) to a VLM with the image.
+
+    form: what the answer is to look like.
+    """
+    body = question + format_options(options) + (f"\n{form}" if form else "")
+    if caption is None:
+        return body
+    return READ_AUTHORS.format(caption=caption) + ("" if body[:1].isspace() else "\n") + body
+
+
 def look_question(question: str, options: Sequence[str] = ()) -> str:
     """Prompt for a VLM; the image, if any, travels beside the text."""
     return LOOK.format(question=question) + format_options(options)
@@ -135,7 +161,8 @@ def look_question(question: str, options: Sequence[str] = ()) -> str:
 
 def prompt_hash() -> str:
     """Hash over all prompt texts of this module: part of every cache key and run record."""
-    texts = [CAPTION, ANSWER_PREFILL, CANNOT_ANSWER, READ, LOOK, WRITE_QUESTIONS, format_options(["x", "y"])]
+    texts = [CAPTION, ANSWER_PREFILL, CANNOT_ANSWER, READ, LOOK, WRITE_QUESTIONS, format_options(["x", "y"]),
+             READ_AUTHORS, LETTER_ONLY, THINK]  # fmt: skip
     return text_hash("\x00".join(texts))
 
 

@@ -191,6 +191,9 @@ class Prism(Settings):
         "standard", "ours: each benchmark's own metric on greedy answers (caprl: author script, sampled)"
     )
     judge_model: ModelConfig | None = setting(None, "ours: None counts what needs a judge as unscored")
+    evaluation_files: str | None = setting(
+        None, "author README: folder of CapRL-Evaluation-Files, for seed2k and scoring caprl"
+    )
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 

@@ -1,9 +1,9 @@
 """Stage 2 of Prism: a reader answers every question from the caption alone.
 
 Three ways to read, none of which guesses:
-`choice`   questions with options: the letter of highest probability after "The answer is" (one forward pass, no dice);
-           others: greedy. `letter_mass` tells how much probability the reader put on letters at all.
-`greedy`   temperature 0 after the same prefill, for all questions.
+`choice`   questions with options: the letter of highest probability after "The answer is" (one forward pass, no dice).
+           `letter_mass` tells how much probability the reader put on letters at all. Others: greedy.
+`greedy`   temperature 0 after the same prefill, for all questions; those whose answer needs room (`Ask.reply`) without.
 `sampled`  the authors' setting: temperature 1.0, top-p 1.0, at most 2048 tokens, no prefill.
 """
 
@@ -21,13 +21,20 @@ from caprl_utils.captions.caption import failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Backend, Request, Sampling
+from caprl_utils.prism.authors import OWN_PROMPT
+from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.loading import too_many
+from caprl_utils.prism.sources import ATTEMPTS
 from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
 Mode = Literal["choice", "greedy", "sampled"]
+Wording = Literal["short", "authors"]  # of prompts, see `Profile.prompts`
 CHUNK_QUESTIONS = 256
-GREEDY = Sampling(max_tokens=32)  # ours: after the prefill an answer is a word, a number or a letter
+MINI = Sampling(max_tokens=32)  # ours: the mini world's answers, which end by themselves
+SHORT = Sampling(max_tokens=64)  # ours: a word, a number or a letter, and the end of its line
+LONG = Sampling(max_tokens=1024)  # lmms-eval: free answers (MM-Vet) and mathematics
 AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script, stage 2
 
 
@@ -62,58 +69,132 @@ class Answer(BaseModel):
     letter_mass: float | None = None
 
 
-def answer_all(
-    tasks: Sequence[Task], reader: Backend, mode: Mode, store: RowStore, seed: int
-) -> dict[str, Answer]:
-    """Answer every task that `store` does not hold yet; returns all answers by id.
+@dataclass(frozen=True)
+class Manner:
+    """How a question is answered. letters: read from their probabilities; "" writes an answer. one_line: only its first
+    line counts.
+    """
 
-    All benchmarks go through together. Raises UserError when the reader failed on a task: the finished
-    rows stay and the next call makes the rest.
+    letters: str
+    sampling: Sampling = MINI
+    prefill: str = prompts.ANSWER_PREFILL
+    one_line: bool = False
+
+
+def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
+    """How this question is answered."""
+    if mode == "sampled":
+        return Manner("", AUTHORS, "")
+    if mode == "choice" and sample.options:
+        return Manner(prompts.LETTERS[: len(sample.options)])
+    if wording == "short":
+        return Manner("")
+    room = not sample.options and get_benchmark(sample.benchmark).ask.reply == "long"
+    if room or OWN_PROMPT in sample.meta:
+        return Manner("", LONG, "")
+    return Manner("", SHORT, one_line=True)
+
+
+def prompt_of(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> str:
+    """The question as it is put; with the authors' scorer a reader is asked for the layout that the scorer reads."""
+    if wording == "short":
+        if caption is None:
+            return prompts.look_question(sample.question, sample.options)
+        return prompts.read_question(caption, sample.question, sample.options)
+    if OWN_PROMPT in sample.meta:
+        return prompts.ask(sample.question, (), "", caption)
+    form = prompts.LETTER_ONLY if sample.options else get_benchmark(sample.benchmark).ask.text(sample.meta)
+    if mode == "sampled":
+        form = f"{form}\n{prompts.THINK}".strip()
+    return prompts.ask(sample.question, sample.options, form, caption)
+
+
+def answer_all(
+    tasks: Sequence[Task], reader: Backend, mode: Mode, wording: Wording, store: RowStore, seed: int
+) -> tuple[dict[str, Answer], dict[str, str]]:
+    """Answer every task that `store` does not hold yet; returns all answers by id, and why the others have none.
+
+    All benchmarks go through together. Raises UserError when the reader failed on too many: the finished rows stay and
+    the next call makes the rest.
     """
     failed: dict[str, str] = {}
+    chunks = list(_chunks(tasks, mode, wording))
     with Progress("answers", len(tasks)) as progress:
-        for number, chunk in enumerate(_chunks(tasks, mode)):
-            if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
-                for key, answer in _ask(reader, mode, chunk, derive_seed(seed, "answers", number, bits=31)):
-                    if key in store:
-                        continue
-                    if isinstance(answer, Answer):
-                        store.append(answer)
-                    else:
-                        failed[key] = answer
+        for attempt in range(ATTEMPTS):
+            failed = {}
+            for number, (how, chunk) in enumerate(chunks):
+                chunk_seed = derive_seed(seed, "answers", number, bits=31)
+                failed |= _answer(chunk, how, mode, wording, reader, store, chunk_seed)
+                progress.update(0 if attempt else len(chunk))
                 if len(chunk) > 1 and all(task.id in failed for task in chunk):
-                    break  # nothing works any more
-            progress.update(len(chunk))
-    if failed:
+                    raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
+            if not failed:
+                break
+    if too_many(len(failed), len(tasks)):
         raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
     wanted = {task.id for task in tasks}
-    return {row.id: row for row in store.read(Answer) if row.id in wanted}
+    return {row.id: row for row in store.read(Answer) if row.id in wanted}, failed
 
 
-def _chunks(tasks: Sequence[Task], mode: Mode) -> Iterator[list[Task]]:
-    """Tasks that can be asked in one call: letter questions by number of options, all others together."""
-    groups: dict[int, list[Task]] = {}
+def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tuple[Manner, Sequence[Task]]]:
+    """Tasks that can be asked in one call: letter questions by number of options, the others by their room."""
+    groups: dict[Manner, list[Task]] = {}
     for task in tasks:
-        groups.setdefault(len(task.sample.options) if mode == "choice" else 0, []).append(task)
-    for _, group in sorted(groups.items()):
+        groups.setdefault(manner(task.sample, mode, wording), []).append(task)
+    for how, group in sorted(
+        groups.items(), key=lambda item: (len(item[0].letters), item[0].sampling.max_tokens)
+    ):
         for start in range(0, len(group), CHUNK_QUESTIONS):
-            yield group[start : start + CHUNK_QUESTIONS]
+            yield how, group[start : start + CHUNK_QUESTIONS]
 
 
-def _ask(reader: Backend, mode: Mode, tasks: Sequence[Task], seed: int) -> Iterator[tuple[str, Answer | str]]:
+def _answer(
+    chunk: Sequence[Task],
+    how: Manner,
+    mode: Mode,
+    wording: Wording,
+    reader: Backend,
+    store: RowStore,
+    seed: int,
+) -> dict[str, str]:
+    """Answer what is missing of a chunk; returns why there is none. It is asked whole, so that a restart draws the
+    same.
+    """
+    if all(task.id in store for task in chunk):
+        return {}
+    requests = [_request(task, how, prompt_of(task.sample, task.caption, mode, wording)) for task in chunk]
+    failed = {}
+    for name, answer in _ask(reader, how, requests, seed):
+        if isinstance(answer, str):
+            failed[name] = answer
+        elif name not in store:
+            store.append(answer)
+    return {name: reason for name, reason in failed.items() if name not in store}
+
+
+def _request(task: Task, how: Manner, prompt: str) -> Request:
+    image = task.sample.images[0]() if task.caption is None else None
+    return Request(task.id, prompt, image, how.prefill)
+
+
+def _ask(
+    reader: Backend, how: Manner, requests: Sequence[Request], seed: int
+) -> Iterator[tuple[str, Answer | str]]:
     """Task id and answer, or the reason why there is none."""
-    requests = [_request(task, prefilled=mode != "sampled") for task in tasks]
-    letters = prompts.LETTERS[: len(tasks[0].sample.options)]
-    if mode == "choice" and letters:
-        rows = reader.choice_logprobs(requests, [f" {letter}" for letter in letters])
-        for task, row in zip(tasks, rows, strict=True):
-            yield task.id, _likeliest(task.id, row, letters) if row else "the reader gave no probabilities"
+    if how.letters:
+        rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
+        for request, row in zip(requests, rows, strict=True):
+            yield (
+                request.id,
+                _likeliest(request.id, row, how.letters) if row else "the reader gave no letters",
+            )
         return
-    for c in reader.generate(requests, replace(AUTHORS if mode == "sampled" else GREEDY, seed=seed)):
+    for c in reader.generate(requests, replace(how.sampling, seed=seed)):
         if c.text is None:
             yield c.id, c.error or "the reader gave no text"
         else:  # a reader without prefill may write the same words itself; they are no part of the answer
             text = c.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
+            text = text.split("\n")[0].strip() if how.one_line else text
             yield c.id, Answer(id=c.id, text=text, finish_reason=c.finish_reason)
 
 
@@ -121,17 +202,3 @@ def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
     best, mass = max(logprobs), sum(map(math.exp, logprobs))
     ahead = "".join(letter for letter, value in zip(letters, logprobs, strict=True) if value == best)
     return Answer(id=task_id, text=ahead[0], letters=ahead, finish_reason="stop", letter_mass=mass)
-
-
-def _request(task: Task, prefilled: bool) -> Request:
-    sample, prefill = task.sample, prompts.ANSWER_PREFILL if prefilled else ""
-    if task.caption is not None:
-        prompt = prompts.read_question(task.caption, sample.question, sample.options)
-        return Request(task.id, prompt, prefill=prefill)
-    if len(sample.images) != 1:
-        raise UserError(
-            f"{sample.benchmark}, sample {sample.id}: {len(sample.images)} images; a model is asked "
-            "about one at a time, so leave this sample out of a run that looks at the image"
-        )
-    prompt = prompts.look_question(sample.question, sample.options)
-    return Request(task.id, prompt, sample.images[0](), prefill)

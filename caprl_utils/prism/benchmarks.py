@@ -1,10 +1,10 @@
 """The benchmark registry: facts from configs/benchmarks.yaml, typed and checked. What is done with them stands in
-`loading` and `scoring`.
+`loading`, `answers` and `scoring`.
 """
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, did_you_mean
 
 REGISTRY = paths.CONFIGS / "benchmarks.yaml"
 
@@ -28,7 +28,7 @@ class _Facts(BaseModel):
 
 
 class Caprl(_Facts):
-    """The authors' file of a benchmark (a fact, not read here) and the branch of their scorer that it takes."""
+    """The authors' evaluation file of a benchmark, and the branch of their scorer that it takes."""
 
     branch: Literal["chart", "info", "symbolic"]
     file: str | None = None
@@ -38,9 +38,7 @@ class Hub(_Facts):
     """Where the data are. `revision` is None where no commit could be checked: pass one for a real run."""
 
     id: str
-    alternatives: tuple[str, ...] = ()
     config: str | None = None
-    other_configs: tuple[str, ...] = ()
     images_config: str | None = None
     split: str
     revision: str | None = None
@@ -58,10 +56,30 @@ class Columns(_Facts):
     extra: tuple[str, ...] = ()
 
 
+class Ask(_Facts):
+    """How a question without options is put (one with options asks for a letter), in our words after each benchmark's.
+
+    reply: "short" is a word, a number or a letter; "long" has room for reasoning. format: what the answer is to look
+    like; {names} are facts of the row. by: the fact that picks one of `formats` instead.
+    """
+
+    reply: Literal["short", "long"] = "short"
+    format: str = ""
+    by: str | None = None
+    formats: dict[str | int, str] = Field(default_factory=dict)
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The instruction for one row; the row's own, where the data bring one."""
+        if "own_format" in row:
+            return row["own_format"]
+        return self.formats.get(row.get(self.by), self.format).format_map(row)
+
+
 class Benchmark(_Facts):
     """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of metrics.METRICS;
     `caprl` is None where the authors' scorer has no file for it. `size`: rows of the split that is scored, or about how
-    many. `loader` ("module:function") makes the samples of a rendered benchmark from (key, num_samples, seed).
+    many. `loader` ("module:function") makes the samples of a rendered benchmark from (key, num_samples, seed). One
+    without hub and loader is known only from the authors' file.
     """
 
     key: str
@@ -72,6 +90,7 @@ class Benchmark(_Facts):
     size: dict[str, Any] = Field(default_factory=dict)
     columns: Columns | None = None
     answer: AnswerKind
+    ask: Ask = Ask()
     metric: str
     judge: Literal["no", "optional", "needed"] = "no"
     letters: str | None = None
@@ -101,13 +120,12 @@ def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
 
 
 def get_benchmark(key: str) -> Benchmark:
-    """The benchmark `key`; UserError with the nearest keys otherwise."""
+    """The benchmark `key`; UserError with the nearest key otherwise."""
     registry = load_registry()
     if key in registry:
         return registry[key]
-    near = difflib.get_close_matches(key, registry, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(registry)}"
-    raise UserError(f"unknown benchmark {key!r}: {hint}")
+    hint = did_you_mean(key, registry) or f"; known: {', '.join(registry)}"
+    raise UserError(f"unknown benchmark {key!r}{hint}")
 
 
 def benchmarks_of_table(number: int) -> list[Benchmark]:

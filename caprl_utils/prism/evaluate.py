@@ -10,12 +10,14 @@ How it departs from the released scripts:
    evaluation harnesses ask it. Scoring "caprl" takes the authors' setting instead, which samples.
 2. Answers are scored by each benchmark's own metric ("standard"); "caprl" is the authors' scorer.
 3. Captions and answers are kept, row by row; a stopped evaluation continues with the same result.
-4. An image with several questions is captioned once. Direct VQA leaves out questions about several images.
+4. An image with several questions is captioned once. Where a model looks, questions about several images are left out.
+5. What cannot be had after three tries (a caption, an answer) is left out, counted and listed; too much of it stops.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +30,7 @@ from caprl_utils.models.base import Backend, open_backend
 from caprl_utils.notebook import prepare_process
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
+from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scoring import Judge
 from caprl_utils.prism.sources import (
@@ -60,47 +63,19 @@ def evaluate(
     reader: Backend,
     samples: Sequence[Sample],
     captions_run: str | None = None,
+    stage: str = STAGE,
 ) -> dict[str, Any]:
     """Run the three stages, or what is left of them; returns the run's record.
 
     The run is runs/<profile>/prism/<name>: answers.jsonl, samples.parquet (see `scores.COLUMNS`), result.json (values
-    by benchmark and their average, intervals over images, unparsed answers). captioner: a model, or a `Source`.
-    reader: a text-only model; for `image_itself` a VLM. captions_run: name of the captions' run, `name` by default;
-    another reader of the same captioner names the first one's.
-    Raises UserError when a caption or an answer could not be had; finished rows stay on disk.
+    by benchmark and their average, intervals over images, unparsed answers, what was left out and why). captioner: a
+    model, or a `Source`. reader: a text-only model; for `image_itself` a VLM. captions_run: name of the captions' run,
+    `name` by default; another reader of the same captioner names the first one's.
+    Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
-    if not isinstance(captioner, Source):
-        captioner = model_captions(profile, captioner, captions_run or name)
-    return _evaluate(profile, STAGE, name, captioner, reader, samples)
-
-
-def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Ask `model` every question about its image and score the answers; returns the run's record.
-
-    The run is runs/<profile>/vqa/<name>, as in `evaluate` but without captions; `left_out` lists the questions about
-    several images. Raises UserError when an answer could not be had; finished rows stay on disk.
-    """
-    asked = [sample for sample in samples if len(sample.images) == 1]
-    left_out: dict[str, list[str]] = {}
-    for sample in samples:
-        if len(sample.images) != 1:
-            left_out.setdefault(sample.benchmark, []).append(sample.id)
-    if gone := sorted(left_out.keys() - {sample.benchmark for sample in asked}):
-        raise UserError(
-            f"no question with exactly one image in {', '.join(gone)}: a model is asked about one image at a time"
-        )
-    return _evaluate(profile, VQA_STAGE, name, image_itself(), model, asked, left_out=left_out)
-
-
-def _evaluate(
-    profile: Profile,
-    stage: str,
-    name: str,
-    source: Source,
-    reader: Backend,
-    samples: Sequence[Sample],
-    **more: Any,
-) -> dict[str, Any]:
+    source = captioner
+    if not isinstance(source, Source):
+        source = model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
     parts = {
@@ -108,6 +83,7 @@ def _evaluate(
         "captioner": source.fingerprint,
         "reader": reader.model_hash,
         "prompts": prompts.prompt_hash(),
+        "asked": _asked(profile, samples),
         "samples": samples_hash(samples),
         "seed": profile.seed,
         "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
@@ -115,18 +91,83 @@ def _evaluate(
     with Run.open(profile, stage, name, parts, RECIPE) as run:
         if run.complete:
             return run.result
-        captions = source.captions(images_of(samples))
-        tasks = make_tasks(samples, captions, source.looks)
-        answers = answer_all(tasks, reader, mode, run.rows("answers"), profile.seed)
-        asked = Judge(judge, run.rows("verdicts")) if judge else None
-        rows = scores.score_rows(tasks, answers, settings.scoring, asked)
+        left_out = _several_images(samples) if source.looks else {}
+        asked = [sample for sample in samples if sample.id not in left_out.get(sample.benchmark, {})]
+        captions = source.captions(images_of(asked))
+        tasks = make_tasks(asked, captions, source.looks)
+        answers, failed = answer_all(tasks, reader, mode, profile.prompts, run.rows("answers"), profile.seed)
+        tasks = _whole(tasks, failed)
+        _note_missing(left_out, asked, tasks, failed)
+        verdicts = Judge(judge, run.rows("verdicts")) if judge else None
+        rows = scores.score_rows(tasks, answers, settings.scoring, verdicts)
         scores.write_samples(run.folder / "samples.parquet", rows, name)
         return run.finish(
             **scores.summarise(rows, settings.bootstrap_draws, profile.seed), unit="sample", captioner=source.name,
             reader={"name": reader.name, "mode": mode}, scoring=settings.scoring,
-            judge=judge.name if judge else None,
-            captions_per_image=max(len(found) for found in captions.values()), **more,
+            judge=judge.name if judge else None, captions_per_image=max(map(len, captions.values())),
+            left_out=left_out, set_aside=getattr(samples, "set_aside", {}), data=getattr(samples, "origins", {}),
         )  # fmt: skip
+
+
+def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Ask `model` every question about its image and score the answers: `evaluate` in runs/<profile>/vqa/<name>,
+    without captions.
+    """
+    return evaluate(profile, name, image_itself(), model, samples, stage=VQA_STAGE)
+
+
+def _asked(profile: Profile, samples: Sequence[Sample]) -> Any:
+    """What decides the words of the questions, beside the samples."""
+    if profile.prompts == "short":
+        return profile.prompts
+    names = sorted({sample.benchmark for sample in samples})
+    return {name: get_benchmark(name).ask.model_dump(mode="json") for name in names}
+
+
+def _several_images(samples: Sequence[Sample]) -> dict[str, dict[str, str]]:
+    """Benchmark -> samples that a model cannot be asked about when it looks, one image at a time; with the reason.
+
+    Raises UserError where a benchmark has no others.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for sample in samples:
+        if len(sample.images) != 1:
+            found.setdefault(sample.benchmark, {})[sample.id] = f"{len(sample.images)} images"
+    counts = Counter(sample.benchmark for sample in samples)
+    if gone := sorted(name for name, ids in found.items() if len(ids) == counts[name]):
+        raise UserError(
+            f"no question with exactly one image in {', '.join(gone)}: a model is asked about one image at a time"
+        )
+    return found
+
+
+def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
+    """Tasks with an answer; a question with rotations goes whole where one of them has none."""
+
+    def unit(task: Task) -> tuple[Any, ...]:
+        turned = "rotation" in task.sample.meta
+        return task.sample.benchmark, task.image_id if turned else task.id, task.caption_index
+
+    gone = {unit(task) for task in tasks if task.id in failed}
+    return [task for task in tasks if unit(task) not in gone]
+
+
+def _note_missing(
+    left_out: dict[str, dict[str, str]],
+    asked: Sequence[Sample],
+    tasks: Sequence[Task],
+    failed: Mapping[str, str],
+) -> None:
+    """Enter the samples that are left without any task."""
+    there = {(task.sample.benchmark, task.sample.id) for task in tasks}
+    for sample in asked:
+        if (sample.benchmark, sample.id) not in there:
+            reason = failed.get(_task_id(sample, 0), "no caption of its image")
+            left_out.setdefault(sample.benchmark, {})[sample.id] = reason
+
+
+def _task_id(sample: Sample, index: int) -> str:
+    return f"{sample.benchmark}/{sample.id}#{index}"
 
 
 def reading(profile: Profile, looks: bool = False) -> Mode:
@@ -142,7 +183,7 @@ def preview(
     """Stages 2 and 3 for a few samples and captions of their images, kept nowhere: rows of `scores.COLUMNS`."""
     tasks = make_tasks(samples, captions, looks=False)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:
-        answers = answer_all(tasks, reader, reading(profile), store, seed=0)
+        answers, _ = answer_all(tasks, reader, reading(profile), profile.prompts, store, seed=0)
     return scores.score_rows(tasks, answers, profile.prism.scoring)
 
 
@@ -167,16 +208,19 @@ def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
 
 
 def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> list[Task]:
-    """One task per sample and caption; the captions of several images are numbered and joined."""
+    """One task per sample and caption; the captions of several images are joined, with the numbers that the question
+    gives them.
+    """
     tasks = []
     for sample in samples:
         ids = image_ids(sample)
-        for index, used in enumerate(zip(*(captions[image_id] for image_id in ids), strict=False)):
+        numbers = sample.meta.get("image_numbers") or [*range(1, len(ids) + 1)]
+        for index, used in enumerate(zip(*(captions.get(image_id, ()) for image_id in ids), strict=False)):
             texts, tokens = [c.caption for c in used], [c.num_tokens for c in used]
-            if len(texts) > 1:
-                texts = [f"Image {number}: {text}" for number, text in enumerate(texts, 1)]
+            if numbers != [1]:
+                texts = [f"Image {number}: {text}" for number, text in zip(numbers, texts, strict=True)]
             tasks.append(Task(
-                f"{sample.benchmark}/{sample.id}#{index}", sample, index, None if looks else "\n".join(texts), ids[0],
+                _task_id(sample, index), sample, index, None if looks else "\n".join(texts), ids[0],
                 None if None in tokens else sum(tokens),
                 "length" if any(c.finish_reason == "length" for c in used) else "stop",
             ))  # fmt: skip
@@ -230,4 +274,8 @@ def _score_lines(record: Mapping[str, Any]) -> str:
             line += f"   {part['num_samples']:>9}  {part['unparsed']:>8}  {part['unscored']:>8}"
             line += f"  {tokens:18.1f}" if tokens is not None else ""
         lines.append(line)
+    for what in ("set_aside", "left_out"):
+        reasons = [reason for found in record[what].values() for reason in found.values()]
+        if reasons:
+            lines.append(f"{what.replace('_', ' ')}: {len(reasons)} questions; first: {reasons[0]}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from caprl_utils.prism.metrics import as_list, gold_letter, letters_for
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
-    from caprl_utils.prism.loading import Record
+    from caprl_utils.prism.tables import Record
 
 CANNOT_ANSWER = "Cannot answer from the caption"  # CaptionQA's own wording
 _ID_COLUMNS = (
@@ -25,11 +25,13 @@ _ID_COLUMNS = (
 _IMAGE_ID_COLUMNS = (
     "image_url", "ucsf_document_id", "imageId", "figure_path", "problem_index",
 )  # fmt: skip
-
+# of these several questions share an image, and no column says so
+_SHARED_IMAGES = ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed", "ai2d", "wemath")
 _YES_NO_STARTS = (
     "is", "are", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would", "should",
     "shall", "may", "might", "must",
 )  # fmt: skip
+_HIDDEN = ("ocr",)  # columns that must reach no prompt
 
 
 def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
@@ -55,11 +57,17 @@ def build(
     if options is None:
         options = _options(record, columns.options)
     if images is None:  # GQA's are joined later, from their own configuration
-        images = () if facts.hub.images_config else (record.image(columns.image[0]),)
-    extras = {name: record.get(name) for name in columns.extra if name != "ocr"}
+        images = () if facts.hub.images_config else record.images(columns.image[0])
+    if not images and not facts.hub.images_config:
+        raise UserError(f"column {columns.image[0]!r} holds nothing, an image is needed")
+    extras = {
+        name: value
+        for name in columns.extra
+        if name not in _HIDDEN and (value := record.get(name)) is not None
+    }
     id = id or record.first(_ID_COLUMNS) or str(record.index)
     if "image_id" not in meta:
-        meta["image_id"] = _image_id(record, facts, id)
+        meta["image_id"] = _image_id(record, facts, id, images)
     return Sample(
         id=id,
         benchmark=facts.key,
@@ -67,7 +75,7 @@ def build(
         question=record.text(columns.question[0]) if question is None else question,
         gold=_gold(record, facts, options) if gold is None else gold,
         options=tuple(options),
-        meta={**{name: value for name, value in extras.items() if value is not None}, **meta},
+        meta={**extras, **meta},
     )
 
 
@@ -98,87 +106,116 @@ def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
     return letter
 
 
-def _image_id(record: Record, facts: Benchmark, identity: str) -> str:
+def _image_id(record: Record, facts: Benchmark, identity: str, images: Sequence[Any]) -> str:
     if known := record.first(_IMAGE_ID_COLUMNS):
         page = record.get("ucsf_document_page_no")
         return known if page is None else f"{known}-{page}"
-    # of these several questions share an image, and no column says so
-    shared = ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed2k", "ai2d", "wemath")
-    return record.image(facts.columns.image[0]).stored_hash() if facts.key in shared else identity
+    return images[0].stored_hash() if facts.key in _SHARED_IMAGES else identity
 
 
 # --- what a layout of its own gives to `build` ---
 
 
 def chartqapro(record: Record, facts: Benchmark) -> dict[str, Any]:
-    """The last turn is asked; earlier turns and the paragraph go into meta for the prompt."""
+    """The last turn is asked, after the paragraph beside the chart and the turns before it."""
     cells = [record.get(name, []) for name in ("Question", "Answer", "Year")]
     questions, answers, years = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if not questions or len(questions) != len(answers):
         raise UserError(f"{len(questions)} questions and {len(answers)} answers in a row")
+    before = [f"Paragraph: {text}"] if (text := str(record.get("Paragraph", "")).strip()) else []
+    before += [f"Q: {q}\nA: {a}" for q, a in zip(questions[:-1], answers[:-1], strict=True)]
     return {
-        "question": str(questions[-1]), "gold": str(answers[-1]), "year": years,
-        "question_type": record.text("Question Type"), "paragraph": record.get("Paragraph"),
-        "history": [list(turn) for turn in zip(questions[:-1], answers[:-1], strict=True)],
+        "question": "\n".join([*before, str(questions[-1])]), "gold": str(answers[-1]), "year": years,
+        "question_type": record.text("Question Type"),
     }  # fmt: skip
 
 
 def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
-    """Only the images named by <image n> in question and options belong to the sample, in that order."""
+    """Only the images named by <image n> in question and options belong to the sample; they keep their numbers."""
     options = as_list(record.get("options")) or []
     question, gold = str(record.get("question", "")), record.text("answer")
+    found: dict[str, Any] = {}
     if "image_1" in record.table.data.column_names:
         numbers = sorted({int(n) for n in re.findall(r"<image (\d+)>", question + " ".join(options))}) or [1]
-        images = tuple(record.image(f"image_{number}") for number in numbers)
-    else:
-        images = (record.image("image"),)  # MMMU-Pro, config vision: the question is in the picture
+        found = {
+            "images": tuple(image for n in numbers for image in record.images(f"image_{n}")),
+            "image_numbers": numbers,
+        }
+    else:  # MMMU-Pro, config vision: the question is in the picture
+        found = {"images": record.images("image")}
     if record.get("question_type") == "open" or not options:
-        answer = {"gold": as_list(gold) or [gold], "question_type": "open"}
+        found |= {"gold": as_list(gold) or [gold], "question_type": "open"}
     else:
-        answer = {"gold": _letter(gold, options, facts), "question_type": "multiple-choice"}
-    return {"question": question, "options": options, "images": images, **answer}
+        found |= {"gold": _letter(gold, options, facts), "question_type": "multiple-choice"}
+    return {"question": question, "options": options, **found}
 
 
 def charxiv(record: Record, facts: Benchmark) -> dict[str, Any]:
     """The reasoning question; descriptive ones are template numbers whose texts are not in the data."""
-    category = record.get("reasoning_q_source")
-    if category not in (1, 2, 3, 4):
-        raise UserError(f"column 'reasoning_q_source' holds {category!r}, not 1 to 4")
-    return {}
+    answer_type = record.get("reasoning_a_type", record.get("inst_category"))
+    if answer_type not in (1, 2, 3, 4):
+        raise UserError(f"column 'reasoning_a_type' (or 'inst_category') holds {answer_type!r}, not 1 to 4")
+    _, _, decimals = record.text("reasoning_a").partition(".")
+    return {"answer_type": int(answer_type), "decimals": _decimals(len(decimals))}
+
+
+def _decimals(count: int) -> str:
+    return f"a number with {count} decimal place{'s' * (count > 1)}" if count else "an exact integer"
 
 
 def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
     """All options stand in one text, "A. 3 cm; B. 4 cm; ..."; `ID` names the problem group, `key` the part of it."""
     group = record.text("ID")
-    return {
-        "options": split_options(record.text("option")), "id": f"{group}-{record.text('key')}", "ID": group,
-    }  # fmt: skip
+    _, options = split_options(record.text("option"))
+    return {"options": options, "id": f"{group}-{record.text('key')}", "ID": group}
 
 
-def split_options(text: str) -> list[str]:
-    """The options of "A. red; B. blue"; the letters must run from A without a gap."""
+def split_options(text: str) -> tuple[str, list[str]]:
+    """What stands before the options, and the options of "... A. red; B. blue"; letters must run from A without a gap.
+
+    Raises UserError where there are no two.
+    """
     marks = []
-    for mark in re.finditer(r"(?:^|[;\n]|\s)\(?([A-J])[.):]\s*", text):
+    for mark in re.finditer(r"(?:^|[;,\n]|\s)\(?([A-J])[.):]\s*", text):
         if mark[1] == ascii_uppercase[len(marks)]:
             marks.append(mark)
     if len(marks) < 2:
         raise UserError(f"options are not of the form 'A. ...; B. ...': {text[:60]!r}")
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return [text[mark.end() : end].strip(" ;\n") for mark, end in zip(marks, ends, strict=True)]
+    options = [text[mark.end() : end].strip(" ;,\n") for mark, end in zip(marks, ends, strict=True)]
+    return text[: marks[0].start()].strip(), options
+
+
+def mmstar(record: Record, facts: Benchmark) -> dict[str, Any]:
+    """Options stand in the question, "...? Options: A: red, B: blue"; those that cannot be told apart stay there."""
+    text, letter = record.text("question"), gold_letter(record.text("answer"))
+    try:
+        question, options = split_options(text)
+    except UserError:
+        return {}
+    if letter not in ascii_uppercase[: len(options)] or not all(options):
+        return {}
+    return {"question": re.sub(r"\s*(?:Options|Choices)\s*:?$", "", question), "options": options}
 
 
 def mathvista(record: Record, facts: Benchmark) -> dict[str, Any]:
-    """The gold is the option's text; `choices` is empty for free-form questions."""
-    answer_type = record.text("answer_type")
+    """The gold is the option's text; `choices` is empty for free-form questions, whose hint stands in `query`."""
+    answer_type, unit = record.text("answer_type"), record.get("unit")
     if answer_type not in ("integer", "float", "list", "text"):
         raise UserError(f"unknown answer type {answer_type!r}")
-    return {"choices": as_list(record.get("choices")) or []}
+    found: dict[str, Any] = {"choices": as_list(record.get("choices")) or []}
+    found["decimals"] = _decimals(int(float(record.get("precision", 0))))
+    if unit:
+        found["question"] = f"{record.text('question')} (Unit: {unit})"
+    if hint := re.match(r"Hint:\s*(.+)", str(record.get("query", ""))):
+        found["own_format"] = hint[1].strip()
+    return found
 
 
 def mme_realworld(record: Record, facts: Benchmark) -> dict[str, Any]:
-    """Options come as "(A) red"; the image is base64 text."""
+    """Options come as "(A) red", in brackets of any width; the image is base64 text."""
     raw = as_list(record.get("multi-choice options")) or []
-    return {"options": [re.sub(r"^\s*\(?[A-E][).]\s*", "", option) for option in raw]}
+    return {"options": [re.sub(r"^\s*[(（]?[A-E][)）.:．：]\s*", "", option) for option in raw]}
 
 
 def mmbench(record: Record, facts: Benchmark) -> dict[str, Any]:
@@ -191,22 +228,16 @@ def mmbench(record: Record, facts: Benchmark) -> dict[str, Any]:
 
 
 LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
-    "chartqapro": chartqapro,
-    "mmmu": mmmu,
-    "mmmu_pro": mmmu,
-    "charxiv": charxiv,
-    "wemath": wemath,
-    "mathvista": mathvista,
-    "mme_realworld": mme_realworld,
-    "mmbench": mmbench,
-}
+    "chartqapro": chartqapro, "mmmu": mmmu, "mmmu_pro": mmmu, "charxiv": charxiv, "wemath": wemath, "mmstar": mmstar,
+    "mathvista": mathvista, "mme_realworld": mme_realworld, "mmbench": mmbench,
+}  # fmt: skip
 
 
-# --- CaptionQA, whose row holds an image with all its questions ---
+# --- CaptionQA, whose row holds an image (or several views of a thing) with all its questions ---
 
 
 def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
-    """The questions of an image; options are shuffled later, over all rows in order."""
+    """The questions of an entry, about all its views; options are shuffled later, over all rows in order."""
     questions = record.get("questions")
     if not isinstance(questions, list) or not questions:
         raise UserError("column 'questions' holds no list of questions")

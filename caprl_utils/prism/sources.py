@@ -9,7 +9,9 @@ ours; the paper's table has none of them.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +20,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from caprl_utils import prompts
-from caprl_utils.captions.caption import Caption, caption_id, caption_images
+from caprl_utils.captions.caption import Caption, Tally, caption_id, failure_message, missing
 from caprl_utils.errors import UserError
+from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.paths import shown
+from caprl_utils.prism.loading import too_many
+from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore, Run, load_result
 from caprl_utils.schema import Profile
@@ -33,9 +38,11 @@ CAPTIONS_STAGE = "captions"
 RECIPE = [
     "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
 ]  # fmt: skip
+ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int | None]
 # several captioners are evaluated on the same samples: each image is hashed once
+log = logging.getLogger(__name__)
 _HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
 
 
@@ -102,12 +109,14 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
     def captions(images: Sequence[PrismImage]) -> Captions:
         parts = {"captioner": made_by, "images": {image.id: image_hash(image.open) for image in images}}
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
-            found = _write(captioner, sampling, images, opened.rows("captions"))
+            store = opened.rows("captions")
+            failed = {} if opened.complete else _write(captioner, sampling, images, store)
+            found = _by_image(store, sampling.n)
             if not opened.complete:
                 tokens = [caption.num_tokens for captions in found.values() for caption in captions]
                 opened.finish(
                     values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(found), unit="image",
-                    seeds=[sampling.seed], captions_per_image=sampling.n,
+                    seeds=[sampling.seed], captions_per_image=sampling.n, left_out=failed,
                 )  # fmt: skip
         return found
 
@@ -124,13 +133,43 @@ def caption_sampling(profile: Profile) -> Sampling:
 
 def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> list[Caption]:
     """A model's captions of one image, sampled as profile.prism says and kept nowhere."""
+    sampling = caption_sampling(profile)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
-        return _write(captioner, caption_sampling(profile), [image], store)[image.id]
+        _write(captioner, sampling, [image], store)
+        return _by_image(store, sampling.n)[image.id]
 
 
-def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore) -> Captions:
-    pairs = [(image.id, image.open) for image in images]
-    return caption_images(pairs, captioner, sampling, store)
+def _write(
+    captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore
+) -> dict[str, str]:
+    """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason.
+
+    Raises UserError where that is too many: what is done stays on disk and the next call makes the rest.
+    """
+    items = [ImageItem(image.id, image.open) for image in images]
+    with Progress("captions", len(images) * sampling.n) as bar:
+        bar.update(len(store))
+        for _ in range(ATTEMPTS):
+            tally = Tally()
+            rows = missing(enumerate(items), store, lambda: captioner, sampling, prompts.CAPTION, tally)
+            for row in rows:
+                store.append(row)
+                bar.update()
+            if not (failed := tally.bad | tally.failed):
+                return {}
+    if too_many(len(failed), len(images)):
+        raise UserError(failure_message("images were not captioned", failed, len(images), store))
+    log.warning(failure_message("images were not captioned and are left out", failed, len(images), store))
+    return failed
+
+
+def _by_image(store: RowStore, most: int) -> dict[str, list[Caption]]:
+    """Image id -> its captions by index, at most so many; images without one are not in it."""
+    found: dict[str, list[Caption]] = {}
+    for row in store.read(Caption):
+        if row.index < most:
+            found.setdefault(row.image_id, []).append(row)
+    return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
 
 
 def empty_captions() -> Source:
@@ -166,13 +205,13 @@ def other_image_captions(run_folder: Path) -> Source:
         """Raises UserError for a benchmark of one image, which has no other."""
         there, moved = _captions_of(run_folder), {}
         for benchmark in dict.fromkeys(image.benchmark for image in images):
-            ids = [image.id for image in images if image.benchmark == benchmark]
+            ids = [image.id for image in images if image.benchmark == benchmark and image.id in there]
             if len(ids) < 2:
-                raise UserError(f"{benchmark} has one image, so there is no other image's caption")
+                raise UserError(f"{benchmark} has not two images with captions in {shown(run_folder)}")
             for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
                 moved[image_id] = [
                     row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
-                    for row in _of(there, other, run_folder)
+                    for row in there[other]
                 ]
         return moved
 
@@ -191,7 +230,7 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
     def captions(images: Sequence[PrismImage]) -> Captions:
         long, short, found = _captions_of(run_folder), _captions_of(shorter), {}
         for image in images:
-            pairs = zip(_of(long, image.id, run_folder), _of(short, image.id, shorter), strict=False)
+            pairs = zip(long.get(image.id, ()), short.get(image.id, ()), strict=False)
             texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
             found[image.id] = [
                 written_caption(image.id, i, text, name, count_tokens(text)) for i, text in texts
@@ -229,18 +268,9 @@ def controls(
 
 
 def _captions_of(run_folder: Path) -> dict[str, list[Caption]]:
-    """Image id -> captions of a Prism run, by index."""
-    found: dict[str, list[Caption]] = {}
+    """Image id -> captions of a Prism run."""
     folder = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name
-    for row in RowStore(folder / "captions.jsonl").read(Caption):
-        found.setdefault(row.image_id, []).append(row)
-    return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
-
-
-def _of(captions: Captions, image_id: str, run_folder: Path) -> list[Caption]:
-    if image_id not in captions:
-        raise UserError(f"{shown(run_folder)} has no captions of image {image_id}")
-    return captions[image_id]
+    return _by_image(RowStore(folder / "captions.jsonl"), sys.maxsize)
 
 
 def written_caption(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:

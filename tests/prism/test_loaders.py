@@ -11,11 +11,12 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.prism import loading
+from caprl_utils.prism.answers import prompt_of
 from caprl_utils.prism.benchmarks import get_benchmark, load_registry
 from caprl_utils.prism.layouts import CANNOT_ANSWER, split_options
-from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
+from caprl_utils.prism.loading import load, load_samples
 from caprl_utils.prism.scoring import score_answers
+from caprl_utils.prism.tables import how_to_get, inside
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,7 @@ def write(folder, rows, image_columns, parquet=False):
 @pytest.mark.parametrize("key", LAYOUTS)
 def test_hub_layouts(key, tmp_path):
     rows, image_columns, first = LAYOUTS[key]
-    in_parquet = key in ("chartqa", "infovqa", "seed2k", "mme_realworld")
+    in_parquet = key in ("chartqa", "infovqa", "seed", "mme_realworld")
     loaded = load(key, path=write(tmp_path / "hub", rows, image_columns, in_parquet))
     sample = loaded[0]
     assert (sample.question, sample.options, sample.gold) == first
@@ -99,10 +100,55 @@ def test_all_hub_benchmarks_are_covered():
     assert hub == {*LAYOUTS, "visulogic", "gqa", "captionqa"}
 
 
+def test_what_a_row_tells_reaches_the_prompt(tmp_path):
+    """Answer type, decimals, unit, hint, paragraph and earlier turns; options that stand in the question."""
+    asked = {}
+    for key, change in {
+        "charxiv": {"reasoning_a_type": 4, "reasoning_a": "0.25"},
+        "mathvista": {"question_type": "free_form", "choices": None, "answer_type": "float", "precision": 2.0,
+                      "answer": "1.25", "unit": "cm"},
+        "chartqapro": {"Paragraph": "Sales rose.", "Question Type": "Fact Checking"},
+    }.items():  # fmt: skip
+        rows, image_columns, _ = LAYOUTS[key]
+        sample = load(key, path=write(tmp_path / key, [rows[0] | change], image_columns))[0]
+        asked[key] = prompt_of(sample, "A chart.", "choice", "authors")
+    assert asked["charxiv"] == (
+        "Here is a detailed caption of an image: A chart.. Please answer the question based on the caption.\n"
+        "Which line?\nAnswer with a number with 2 decimal places."
+    )
+    assert asked["mathvista"].endswith(
+        "\nType? (Unit: cm)\nGive the final value, a number with 2 decimal places, at the end."
+    )
+    assert (
+        "\nParagraph: Sales rose.\nQ: First?\nA: 1\nSecond?\nAnswer true or false only" in asked["chartqapro"]
+    )
+    rows, image_columns, _ = LAYOUTS["mathvista"]
+    row = rows[0] | {"choices": None, "query": "Hint: Give an integer, e.g., 1.\nQuestion: Type?"}
+    sample = load("mathvista", path=write(tmp_path / "hint", [row], image_columns))[0]
+    assert prompt_of(sample, None, "greedy", "authors") == "Type?\nGive an integer, e.g., 1."
+
+
+@pytest.mark.parametrize(
+    ("question", "options"),
+    [
+        ("Which?\nOptions: A: red, B: a blue, dotted one", ("red", "a blue, dotted one")),
+        ("Which? (A) red (B) blue", ("red", "blue")),
+        ("Which of A and B?", ()),
+        ("Which? A: red, C: blue", ()),
+    ],
+)
+def test_options_of_mmstar_stand_in_the_question(question, options, tmp_path):
+    rows, image_columns, _ = LAYOUTS["mmstar"]
+    sample = load("mmstar", path=write(tmp_path / "hub", [rows[0] | {"question": question}], image_columns))[
+        0
+    ]
+    assert (sample.question, sample.options) == ("Which?" if options else question, options)
+
+
 def test_mmmu_images_and_open_questions(tmp_path):
     rows, image_columns, _ = LAYOUTS["mmmu"]
     closed, open_question = load("mmmu", path=write(tmp_path / "hub", rows, image_columns))
-    assert len(closed.images) == 3
+    assert len(closed.images) == 3 and closed.meta["image_numbers"] == [1, 2, 3]
     assert (open_question.gold, open_question.meta["question_type"]) == (["24/7", "3.429"], "open")
 
 
@@ -115,8 +161,8 @@ def test_mmmu_pro_vision_configuration(tmp_path):
 def test_filters_and_groups(tmp_path):
     rows, image_columns, _ = LAYOUTS["mathverse"]
     assert len(load("mathverse", path=write(tmp_path / "a", rows, image_columns))) == 1
-    rows, image_columns, _ = LAYOUTS["seed2k"]
-    assert len(load("seed2k", path=write(tmp_path / "b", rows, image_columns))) == 1
+    rows, image_columns, _ = LAYOUTS["seed"]
+    assert len(load("seed", path=write(tmp_path / "b", rows, image_columns))) == 1
     rows, image_columns, _ = LAYOUTS["mmbench"]
     base, rotation = load("mmbench", path=write(tmp_path / "c", rows, image_columns))
     assert base.meta["image_id"] == rotation.meta["image_id"] == "7"
@@ -165,6 +211,12 @@ def captionqa_row(identity):
     }  # fmt: skip
 
 
+def test_captionqa_captions_all_views(tmp_path):
+    row = captionqa_row("ego_001") | {"images": [P, OTHER]}
+    sample = load("captionqa", path=write(tmp_path / "hub", [row], [["images"]]))[0]
+    assert [image().getpixel((0, 0)) for image in sample.images] == [(200, 10, 10), (0, 0, 255)]
+
+
 def test_captionqa_copies_the_sequential_shuffle(tmp_path):
     data = write(tmp_path / "hub", [captionqa_row("nat_001"), captionqa_row("nat_002")], [["images"]])
     samples = load("captionqa", path=data)
@@ -206,30 +258,32 @@ def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
         ("mathvista", {"answer_type": "poem"}, "unknown answer type 'poem'"),
         ("mmstar", {"answer": "E"}, "unknown answer 'E'"),
         ("ai2d", {"answer": "9"}, "unknown answer '9'"),
-        ("charxiv", {"reasoning_q_source": 9}, "reasoning_q_source"),
+        ("ai2d", {"options": [*"abcdefghijkl"], "answer": "11"}, "12 options"),
+        ("charxiv", {"reasoning_a_type": 9}, "reasoning_a_type"),
         ("wemath", {"option": "three or four"}, "options are not of the form"),
         ("chartqa", {"answer": None}, "holds nothing"),
         ("infovqa", {"answers": []}, "test has no answers"),
+        ("mmvet", {"image": None}, "an image is needed"),
+        ("mmvet", {"image": {"bytes": b"no image", "path": None}}, "not an image"),
+        ("mmvet", {"image": {"bytes": png(size=(2500, 10)), "path": None}}, "2500 x 10 pixels"),
+        ("seed", {"image": []}, "an image is needed"),
     ],
 )
-def test_a_bad_row_is_set_aside_with_its_reason(key, change, message, tmp_path, monkeypatch, caplog):
+def test_a_row_that_cannot_be_used_is_set_aside_and_counted(key, change, message, tmp_path, caplog):
     rows, image_columns, _ = LAYOUTS[key]
-    file = write(tmp_path / "hub", [rows[0], {**rows[0], **change}], image_columns)
-    with pytest.raises(UserError, match="1 of 2 rows"):
-        load(key, path=file)
-    monkeypatch.setattr(loading, "MAX_REJECTED_SHARE", 0.5)
-    assert len(load(key, path=file)) == 1
-    assert message in caplog.text and "row 1" in caplog.text
+    identity = {"question_id", "questionId", "pid", "index", "ID", "figure_path"} & rows[0].keys()
+    numbered = [rows[0] | {name: type(rows[0][name])(n) for name in identity} for n in range(6)]
+    found = load(key, path=write(tmp_path / "few", [*numbered[:4], numbered[4] | change], image_columns))
+    assert len(found) == 4 and message in str(found.set_aside[key]) and message in caplog.text
+    many = [numbered[0], *(row | change for row in numbered[1:])]
+    with pytest.raises(UserError, match="5 of 6 rows were set aside"):
+        load(key, path=write(tmp_path / "many", many, image_columns))
 
 
-def test_a_missing_image_is_named_when_it_is_opened(tmp_path, monkeypatch, caplog):
-    row = LAYOUTS["mmstar"][0][0]
-    rows = [row, {**row, "image": None}, {**row, "image": {"bytes": b"no image", "path": None}}]
-    monkeypatch.setattr(loading, "MAX_REJECTED_SHARE", 0.5)
-    loaded = load("mmstar", path=write(tmp_path / "hub", rows, ["image"]))
-    assert len(loaded) == 2 and "an image is needed" in caplog.text
-    with pytest.raises(UserError, match=r"row 2.*not an image"):
-        loaded[1].images[0]()
+def test_ids_that_stand_twice_are_told(tmp_path):
+    rows, image_columns, _ = LAYOUTS["mathvista"]
+    with pytest.raises(UserError, match="1 ids stand twice, first '1'"):
+        load("mathvista", path=write(tmp_path / "hub", rows * 2, image_columns))
 
 
 def test_absent_data_say_how_to_get_them(tmp_path):
@@ -269,14 +323,117 @@ def test_saved_datasets_and_their_splits(tmp_path):
         load("chartqa", path=tmp_path / "other")
 
 
-def test_of_a_downloaded_repository_only_the_split_is_read(tmp_path):
-    row = LAYOUTS["chartqa"][0][0]
-    for split, answer in (("train", "1"), ("test", "2")):
-        file = write(tmp_path / split, [{**row, "answer": answer}], ["image"], parquet=True)
-        (tmp_path / "data").mkdir(exist_ok=True)
-        file.rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    found = load_samples(load_profile("smoke"), [f"chartqa={tmp_path / 'data'}"])
-    assert [sample.gold for sample in found] == ["2"]
+def repository(folder, key, files, card=""):
+    """A downloaded repository: file name -> the answer that its one row has."""
+    rows, image_columns, _ = LAYOUTS[key]
+    column = get_benchmark(key).columns.answer[0]
+    for number, (name, answer) in enumerate(files.items()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        row = rows[0] | {column: [answer] if isinstance(rows[0][column], list) else answer}
+        write(folder / f"tmp{number}", [row], image_columns, parquet=True).rename(folder / name)
+        (folder / f"tmp{number}").rmdir()
+    if card:
+        (folder / "README.md").write_text(f"---\nconfigs:\n{card}---\n# Data\n")
+    return folder
+
+
+CARD = """- config_name: DocVQA
+  data_files: [{split: validation, path: a/*.parquet}]
+- config_name: InfographicVQA
+  data_files: [{split: test, path: b/x.parquet}, {split: validation, path: b/y.parquet}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "files", "card"),
+    [
+        ("chartqa", ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet*"], ""),
+        ("mathvision", ["data/testmini-00000-of-00001.parquet", "data/test-00000-of-00001.parquet*"], ""),
+        ("infovqa", ["DocVQA/validation-0.parquet", "InfographicVQA/test-0.parquet",
+                     "InfographicVQA/validation-0.parquet*"], ""),
+        ("infovqa", ["a/0.parquet", "b/x.parquet", "b/y.parquet*"], CARD),
+        ("mmbench", ["cn/dev-0.parquet", "en/test-0.parquet", "en/dev-0.parquet*"], ""),
+        ("mmstar", ["mmstar.parquet*"], ""),
+        ("charxiv", ["test.parquet", "val.parquet*"], ""),
+    ],
+)  # fmt: skip
+def test_of_a_downloaded_repository_only_configuration_and_split_are_read(key, files, card, tmp_path):
+    wrong, right = ("A", "B") if key in ("mmbench", "mmstar", "mathvision") else ("1", "2")
+    names = {name.rstrip("*"): right if name.endswith("*") else wrong for name in files}
+    folder = repository(tmp_path / "repo", key, names, card)
+    found = load_samples(load_profile("smoke"), [f"{key}={folder}"])
+    assert [sample.gold for sample in found] == [[right] if key == "infovqa" else right]
+    (taken,) = found.origins[key]["files"]
+    assert taken.endswith(files[-1].rstrip("*"))
+
+
+@pytest.mark.parametrize(
+    ("key", "files", "message"),
+    [
+        ("chartqa", ["data/train-0.parquet", "data/val-0.parquet"], "splits train, val; ChartQA is scored on 'test'"),
+        ("infovqa", ["DocVQA/validation-0.parquet"], "holds DocVQA; .* configuration 'InfographicVQA'"),
+        ("mmmu", ["Art/validation-0.parquet", "Music/validation-0.parquet"], "holds Art, Music"),
+    ],
+)  # fmt: skip
+def test_a_repository_of_other_splits_or_configurations_is_refused(key, files, message, tmp_path):
+    folder = repository(tmp_path / "repo", key, dict.fromkeys(files, "A"))
+    with pytest.raises(UserError, match=message):
+        load(key, path=folder)
+
+
+def test_jsonl_is_split_at_line_ends_only_and_may_start_with_a_mark(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(png())
+    rows = [
+        {"image_path": "images/0.png", "question": q, "label": "C", "id": str(n)}
+        for n, q in enumerate("\u2028\x85")
+    ]
+    text = "\n".join(
+        json.dumps(row | {"question": f"a{row['question']}b?"}, ensure_ascii=False) for row in rows
+    )
+    (tmp_path / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert [sample.question for sample in load("visulogic", path=tmp_path)] == ["a\u2028b?", "a\x85b?"]
+
+
+# --- the authors' files ---
+
+SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def collection(folder, records, name="lmm_eval_seed2k.json"):
+    for number, record in enumerate(records):
+        file = folder / "bench_image_folder" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png())
+        path = f"bench_image_folder/{number}.png"
+        record.setdefault("image", [{"role": "user", "content": [{"type": "image", "image": path}]}])
+        record.setdefault("prompt", f"{SLOT}Where?\nA. in\nB. on<|im_end|>\n<|im_start|>assistant\n")
+    (folder / "json_file").mkdir(parents=True)
+    (folder / "json_file" / name).write_text(json.dumps(records), encoding="utf-8-sig")
+    return folder
+
+
+def test_the_authors_files_bring_rows_and_prompts(tmp_path):
+    folder = collection(tmp_path / "files", [
+        {"answer": "B"}, {"answer": 3}, {"answer": ["x", "y"], "image": "bench_image_folder/2.png"},
+        {"answer": "B", "prompt": "no slot"}, {"answer": None}, {"answer": "A", "image": "../out.png"},
+    ])  # fmt: skip
+    profile = load_profile("smoke", {"prism.evaluation_files": str(folder), "prism.benchmarks": ["seed2k"]})
+    found = load_samples(profile)
+    assert [sample.gold for sample in found] == ["B", "3", ["x", "y"]]
+    assert found[0].question == "Where?\nA. in\nB. on" and found[0].images[0]().size == (6, 4)
+    assert prompt_of(found[0], "It is on.", "sampled", "authors").endswith(
+        "based on the caption.\nWhere?\nA. in\nB. on"
+    )
+    reasons = str(found.set_aside["seed2k"])
+    assert all(word in reasons for word in ("vision slot", "the answer is None", "lies outside"))
+    with pytest.raises(UserError, match=r"hf download internlm/CapRL-Evaluation-Files.*evaluation_files"):
+        load("seed2k")
+    with pytest.raises(UserError, match=r"lmm_eval_chartqa.json"):
+        load_samples(
+            load_profile("smoke", {"prism.scoring": "caprl", "prism.evaluation_files": str(folder)}),
+            ["chartqa"],
+        )
 
 
 def test_groups_of_wemath_have_pictures_of_their_own(tmp_path):
@@ -312,7 +469,7 @@ def test_paths_cannot_leave_their_root(path, tmp_path):
 
 
 def test_options_in_one_text():
-    assert split_options("A. 3 cm; B. 4 cm; C. A. Smith") == ["3 cm", "4 cm", "A. Smith"]
-    assert split_options("(A) x (B) y") == ["x", "y"]
+    assert split_options("A. 3 cm; B. 4 cm; C. A. Smith") == ("", ["3 cm", "4 cm", "A. Smith"])
+    assert split_options("(A) x (B) y") == ("", ["x", "y"])
     with pytest.raises(UserError, match="A"):
         split_options("x; y")

@@ -170,7 +170,7 @@ class Half(Reader):
 @pytest.mark.parametrize(
     ("captioner", "reader", "message"),
     [
-        (Captioner(broken=["mini-scene/img3"]), Reader(), "no answer from the server"),
+        (Captioner(broken=[f"mini-scene/img{n}" for n in range(4)]), Reader(), "no answer from the server"),
         (Captioner(), Half(), "20 of 60 questions were not answered"),
     ],
 )
@@ -179,6 +179,27 @@ def test_a_model_that_fails_stops_the_run_which_then_goes_on(captioner, reader, 
         evaluate(profile, "base", captioner, reader, samples)
     assert not (paths.RUNS / "smoke" / "prism" / "base" / "result.json").exists()
     assert evaluate(profile, "base", Captioner(), Reader(), samples)["values"]["average"] == 1.0
+
+
+def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
+    class Deaf(Reader):
+        def choice_logprobs(self, requests, choices, progress=None):
+            rows = super().choice_logprobs(requests, choices)
+            return [
+                None if r.id == "mini-scene/s5-mc#0" else row for r, row in zip(requests, rows, strict=True)
+            ]
+
+    captioner, reader = Captioner(broken=["mini-scene/img3"]), Deaf()
+    record = evaluate(profile, "base", captioner, reader, samples)
+    assert captioner.seen.count("mini-scene/img3") == 3 and record["values"]["average"] == 1.0
+    assert record["left_out"] == {
+        "mini-scene": dict.fromkeys(["s3-mc", "s3-mc-again"], "no caption of its image")
+    }
+    assert record["n"] == {"mini-scene": 18, "mini-document": 10}  # of s5 the other caption's answer is there
+    assert evaluate(profile, "base", captioner, reader, samples) == record
+    folder = paths.RUNS / "smoke" / "prism" / "base"
+    other = evaluate(profile, "other", other_image_captions(folder), Reader(), samples)
+    assert other["left_out"] == record["left_out"]
 
 
 def test_floors_and_ceilings(profile, samples):
@@ -249,6 +270,13 @@ def test_several_images_are_captioned_apart_and_joined(profile, samples):
     evaluate(profile, "multi", Captioner(), reader, [both])
     told = "Image 1: This is a scene. The colour is red.\nImage 2: This is a scene. The colour is blue."
     assert told in reader.prompts[0]
+    numbered = replace(both, id="numbered", meta=both.meta | {"image_numbers": [2, 4]})
+    single = replace(samples[2], meta=samples[2].meta | {"image_numbers": [3]})
+    evaluate(profile, "numbers", Captioner(), reader, [numbered, single])
+    asked = "\n".join(reader.prompts)
+    assert (
+        told.replace("Image 2", "Image 4").replace("Image 1", "Image 2") in asked and "Image 3: This" in asked
+    )
 
 
 def test_the_authors_protocol_samples_and_reads_their_tags(profile, samples):
@@ -383,7 +411,9 @@ def test_vqa_scores_and_rows(profile, singles):
 def test_questions_about_several_images_are_left_out_and_listed(profile, singles):
     both = replace(singles[0], id="both", images=singles[0].images * 2)
     record = evaluate_vqa(profile, "base", Looker(), [*singles, both])
-    assert record["left_out"] == {"mini-scene": ["both"]} and record["n"]["mini-scene"] == 10
+    assert record["left_out"] == {"mini-scene": {"both": "2 images"}} and record["n"]["mini-scene"] == 10
+    ceiling = evaluate(profile, "ceiling", image_itself(), Looker(), [*singles, both])
+    assert ceiling["left_out"] == record["left_out"]
     with pytest.raises(UserError, match="exactly one image in mini-scene"):
         evaluate_vqa(profile, "base", Looker(), [both])
 

@@ -112,15 +112,11 @@ def test_killed_again_and_again(tmp_path, whole):
 
 
 def test_a_reader_that_fails_now_and_then_changes_nothing(tmp_path, whole):
-    codes = []
-    for attempt in range(40):
-        process = start(tmp_path, PAUSE_SEC="0", FAIL_SHARE="0.03", FAIL_SEED=str(attempt))
-        _, message = process.communicate(timeout=280)
-        codes.append(process.returncode)
-        if process.returncode == 0:
-            break
-        assert "the finished rows are kept" in message.lower(), message
-    assert codes[-1] == 0 and len(codes) > 1 and results(tmp_path) == whole
+    """What fails is asked again."""
+    process = start(tmp_path, PAUSE_SEC="0", FAIL_SHARE="0.03", FAIL_SEED="0")
+    _, message = process.communicate(timeout=280)
+    assert process.returncode == 0, message
+    assert results(tmp_path) == whole
 
 
 def work():
