@@ -31,6 +31,7 @@ from caprl_utils.notebook import prepare_process
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scoring import Judge
 from caprl_utils.prism.sources import (
@@ -38,7 +39,6 @@ from caprl_utils.prism.sources import (
     Source,
     image_hash,
     image_ids,
-    image_itself,
     images_of,
     model_captions,
 )
@@ -49,7 +49,7 @@ from caprl_utils.schema import ModelConfig, Profile
 STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
-        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
+        "answers", "caprl", "controls", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
     "caprl_utils.letters", "caprl_utils.prompts",

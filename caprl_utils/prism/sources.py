@@ -1,19 +1,12 @@
-"""Stage 1 of Prism, where captions come from: a model, or a pseudo-captioner that bounds it.
-
-Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent
-but unrelated text gives away). Ceilings: the complete true facts (what the reader can reach, rendered images
-only) and the image itself (what a VLM answers when it looks, so the caption is no bottleneck). All are
-ours; the paper's table has none of them.
-"""
+"""Stage 1 of Prism, where captions come from: a model (here), or a pseudo-captioner that bounds it (`controls`)."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,11 +17,10 @@ from caprl_utils.captions.caption import Caption, Tally, caption_id, failure_mes
 from caprl_utils.errors import UserError
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
-from caprl_utils.paths import shown
 from caprl_utils.prism.loading import too_many
 from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
-from caprl_utils.runs import RowStore, Run, load_result
+from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -111,7 +103,7 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
             store = opened.rows("captions")
             failed = {} if opened.complete else _write(captioner, sampling, images, store)
-            found = _by_image(store, sampling.n)
+            found = by_image(store, sampling.n)
             if not opened.complete:
                 tokens = [caption.num_tokens for captions in found.values() for caption in captions]
                 opened.finish(
@@ -136,7 +128,7 @@ def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> li
     sampling = caption_sampling(profile)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
         _write(captioner, sampling, [image], store)
-        return _by_image(store, sampling.n)[image.id]
+        return by_image(store, sampling.n)[image.id]
 
 
 def _write(
@@ -163,7 +155,7 @@ def _write(
     return failed
 
 
-def _by_image(store: RowStore, most: int) -> dict[str, list[Caption]]:
+def by_image(store: RowStore, most: int) -> dict[str, list[Caption]]:
     """Image id -> its captions by index, at most so many; images without one are not in it."""
     found: dict[str, list[Caption]] = {}
     for row in store.read(Caption):
@@ -172,105 +164,10 @@ def _by_image(store: RowStore, most: int) -> dict[str, list[Caption]]:
     return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
 
 
-def empty_captions() -> Source:
-    """Floor: the caption is empty."""
-    return _one_each("empty caption", "empty", lambda image: "", lambda text: 0)
-
-
-def true_captions(count_tokens: TokenCounter) -> Source:
-    """Ceiling: every fact of the image, from the benchmark itself (rendered images only)."""
-    # the facts are part of the samples' own hash
-    return _one_each("complete true facts", "true", lambda image: image.true_caption, count_tokens)
-
-
-def image_itself() -> Source:
-    """Ceiling: the reader, a VLM, looks at the image (direct VQA). One placeholder an image, so that all rows have the
-    same shape.
-    """
-    return replace(_one_each("the image itself", "image", lambda image: "", lambda text: None), looks=True)
-
-
-def _one_each(name: str, source: str, text_of: Callable[[PrismImage], str], count: TokenCounter) -> Source:
-    def captions(images: Sequence[PrismImage]) -> Captions:
-        texts = {image.id: text_of(image) for image in images}
-        return {key: [written_caption(key, 0, text, name, count(text))] for key, text in texts.items()}
-
-    return Source(name, {"source": source}, captions)
-
-
-def other_image_captions(run_folder: Path) -> Source:
-    """Floor: each image gets the captions of the next image of its benchmark, from a finished Prism run."""
-
-    def captions(images: Sequence[PrismImage]) -> Captions:
-        """Raises UserError for a benchmark of one image, which has no other."""
-        there, moved = _captions_of(run_folder), {}
-        for benchmark in dict.fromkeys(image.benchmark for image in images):
-            ids = [image.id for image in images if image.benchmark == benchmark and image.id in there]
-            if len(ids) < 2:
-                raise UserError(f"{benchmark} has not two images with captions in {shown(run_folder)}")
-            for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
-                moved[image_id] = [
-                    row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
-                    for row in there[other]
-                ]
-        return moved
-
-    taken_from = {"source": "other image", "run": load_result(run_folder)["key"]}
-    return Source("another image's caption", taken_from, captions)
-
-
-def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) -> Source:
-    """Control for length: a run's captions, each cut to the words that another run's caption of the image has.
-
-    Whole sentences are kept while they fit; where not even the first fits, its first words. As many captions an
-    image as both runs have.
-    """
-    name = f"{run_folder.name} cut to the length of {shorter.name}"
-
-    def captions(images: Sequence[PrismImage]) -> Captions:
-        long, short, found = _captions_of(run_folder), _captions_of(shorter), {}
-        for image in images:
-            pairs = zip(long.get(image.id, ()), short.get(image.id, ()), strict=False)
-            texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
-            found[image.id] = [
-                written_caption(image.id, i, text, name, count_tokens(text)) for i, text in texts
-            ]
-        return found
-
-    keys = [load_result(folder)["key"] for folder in (run_folder, shorter)]
-    return Source(name, {"source": "cut", "runs": keys}, captions)
-
-
-def cut(text: str, num_words: int) -> str:
-    """The first whole sentences of a text that have at most `num_words` words; else its first words."""
-    kept: list[str] = []
-    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-        if len(" ".join([*kept, sentence]).split()) > num_words:
-            break
-        kept.append(sentence)
-    return " ".join(kept) if kept else " ".join(text.split()[:num_words])
-
-
-def controls(
-    samples: Sequence[Sample], base: Path, trained: Sequence[Path], count_tokens: TokenCounter
-) -> dict[str, Source]:
-    """Floors, ceilings and the control for length that need no captioner, by run name.
-
-    base, trained: finished Prism runs; base's captions are moved around for the other-image floor, those of
-    each in trained are cut to base's length. The true facts come only where every sample has them.
-    count_tokens: see `caption.token_counter`.
-    """
-    found = {"floor-empty": empty_captions(), "floor-other-image": other_image_captions(base)}
-    found |= {f"{run.name}-cut": cut_captions(run, base, count_tokens) for run in trained}
-    if all(sample.meta.get("true_caption") for sample in samples):
-        found["ceiling-true-facts"] = true_captions(count_tokens)
-    return found
-
-
-def _captions_of(run_folder: Path) -> dict[str, list[Caption]]:
+def captions_of(run_folder: Path) -> dict[str, list[Caption]]:
     """Image id -> captions of a Prism run."""
     folder = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name
-    return _by_image(RowStore(folder / "captions.jsonl"), sys.maxsize)
+    return by_image(RowStore(folder / "captions.jsonl"), sys.maxsize)
 
 
 def written_caption(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:

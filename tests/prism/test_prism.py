@@ -14,9 +14,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism import scores
-from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
-from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
-from caprl_utils.prism.sources import (
+from caprl_utils.prism.controls import (
     controls,
     cut,
     empty_captions,
@@ -24,6 +22,8 @@ from caprl_utils.prism.sources import (
     other_image_captions,
     true_captions,
 )
+from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
+from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
 from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
 

@@ -457,7 +457,7 @@ def test_a_line_that_is_no_vector_fails_alone(tmp_path):
     assert (passed, len(failures)) == (1, 9)
     for number, text in enumerate((
         "Invalid JSON", "should be an object", "gold: Field required; expected: Field", "mode: Input should be",
-        "'gqqa': did you mean", "expected: Input should be", "meta: Input should be", "must be text, not int",
+        "'gqqa'; did you mean", "expected: Input should be", "meta: Input should be", "must be text, not int",
         "use scoring 'standard'",
     )):  # fmt: skip
         assert text in failures[number] and f"line {number + 1} of" in failures[number]
