@@ -7,6 +7,7 @@ and ours can go to verl or OpenRLHF.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,9 +108,28 @@ class ImageQA(Row):
         return cls(id=row["id"], image=row["image"]["bytes"], path=row["image"]["path"], questions=questions)
 
 
+_SMALL_WORD = re.compile(
+    r"a|am|an|as|at|be|by|do|go|he|i|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we", re.IGNORECASE
+)
+
+
 def text_key(text: str) -> str:
-    """What makes two option texts the same: case, spaces, Unicode form and a final full stop do not count."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).removesuffix(".")
+    """What makes two option texts the same: spaces, width and a final full stop do not count, nor does the case of
+    words. It does where it tells units and variables apart (mW and MW), as powers and indices do (10² and 102).
+    """
+    text = re.sub(r"[^\W\d_]+", _word_key, "".join(map(_plain_character, text)))
+    return " ".join(unicodedata.normalize("NFKC", text).split()).removesuffix(".")
+
+
+def _plain_character(character: str) -> str:
+    mark = {"<super>": "^", "<sub>": "_"}.get(unicodedata.decomposition(character).partition(" ")[0], "")
+    return mark + unicodedata.normalize("NFKC", character)
+
+
+def _word_key(found: re.Match[str]) -> str:
+    word = found[0]
+    usual = word.islower() or word.isupper() or word.istitle()
+    return word.casefold() if usual and (len(word) > 2 or _SMALL_WORD.fullmatch(word)) else word
 
 
 @dataclass(frozen=True, slots=True)

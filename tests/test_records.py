@@ -52,3 +52,13 @@ def test_unsound_questions_are_refused(options, answer, problem):
 def test_choices_without_their_letters_are_refused():
     with pytest.raises(ValueError, match=r"does not start with 'B\)'"):
         Question.from_ground_truth({"question": "What?", "choices": ["A) red", "blue"], "answer": "A"})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("mW", "MW", False), ("5 mW", "5 MW", False), ("10²", "102", False), ("10²", "10^2", True), ("x", "X", False),
+     ("x₁", "x1", False), ("Red.", "red", True), ("YES", "yes", True), ("No", "no", True), ("kPa", "KPA", False),
+     ("Ａ ｂｃｄ", "A bcd", True), ("é", "e\u0301", True), ("MPa", "mPa", False), ("㎽", "mW", True)],
+)  # fmt: skip
+def test_units_and_powers_tell_options_apart_and_the_case_of_words_does_not(one, other, same):
+    assert (text_key(one) == text_key(other)) == same

@@ -1,8 +1,9 @@
 """Find the questions in what the writer wrote, and never guess (paper, QA curation, step 3).
 
-A question is taken only when its number, bold statement, four distinct options, answer letter and answer text
-are all there and agree. Everything else is rejected with one reason and counted. Harmless variants are read:
-"A." or "(A)" for "A)", full-width brackets, bullets before options, text before the first question.
+A question is taken only when its number, bold statement (or its number bold, or a heading), four distinct options and
+the letter of one of them are all there, and the answer's text, where it has one, is that option's. Everything else is
+rejected with one reason and counted. Harmless variants are read, the authors' own layout among them (`#### 1. **...?**`
+with dashes before the options): "Question 1:", "Q1.", "A.", "(A)", "a)", full-width marks, text around the questions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class Reason(StrEnum):
     UNREADABLE = "characters that are no text"
     UNEXPECTED_LINE = "a line that is neither option nor answer"
     NO_ANSWER = "no answer line"
-    ANSWER_NOT_BOLD = "answer line not bold"
     SEVERAL_ANSWERS = "more than one answer"
     ANSWER_TOO_EARLY = "options after the answer"
     LETTER_REPEATED = "option letter used twice"
@@ -43,7 +43,6 @@ class Reason(StrEnum):
     OPTIONS_EQUAL = "two options with the same text"
     OPTION_REFERS = "option that refers to other options"
     ANSWER_WITHOUT_LETTER = "answer text without letter"
-    ANSWER_WITHOUT_TEXT = "answer letter without text"
     UNKNOWN_LETTER = "answer letter is no option"
     ANSWER_DISAGREES = "answer text is not that of its letter"
     QUESTION_REPEATED = "same question twice"
@@ -65,18 +64,26 @@ class QuestionSet(Row):
     rejected: tuple[Rejection, ...] = ()
 
 
-_BOLD = re.compile(r"^(?:#+\s*)?\*\*(?P<inner>.+?)\*\*\s*$")
-_BOLD_NUMBER = re.compile(r"^(?:#+\s*)?\*\*\s*(?P<number>\d{1,3})\s*[.):．）：]\s*\*\*\s*(?P<text>.*)$")
-_NUMBERED = re.compile(  # not "3.5 grams", whose 3 is no number of a question
-    r"^(?:question\s*)?(?P<number>\d{1,3})\s*[.):．）：](?!\d)\s*(?P<text>.*)$", re.IGNORECASE
-)
-_OPTION = re.compile(r"^(?:[-*•]\s+)?[(（]?(?P<letter>[A-Z])[).:．）：]\s*(?P<text>.*)$")
-_ANSWER = re.compile(
-    r"^\*\*\s*(?:correct\s+)?answer\s*(?::\s*\*\*|\*\*\s*:|:(?=.*\*\*\s*$)|\*\*)\s*(?P<value>.*?)(?:\*\*)?\s*$",
+_EMPHASIS = re.compile(r"(?<![\w*])\*\*(?=\S)(.+?)(?<=\S)\*\*")  # not 2**3
+_STARTS_BOLD = re.compile(r"^(?:#+\s*)?(?:[(（]?\d{1,3}\s*[.):．）：、]\s*|#\s*)?(?:\*\*(?=\S).*\*\*)|^#+\s")
+_NUMBERED = re.compile(r"^[(（]?(?P<number>\d{1,3})\s*[.):．）：、](?!\d)\s*(?P<text>.*)$")  # not "3.5 grams"
+_NAMED = re.compile(
+    r"^(?:question|问题)\s*(?:no\.?|#)?\s*(?P<number>\d{1,3})(?!\d)\s*(?:[.):．）：、–-]\s*|\s|$)(?P<text>.*)$"
+    r"|^q\s*(?P<short>\d{1,3})\s*[.):．）：、–-]\s*(?P<rest>.*)$",
     re.IGNORECASE,
 )
-_PLAIN_ANSWER = re.compile(r"^(?:correct\s+)?answer\s*[:：]", re.IGNORECASE)
-_ANSWER_VALUE = re.compile(r"^[(（]?(?P<letter>[A-Z])(?:[).:．）：]\s*(?P<text>.*)|\s*)$")
+_OPTION = re.compile(r"^(?:[-*•+]\s+)?[(（]?(?P<letter>[A-Z])[).:．）：、]\s*(?P<text>.*)$")
+_SMALL_OPTION = re.compile(r"^(?:[-*•+]\s+)?[(（]?(?P<letter>[a-z])[).．）]\s+(?P<text>.*)$")
+_LABEL = re.compile(r"^(?:answer\s+)?(?:options|choices|选项)\s*[:：]?$", re.IGNORECASE)
+_ANSWER = re.compile(
+    r"^(?:[-*•+>]\s*)?(?:the\s+)?(?:correct\s+|right\s+|正确)?(?:answer|答案)"
+    r"(?:\s*[:：]|\s+is\b\s*:?|\s*$|(?=\s+[(（]?[A-Z][).:．）：]))\s*(?P<value>.*)$",
+    re.IGNORECASE,
+)
+_ANSWER_VALUE = re.compile(
+    r"^(?:option\s+)?[(（]?(?:(?P<letter>[A-Za-z])[).:．）：、]+|(?P<alone>[A-Za-z])$)\s*(?P<text>.*)$",
+    re.IGNORECASE,
+)
 # Letters are capitals and joined by whole words: "Dora" and "Band A" are no pairs of letters.
 _TWO = r"[(（]?[A-Z][).）]?\s*(?:,|&|/|\+|\s(?:and|or|nor)\s)\s*[(（]?[A-Z]"
 _TWO_LETTERS = re.compile(rf"^{_TWO}\b")
@@ -93,16 +100,58 @@ _UNREADABLE = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 @dataclass
 class _Block:
-    """A heading and the lines up to the next one."""
+    """A heading and the lines up to the next one. problem: of the first line that is out of place."""
 
     number: int | None
     question: str
-    bold: bool
+    bold: bool = True
     lines: list[str] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    problem: Reason | None = None
 
     def rejection(self, reason: Reason) -> Rejection:
         text = "\n".join([self.question, *self.lines])[:_EXCERPT]
         return Rejection(reason=reason, number=self.number, text=text.encode("utf-8", "replace").decode())
+
+    def is_prose(self) -> bool:
+        """Whether it is no question at all, but a part of an introduction, a title or an explanation."""
+        return (
+            not self.options and not self.answers and not (self.bold and self.number and _asks(self.question))
+        )
+
+    def ends_before(self, other: _Block) -> bool:
+        """Whether another heading starts a question of its own, and is no line of this one (a list of statements)."""
+        if self.answers or self.options or (self.number is None and not self.question):
+            return other.bold or bool(self.answers)
+        if other.number is None or not other.bold:
+            return False
+        prose = not (self.bold and _asks(self.question)) and (_asks(other.question) or not other.question)
+        return self.number is None or prose or (other.number > self.number and not self.problem)
+
+    def add(self, raw: str, line: str) -> None:
+        """Take a line that is no heading. line: as `raw`, without its marks of emphasis."""
+        self.lines.append(raw)
+        if match := _ANSWER.match(line):
+            self.answers.append(match["value"].strip("* "))
+        elif self.answers and not self.answers[-1] and _option(line):
+            self.answers[-1] = line
+        elif (match := _option(line)) and not (self.answers and match["letter"].islower()):
+            if self.answers:
+                self.problem = self.problem or Reason.ANSWER_TOO_EARLY
+            self.options.append((match["letter"].upper(), " ".join(match["text"].split())))
+        elif not self.question and not self.options:
+            self.question = line
+        elif not self.answers and not _LABEL.match(line):  # what follows the answer is a remark
+            self.problem = self.problem or Reason.UNEXPECTED_LINE
+
+
+def _asks(text: str) -> bool:
+    return text.rstrip(" \"'”’)）*").endswith(("?", "？", "؟"))
+
+
+def _option(line: str) -> re.Match[str] | None:
+    return _OPTION.match(line) or _SMALL_OPTION.match(line)
 
 
 def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], list[Rejection]]:
@@ -110,7 +159,8 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
 
     finish_reason: "length" when the writer was stopped by its token limit.
     """
-    blocks = _blocks(text)
+    blocks, cut = _blocks(text), finish_reason == "length"
+    blocks = [b for b in blocks if not b.is_prose() or (cut and b is blocks[-1] and b.number)]
     if not blocks:
         reason = Reason.NO_QUESTION if text.strip() else Reason.EMPTY_TEXT
         excerpt = text[:_EXCERPT].encode("utf-8", "replace").decode()
@@ -120,8 +170,9 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
     numbers: set[int] = set()
     statements: set[str] = set()
     for block in blocks:
-        found = _heading_problem(block, numbers) or _read(block)
-        if isinstance(found, Reason) and block is blocks[-1] and finish_reason == "length":
+        last = cut and block is blocks[-1]
+        found = _heading_problem(block, numbers) or _read(block, whole=not last)
+        if isinstance(found, Reason) and last:
             found = Reason.CUT_OFF
         if isinstance(found, Question) and text_key(found.question) in statements:
             found = Reason.QUESTION_REPEATED
@@ -130,39 +181,36 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
         else:
             questions.append(found)
             statements.add(text_key(found.question))
-        if block.number is not None:
+        if block.number is not None and block.bold:
             numbers.add(block.number)
     return questions, rejected
 
 
 def _blocks(text: str) -> list[_Block]:
     blocks: list[_Block] = []
-    for line in (raw.strip() for raw in text.splitlines()):
-        if not line or _RULE.match(line):
+    for raw in map(str.strip, text.splitlines()):
+        if not raw or _RULE.match(raw):
             continue
-        if (block := _heading(line)) is not None:
-            blocks.append(block)
+        line = _EMPHASIS.sub(r"\1", raw.lstrip("#").strip()).strip()
+        heading = None if _option(line) or _ANSWER.match(line) or _LABEL.match(line) else _heading(raw, line)
+        if heading and (not blocks or blocks[-1].ends_before(heading)):
+            blocks.append(heading)
         elif blocks:
-            blocks[-1].lines.append(line)
+            blocks[-1].add(raw, line)
     return blocks
 
 
-def _heading(line: str) -> _Block | None:
-    """The start of a question: a bold line, or a numbered one; never an option or an answer line."""
-    if _ANSWER.match(line) or _PLAIN_ANSWER.match(line):
-        return None
-    if match := _BOLD_NUMBER.match(line):
-        return _Block(int(match["number"]), match["text"].strip().strip("*").strip(), bold=True)
-    if match := _BOLD.match(line):
-        inner = match["inner"].strip()
-        if _OPTION.match(inner):
-            return None
-        numbered = _NUMBERED.match(inner)
-        number = int(numbered["number"]) if numbered else None
-        return _Block(number, numbered["text"].strip() if numbered else inner, bold=True)
+def _heading(raw: str, line: str) -> _Block | None:
+    """What may start a question: a numbered line, or one that is bold as a whole."""
+    bold = bool(_STARTS_BOLD.match(raw))
     if match := _NUMBERED.match(line):
-        return _Block(int(match["number"]), match["text"].strip(), bold=False)
-    return None
+        return _Block(int(match["number"]), match["text"].strip(), bold)
+    if match := _NAMED.match(line):
+        return _Block(
+            int(match["number"] or match["short"]), (match["text"] or match["rest"] or "").strip(), bold
+        )
+    whole = raw.lstrip("#").strip()
+    return _Block(None, line) if whole.startswith("**") and whole.endswith("**") and whole != line else None
 
 
 def _heading_problem(block: _Block, numbers: set[int]) -> Reason | None:
@@ -179,27 +227,16 @@ def _heading_problem(block: _Block, numbers: set[int]) -> Reason | None:
     return None
 
 
-def _read(block: _Block) -> Question | Reason:
-    """The block as a question, or why it is none."""
+def _read(block: _Block, whole: bool) -> Question | Reason:
+    """The block as a question, or why it is none. whole: the text goes on behind it, so a letter alone is one."""
     if _UNREADABLE.search("\n".join([block.question, *block.lines])):
         return Reason.UNREADABLE
-    options: list[tuple[str, str]] = []
-    answers: list[str] = []
-    for line in block.lines:
-        if match := _ANSWER.match(line):
-            answers.append(match["value"].strip().strip("*").strip())
-        elif _PLAIN_ANSWER.match(line):
-            return Reason.ANSWER_NOT_BOLD
-        elif match := _OPTION.match(line):
-            if answers:
-                return Reason.ANSWER_TOO_EARLY
-            options.append((match["letter"], " ".join(match["text"].split())))
-        elif not answers:  # what follows the answer is a remark
-            return Reason.UNEXPECTED_LINE
-    if len(answers) != 1:
-        return Reason.SEVERAL_ANSWERS if answers else Reason.NO_ANSWER
-    problem = _options_problem(options)
-    return problem or _with_answer(block, [text for _, text in options], answers[0])
+    if block.problem:
+        return block.problem
+    if len(block.answers) != 1:
+        return Reason.SEVERAL_ANSWERS if block.answers else Reason.NO_ANSWER
+    problem = _options_problem(block.options)
+    return problem or _with_answer(block, [text for _, text in block.options], block.answers[0], whole)
 
 
 def _options_problem(options: list[tuple[str, str]]) -> Reason | None:
@@ -222,7 +259,7 @@ def _options_problem(options: list[tuple[str, str]]) -> Reason | None:
     return None
 
 
-def _with_answer(block: _Block, options: list[str], value: str) -> Question | Reason:
+def _with_answer(block: _Block, options: list[str], value: str, whole: bool) -> Question | Reason:
     if not value:
         return Reason.NO_ANSWER
     if _TWO_LETTERS.match(value) and text_key(value) not in map(text_key, options):
@@ -230,12 +267,12 @@ def _with_answer(block: _Block, options: list[str], value: str) -> Question | Re
     match = _ANSWER_VALUE.match(value)
     if match is None:
         return Reason.ANSWER_WITHOUT_LETTER
-    letter, text = match["letter"], match["text"]
+    letter, text = (match["letter"] or match["alone"]).upper(), match["text"]
     if letter not in LETTERS:
         return Reason.UNKNOWN_LETTER
-    if not text:
-        return Reason.ANSWER_WITHOUT_TEXT
-    if text_key(text) != text_key(options[LETTERS.index(letter)]):
+    if not text and not whole:
+        return Reason.CUT_OFF
+    if text and text_key(text) != text_key(options[LETTERS.index(letter)]):
         return Reason.ANSWER_DISAGREES
     question = " ".join(block.question.split())
     return Question(question=question, options=tuple(options), answer=letter, number=block.number)

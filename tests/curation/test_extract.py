@@ -72,6 +72,69 @@ def test_an_answer_of_another_letter_is_never_taken(options, answer, stated):
     assert [piece.reason for piece in rejected] == ([] if found else [Reason.ANSWER_DISAGREES])
 
 
+HEADS = st.sampled_from([
+    "**{n}. {q}**", "**{n}) {q}**", "**{n}.** {q}", "{n}. **{q}**", "#### {n}. **{q}**", "### {n}. {q}",
+    "({n}) **{q}**",
+    "**Question {n}:** {q}", "**Question {n}: {q}**", "### Question {n}\n**{q}**", "**Question {n}**\n{q}",
+    "**Q{n}.** {q}", "**Q{n}: {q}**", "**{n}：{q}**", "**{n}、{q}**", "**问题{n}：** {q}",
+])  # fmt: skip
+MARKS = st.sampled_from([
+    "{x}) {t}", "{x}. {t}", "({x}) {t}", "{x}: {t}", "{x}：{t}", "（{x}） {t}", "- {x}) {t}", "   - {x}. {t}",
+    "* {x}) {t}", "**{x})** {t}", "- **{x}.** {t}", "**{x}) {t}**",
+])  # fmt: skip
+GIVEN = st.sampled_from([
+    "**Answer:** {x}) {t}", "**Answer:** {x}", "**Answer: {x}**", "**Answer: {x}) {t}**", "Answer: ({x})",
+    "- **Answer:** {x}.",
+    "**Correct Answer:** {x}. {t}", "**Answer：** {x}） {t}", "**答案：** {x}", "The correct answer is {x}) {t}",
+    "*Answer:* {x}",
+    "**Answer:**\n{x}) {t}", "**Answer**: Option {x}",
+])  # fmt: skip
+AROUND = st.sampled_from(
+    ["", "\n", "\n------\n", "\n**Explanation:** look at it.\n1. It is so.\n2. Look.\n\n"]
+)
+BEFORE = st.sampled_from(
+    ["", "Here are five questions:\n", "1. A bar chart.\n2. Four bars.\n", "**Questions**\n\n"]
+)
+
+
+@settings(max_examples=400)
+@given(
+    HEADS, MARKS, GIVEN, AROUND, BEFORE, st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5)
+)
+def test_usual_layouts_are_read_with_their_right_answers(head, mark, given_, around, before, small, answers):
+    options = ["red", "10² mW", "10² MW", "102 mW"]
+    blocks = []
+    for number, answer in enumerate(answers, start=1):
+        letters = "abcd" if small and ":" not in mark and "：" not in mark else "ABCD"
+        lines = [head.format(n=number, q=f"What is bar {number}?")]
+        lines += [mark.format(x=x, t=t) for x, t in zip(letters, options, strict=True)]
+        blocks.append("\n".join([*lines, "", given_.format(x="ABCD"[answer], t=options[answer])]))
+    found, rejected = extract(before + f"{around}\n".join(blocks))
+    assert rejected == [] and [q.answer for q in found] == ["ABCD"[answer] for answer in answers]
+    assert all(q.options == tuple(options) and q.question == f"What is bar {q.number}?" for q in found)
+
+
+def test_the_layout_of_the_authors_is_read():
+    text = """#### 1. **Which method achieves the highest accuracy?**
+   - A) Method "a"
+   - B) Method "b"
+   - C) Method "c"
+   - D) Ours
+
+**Answer:** D) Ours   
+------
+#### 2. **What is the primary color of the kayak in the image?**
+   - A) Blue
+   - B) Red
+   - C) Black
+   - D) White
+
+**Answer:** B) Red 
+------"""
+    found, rejected = extract(text)
+    assert rejected == [] and [(q.number, q.answer_text) for q in found] == [(1, "Ours"), (2, "Red")]
+
+
 PIECES = st.sampled_from(
     ["**1. q?**", "**2. r?**", "A) one", "B) two", "C) three", "D) four", "**Answer:** B) two", "Answer: A",
      "**Answer:** B", "**", "1. q", "\n", "---", "A) ", "E) five", "text", "答案", "\ufffd"]
@@ -89,7 +152,7 @@ def test_any_text_gives_sound_questions_or_reasons(text, finish_reason):
     for question in found:
         assert 1 <= question.number <= 5
         assert len(question.options) == 4
-        assert f"{question.answer})" in text
+        assert question.answer in text
     assert all(isinstance(Reason(piece.reason), Reason) for piece in rejected)
     assert max(Counter(text_key(q.question) for q in found).values(), default=1) == 1
 
