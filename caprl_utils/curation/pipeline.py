@@ -52,10 +52,16 @@ class Job:
     reader: Backend
     benchmarks: DuplicateFinder
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    passed: Counter[str] = field(default_factory=Counter)  # what else lies in the source
 
-    def images(self) -> Iterator[ImageItem]:
+    @property
+    def authors(self) -> bool:
+        """Whether the filter model is asked as released."""
+        return self.profile.prompts == "authors"
+
+    def images(self, passed: Counter[str] | None = None) -> Iterator[ImageItem]:
         """All images of the source, in its order."""
-        return open_images(self.profile)
+        return open_images(self.profile, passed=passed)
 
     def rows(self, stage: str) -> RowStore:
         """The rows of a stage so far."""
@@ -89,7 +95,7 @@ def open_job(
         "image_seed": profile.seed,
         "seed": seed,
         "benchmarks": sorted(benchmark_hashes),
-        "prompts": prompts.prompt_hash(),
+        "prompts": [prompts.prompt_hash(), *([answer.ASK_LETTER] if profile.prompts == "authors" else [])],
         "writer": writer.model_hash,
         "reader": reader.model_hash,
     }
@@ -111,14 +117,20 @@ def check_images(job: Job) -> None:
     store = job.rows(CHECKED)
     finder = DuplicateFinder((row["id"], row["phash"]) for row in store.read() if row["reason"] is None)
     with Progress("check images", job.profile.images.num_images) as bar:
-        for item in job.images():
+        for item in job.images(job.passed):
             if item.id not in store:
-                store.append(check_image(item, finder, job.benchmarks))
+                row = check_image(item, finder, job.benchmarks)
+                if row["reason"] == BadImage.UNREADABLE:  # perhaps not next time
+                    job.failures.setdefault(CHECKED, {})[item.id] = str(item.problem)
+                else:
+                    store.append(row)
             bar.update()
-    if len(store) == 0:
+    failed = job.failures.get(CHECKED, {})
+    write_json(job.run.folder / f"{CHECKED}.failed.json", failed)
+    if len(store) + len(failed) == 0:
         raise UserError(f"images.source {job.profile.images.source!r} holds no image")
     bad = {row["id"]: row["reason"] for row in store.read() if row["reason"] in set(BadImage)}
-    _stop_if_too_many(job, CHECKED, bad, len(store), "images cannot be read")
+    _stop_if_too_many(job, CHECKED, bad | failed, len(store) + len(failed), "images cannot be read")
 
 
 def write_questions(job: Job) -> None:
@@ -162,7 +174,7 @@ def answer_questions(job: Job) -> None:
     if job.run.complete:
         return
     store, total, rounds = job.rows(ANSWERED), len(job.rows(EXTRACTED)), job.profile.curation.rounds
-    sampling = Sampling(answer.MAX_TOKENS, temperature=answer.TEMPERATURE, seed=job.seed)
+    sampling = answer.sampling(job.authors, job.seed)
     waiting: dict[str, _Pending] = {}
     with Progress("answer", total) as bar:
         bar.update(len(store))
@@ -177,7 +189,7 @@ def answer_questions(job: Job) -> None:
                 job.failures.setdefault(ANSWERED, {})[image_id] = error
             else:
                 answered = (
-                    answer.with_answers(image_id, question, pending.found, rounds, job.seed)
+                    answer.with_answers(image_id, question, pending.found, rounds, job.seed, job.authors)
                     for question in pending.questions
                 )
                 store.append(QuestionSet(id=image_id, questions=tuple(answered)))
@@ -201,8 +213,8 @@ def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
         if item.id in extracted and item.id not in store:
             questions = extracted.get(item.id, QuestionSet).questions
             another = other.image if other is not None else None
-            rounds = job.profile.curation.rounds
-            requests = list(answer.requests_about(item.id, questions, item.image, another, rounds, job.seed))
+            asked = (item.id, questions, item.image, another, job.profile.curation.rounds, job.seed)
+            requests = list(answer.requests_about(*asked, authors=job.authors))
             if requests:
                 waiting[item.id] = _Pending(questions, len(requests))
                 yield from requests
@@ -257,6 +269,7 @@ def _counts(job: Job) -> dict[str, Any]:
     return {
         "images_read": len(job.rows(CHECKED)),
         "images_set_aside": dict(set_aside),
+        "images_passed_over": dict(job.passed),
         "images_written_about": len(job.rows(WRITTEN)),
         "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS,
         "questions_extracted": num_extracted,

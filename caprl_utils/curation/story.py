@@ -62,7 +62,8 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     question = next(one for one in answered.questions if one.number == number)
 
     def option(letter: str | None) -> str:
-        return "no letter" if letter is None else question.options[prompts.LETTERS.index(letter)]
+        named = dict(zip(prompts.LETTERS, (*question.options, answer.NONE), strict=False))
+        return named.get(letter, "no letter")
 
     table = []
     for round_, (visual, text) in enumerate(zip(question.visual, question.text, strict=True)):

@@ -384,8 +384,8 @@ def test_who_runs_a_model(monkeypatch):
     served = []
 
     class Serve:
-        def __init__(self, model, gpus):
-            served.append((model.path, gpus))
+        def __init__(self, model, options):
+            served.append((model.path, options.gpus))
 
         def __enter__(self):
             return type(

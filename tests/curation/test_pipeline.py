@@ -7,19 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from caprl_utils import prompts
 from caprl_utils.__main__ import app
 from caprl_utils.config import SET_ENV, load_profile
-from caprl_utils.curation import pipeline
+from caprl_utils.curation import answer, pipeline
 from caprl_utils.curation.extract import QuestionSet
-from caprl_utils.curation.keep import read_qa
+from caprl_utils.curation.keep import measured, read_qa
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes
-from caprl_utils.images import ImageItem, open_images
+from caprl_utils.images import BadImage, BadImageError, ImageItem, _Place, open_images
 from caprl_utils.models.base import Completion, Request, Sampling
-from caprl_utils.records import text_key
+from caprl_utils.records import Question, text_key
 
 
 class FakeWriter:
@@ -187,6 +188,49 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     job = pipeline.open_job(profile, name="stopped")
     pipeline.curate(job)
     assert {row.id: row for row in job.rows(pipeline.ANSWERED).read(QuestionSet)} == expected
+
+
+def test_the_filter_is_asked_as_released():
+    """For the letter alone, and with the image it may say that no option is right, which is a wrong answer."""
+    question = Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=1)
+    asked = list(answer.requests_about("i", [question], Image.new("RGB", (9, 9)), None, 1, 0, authors=True))
+    seen, guessed, bare = asked
+    assert seen.prompt.endswith("E) None of the above. Answer the question with only the correct letter")
+    assert "None of" not in guessed.prompt and guessed.image is None and seen.prefill == guessed.prefill == ""
+    said = {
+        request.id: Completion(request.id, 0, "E" if request is not bare else "a", 1, "stop")
+        for request in asked
+    }
+    found = answer.with_answers("i", question, said, 1, 0, authors=True)
+    assert (found.visual, found.text, measured("i", found)["visual_accuracy"]) == (("E",), (None,), 0.0)
+    assert answer.sampling(True, 3).temperature == 0.1 and answer.sampling(False, 3).temperature == 0.6
+
+
+def test_repeated_ids_are_set_aside_and_what_cannot_be_read_is_tried_again(tmp_path, monkeypatch):
+    profile = load_profile("smoke", {"images.source": str(tmp_path / "list.txt")})
+    (tmp_path / "list.txt").write_text("a.png\nb.png\na.png\n")
+    for name in "ab":
+        Image.effect_noise((99, 99), 90).save(tmp_path / f"{name}.png")
+    read, closed = _Place.read, ["b.png"]
+
+    def fails(place, name, *part):
+        if name in closed:
+            raise BadImageError(BadImage.UNREADABLE)
+        return read(place, name, *part)
+
+    monkeypatch.setattr(_Place, "read", fails)
+    monkeypatch.setattr(pipeline, "open_backend", lambda *_: FakeWriter([]))
+    with (
+        pipeline.open_job(profile).run,
+        pytest.raises(UserError, match=r"2 of 3 .*; row 'b.png': cannot be read|'a.png"),
+    ):
+        pipeline.check_images(pipeline.open_job(profile))
+    closed.clear()
+    job = pipeline.open_job(profile)
+    pipeline.check_images(job)
+    reasons = {row["id"]: row["reason"] for row in job.rows(pipeline.CHECKED).read()}
+    assert reasons == {"a.png": None, "b.png": None, "a.png (a.png)": "id used by an earlier image"}
+    assert [item.id for item in job.good_images()] == ["a.png", "b.png"]
 
 
 def test_an_empty_source_is_an_error(tmp_path):
