@@ -191,6 +191,9 @@ def score(
     num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
     name: Annotated[str | None, Option(help="Of the run; by default the model's.")] = None,
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
+    authors: Annotated[
+        Path | None, Option(metavar="DIR", help="Their protocol on CapRL-Evaluation-Files.")
+    ] = None,
     list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
     vectors: Annotated[Path | None, Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
     profile: ProfileOption = "mini",
@@ -215,8 +218,10 @@ def score(
         raise typer.Exit(1 if failures else 0)
     if model is None:
         raise UserError("name a captioning model (zoo:NAME, a folder, a hub id), or --list or --vectors FILE")
+    from caprl_utils.prism.authors import protocol
     from caprl_utils.prism.evaluate import score_model
 
+    overrides = [*(protocol(authors) if authors else []), *overrides]
     print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
 
 

@@ -20,6 +20,7 @@ from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
 from caprl_utils.pretraining.sets import all_trainings
+from caprl_utils.prism.authors import COLLECTION
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Times
@@ -170,7 +171,13 @@ def _benchmarks(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     for name in dict.fromkeys(
         [*profile.prism.benchmarks, *(benchmarks_of(profile) if _pretrains(chain) else ())]
     ):
-        benchmark = get_benchmark(name)
-        if benchmark.hub is not None:
+        benchmark, copy = get_benchmark(name), profile.prism.paths.get(name)
+        if copy is not None:
+            yield Need("benchmarks", Path(copy).exists(), f"benchmark {benchmark.name}: {copy} (prism.paths)")
+        elif benchmark.hub is None and benchmark.loader is None:  # known only from the authors' files
+            files = profile.prism.evaluation_files
+            told = f"benchmark {benchmark.name}: prism.evaluation_files=DIR with the authors' files ({COLLECTION})"
+            yield Need("benchmarks", bool(files) and (paths.HOME / files).exists(), told)
+        elif benchmark.hub is not None:
             told = f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
             yield Need("benchmarks", _have(benchmark.hub.id, "dataset"), told)

@@ -184,6 +184,7 @@ class Prism(Settings):
 
     benchmarks: list[str] = setting(PRISM_BENCHMARKS, "paper, Table 3", min_length=1)
     num_samples: int | None = setting(None, "ours: all samples of each benchmark", ge=1)
+    paths: dict[str, str] = setting({}, "ours: benchmark -> local copy of its data; others come from the hub")
     captions_per_image: int = setting(4, "author script", ge=1)
     caption_temperature: float = setting(1.0, "author script", ge=0)
     caption_max_tokens: int = setting(2048, "author script", ge=1)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils.errors import UserError
-from caprl_utils.prism.benchmarks import Benchmark
+from caprl_utils.prism.benchmarks import Benchmark, load_registry
 from caprl_utils.prism.tables import StoredImage, inside
 from caprl_utils.records import Sample
+from caprl_utils.schema import PRISM_BENCHMARKS
 
 COLLECTION = "internlm/CapRL-Evaluation-Files"
 OWN_PROMPT = (
@@ -23,6 +24,20 @@ OWN_PROMPT = (
 )
 _SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
 _TURN_END = "<|im_end|>"
+
+
+def protocol(collection: Path) -> list[str]:
+    """The settings of the authors' evaluation of all benchmarks whose files are there (author script): their rows and
+    prompts, 4 captions an image at temperature 1.0, one sampled answer to each, their scorer.
+    """
+    found = load_registry().values()
+    files = {b.key: b.caprl.file for b in found if b.caprl and b.caprl.file}
+    there = [key for key, file in files.items() if (collection / "json_file" / file).is_file()]
+    return [
+        "prompts=authors", "prism.scoring=caprl", f"prism.evaluation_files={collection.absolute()}",
+        f"prism.benchmarks=[{', '.join(there or PRISM_BENCHMARKS)}]", "prism.num_samples=null",
+        "prism.captions_per_image=4", "prism.caption_temperature=1.0", "prism.caption_max_tokens=2048",
+    ]  # fmt: skip
 
 
 def authors_samples(
@@ -39,8 +54,7 @@ def authors_samples(
         raise UserError(
             f"no file {file or facts.caprl.file}. Needed for {facts.name}: {facts.caprl.file} and "
             f"bench_image_folder.zip of {COLLECTION}. Get them: `hf download {COLLECTION} --repo-type dataset "
-            f"--local-dir DIR`, unzip the images in DIR, then name DIR (prism.evaluation_files=DIR, or {facts.key}=DIR "
-            "in prism.benchmarks)"
+            f"--local-dir DIR`, unzip the images in DIR, then set prism.evaluation_files=DIR"
         )
     root = file.parent.parent if file.parent.name == "json_file" else file.parent
     samples, bad = [], {}

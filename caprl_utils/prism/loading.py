@@ -50,9 +50,9 @@ def load_samples(
 ) -> Samples:
     """The samples of several benchmarks, in the order given.
 
-    benchmarks: keys of the registry, or KEY=PATH for local data; those and num_samples (of each) are the profile's
-    Prism settings by default. With scoring "caprl" and `prism.evaluation_files` the authors' files are read instead of
-    the hub. Raises UserError when data are missing.
+    benchmarks: keys of the registry, or KEY=PATH for local data (as `prism.paths`); those and num_samples (of each) are
+    the profile's by default. With scoring "caprl" the authors' files (`prism.evaluation_files`) are read instead.
+    Raises UserError when data are missing.
     """
     settings = profile.prism
     count = settings.num_samples if num_samples is None else num_samples
@@ -60,6 +60,7 @@ def load_samples(
     found = Samples()
     for name in settings.benchmarks if benchmarks is None else benchmarks:
         key, _, path = name.partition("=")
+        path = path or settings.paths.get(key, "")
         authors = settings.scoring == "caprl" or get_benchmark(key).hub is None
         part = load(key, count, profile.seed, Path(path) if path else None, files if authors else None)
         found += part

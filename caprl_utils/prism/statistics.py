@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from caprl_utils.errors import UserError
+from caprl_utils.prism.loading import too_many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,20 +139,24 @@ def bootstrap_benchmarks(
 def bootstrap_models(
     models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int
 ) -> dict[str, Bootstrap]:
-    """Resampled means of all models per benchmark, and under `AVERAGE` of their average.
+    """Resampled means of all models per benchmark, and under `AVERAGE` of their average, over the samples that all
+    have.
 
-    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same samples.
+    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same samples, but for
+    a few that were left out.
     """
     labels = list(models)
     tables = {}
     for benchmark, scores in models[labels[0]].items():
+        common = set.intersection(*({*models[label].get(benchmark, {})} for label in labels))
         for label in labels[1:]:
-            if odd := sorted(scores.keys() ^ models[label].get(benchmark, {}).keys()):
+            odd = sorted(scores.keys() ^ models[label].get(benchmark, {}).keys())
+            if too_many(len(odd), len(scores)) or not common:
                 raise UserError(
                     f"{benchmark}: {labels[0]} and {label} were not scored on the same samples ({len(odd)} differ, "
                     f"first {'/'.join(odd[0])}); evaluate both again with one profile and seed"
                 )
-        keys = sorted(scores)
+        keys = sorted(common)
         columns = [[models[label][benchmark][key] for label in labels] for key in keys]
         tables[benchmark] = (columns, [image for image, _ in keys])
     parts = bootstrap_benchmarks(tables, labels, draws, seed)

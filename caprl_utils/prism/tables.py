@@ -256,9 +256,9 @@ def how_to_get(facts: Benchmark) -> str:
     return (
         f"Needed: {facts.name}: dataset {hub.id}, config {hub.config or 'default'}, split {hub.split}, revision "
         f"{hub.revision or 'not pinned (give one)'}, {facts.rows()} rows, licence {facts.licence['name']}. Get it on "
-        f"a machine with access: `hf download {hub.id} --repo-type dataset --local-dir DIR`, then name it "
-        f"{facts.key}=DIR (the folder, or a parquet file in it) in prism.benchmarks or `caprl score --benchmark`; "
-        "another copy or revision is named in configs/benchmarks.yaml"
+        f"a machine with access: `hf download {hub.id} --repo-type dataset --local-dir DIR`, then set "
+        f"prism.paths.{facts.key}=DIR (the folder, or a parquet file in it), or `caprl score --benchmark "
+        f"{facts.key}=DIR`; another copy or revision is named in configs/benchmarks.yaml"
     )
 
 

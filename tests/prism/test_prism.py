@@ -26,6 +26,8 @@ from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
 from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
+from caprl_utils.runs import load_result
+from tests.prism.test_loaders import collection
 
 COLOURS = ["red", "blue", "green", "white"]
 
@@ -484,6 +486,29 @@ def test_score_command(profile, samples, monkeypatch):
     listed = CliRunner().invoke(app, ["score", "--list"]).output
     assert "chartqa " in listed and "mini-scene" in listed
     assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
+
+
+def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
+    """Their rows, prompts, sampling and scorer; what cannot be used is told."""
+    folder = collection(tmp_path / "files", [{"answer": "B"}, {"answer": "A"}, {"answer": None}])
+
+    class Thinker(Reader):
+        def generate(self, requests, sampling, progress=None):
+            assert (sampling.temperature, sampling.max_tokens) == (1.0, 2048)
+            assert all(r.prompt.endswith("based on the caption.\nWhere?\nA. in\nB. on") for r in requests)
+            text = "<think>red</think> <answer>\\boxed{B}</answer>"
+            return [Completion(r.id, 0, text, 9, "stop") for r in requests]
+
+    opened = {"zoo:x": Captioner()}
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: opened.get(model.path, Thinker()))
+    monkeypatch.setenv(SET_ENV, "")
+    done = CliRunner().invoke(app, ["score", "zoo:x", "--authors", str(folder), "--profile", "smoke"])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1].split()[:2] == ["seed2k", "50.0"]
+    assert "set aside: 1 questions; first: the answer is None" in done.output
+    record = load_result(paths.RUNS / "smoke" / "prism" / "zoo-x")
+    assert record["captions_per_image"] == 4 and record["scoring"] == "caprl"
+    assert record["data"]["seed2k"]["path"].endswith("json_file/lmm_eval_seed2k.json")
 
 
 @pytest.mark.integration
