@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,17 +51,15 @@ RETRIES = 5  # the library's own, after 0.5 s, 1 s, 2 s, ... or when the server 
 ROUNDS = 4  # all of that again, with another server where there is one: about a minute in all
 SILENT_SEC = 300.0  # how long servers that take no connection are waited for; vLLM starts in minutes
 GIVE_UP_AFTER = 100  # requests that failed in a row: the servers are gone
-_AWAY = (502, 503, 504)  # what a gateway answers when the server behind it takes no connection
 IN_FLIGHT = 256  # requests at a server at once; vLLM queues what it has no room for
 _WAITING = 16  # more that are made ready for it
+_AWAY = (502, 503, 504)  # what a gateway answers when the server behind it takes no connection
 _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close together
 
 
 class RequestError(Exception):
-    """A request that has no answer.
-
-    kind: "refused" (the server says that the request is at fault), "silent" (no server took it for SILENT_SEC),
-    "late" or "failed" in every attempt.
+    """A request that has no answer. kind: "refused" (the request is at fault), "silent" (no server took it for
+    SILENT_SEC), "late" or "failed" in every attempt.
     """
 
     def __init__(self, reason: str, kind: str = "failed") -> None:
@@ -70,11 +68,10 @@ class RequestError(Exception):
 
 
 class Post(NamedTuple):
-    """A JSON body to be posted, and how its answer is read.
+    """A JSON body to be posted (a RequestError where there is none), and how its answer is read.
 
-    key: comes back with the result. body: a RequestError stands for one that cannot be made. read: takes the parsed
-    JSON; its KeyError, IndexError, TypeError or ValueError means that the answer is broken. path: below the server's
-    /v1, or beside it when it starts with "/".
+    key: comes back with the result. read: takes the parsed JSON; its KeyError, IndexError, TypeError or ValueError
+    means that the answer is broken. path: below the server's /v1, or beside it when it starts with "/".
     """
 
     key: Any
@@ -150,9 +147,8 @@ class Client:
         # a redirect would send a GET without body
         http = openai.DefaultAioHttpClient(follow_redirects=False, trust_env=not is_here(url))
         timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
-        return openai.AsyncOpenAI(
-            base_url=url, api_key=self.api_key, max_retries=RETRIES, timeout=timeout, http_client=http
-        )
+        options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
+        return openai.AsyncOpenAI(base_url=url, **options)
 
     async def _result(self, servers: list[_Server], post: Post) -> tuple[Any, Any]:
         """One post with all its attempts."""
@@ -177,12 +173,11 @@ class Client:
             server.failing = True
             if failure.kind == "silent":
                 silent_since = silent_since or time.monotonic()
-                give_up = time.monotonic() - silent_since >= SILENT_SEC
                 self._tell(failure, servers)
             else:
                 rounds += 1
-                give_up = failure.kind == "late" or rounds == ROUNDS
-            if give_up:
+            late = silent_since is not None and time.monotonic() - silent_since >= SILENT_SEC
+            if failure.kind == "late" or rounds == ROUNDS or (failure.kind == "silent" and late):
                 return post.key, failure
 
     def _tell(self, failure: RequestError, servers: Sequence[_Server]) -> None:
@@ -259,8 +254,7 @@ class EndpointBackend:
     def served(self) -> str:
         """The model's name, once every server has said that it serves it."""
         for url in self.config.base_urls:
-            names = self._models_at(url)
-            if self.config.path not in names:
+            if self.config.path not in (names := self._models_at(url)):
                 raise UserError(
                     f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with "
                     "that name (`make serve MODEL=...`) or change the model's path in the profile"
@@ -270,16 +264,15 @@ class EndpointBackend:
     def _models_at(self, url: str) -> list[str]:
         import openai
 
-        http = openai.DefaultHttpxClient(trust_env=not is_here(url))
+        http = openai.DefaultHttpxClient(trust_env=not is_here(url), timeout=10)
+        options = {"api_key": self.client.api_key, "max_retries": 0, "http_client": http}
         try:
-            with openai.OpenAI(
-                base_url=url, api_key=self.client.api_key, max_retries=0, timeout=10, http_client=http
-            ) as api:
+            with openai.OpenAI(base_url=url, **options) as api:
                 return [model.id for model in api.models.list()]
         except openai.NotFoundError:
             raise UserError(
                 f"{url} is no address of a model server (HTTP 404): such an address ends in /v1, as in "
-                f"http://127.0.0.1:8000/v1"
+                "http://127.0.0.1:8000/v1"
             ) from None
         except openai.OpenAIError as error:
             raise UserError(
@@ -332,38 +325,32 @@ class EndpointBackend:
             found = {entry["token"]: float(entry["logprob"]) for entry in top}
             return [found[f"token_id:{token}"] for token in ids]
 
-        posts = (Post(place, self._body(r, sampling, 0, extra), read) for place, r in enumerate(requests))
+        posts = (Post(place, self._body(r, sampling, **extra), read) for place, r in enumerate(requests))
         found = dict(self.client.run(posts))
         rows = (found[place] for place in range(len(requests)))
         return [None if isinstance(row, RequestError) else row for row in rows]
 
     def choice_ids(self, choices: tuple[str, ...]) -> list[int]:
-        """Token id of each choice, from the servers' own tokenizer; asked once."""
+        """Token id of each choice, from the servers' own tokenizer; asked once. Raises UserError."""
         if choices not in self._choice_ids:
             bodies = [{"model": self.served, "prompt": c, "add_special_tokens": False} for c in choices]
-            posts = (
-                Post(i, body, lambda answer: answer["tokens"], "/tokenize") for i, body in enumerate(bodies)
-            )
+            posts = (Post(i, body, lambda a: a["tokens"], "/tokenize") for i, body in enumerate(bodies))
             found = dict(self.client.run(posts))
-            self._choice_ids[choices] = [self._one_token(c, found[i]) for i, c in enumerate(choices)]
+            for place, choice in enumerate(choices):
+                tokens = found[place]
+                if isinstance(tokens, RequestError):
+                    raise UserError(f"no token ids ({tokens}); letters by probability need a vLLM server")
+                if len(tokens) != 1:
+                    raise UserError(
+                        f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one"
+                    )
+            self._choice_ids[choices] = [found[place][0] for place in range(len(choices))]
         return self._choice_ids[choices]
 
-    def _one_token(self, choice: str, tokens: list[int] | RequestError) -> int:
-        if isinstance(tokens, RequestError):
-            raise UserError(
-                f"{', '.join(self.config.base_urls)}: no token ids ({tokens}); reading letters by probability needs "
-                "a vLLM server"
-            )
-        if len(tokens) != 1:
-            raise UserError(f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one")
-        return tokens[0]
-
-    def _body(
-        self, request: Request, sampling: Sampling, index: int, extra: Mapping[str, Any] | None = None
-    ) -> dict[str, Any] | RequestError:
+    def _body(self, request: Request, sampling: Sampling, index: int = 0, **more: Any) -> dict | RequestError:
         """`chat_body` with more in it, or why there is none: one bad image is one failed request."""
         try:
-            return self.chat_body(request, sampling, index) | dict(extra or {})
+            return self.chat_body(request, sampling, index) | more
         except RequestError as error:
             return error
 

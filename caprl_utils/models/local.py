@@ -197,9 +197,9 @@ class LoadedModel:
         """Why the model cannot take a request of so many tokens, completion included; None when it can."""
         if request.image is not None and not self.sees:
             return "this model takes no images"
-        for special in self._special:
-            if special in request.prompt or special in request.prefill:
-                return f"the prompt holds the special token {special}"
+        said = request.prompt + request.prefill
+        if special := next((token for token in self._special if token in said), None):
+            return f"the prompt holds the special token {special}"
         if self.max_positions is not None and tokens > self.max_positions:
             return f"prompt and completion take {tokens} tokens, the model {self.max_positions}"
         return None
@@ -255,13 +255,12 @@ class LoadedModel:
         return Completion(request_id, index, text, used, "length" if end is None else "stop")
 
     def choice_ids(self, choices: Sequence[str]) -> list[int]:
-        """Token id of each choice."""
+        """Token id of each choice. Raises UserError for one that is not one token."""
         ids = [self.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
         for choice, tokens in zip(choices, ids, strict=True):
             if len(tokens) != 1 or tokens[0] == self.tokenizer.unk_token_id:
                 raise UserError(
-                    f"{choice!r} is no single token of this model ({len(tokens)} tokens): "
-                    "choices must be one token each, for example ' A' with its leading space"
+                    f"{choice!r} is no single token of this model ({len(tokens)} tokens), as choices must be"
                 )
         return [tokens[0] for tokens in ids]
 
@@ -356,8 +355,7 @@ def _places(images: tuple[torch.Tensor, ...]) -> list[int]:
     rows = []
     for i, image in enumerate(images):
         same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
-        place = next(same, len(found))
-        if place == len(found):
+        if (place := next(same, len(found))) == len(found):
             found.append(i)
         rows.append(place)
     return rows
