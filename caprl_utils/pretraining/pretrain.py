@@ -197,7 +197,11 @@ def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
 
     final = folder_of(profile, name) / "final"
     model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
-    return evaluate_vqa(profile, name, open_backend(model, profile), _samples(profile.model_dump_json()))
+    backend = open_backend(model, profile)
+    try:
+        return evaluate_vqa(profile, name, backend, _samples(profile.model_dump_json()))
+    finally:
+        backend.close()
 
 
 @functools.lru_cache(maxsize=1)

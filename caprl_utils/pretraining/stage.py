@@ -115,11 +115,10 @@ def _watch(training: Training, model: Path, folder: Path, on_step: OnStep) -> Ca
 
 def _finish(
     run: Run, profile: Profile, training: Training, model: Path, data: DataSet, work: Path, log: Path
-) -> dict[str, Any]:
+) -> None:
     """Check what trained, keep the model and the curve, write the record: in this order."""
     trains = TRAINS[training.stage]
-    counted = assert_trainable(log, model, trains)
-    moved = changes(model, work)
+    counted, moved = assert_trainable(log, model, trains), changes(model, work)
     assert_changes(moved, trains)
     curve = read_curve(work)
     write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
@@ -128,7 +127,7 @@ def _finish(
         "steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"],
         "parameters": counted, "moved": moved,
     }  # fmt: skip
-    return run.finish(
+    run.finish(
         values=values, n=data.values["rows"], unit="row", seeds=[seed_of(profile, training)],
         setting=training.setting, training_stage=training.stage, start=shown(model),
         captions=training.captions.name if training.captions else None, trains=list(trains),
@@ -142,16 +141,14 @@ def read_curve(work: Path) -> list[dict[str, Any]]:
         history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{shown(file)} holds no history of the training ({error})") from None
-    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
-    curve = [{name: _number(row.get(name)) for name in names} for row in history if "loss" in row]
+    curve = []
+    for row in (row for row in history if "loss" in row):
+        found = {name: row.get(name) for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")}
+        # LLaMA-Factory logs some numbers as text
+        curve.append({name: float(v) if isinstance(v, str) else v for name, v in found.items()})
     if not curve:
         raise UserError(f"{shown(file)} has no step with a loss: nothing was trained")
     return curve
-
-
-def _number(value: Any) -> Any:
-    """LLaMA-Factory logs some numbers as text."""
-    return float(value) if isinstance(value, str) else value
 
 
 def _keep_model(work: Path, final: Path) -> None:
@@ -159,60 +156,45 @@ def _keep_model(work: Path, final: Path) -> None:
     half = final.with_name(".final")
     shutil.rmtree(half, ignore_errors=True)
     half.mkdir()
-    for file in sorted(work.iterdir()):
-        is_log = file.name.startswith(("train", "all_results", "README", "training_"))
-        if file.is_file() and not is_log:
+    for file in work.iterdir():
+        if file.is_file() and not file.name.startswith(("train", "all_results", "README", "training_")):
             os.link(file, half / file.name)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(half, final)
 
 
-# Checkpoints. A kill may come while one is written, and LLaMA-Factory writes no marker: so every file that resuming
-# needs is looked at, whether it is there and ends where it should.
-
-
 def last_whole(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None; broken ones are deleted."""
-    whole = []
+    whole = [None]
     for checkpoint in checkpoints_in(folder):
-        if checkpoint_problem(checkpoint) is None:
+        if is_whole(checkpoint):
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    return whole[-1] if whole else None
+    return whole[-1]
 
 
-def checkpoint_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file that resuming needs is there and ends where it should.
 
-    DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
+    A kill may come while one is written, and LLaMA-Factory writes no marker. DeepSpeed's own shards are trusted once
+    `latest`, which it writes last, names them.
     """
-    for name in ("config.json", "tokenizer_config.json", "trainer_state.json"):
-        if not _is_json(checkpoint / name):
-            return f"{name} is missing or cut off"
-    # the processor comes after trainer_state.json, and a model folder without it cannot be trained on
-    if not any(_is_json(checkpoint / name) for name in ("processor_config.json", "preprocessor_config.json")):
-        return "the processor's configuration is missing or cut off"
+    names = ["config.json", "tokenizer_config.json", "trainer_state.json", "processor_config.json"]
+    if (checkpoint / "preprocessor_config.json").is_file():
+        names[-1] = "preprocessor_config.json"  # of older versions
     try:
+        for name in names:
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
         read_weights(checkpoint)
-    except UserError as error:
-        return str(error)
-    if (checkpoint / "latest").is_file():
-        return None
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if not zipfile.is_zipfile(checkpoint / name):
-            return f"{name} is missing or cut off"
-    if not any(zipfile.is_zipfile(file) for file in checkpoint.glob("rng_state*.pth")):
-        return "rng_state.pth is missing or cut off"
-    return None
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return False
-    return True
+    if (checkpoint / "latest").is_file():
+        return True
+    states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
+    return all(map(zipfile.is_zipfile, states)) and any(
+        map(zipfile.is_zipfile, checkpoint.glob("rng_state*.pth"))
+    )
 
 
 # What trained, read from the log and the model folders.
@@ -267,16 +249,20 @@ def changes(before: Path, after: Path) -> dict[str, float]:
 
     Tensor by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
     """
-    old, new = _by_plain_name(before), _by_plain_name(after)
-    if old.keys() != new.keys():
-        odd = sorted(old.keys() ^ new.keys())
+    old, new = ({_plain(name): (name, one) for name, one in tensors(f).items()} for f in (before, after))
+    if odd := sorted(old.keys() ^ new.keys()):
         raise UserError(f"{shown(before)} and {shown(after)} hold different tensors, first {odd[0]}")
     moved, norm = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
-    for plain, (part, tensor) in old.items():
-        first, last = tensor.double(), new[plain][1].double()
-        moved[part] += float((last - first).square().sum())
+    for plain, (name, tensor) in old.items():
+        part, first = part_of(name), tensor.double()
+        moved[part] += float((new[plain][1].double() - first).square().sum())
         norm[part] += float(first.square().sum())
     return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without the levels in which layouts differ."""
+    return ".".join(piece for piece in name.split(".") if piece not in _LAYOUT)
 
 
 def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
@@ -288,11 +274,3 @@ def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
                 f"the {part} {state} ({moved:.2e} of its norm), but {', '.join(trains)} should train; "
                 "the model is not what the stage asked for"
             )
-
-
-def _by_plain_name(folder: Path) -> dict[str, tuple[str, torch.Tensor]]:
-    """Name without the prefixes in which layouts differ -> (part, tensor)."""
-    return {
-        ".".join(piece for piece in name.split(".") if piece not in _LAYOUT): (part_of(name), tensor)
-        for name, tensor in tensors(folder).items()
-    }

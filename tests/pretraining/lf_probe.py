@@ -2,6 +2,7 @@
 
 lf_probe.py parse TRAIN.yaml [KEY=VALUE ...]     the parsed arguments, as JSON
 lf_probe.py encode TRAIN.yaml                    input ids and labels of every row, as JSON
+lf_probe.py look TRAIN.yaml                      pixels of the first row's images: size, corner and mean, as JSON
 """
 
 import json
@@ -29,7 +30,7 @@ def parse(file, *overrides):
         "parallel": str(training.parallel_mode.value),
         "frozen": [finetuning.freeze_vision_tower, finetuning.freeze_multi_modal_projector,
                    finetuning.freeze_language_model],
-        "resume": training.resume_from_checkpoint,
+        "resume": training.resume_from_checkpoint, "liger": model.enable_liger_kernel,
     }  # fmt: skip
 
 
@@ -44,6 +45,21 @@ def encode(file):
     return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]
 
 
-result = {"parse": parse, "encode": encode}[sys.argv[1]](*sys.argv[2:])
+def look(file):
+    from llamafactory.data import get_template_and_fix_tokenizer
+    from llamafactory.model import load_tokenizer
+    from PIL import ImageStat
+
+    model, data, *_ = arguments(file)
+    loaded = load_tokenizer(model)
+    plugin = get_template_and_fix_tokenizer(loaded["tokenizer"], data).mm_plugin
+    with open(f"{data.dataset_dir}/{data.dataset[0]}.jsonl") as rows:
+        names = [name for row in rows for name in json.loads(row)["images"]]
+    limits = {"image_max_pixels": model.image_max_pixels, "image_min_pixels": model.image_min_pixels}
+    images = plugin._regularize_images([f"{data.media_dir}/{name}" for name in names], **limits)["images"]
+    return [{"size": i.size, "corner": i.getpixel((0, 0)), "mean": ImageStat.Stat(i).mean} for i in images]
+
+
+result = {"parse": parse, "encode": encode, "look": look}[sys.argv[1]](*sys.argv[2:])
 with open(sys.argv[2] + ".json", "w") as out:
     json.dump(result, out)

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import ExifTags, Image
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
+from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.pretraining import data, llamafactory, stage
 from caprl_utils.pretraining.sets import Training
+from caprl_utils.records import about_image
+from caprl_utils.schema import ModelConfig
 from tests.pretraining.conftest import BATCH, STEPS, dataset
 
 pytestmark = [
@@ -93,6 +97,7 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
         part not in llamafactory.TRAINS[name] for part in ("vision_tower", "projector", "language_model")
     ]
     assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
+    assert read["liger"] == (settings.gpus_per_node > 0)
     assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
 
 
@@ -113,6 +118,57 @@ def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(sma
         assert len(row["input_ids"]) == counter.text_tokens(example) + image_tokens
         learned = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
         assert processor.tokenizer.decode(learned).startswith(example.messages[1].content + "<|im_end|>")
+
+
+def test_pictures_are_seen_as_they_were_captioned(small_model, tmp_path):
+    """On white, of deep grey values, upright; LLaMA-Factory's own opener shows black, white and a lying photo."""
+    import numpy as np
+
+    def save(name, picture, **options):
+        picture.save(tmp_path / name, **options)
+        return about_image(name, name, [("What?", "A picture.")])
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    grey = Image.fromarray(np.linspace(0, 60_000, 3600).reshape(60, 60).astype("uint16"))
+    examples = [save("clear.png", Image.new("RGBA", (80, 60))), save("deep.png", grey),
+                save("side.jpg", Image.new("RGB", (120, 90)), exif=exif)]  # fmt: skip
+    data.write_rows(tmp_path, "sft", examples)
+    config = write_yaml(
+        tmp_path, small_profile().pretraining, "sft", small_model, dataset((tmp_path, examples))
+    )
+    clear, deep, side = probe("look", config)
+    assert clear["corner"] == [255] * 3 and 120 < deep["mean"][0] < 135 and side["size"] == [90, 120]
+    assert [data.image_size(tmp_path / row.images[0]) for row in examples] == [
+        tuple(seen["size"]) for seen in (clear, deep, side)
+    ]
+
+
+def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
+    """151,936 ids, the hub's files, a photo: LLaMA-Factory has the tokens that we count, trains, and it loads again."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.effect_noise((640, 480), 90).convert("RGB").save(folder / "photo.jpg")
+    examples = [about_image(str(i), "photo.jpg", [("What is it?", "Noise, 42 %.")]) for i in range(2)]
+    data.write_rows(folder, "sft", examples)
+    sizes = {"num_rows": 2, "batch_size": 2, "micro_batch_size": 2, "num_epochs": 1}
+    profile = load_profile("mini", {"pretraining": {"sft": sizes, "cutoff_tokens": 2048, "parallel_runs": 1,
+                                                    "max_pixels": 1024 * 28 * 28}})  # fmt: skip
+    made = stage.train(
+        profile, Training("real", "mini-qwen-3b", "sft", None), qwen_vlm, dataset((folder, examples))
+    )
+    assert made["values"]["steps"] == 1 and all(moved > 0 for moved in made["values"]["moved"].values())
+    home = stage.folder_of(profile, "real")
+    encoded = probe("encode", home / "train.yaml")
+    from transformers import AutoProcessor
+
+    counter = data.TokenCounter(AutoProcessor.from_pretrained(qwen_vlm), profile.pretraining.max_pixels)
+    assert len(encoded[0]["input_ids"]) == counter.text_tokens(examples[0]) + counter.image_tokens(640, 480)
+    backend = open_backend(ModelConfig(path=str(home / "final")), profile)
+    (done,) = backend.generate(
+        [Request("x", "What?", Image.open(folder / "photo.jpg"))], Sampling(max_tokens=3)
+    )
+    assert done.error is None
 
 
 def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
