@@ -119,12 +119,10 @@ def stage_arguments(
     if settings.gpus_per_node == 0:
         arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
     else:
-        arguments |= {
-            "preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000,
-            # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
-            "enable_liger_kernel": True,
-            "flash_attn": "fa2" if any(ENVIRONMENT.glob("lib/python*/site-packages/flash_attn")) else "auto",
-        }  # fmt: skip
+        arguments |= {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
+        # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
+        arguments |= {"enable_liger_kernel": True} if _installed("liger_kernel") else {}
+        arguments |= {"flash_attn": "fa2"} if _installed("flash_attn") else {}
     if settings.nodes > 1:
         arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
     if settings.deepspeed is not None:
@@ -132,6 +130,11 @@ def stage_arguments(
     if checkpoint is not None:
         arguments["resume_from_checkpoint"] = str(checkpoint)
     return arguments
+
+
+def _installed(package: str) -> bool:
+    """Whether LLaMA-Factory's environment has a package."""
+    return any(ENVIRONMENT.glob(f"lib/python*/site-packages/{package}"))
 
 
 def command(config: Path, nodes: int = 1) -> list[str]:

@@ -97,7 +97,7 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
         part not in llamafactory.TRAINS[name] for part in ("vision_tower", "projector", "language_model")
     ]
     assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
-    assert read["liger"] == (settings.gpus_per_node > 0)
+    assert read["liger"] == (settings.gpus_per_node > 0 and llamafactory._installed("liger_kernel"))
     assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
 
 
@@ -151,13 +151,18 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     Image.effect_noise((640, 480), 90).convert("RGB").save(folder / "photo.jpg")
     examples = [about_image(str(i), "photo.jpg", [("What is it?", "Noise, 42 %.")]) for i in range(2)]
     data.write_rows(folder, "sft", examples)
-    sizes = {"num_rows": 2, "batch_size": 2, "micro_batch_size": 2, "num_epochs": 1}
+    sizes = {
+        "num_rows": 2,
+        "batch_size": 2,
+        "micro_batch_size": 2,
+        "num_epochs": 2,
+    }  # the first step only warms up
     profile = load_profile("mini", {"pretraining": {"sft": sizes, "cutoff_tokens": 2048, "parallel_runs": 1,
                                                     "max_pixels": 1024 * 28 * 28}})  # fmt: skip
     made = stage.train(
         profile, Training("real", "mini-qwen-3b", "sft", None), qwen_vlm, dataset((folder, examples))
     )
-    assert made["values"]["steps"] == 1 and all(moved > 0 for moved in made["values"]["moved"].values())
+    assert made["values"]["steps"] == 2 and all(moved > 0 for moved in made["values"]["moved"].values())
     home = stage.folder_of(profile, "real")
     encoded = probe("encode", home / "train.yaml")
     from transformers import AutoProcessor

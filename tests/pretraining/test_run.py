@@ -68,6 +68,16 @@ def test_without_deepspeed_a_resume_loads_the_checkpoint_as_the_model(made, tmp_
     assert sharded["resume_from_checkpoint"] == "out/checkpoint-3" and sharded["data_shared_file_system"]
 
 
+def test_what_saves_memory_on_gpus_is_used_where_it_is_installed(made, monkeypatch, tmp_path):
+    monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
+    assert not {"enable_liger_kernel", "flash_attn"} & made("sft").keys()
+    for package in ("liger_kernel", "flash_attn"):
+        (tmp_path / "lib" / "python3.11" / "site-packages" / package).mkdir(parents=True)
+    assert made("sft")["enable_liger_kernel"] and made("sft")["flash_attn"] == "fa2"
+    alone = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
+    assert "enable_liger_kernel" not in made("sft", alone)
+
+
 def test_a_batch_that_does_not_divide_is_refused(made):
     odd = PAPER.model_copy(update={"gpus_per_node": 7})
     with pytest.raises(UserError, match="batch_size 256 is no multiple of 28"):
