@@ -33,116 +33,116 @@ class LetterReading:
     reason: str | None = None
 
 
-# --- the words; in a list of phrases a space stands for any white space ---
-
-_i = partial(re.compile, flags=re.IGNORECASE)
+# --- the words that tell what a letter is; in a list of phrases a space stands for any white space ---
 
 
 def _any(phrases: str) -> str:
     return "(?:" + "|".join(r"\s+".join(phrase.split()) for phrase in phrases.split("|")) + ")"
 
 
+_i = partial(re.compile, flags=re.IGNORECASE)
+_DASH = r"[-\u2013\u2014]"
 _GOOD = _any("correct|right|best|proper|true|final|only|matching|appropriate|suitable|accurate")
 _IS = _any(
     "is|are|was|were|would be|should be|must be|has to be|have to be|will be|can only be|seems to be|appears to be"
     "|seems|appears|looks|remains|becomes|being"
 )
-_LINK = rf"(?:{_IS}|[-=]>|[:=,\u2192\u2013\u2014-])"
+_LINK = rf"(?:{_IS}|'s|[-=]>|[:=,\u2192]|{_DASH})"
+_ADVERBS = (
+    "likely|most|very|probably|possibly|definitely|certainly|clearly|obviously|therefore|thus|indeed|still"
+)
 _FILL = (
-    r"(?:(?:(?:"
+    rf"(?:(?:(?:{_GOOD}|"
     + _any(
-        "the|to be|option|choice|letter|answer|number|likely|most|very|probably|possibly|definitely|certainly|clearly"
-        "|obviously|simply|therefore|thus|indeed|then|just|actually|surely|that|it is|it's|labell?ed|marked|still"
+        f"the|to be|option|choice|letter|answer|number|{_ADVERBS}|simply|then|just|actually|surely|that|it is|it's"
+        "|marked"
     )
-    + rf"|{_GOOD})\b|[:,])\s*)*\s*$"
+    + r")\b|[:,])\s*)*\s*$"
 )
 _CHOOSING = _any(
-    "choose|chose|choosing|select|selected|selecting|pick|picked|picking|go with|go for|going with|going for|went with"
-    "|opt for|settle on|settle for|vote for|answer with|say|guess|conclude|leaving|leaves|leaves us with|i think"
-    "|i believe|i suspect|i suppose|points to|corresponds to|match|matches|lean towards?|leaning towards?"
+    "choose|chose|choosing|select(?:ed|ing)?|pick(?:ed|ing)?|go(?:ing)? with|go(?:ing)? for|went with|opt for|settle on"
+    "|settle for|vote for|answer with|say|guess|conclude|leaving|leaves|leaves us with|i think|i believe|i suspect"
+    "|i suppose|points to|corresponds to|match(?:es)?|lean(?:ing)? towards?"
 )
 _OTHER_TONGUES = (
-    r"(?:\u7b54\u6848|\u6b63\u786e\u9009\u9879|\u6b63\u78ba\u9078\u9805|\u6b63\u89e3|\u7b54\u3048|\uc815\ub2f5)"
-    r"(?:\u5e94\u8be5|\u61c9\u8a72|\u5e94|\u5c31)?[\u662f\u4e3a\u70ba\u9009\u9078\u306f\uc740]?\s*:?\s*$"
-    r"|[\u9009\u9078][\u62e9\u64c7]?[\u9879\u9805]?[\u662f\u4e3a]?\s*:?\s*$"
-    r"|\b(?:respuesta|r\u00e9ponse|antwort|resposta|risposta|\u043e\u0442\u0432\u0435\u0442)\b[\w\s]*"
-    r"(?:es|est|ist|\u00e9|\u00e8|:)\s*$"
+    r"(?:答案|正确选项|正確選項|正解|答え|정답)(?:应该|應該|应|就)?[是为為选選は은]?\s*:?\s*$"
+    r"|[选選][择擇]?[项項]?[是为]?\s*:?\s*$"
+    r"|\b(?:respuesta|réponse|antwort|resposta|risposta|ответ)\b[\w\s]*(?:es|est|ist|é|è|:)\s*$"
 )
-
-
+# Before a letter: it is the answer.
 _STATES = _i(
     r"(?<![A-Za-z])(?:answers?|ans\.?|solution|conclusion|verdict|pick|guess|vote)"
     rf"(?:\s+(?:choice|option|letter|here|(?:to|for)\s+(?:the|this)\s+question))*(?:\s*\([^()]*\))?\s*{_LINK}?\s*{_FILL}"
     rf"|\b{_GOOD}\s+(?:\w+\s+)?(?:option|choice|letter|one|statement|description|caption|match|fit)\s*{_LINK}\s*{_FILL}"
-    rf"|\b(?:option|choice|letter)\s*{_LINK}\s*{_FILL}"
-    rf"|(?:##|=>|[\u2192\u2234])\s*{_FILL}|\b{_CHOOSING}\s*{_FILL}"
-    rf"|\b(?:it|that|this)(?:'s|\s+{_IS})\s*{_FILL}|{_OTHER_TONGUES}"
+    rf"|\b(?:option|choice|letter)\s*{_LINK}\s*{_FILL}|(?:##|=>|[\u2192\u2234])\s*{_FILL}|\b{_CHOOSING}\s*{_FILL}"
+    rf"|\b(?:it|that|this|which|(?:one|option|choice)\s+that\s+\w+)(?:'s|\s+{_IS})\s*{_FILL}|{_OTHER_TONGUES}"
 )
+# Before a letter: it may be.
 _HINTS = _i(
-    r"(?:\b(?:so|therefore|thus|hence|then|probably|maybe|perhaps|likely|possibly|definitely|certainly|clearly|surely"
-    rf"|yes|yeah|ok|okay|sure|finally|well|but|option|choice|letter|no)\b|[\u4ee5\u6545])\s*[,:]?\s*{_FILL}"
+    rf"(?:\b(?:so|hence|then|maybe|perhaps|surely|yes|yeah|ok|okay|sure|finally|well|but|no|doubt|{_ADVERBS})\b"
+    rf"|[以故是为])\s*[,:]?\s*{_FILL}|\b(?:since|because|as|given|based|according)\b[^.;\n]*,\s*\(?$"
 )
+# Before a letter: all but that one.
 _EXCEPT = _i(
     r"(?:(?:\b"
     + _any(
-        "not|never|neither|nor|except|unlike|than|versus|vs|instead of|over|without|against|besides|exclud\\w+"
-        "|eliminat\\w+|rules? out|ruled out|ruling out|discard\\w*|reject\\w*|dismiss\\w*|other than|anything but"
-        "|all but|far from|hardly|wrong|incorrect"
+        r"not|never|neither|nor|except|unlike|than|versus|vs|instead of|over|without|against|besides|exclud\w+"
+        r"|eliminat\w+|rules? out|ruled out|ruling out|discard\w*|reject\w*|dismiss\w*|other than|anything but|all but"
+        r"|far from|hardly|wrong|incorrect"
     )
     + r"|\w+n't)\s+(?:(?:options?|choices?|letters?|the|answers?|be|either|both|is|it)\s+)*"
-    r"|(?:\u4e0d\u662f|\u4e0d\u9009|\u6392\u9664|\u9664\u4e86)\s*)\(?$"
+    r"|(?:不是|不选|排除|除了)\s*)\(?$"
 )
+# Before a letter: it names a thing.
 _THING = _i(
     r"\b(?:panel|fig(?:ure|\.)?|graph|image|picture|part|section|step|group|curve|line|point|diagram|row|column|plot"
     r"|equation|chart|region|triangle|box|bar|circuit|node|vertex|vitamin|hepatitis|team|class|grade|angle|segment"
     r"|label|plan|type)(?:e?s)?\s*\(?$"
 )
-_DENIES = re.compile(
+# In its clause: it is denied, or only supposed.
+_DENIES = _i(
     r"\b(?:not|never|neither|nor|doubt|unlikely|impossible|wrong|incorrect|false|hardly|if|whether|suppose|assuming"
-    r"|unless|could|might|may|cannot|unclear|unknown|nothing)\b|\w+n't\b|\u4e0d",
-    re.IGNORECASE,
+    r"|unless|could|might|may|either|cannot|unclear|unknown|nothing)\b|\w+n't\b|不"
 )
-_HEDGE = re.compile(
-    r"\b(?:not\s+(?:\w+\s+)?(?:sure|certain)|no\s+doubt|without\s+(?:a\s+)?doubt)\b", re.IGNORECASE
+_HEDGE = _i(r"\b(?:not\s+(?:\w+\s+)?(?:sure|certain)|no\s+doubt|without\s+(?:a\s+)?doubt)\b")
+_BREAK = _i(
+    r"[.;:,!?\n。]|\b(?:so|but|therefore|thus|hence|because|since|then|however|while|whereas|leaving|leaves|and\s+the)\b"
+    r"|\band\s*(?:option|choice)?\s*\(?$"
 )
-_BREAK = re.compile(
-    r"[.;:,!?\n\u3002\uff0c]|\b(?:so|but|therefore|thus|hence|because|since|then|however|while|whereas|leaving|leaves"
-    r"|and\s+the)\b|\band\s*(?:option|choice)?\s*\(?$",
-    re.IGNORECASE,
-)
-_CORRECTS = re.compile(
+# Between two statements: the second one counts.
+_CORRECTS = _i(
     r"\b(?:but|however|wait|actually|so|therefore|thus|hence|final(?:ly)?|instead|sorry|correction|conclusion|rather"
-    r"|second\s+thoughts?|recheck|again|closer|no)\b|\u6240\u4ee5|\u56e0\u6b64|##",
-    re.IGNORECASE,
+    r"|second\s+thoughts?|recheck|again|closer|no)\b|所以|因此|##"
 )
-_WORDS = r"(?:(?!(?:because|since|as|but|and|so|if|not|while|that|which)\b|\w+n't)[^\s.;,!?]+[^\S\n]+)"
-_RIGHT = re.compile(
-    rf"(?:{_WORDS}{{0,6}}?{_IS}\s+(?:(?:the|a|most|more|likely|clearly|definitely|probably|therefore|thus|also|indeed"
-    r"|my|our|only|one|single|both|all)\s+)*(?:correct|right(?!\s+(?:of|next|above|below|side|angle))|true|answers?"
-    r"|choice|option|best|supported|consistent|mentioned|left)\b(?!-)"
-    rf"|{_WORDS}{{0,4}}?(?:fits|matches|applies|wins|remains|holds|it\s+is)\b"
-    rf"|{_WORDS}{{0,5}}?(?:[-\u2013\u2014:(]\s*(?:yes|correct|right|true|mentioned)\b|[\u2713\u2714\u2705\u2611])"
-    r"|(?:\u9009\u9879|\u9879)?\u662f?(?:\u6b63\u786e|\u6b63\u78ba|\u5bf9))",
-    re.IGNORECASE,
+# Behind a letter: it is right, it is wrong.
+_TICK, _CROSS = r"[\u2713\u2714\u2705\u2611]", r"[\u2717\u2718\u274c]"
+_WORDS = (
+    r"(?:(?!(?:because|since|as|but|and|so|if|not|while|that|which)\b|\w+n't)"
+    rf"(?:(?!{_TICK}|{_CROSS})[^\s.;,!?])+[^\S\n]+)"
 )
-_WRONG = re.compile(
-    rf"(?:{_WORDS}{{0,6}}?(?:[-\u2013\u2014:(]\s*|(?:{_IS}|can|could|would|may|has|have|does|do|did)\s+)"
-    r"(?:(?:both|all|also|clearly|obviously|be|been|therefore|thus)\s+)*"
+_RIGHT = _i(
+    rf"{_WORDS}{{0,6}}?{_IS}\s+(?:(?:the|a|more|my|our|only|one|single|both|all|also|{_ADVERBS})\s+)*"
+    r"(?:correct|right(?!\s+(?:of|next|above|below|side|angle))|true|answers?|choice|option|best|supported|consistent"
+    rf"|mentioned|left)\b(?!-)|{_WORDS}{{0,4}}?(?:fits|matches|applies|wins|remains|holds|it\s+is)\b"
+    rf"|{_WORDS}{{0,5}}?(?:(?:{_DASH}|[:(])\s*(?:yes|correct|right|true|mentioned)\b|{_TICK})|(?:选项|项)?是?(?:正确|正確|对)"
+)
+_WRONG = _i(
+    rf"{_WORDS}{{0,6}}?(?:(?:{_DASH}|[:(])\s*|(?:{_IS}|can|could|would|may|has|have|does|do|did)\s+)"
+    rf"(?:(?:both|all|also|be|been|{_ADVERBS})\s+)*"
     r"(?:not|never|wrong|incorrect|false|impossible|ruled\s+out|eliminated|excluded|out|unlikely|absent|no)\b"
-    rf"|{_WORDS}{{0,6}}?(?:cannot\b|contradict\w*|\w+n't\b|[\u2717\u2718\u274c])|(?:\u9009\u9879|\u9879)?\u662f?[\u4e0d\u9519\u932f\u8bef])",
-    re.IGNORECASE,
+    rf"|{_WORDS}{{0,6}}?(?:cannot\b|contradict\w*|\w+n't\b|{_CROSS})|(?:选项|项)?是?[不错錯误]"
 )
-# What may follow a letter that is not part of something else: an end, a mark, or a word that starts no noun.
-_FUNCTION_WORDS = _any(
-    "because|since|as|for|due|given|based|according|from|in|on|at|by|with|which|where|when|while|but|and|or|not|rather"
-    "|instead|if|though|although|so|therefore|thus|hence|this|it|these|there|explanation|reason|reasoning|the|per|over"
-    "|than|then"
+# Behind a letter that is no part of something else: an end, a mark, or a word that starts no noun.
+_GOES_ON = _i(
+    rf"\s*(?:$|[.,:;!?)\]}}>|(\n、。\u2014])|\s+(?:{_DASH}+|[-=]>|\u2192)\s|[^\x00-\x7f]|\s+"
+    + _any(
+        "because|since|as|for|due|given|based|according|from|in|on|at|by|with|which|where|when|while|but|and|or|not"
+        "|rather|instead|here|if|though|although|so|therefore|thus|hence|this|it|these|there|explanation|reason"
+        "|reasoning|the|per|over|than|then"
+    )
+    + r"\b"
 )
-_GOES_ON = re.compile(
-    r"\s*(?:$|[.,:;!?)\]}>|(\n\u3001\u3002\u2014])|\s+[-\u2013]\s|[^\x00-\x7f]" rf"|\s+{_FUNCTION_WORDS}\b",
-    re.IGNORECASE,
-)
-_ADVERB = re.compile(r"\s+(?:that|most|only|likely|definitely|clearly|alone|here|what|best|probably)\b")
+_ADVERB = re.compile(r"\s+(?:that|most|only|likely|definitely|clearly|alone|what|best|probably)\b")
 
 
 # --- reading ---
@@ -152,7 +152,7 @@ _BARE = re.compile(
     rf"(?:[#>\u2022-]+\s+|#+)?{_SOFT}(?:(?:option|choice|letter)\s+)?{_SOFT}([A-Z]){_SOFT}", re.IGNORECASE
 )
 _AT_ONCE = re.compile(
-    rf"(?:{_IS}|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]", re.IGNORECASE
+    rf"(?:{_IS}|best|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]", re.IGNORECASE
 )
 _RELISTED = re.compile(r"\W*A\s?[).:].*\bB\s?[).:].*\bC\s?[).:]", re.DOTALL)  # the options told again
 _NEAR = 100  # characters around a letter that can tell what it is
@@ -247,6 +247,8 @@ class _Reply:
             if match.start() < told:
                 continue  # a capital inside the option that was just named
             named = tuple(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", match[0]))
+            if re.match(r"\W{0,5}\bor\b(?!\s+rather)", self.text[match.end() :]):
+                named = (*named, "?")  # "B ... or something else"
             kind, rest = self._kind(match, named), self.text[match.end() :].lstrip(" .:")
             if (after := self._after_own(rest, named)) is not None:
                 told = len(self.text) - len(after)
@@ -256,7 +258,12 @@ class _Reply:
     def _kind(self, match: re.Match[str], named: Sequence[str]) -> str:
         start, end = match.span()
         left, right = self.text[max(0, start - _NEAR) : start], self.text[end : end + _NEAR]
-        head = bool(re.search(r"(?:^(?:is\b)?|[\n;])[\s>(\u2022-]*$", left if start < _NEAR else f" {left}"))
+        head = bool(
+            re.search(
+                r"(?i)(?:^(?:is\b|(?:option|choice|letter)\b)?|[\n;])[\s>(\u2022-]*$",
+                left if start < _NEAR else f" {left}",
+            )
+        )
         marked = match[0][-1] in ")]}>" or (head and right[:1] in (".", ":"))
         verdict = right.lstrip(" .:") if marked else right.lstrip(" ")
         own = self._after_own(verdict, named)
@@ -282,7 +289,11 @@ class _Reply:
             return ""
         if _STATES.search(left):
             return "stated"
-        alone = re.search(r"[.!?:;)\n\u3002]\s*\(?$", left) and re.match(r"\s*[.!]?\s*$", right)
+        alone = (
+            len(named) == 1
+            and re.search(r"[.!?:;)\n\u3002]\s*\(?$", left)
+            and re.match(r"\s*[.!]?\s*$", right)
+        )
         return "hinted" if head or alone or _HINTS.search(left) else ""
 
     def _after_own(self, rest: str, named: Sequence[str]) -> str | None:
@@ -326,7 +337,8 @@ def _items(with_i: bool) -> re.Pattern[str]:
     one = "[A-Z]" if with_i else "[A-HJ-Z]"
     one = rf"(?:[(\[{{<]\s*{one}\s*[)\]}}>]|{one}\s?[)\]]|{one}(?!\s?[)\]]))"
     joint = (
-        r"\s*(?:,?\s*\b(?:and\s?/\s?or|or|and)\b|[,/&;\u3001\u548c\u6216\u4e0e\u53ca]|\u8fd8\u662f|vs\.?|\?\s*or\b|\s[-\u2013]\s)\s*"
+        r"\s*\(?\s*(?:,?\s*\b(?:and\s?/\s?or|or|and)\b|[,/&;、和或与及]|还是|vs\.?|\?\s*or\b"
+        r"|\s[-\u2013]\s(?=[A-Z]\b(?!\s[a-z]))|[-=]>|[\u2192\u00d7\u00b7]|with\b)\s*"
         r"(?:(?:or|and|maybe|possibly|perhaps|probably|even|also|both|either|option|choice|the)\s+)*\(?"
     )
     return re.compile(

@@ -19,7 +19,7 @@ REPLIES = [
 
 @pytest.mark.parametrize("clear", [True, False])
 def test_replies_are_read_right_or_not_at_all(clear):
-    """299 replies that state an answer, 263 that state none, two, or only look like it."""
+    """411 replies that state an answer, 357 that state none, two, or only look like it."""
     rows = [row for row in REPLIES if (row["letter"] is not None) == clear]
     wrong = [
         (row["reply"], row["options"], reading)

@@ -13,6 +13,7 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import zip_longest
 from string import ascii_uppercase
@@ -43,9 +44,8 @@ class Score:
 
 
 def as_list(value: Any) -> list[str] | None:
-    """The items of a list, or of the list that a text writes out, as texts; None for what is no list.
-
-    A text is read as a literal, never evaluated as code (Q16).
+    """The items of a list, or of the list that a text writes out (a literal, never evaluated as code, Q16), as texts;
+    None for what is no list.
     """
     if isinstance(value, str):
         value = _literal(value)
@@ -183,18 +183,18 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
         flags = flags[-1:]
     if 0 < len(flags) < len(wanted):
         flags = flags * len(wanted)
-    scores = []
-    for index, (item, said) in enumerate(zip_longest(wanted, given)):
-        if item is None or said is None:
-            scores.append(0.0)
-        elif index < len(flags) and flags[index] == "YES":
-            scores.append(float(item.strip().lower() == said.strip().lower()))
-        else:
-            scores.append(_pro_item(item, said))
+    scores = [
+        _pro_item(item, said, index < len(flags) and flags[index] == "YES")
+        for index, (item, said) in enumerate(zip_longest(wanted, given))
+    ]
     return _scored(sum(scores) / len(scores), answer)
 
 
-def _pro_item(gold: str, prediction: str) -> float:
+def _pro_item(gold: str | None, prediction: str | None, year: bool) -> float:
+    if gold is None or prediction is None:
+        return 0.0
+    if year:
+        return float(gold.strip().lower() == prediction.strip().lower())
     gold, prediction = (text.strip().strip("%").strip() for text in (gold, prediction))
     base, number = _float(gold), _float(prediction)
     if base is not None and number is not None:
@@ -316,9 +316,7 @@ def mmmu_open(response: str, golds: Sequence[str]) -> bool:
 
 def _key_parts(response: str) -> list[str]:
     response = response.strip().strip(".").lower()
-    # The official split at ". " wants a capital after it, but the text is lower case: only lines split.
-    sentences = response.split("\n")
-    parts = []
+    sentences, parts = response.split("\n"), []  # the official split at ". " wants a capital, here is none
     for index, sentence in enumerate(sentences):
         markers = _OPEN_MARKERS + (("=",) if index == len(sentences) - 1 else ())
         tails = [sentence.split(marker)[-1].strip() for marker in markers if marker in sentence]
@@ -353,9 +351,7 @@ def mmmu_accuracy(sample: Sample, text: str) -> Score:
 
 DECIMALS = 2  # MATH-Vision's official rounding
 
-_PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_FRACTION = re.compile(r"([+-]?\d+)/(\d+)")
 _SAID = re.compile(r"the (?:final |correct )?answer (?:is|should be)", re.IGNORECASE)
 
 
@@ -424,17 +420,10 @@ def _clean(text: str) -> str:
 @lru_cache(maxsize=20_000)
 def _value(text: str) -> float | None:
     """The number that `text` writes, None where the official code would not get one."""
-    text = text.strip()
-    if _PLAIN_NUMBER.fullmatch(text):
-        return float(text)
-    if (fraction := _FRACTION.fullmatch(text)) and int(fraction[2]):
-        return int(fraction[1]) / int(fraction[2])
+    if re.fullmatch(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+|\d+/\d*[1-9]\d*)", text):
+        return float(Fraction(text))
     if len(text) > 200 or not re.search(r"\d", text):
         return None
-    return _latex_value(text)
-
-
-def _latex_value(text: str) -> float | None:
     from latex2sympy2_extended import latex2sympy
     from sympy import Rational
 

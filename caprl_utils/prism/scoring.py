@@ -40,24 +40,14 @@ def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) 
     """Score answers in their order.
 
     answers: in "caprl" the reader's complete texts. judge: for the metrics that need one; without it those answers
-    have no value. Raises UserError for an unknown benchmark, one that the scoring does not know, or an answer that is
-    no text.
+    have no value. Raises UserError for an unknown benchmark, or one that the scoring does not know.
     """
-    for sample, text in answers:
-        if not isinstance(text, str):
-            raise UserError(
-                f"benchmark {sample.benchmark!r}: an answer must be text, not {type(text).__name__}"
-            )
     if scoring == "caprl":
         return [caprl.score(text, sample.gold, _branch(sample.benchmark)) for sample, text in answers]
     scores = [METRICS[_metric(sample)](sample, text) for sample, text in answers]
-    left: dict[str, list[int]] = {}
-    for index, ((sample, _), found) in enumerate(zip(answers, scores, strict=True)):
-        if judge and found.value is None and _metric(sample) in JUDGED:
-            left.setdefault(_metric(sample), []).append(index)
-    for metric, places in left.items():
-        judged = JUDGED[metric]([answers[index] for index in places], judge)
-        for index, found in zip(places, judged, strict=True):
+    for metric, by_judge in JUDGED.items() if judge else ():
+        left = [i for i, one in enumerate(scores) if one.value is None and _metric(answers[i][0]) == metric]
+        for index, found in zip(left, by_judge([answers[i] for i in left], judge), strict=True):
             scores[index] = found
     return scores
 
@@ -135,9 +125,10 @@ def _ask(
     made: Callable[[Sample, str, str], str | Score],
     **parts: Callable[[Sample], str],
 ) -> list[Any]:
-    """What `made` makes of sample, answer and the judge's reply as the pattern reads it; a score without value where
-    it reads nothing. parts: what the template holds beside question, gold and answer.
+    """What `made` makes of sample, final answer and the judge's reply as the pattern reads it; a score without value
+    where it reads nothing. parts: what the template holds beside question, gold and answer.
     """
+    asked = [(sample, final_answer(text)) for sample, text in asked]
     texts = [
         template.format(
             question=sample.question, gold=sample.gold, answer=answer,
@@ -153,10 +144,6 @@ def _ask(
     return found
 
 
-def _final(asked: Asked) -> Asked:
-    return [(sample, final_answer(text)) for sample, text in asked]
-
-
 def _graded(asked: Asked, judge: Judge) -> list[Score]:
     def grade(_: Sample, answer: str, said: str) -> Score:
         value = float(said) if said.count(".") < 2 else math.nan
@@ -166,7 +153,7 @@ def _graded(asked: Asked, judge: Judge) -> list[Score]:
             None, answer, f"judge {judge.name} graded {said}, which is no verdict: 0.0 to 1.0 in tenths"
         )
 
-    return _ask(judge, _final(asked), prompts.GRADE, _GRADE, grade)
+    return _ask(judge, asked, prompts.GRADE, _GRADE, grade)
 
 
 def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list[Score]:
@@ -178,7 +165,7 @@ def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list
 
 def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
     rules = prompts.CHARXIV_RULES
-    return _compared(_final(asked), judge, lambda sample: rules.get(sample.meta.get("answer_type"), ""))
+    return _compared(asked, judge, lambda sample: rules.get(sample.meta.get("answer_type"), ""))
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
@@ -212,12 +199,10 @@ def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | S
         said = without_full_stop(final_answer(said)).strip(MARKS)
         return made(sample, "" if said.lower() == "none" else said)
 
-    scores = _ask(
-        judge, _final(asked), prompts.EXTRACT, _EXTRACTED, read,
-        hint=lambda sample: prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), ""),
-    )  # fmt: skip
-    unread = [isinstance(score, Score) and score.value is None for score in scores]
-    return [replace(score, parsed=None) if no else score for score, no in zip(scores, unread, strict=True)]
+    def hint(sample: Sample) -> str:
+        return prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), "")
+
+    return _ask(judge, asked, prompts.EXTRACT, _EXTRACTED, read, hint=hint)
 
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
@@ -234,7 +219,7 @@ TOLERANCE = 1e-6  # expected values are rounded to six decimals
 
 
 class Vector(BaseModel):
-    """A line of a file of test vectors. prediction, gold: of a circular question (meta.group) lists over its rotations.
+    """A line of a file of test vectors. prediction, gold: of a circular question lists over its rotations.
 
     expected: the value, None for "no score"; meta.math_verify has it by version, of which the pinned one counts.
     """
@@ -242,7 +227,7 @@ class Vector(BaseModel):
     model_config = ConfigDict(strict=True)
 
     benchmark: str
-    prediction: Any
+    prediction: str | list[str]
     gold: Any
     mode: Scoring
     expected: float | None
@@ -250,9 +235,8 @@ class Vector(BaseModel):
 
     def failure(self) -> str | None:
         """What is wrong; None where the scorer gives what is expected."""
-        meta = self.meta or {}
-        expected = meta.get("math_verify", {}).get(caprl.MATH_VERIFY_VERSION, self.expected)
-        found = self._score(meta)
+        expected = (self.meta or {}).get("math_verify", {}).get(caprl.MATH_VERIFY_VERSION, self.expected)
+        found = self._score()
         both = found.value is not None and expected is not None
         if abs(found.value - expected) <= TOLERANCE if both else found.value is expected:
             return None
@@ -261,22 +245,20 @@ class Vector(BaseModel):
             f"got {found.value} (parsed {found.parsed!r}, {found.reason or 'no remark'})"
         )
 
-    def _score(self, meta: dict[str, Any]) -> Score:
-        circular, options = meta.get("group") == "circular", tuple(as_list(meta.get("options")) or ())
-        pairs = zip(self.prediction, self.gold, strict=True) if circular else [(self.prediction, self.gold)]
-        asked = [
-            (Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs
-        ]
-        if (
-            self.mode == "standard"
-            and _metric(asked[0][0]) == MATHVISTA
-            and len(str(self.prediction).split()) == 1
-        ):
-            return mathvista_match(
-                *asked[0], extracted=True
-            )  # a vector's prediction is the final short answer
-        scores = score_answers(asked, self.mode)
-        return all_rotations(scores) if circular else scores[0]
+    def _score(self) -> Score:
+        meta = self.meta or {}
+        options = tuple(as_list(meta.get("options")) or ())
+
+        def asked(text: str, gold: Any) -> tuple[Sample, str]:
+            return Sample("vector", self.benchmark, (), "", gold, options, meta), text
+
+        if isinstance(self.prediction, list):
+            pairs = zip(self.prediction, self.gold, strict=True)
+            return all_rotations(score_answers([asked(*pair) for pair in pairs], self.mode))
+        one = asked(self.prediction, self.gold)
+        if self.mode == "standard" and _metric(one[0]) == MATHVISTA and len(self.prediction.split()) == 1:
+            return mathvista_match(*one, extracted=True)  # a vector's prediction is the final short answer
+        return score_answers([one], self.mode)[0]
 
 
 def check_vectors(path: Path) -> tuple[int, list[str]]:

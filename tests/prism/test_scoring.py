@@ -116,10 +116,6 @@ def test_mistakes_are_named():
         by_authors("chartqaa", "x", "x")
     with pytest.raises(UserError, match="scoring 'standard'"):
         by_authors("gqa", "x", "x")
-    with pytest.raises(UserError, match="must be text"):
-        by_authors("chartqa", ["x"], "x")
-    with pytest.raises(UserError, match="must be text"):
-        score("gqa", ["a"], "a")
 
 
 # --- the benchmarks' own metrics ---
@@ -457,7 +453,7 @@ def test_a_line_that_is_no_vector_fails_alone(tmp_path):
     assert (passed, len(failures)) == (1, 9)
     for number, text in enumerate((
         "Invalid JSON", "should be an object", "gold: Field required; expected: Field", "mode: Input should be",
-        "'gqqa'; did you mean", "expected: Input should be", "meta: Input should be", "must be text, not int",
+        "'gqqa'; did you mean", "expected: Input should be", "meta: Input should be", "prediction.str: Input should be",
         "use scoring 'standard'",
     )):  # fmt: skip
         assert text in failures[number] and f"line {number + 1} of" in failures[number]
