@@ -22,7 +22,14 @@ from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, b
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.results import PRINTED_AVERAGE, Results, all_average_notes, keys_of, paper_values
+from caprl_utils.reports.results import (
+    PRINTED_AVERAGE,
+    Results,
+    all_average_notes,
+    keys_of,
+    paper_values,
+    shared,
+)  # fmt: skip
 from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
@@ -168,7 +175,7 @@ def token_difference(results: Results, ours: str, theirs: str, share: float = 1.
     shares = {ours: share, theirs: 1.0}
     lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
     draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
-    return bootstrap_models(lengths, draws, seed)[AVERAGE].difference(ours, theirs)
+    return bootstrap_models(shared(lengths)[0], draws, seed)[AVERAGE].difference(ours, theirs)
 
 
 def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> dict[str, Scores]:

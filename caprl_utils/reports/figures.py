@@ -217,7 +217,7 @@ def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Pa
 
     pairs: label of a row -> caption pairs that it was trained on.
     """
-    panels = [*results.benchmarks, AVERAGE]
+    panels = [*results.scored, AVERAGE]
     with styled():
         figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)
         for axes, panel in zip(all_axes, panels, strict=True):

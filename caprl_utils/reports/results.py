@@ -19,7 +19,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import note_access
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, macro_average
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, macro_average
 from caprl_utils.reports.items import Item, Row, texts
 from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
 from caprl_utils.runs import load_result
@@ -96,23 +96,29 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of an item that were measured, and their resampled means."""
+    """The rows of an item that were measured, and their resampled means.
+
+    parts: benchmark or "average" -> means of all rows, of those benchmarks that all rows have scores in; the average is
+    over these. missing: label -> runs that are not there. left_out: benchmark -> samples that some row lacks.
+    """
 
     profile: Profile
     item: Item
     measured: Mapping[str, Measured]
-    parts: Mapping[str, Bootstrap]  # benchmark or "average" -> means of all rows
-    missing: Mapping[str, Sequence[str]]  # label -> runs that are not there
+    parts: Mapping[str, Bootstrap]
+    missing: Mapping[str, Sequence[str]]
+    left_out: Mapping[str, int]
 
     @property
-    def benchmarks(self) -> list[str]:
-        """Keys of the benchmarks, in the profile's order."""
+    def scored(self) -> list[str]:
+        """Keys of the benchmarks with scores, in the profile's order."""
         return [name for name in self.parts if name != AVERAGE]
 
     @property
     def groups(self) -> list[str]:
-        """The benchmarks, and "average"."""
-        return [*self.benchmarks, AVERAGE]
+        """All benchmarks, and "average"."""
+        records = (record for found in self.measured.values() for record in found.records.values())
+        return [*dict.fromkeys(name for r in records for name in r["values"]["benchmarks"]), AVERAGE]
 
     @property
     def heads(self) -> list[str]:
@@ -136,6 +142,35 @@ class Results:
         """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
         found = {name: self.parts[name] for name in benchmarks if name in self.parts}
         return macro_average(found) if found else self.parts[AVERAGE]
+
+    def notes(self) -> list[str]:
+        """What has no score, so that no number here is of it."""
+        unscored = ", ".join(title_of(name) for name in self.groups if name not in self.parts)
+        notes = [f"Without scores, and not in the average: {unscored}."] if unscored else []
+        few = ", ".join(
+            f"{count} of {title_of(name)}" for name, count in self.left_out.items() if name in self.parts
+        )
+        return notes + (
+            [f"Samples that some row has no score for are left out of all: {few}."] if few else []
+        )
+
+
+def shared(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[dict[str, dict[str, Scores]], dict[str, int]]:
+    """(label -> benchmark -> scores of the samples that all labels have, benchmark -> how many others there are)."""
+    names = dict.fromkeys(name for found in scores.values() for name in found)
+    common, left_out = {}, {}
+    for name in names:
+        keys = [found.get(name, {}).keys() for found in scores.values()]
+        common[name] = frozenset(keys[0]).intersection(*keys[1:])
+        if others := len(set().union(*keys)) - len(common[name]):
+            left_out[name] = others
+    kept = {
+        label: {
+            name: {k: v for k, v in found[name].items() if k in keys} for name, keys in common.items() if keys
+        }
+        for label, found in scores.items()
+    }
+    return kept, left_out
 
 
 def keys_of(benchmark: str) -> tuple[str, ...]:
@@ -175,10 +210,14 @@ def load(profile: Profile, item: Item) -> Results:
         raise UserError(f"{item.name} needs {listed(missing)}; make them: {command}")
     found = {row.label: _measure(profile, item, row) for row in item.rows}
     measured = {label: one for label, one in found.items() if one.records}
-    scores = {label: one.scores for label, one in measured.items()}
+    scores, left_out = shared({label: one.scores for label, one in measured.items()})
+    if not any(scores.values()):
+        raise UserError(
+            f"{item.name}: no question was scored in all of its rows; the records say why (unscored)"
+        )
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
     missing_of = {label: one.missing for label, one in found.items() if one.missing}
-    return Results(profile, item, measured, parts, missing_of)
+    return Results(profile, item, measured, parts, missing_of, left_out)
 
 
 def _measure(profile: Profile, item: Item, row: Row) -> Measured:
@@ -207,7 +246,7 @@ def _records(home: Path, runs: Sequence[str]) -> Records:
 def _read_curve(record_file: str, label: str) -> Curve:
     """The curve.jsonl beside a record; steps without a reward are left out. Raises UserError without any."""
     file = from_record_path(record_file).with_name("curve.jsonl")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []  # of bytes: split at \n alone
     rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
     if not rows:
         raise UserError(f"no training curve in {paths.shown(file)}; make it: make 03_caprl_rl_training")

@@ -99,7 +99,7 @@ def _facts(results: Results) -> dict[str, Any]:
     gap = results.difference(CAPRL, BASE)
     measured = results.measured.items()
     return {
-        "num_samples": {name: base["n"][name] for name in results.benchmarks},
+        "num_samples": {name: base["n"][name] for name in results.groups if name != AVERAGE},
         "missing": {label: list(names) for label, names in results.missing.items()},
         "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
         "gain": gap.value, "gain_interval": [gap.low, gap.high], "verdict": claims.verdict(gap.low, gap.high),
@@ -123,7 +123,7 @@ def _markdown(results: Results, tables: list, findings: list, paper: Table | Non
 
 def _measuring(results: Results) -> dict[str, Any]:
     """How was measured; floors and ceilings aside."""
-    parts = [results.parts[name] for name in results.benchmarks]
+    parts = [results.parts[name] for name in results.scored]
     questions, images = (_range([getattr(p, name) for p in parts]) for name in ("num_rows", "num_clusters"))
     asked = f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"
     if results.item.kind == "pretraining":
@@ -157,7 +157,7 @@ def _trainings(results: Results) -> dict[str, Any]:
 
 def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What Table 3 says in words."""
-    gaps = {name: results.parts[name].difference(CAPRL, BASE) for name in results.benchmarks}
+    gaps = {name: results.parts[name].difference(CAPRL, BASE) for name in results.scored}
     tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
     curves = []
     for curve in curves_of(results):
@@ -171,13 +171,13 @@ def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
     """Which benchmarks are called documents and charts, which natural images, and which are neither."""
     found = texts()["groups"]
-    rest = [key for key in results.benchmarks if not any(key in group for group in found.values())]
+    rest = [key for key in results.scored if not any(key in group for group in found.values())]
     named = {
         "Documents and charts": found["documents"],
         "Natural images": found["natural"],
         "In the average alone": rest,
     }
-    return [(name, [title_of(k) for k in results.benchmarks if k in keys]) for name, keys in named.items()]
+    return [(name, [title_of(k) for k in results.scored if k in keys]) for name, keys in named.items()]
 
 
 def _captioners(profile: Profile) -> str:
@@ -235,9 +235,10 @@ def draw(results: Results, stem: Path) -> None:
             figures.plot_curves(curves_of(results), target, step.max_completion_tokens, note)
         elif kind == "dots":
             shown = [label for label, found in results.measured.items() if not found.row.bound]
-            parts = {label: [results.interval(label, group) for group in results.groups] for label in shown}
+            groups = [*results.scored, AVERAGE]
+            parts = {label: [results.interval(label, group) for group in groups] for label in shown}
             series = {label: [(p.value, p.low, p.high) for p in found] for label, found in parts.items()}
-            figures.plot_dots(series, results.heads, target, figures.counted(results))
+            figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "sets":
@@ -283,6 +284,7 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     name, notes = item.name, item.notes
     if item.kind == "prism":
         caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
+    notes = [*notes, *results.notes()]
     if bounds:
         name, caption, notes = "bounds", "Floors, ceilings and a control for length, accuracy (%)", ()
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
@@ -302,6 +304,8 @@ def _missing(results: Results) -> list[str]:
 
 
 def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -> list[Cell]:
+    if benchmark not in results.parts:
+        return [Cell(numbers.MISSING)] * len(shown)
     values, cells = [_score(results, found, benchmark) for found in shown], []
     for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
         part = results.interval(found.row.label, benchmark)
@@ -316,18 +320,17 @@ def _cells(texts: Sequence[str], values: Sequence, sources: Sequence[Sequence[So
 
 
 def _score(results: Results, found: Measured, benchmark: str) -> float:
-    """The value on record; of VLMs the resampled one, which differs in the last digit at most.
+    """The value on record; of VLMs, and where samples were left out, the resampled one.
 
     Raises UserError where the single scores say otherwise.
     """
-    mean = results.interval(found.row.label, benchmark).value
-    keys = keys_of(benchmark)
+    mean, keys = results.interval(found.row.label, benchmark).value, keys_of(benchmark)
     value = found.mean_of(*keys)
-    if value is None or abs(value - mean) > 1e-9:
-        raise UserError(
-            f"{next(iter(found.records))}: {'/'.join(keys)} is {value}, its samples.parquet says {mean}; "
-            "delete that run and make it again"
-        )
+    if value is None or results.left_out:
+        return mean
+    if abs(value - mean) > 1e-9:
+        told = f"{'/'.join(keys)} is {value}, its samples.parquet says {mean}"
+        raise UserError(f"{next(iter(found.records))}: {told}; delete that run and make it again")
     return mean if results.item.kind == "pretraining" else value
 
 
@@ -364,18 +367,18 @@ def gaps_table(results: Results) -> Table:
     adjusted = claims.corrected(results)
     rows = []
     for ours, theirs in results.pairs:
-        gaps = {name: results.parts[name].difference(ours, theirs) for name in results.groups}
+        gaps = {name: results.parts[name].difference(ours, theirs) for name in (*results.scored, AVERAGE)}
         values = [gap.value for gap in gaps.values()]
         texts = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
-        ps = statistics.holm({name: gaps[name].p_value for name in results.benchmarks}) if table3 else {}
+        ps = statistics.holm({name: gaps[name].p_value for name in results.scored}) if table3 else {}
         ps[AVERAGE] = adjusted[claims.test_of(ours, theirs)]
-        cells = []
+        cells = dict.fromkeys(results.groups, Cell(numbers.MISSING))
         for (name, gap), text in zip(gaps.items(), texts, strict=True):
             bounds, p = (gap.low, gap.high), f", {numbers.p_value(ps[name])}" if name in ps else ""
             shown = f"{text} {numbers.interval(bounds, signed=True)}{p}"
             sources = [results.measured[label].sources(*keys_of(name)) for label in (ours, theirs)]
-            cells.append(Cell(shown, gap.value, bounds, sources[0] + sources[1]))
-        rows.append((f"{ours.removeprefix('control: ')} − {theirs}", cells))
+            cells[name] = Cell(shown, gap.value, bounds, sources[0] + sources[1])
+        rows.append((f"{ours.removeprefix('control: ')} − {theirs}", list(cells.values())))
     name = "differences" if table3 else f"{results.item.name}_gaps"
     notes = _under_gaps(results, len(adjusted) > len(results.pairs))
     return Table(name, GAPS, "Comparison", results.heads, rows, notes)
@@ -384,7 +387,7 @@ def gaps_table(results: Results) -> Table:
 def _under_gaps(results: Results, more_tests: bool) -> list[str]:
     """more_tests: there are others than the table's rows."""
     if results.item.kind == "prism":
-        smallest = [detectable_difference(results, name) for name in results.benchmarks]
+        smallest = [detectable_difference(results, name) for name in results.scored]
         low, high = numbers.percent(min(smallest)), numbers.percent(max(smallest))
         return [_note("differences"), _note("detectable", low=low, high=high)]
     if results.item.kind == "pretraining":
@@ -412,7 +415,8 @@ def _trainings_of_settings(results: Results) -> str:
 def detectable_difference(results: Results, benchmark: str) -> float:
     """Smallest true difference of CapRL from base that a benchmark's images show with 80 % power."""
     ours, theirs = (results.measured[label].scores[benchmark] for label in (CAPRL, BASE))
-    gaps = statistics.cluster_means([ours[key] - theirs[key] for key in ours], [image for image, _ in ours])
+    both = [key for key in ours if key in theirs]
+    gaps = statistics.cluster_means([ours[key] - theirs[key] for key in both], [image for image, _ in both])
     return statistics.minimum_detectable_difference(list(gaps.values()))
 
 
@@ -473,14 +477,14 @@ def _matched_cell(results: Results, matched: statistics.Matched, name: str) -> C
 def best_table(results: Results) -> Table:
     """Mean over an image's captions beside the best of n, averages over the benchmarks (%)."""
     first = next(iter(results.measured[BASE].records.values()))["values"]["benchmarks"]
-    counts = list(first[results.benchmarks[0]]["best_of"])
+    counts = list(first[results.scored[0]]["best_of"])
     rows = []
     for label, found in results.measured.items():
         if found.row.bound:
             continue
         values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
         for k in counts:
-            places = [("benchmarks", name, "best_of", k) for name in results.benchmarks]
+            places = [("benchmarks", name, "best_of", k) for name in results.scored]
             each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
             sources.append([source for keys in places for source in found.sources(*keys)])
@@ -524,4 +528,4 @@ def _score_array(found: Measured) -> list[list[list[float]]]:
             if row["score"] is not None:
                 captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
         by_run.append(captions)
-    return [[run[key] for run in by_run] for key in sorted(by_run[0])]
+    return [[run[key] for run in by_run] for key in sorted(by_run[0]) if all(key in run for run in by_run)]

@@ -15,14 +15,20 @@ from caprl_utils.runs import Run
 RECIPE = ["caprl_utils.errors"]
 
 
-def evaluate(profile, stage, name, right, tokens=None, benchmarks=("mini-chart", "mini-scene"), captions=1):
-    """An evaluation in which the first `right` of every 20 of 40 images are answered right."""
+def evaluate(
+    profile, stage, name, right, tokens=None, benchmarks=("mini-chart", "mini-scene"), captions=1, unscored=()
+):
+    """An evaluation in which the first `right` of every 20 of 40 images are answered right.
+
+    unscored: benchmarks, or samples of one (benchmark, number), that have no score.
+    """
     shared = {"question": "What is it?", "options": [], "gold": "7", "answer": "7", "letter_mass": None,
               "parsed": "7", "reason": None, "finish_reason": "stop",
               "num_tokens": None if tokens is None else int(tokens)}  # fmt: skip
     rows = [
         shared | {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
-                  "caption": f"caption {index} of {n}", "score": float(n % 20 < right)}
+                  "caption": f"caption {index} of {n}",
+                  "score": None if {benchmark, (benchmark, n)} & {*unscored} else float(n % 20 < right)}
         for benchmark in benchmarks for n in range(40) for index in range(captions)
     ]  # fmt: skip
     with Run.open(profile, stage, name, {"right": right}, RECIPE) as run:
@@ -44,8 +50,8 @@ def profile(tmp_path, monkeypatch):
 def prism_run(profile):
     """Makes a Prism run with two captions an image."""
 
-    def make(name, right, tokens=20.0):
-        evaluate(profile, "prism", name, right, tokens, captions=2)
+    def make(name, right, tokens=20.0, **more):
+        evaluate(profile, "prism", name, right, tokens, captions=2, **more)
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.reports import tables
+from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import load_result
 
@@ -55,6 +55,32 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
         assert part in text, part
     assert content["facts"]["verdict"] == "supported" and content["runs"][0]["key"]
     assert str(tmp_path) not in text + json.dumps(content)
+
+
+def test_what_has_no_score_is_a_dash_and_stays_out_of_averages_and_differences(
+    finished, prism_run, cell, results_of
+):
+    """A benchmark that nobody could score, and a sample that one captioner has no score for."""
+    three = ("mini-chart", "mini-scene", "mini-document")
+    for name, right in (("base-3b", 8), ("caprl-seed0", 14), ("base-72b", 18), ("floor-empty", 1)):
+        lost = {("mini-chart", 0)} if name == "base-72b" else set()
+        prism_run(name, right, benchmarks=three, unscored={"mini-document", *lost})
+    results = results_of(finished)
+    scores, gaps = tables.scores_table(results), tables.gaps_table(results)
+    assert scores.columns[:4] == ["Mini Chart", "Mini Scene", "Mini Document", "Average"]
+    for table, row in ((scores, "CapRL-3B"), (gaps, PAIR)):
+        missing = cell(table, row, "Mini Document")
+        assert missing.text == "–" and missing.value is None
+    assert cell(scores, "CapRL-3B", "Mini Chart").value == pytest.approx(27 / 39)
+    assert cell(scores, "CapRL-3B", "Average").value == pytest.approx((27 / 39 + 0.7) / 2)
+    assert cell(gaps, PAIR, "Mini Scene").value == pytest.approx(0.3)
+    assert scores.notes[-2:] == [
+        "Without scores, and not in the average: Mini Document.",
+        "Samples that some row has no score for are left out of all: 1 of Mini Chart.",
+    ]
+    tables.write(finished, "table3")
+    text = page.html_of(paths.reports_of("mini") / "table3.md")
+    assert "Mini Document" in text and page.write_html(finished).is_file()
 
 
 def test_several_training_seeds_are_averaged(finished, trained, results_of, cell, with_seeds):
