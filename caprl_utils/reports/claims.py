@@ -22,14 +22,8 @@ from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, b
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.results import (
-    PRINTED_AVERAGE,
-    Results,
-    all_average_notes,
-    keys_of,
-    paper_values,
-    shared,
-)  # fmt: skip
+from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
+from caprl_utils.reports.results import Results, keys_of, shared
 from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none

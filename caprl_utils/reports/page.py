@@ -26,7 +26,7 @@ from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
 from caprl_utils.reports import cards, claims, numbers, tables
 from caprl_utils.reports.items import Item, chosen, items
-from caprl_utils.reports.results import PRINTED_AVERAGE, paper_values
+from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 

@@ -1,12 +1,10 @@
-"""What was measured: the runs behind an item's rows, resampled together; and what the paper prints.
+"""What was measured: the runs behind an item's rows, resampled together.
 
 Several training seeds of a row are averaged sample by sample. Rows whose runs are not there are left out, but for those
-that the item cannot do without. The paper's values are read from reports/paper and never mixed with ours.
-"""
+that the item cannot do without."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +18,12 @@ from caprl_utils.files import note_access
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, macro_average
-from caprl_utils.reports.items import Item, Row, texts
-from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, look_up, record_path
+from caprl_utils.reports.items import Item, Row
+from caprl_utils.reports.numbers import Source, from_record_path, look_up, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
-PRINTED_AVERAGE = "Average"  # column of the paper's tables
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,6 @@ class Measured:
 
     @property
     def training_seeds(self) -> list[int]:
-        """Of its trainings."""
         return [seed for record in self.trainings.values() for seed in record["seeds"]]
 
     @property
@@ -87,11 +83,9 @@ class Measured:
     @cached_property
     def curves(self) -> list[Curve]:
         """Reward and length over each of its trainings. Raises UserError where one has none."""
-        label, many = self.row.label, len(self.trainings) > 1
-        return [
-            _read_curve(file, f"{label}, training {number}" if many else label)
-            for number, file in enumerate(self.trainings, 1)
-        ]
+        labels = [f"{self.row.label}, training {number + 1}" for number in range(len(self.trainings))]
+        labels = labels if len(labels) > 1 else [self.row.label]
+        return [_read_curve(*pair) for pair in zip(self.trainings, labels, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -254,60 +248,3 @@ def _read_curve(record_file: str, label: str) -> Curve:
     rows.sort(key=lambda row: row["step"])
     columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
     return Curve(label, *columns, record_path(file))
-
-
-def paper_rows(file: str) -> list[dict[str, str]]:
-    """A CSV of reports/paper, texts as printed."""
-    with open(paths.PAPER / file, encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def paper_value(text: str) -> float | str:
-    """A printed number, or a word such as "yes" in a column of words."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def paper_table(file: str, caption: str) -> Table:
-    """A CSV of reports/paper as a table; digits stay as printed, what is odd about them stands below."""
-    rows, labels = paper_rows(file), texts()["paper_tables"][file]
-    columns = [name for name in rows[0] if name not in labels]
-    source, body = record_path(paths.PAPER / file), []
-    for number, row in enumerate(rows):
-        cells = [Cell(row[c], paper_value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns]
-        body.append((", ".join(row[name] for name in labels), cells))
-    notes = [*average_notes(file), *(note for name, note in texts()["cautions"].items() if name == file)]
-    return Table(Path(file).stem, caption, labels[0], columns, body, notes)
-
-
-def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
-    """Labels of a row -> column -> number as printed."""
-    return {
-        tuple(row[name] for name in texts()["paper_tables"][file]): {
-            column: value for column, text in row.items() if isinstance(value := paper_value(text), float)
-        }
-        for row in paper_rows(file)
-    }
-
-
-def average_notes(file: str) -> list[str]:
-    """Printed averages of one of the paper's tables that rounding of the printed entries does not lead to."""
-    notes = []
-    for labels, values in paper_values(file).items():
-        printed, entries = values.get(PRINTED_AVERAGE), [v for c, v in values.items() if c != PRINTED_AVERAGE]
-        mean = sum(entries) / max(1, len(entries))
-        if printed is not None and abs(printed - mean) > 0.05 + 1e-9:
-            away = f"the printed average {printed:.1f} lies {abs(printed - mean):.3f} away from the mean"
-            notes.append(f"{', '.join(labels)}: {away} of the printed entries, {mean:.3f}")
-    return notes
-
-
-def all_average_notes() -> list[str]:
-    """Those of all of the paper's tables, rows of two tables once."""
-    found: dict[str, str] = {}
-    for file in texts()["paper_tables"]:
-        for note in average_notes(file):
-            found.setdefault(note, f"{file.split('_')[0].replace('table', 'Table ')}, {note}")
-    return list(found.values())

@@ -23,19 +23,11 @@ from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.reports import claims, figures, numbers
+from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.results import (
-    Curve,
-    Measured,
-    Results,
-    keys_of,
-    listed,
-    load,
-    missing_runs,
-    paper_table,
-    title_of,
-)  # fmt: skip
+from caprl_utils.reports.paper import paper_table
+from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -52,9 +44,12 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
     """
     known, done = items(profile), []
     for name in names or known:
-        if not names and (missing := missing_runs(profile, known[name])):
+        if not names and (missing := measuring.missing_runs(profile, known[name])):
             command = f"make {known[name].target} PROFILE={profile.name}"
-            print(f"{name}: left out, not there yet: {listed(missing)}; make it: {command}", file=sys.stderr)
+            print(
+                f"{name}: left out, not there yet: {measuring.listed(missing)}; make it: {command}",
+                file=sys.stderr,
+            )
         else:
             write(profile, name)
             done.append(name)
@@ -65,7 +60,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     """Write one item to the profile's folder; returns what its JSON holds. Raises UserError when a run is missing."""
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
-    results = load(profile, item)
+    results = measuring.load(profile, item)
     findings = claims.test_all(results)
     tables = tables_of(results)
     short = "Table 3" if item.kind == "prism" else item.title
@@ -136,11 +131,8 @@ def _measuring(results: Results) -> dict[str, Any]:
     shown = [found for found in results.measured.values() if not found.row.bound]
     records = [record for found in shown for record in found.records.values()]
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
-    return {
-        "asked": asked,
-        "readers": readers,
-        "captions": _range([r["captions_per_image"] for r in records]),
-    }
+    captions = _range([record["captions_per_image"] for record in records])
+    return {"asked": asked, "readers": readers, "captions": captions}
 
 
 def _trainings(results: Results) -> dict[str, Any]:
@@ -172,12 +164,9 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
     """Which benchmarks are called documents and charts, which natural images, and which are neither."""
     found = texts()["groups"]
     rest = [key for key in results.scored if not any(key in group for group in found.values())]
-    named = {
-        "Documents and charts": found["documents"],
-        "Natural images": found["natural"],
-        "In the average alone": rest,
-    }
-    return [(name, [title_of(k) for k in results.scored if k in keys]) for name, keys in named.items()]
+    named = (("Documents and charts", found["documents"]), ("Natural images", found["natural"]))
+    every = (*named, ("In the average alone", rest))
+    return [(name, [title_of(k) for k in results.scored if k in keys]) for name, keys in every]
 
 
 def _captioners(profile: Profile) -> str:
@@ -292,12 +281,11 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
 
 def _missing(results: Results) -> list[str]:
     """What of the whole table was not evaluated, by row and run."""
-    left_out = {k: names for k, names in results.missing.items() if k not in results.measured}
-    rows = "; ".join(f"{label} ({', '.join(names)})" for label, names in left_out.items())
-    notes = [f"Not evaluated, so not in the tables: {rows}."] if rows else []
-    for label, names in results.missing.items():
-        if label not in left_out:
-            there = len(results.measured[label].records)
+    gone = [f"{k} ({', '.join(v)})" for k, v in results.missing.items() if k not in results.measured]
+    notes = [f"Not evaluated, so not in the tables: {'; '.join(gone)}."] if gone else []
+    for label, found in results.measured.items():
+        if names := results.missing.get(label):
+            there = len(found.records)
             seeds = f"{there} of {there + len(names)} training seeds"
             notes.append(f"{label} is averaged over {seeds}; not evaluated: {', '.join(names)}.")
     return notes
@@ -336,23 +324,20 @@ def _score(results: Results, found: Measured, benchmark: str) -> float:
 
 def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     """Column -> what is told of a row besides its scores."""
-    facts, first = {}, next(iter(found.trainings.values()), None)
+    first = next(iter(found.trainings.values()), None)
     if item.kind == "pretraining":
         cells = {"Trainings": Cell(str(len(found.records)), len(found.records))}
-        facts["Caption pairs"] = (_pairs(found), "n")
+        facts = {"Caption pairs": (_pairs(found), "n")}
     else:
-        tokens = found.mean_of("caption_tokens")
-        cells = {
-            "Caption tokens": Cell(numbers.number(tokens), tokens, None, found.sources("caption_tokens"))
-        }
+        tokens, sources = found.mean_of("caption_tokens"), found.sources("caption_tokens")
+        cells, facts = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, sources)}, {}
     if item.kind == "rl":
         facts["Training images"] = (first and first["n"], "n")
         facts["Steps"] = (first and first["values"]["steps"], "values/steps")
         facts["Trainings"] = (len(found.trainings) or None, "values/steps")
     for head, (value, key) in facts.items():
-        cells[head] = Cell(
-            numbers.count(value), value, None, tuple(Source(file, key) for file in found.trainings)
-        )
+        sources = tuple(Source(file, key) for file in found.trainings)
+        cells[head] = Cell(numbers.count(value), value, None, sources)
     return cells
 
 
@@ -406,7 +391,7 @@ def _trainings_of_settings(results: Results) -> str:
     told = []
     for many in sorted(set(counts.values()), reverse=True):
         names = ", ".join(name for name, number in counts.items() if number == many)
-        where = "" if names == ", ".join(counts) else f" in setting {names}"
+        where = f" in setting {names}" if len(set(counts.values())) > 1 else ""
         told.append(f"{words.get(many, f'{many} trainings')} a row{where}")
     text = ", ".join(told) + _note("other_seeds") + (_note("averaged") if max(counts.values()) > 1 else "")
     return text[0].upper() + text[1:]
@@ -477,8 +462,7 @@ def _matched_cell(results: Results, matched: statistics.Matched, name: str) -> C
 def best_table(results: Results) -> Table:
     """Mean over an image's captions beside the best of n, averages over the benchmarks (%)."""
     first = next(iter(results.measured[BASE].records.values()))["values"]["benchmarks"]
-    counts = list(first[results.scored[0]]["best_of"])
-    rows = []
+    counts, rows = list(first[results.scored[0]]["best_of"]), []
     for label, found in results.measured.items():
         if found.row.bound:
             continue
@@ -514,18 +498,16 @@ def _averages_of_trainings(found: Measured) -> list[str]:
     """Each training's own average, where there are several."""
     if len(found.records) < 2:
         return []
-    texts = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
-    each = ", ".join(f"{text} ({name})" for name, text in zip(found.names, texts, strict=True))
+    averages = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
+    each = ", ".join(f"{text} ({name})" for name, text in zip(found.names, averages, strict=True))
     return [f"Averages of the trainings of {found.row.label}: {each}."]
 
 
 def _score_array(found: Measured) -> list[list[list[float]]]:
     """Scores as (questions, training seeds, captions)."""
-    by_run = []
-    for rows in found.rows_of_runs:
-        captions: dict[tuple[str, str], list[float]] = {}
+    by_run: list[dict[tuple[str, str], list[float]]] = [{} for _ in found.rows_of_runs]
+    for captions, rows in zip(by_run, found.rows_of_runs, strict=True):
         for row in sorted(rows, key=lambda row: row["caption_index"]):
             if row["score"] is not None:
                 captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
-        by_run.append(captions)
     return [[run[key] for run in by_run] for key in sorted(by_run[0]) if all(key in run for run in by_run)]

@@ -8,7 +8,7 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
-from caprl_utils.reports import claims, page, results, tables
+from caprl_utils.reports import claims, page, paper, tables
 from caprl_utils.reports.items import items, texts
 
 
@@ -76,7 +76,7 @@ def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated)
 def test_every_setting_of_the_pretraining_is_one_of_the_papers():
     known = texts()["settings"]
     assert set(known) == {file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml")}
-    assert set(known.values()) == {setting for setting, _ in results.paper_values("table1_pretraining.csv")}
+    assert set(known.values()) == {setting for setting, _ in paper.paper_values("table1_pretraining.csv")}
 
 
 def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
@@ -102,7 +102,7 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
 
 
 def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
-    found = results.all_average_notes()
+    found = paper.all_average_notes()
     rows = [note.split(": ")[0] for note in found]
     assert rows == [
         "Table 1, Qwen2.5-3B + Qwen2.5-ViT, CapRL-5M", "Table 1, Qwen2.5-7B + Qwen2.5-ViT, DenseFusion-1M",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caprl_utils import paths
-from caprl_utils.reports import numbers, results
+from caprl_utils.reports import numbers, paper
 from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
 
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
@@ -99,6 +99,6 @@ def test_record_paths_do_not_depend_on_the_machine(monkeypatch, tmp_path):
 
 
 def test_the_papers_table_and_its_odd_averages():
-    table = results.paper_table("table3_prism.csv", "Paper")
+    table = paper.paper_table("table3_prism.csv", "Paper")
     assert dict(table.rows)["CapRL-3B"][-1].text == "48.3" and table.columns[-1] == "Average"
     assert [note.split(":")[0] for note in table.notes] == ["Qwen2.5-VL-72B", "CapRL-3B"]
