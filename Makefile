@@ -146,6 +146,9 @@ lab: environment ## open the notebooks in JupyterLab (LAB_ARGS="--no-browser --p
 bench: environment ## speed against the baselines (BENCH="client reward": only these)
 	@$(PY) tests/bench $(BENCH)
 
+check-gpu: environment ## what only a GPU can tell, in minutes: random weights at true 3B sizes (SIZE=tiny: on a CPU)
+	@$(PY) tests/bench/check_gpu.py --size $(or $(SIZE),3b)
+
 test: lint test-fast test-notebooks ## all checks: style, unit tests, smoke chain and notebooks
 
 lint: environment ## style, also of the notebooks, and which room imports which
@@ -186,5 +189,5 @@ environment:
 FORCE:
 
 .PHONY: slice setup setup-main setup-llamafactory setup-tokenizer lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
-	figures extras report publish plan serve bench config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
+	figures extras report publish plan serve bench check-gpu config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE

@@ -90,6 +90,11 @@ def save_vlm(folder: Path, width: int = 64, seed: int = 0) -> Path:
         **IDS,
     )
     _save(hf.Qwen2_5_VLForConditionalGeneration(config), folder)
+    return add_processor(folder)
+
+
+def add_processor(folder: Path) -> Path:
+    """Qwen2.5-VL's image processor and chat template beside a model."""
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": VLM_TEMPLATE}))
     settings = json.loads((folder / "tokenizer_config.json").read_text())

@@ -17,6 +17,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.images import open_images
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.records import Question
+from caprl_utils.registry import drawn_source
 from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.rl.readers import Reader
 from caprl_utils.rl.rewards import (
@@ -91,9 +92,9 @@ def everything(questions: Sequence[Question]) -> str:
 
 
 def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
-    """True captions of the images where their source knows them, else what the questions' answers state."""
-    wanted = {e.id for e in examples}
-    known = {i.id: i.meta.get("true_caption") for i in open_images(profile, "rl") if i.id in wanted}
+    """True captions of the images where their source draws them, else what the questions' answers state."""
+    drawn = open_images(profile, "rl") if drawn_source(profile.images.source) else ()
+    known = {image.id: image.meta.get("true_caption") for image in drawn}
     return [known.get(e.id) or stated(e.questions) for e in examples]
 
 

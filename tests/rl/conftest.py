@@ -11,8 +11,8 @@ from caprl_utils import paths
 STEPS = 4
 
 
-def write_questions(file: Path, num_images: int) -> None:
-    """A parquet file in CapRL-QA-75K's schema."""
+def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 140)) -> None:
+    """A parquet file in CapRL-QA-75K's schema, with plain pictures of a size."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -20,7 +20,7 @@ def write_questions(file: Path, num_images: int) -> None:
     rows = []
     for i in range(num_images):
         picture = io.BytesIO()
-        Image.new("RGB", (140, 140), (10 * i % 255, 90, 200 - 10 * i % 200)).save(picture, "PNG")
+        Image.new("RGB", size, (10 * i % 255, 90, 200 - 10 * i % 200)).save(picture, "PNG")
         questions = [
             {
                 "question": f"What is the value of {city}?",
