@@ -177,27 +177,34 @@ def test_questions_about_one_image_share_its_id(tmp_path):
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
-    (tmp_path / "v" / "images").mkdir(parents=True)
-    (tmp_path / "v" / "images" / "0.png").write_bytes(png())
+def write_visulogic(folder):
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "0.png").write_bytes(png())
     row = {"image_path": "images/0.png", "question": "Next?", "label": "C", "id": "0", "tag": "x"}
-    (tmp_path / "v" / "data.jsonl").write_text(json.dumps(row) + "\n")
-    sample = load("visulogic", path=tmp_path / "v" / "data.jsonl")[0]
-    assert sample.gold == "C" and sample.images[0]().size == (6, 4)
+    (folder / "data.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
+    folder = write_visulogic(tmp_path / "v")
+    for path in (folder, folder / "data.jsonl"):
+        sample = load("visulogic", path=path)[0]
+        assert sample.gold == "C" and sample.images[0]().size == (6, 4)
+
+
+def write_gqa(folder, images):
+    facts = get_benchmark("gqa").hub
+    row = {"id": "q1", "imageId": "n1", "question": "Dog?", "answer": "yes", "fullAnswer": "Yes."}
+    write(folder / facts.config, [row], [])
+    write(folder / facts.images_config, [{"id": n, "image": image} for n, image in images.items()], ["image"])
+    return folder
 
 
 def test_gqa_joins_images(tmp_path):
-    rows = [{"id": "q1", "imageId": "n1", "question": "Dog?", "answer": "yes", "fullAnswer": "Yes."}]
-    facts = get_benchmark("gqa").hub
-    write(tmp_path / "gqa" / facts.config, rows, [])
-    images = [{"id": "n1", "image": P}, {"id": "n2", "image": OTHER}]
-    write(tmp_path / "gqa" / facts.images_config, images, ["image"])
-    sample = load("gqa", path=tmp_path / "gqa")[0]
+    sample = load("gqa", path=write_gqa(tmp_path / "gqa", {"n1": P, "n2": OTHER}))[0]
     assert sample.meta["image_id"] == "n1" and sample.images[0]().getpixel((0, 0)) == (200, 10, 10)
-    write(tmp_path / "other" / facts.config, rows, [])
-    write(tmp_path / "other" / facts.images_config, images[1:], ["image"])
     with pytest.raises(UserError, match="first: n1"):
-        load("gqa", path=tmp_path / "other")
+        load("gqa", path=write_gqa(tmp_path / "other", {"n2": OTHER}))
 
 
 def captionqa_row(identity):

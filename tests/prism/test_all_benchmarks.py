@@ -1,0 +1,107 @@
+"""Every benchmark from rows in its own columns to a score: a reader that knows all gets 100 %, whatever its words."""
+
+import math
+import re
+
+import pytest
+
+from caprl_utils.config import load_profile
+from caprl_utils.models.base import Completion
+from caprl_utils.prism import evaluate as prism
+from caprl_utils.prism.benchmarks import load_registry
+from caprl_utils.prism.controls import image_itself
+from caprl_utils.prism.loading import load_samples
+from tests.prism.test_loaders import LAYOUTS, captionqa_row, collection, write, write_gqa, write_visulogic
+from tests.prism.test_prism import Captioner
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Benchmark -> a local copy with a few rows."""
+    folder = tmp_path_factory.mktemp("data")
+    found = {key: write(folder / key, rows, images) for key, (rows, images, _) in LAYOUTS.items()}
+    found["visulogic"] = write_visulogic(folder / "visulogic")
+    found["gqa"] = write_gqa(folder / "gqa", {"n1": LAYOUTS["chartqa"][0][0]["image"]})
+    found["captionqa"] = write(folder / "captionqa", [captionqa_row("nat_001")], [["images"]])
+    found["seed2k"] = collection(folder / "files", [{"answer": "B"}])
+    return {key: str(path) for key, path in found.items()}
+
+
+@pytest.fixture
+def profile(places):
+    return load_profile("smoke", {
+        "prompts": "authors", "prism.paths": places, "prism.benchmarks": list(places), "prism.captions_per_image": 1,
+        "prism.judge_model": {"path": "judge"},
+    })  # fmt: skip
+
+
+def words_of(sample):
+    """The right answer as a model would write it."""
+    if sample.options and sample.gold in sample.options:  # MathVista's gold is the option's text
+        return "ABCDEFGHIJ"[sample.options.index(sample.gold)]
+    return sample.gold[0] if isinstance(sample.gold, list) else sample.gold
+
+
+class Reader:
+    """Knows all answers; `said` turns one into what it writes after "The answer is", `thought` without that start."""
+
+    name = model_hash = "reader"
+
+    def __init__(self, samples, said, thought):
+        self.samples = {f"{s.benchmark}/{s.id}#0": s for s in samples}
+        self.said, self.thought = said, thought
+
+    def choice_logprobs(self, requests, choices, progress=None):
+        right = [words_of(self.samples[request.id]) for request in requests]
+        return [[math.log(0.9 if choice == f" {letter}" else 0.01) for choice in choices] for letter in right]
+
+    def generate(self, requests, sampling, progress=None):
+        return [Completion(r.id, 0, self._text(r), 2, "stop") for r in requests]
+
+    def _text(self, request):
+        form = self.said if request.prefill else self.thought
+        return form.format(words_of(self.samples[request.id]))
+
+
+FIELD = re.compile(
+    r"^(Response|Answer|Correct answer|Reference): (.+?)(?=\n(?:Answer:|Reply with))",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class Judge:
+    """Extracts the last word and agrees where answer and gold are the same."""
+
+    name = model_hash = "judge"
+
+    def generate(self, requests, sampling, progress=None):
+        return [Completion(r.id, 0, self._reply(r.prompt), 1, "stop") for r in requests]
+
+    def _reply(self, prompt):
+        field = dict(FIELD.findall(prompt))
+        if "Response" in field:
+            return f"Extracted: {field['Response'].split()[-1].rstrip('.')}"
+        if "Reference" in field:
+            return f"Grade: {1.0 if field['Reference'] in field['Answer'] else 0.0}"
+        return f"Verdict: {'yes' if field['Correct answer'] in field['Answer'] else 'no'}"
+
+
+@pytest.mark.parametrize(
+    ("said", "thought"),
+    [
+        (" {}", "{}"),
+        (" {}.", "The answer is {}."),
+        (" {}.\nThe caption says so.", "The caption tells it.\nSo the final answer is {}."),
+    ],
+)
+@pytest.mark.parametrize("looks", [False, True], ids=["caption", "image"])
+def test_a_perfect_reader_gets_every_benchmark_right(said, thought, looks, profile, monkeypatch):
+    samples = load_samples(profile)
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge())
+    source = image_itself() if looks else Captioner()
+    samples = [sample for sample in samples if not looks or len(sample.images) == 1]
+    record = prism.evaluate(profile, "all", source, Reader(samples, said, thought), samples)
+    means = {key: found["mean"] for key, found in record["values"]["benchmarks"].items()}
+    assert means == dict.fromkeys(means, 1.0) and record["values"]["average"] == 1.0
+    assert {*means} == {key for key, facts in load_registry().items() if not facts.loader}
+    assert not record["left_out"] and sum(record["unparsed"].values()) == 0
