@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from caprl_utils import paths
+from caprl_utils.config import load_profile
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -54,3 +55,44 @@ def qwen_vlm(qwen_tokenizer, tmp_path_factory):
     from tests import qwen
 
     return qwen.save_vlm(tmp_path_factory.mktemp("qwen") / "vlm")
+
+
+@pytest.fixture
+def real_profile(tmp_path, qwen_vlm, qwen_reader):
+    """Writes a profile over a real one ("one_gpu", "paper") that swaps paths and counts only; gives its file.
+
+    Models are tiny and random behind the real tokenizer, benchmarks have a few rows each in their own columns. more:
+    further sections.
+    """
+    import yaml
+
+    from tests.rows import copies
+
+    def make(name, **more):
+        base = load_profile(name)
+        readers = ("reward_reader", "prism_reader")
+        models = {
+            role: {
+                "path": str(qwen_reader if role in readers else qwen_vlm),
+                "batch_size": 4,
+                "max_pixels": 50_176,
+            }
+            for role in base.models.named()
+        }
+        prism = {
+            "paths": copies(tmp_path / "data", 2), "num_samples": 4, "captions_per_image": 1, "caption_max_tokens": 8,
+            "evaluation_files": str(tmp_path / "data" / "files"), "bootstrap_draws": 200,
+        }  # fmt: skip
+        del prism["paths"]["seed2k"]
+        values = {
+            "extends": name,
+            "torch_threads": 1,
+            "offline": True,
+            "models": models,
+            "prism": prism,
+        } | more
+        file = tmp_path / f"{name}-tiny.yaml"
+        file.write_text(yaml.safe_dump(values))
+        return file
+
+    return make

@@ -11,20 +11,13 @@ from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.loading import load_samples
-from tests.prism.test_loaders import LAYOUTS, captionqa_row, collection, write, write_gqa, write_visulogic
 from tests.prism.test_prism import Captioner
+from tests.rows import copies
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Benchmark -> a local copy with a few rows."""
-    folder = tmp_path_factory.mktemp("data")
-    found = {key: write(folder / key, rows, images) for key, (rows, images, _) in LAYOUTS.items()}
-    found["visulogic"] = write_visulogic(folder / "visulogic")
-    found["gqa"] = write_gqa(folder / "gqa", {"n1": LAYOUTS["chartqa"][0][0]["image"]})
-    found["captionqa"] = write(folder / "captionqa", [captionqa_row("nat_001")], [["images"]])
-    found["seed2k"] = collection(folder / "files", [{"answer": "B"}])
-    return {key: str(path) for key, path in found.items()}
+    return copies(tmp_path_factory.mktemp("data"), 1)
 
 
 @pytest.fixture

@@ -1,13 +1,9 @@
 """Every loader on a small file with the real columns, and every way such a file can be wrong."""
 
-import base64
-import io
 import json
 import random
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
@@ -17,6 +13,17 @@ from caprl_utils.prism.layouts import CANNOT_ANSWER, split_options
 from caprl_utils.prism.loading import load, load_samples
 from caprl_utils.prism.scoring import score_answers
 from caprl_utils.prism.tables import how_to_get, inside
+from tests.rows import (
+    LAYOUTS,
+    OTHER,
+    P,
+    captionqa_row,
+    collection,
+    png,
+    write,
+    write_gqa,
+    write_visulogic,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -24,59 +31,6 @@ def own_cache(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(colour=(200, 10, 10), size=(6, 4)):
-    data = io.BytesIO()
-    Image.new("RGB", size, colour).save(data, "PNG")
-    return data.getvalue()
-
-
-def picture(colour=(200, 10, 10)):
-    return {"bytes": png(colour), "path": None}
-
-
-P, OTHER = picture(), picture((0, 0, 255))
-
-CELLS = {
-    "<image>": P, "<other image>": OTHER, "<bytes>": png(), "<base64>": base64.b64encode(png()).decode(),
-}  # fmt: skip
-
-
-def decoded(value):
-    if isinstance(value, list):
-        return [decoded(item) for item in value]
-    if isinstance(value, dict):
-        return {key: decoded(item) for key, item in value.items()}
-    return CELLS.get(value, value)
-
-
-def read_layouts():
-    """Benchmark -> (rows with the columns of the hub layout, image columns, first question, its options and gold)."""
-    file = Path(__file__).parents[1] / "data" / "benchmark-rows.jsonl"
-    for one in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        first = one["question"], tuple(one["options"]), one["gold"]
-        yield one["benchmark"], (decoded(one["rows"]), one["image_columns"], first)
-
-
-LAYOUTS = dict(read_layouts())
-
-
-def write(folder, rows, image_columns, parquet=False):
-    """A saved dataset (quick to open) or a parquet file with Image features, as the hub serves them."""
-    from datasets import Dataset, List
-    from datasets import Image as ImageFeature
-
-    data = Dataset.from_list(rows)
-    for column in image_columns:
-        feature = List(ImageFeature()) if isinstance(column, list) else ImageFeature()
-        data = data.cast_column(column[0] if isinstance(column, list) else column, feature)
-    if not parquet:
-        data.save_to_disk(folder)
-        return folder
-    folder.mkdir(parents=True)
-    data.to_parquet(folder / "data.parquet")
-    return folder / "data.parquet"
 
 
 @pytest.mark.parametrize("key", LAYOUTS)
@@ -177,14 +131,6 @@ def test_questions_about_one_image_share_its_id(tmp_path):
     assert ids[0] == ids[1] != ids[2]
 
 
-def write_visulogic(folder):
-    (folder / "images").mkdir(parents=True)
-    (folder / "images" / "0.png").write_bytes(png())
-    row = {"image_path": "images/0.png", "question": "Next?", "label": "C", "id": "0", "tag": "x"}
-    (folder / "data.jsonl").write_text(json.dumps(row) + "\n")
-    return folder
-
-
 def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
     folder = write_visulogic(tmp_path / "v")
     for path in (folder, folder / "data.jsonl"):
@@ -192,30 +138,11 @@ def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
         assert sample.gold == "C" and sample.images[0]().size == (6, 4)
 
 
-def write_gqa(folder, images):
-    facts = get_benchmark("gqa").hub
-    row = {"id": "q1", "imageId": "n1", "question": "Dog?", "answer": "yes", "fullAnswer": "Yes."}
-    write(folder / facts.config, [row], [])
-    write(folder / facts.images_config, [{"id": n, "image": image} for n, image in images.items()], ["image"])
-    return folder
-
-
 def test_gqa_joins_images(tmp_path):
     sample = load("gqa", path=write_gqa(tmp_path / "gqa", {"n1": P, "n2": OTHER}))[0]
     assert sample.meta["image_id"] == "n1" and sample.images[0]().getpixel((0, 0)) == (200, 10, 10)
     with pytest.raises(UserError, match="first: n1"):
         load("gqa", path=write_gqa(tmp_path / "other", {"n2": OTHER}))
-
-
-def captionqa_row(identity):
-    return {
-        "id": identity, "images": [P],
-        "questions": [
-            {"question": "Colour of it?", "choices": ["red", "blue", "green"], "answer": "blue", "category": ["a"]},
-            {"question": "Is it day?", "choices": ["yes", "no"], "answer": "yes", "category": ["b"]},
-            {"question": "Broken?", "choices": ["x"], "answer": "x", "category": ["b"]},
-        ],
-    }  # fmt: skip
 
 
 def test_captionqa_captions_all_views(tmp_path):
@@ -403,21 +330,6 @@ def test_jsonl_is_split_at_line_ends_only_and_may_start_with_a_mark(tmp_path):
 
 
 # --- the authors' files ---
-
-SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-
-
-def collection(folder, records, name="lmm_eval_seed2k.json"):
-    for number, record in enumerate(records):
-        file = folder / "bench_image_folder" / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(png())
-        path = f"bench_image_folder/{number}.png"
-        record.setdefault("image", [{"role": "user", "content": [{"type": "image", "image": path}]}])
-        record.setdefault("prompt", f"{SLOT}Where?\nA. in\nB. on<|im_end|>\n<|im_start|>assistant\n")
-    (folder / "json_file").mkdir(parents=True)
-    (folder / "json_file" / name).write_text(json.dumps(records), encoding="utf-8-sig")
-    return folder
 
 
 def test_the_authors_files_bring_rows_and_prompts(tmp_path):

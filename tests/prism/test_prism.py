@@ -27,7 +27,7 @@ from caprl_utils.prism.scores import group_score, read_samples, sample_scores, w
 from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
-from tests.prism.test_loaders import collection
+from tests.rows import collection
 
 COLOURS = ["red", "blue", "green", "white"]
 
