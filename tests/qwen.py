@@ -54,7 +54,7 @@ def _text(width: int) -> dict:
     return {
         "vocab_size": VOCABULARY, "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
         "num_attention_heads": width // 32, "num_key_value_heads": 1, "max_position_embeddings": 32_768,
-        "tie_word_embeddings": True, **ENDS,
+        "tie_word_embeddings": True, "rms_norm_eps": 1e-6, **ENDS,
     }  # fmt: skip
 
 
