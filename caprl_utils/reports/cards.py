@@ -55,10 +55,11 @@ def vlm_card(profile: Profile, folder: Path) -> str:
 
 def qa_card(profile: Profile, folder: Path) -> str:
     """Of curated questions. folder: runs/<profile>/curation/<run>."""
-    record, tags = load_result(folder), ["caprl", "reinforcement-learning"]
-    tasks, size = ["visual-question-answering", "image-to-text"], record["values"]["images_kept"]
+    record = load_result(folder)
+    about = ["visual-question-answering", "image-to-text"], ["caprl", "reinforcement-learning"]
     facts = {"record": record, "values": record["values"], "path": numbers.record_path(folder)}
-    return _data_card(profile, "questions", "Questions on images", "qa.parquet", size, tasks, tags, **facts)
+    size = record["values"]["images_kept"]
+    return _data_card(profile, "questions", "Questions on images", "qa.parquet", size, *about, **facts)
 
 
 def captions_card(profile: Profile, file: Path) -> str:
@@ -85,8 +86,9 @@ def _model_card(
 
     record, scores = load_result(folder), _scores(profile, stage, folder.name)
     values, texts = record["values"], numbers.percents([mean for mean, _, _ in scores.values()])
-    means = {key: round(100 * mean, 2) for key, (mean, _, _) in scores.items()}
-    results = [EvalResult(task, key, title_of(key), "accuracy", mean) for key, mean in means.items()]
+    results = [
+        EvalResult(task, key, title_of(key), "accuracy", round(100 * mean, 2)) for key, (mean, _, _) in scores.items()
+    ]  # fmt: skip
     title = f"{'Captioner' if kind == 'captioner' else 'Vision-language model'} {folder.name}"
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
@@ -107,15 +109,8 @@ def _model_card(
 
 
 def _data_card(
-    profile: Profile,
-    kind: str,
-    title: str,
-    file: str,
-    size: int,
-    tasks: list[str],
-    tags: list[str],
-    **facts: Any,
-) -> str:
+    profile: Profile, kind: str, title: str, file: str, size: int, tasks: list[str], tags: list[str], **facts: Any
+) -> str:  # fmt: skip
     from huggingface_hub import DatasetCard, DatasetCardData
 
     data = DatasetCardData(

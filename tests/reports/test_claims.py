@@ -30,18 +30,16 @@ def rows_of(content):
 
 
 @pytest.mark.parametrize(
-    ("kind", "low", "high", "word"),
+    ("kind", "supported", "not_supported", "undecided"),
     [
-        ("accuracy", 0.01, 0.1, "supported"), ("accuracy", -0.1, -0.01, "not supported"),
-        ("accuracy", -0.1, 0.1, "undecided"),
-        ("no gain", -0.02, 0.005, "supported"), ("no gain", 0.001, 0.03, "not supported"),
-        ("no gain", -0.01, 0.02, "undecided"),
-        ("as good", -0.005, 0.02, "supported"), ("as good", -0.05, -0.02, "not supported"),
-        ("as good", -0.03, 0.01, "undecided"),
+        ("accuracy", (0.01, 0.1), (-0.1, -0.01), (-0.1, 0.1)),
+        ("no gain", (-0.02, 0.005), (0.001, 0.03), (-0.01, 0.02)),
+        ("as good", (-0.005, 0.02), (-0.05, -0.02), (-0.03, 0.01)),
     ],
-)  # fmt: skip
-def test_verdict(kind, low, high, word):
-    assert claims.verdict(low, high, kind) == word
+)
+def test_verdict(kind, supported, not_supported, undecided):
+    words = [claims.verdict(*bounds, kind) for bounds in (supported, not_supported, undecided)]
+    assert words == ["supported", "not supported", "undecided"]
 
 
 def test_rise_by_hand():

@@ -6,22 +6,18 @@ from caprl_utils.reports import figures
 from caprl_utils.reports.results import Curve
 
 
-def test_a_model_has_one_look_under_all_its_labels():
+def test_a_model_looks_the_same_everywhere_unlike_others_and_caprl_is_the_strongest():
     for labels in (
         ("CapRL-3B", "CapRL, seed 0", "CapRL-1M", "caprl-seed0"),
         ("UnifiedRW-as-Judge-3B", "UnifiedReward as judge"), ("Qwen2.5VL-as-Judge-3B", "VLM as judge"),
         ("3B (base)", "base-3b", "Vanilla"), ("72B", "base-72b"), ("7B", "base-7b"),
     ):  # fmt: skip
         assert len({figures.looks([label])[0].colour for label in labels}) == 1, labels
-
-
-def test_models_and_trainings_are_told_apart_and_caprl_is_the_strongest():
-    looks = figures.looks(
-        ["3B (base)", "7B", "72B", "UnifiedReward as judge", "VLM as judge", "documents", "CapRL-3B"]
-    )
-    assert len({look.colour for look in looks}) == 7
-    assert [look.strong for look in looks] == [False] * 6 + [True]
-    assert looks[6].of_line()["linewidth"] > looks[5].of_line()["linewidth"]
+    names = ["3B (base)", "7B", "72B", "UnifiedReward as judge", "VLM as judge", "documents", "CapRL-3B"]
+    looks = figures.looks(names)
+    assert len({look.colour for look in looks}) == 7 and [look.strong for look in looks] == [False] * 6 + [
+        True
+    ]
     first, second = figures.looks(["CapRL-3B, training 1", "CapRL-3B, training 2"])
     assert first.colour == second.colour and first.line != second.line
 

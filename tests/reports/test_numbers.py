@@ -16,49 +16,29 @@ shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
     ("value", "text"),
     [
         (0.4125, "41.3"),  # half up, not to even
-        (0.41, "41.0"),
-        (0.0, "0.0"),
-        (1.0, "100.0"),
+        (0.41, "41.0"), (0.0, "0.0"), (1.0, "100.0"), (0.1 + 0.2, "30.0"), (None, "–"),
         (0.9996, "99.96"),  # never 100.0
         (0.0004, "0.04"),  # never 0.0
-        (0.1 + 0.2, "30.0"),
-        (None, "–"),
     ],
-)
+)  # fmt: skip
 def test_percent(value, text):
     assert numbers.percent(value) == text
 
 
-def test_values_side_by_side_keep_their_difference():
+def test_values_side_by_side_keep_their_difference_and_differences_their_sign():
     assert numbers.percents([0.65604, 0.656, 0.701]) == ["65.604", "65.600", "70.1"]
     assert numbers.percents([0.5, 0.5, None]) == ["50.0", "50.0", "–"]
     assert numbers.percents([1 / 3, 1 / 3 + 1e-14]) == ["33.3", "33.3"]
+    assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"] and numbers.number(61.25) == "61.3"
+    shown = {0.213: "+21.3", -0.004: "-0.4", 0.0: "0.0", 0.0002: "+0.02", -0.0002: "-0.02"}
+    assert {value: numbers.difference(value) for value in shown} == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.213, "+21.3"), (-0.004, "-0.4"), (0.0, "0.0"), (0.0002, "+0.02"), (-0.0002, "-0.02")],
-)
-def test_difference_shows_its_sign(value, text):
-    assert numbers.difference(value) == text
-
-
-def test_interval():
-    assert numbers.interval((0.38, 0.443)) == "[38.0, 44.3]"
-    assert numbers.interval((0.0003, 0.05), signed=True) == "[+0.03, +5.0]"
+def test_intervals_p_values_and_counts():
+    assert numbers.interval((0.38, 0.443)) == "[38.0, 44.3]" and numbers.interval(None) == "–"
     assert numbers.interval((-0.0003, 0.05), signed=True) == "[-0.03, +5.0]"
-    assert numbers.interval(None) == "–"
-
-
-@pytest.mark.parametrize(("p", "text"), [(0.0001, "p < 0.001"), (0.0123, "p = 0.012"), (1.0, "p = 1.000")])
-def test_p_value(p, text):
-    assert numbers.p_value(p) == text
-
-
-def test_plain_numbers():
-    assert numbers.number(61.25) == "61.3"
-    assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"]
-    assert numbers.count(10000) == "10,000"
+    shown = {0.0001: "p < 0.001", 0.0123: "p = 0.012", 1.0: "p = 1.000"}
+    assert {p: numbers.p_value(p) for p in shown} == shown and numbers.count(10000) == "10,000"
 
 
 @settings(deadline=None, max_examples=30)
