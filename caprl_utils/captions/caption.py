@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from caprl_utils import paths, prompts
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, text_hash
 from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
-from caprl_utils.progress import Progress
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
@@ -92,12 +91,12 @@ class Tally:
 
 def draw(
     images: Iterable[tuple[int, ImageItem]], opener: Callable[[], Backend], sampling: Sampling, prompt: str,
-    tally: Tally, max_pixels: int | None = None, keep_empty: bool = False,
+    tally: Tally, max_pixels: int | None = None,
 ) -> Iterator[Caption]:  # fmt: skip
     """`sampling.n` captions of every image, as soon as each is there; what has none goes to `tally`.
 
     images: (place in the source, image), ids distinct. opener: gives the captioner; asked when there is work.
-    max_pixels: larger images are scaled down. keep_empty: a caption without text is one, as an evaluation must see it.
+    max_pixels: larger images are scaled down.
     Raises UserError when the captioner answers nothing about the first `CHUNK_IMAGES` images.
     """
     asked: dict[str, tuple[str, int]] = {}  # image id -> key, seed
@@ -118,7 +117,7 @@ def draw(
         return
     captioner, prompt_hash = opener(), text_hash(prompt)
     for done in captioner.stream(chain([first], waiting), sampling):
-        if done.text is None or not (done.text.strip() or keep_empty):
+        if done.text is None or not done.text.strip():
             tally.failed.setdefault(done.id, done.error or "the captioner gave no text")
             if len(tally.failed) >= CHUNK_IMAGES:
                 tally.refuse_none()
@@ -134,7 +133,7 @@ def draw(
 
 def missing(
     images: Iterable[tuple[int, ImageItem]], store: RowStore, opener: Callable[[], Backend], sampling: Sampling,
-    prompt: str, tally: Tally, max_pixels: int | None = None, keep_empty: bool = False,
+    prompt: str, tally: Tally, max_pixels: int | None = None,
 ) -> Iterator[Caption]:  # fmt: skip
     """What `draw` gives of the captions that are not in `store` yet."""
     tally.made = len(store)
@@ -143,7 +142,7 @@ def missing(
         for number, item in images
         if any(caption_id(item.id, index) not in store for index in range(sampling.n))
     )
-    drawn = draw(waiting, opener, sampling, prompt, tally, max_pixels, keep_empty)
+    drawn = draw(waiting, opener, sampling, prompt, tally, max_pixels)
     return (row for row in drawn if row.id not in store)
 
 
@@ -154,38 +153,6 @@ def _opened(
         return numbered, numbered[1].open(max_pixels)
     except (OSError, UserError) as error:
         return numbered, error
-
-
-# Lists of images: Prism
-
-
-def caption_images(
-    images: Sequence[tuple[str, Callable[[], Image]]], captioner: Backend, sampling: Sampling, store: RowStore
-) -> dict[str, list[Caption]]:
-    """Write `sampling.n` captions of every image to `store`; returns them all by image, old and new.
-
-    images: (id, function that opens it), ids distinct. Raises UserError when an image gets none: what is done stays
-    on disk and the next call makes the rest.
-    """
-    if len({name for name, _ in images}) != len(images):
-        raise ValueError("two images have one id")
-    items = enumerate(ImageItem(name, load) for name, load in images)
-    tally = Tally()
-    with Progress("captions", len(images) * sampling.n) as bar:
-        bar.update(len(store))
-        for row in missing(
-            items, store, lambda: captioner, sampling, prompts.CAPTION, tally, keep_empty=True
-        ):
-            store.append(row)
-            bar.update()
-    tally.refuse_none()
-    if none := tally.bad | tally.failed:
-        raise UserError(failure_message("images were not captioned", none, len(images), store))
-    found: dict[str, list[Caption]] = {name: [] for name, _ in images}
-    for row in store.read(Caption):
-        if row.image_id in found and row.index < sampling.n:
-            found[row.image_id].append(row)
-    return {name: sorted(rows, key=lambda row: row.index) for name, rows in found.items()}
 
 
 def failure_message(what: str, failed: Mapping[str, str], total: int, store: RowStore) -> str:

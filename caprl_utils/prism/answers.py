@@ -10,7 +10,7 @@ Three ways to read, none of which guesses:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -118,22 +118,38 @@ def answer_all(
     the next call makes the rest.
     """
     failed: dict[str, str] = {}
+    dead = False  # nothing works any more
     chunks = list(_chunks(tasks, mode, wording))
     with Progress("answers", len(tasks)) as progress:
         for attempt in range(ATTEMPTS):
             failed = {}
             for number, (how, chunk) in enumerate(chunks):
-                chunk_seed = derive_seed(seed, "answers", number, bits=31)
-                failed |= _answer(chunk, how, mode, wording, reader, store, chunk_seed)
+                if any(
+                    task.id not in store for task in chunk
+                ):  # whole chunks, so that a restart draws the same
+                    texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
+                    answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
+                    failed |= _kept(answered, store)
                 progress.update(0 if attempt else len(chunk))
-                if len(chunk) > 1 and all(task.id in failed for task in chunk):
-                    raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
-            if not failed:
+                if dead := len(chunk) > 1 and all(task.id in failed for task in chunk):
+                    break
+            if dead or not failed:
                 break
-    if too_many(len(failed), len(tasks)):
+    if failed and (dead or too_many(len(failed), len(tasks))):
         raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
     wanted = {task.id for task in tasks}
     return {row.id: row for row in store.read(Answer) if row.id in wanted}, failed
+
+
+def _kept(answered: Iterable[tuple[str, Answer | str]], store: RowStore) -> dict[str, str]:
+    """Keep the new answers; returns why others are missing."""
+    failed = {}
+    for name, answer in answered:
+        if name not in store and isinstance(answer, str):
+            failed[name] = answer
+        elif name not in store:
+            store.append(answer)
+    return failed
 
 
 def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tuple[Manner, Sequence[Task]]]:
@@ -141,46 +157,17 @@ def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tup
     groups: dict[Manner, list[Task]] = {}
     for task in tasks:
         groups.setdefault(manner(task.sample, mode, wording), []).append(task)
-    for how, group in sorted(
-        groups.items(), key=lambda item: (len(item[0].letters), item[0].sampling.max_tokens)
-    ):
-        for start in range(0, len(group), CHUNK_QUESTIONS):
-            yield how, group[start : start + CHUNK_QUESTIONS]
-
-
-def _answer(
-    chunk: Sequence[Task],
-    how: Manner,
-    mode: Mode,
-    wording: Wording,
-    reader: Backend,
-    store: RowStore,
-    seed: int,
-) -> dict[str, str]:
-    """Answer what is missing of a chunk; returns why there is none. It is asked whole, so that a restart draws the
-    same.
-    """
-    if all(task.id in store for task in chunk):
-        return {}
-    requests = [_request(task, how, prompt_of(task.sample, task.caption, mode, wording)) for task in chunk]
-    failed = {}
-    for name, answer in _ask(reader, how, requests, seed):
-        if isinstance(answer, str):
-            failed[name] = answer
-        elif name not in store:
-            store.append(answer)
-    return {name: reason for name, reason in failed.items() if name not in store}
-
-
-def _request(task: Task, how: Manner, prompt: str) -> Request:
-    image = task.sample.images[0]() if task.caption is None else None
-    return Request(task.id, prompt, image, how.prefill)
+    for how in sorted(groups, key=lambda how: (len(how.letters), how.sampling.max_tokens)):
+        for start in range(0, len(groups[how]), CHUNK_QUESTIONS):
+            yield how, groups[how][start : start + CHUNK_QUESTIONS]
 
 
 def _ask(
-    reader: Backend, how: Manner, requests: Sequence[Request], seed: int
+    reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[str], seed: int
 ) -> Iterator[tuple[str, Answer | str]]:
     """Task id and answer, or the reason why there is none."""
+    images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
+    requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
         for request, row in zip(requests, rows, strict=True):

@@ -17,7 +17,6 @@ How it departs from the released scripts:
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,12 +77,13 @@ def evaluate(
         source = model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
+    names = dict.fromkeys(sample.benchmark for sample in samples)
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": settings.bootstrap_draws, "scoring": settings.scoring},
         "captioner": source.fingerprint,
         "reader": reader.model_hash,
         "prompts": prompts.prompt_hash(),
-        "asked": _asked(profile, samples),
+        "asked": [profile.prompts, {name: get_benchmark(name).ask.model_dump(mode="json") for name in names}],
         "samples": samples_hash(samples),
         "seed": profile.seed,
         "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
@@ -91,13 +91,12 @@ def evaluate(
     with Run.open(profile, stage, name, parts, RECIPE) as run:
         if run.complete:
             return run.result
-        left_out = _several_images(samples) if source.looks else {}
-        asked = [sample for sample in samples if sample.id not in left_out.get(sample.benchmark, {})]
+        asked = [sample for sample in samples if not source.looks or len(sample.images) == 1]
         captions = source.captions(images_of(asked))
         tasks = make_tasks(asked, captions, source.looks)
         answers, failed = answer_all(tasks, reader, mode, profile.prompts, run.rows("answers"), profile.seed)
         tasks = _whole(tasks, failed)
-        _note_missing(left_out, asked, tasks, failed)
+        left_out = _left_out(samples, tasks, failed, source.looks)
         verdicts = Judge(judge, run.rows("verdicts")) if judge else None
         rows = scores.score_rows(tasks, answers, settings.scoring, verdicts)
         scores.write_samples(run.folder / "samples.parquet", rows, name)
@@ -116,31 +115,6 @@ def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[
     return evaluate(profile, name, image_itself(), model, samples, stage=VQA_STAGE)
 
 
-def _asked(profile: Profile, samples: Sequence[Sample]) -> Any:
-    """What decides the words of the questions, beside the samples."""
-    if profile.prompts == "short":
-        return profile.prompts
-    names = sorted({sample.benchmark for sample in samples})
-    return {name: get_benchmark(name).ask.model_dump(mode="json") for name in names}
-
-
-def _several_images(samples: Sequence[Sample]) -> dict[str, dict[str, str]]:
-    """Benchmark -> samples that a model cannot be asked about when it looks, one image at a time; with the reason.
-
-    Raises UserError where a benchmark has no others.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for sample in samples:
-        if len(sample.images) != 1:
-            found.setdefault(sample.benchmark, {})[sample.id] = f"{len(sample.images)} images"
-    counts = Counter(sample.benchmark for sample in samples)
-    if gone := sorted(name for name, ids in found.items() if len(ids) == counts[name]):
-        raise UserError(
-            f"no question with exactly one image in {', '.join(gone)}: a model is asked about one image at a time"
-        )
-    return found
-
-
 def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
     """Tasks with an answer; a question with rotations goes whole where one of them has none."""
 
@@ -152,18 +126,24 @@ def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
     return [task for task in tasks if unit(task) not in gone]
 
 
-def _note_missing(
-    left_out: dict[str, dict[str, str]],
-    asked: Sequence[Sample],
-    tasks: Sequence[Task],
-    failed: Mapping[str, str],
-) -> None:
-    """Enter the samples that are left without any task."""
+def _left_out(
+    samples: Sequence[Sample], tasks: Sequence[Task], failed: Mapping[str, str], looks: bool
+) -> dict[str, dict[str, str]]:
+    """Benchmark -> samples without a task, with the reason. Raises UserError where a benchmark has no other."""
     there = {(task.sample.benchmark, task.sample.id) for task in tasks}
-    for sample in asked:
-        if (sample.benchmark, sample.id) not in there:
-            reason = failed.get(_task_id(sample, 0), "no caption of its image")
-            left_out.setdefault(sample.benchmark, {})[sample.id] = reason
+    found: dict[str, dict[str, str]] = {}
+    for sample in samples:
+        if (sample.benchmark, sample.id) in there:
+            continue
+        reason = (
+            f"{len(sample.images)} images" if looks and len(sample.images) != 1 else "no caption of its image"
+        )
+        reason = failed.get(_task_id(sample, 0), reason)
+        found.setdefault(sample.benchmark, {})[sample.id] = reason
+    if gone := found.keys() - {benchmark for benchmark, _ in there}:
+        reasons = "; ".join(f"{name}: {next(iter(found[name].values()))}" for name in sorted(gone))
+        raise UserError(f"no question of {', '.join(sorted(gone))} could be asked ({reasons})")
+    return found
 
 
 def _task_id(sample: Sample, index: int) -> str:
