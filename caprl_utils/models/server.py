@@ -236,13 +236,9 @@ _REMEDIES = {
         "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)"
     ),
     r"max_model_len|max model len": "the model takes fewer tokens: lower --max-model-len",
-    r"not recognize this architecture|architectures .* (?:are|is) not supported": (
-        "this vLLM does not know the model's architecture"
-    ),
     r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect": (
         "the model is no folder here and the hub did not give it: check its name and the connection"
     ),
-    r"Illegal instruction|SIGILL": "this processor lacks instructions that this build of vLLM uses",
 }
 
 

@@ -12,14 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-    wait,
-)
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,8 +100,7 @@ def in_order(
             for training in ready[: workers - len(running)]:
                 waiting.remove(training)
                 running[pool.submit(make, training)] = training
-            done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
-            for future in done:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 records[running.pop(future).name] = future.result()
     return records
 
@@ -144,18 +136,14 @@ def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]
     """
     settings = profile.pretraining
     workers = min(settings.parallel_runs, len(names)) if settings.gpus_per_node == 0 else 1
-    each = _side_by_side(profile, names, workers) if workers > 1 else _in_turn(profile, names)
+    in_turn = ((name, evaluate_one(profile, name)) for name in names)
+    each = _side_by_side(profile, names, workers) if workers > 1 else in_turn
     records = {}
     with Progress("evaluations", len(names)) as progress:
         for name, record in each:
             records[name] = record
             progress.update(note=name)
     return {name: records[name] for name in names}
-
-
-def _in_turn(profile: Profile, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in names:
-        yield name, evaluate_one(profile, name)
 
 
 def _side_by_side(

@@ -4,7 +4,6 @@ import base64
 import io
 import subprocess
 import sys
-from pathlib import Path
 
 import openai
 import pandas as pd
@@ -16,9 +15,6 @@ from caprl_utils.images import ImageItem, open_images
 from caprl_utils.models import server
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-import bench_client
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(3000)]
 
@@ -107,12 +103,6 @@ def test_the_quick_start(running, local, items, tmp_path):
     captions = pd.read_parquet(out)
     assert sorted(captions["image_id"]) == sorted(f"{item.id}.png" for item in items)
     assert set(captions["caption"]) >= {expected[0].text.strip()}
-
-
-def test_the_clients_side_by_side(running):
-    rows = bench_client.compare(running.config, count=200, rounds=1)  # `make bench` measures longer
-    print(rows)
-    assert all(row["ours"] > 0 and row["baseline"] > 0 for row in rows)
 
 
 def test_a_text_reader_keeps_its_tokenizer(profile, tmp_path):

@@ -1,0 +1,61 @@
+"""Notebook 04, whole, with the settings of one_gpu: tiny models in the place of its own, files as a user has them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from caprl_utils import paths
+from caprl_utils.pretraining import llamafactory
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
+    ),
+]
+ROWS = 2
+
+
+def write_files(folder) -> str:
+    """Data files of a user as the profile names them, one row of each set's without its image; their media folder."""
+    media = folder / "images"
+    media.mkdir(parents=True)
+    for number in range(ROWS):
+        Image.effect_noise((320, 240), 90).convert("RGB").save(media / f"{number}.jpg")
+    for name in ("align", "CapRL-1M", "DenseFusion-1M", "sft"):
+        turns = [
+            {"from": "human", "value": "<image>\nWhat is shown?"},
+            {"from": "gpt", "value": f"Noise, of {name}."},
+        ]
+        rows = [{"id": n, "image": f"{n}.jpg", "conversations": turns} for n in range(ROWS)]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return str(media)
+
+
+def test_the_notebook_runs_to_its_checks(real_profile, runs_folder, tmp_path):
+    data = tmp_path / "pretraining"
+    stage = {"num_rows": ROWS, "batch_size": ROWS, "num_epochs": 2}  # the first step only warms up
+    profile = real_profile("one_gpu", pretraining={
+        "settings": ["mini-qwen-3b"], "media_folder": write_files(data), "gpus_per_node": 0, "precision": "float32",
+        "align": stage | {"data": str(data / "align.json")}, "sft": stage | {"data": str(data / "sft.json")},
+        "further": stage | {"data": str(data / "{name}.json"), "num_rows_large": ROWS, "growth": []},
+    })  # fmt: skip
+    captioner = runs_folder / profile.stem / "rl" / "caprl-seed0"
+    captioner.mkdir(parents=True)
+    (captioner / "result.json").write_text(json.dumps({"key": "k"}))
+    command = [
+        sys.executable,
+        "-m",
+        "caprl_utils",
+        "run",
+        "04_llamafactory_pretraining",
+        "-p",
+        f"profile={profile}",
+    ]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert (runs_folder / profile.stem / "reports" / "figure4.csv").is_file()
