@@ -43,8 +43,8 @@ from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.weights import model_hash
 from caprl_utils.paths import shown
+from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
-from caprl_utils.provenance import gpu_names
 from caprl_utils.runs import Lock, RowStore
 from caprl_utils.schema import ModelConfig
 
@@ -81,7 +81,7 @@ class Model:
             return model
         if model.base_urls:
             return EndpointBackend(model)
-        if self.engine == "vllm" or (self.engine is None and gpu_names() and find_spec("vllm")):
+        if self.engine == "vllm" or (self.engine is None and visible_gpus() and find_spec("vllm")):
             return EndpointBackend(stack.enter_context(serve(model, options=Options(gpus=self.gpus))).config)
         return LocalBackend(model)
 

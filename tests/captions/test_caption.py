@@ -388,7 +388,7 @@ def test_who_runs_a_model(monkeypatch):
         ("zoo:vlm-3b", "transformers", ["H100"], "LocalBackend"), ("zoo:vlm-3b", "vllm", [], "EndpointBackend"),
         ("zoo:vlm-3b", None, ["H100"], "EndpointBackend"),
     ]:  # fmt: skip
-        monkeypatch.setattr(captioning, "gpu_names", lambda names=names: names)
+        monkeypatch.setattr(captioning, "visible_gpus", lambda names=names: names)
         with ExitStack() as stack:
             assert type(Model(model, engine, 2).open(stack)).__name__ == wanted
     assert served == [("zoo:vlm-3b", 2), "ended"] * 2
