@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import comb, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,12 +79,10 @@ class Bootstrap:
 def bootstrap(
     scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int
 ) -> Bootstrap:
-    """Resample the images of one benchmark; the same call gives the same numbers.
+    """Resample the images of one benchmark; images with more questions count more, in the resamples too.
 
-    A mean is the sum over rows by the number of rows, so images with more questions count more, in the resamples too.
-
-    scores: (rows, models), one column per model in the order of `models`. clusters: image id of each row. Raises
-    ValueError for missing scores: leave such rows out for all models, or the pairing is gone.
+    scores: (rows, models). clusters: image id of each row. Raises ValueError for missing scores: leave such rows out
+    for all models, or the pairing is gone.
     """
     table = np.asarray(scores, dtype=np.float64)
     if np.isnan(table).any():
@@ -170,16 +169,10 @@ def _p_value(samples: np.ndarray) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down adjusted p-values, by the same names.
-
-    Compare each with the level: the share of families with any false finding stays below it, however
-    the tests depend on each other (Holm 1979).
-    """
-    adjusted: dict[str, float] = {}
-    floor = 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[name]))
-        adjusted[name] = floor
+    """Holm's step-down adjusted p-values, by the same names: valid however the tests depend on each other (1979)."""
+    ranked = sorted(p_values, key=p_values.__getitem__)
+    steps = [min(1.0, (len(ranked) - rank) * p_values[name]) for rank, name in enumerate(ranked)]
+    adjusted = dict(zip(ranked, accumulate(steps, max), strict=True))
     return {name: adjusted[name] for name in p_values}
 
 
@@ -223,12 +216,9 @@ class VarianceParts(NamedTuple):
 
 
 def variance_components(scores: Any) -> VarianceParts:
-    """Variance by items, training seeds and caption draws of a balanced design.
+    """Variance by items, training seeds and caption draws of a balanced design, by the method of moments.
 
-    Nested analysis of variance: captions within (item, seed); items and training seeds are crossed, their
-    interaction counts into captions (one cannot be told from the other without drawing the captions of a
-    seed twice). Method of moments on the mean squares.
-
+    Captions are nested in (item, seed); items and seeds are crossed, their interaction counts into captions.
     scores: (items, seeds, captions), any of the last two may be 1.
     """
     table = np.asarray(scores, dtype=float)
@@ -249,11 +239,9 @@ def variance_components(scores: Any) -> VarianceParts:
 
 
 def best_of_n(scores: Sequence[float], n: int) -> float:
-    """Expected best score of n draws without replacement from the draws at hand; unbiased.
+    """Expected best score of n draws without replacement from the draws at hand; unbiased (n: at most their number).
 
-    sum over the sorted scores of score(i) * C(i - 1, n - 1) / C(m, n); for scores of 0 and 1 the pass@k
-    form 1 - C(m - c, n) / C(m, n) (arXiv 2107.03374, equation 1). It is an oracle: it needs the right
-    answer to choose. n = 1 is the mean. n: at most the number of draws.
+    For scores of 0 and 1 it is pass@k (arXiv 2107.03374, equation 1). An oracle: it needs the right answer to choose.
     """
     ranked = sorted(scores)
     return sum(value * comb(rank, n - 1) for rank, value in enumerate(ranked)) / comb(len(ranked), n)
@@ -276,9 +264,8 @@ def length_matched(
 ) -> Matched:
     """Compare only captions of equal length: is the gain more than length? (ours)
 
-    Captions of one image are paired, nearest lengths first, each used once, when their tokens differ by
-    at most `LENGTH_TOLERANCE` of the longer. What finds no partner is left out, so this is a comparison
-    of the lengths that both captioners write, not of all captions. rows: of samples.parquet.
+    Captions of one image are paired, nearest lengths first, each once, when their tokens differ by at most
+    `LENGTH_TOLERANCE` of the longer; others are left out. ours, theirs: rows of samples.parquet.
     """
     left, right = _by_sample(ours), _by_sample(theirs)
     found: dict[str, list[tuple[str, tuple[float, float]]]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.images import MAX_ASPECT, BadImageError, open_image
 from caprl_utils.prism.benchmarks import Benchmark
 
@@ -78,15 +77,10 @@ class Table:
     def require(self, columns: Sequence[str], facts: Benchmark) -> None:
         """Raises UserError naming the columns that are missing, with the nearest names there are."""
         present = self.data.column_names
-        if missing := [name for name in columns if name not in present]:
-            near = [difflib.get_close_matches(name, present, n=1, cutoff=0.5) for name in missing]
-            hints = [
-                repr(name) + (f" (there is {found[0]!r})" if found else "")
-                for name, found in zip(missing, near, strict=True)
-            ]
+        if missing := [repr(name) + did_you_mean(name, present) for name in columns if name not in present]:
             raise UserError(
-                f"{self.label} lacks the column {', '.join(hints)} of {facts.name}; it has {', '.join(present)}. "
-                "For a copy with other names change columns in configs/benchmarks.yaml"
+                f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(present)}; for a "
+                "copy with other names change columns in configs/benchmarks.yaml"
             )
 
     def cell(self, index: int, column: str) -> Any:

@@ -1,9 +1,7 @@
-"""The gallery: items by disagreement, one file with nothing from outside, and (integration) in a browser."""
+"""The gallery: items by disagreement, one file with nothing from outside."""
 
 import json
 import re
-import shutil
-import subprocess
 
 import pandas as pd
 import pytest
@@ -14,8 +12,6 @@ from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import gallery
 from caprl_utils.records import Sample
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def make_samples(count):
@@ -128,56 +124,3 @@ def test_images_without_questions_have_captions_only(tmp_path):
     items = gallery.folder_items(load_profile("smoke"), captions_of(["a.png"]), tmp_path, "mine", {}, None)
     page = gallery.write(items, tmp_path / "page.html", "mine").read_text()
     assert '"labels": ["mine"]' in page and "all is told" in page and "all is told" in gallery.cards(items)
-
-
-@pytest.mark.integration
-def test_the_page_works_in_a_browser(tmp_path):
-    """2,000 samples: images load, no error, no request to outside."""
-    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser: one of {', '.join(BROWSERS)} on PATH is needed")
-    samples = make_samples(2000)
-    rows = make_rows(samples, [float(n % 2) for n in range(2000)])
-    page = gallery.write(gallery.collect(samples, {"base": rows}), tmp_path / "page.html", "Captions")
-    probe = tmp_path / "probe.html"
-    probe.write_text(page.read_text(encoding="utf-8").replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--virtual-time-budget=8000", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,800",
-        "--dump-dom", probe.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    result = json.loads(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1])
-    assert result == {
-        "errors": [], "requests": 0, "all": "2000 of 2000 images", "loaded": True,
-        "filtered": "1 of 2000 images", "moved": "mini-chart/img1",
-    }  # fmt: skip
-
-
-# Runs in the page: types into the filter, presses keys, notes what happened.
-PROBE = """
-<pre id="probe"></pre>
-<script>
-const errors = [];
-window.addEventListener("error", (event) => errors.push(event.message));
-const result = { errors };
-setTimeout(() => {
-  const image = document.querySelector("#detail img");
-  const outside = (entry) => !entry.name.startsWith("data:");
-  result.requests = performance.getEntriesByType("resource").filter(outside).length;
-  result.all = document.getElementById("count").textContent;
-  result.loaded = image.complete && image.naturalWidth > 0;
-  const filter = document.getElementById("filter");
-  filter.value = "1999?";
-  filter.dispatchEvent(new Event("input"));
-  result.filtered = document.getElementById("count").textContent;
-  filter.value = "";
-  document.getElementById("order").value = "id";
-  filter.dispatchEvent(new Event("input"));
-  for (let i = 0; i < 2; i++) document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown" }));
-  document.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowUp" }));
-  result.moved = document.querySelector("#detail h2").textContent;
-  document.getElementById("probe").textContent = JSON.stringify(result);
-}, 1500);
-</script>
-"""

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism.answers import prompt_of
@@ -80,6 +81,9 @@ def test_what_a_row_tells_reaches_the_prompt(tmp_path):
     row = rows[0] | {"choices": None, "query": "Hint: Give an integer, e.g., 1.\nQuestion: Type?"}
     sample = load("mathvista", path=write(tmp_path / "hint", [row], image_columns))[0]
     assert prompt_of(sample, None, "greedy", "authors") == "Type?\nGive an integer, e.g., 1."
+    assert prompt_of(sample, "x", "sampled", "authors").endswith(
+        f"Give an integer, e.g., 1.\n{prompts.THINK}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ def maker(key, num_samples, seed):
 def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
     row = {"image": P, "Question": "How many?", "answer": "12", "type": "human_test"}
     file = write(tmp_path / "hub", [row], ["image"])
-    with pytest.raises(UserError, match=r"'question' \(there is 'Question'\).*ChartQA"):
+    with pytest.raises(UserError, match=r"ChartQA: 'question'; did you mean Question\?"):
         load("chartqa", path=file)
 
 
