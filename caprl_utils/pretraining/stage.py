@@ -203,7 +203,7 @@ def is_whole(checkpoint: Path) -> bool:
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors of a model, mapped from disk. A tied head is left out. Raises UserError when there are none."""
     tied = read_config(folder).get("tie_word_embeddings")
-    found = read_weights(folder).tensors
+    found = read_weights(folder)
     return {name: one for name, one in found.items() if not (tied and name.endswith("lm_head.weight"))}
 
 

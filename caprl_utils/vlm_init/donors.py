@@ -1,13 +1,9 @@
-"""Donors: where they come from, their configs, weights and tokenizers.
-
-Everything that can be wrong with a download is found here, before anything is written.
-"""
+"""Donors: their folders, configs, weights and tokenizers, and what can be wrong with a download."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +18,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
+    Tensors = Mapping[str, torch.Tensor]
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 NO_WEIGHTS = (
-    "has no safetensors. An interrupted download goes on when started again. Pickled weights are not opened here: "
-    "if you trust pytorch_model*.bin, save them once with transformers (AutoModel and AutoProcessor: "
-    "`X.from_pretrained(SOURCE).save_pretrained(FOLDER)`) and name that folder, or name a `revision` that has "
-    "safetensors (on the hub often refs/pr/NUMBER, under Community)"
+    "has no safetensors. An interrupted download goes on when started again. Pickled weights (pytorch_model*.bin) are "
+    "not opened here: if you trust them, save them once with transformers (AutoModel and AutoProcessor: "
+    "`X.from_pretrained(SOURCE).save_pretrained(FOLDER)`), or name a `revision` that has safetensors (often refs/pr/N)"
 )
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: Any, message: str) -> None:
     """Raise UserError with `message` unless the condition holds."""
     if not condition:
         raise UserError(message)
@@ -44,12 +41,11 @@ def donor_folder(donor: Donor) -> Path:
     if donor.path.startswith(paths.ZOO_PREFIX) or Path(donor.path).is_dir():
         return Path(paths.resolve_model(donor.path))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
         return Path(snapshot_download(donor.path, revision=donor.revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:  # also the hub's own
         raise UserError(
             f"donor {donor.path!r} is no folder here and could not be fetched from the hub: "
             f"{str(error).splitlines()[0]}. Check the name and the network (HF_HUB_OFFLINE must not be set), or name "
@@ -67,53 +63,40 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{shown(file)} cannot be read ({error}); fetch the model again") from None
 
 
-def public_config(donor: Donor) -> dict[str, Any]:
-    """What the hub shows of the config.json of a donor of the paper (excerpts in configs/vlm_init/public)."""
-    return json.loads(
-        (paths.CONFIGS / "vlm_init" / "public" / f"{donor.path.rpartition('/')[2].lower()}.json").read_text()
-    )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Tensors of a model folder by name, mapped from disk and not read before they are used."""
-
-    folder: Path
-    files: tuple[Path, ...]
-    tensors: Mapping[str, torch.Tensor]
-
-    def content_hash(self) -> str:
-        """Hash of the files that hold the tensors, and of config.json."""
-        return value_hash({f.name: file_hash(f) for f in sorted({*self.files, self.folder / "config.json"})})
-
-
-def read_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> Weights:
-    """Map a model's tensors with these prefixes. Raises UserError for a missing, cut or foreign file, naming it."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a model's tensors, by its index. Raises UserError when there are none."""
     index, names = folder / INDEX, [SINGLE]
+    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
     try:
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError) as error:
         raise UserError(f"{shown(index)} cannot be read ({error}); fetch the model again") from None
-    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
-    files, tensors = tuple(folder / name for name in names), {}
-    for file in files:
-        tensors |= {name: tensor for name, tensor in _mapped(file).items() if name.startswith(prefixes)}
-    return Weights(folder, files, tensors)
+    return [folder / name for name in names]
 
 
-def _mapped(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError, safe_open
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A model's tensors by name, mapped from disk. Raises UserError for a missing, cut or foreign file, naming it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; fetch the model again")
-    try:
-        with safe_open(file, "pt") as shard:
-            return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(
-            f"{shown(file)} ({file.stat().st_size} bytes) is cut, damaged or a git-lfs pointer ({error}); fetch the "
-            "model again (`git lfs pull` in a clone)"
-        ) from None
+    tensors = {}
+    for file in weight_files(folder):
+        require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; fetch the model again")
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise UserError(
+                f"{shown(file)} ({file.stat().st_size} bytes) is cut, damaged or a git-lfs pointer ({error}); fetch "
+                "the model again (`git lfs pull` in a clone)"
+            ) from None
+    return tensors
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of the files that hold a model's tensors, and of its config.json."""
+    files = sorted({*weight_files(folder), folder / "config.json"})
+    return value_hash({file.name: file_hash(file) for file in files})
 
 
 # Each changes what a language model computes; a default of a class counts as a value.
@@ -141,10 +124,8 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)
     file = folder / "tokenizer.model"  # InternLM2: sentencepiece, and a class of its own that we do not run
-    require(
-        file.is_file(),
-        f"{shown(folder)} has neither tokenizer.json nor tokenizer.model; fetch the model again",
-    )
+    told = f"{shown(folder)} has neither tokenizer.json nor tokenizer.model; fetch the model again"
+    require(file.is_file(), told)
     from sentencepiece import sentencepiece_model_pb2
 
     pieces = sentencepiece_model_pb2.ModelProto()
@@ -176,16 +157,9 @@ def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> Pre
         })  # fmt: skip
     state["post_processor"] = None
     state["added_tokens"].sort(key=lambda t: t["id"])
-    kept = {key: getattr(tokenizer, key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    marks = ("bos_token", "eos_token", "unk_token", "pad_token")
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)), padding_side="left",
         clean_up_tokenization_spaces=False, model_max_length=tokenizer.model_max_length,
-        **{key: names.get(value, value) for key, value in kept.items() if isinstance(value, str)},
+        **{key: names.get(mark, mark) for key in marks if (mark := getattr(tokenizer, key)) is not None},
     )  # fmt: skip
-
-
-def end_ids(tokenizer: Any, tokens: list[str]) -> list[int]:
-    """Ids of the end tokens that the tokenizer has, in the order given. Raises UserError when it has none."""
-    found = [tokenizer.get_vocab()[token] for token in tokens if token in tokenizer.get_vocab()]
-    require(bool(found), f"end_tokens: the tokenizer has none of {', '.join(tokens)}")
-    return found

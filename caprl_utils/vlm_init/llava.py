@@ -1,15 +1,10 @@
 """InternLM2.5 (or another Llama-like model) + CLIP, as LlavaForConditionalGeneration.
 
-Choices that the paper leaves open, all ours: features of CLIP's last layer but one without the class token and a
-projector of two layers with GELU (LLaVA-1.5); pictures padded to a square, because CLIP's own centre crop cuts off the
-sides of charts and documents; ``<image>`` and the chat marks on reserved rows of the embedding, so that none is added.
-
-InternLM2's weights become transformers' own Llama class: the same function without remote code. What differs is layout
-only (modeling_internlm2.py of the model's repository, and InternLM's own tools/convert2llama.py): the fused ``wqkv``
-holds, for each key-value head in turn, the rows of its query heads, then its key, then its value. Two points are ours:
-`bias: true` converts too (Llama's attention_bias covers q, k, v and o alike, as InternLM2's flag does); "dynamic" rope
-scaling is left out: it acts beyond max_position_embeddings (32,768, kept) only, farther than any text here, and
-transformers, LLaMA-Factory's transformers and vLLM each have their own reading of it.
+Ours, where the paper says nothing: LLaVA-1.5's features and projector; pictures padded to a square, because CLIP's
+centre crop cuts off the sides of charts and documents; ``<image>`` and chat marks on reserved rows of the embedding.
+InternLM2's weights become transformers' own Llama class, the same function without remote code: only the layout differs
+(modeling_internlm2.py; InternLM's tools/convert2llama.py). Dynamic rope scaling is left out: it acts only beyond
+max_position_embeddings (32,768, kept), and transformers and vLLM each have their own reading of it.
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
 from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init.donors import fast_tokenizer, renamed, require
@@ -27,94 +21,66 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig
 
+    from caprl_utils.vlm_init.donors import Tensors
+
 CLASS = "LlavaForConditionalGeneration"
 # Names as the hub's checkpoints have them: vLLM 0.31 reads a CLIP tower under `vision_model.` only, and a model that
 # transformers built itself is saved without that level.
 STORED = {
-    "model.language_model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-    "model.vision_tower.": "vision_tower.vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-}
+    "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
+    "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector.",
+}  # fmt: skip
 IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
 CHAT_TEMPLATE = Path(__file__).with_name("llava_chatml.jinja")
 LANGUAGE_CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}
 _TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
-_IN_A_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
-PREFIXES = (("model.", "lm_head.", "output."), tuple(a + b for a in _TOWERS for b in _IN_A_TOWER))
-
 _INTERNLM_KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 INTERNLM_NAMES = {
-    "model.tok_embeddings": "model.embed_tokens",
-    "output": "lm_head",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
+    "model.tok_embeddings": "model.embed_tokens", "output": "lm_head", "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
 """Modules of InternLM2 -> Llama's."""
 
 
 def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
     """The new model's config from both config.json, and notes. Raises UserError for classes that do not belong here."""
-    from transformers import LlavaConfig
+    import transformers
 
-    text, tower = _text_config(setting, language), _tower_config(setting, vision)
-    config = LlavaConfig(
+    kind, path = language.get("model_type"), setting.language.path
+    require(kind == "internlm2" or kind in LANGUAGE_CLASSES, f"{path} is a {kind!r} model; a LLaVA takes internlm2, "
+            f"{', '.join(LANGUAGE_CLASSES)}")  # fmt: skip
+    native = getattr(transformers, LANGUAGE_CLASSES.get(kind, "LlamaConfig"))
+    text = llama_config(language) if kind == "internlm2" else native.from_dict(language)
+    kind, path = vision.get("model_type"), setting.vision.path
+    values = vision if kind == "clip_vision_model" else vision.get("vision_config", {})
+    known = kind == "clip" or values.get("model_type") == "clip_vision_model"
+    require(known, f"{path} is a {kind!r} model, not CLIP and none with a CLIP tower")
+    drop = ("model_type", "dtype", "torch_dtype", "architectures", "transformers_version")
+    tower = transformers.CLIPVisionConfig(**{k: v for k, v in values.items() if k not in drop})
+    layer, layers = setting.vision_feature_layer, tower.num_hidden_layers
+    require(layer >= -layers - 1, f"vision_feature_layer {layer}: the tower of {path} has {layers} layers")
+    config = transformers.LlavaConfig(
         text_config=text, vision_config=tower, image_token_index=0,  # set with the tokenizer
         image_seq_length=(tower.image_size // tower.patch_size) ** 2, projector_hidden_act="gelu",
-        vision_feature_select_strategy="default", vision_feature_layer=setting.vision_feature_layer,
+        vision_feature_select_strategy="default", vision_feature_layer=layer,
         tie_word_embeddings=text.tie_word_embeddings,
     )  # fmt: skip
-    notes = [
-        f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
-        for old, new in setting.rename_tokens.items()
-    ]
+    notes = [f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
+             for old, new in setting.rename_tokens.items()]  # fmt: skip
     if language["model_type"] == "internlm2":
         notes += ["InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"]
     return config, notes
 
 
-def _text_config(setting: Assembly, raw: dict[str, Any]) -> Any:
-    """Config of a native class, also of InternLM2's layout."""
-    import transformers
-
-    kind = raw.get("model_type")
-    if kind == "internlm2":
-        return llama_config(raw)
-    require(
-        kind in LANGUAGE_CLASSES,
-        f"{setting.language.path} is a {kind!r} model; a LLaVA takes internlm2, {', '.join(LANGUAGE_CLASSES)}",
-    )
-    return getattr(transformers, LANGUAGE_CLASSES[kind]).from_dict(raw)
-
-
-def _tower_config(setting: Assembly, raw: dict[str, Any]) -> Any:
-    from transformers import CLIPVisionConfig
-
-    kind, path = raw.get("model_type"), setting.vision.path
-    values = raw if kind == "clip_vision_model" else raw.get("vision_config", {})
-    known = kind == "clip" or values.get("model_type") == "clip_vision_model"
-    require(known, f"{path} is a {kind!r} model, not CLIP and none with a CLIP tower")
-    drop = ("model_type", "dtype", "torch_dtype", "architectures", "transformers_version")
-    config = CLIPVisionConfig(**{k: v for k, v in values.items() if k not in drop})
-    side, patch, layer = config.image_size, config.patch_size, setting.vision_feature_layer
-    require(side % patch == 0, f"image_size {side} of {path} is no multiple of its patch_size {patch}")
-    layers = config.num_hidden_layers
-    require(layer >= -layers - 1, f"vision_feature_layer {layer}: the tower of {path} has {layers} layers")
-    return config
-
-
 def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
-    """Tokenizer of the language donor and an image processor that pads to a square, and tokens of an image.
+    """Processor (the language donor's tokenizer, images padded to a square) and tokens of an image.
 
-    The id of the image token goes into the config. Raises UserError for tokens or sizes that do not fit.
+    The config gets the image token's id. Raises UserError for tokens or sizes that do not fit.
     """
     from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
 
@@ -126,9 +92,8 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     config.image_token_index = ids[IMAGE_TOKEN]
     theirs, side = CLIPImageProcessor.from_pretrained(vision), config.vision_config.image_size
     crop = theirs.crop_size["height"]
-    require(
-        crop == side, f"{shown(vision)}: the image processor makes {crop} pixels, the tower expects {side}"
-    )
+    told = f"{shown(vision)}: the image processor makes {crop} pixels, the tower expects {side}"
+    require(crop == side, told)
     tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8").replace("IMAGE_TOKEN", IMAGE_TOKEN)
     made = LlavaProcessor(
         image_processor=LlavaImageProcessor(
@@ -142,33 +107,34 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     return made, config.image_seq_length
 
 
-def tensors(
-    config: Any, language: Mapping[str, torch.Tensor], vision: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
     """All tensors of both donors under the new model's stored names. Raises UserError for a donor without a tower."""
     first = "embeddings.class_embedding"
     prefix = next((p for p in _TOWERS if p + first in vision), None)
     require(prefix is not None, f"the vision donor has no CLIP tower ({first} under no known prefix)")
-    tower = {f"vision_tower.vision_model.{n.removeprefix(prefix)}": t for n, t in vision.items()
-             if n.startswith(prefix)}  # fmt: skip
     if "model.tok_embeddings.weight" in language:
         language = llama_tensors(language, config.text_config)
-    return {**{f"language_model.{name}": tensor for name, tensor in language.items()}, **tower}
+    tower = {name.removeprefix(prefix): tensor for name, tensor in vision.items() if name.startswith(prefix)}
+    return {
+        **{f"language_model.{name}": tensor for name, tensor in language.items()},
+        **{f"vision_tower.vision_model.{name}": tensor for name, tensor in tower.items()},
+    }
 
 
 def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
-    """config.json of an InternLM2 model -> LlamaConfig. Raises UserError for a rope scaling that is not known."""
+    """config.json of an InternLM2 model -> LlamaConfig. Raises UserError for a rope scaling that is not known.
+
+    Its flag `bias` is Llama's attention_bias: both cover q, k, v and o.
+    """
     from transformers import LlamaConfig
 
-    missing = [key for key in _INTERNLM_KEPT[:6] if key not in internlm]
-    require(not missing, f"the InternLM2 config lacks {', '.join(missing)}; is config.json whole?")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": internlm.get("rope_theta", 10_000)}
-    scaling = internlm.get("rope_scaling")
-    kind = scaling and (scaling.get("type") or scaling.get("rope_type"))
+    scaling = internlm.get("rope_scaling") or {}
+    kind = scaling.get("type") or scaling.get("rope_type")
+    require(kind in (None, "dynamic", "linear"), f"rope scaling {kind!r} of the InternLM2 config is not known; dynamic "
+            "and linear are")  # fmt: skip
     if kind == "linear":
         rope |= {"rope_type": "linear", "factor": scaling["factor"]}
-    elif kind not in (None, "dynamic"):
-        raise UserError(f"rope scaling {kind!r} of the InternLM2 config is not known; dynamic and linear are")
     return LlamaConfig(
         **{key: internlm[key] for key in _INTERNLM_KEPT if key in internlm},
         attention_bias=bool(internlm.get("bias", False)), mlp_bias=False, rope_parameters=rope,
@@ -176,32 +142,29 @@ def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
     )  # fmt: skip
 
 
-def llama_tensors(internlm: Mapping[str, torch.Tensor], config: LlamaConfig) -> dict[str, torch.Tensor]:
+def llama_tensors(internlm: Tensors, config: LlamaConfig) -> dict[str, torch.Tensor]:
     """Tensors of InternLM2 under Llama's names, the fused ones split. Raises UserError as `split` does."""
     found = {}
     for name, tensor in internlm.items():
-        module, _, kind = name.rpartition(".")
-        if module.endswith("attention.wqkv"):
-            stem = module.removesuffix("attention.wqkv")
+        stem, fused, kind = name.partition("attention.wqkv.")
+        if fused:
             parts = zip("qkv", split(tensor, config), strict=True)
             found |= {f"{stem}self_attn.{letter}_proj.{kind}": part for letter, part in parts}
-            continue
-        old = next((old for old in INTERNLM_NAMES if module == old or module.endswith(f".{old}")), None)
-        found[f"{module.removesuffix(old)}{INTERNLM_NAMES[old]}.{kind}" if old else name] = tensor
+        else:
+            for old, new in INTERNLM_NAMES.items():
+                name = name.replace(f"{old}.", f"{new}.")
+            found[name] = tensor
     return found
 
 
 def split(wqkv: torch.Tensor, config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The fused tensor ((heads + 2 kv heads) * head_dim, ...) -> query, key, value.
 
-    Raises UserError when its rows do not fit the number of heads.
+    It holds, for each key-value head, the rows of its query heads, its key, its value. Raises UserError for other rows.
     """
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rows = (heads + 2 * kv_heads) * width
-    require(
-        wqkv.shape[0] == rows,
-        f"a fused wqkv has {wqkv.shape[0]} rows, {heads} heads and {kv_heads} key-value heads of {width} make {rows}; "
-        "wrong config.json?",
-    )
+    require(wqkv.shape[0] == rows, f"a fused wqkv has {wqkv.shape[0]} rows, {heads} heads and {kv_heads} key-value "
+            f"heads of {width} make {rows}; wrong config.json?")  # fmt: skip
     by_head = wqkv.unflatten(0, (kv_heads, heads // kv_heads + 2, width))
     return by_head[:, :-2].flatten(0, 2), by_head[:, -2].flatten(0, 1), by_head[:, -1].flatten(0, 1)

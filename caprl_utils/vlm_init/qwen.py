@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
 from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init.donors import fast_tokenizer, language_facts, require
 
 if TYPE_CHECKING:
     import torch
 
+    from caprl_utils.vlm_init.donors import Tensors
+
 CLASS = "Qwen2_5_VLForConditionalGeneration"
 STORED = {"model.visual.": "visual.", "model.language_model.": "model."}  # as the hub's checkpoints are named
-PREFIXES = (("model.", "lm_head."), ("visual.", "model.visual."))  # of what the two donors give
-IMAGE_TOKENS = {
-    "<|image_pad|>": "image_token_id", "<|video_pad|>": "video_token_id",
-    "<|vision_start|>": "vision_start_token_id", "<|vision_end|>": "vision_end_token_id",
-}  # fmt: skip
+IMAGE_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _OF_THE_LANGUAGE_MODEL = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "rms_norm_eps", "max_position_embeddings", "attention_dropout",
@@ -31,8 +27,8 @@ _OF_THE_LANGUAGE_MODEL = (
 def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
     """The vision donor's config with everything of the language model from the language donor's, and notes.
 
-    language, vision: the donors' config.json. Raises UserError when one is of another class, or hyperparameters that
-    must agree do not.
+    language, vision: the donors' config.json. Raises UserError when one is of another class, or hyperparameters differ
+    in which the setting accepts no difference.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
@@ -40,63 +36,46 @@ def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]
         kind = raw.get("model_type")
         require(kind == name, f"{donor.path} is a {kind!r} model; this setting needs {name!r} here")
     text, frame = Qwen2Config.from_dict(language), Qwen2_5_VLConfig.from_dict(vision)
-    notes = _agreement(setting, text, frame)
-    sections = frame.text_config.rope_parameters.get("mrope_section")
-    head_dim = text.hidden_size // text.num_attention_heads
-    require(sections is not None and 2 * sum(sections) == head_dim,
-            f"mrope_section {sections} of the vision donor does not add up to half of head_dim {head_dim}")  # fmt: skip
+    accepted = setting.accepted_differences
+    ours, theirs = language_facts(text), language_facts(frame.text_config)
+    theirs["tie_word_embeddings"] = frame.tie_word_embeddings  # the hub's configs tie the head at the root
+    unknown = ", ".join(sorted(set(accepted) - set(ours)))
+    require(not unknown, f"accepted_differences: {unknown} is not compared; known: {', '.join(ours)}")
+    differing = [key for key in ours if ours[key] != theirs[key]]
+    refused = "; ".join(f"{k} {ours[k]!r} and {theirs[k]!r}" for k in differing if k not in accepted)
+    require(not refused, f"{setting.language.path} and the language model inside {setting.vision.path} do not fit "
+            f"together: {refused}. Take the vision tower from the Qwen2.5-VL whose language model has the donor's size"
+            )  # fmt: skip
+    sections = list(frame.text_config.rope_parameters["mrope_section"])
     values = {key: getattr(text, key) for key in _OF_THE_LANGUAGE_MODEL}
-    return Qwen2_5_VLConfig(
-        text_config=values | {"rope_parameters": dict(text.rope_parameters) | {"mrope_section": list(sections)}},
+    config = Qwen2_5_VLConfig(
+        text_config=values | {"rope_parameters": {**text.rope_parameters, "mrope_section": sections}},
         vision_config=frame.vision_config.to_dict() | {"out_hidden_size": text.hidden_size},
         tie_word_embeddings=text.tie_word_embeddings,  # at the root: older readers do not look further down
-        **{key: getattr(frame, key) for key in IMAGE_TOKENS.values()},
-    ), notes  # fmt: skip
-
-
-def _agreement(setting: Assembly, text: Any, frame: Any) -> list[str]:
-    """Compare the language model with the vision donor's own; notes on accepted differences.
-
-    Raises UserError listing every other difference, and for an accepted name that is no hyperparameter.
-    """
-    ours = language_facts(text)
-    # the hub's configs tie the head at the root
-    theirs = language_facts(frame.text_config) | {"tie_word_embeddings": frame.tie_word_embeddings}
-    accepted = setting.accepted_differences
-    if unknown := sorted(set(accepted) - set(ours)):
-        raise UserError(
-            f"accepted_differences: {', '.join(unknown)} is not compared; known: {', '.join(ours)}"
-        )
-    differing = [key for key in ours if ours[key] != theirs[key]]
-    if refused := [key for key in differing if key not in accepted]:
-        raise UserError(
-            f"{setting.language.path} and the language model inside {setting.vision.path} do not fit together: "
-            + "; ".join(f"{key} {ours[key]!r} and {theirs[key]!r}" for key in refused)
-            + ". Take the vision tower from the Qwen2.5-VL whose language model has the donor's size"
-        )
-    untrained = "embeddings of the vision special tokens are the language model's own, untrained there"
-    return [
-        *(
-            f"{k} is the language model's {ours[k]!r}; the vision donor's own has {theirs[k]!r}"
-            for k in differing
-        ),
-        untrained,
+        **{key: getattr(frame, key) for key in IMAGE_TOKENS},
+    )
+    notes = [
+        f"{k} is the language model's {ours[k]!r}; the vision donor's own has {theirs[k]!r}"
+        for k in differing
+    ]
+    return config, [
+        *notes,
+        "embeddings of the vision special tokens are the language model's own, untrained there",
     ]
 
 
 def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
     """Processor of the vision donor (its chat template knows images) with the setting's limits, and most image tokens.
 
-    Raises UserError unless both tokenizers give the same ids and the image tokens have those that the config names.
+    Raises UserError where the language donor's tokenizer lacks tokens of the vision donor's, or gives other ids.
     """
     from transformers import Qwen2_5_VLProcessor
 
-    _same_ids(setting, fast_tokenizer(language), fast_tokenizer(vision))
-    tokenizer = fast_tokenizer(language)
-    for token, key in IMAGE_TOKENS.items():
-        found, named = tokenizer.convert_tokens_to_ids(token), getattr(config, key)
-        require(found == named, f"{token} has id {found} in the tokenizer of {setting.language.path}, but {key} is "
-                f"{named} in {setting.vision.path}")  # fmt: skip
+    ours, theirs = (fast_tokenizer(folder).get_vocab() for folder in (language, vision))
+    wrong = sorted(token for token, number in theirs.items() if ours.get(token) != number)
+    told = ", ".join(f"{token!r} ({ours.get(token)} and {theirs[token]})" for token in wrong[:5])
+    require(not wrong, f"the tokenizers of {setting.language.path} and {setting.vision.path} do not fit together: "
+            f"{len(wrong)} tokens have other ids, or none in the first: {told}")  # fmt: skip
     made = Qwen2_5_VLProcessor.from_pretrained(vision)
     images = made.image_processor
     low = setting.min_pixels or images.size["shortest_edge"]
@@ -106,25 +85,7 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     return made, high // (images.patch_size * images.merge_size) ** 2
 
 
-def _same_ids(setting: Assembly, language: Any, vision: Any) -> None:
-    """Raise UserError unless every token of both has the same id in both, and the vision donor adds none."""
-    ours, theirs = language.get_vocab(), vision.get_vocab()
-    if moved := [token for token, number in theirs.items() if ours.get(token, number) != number]:
-        token = min(moved)
-        raise UserError(
-            f"the tokenizers of {setting.language.path} and {setting.vision.path} do not fit together: {len(moved)} "
-            f"tokens have other ids, {token!r} for one ({ours[token]} and {theirs[token]})"
-        )
-    if added := sorted(theirs.keys() - ours.keys()):
-        raise UserError(
-            f"{setting.vision.path} has {len(added)} tokens that {setting.language.path} lacks "
-            f"({', '.join(map(repr, added[:5]))}); the language model would have no embedding for them"
-        )
-
-
-def tensors(
-    config: Any, language: Mapping[str, torch.Tensor], vision: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
     """All tensors of both donors under the new model's stored names."""
-    tower = {f"visual.{name.partition('visual.')[2]}": tensor for name, tensor in vision.items()}
+    tower = {f"visual.{n.partition('visual.')[2]}": tensor for n, tensor in vision.items() if "visual." in n}
     return {**language, **tower}

@@ -1,24 +1,43 @@
 """Small donors with fresh weights: every kind that a setting takes."""
 
-import json
-import os
+import shutil
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from caprl_utils.config import load_assembly
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors, models
-from caprl_utils.schema import Assembly, Donor
+from caprl_utils.schema import Donor
 
 PADDED = torch.ones(3, 20, dtype=torch.long)
 PADDED[1, :7] = 0  # left padding, as in generation
 PADDED[2, 15:] = 0  # right padding, as in training
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 
 def at(folder) -> Donor:
     """A folder as a donor."""
     return Donor(path=str(folder))
+
+
+def qwen_of(language, vision):
+    """A setting of these two folders."""
+    changed = {"language": at(language), "vision": at(vision), "accepted_differences": ["rms_norm_eps"]}
+    return load_assembly("mini-qwen-3b", changed)
+
+
+def llava_of(language, vision):
+    """A setting of these two folders."""
+    return load_assembly("mini-internlm-clip", {"language": at(language), "vision": at(vision)})
 
 
 def stirred(model):
@@ -29,44 +48,36 @@ def stirred(model):
     return model
 
 
-def language_with_head(tied: bool, folder):
-    """A Qwen2 language model whose head is the embeddings (as the paper's 3B has it) or its own; saved to `folder`."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(6)
-    shape = models.text_config() | {"tie_word_embeddings": tied}
-    rope = {"rope_type": "default", "rope_theta": 1e4}
-    language = stirred(Qwen2ForCausalLM(Qwen2Config(**shape, rope_parameters=rope)))
-    language.save_pretrained(folder)
+def save_language(model, folder):
+    """A language model with the shared tokenizer."""
+    model.save_pretrained(folder)
     shared_tokenizer().save_pretrained(folder)
-    return language.eval()
+    return folder
 
 
-def setting_with_head(tied: bool, vision_donor, folder) -> Assembly:
-    """A setting of `language_with_head` and the vision donor, both in `folder`, whose frame says the same of heads."""
-    from transformers import Qwen2_5_VLConfig
-
+def setting_with_head(tied: bool, vision_donor, folder):
+    """A setting whose head is the embeddings (as the paper's 3B has it) or its own; the vision donor says the same."""
+    shutil.copytree(vision_donor, folder / "vision")
     frame = Qwen2_5_VLConfig.from_pretrained(vision_donor)
     frame.tie_word_embeddings = frame.text_config.tie_word_embeddings = tied
-    (folder / "vision").mkdir()
-    for file in vision_donor.iterdir():
-        os.link(file, folder / "vision" / file.name)
-    (folder / "vision" / "config.json").unlink()
     frame.save_pretrained(folder / "vision")
-    language_with_head(tied, folder / "language")
-    return load_assembly(
-        "mini-qwen-3b",
-        {
-            "language": at(folder / "language"),
-            "vision": at(folder / "vision"),
-            "accepted_differences": ["rms_norm_eps"],
-        },
+    torch.manual_seed(6)
+    config = Qwen2Config(**models.text_config() | {"tie_word_embeddings": tied}, rope_parameters=ROPE)
+    return qwen_of(save_language(stirred(Qwen2ForCausalLM(config)), folder / "language"), folder / "vision")
+
+
+def loaded(folder):
+    """An assembled model, of which nothing is missing, odd or of another shape."""
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
     )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
 
 
-def same_logits(left, right, vocabulary: int) -> None:
+def same_logits(left, right) -> None:
     """Bit for bit the same logits, without padding and with it on either side."""
-    ids = torch.randint(9, vocabulary, PADDED.shape, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(9, len(shared_tokenizer()), PADDED.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(left(input_ids=ids).logits, right(input_ids=ids).logits)
         ours = left(input_ids=ids, attention_mask=PADDED).logits[PADDED.bool()]
@@ -76,10 +87,7 @@ def same_logits(left, right, vocabulary: int) -> None:
 @pytest.fixture(scope="session")
 def language_donor(tmp_path_factory):
     """A Qwen2 language model whose biases and norms are not the initial ones."""
-    folder = tmp_path_factory.mktemp("language")
-    stirred(models.build_language_model(1)).save_pretrained(folder)
-    shared_tokenizer().save_pretrained(folder)
-    return folder
+    return save_language(stirred(models.build_language_model(1)), tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="session")
@@ -100,41 +108,22 @@ def clip_donor(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def llama_donor(tmp_path_factory):
-    """A Llama with grouped heads and no biases, as InternLM2.5's are."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("llama")
+def internlm_donor(tmp_path_factory):
+    """A Llama with grouped heads and no biases in InternLM2's layout."""
     torch.manual_seed(4)
     shape = models.text_config() | {"num_key_value_heads": 2}
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    model = LlamaForCausalLM(LlamaConfig(**shape, rms_norm_eps=1e-5, rope_parameters=rope))
-    stirred(model).save_pretrained(folder)
-    shared_tokenizer().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def internlm_donor(llama_donor, tmp_path_factory):
-    """The same in InternLM2's layout."""
+    config = LlamaConfig(**shape, rms_norm_eps=1e-5, rope_parameters=ROPE | {"rope_theta": 1e6})
+    llama = save_language(stirred(LlamaForCausalLM(config)), tmp_path_factory.mktemp("llama"))
     folder = tmp_path_factory.mktemp("internlm")
-    donors.write_internlm2(llama_donor, folder)
-    assert json.loads((folder / "config.json").read_text())["bias"] is False
+    donors.write_internlm2(llama, folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def qwen_setting(language_donor, vision_donor):
-    return load_assembly(
-        "mini-qwen-3b",
-        {
-            "language": at(language_donor),
-            "vision": at(vision_donor),
-            "accepted_differences": ["rms_norm_eps"],
-        },
-    )
+    return qwen_of(language_donor, vision_donor)
 
 
 @pytest.fixture(scope="session")
 def llava_setting(internlm_donor, clip_donor):
-    return load_assembly("mini-internlm-clip", {"language": at(internlm_donor), "vision": at(clip_donor)})
+    return llava_of(internlm_donor, clip_donor)

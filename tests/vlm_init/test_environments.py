@@ -17,7 +17,7 @@ from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig
 from caprl_utils.vlm_init.assembly import assemble
-from tests.vlm_init.conftest import PADDED, setting_with_head
+from tests.vlm_init.conftest import PADDED, loaded, setting_with_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PYTHON = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
@@ -38,54 +38,34 @@ print(json.dumps({k: sorted(map(str, report[k])) for k in ("missing_keys", "unex
 
 
 @pytest.fixture(scope="module", params=["qwen", "qwen-tied", "llava"])
-def assembled(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory):
-    """A head of its own (the paper's 7B), tied to the embeddings (its 3B), and a LLaVA."""
-    folder = tmp_path_factory.mktemp("out")
-    if request.param == "qwen-tied":
-        setting = setting_with_head(True, vision_donor, folder)
-    else:
-        setting = qwen_setting if request.param == "qwen" else llava_setting
-    summary = assemble(setting, folder / request.param, seed=5)
-    assert summary.tied_head is (request.param == "qwen-tied")
-    return summary
-
-
-def load(folder):
-    from transformers import AutoModelForImageTextToText
-
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
+def folder(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory):
+    """A model: a head of its own (the paper's 7B), tied to the embeddings (its 3B), and a LLaVA."""
+    home = tmp_path_factory.mktemp("out")
+    settings = {"qwen": qwen_setting, "llava": llava_setting}
+    setting = settings.get(request.param) or setting_with_head(True, vision_donor, home)
+    assert assemble(setting, home / "out", seed=5)["tied_head"] is (request.param == "qwen-tied")
+    return home / "out"
 
 
 @pytest.mark.skipif(not PYTHON.exists(), reason="no LLaMA-Factory environment: make setup-llamafactory")
-def test_both_environments_load_and_save_the_same_model(assembled, tmp_path):
+def test_both_environments_load_and_save_the_same_model(folder, tmp_path):
     ids = torch.randint(9, len(shared_tokenizer()), PADDED.shape, generator=torch.Generator().manual_seed(0))
     masks = {"ones": torch.ones_like(PADDED), "mask": PADDED}
     torch.save({"ids": ids, **masks}, tmp_path / "inputs.pt")
-    command = [
-        str(PYTHON),
-        "-c",
-        TWIN,
-        str(assembled.folder),
-        str(tmp_path / "inputs.pt"),
-        str(tmp_path / "saved"),
-    ]
+    command = [str(PYTHON), "-c", TWIN, str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "saved")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert not any(json.loads(run.stdout.splitlines()[-1]).values()), run.stdout
     theirs = torch.load(tmp_path / "saved" / "logits.pt", weights_only=True)
-    for model in (load(assembled.folder), load(tmp_path / "saved")):
+    for model in (loaded(folder), loaded(tmp_path / "saved")):
         for logits, mask in zip(theirs, masks.values(), strict=True):
             with torch.no_grad():
                 ours = model(input_ids=ids, attention_mask=mask).logits
             assert torch.equal(ours[mask.bool()], logits[mask.bool()])
 
 
-def test_vllm_and_transformers_write_the_same_greedy_text(assembled, tmp_path):
-    model = ModelConfig(path=str(assembled.folder), batch_size=8)
+def test_vllm_and_transformers_write_the_same_greedy_text(folder, tmp_path):
+    model = ModelConfig(path=str(folder), batch_size=8)
     requests = [Request(f"image-{n}", CAPTION, render(picture("benchmark", n))) for n in range(3)]
     requests.append(Request("blind", "What is the topic?"))
     sampling = Sampling(max_tokens=16)

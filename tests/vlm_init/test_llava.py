@@ -2,33 +2,35 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPVisionModel, Qwen2ForCausalLM
 
 from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.zoo import donors
 from caprl_utils.vlm_init import llava
-from caprl_utils.vlm_init.assembly import assemble, text_differences, verify_tensors
-from caprl_utils.vlm_init.donors import end_ids, fast_tokenizer, renamed
-from tests.vlm_init.conftest import PADDED, at, same_logits
+from caprl_utils.vlm_init.assembly import assemble, record_of, text_differences, verify_tensors
+from caprl_utils.vlm_init.donors import fast_tokenizer, renamed
+from tests.vlm_init.conftest import PADDED, at, llava_of, loaded, same_logits
 
 
 @pytest.fixture(scope="module")
-def assembled(llava_setting, tmp_path_factory):
-    return assemble(llava_setting, tmp_path_factory.mktemp("out") / "model", seed=5)
+def folder(llava_setting, tmp_path_factory):
+    """An assembled model."""
+    folder = tmp_path_factory.mktemp("out") / "model"
+    assemble(llava_setting, folder, seed=5)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def vlm(assembled):
-    from transformers import LlavaForConditionalGeneration
-
-    model, report = LlavaForConditionalGeneration.from_pretrained(assembled.folder, output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
+def vlm(folder):
+    return loaded(folder)
 
 
 def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
@@ -46,22 +48,12 @@ def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
 
 
 def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_path, language_donor):
-    from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
-
-    from caprl_utils.mini.zoo import donors
-
     donors.write_internlm2(language_donor, tmp_path / "donor")
-    setting = load_assembly(
-        "mini-internlm-clip", {"language": at(tmp_path / "donor"), "vision": at(clip_donor)}
-    )
-    assemble(setting, tmp_path / "out")
-    vlm = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
-    same_logits(vlm, Qwen2ForCausalLM.from_pretrained(language_donor).eval(), len(shared_tokenizer()))
+    assemble(llava_of(tmp_path / "donor", clip_donor), tmp_path / "out")
+    same_logits(loaded(tmp_path / "out"), Qwen2ForCausalLM.from_pretrained(language_donor).eval())
 
 
 def test_features_before_the_projector_equal_the_donors(vlm, clip_donor):
-    from transformers import CLIPVisionModel
-
     donor = CLIPVisionModel.from_pretrained(clip_donor, dtype=torch.float32).eval()
     pixels = torch.randn(2, 3, 140, 140)
     with torch.no_grad():
@@ -70,33 +62,29 @@ def test_features_before_the_projector_equal_the_donors(vlm, clip_donor):
     assert len(ours) == len(theirs) == 6 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_whole_clip_gives_its_image_half(llava_setting, clip_donor, assembled, tmp_path):
-    from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
-
+def test_a_whole_clip_gives_its_image_half(llava_setting, clip_donor, folder, tmp_path):
     tower = CLIPVisionModel.from_pretrained(clip_donor)
     text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=tower.config.to_dict(), projection_dim=64))
     clip.vision_model.load_state_dict(tower.state_dict())
     clip.save_pretrained(tmp_path / "clip")
-    (tmp_path / "clip" / "preprocessor_config.json").write_text(
-        (clip_donor / "preprocessor_config.json").read_text()
-    )
-    summary = assemble(
-        llava_setting.model_copy(update={"vision": at(tmp_path / "clip")}), tmp_path / "out", seed=5
-    )
-    ours, other = (load_file(s.folder / "model.safetensors") for s in (summary, assembled))
+    shutil.copy(clip_donor / "preprocessor_config.json", tmp_path / "clip")
+    assemble(llava_setting.model_copy(update={"vision": at(tmp_path / "clip")}), tmp_path / "out", seed=5)
+    ours, other = (load_file(f / "model.safetensors") for f in (tmp_path / "out", folder))
     assert ours.keys() == other.keys() and all(torch.equal(ours[name], other[name]) for name in ours)
 
 
-def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(assembled, vlm):
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(assembled.folder)
+def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm):
+    processor = AutoProcessor.from_pretrained(folder)
     turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is the topic?"}]}]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>What is the topic?<|im_end|>\n<|im_start|>assistant\n"
     inputs = processor(text=[text], images=[Image.new("RGB", (200, 100), "red")], return_tensors="pt")
-    assert (inputs["input_ids"] == vlm.config.image_token_id).sum() == 25 == assembled.max_image_tokens
+    assert (
+        (inputs["input_ids"] == vlm.config.image_token_id).sum()
+        == 25
+        == record_of(folder)["max_image_tokens"]
+    )
     corner, centre = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 70, 70]
     assert corner.abs().max() < 0.05 < centre.abs().min()  # padded with the mean colour, nothing cut off
     assert vlm(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
@@ -104,8 +92,8 @@ def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(assembled, 
     assert processor.tokenizer(plain).input_ids == shared_tokenizer()(plain).input_ids
 
 
-def test_it_is_stored_and_saved_under_the_names_that_servers_read(assembled, vlm, tmp_path):
-    stored = load_file(assembled.folder / "model.safetensors").keys()
+def test_it_is_stored_and_saved_under_the_names_that_servers_read(folder, vlm, tmp_path):
+    stored = load_file(folder / "model.safetensors").keys()
     assert {name.split(".layers.")[0] for name in stored if ".layers.0." in name} == {
         "language_model.model",
         "vision_tower.vision_model.encoder",
@@ -115,12 +103,14 @@ def test_it_is_stored_and_saved_under_the_names_that_servers_read(assembled, vlm
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen"])
-def test_what_was_written_is_the_donors_and_says_the_same(kind, assembled, qwen_setting, tmp_path):
-    summary = assembled if kind == "llava" else assemble(qwen_setting, tmp_path / "out")
-    copied = {part: row["tensors"] for part, row in summary.parts.items() if part != "projector"}
-    assert verify_tensors(summary) == copied and all(copied.values())
+def test_what_was_written_is_the_donors_and_says_the_same(kind, folder, qwen_setting, tmp_path):
+    if kind == "qwen":
+        folder = tmp_path / "out"
+        assemble(qwen_setting, folder)
+    copied = {n: row["tensors"] for n, row in record_of(folder)["parts"].items() if n != "projector"}
+    assert verify_tensors(folder) == copied and all(copied.values())
     ids = torch.randint(9, 500, PADDED.shape, generator=torch.Generator().manual_seed(1))
-    assert set(text_differences(summary, ids, PADDED).values()) == {0.0}
+    assert set(text_differences(folder, ids, PADDED).values()) == {0.0}
 
 
 @pytest.mark.parametrize("space_first", [True, False])
@@ -140,31 +130,22 @@ def test_a_sentencepiece_tokenizer_is_read_without_foreign_code(space_first, tmp
         "tokenizer_class": "InternLM2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
         "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
     }))  # fmt: skip
-    plain, native = (
-        sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()),
-        fast_tokenizer(tmp_path),
-    )
+    plain = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     setting = load_assembly("internlm2.5-7b-clip")
-    ours = renamed(native, setting.rename_tokens)
+    ours = renamed(fast_tokenizer(tmp_path), setting.rename_tokens)
     for text in ("The value of Rome is 42.", "two  spaces\n\nand lines", "数字 é ☃", "def f(x):\n    return"):
         assert ours(text).input_ids == plain.encode(text)
         assert ours.decode(ours(text).input_ids) == text
     for old, new in setting.rename_tokens.items():
         assert ours.convert_tokens_to_ids(new) == plain.piece_to_id(old)
-    assert ours("<image><|im_end|>").input_ids == [
-        plain.piece_to_id(f"[UNUSED_TOKEN_{n}]") for n in (140, 145)
-    ]
-    assert end_ids(ours, setting.end_tokens) == [plain.piece_to_id("[UNUSED_TOKEN_145]"), plain.eos_id()]
+    unused = [plain.piece_to_id(f"[UNUSED_TOKEN_{number}]") for number in (140, 145)]
+    assert ours("<image><|im_end|>").input_ids == unused
 
 
 def test_rope_scaling_that_is_not_known_is_refused():
     shape = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
-    dynamic = llava.llama_config(
-        shape | {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    )
-    assert dynamic.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+    dynamic = shape | {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    assert llava.llama_config(dynamic).rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
     with pytest.raises(UserError, match="rope scaling 'yarn'"):
         llava.llama_config(shape | {"rope_scaling": {"type": "yarn", "factor": 2.0}})
-    with pytest.raises(UserError, match="lacks num_key_value_heads"):
-        llava.llama_config({k: v for k, v in shape.items() if k != "num_key_value_heads"})
