@@ -72,9 +72,9 @@ def test_a_folder_is_curated_though_a_random_writer_writes_nothing(qwen_vlm, pho
 def test_a_vlm_is_put_together_and_loads_again(qwen_reader, qwen_vlm, tmp_path, profile):
     """The paper's setting with folders in the hub's layout in the place of the hub's models."""
     donors = {"language": Donor(path=str(qwen_reader)), "vision": Donor(path=str(qwen_vlm))}
-    summary = assemble(load_assembly("qwen2.5-3b", donors), tmp_path / "vlm")
-    assert summary.max_image_tokens == 1024 and summary.end_token_ids == [151_645, 151_643]
-    assert all(verify_tensors(summary).values())
+    record = assemble(load_assembly("qwen2.5-3b", donors), tmp_path / "vlm")
+    assert record["max_image_tokens"] == 1024 and record["end_token_ids"] == [151_645, 151_643]
+    assert all(verify_tensors(tmp_path / "vlm").values())
     backend = open_backend(ModelConfig(path=str(tmp_path / "vlm")), profile)
     (done,) = backend.generate([Request("x", "What?", Image.new("RGB", (90, 60)))], Sampling(max_tokens=3))
     assert done.error is None
