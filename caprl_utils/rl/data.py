@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.images import BadImage, BadImageError, ImageItem, fit, in_threads
+from caprl_utils.images import BadImage, BadImageError, ImageItem, in_threads
 from caprl_utils.records import Question
 from caprl_utils.schema import Data, Profile
 
@@ -40,7 +40,7 @@ class Pictures:
         """RGB pixels of a cell {bytes, path}. Raises BadImageError."""
         image = image or {}
         item = ImageItem("", lambda: image.get("bytes") or self._read(image.get("path")))
-        return fit(item.open(), self.max_pixels)
+        return item.open(self.max_pixels)
 
     def _read(self, name: str | None) -> bytes:
         target = (self.folder / (name or "")).resolve()

@@ -7,20 +7,18 @@ How it departs from TRL 1.16, each on purpose:
 2. The data order is a function of (seed, step) alone, over any number of passes; TRL's sampler repeats its first pass
    after a resume in a later one.
 3. A checkpoint is marked whole after its last file.
-4. When too many rewards fail, training stops with a checkpoint of the last finished step.
-5. Captions are scored while the KL reference reads them; "seconds/reward" is what training waits for.
-6. No value that decides the method is left to a default. Where TRL's would change it: loss_type is dapo,
+4. Captions are scored while the KL reference reads them; "seconds/reward" is what training waits for.
+5. No value that decides the method is left to a default. Where TRL's would change it: loss_type is dapo,
    use_bias_correction_kl weights the KL term by the importance ratio, and vLLM rollouts drop whole captions by a
    sequence mask.
-7. vLLM in this process gets an image's place once: TRL hands it prompts whose image tokens are there already, and it
+6. vLLM in this process gets an image's place once: TRL hands it prompts whose image tokens are there already, and it
    puts them in again (huggingface/trl#6294). What it read has to equal what is trained on.
-8. An image is opened once a rollout, transformers samples a part of a rollout at a time on a GPU, and every forward
+7. An image is opened once a rollout, transformers samples a part of a rollout at a time on a GPU, and every forward
    pass is cut to its own longest prompt and caption; TRL pads all to the rollout's longest.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +27,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from torch.utils.data import Sampler
@@ -41,7 +38,6 @@ from caprl_utils.paths import shown
 from caprl_utils.rl.data import Pictures, data_file, load_data
 from caprl_utils.rl.launch import batch_layout
 from caprl_utils.rl.policy import (
-    COMPLETE,
     check_training,
     load_policy,
     load_processor,
@@ -51,7 +47,7 @@ from caprl_utils.rl.policy import (
     refusal_of,
     windows_together,
 )
-from caprl_utils.rl.scoring import RewardsFailedError, open_reward
+from caprl_utils.rl.scoring import open_reward
 from caprl_utils.schema import Experiment, Profile
 
 GPU_ROLLOUT_ROWS = 128
@@ -154,16 +150,9 @@ class CaptionTrainer(GRPOTrainer):
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
 
-        Raises RewardsFailedError when too many rewards failed, after saving the last finished step.
+        Raises RewardsFailedError when too many rewards failed: nothing is learned from them.
         """
-        try:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except RewardsFailedError as error:
-            saved = self._save_last_step()
-            where = f"step {self.state.global_step} is saved in {saved}; " if saved else ""
-            raise RewardsFailedError(
-                f"{error} Nothing was learned from them: {where}run again to go on."
-            ) from error
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.state.global_step >= self.state.max_steps
 
     def whole_weights(self) -> dict[str, torch.Tensor] | None:
@@ -179,12 +168,6 @@ class CaptionTrainer(GRPOTrainer):
             self.num_iterations * args.steps_per_generation,
         )
         return StepSampler(len(self.train_dataset), args.max_steps, prompts, group, repeats, args.seed)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As TRL's; keeps the random state of the step's start, which a checkpoint made in mid-step needs."""
-        if self._step % self.args.gradient_accumulation_steps == 0:
-            self._step_start = _random_state()
-        return super().training_step(*args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
         opened = {row["id"]: row["image"] for row in inputs}
@@ -265,22 +248,7 @@ class CaptionTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(self._checkpoint_folder())
-
-    def _checkpoint_folder(self) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-
-    def _save_last_step(self) -> str | None:
-        """A checkpoint as it would have been saved at the end of the last finished step."""
-        if self.state.global_step == 0:
-            return None
-        folder = self._checkpoint_folder()
-        if not (folder / COMPLETE).is_file():
-            self.model.zero_grad()
-            for restore in self._step_start:
-                restore()
-            self._save_checkpoint(self.model, trial=None)
-        return shown(folder)
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 def _restore_on_cpu(storage: Any, location: str) -> Any:
@@ -289,19 +257,6 @@ def _restore_on_cpu(storage: Any, location: str) -> Any:
 
 
 torch.serialization.register_package(50, lambda storage: None, _restore_on_cpu)
-
-
-def _random_state() -> list[Callable[[], None]]:
-    """Calls that bring back the random state of now."""
-    cuda = (
-        [partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())]
-        if torch.cuda.is_available()
-        else []
-    )
-    return [
-        partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state()),
-        partial(torch.set_rng_state, torch.get_rng_state()), *cuda,
-    ]  # fmt: skip
 
 
 def rows_of(fields: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

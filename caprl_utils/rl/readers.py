@@ -43,10 +43,7 @@ class Reader:
     def __init__(
         self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None, words: str = "short"
     ):
-        """fast: a faster way to ask it, for calls whose prompts are text and have the same prefill.
-
-        words: which prompt it is to be asked with (`prompts.reward_question`).
-        """
+        """fast: a faster way to ask it, for text prompts with one prefill. words: see `prompts.reward_question`."""
         self.backend, self._fast, self.words = backend, fast, words
         self._same: bool | None = None  # whether the fast way gives the same numbers; None: not known yet
 
@@ -62,26 +59,25 @@ class Reader:
         The random numbers derive from `Request.id`. After the prefill the first token is the letter as a rule, so
         only the others get more than one.
         """
-        first = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
-        unsure = [i for i in range(len(requests)) if i not in first]
-        sampled = self._generate([requests[i] for i in unsure], temperature, 1)
-        first.update(zip(unsure, sampled, strict=True))
-        texts = [first[i] for i in range(len(requests))]
+        texts = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
+        self._add(texts, {i: request for i, request in enumerate(requests) if i not in texts}, temperature, 1)
         rest = {
-            i: replace(request, id=f"{request.id}/rest", prefill=request.prefill + text)
-            for i, (request, text) in enumerate(zip(requests, texts, strict=True))
-            if text and not _LETTER.search(text)
+            i: replace(request, id=f"{request.id}/rest", prefill=request.prefill + texts[i])
+            for i, request in enumerate(requests)
+            if texts[i] and not _LETTER.search(texts[i])
         }
-        more = self._generate(list(rest.values()), temperature, MAX_ANSWER_TOKENS - 1)
-        for i, text in zip(rest, more, strict=True):
-            texts[i] = None if text is None else texts[i] + text
-        return texts
+        self._add(texts, rest, temperature, MAX_ANSWER_TOKENS - 1)
+        return [texts[i] for i in range(len(requests))]
 
-    def _generate(self, requests: Sequence[Request], temperature: float, max_tokens: int) -> list[str | None]:
-        if not requests:
-            return []
-        completions = self.backend.generate(requests, Sampling(max_tokens, temperature=temperature))
-        return [c.text for c in completions]
+    def _add(
+        self, texts: dict[int, str | None], asked: Mapping[int, Request], temperature: float, count: int
+    ) -> None:
+        """Continue some of the texts by at most `count` tokens."""
+        if not asked:
+            return
+        found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
+        for i, completion in zip(asked, found, strict=True):
+            texts[i] = None if completion.text is None else texts.get(i, "") + completion.text
 
     def _use_fast(self, requests: Sequence[Request]) -> bool:
         if self._fast is None or self._same is not None or not requests:

@@ -81,7 +81,8 @@ class CaptionReward:
             hint = "is the reader's or judge's server up, and are the captions within its context?"
             raise RewardsFailedError(
                 f"{failed} of {total} captions could not be scored (rl.max_failed_share is "
-                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}"
+                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}. Nothing was learned from them; run again "
+                "to go on from the last checkpoint."
             )
 
 

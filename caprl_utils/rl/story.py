@@ -6,6 +6,7 @@ import re
 import statistics
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.images import open_images
+from caprl_utils.images import BadImageError, open_images
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.records import Question
 from caprl_utils.registry import drawn_source
@@ -60,13 +61,17 @@ class Outcome:
 
 
 def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[Example]:
-    """The first `count` images of the run's data set."""
+    """The first `count` images of the run's data set that can be opened."""
     file, limit = data_file(profile, experiment.data), profile.models.policy.max_pixels
     rows, pictures, _ = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
-    rows = rows.select(range(min(count, len(rows))))
-    return [
-        Example(row["id"], pictures(row["image"]), [Question(**q) for q in row["questions"]]) for row in rows
-    ]
+    found: list[Example] = []
+    for row in rows:
+        if len(found) == count:
+            break
+        with suppress(BadImageError):
+            questions = [Question(**q) for q in row["questions"]]
+            found.append(Example(row["id"], pictures(row["image"]), questions))
+    return found
 
 
 def statement(question: str, answer: str) -> str:
