@@ -326,8 +326,6 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`")
-    except BrokenPipeError:  # whoever reads us has seen enough, as in `caprl plan | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _MENDABLE or error.filename is None:
             raise

@@ -32,6 +32,12 @@ CHAIN = [
     "01_qa_curation", "03_caprl_rl_training", "04_llamafactory_pretraining", "05_prism_evaluation",
     "06_tables_and_figures",
 ]  # fmt: skip
+ROLES = {  # notebook -> models that it asks; 04 takes its captions from files, or from models that 03 trained
+    "01": ("question_writer", "question_filter"),
+    "03": ("policy", "reward_reader", "vlm_judge", "reward_judge", "prism_reader"),
+    "05": ("policy", "captioner_7b", "captioner_72b", "prism_reader"),
+}
+JUDGES = {"vlm_judge": "judge_vlm", "reward_judge": "judge_unified"}  # role -> the experiment that asks it
 _ANSWER_SEC = 2.0
 
 
@@ -90,7 +96,7 @@ def _costs(profile: Profile) -> dict[str, dict[str, int]]:
 
 
 def _needs(profile: Profile, chain: Sequence[str]) -> list[Need]:
-    """Each once. What only pretraining needs is left out for a chain without it."""
+    """Each once, of what this chain of notebooks takes: a server that only an earlier one asked may be gone."""
     parts = (_machine, _models, _data, _benchmarks)
     return list(dict.fromkeys(need for part in parts for need in part(profile, chain)))
 
@@ -117,7 +123,11 @@ def _machine(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
 
 def _models(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     served, loaded = {}, {}  # url -> (role, path); path -> what for
+    asked = {role for copy in chain for role in ROLES.get(copy[:2], ())}
+    asked -= {role for role, name in JUDGES.items() if name not in profile.ablations.experiments}
     for role, model in profile.models.named().items():
+        if role not in asked:
+            continue
         if model.backend == "endpoint":
             served |= {url: (role, model.path) for url in model.base_urls if url not in served}
         else:
@@ -159,7 +169,8 @@ def _data(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     source = profile.images.source
     there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
     what = "a folder, a parquet file, webdataset tars or a data set of the hub"
-    yield Need("data", bool(there), f"images {source} (images.source): {what}")
+    if any(copy.startswith("01_") for copy in chain):
+        yield Need("data", bool(there), f"images {source} (images.source): {what}")
     for training in all_trainings(profile.pretraining) if _pretrains(chain) else ():
         source = getattr(profile.pretraining, training.stage).data
         file = paths.HOME / source.format(name=training.captions.name if training.captions else "")

@@ -65,12 +65,12 @@ def run_all(
     """Run notebooks in order. Raises UserError at the first failure.
 
     notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all of them; chain: all copies that the caller
-    is going to run, of which these are some: all that it needs is looked up first, and the time left is told of it.
+    is going to run, of which these are some: all that it still needs is looked up first, and the time left told.
     """
     jobs = [_job(text, profile, items) for text in notebooks]
     check_environment()
-    if chain:
-        plan.check(profile, chain)
+    if jobs[0].name in chain:
+        plan.check(profile, chain[chain.index(jobs[0].name) :])
     for job in jobs:
         lock = Lock(job.side_file("lock"), f"{job.name} ({profile.name})")
         lock.acquire()
@@ -133,8 +133,8 @@ def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
         os.replace(temporary, failed)
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
     sec = time.time() - start
-    files = sorted(set(access.read_text(encoding="utf-8").splitlines(True))) if access.exists() else []
-    write_atomic(job.folder / f"{job.name}.files", "".join(files))
+    files = sorted(set(access.read_text(encoding="utf-8").split("\n")) - {""}) if access.exists() else []
+    write_atomic(job.folder / f"{job.name}.files", "".join(f"{file}\n" for file in files))
     os.utime(temporary, (start, start))
     os.replace(temporary, job.folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)

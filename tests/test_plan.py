@@ -1,7 +1,10 @@
 """The plan: what each notebook costs, and what is missing with its remedy."""
 
+import pytest
+
 from caprl_utils import plan
 from caprl_utils.config import load_profile, names_of, read_yaml
+from caprl_utils.errors import UserError
 from caprl_utils.schema import Profile
 
 
@@ -31,6 +34,16 @@ def test_nothing_is_missing_for_the_mini_world(runs_folder, monkeypatch, tmp_pat
 def test_one_gpu_needs_one_gpu_and_no_server():
     text = "\n".join(plan.lines(load_profile("one_gpu")))
     assert "GPUs at once: 1 " in text and "server" not in text and "72B" not in text
+    assert "UnifiedReward" not in text  # none of its trainings asks that judge
+
+
+def test_a_server_that_only_an_earlier_notebook_asked_may_be_gone(monkeypatch):
+    monkeypatch.setattr(plan, "_have", lambda path, kind: True)
+    with pytest.raises(UserError) as told:
+        plan.check(load_profile("paper"), ["05_prism_evaluation", "06_tables_and_figures"])
+    assert "(prism_reader)" in str(told.value)
+    for gone in ("question_writer", "reward_reader", "images.source", "LLaMA-Factory"):
+        assert gone not in str(told.value), gone
 
 
 def test_estimates_are_of_known_profiles_and_notebooks():
