@@ -13,6 +13,7 @@ from caprl_utils.runs import load_result
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["one_gpu", "paper"])
 def test_notebook_05_ends(name, real_profile, qwen_vlm, runs_folder):
     file = real_profile(name)
@@ -21,7 +22,7 @@ def test_notebook_05_ends(name, real_profile, qwen_vlm, runs_folder):
     (trained / "result.json").write_text(json.dumps({"values": {"steps": 1}, "key": "k"}))
     notebook = f"05_prism_evaluation:profile={file}"
     command = [sys.executable, "-m", "caprl_utils", "run", notebook, "--profile", str(file)]
-    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     record = load_result(runs_folder / file.stem / "prism" / "caprl-seed0")
     assert list(record["n"]) == load_profile(file).prism.benchmarks
