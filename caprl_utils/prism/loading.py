@@ -131,7 +131,13 @@ def _from_table(
             continue
         try:
             samples += [_checked(sample) for sample in samples_of(record, facts)]
-        except (UserError, ValueError, AttributeError) as error:  # cells of other types than the layout's
+        except (
+            UserError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:  # cells of other types than the layout's
             bad[f"row {record.index}"] = str(error)
     if facts.key == "gqa":
         samples = _join_gqa(facts, path, samples)

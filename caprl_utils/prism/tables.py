@@ -67,9 +67,6 @@ class Table:
     def rows(self) -> Iterator[Record]:
         """Every row without its images, in order."""
         rest = [name for name in self.data.column_names if name not in self.images]
-        if not rest:
-            yield from (Record(self, index, {}) for index in range(len(self.data)))
-            return
         batches = self.data.select_columns(rest).iter(1000)
         for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             yield Record(self, index, row)
