@@ -26,17 +26,21 @@ _PRONOUN_FRAME = re.compile(
     r"(?:it|this|that|they|these|those)(?:'s|'re|\s+(?:is|are|was|were))\s+(?=\S)", re.IGNORECASE
 )
 _YES_NO = re.compile(
-    r"(yes|no)[,.;]?\s+(?!.*\b(?:mention|stat|sa[iy]|clear|possib|tell|told|know|inform|caption|descri|specif|sure))(?:it|they|he|she|this|that|these|those|there|the|you|we|i|because|since)\b.*",
+    r"(yes|no)[,.;]?\s+(?!.*\b(?:mention|stat|sa[iy]|clear|possib|tell|told|know|inform|caption|descri|specif|sure))"
+    r"(?:it|they|he|she|this|that|these|those|there|the|you|we|i|because|since)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 _REASON = re.compile(r"\s*,?\s+(?:because|since)\b.*|,\s+(?:as|which|so)\s.*", re.IGNORECASE | re.DOTALL)
-_ABBREVIATION = (
-    r"(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bNo)(?<!\bvs)(?<!\bInc)(?<!\bLtd)(?<!\bCo)"
+_ABBREVIATION = "".join(
+    rf"(?<!\b{word})"
+    for word in ("St", "Dr", "Mr", "Ms", "Mrs", "vs", "Inc", "Ltd", "Co", "Corp", "Jr", "Sr", "etc")
 )
-_SENTENCE_END = re.compile(rf"(?:(?<=[a-z0-9)%])|(?<=[A-Z]{{2}})){_ABBREVIATION}[.!]\s+(?=[A-Z])|\n")
-_FULL_STOP = re.compile(rf"(?<!\.[A-Za-z])(?<!\.){_ABBREVIATION}(?<!\bJr)(?<!\bSr)(?<!\bCorp)(?<!\betc)\.$")
-
-
+_NEW_SENTENCE = r"(?:The|This|That|It|In|As|Because|Since|There|So)\b"
+_SENTENCE_END = re.compile(
+    rf"(?:(?<=[a-z0-9)\]%])|(?<=[A-Z]{{2}})){_ABBREVIATION}[.!]\s+(?=[A-Z])|[.!]\s+(?={_NEW_SENTENCE})|\n"
+)
+_FULL_STOP = re.compile(rf"(?:(?<=[A-Za-z]\.)|(?<!\.[A-Za-z])(?<!\.){_ABBREVIATION})\.$")
+_SET_OFF = re.compile(r"([*_`\"'\u201c\u2018]+)(.*?)[*_`\"'\u201d\u2019]+", re.DOTALL)
 MARKS = " *_`\"'\u201c\u201d\u2018\u2019"  # what is put around words to set them off
 
 
@@ -92,7 +96,9 @@ def unframed(text: str) -> str:
     if frames:
         rest = text[frames[-1].end() :].strip()
         answer = _REASON.sub("", _SENTENCE_END.split(rest, maxsplit=1)[0])
-        return without_full_stop(without_full_stop(answer).strip(MARKS)) or text
+        answer = without_full_stop(answer.lstrip("*"))
+        set_off = _SET_OFF.fullmatch(answer)
+        return without_full_stop(set_off[2] if set_off else answer) or text
     frame = _PRONOUN_FRAME.match(text)
     if frame and text.endswith(".") and not _SENTENCE_END.search(text):
         return _REASON.sub("", text[frame.end() :])

@@ -92,7 +92,7 @@ def test_final_answer(text, answer):
     ("text", "answer"),
     [
         ("42", "42"), ("42.", "42"), ("1.5", "1.5"), ("Yes.", "Yes"), ("25%.", "25%"), ("USA.", "USA"),
-        ("U.S.", "U.S."), ("**Yes.**", "Yes"),
+        ("U.S.", "U.S."), ("**Yes.**", "Yes"), ("No.", "No"), ("U.K..", "U.K."), ("5 p.m.", "5 p.m."),
         ("Apple Inc.", "Apple Inc."), ("...", "..."), ("The answer is 42.", "42"), ("the answer is: 42", "42"),
         ("So the final answer is Paris.", "Paris"), ("Answer: Paris", "Paris"), ("**Answer:** Paris.", "Paris"),
         ("The answer is **Paris**.", "Paris"), ('The answer is "Paris".', "Paris"), ("The answer is 1.5.", "1.5"),

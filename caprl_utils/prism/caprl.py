@@ -12,8 +12,8 @@ Where this departs from the released script, on purpose:
 Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1),
 scale search (Q2), golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22).
 
-The version of math-verify is part of the metric (12% against 12 changes its verdict in 0.9.0), so the one that is
-followed is pinned here and compared with what is installed. Main thread only: its time limits are signals (Q26).
+The version of math-verify is part of the metric (12% against 12 changes its verdict in 0.9.0) and is pinned here.
+Main thread only: its time limits are signals (Q26).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -59,14 +59,11 @@ def extract(completion: str) -> str | None:
     (Q23, Q24). Written as searches instead of a pattern, so that a completion stuck in a loop costs linear time.
     """
     start = _ANSWER_START.search(completion)
-    if start is None:
-        return None
-    box = completion.find(_BOX, start.end())
+    box = completion.find(_BOX, start.end()) if start else -1
     if box < 0:
         return None
     content = box + len(_BOX)
-    closing_tag = completion.rfind(_ANSWER_END)
-    closing_brace = completion.rfind("}", content, max(closing_tag, content))
+    closing_brace = completion.rfind("}", content, max(completion.rfind(_ANSWER_END), content))
     return completion[content:closing_brace] if closing_brace >= 0 else None
 
 
@@ -127,13 +124,10 @@ def _parse(text: str) -> tuple[Any, ...]:
     from math_verify import LatexExtractionConfig, parse
     from math_verify.errors import TimeoutException
 
-    _silence()
+    config = [LatexExtractionConfig()]
     try:
         with _cpu_limit():
-            config = [LatexExtractionConfig()]
-            return tuple(
-                parse(text, extraction_config=config, extraction_mode="first_match", parsing_timeout=None)
-            )
+            return tuple(parse(text, config, extraction_mode="first_match", parsing_timeout=None))
     except TimeoutException:  # fired just after the parse: what math-verify makes of it inside
         return ()
 
@@ -143,7 +137,6 @@ def _verify(answer: Any, gold: list[Any]) -> bool:
     from math_verify import verify
     from math_verify.errors import TimeoutException
 
-    _silence()
     try:
         with _cpu_limit():
             return verify(answer, gold, timeout_seconds=None)
@@ -158,7 +151,10 @@ def _cpu_limit() -> Iterator[None]:
     With the clock, a busy machine changes verdicts: a gold whose parse is stopped scores 1 for every answer
     (Q7). The exception is math-verify's own, so it is handled where its own alarm would be.
     """
+    from math_verify import grader, parser
     from math_verify.errors import TimeoutException
+
+    grader.TIMEOUT_WARNING_SHOWN = parser.TIMEOUT_WARNING_SHOWN = True  # of the clock's limit being off
 
     def stop(*_: Any) -> None:
         raise TimeoutException("Operation timed out!")
@@ -170,11 +166,3 @@ def _cpu_limit() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)
-
-
-@cache
-def _silence() -> None:
-    """No warning that the clock's limit is off: `_cpu_limit` stands in for it."""
-    from math_verify import grader, parser
-
-    grader.TIMEOUT_WARNING_SHOWN = parser.TIMEOUT_WARNING_SHOWN = True

@@ -121,9 +121,8 @@ def _float(text: str) -> float | None:
 
 
 def relaxed_match(reference: str, candidate: str) -> bool:
-    """ChartQA's test: |candidate - reference| / |reference| <= 0.05, else equal text without case.
-
-    Plain floating point, so 1.05 misses 1 (0.050000000000000044). A zero reference switches the numeric test off.
+    """ChartQA's test: |candidate - reference| / |reference| <= 0.05 in plain floating point (1.05 misses 1), else equal
+    text without case. A zero reference switches the numeric test off.
     """
     number, base = to_float(candidate), to_float(reference)
     if number is not None and base:
@@ -139,19 +138,16 @@ def relaxed_accuracy(prediction: str, gold: Any) -> float:
 
 
 def anls_distance(gold: str, prediction: str) -> float:
-    """Edit distance of the lower-cased, space-collapsed strings over the longer *raw* length.
-
-    The raw length is taken in upper case, where a sharp s counts two, as in the toolkits.
+    """Edit distance of the lower-cased, space-collapsed strings over the longer raw length, taken in upper case, where
+    a sharp s counts two, as in the toolkits.
     """
     distance = Levenshtein.distance(" ".join(gold.lower().split()), " ".join(prediction.lower().split()))
     return distance / max(len(gold.upper()), len(prediction.upper()), 1)
 
 
 def anls(prediction: str, gold: Any) -> float:
-    """Best similarity over the accepted answers (a text is one, the text of a list is that list); below 0.5 it is 0, at
-    exactly 0.5 it is kept.
-
-    The original definition drops 0.5 as well; both toolkits keep it and so do we.
+    """Best similarity over the accepted answers (a text is one, that of a list is the list); below 0.5 it is 0.
+    Exactly 0.5 is kept, as in both toolkits; the original definition drops it.
     """
     golds = as_list(gold) or [str(gold)]
     similarity = 1 - min(anls_distance(item, prediction) for item in golds)
@@ -243,10 +239,7 @@ def letter_accuracy(sample: Sample, text: str) -> Score:
 
 
 def letter_or_short(sample: Sample, text: str) -> Score:
-    """RealWorldQA: letter accuracy where the gold is a letter, else equal without case and one trailing full stop.
-
-    Number words stay words.
-    """
+    """RealWorldQA: letter accuracy where the gold is a letter, else equal without case and one trailing full stop."""
     if re.fullmatch(r"[A-Z]", str(sample.gold).strip()):
         return letter_accuracy(sample, text)
     answer, gold = final_answer(text), unwrap_commands(str(sample.gold))
@@ -276,9 +269,8 @@ _NUMBER_PATTERNS = (
 
 
 def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
-    """MMMU's letter search: "(A)", then "A ", then "A.", then option texts in longer answers; the last hit.
-
-    The official code draws a letter where nothing is found; here that is None.
+    """MMMU's letter search: "(A)", then "A ", then "A.", then option texts in longer answers; the last hit. None where
+    the official code draws a letter.
     """
     for mark in ",.!?;:'":
         response = response.strip(mark)
@@ -306,9 +298,7 @@ def mmmu_open(response: str, golds: Sequence[str]) -> bool:
     text contained in a key part."""
     wanted = [key for gold in golds for key in _mmmu_keys(str(gold))]
     parts = _key_parts(response)
-    numbers = [
-        number for part in parts for pattern in _NUMBER_PATTERNS for number in re.findall(pattern, part)
-    ]
+    numbers = [hit for part in parts for pattern in _NUMBER_PATTERNS for hit in re.findall(pattern, part)]
     found = [key for text in (*parts, *numbers) for key in _mmmu_keys(text)]
     texts = [gold for gold in wanted if isinstance(gold, str)]
     return any(any(text in key for text in texts) if isinstance(key, str) else key in wanted for key in found)

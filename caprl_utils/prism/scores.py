@@ -137,10 +137,8 @@ def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
     rows: of samples.parquet; of several runs (training seeds) together, a sample's score is the mean over
     all. Of We-Math the samples are its problem groups.
     """
-    return {
-        name: {key: sum(values) / len(values) for key, values in found.items()}
-        for name, found in _scores_of(rows).items()
-    }
+    found = _scores_of(rows).items()
+    return {name: {key: sum(s) / len(s) for key, s in samples.items()} for name, samples in found}
 
 
 def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, str], list[float]]]:
@@ -148,12 +146,10 @@ def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, s
     found: dict[str, dict[tuple[str, str], list[float]]] = {}
     groups: dict[tuple[Any, ...], dict[str, bool]] = {}
     for row in rows:
-        if row["score"] is None:
-            continue
-        if row.get("group") is None:
+        if row["score"] is not None and row.get("group") is None:
             of_benchmark = found.setdefault(row["benchmark"], {})
             of_benchmark.setdefault((row["image_id"], row["sample_id"]), []).append(row["score"])
-        else:
+        elif row["score"] is not None:
             one = row["benchmark"], row["group"], row.get("model"), row["caption_index"]
             groups.setdefault(one, {})[row["sample_id"]] = row["score"] == 1
     for (benchmark, group, *_), right in groups.items():
@@ -165,12 +161,9 @@ def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, s
 def group_score(right: Mapping[str, bool]) -> float | None:
     """We-Math's four-dimensional score of one problem group, strict (its official code).
 
-    1 for complete mastery (every step and the multi-step question right), 0.5 for inadequate generalization (every
-    step right, the multi-step question wrong), 0 for rote memorization and insufficient knowledge. The mean over the
-    525 groups of testmini is the official (525 - IG / 2 - rote - insufficient) / 525; of fewer groups it is theirs
-    alone, where the official code counts those that are absent as mastered. None for a group that is not whole.
-
-    right: sample ids, which end in "2steps_1", ..., "3steps_multi".
+    1 for complete mastery, 0.5 where every step is right and the multi-step question wrong, else 0. The mean over the
+    525 groups of testmini is the official score; of fewer groups it is theirs alone, where the official code counts the
+    absent ones as mastered. None for a group that is not whole. right: sample ids ("...2steps_1", "...3steps_multi").
     """
     multi = [hit for name, hit in right.items() if name.endswith("steps_multi")]
     steps = [hit for name, hit in right.items() if not name.endswith("steps_multi")]

@@ -102,9 +102,12 @@ class Judge:
         return [self._replies[text_hash(text)] for text in texts]
 
 
-_GRADE = r"(?i)\bgrade[^\w.-]{1,6}(?:is[^\w.-]+)?([0-9.]*[0-9])(?![0-9.]*[0-9%])"
-_VERDICT = r"(?i)\bverdict\W{1,6}(?:is\W+)?(yes|no)\b"
-_EXTRACTED = rf"(?im)\bextracted[{MARKS}]*:[ \t]*(.+)$"
+_GRADE = (  # no percentage, no range, and if it is out of something, then out of 1
+    r"(?i)\bgrade[^\w.-]{1,6}(?:(?:is|boxed)[^\w.-]+)?([0-9.]*[0-9])"
+    r"(?![0-9.,]*[0-9%]|\s*(?:[-\u2013]|to|or)\s*[0-9.]|\s*(?:/|out\s+of)\s*(?!1(?:\.0)?(?![0-9.])))"
+)
+_VERDICT = r"(?i)\bverdict\W{1,6}(?:(?:is|boxed)\W+)?(yes|no)\b"
+_EXTRACTED = rf"(?im)\bextracted[{MARKS}]*:\s*(.+)$"
 _ECHO = re.compile(  # the instruction told again, or half of it
     r"(?im)^.*reply with one line.*$|[\"\u201c]?verdict: yes[\"\u201d]? or [\"\u201c]?verdict: no\b[\"\u201d]?"
     r"|verdict: yes ?/ ?no\b|[\"\u201c]extracted: (?:x|none)[\"\u201d]|extracted: x\b"
@@ -196,7 +199,7 @@ def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | S
     """What `made` makes of each sample and the answer that the judge finds in the text, "" where there is none."""
 
     def read(sample: Sample, _: str, said: str) -> str | Score:
-        said = without_full_stop(final_answer(said)).strip(MARKS)
+        said = without_full_stop(final_answer(re.sub(r'"\s*\}$', "", said))).strip(MARKS)
         return made(sample, "" if said.lower() == "none" else said)
 
     def hint(sample: Sample) -> str:

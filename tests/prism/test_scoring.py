@@ -350,6 +350,7 @@ ECHO = 'Reply with one line: "Verdict: yes" or "Verdict: no".\n'
         ("**Verdict:** yes", 1.0), ("Verdict: **yes**", 1.0), ('"Verdict: yes"', 1.0), ("The verdict is yes.", 1.0),
         ("verdict: YES", 1.0), ('{"verdict": "yes"}', 1.0), ("Verdict: yes? Wait.\nVerdict: no", 0.0), ("yes", None),
         ("<think>Verdict: yes", None), ("so it is</think>Verdict: yes", 1.0), ("Verdict: yesterday", None),
+        ("Final verdict:\nno.", 0.0), ("Verdict: no, not yes", 0.0), (r"Verdict: \boxed{yes}", 1.0),
     ],
 )  # fmt: skip
 def test_verdicts(judge, reply, value):
@@ -365,6 +366,8 @@ def test_verdicts(judge, reply, value):
         ("<think>Grade: 1.0</think>Grade: 0.3", 0.3), ("Grade: 0.2\nOn reflection:\nGrade: 0.4", 0.4),
         ('Reply with one line: "Grade: X".\nGrade: 0.5', 0.5), ("Grade: 1.5", None), ("Grade: 7", None), ("1.0", None),
         ("Grade: 0.55", None), ("Grade: -0.1", None), ("Grade: 50%", None), ("Grade: X", None),
+        ("Grade: 0.5/1.0", 0.5), ("Grade: 1 out of 10", None), ("Grade: 1/2", None), ("Grade: 0,5", None),
+        ("Grade: 0.4-0.6", None), ("Grade: 0.5, one part is missing", 0.5), ('{"grade": 0.5}', 0.5),
     ],
 )  # fmt: skip
 def test_grades(judge, reply, value):
@@ -379,6 +382,7 @@ def test_grades(judge, reply, value):
         '"Extracted: 1.2"', "<think>Extracted: 7</think>\nExtracted: 1.2", "Extracted: 7\nNo.\nExtracted: 1.2",
         'Extracted: 1.2\nReply with one line: "Extracted: X". If it gives no answer, reply "Extracted: none".',
         'If there is none, I reply "Extracted: none".\nExtracted: 1.2', "Extracted: \\boxed{1.2}",
+        "Extracted:\n1.2", '{"extracted": "1.2"}', "Final answer extracted: 1.2",
     ],
 )  # fmt: skip
 def test_extractions(judge, reply):
