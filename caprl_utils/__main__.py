@@ -87,7 +87,9 @@ def caption(
     workers: Annotated[int, Option(metavar="N", min=0, help="Ray actors; 0: in this process.")] = 0,
     gpus: Annotated[int, Option(metavar="N", min=1, help="Of a worker's model.")] = 1,
     captions: Annotated[int, Option(metavar="N", min=1, help="Of each image.")] = 1,
-    max_tokens: Annotated[int, Option(metavar="N", min=1, help="Of a caption.")] = 2048,
+    max_tokens: Annotated[
+        int | None, Option(metavar="N", min=1, help="Of a caption; 2048 if they fit.")
+    ] = None,
     temperature: Annotated[float, Option(metavar="T", help="0 is greedy.")] = 1.0,
     seed: Annotated[int, Option(metavar="N", help="Of sampling.")] = 0,
     prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
@@ -98,15 +100,23 @@ def caption(
 ) -> None:
     """Caption images; stop it at any time and run it again: it goes on where it was."""
     from caprl_utils import prompts
-    from caprl_utils.captions.job import caption_source, check_source
+    from caprl_utils.captions.job import caption_source, check_source, token_limit
+    from caprl_utils.images import read_source
     from caprl_utils.models.base import Sampling
+    from caprl_utils.paths import ZOO_PREFIX
+    from caprl_utils.registry import drawn_source
     from caprl_utils.schema import ModelConfig
 
     if check:
         return print("\n".join(check_source(source, kind or None, limit)))
     backend = "endpoint" if base_url else "local"
     captioner = ModelConfig(path=model, base_urls=base_url, backend=backend, batch_size=batch_size)
-    sampling = Sampling(max_tokens, temperature, n=captions, seed=seed)
+    read_source(source)  # or an error, before a model is asked
+    sampling = Sampling(max_tokens or token_limit(captioner), temperature, n=captions, seed=seed)
+    if model.startswith(ZOO_PREFIX) and not drawn_source(source):
+        print(
+            "models of the zoo know rendered pictures only; for photos name another, e.g. internlm/CapRL-3B"
+        )
     out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
     made = caption_source(
         source, out, captioner, sampling, prompt=prompt or prompts.CAPTION,

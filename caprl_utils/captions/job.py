@@ -25,7 +25,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caprl_utils import prompts
+from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, caption_id, missing
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_atomic
@@ -41,7 +41,7 @@ from caprl_utils.images import (
 )  # fmt: skip
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.models.weights import model_hash
+from caprl_utils.models.weights import check_folder, model_hash
 from caprl_utils.paths import shown
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
@@ -59,6 +59,7 @@ SCHEMA = pa.schema(
 JOB_KEY = b"caption_job"  # in a file's metadata: what made it
 _NAMED = 10  # images without a caption that are named on screen
 _FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".zip", ".md", ".html", ".xlsx")
+MAX_TOKENS = 2048  # ours: of a caption; CapRL's longest are about half of it
 MAX_BAD_SHARE = 0.2  # ours: more unusable images than this are a mistake somewhere, not chance
 Captioner = Backend | ModelConfig | str  # a path is zoo:NAME, a folder or a hub id
 
@@ -84,6 +85,32 @@ class Model:
         if self.engine == "vllm" or (self.engine is None and visible_gpus() and find_spec("vllm")):
             return EndpointBackend(stack.enter_context(serve(model, options=Options(gpus=self.gpus))).config)
         return LocalBackend(model)
+
+
+def token_limit(model: ModelConfig) -> int:
+    """Tokens that a caption may have where nobody says: `MAX_TOKENS`, or half of the model's context if that is less.
+
+    Raises UserError for a model that is neither here nor to be had, and when its servers do not answer.
+    """
+    if model.base_urls:
+        context = EndpointBackend(model).context
+    else:
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from transformers import AutoConfig
+
+        path = paths.resolve_model(model.path)
+        check_folder(path, model.path)
+        if not Path(path).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+            try:
+                HfApi().model_info(path, revision=model.revision, timeout=10)
+            except Exception as error:  # no network, no such model, no permission, no id
+                raise UserError(
+                    f"the model {path} is not on this machine and cannot be fetched ({type(error).__name__}). Name a "
+                    "folder, a server (--base-url), or for a trial --model zoo:vlm-3b, which is here."
+                ) from None
+        text = AutoConfig.from_pretrained(path, revision=model.revision).get_text_config()
+        context = getattr(text, "max_position_embeddings", None)
+    return min(MAX_TOKENS, (context or 2 * MAX_TOKENS) // 2)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import logging
 import os
 import queue
@@ -34,7 +33,7 @@ from PIL.Image import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.images import fit
+from caprl_utils.images import encode, fit
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.models.weights import model_hash
 from caprl_utils.schema import ModelConfig
@@ -261,14 +260,21 @@ class EndpointBackend:
                 )
         return self.config.path
 
-    def _models_at(self, url: str) -> list[str]:
+    @property
+    def context(self) -> int | None:
+        """Tokens of prompt and completion that all servers take; None where none tells (only vLLM does)."""
+        told = (self._models_at(url).get(self.served) for url in self.config.base_urls)
+        return min(filter(None, told), default=None)
+
+    def _models_at(self, url: str) -> dict[str, int | None]:
+        """The models that a server has, each with its context where it tells."""
         import openai
 
         http = openai.DefaultHttpxClient(trust_env=not is_here(url), timeout=10)
         options = {"api_key": self.client.api_key, "max_retries": 0, "http_client": http}
         try:
             with openai.OpenAI(base_url=url, **options) as api:
-                return [model.id for model in api.models.list()]
+                return {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}
         except openai.NotFoundError:
             raise UserError(
                 f"{url} is no address of a model server (HTTP 404): such an address ends in /v1, as in "
@@ -377,14 +383,13 @@ class EndpointBackend:
         return body
 
     def _data_url(self, image: Image) -> str:
-        """The image within max_pixels as a lossless data URL; the same object is encoded once."""
+        """The image within max_pixels as a data URL, its own file where that shows it; each object is encoded once."""
         if id(image) not in self._images:
-            buffer = io.BytesIO()
             try:
-                fit(image, self.config.max_pixels).save(buffer, format="PNG", compress_level=1)
+                data, kind = encode(fit(image, self.config.max_pixels))
             except Exception as error:  # decoders raise what they like on broken files
                 raise RequestError(f"the image cannot be read ({error})", "refused") from None
-            url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+            url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
             self._images[id(image)] = (image, url)  # holds the image, so that its id stays its own
             if len(self._images) > _IMAGES_KEPT:
                 self._images.popitem(last=False)
