@@ -214,8 +214,8 @@ def caption_source(
             tables = _caption_here(job, Path(folder), model, tally, check)
         if not tally.looked:
             raise UserError(f"no image in {job['source']!r}{'; '.join(['', *_passed(tally.passed)])}")
-        check(0)
         tally.refuse_none()
+        check(0)
         result = _gather(tables, str(out), SCHEMA.with_metadata({JOB_KEY: json.dumps(job)}), tally, listed)
         write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
     return result

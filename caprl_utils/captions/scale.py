@@ -1,9 +1,10 @@
-"""Captions of millions of images: Ray Data reads the source, skips what is done, and feeds a pool of model actors.
+"""Captions of millions of images: Ray Data gives the numbers of those that are not done to a pool of model actors.
 
-Each actor captions a batch of images and writes it as one shard, under a name that follows from the batch: a batch that
-Ray gives out again after a death replaces its own shard. Done is what stands in the shards, so nothing is lost or made
-twice, whatever is killed and when. The driver holds some bytes an image. Uses the cluster that RAY_ADDRESS names, whose
-nodes must see the folders, or starts Ray on this machine, with the GPUs of CUDA_VISIBLE_DEVICES.
+Each actor reads its images from the source itself, captions a batch and writes it as one shard, under a name that
+follows from the batch: one that Ray gives out again after a death replaces its own shard. Done is what stands in the
+shards, so nothing is lost or made twice, whatever is killed and when. The driver holds some bytes an image. Uses the
+cluster that RAY_ADDRESS names, whose nodes must see the folders, or starts Ray on this machine, with the GPUs of
+CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -35,17 +37,16 @@ from caprl_utils.captions.job import (
 )  # fmt: skip
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.images import BadImageError, ImageItem, is_hub, repeated
+from caprl_utils.images import ImageItem, is_hub, repeated
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.processes import python_path
 from caprl_utils.progress import Progress
 
-_READ = pa.schema(
-    [("number", pa.int64()), ("data", pa.large_binary())]
-    + [(name, pa.string()) for name in ("id", "key", "path", "problem", "detail")]
-)
 _STARTS = 3  # Ray gives itself half a minute to start, which a loaded machine does not keep
+_QUIET = {  # Ray's own reports, which nobody reads here and which take time from the models
+    "RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0", "RAY_USAGE_STATS_ENABLED": "0",
+}  # fmt: skip
 
 
 def caption_shards(
@@ -125,6 +126,7 @@ def _ray(workers: int) -> Iterator[None]:
         return
     slots = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, workers)}
     variables = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    os.environ.update(_QUIET)
     quiet = {"log_to_driver": False, "include_dashboard": False, "logging_level": logging.ERROR}
     for attempt in range(_STARTS):
         try:
@@ -151,27 +153,18 @@ def _told(
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.enable_auto_log_stats = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    parts, again = 1, frozenset()
-    if hashes is not None:
-        parts, first = workers, np.unique(hashes, return_index=True)[1]
-        again = frozenset(np.setdiff1d(np.arange(len(hashes)), first).tolist())
-    read = partial(_read, job=dict(job), parts=parts, skip=ray.put((done, again)))
-    # readers and the steps between need a slot too, so an actor must not take a whole one
+    units = _units(hashes, done, batch, workers)
     slot = {"num_gpus": model.gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
     pool = ActorPoolStrategy(
         size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
         max_tasks_in_flight_per_actor=4,
     )  # fmt: skip
-    rows = (
-        ray.data.range(parts, override_num_blocks=parts)
-        .map_batches(read, batch_size=1, num_cpus=0.1)
-        .repartition(target_num_rows_per_block=batch)
-        .map_batches(
-            _Actor, batch_size=None, batch_format="pyarrow", compute=pool,
-            fn_constructor_args=(dict(job), folder, model, len(done) > 0), **slot,
-        )
+    rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        _Actor, batch_size=None, batch_format="pyarrow", compute=pool, **slot,
+        fn_constructor_args=(dict(job), folder, model, len(done) > 0, batch),
     )  # fmt: skip
     for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         for told in map(json.loads, table["told"].to_pylist()):
@@ -180,51 +173,26 @@ def _told(
             yield told
 
 
-def _read(
-    batch: Mapping[str, np.ndarray], job: Mapping[str, Any], parts: int, skip: Any
-) -> Iterator[pa.Table]:
-    """The images of one part of the source that are not done, with their bytes, a chunk in memory at a time."""
-    import ray
-
-    (done, again), rows = ray.get(skip), []
-    for number, item in enumerate(read_job(job)):
-        if number // CHUNK_IMAGES % parts != int(batch["id"][0]):
-            continue
-        if number in again:
-            item = repeated(item)
-        elif _is_in(done, derive_seed(item.id, bits=64)):
-            continue
-        row = {"number": number, "id": item.id, "key": item.key, "path": item.path}
-        try:
-            row["data"] = item.encoded()
-        except BadImageError as error:
-            row |= {"problem": error.reason, "detail": error.detail}
-        rows.append(row)
-        if len(rows) == CHUNK_IMAGES:
-            yield pa.Table.from_pylist(rows, _READ)
-            rows = []
-    if rows:
-        yield pa.Table.from_pylist(rows, _READ)
-
-
-def _is_in(ordered: np.ndarray, value: int) -> bool:
-    place = np.searchsorted(ordered, np.uint64(value))
-    return bool(place < len(ordered) and ordered[place] == np.uint64(value))
-
-
-def _load(row: Mapping[str, Any]) -> bytes:
-    if row["problem"]:
-        raise BadImageError(row["problem"], row["detail"])
-    return row["data"]
+def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int) -> list[dict[str, Any]]:
+    """What an actor gets at a time: numbers of images (again: those whose id an earlier one has), or, of a source that
+    cannot be counted, every `of`-th chunk.
+    """
+    if hashes is None:
+        return [{"numbers": [], "again": [], "part": part, "of": workers} for part in range(workers)]
+    again = np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+    todo = np.union1d(np.flatnonzero(~np.isin(hashes, done)), again)
+    cuts = np.split(todo, range(batch, len(todo), batch))
+    return [{"numbers": cut, "again": np.intersect1d(cut, again), "part": 0, "of": 1} for cut in cuts]
 
 
 class _Actor:
     """One model, and the batches that it is given. proven: earlier batches were captioned well."""
 
-    def __init__(self, job: Mapping[str, Any], folder: str, model: Model, proven: bool) -> None:
-        self.job, self.folder, self.model, self.made = job, folder, model, int(proven)
+    def __init__(self, job: Mapping[str, Any], folder: str, model: Model, proven: bool, batch: int) -> None:
+        self.job, self.folder, self.model, self.batch, self.made = job, folder, model, batch, int(proven)
         self.silent: dict[str, str] = {}  # images about which nothing was said, of earlier batches
         self.stack, self.lock = ExitStack(), Lock()  # a server of its own ends with this process
+        self.place, self.source = 0, iter(())
 
     @cached_property
     def idle(self) -> SimpleQueue[Backend]:
@@ -236,24 +204,46 @@ class _Actor:
             queue.put(EndpointBackend(backend.config))
         return queue
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Caption a batch, write its shard, and tell of it; of an exception Ray would keep no more than its text."""
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Caption units, write their shards, and tell of each; of an exception Ray would keep no more than its text."""
         try:
-            told = self._caption(table.to_pylist())
+            for unit in table.to_pylist():
+                for items in [self._numbered(**unit)] if unit["numbers"] else self._chunks(**unit):
+                    yield pa.table({"told": [json.dumps(self._caption(items))]})
         except UserError as error:
-            told = {"error": str(error)}
-        return pa.table({"told": [json.dumps(told)]})
+            yield pa.table({"told": [json.dumps({"error": str(error)})]})
 
-    def _caption(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _numbered(self, numbers: list[int], again: list[int], **_: int) -> list[tuple[int, ImageItem]]:
+        """The images of a unit; the source is read on from where the last one ended."""
+        found = []
+        with self.lock:
+            for number in numbers:
+                if number < self.place or self.place == 0:
+                    self.place, self.source = 0, read_job(self.job)
+                item = next(islice(self.source, number - self.place, None))
+                self.place = number + 1
+                found.append((number, repeated(item) if number in again else item))
+        return found
+
+    def _chunks(self, part: int, of: int, **_: list[int]) -> Iterator[list[tuple[int, ImageItem]]]:
+        done = set(_done(self.folder).tolist())
+        mine = (
+            (number, item)
+            for number, item in enumerate(read_job(self.job))
+            if number // CHUNK_IMAGES % of == part and derive_seed(item.id, bits=64) not in done
+        )
+        while found := list(islice(mine, self.batch)):
+            yield found
+
+    def _caption(self, items: list[tuple[int, ImageItem]]) -> dict[str, Any]:
         """How many images were seen, and which have no caption, and why. Images with some of theirs are made again."""
         with self.lock:
             idle = self.idle
         sampling, backend = Sampling(**self.job["sampling"]), idle.get()
         tally = Tally(self.made, failed=dict(self.silent))
-        items = [(r["number"], ImageItem(r["id"], partial(_load, r), r["key"], path=r["path"])) for r in rows]
         try:
-            pixels = self.job["max_pixels"]
-            captions = list(draw(items, lambda: backend, sampling, self.job["prompt"], tally, pixels))
+            prompt, pixels = self.job["prompt"], self.job["max_pixels"]
+            captions = list(draw(items, lambda: backend, sampling, prompt, tally, pixels))
         finally:
             idle.put(backend)
         tally.failed = {name: why for name, why in tally.failed.items() if name not in self.silent}
@@ -263,11 +253,11 @@ class _Actor:
         for name, found in Counter(c.image_id for c in captions).items():
             if found < sampling.n:
                 tally.failed.setdefault(name, f"the captioner gave {found} captions of {sampling.n}")
-        numbers = {r["id"]: r["number"] for r in rows}
+        numbers = {item.id: number for number, item in items}
         whole = [c.model_dump() for c in captions if c.image_id not in tally.failed]
         if whole:
             whole.sort(key=lambda c: (numbers[c["image_id"]], c["index"]))
             table = pa.Table.from_pylist(whole, SCHEMA.with_metadata({JOB_KEY: json.dumps(self.job)}))
-            name = f"{rows[0]['number']:09d}-{value_hash([r['id'] for r in rows])}.parquet"
+            name = f"{items[0][0]:09d}-{value_hash(list(numbers))}.parquet"
             _write_shard(f"{self.folder}/shards/{name}", table)
-        return {"images": len(rows), "made": len(whole), "bad": tally.bad, "failed": tally.failed}
+        return {"images": len(items), "made": len(whole), "bad": tally.bad, "failed": tally.failed}
