@@ -101,7 +101,7 @@ def caption(
     """Caption images; stop it at any time and run it again: it goes on where it was."""
     from caprl_utils import prompts
     from caprl_utils.captions.job import caption_source, check_source, token_limit
-    from caprl_utils.images import read_source
+    from caprl_utils.image_sources import read_source
     from caprl_utils.models.base import Sampling
     from caprl_utils.paths import ZOO_PREFIX
     from caprl_utils.registry import drawn_source

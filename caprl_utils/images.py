@@ -1,61 +1,32 @@
-"""Images: the one way to open a picture, and whatever an image set can be read from.
-
-A source is a folder, a .parquet or .tar file, a list of paths (.txt, .jsonl, .csv, .tsv), a data set of Hugging Face
-(saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"). Folders and files may be local
-or anywhere that fsspec reaches (s3://, gs://, hf://). Images are read one at a time. Links in a folder are followed; a
-path that a list or table names must stay below its own folder.
-"""
+"""Images: the one way to open a picture, and to write it for others."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
-import json
-import os
 import posixpath
-import re
-import tarfile
-import threading
 import warnings
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache, cached_property, partial
-from itertools import accumulate, chain, islice
+from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import value_hash
-from caprl_utils.paths import shown
-from caprl_utils.registry import drawn_source
-from caprl_utils.schema import Profile
 
 MAX_PIXELS = 120_000_000  # ours: above a phone's 108 megapixels; such a picture takes 360 MB
 MAX_ASPECT = 200  # Qwen2.5-VL's image processor refuses more
-LISTS = (".txt", ".jsonl", ".csv", ".tsv")
-# Ours: where data sets that we have seen name an image's file, and where tables hold it.
-IMAGE_KEYS = ("image", "image_path", "img_path", "image_name", "path", "file_name", "images")
-IMAGE_COLUMNS = (*IMAGE_KEYS, "img", "picture", "jpg", "jpeg", "png", "webp")
-SAME_ID = "id used by an earlier image"
 _UNKNOWN_HERE = (".svg", ".svgz", ".heic", ".heif", ".jxl")  # pictures that Pillow does not open
 _RUNS_PROGRAMS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}  # of Pillow's formats: stubs, and Ghostscript
 _PLAIN_FORMATS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
-_PARQUET_ROWS = 64  # rows held at once
 Thing = TypeVar("Thing")
-
-
-# Opening
 
 
 class BadImage(StrEnum):
@@ -71,7 +42,7 @@ class BadImage(StrEnum):
     UNREADABLE = "cannot be read"
     NO_PATH = "names no image"
     NAME = "name that is not UTF-8"
-    SAME_ID = SAME_ID
+    SAME_ID = "id used by an earlier image"
 
 
 class BadImageError(UserError):
@@ -113,6 +84,11 @@ def peek(data: bytes | Path | Any) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise BadImageError(BadImage.TOO_LARGE, f"{width} x {height}, the limit is {MAX_PIXELS}")
     return opened
+
+
+def has_picture_name(name: str) -> bool:
+    """Whether a file's suffix is that of a picture, of one that cannot be opened here too."""
+    return posixpath.splitext(name)[1].lower() in _formats()[1]
 
 
 @cache
@@ -254,14 +230,14 @@ class ImageItem:
         data = self.load()
         return data if isinstance(data, bytes) else encode(data)[0]
 
+    @classmethod
+    def failing(cls, name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:
+        """An item that stands for what is no image, so that it is counted and named."""
 
-def _failing(name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:
-    """An item that stands for what is no image, so that it is counted and named."""
+        def load() -> bytes:
+            raise BadImageError(reason, detail)
 
-    def load() -> bytes:
-        raise BadImageError(reason, detail)
-
-    return ImageItem(name, load, key)
+        return cls(name, load, key)
 
 
 def in_threads(work: Callable[[Thing], Any], things: Iterable[Thing]) -> Iterator[Any]:
@@ -272,541 +248,3 @@ def in_threads(work: Callable[[Thing], Any], things: Iterable[Thing]) -> Iterato
         while waiting:
             yield waiting.pop(0).result()
             waiting += [pool.submit(work, thing) for thing in islice(source, 1)]
-
-
-# Sources
-
-
-def open_images(
-    profile: Profile, split: str = "rl", passed: Counter[str] | None = None
-) -> Iterator[ImageItem]:
-    """The first `images.num_images` images of the profile's source, each id once (`unique`)."""
-    settings = profile.images
-    source = settings.source
-    if drawn_source(source):
-        source = f"{source}:{split}:{settings.num_images}:{profile.seed}"
-    return islice(unique(read_source(source, settings.kinds, passed)), settings.num_images)
-
-
-def unique(items: Iterable[ImageItem]) -> Iterator[ImageItem]:
-    """The items; one with the id of an earlier one cannot be opened, and its key stands in its id."""
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            item = repeated(item)
-        seen.add(item.id)
-        yield item
-
-
-def repeated(item: ImageItem) -> ImageItem:
-    """What stands for an item whose id an earlier one has."""
-    return _failing(f"{item.id} ({item.key})", BadImage.SAME_ID, key=item.key)
-
-
-def read_source(
-    source: str, kinds: Sequence[str] | None = None, passed: Counter[str] | None = None
-) -> Iterator[ImageItem]:
-    """All images of a source (see the module), in its own order, each with an id that stays the same.
-
-    A list is a .txt file with one path a line, or a .jsonl, .csv or .tsv file with the paths under one of
-    `IMAGE_KEYS`. A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of
-    paths. kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed
-    over in folders and tars, by suffix. What cannot be read is an item that raises when it is opened. Memory: the
-    names of one local folder at a time, some 70 bytes each. Raises UserError when nothing is there, and for a table
-    or tar that is damaged.
-    """
-    passed = Counter() if passed is None else passed
-    if drawn := drawn_source(source):
-        split, count, seed = _split_count_seed(source)
-        return (_drawn(*drawn.image_at(split, number, kinds, seed)) for number in range(count))
-    place = _Place.of(source)
-    if place.files.isdir(place.root):
-        images = _folder(place, source, passed)
-    elif place.files.isfile(place.root):
-        images = _file(*place.split(), passed)
-    elif place.remote or Path(source).suffix or Path(source).is_absolute() or source.startswith("."):
-        raise UserError(
-            f"no {source if place.remote else shown(source)}; name a folder, a .parquet or .tar file, or a list of "
-            f"paths ({', '.join(LISTS)})"
-        )
-    else:
-        images = _hub(source)
-    return (image for image in map(_with_text_name, images) if kinds is None or image.kind in kinds)
-
-
-def _with_text_name(item: ImageItem) -> ImageItem:
-    """The item, or one that cannot be opened where a name cannot be written as UTF-8."""
-    name = f"{item.id}{item.key}"
-    if name.isascii() or not re.search("[\ud800-\udfff]", name):
-        return item
-    told, key = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.key))
-    return _failing(told, BadImage.NAME, key=key)
-
-
-def local_path(source: str | Path) -> Path:
-    """A path of this machine: from the working folder, or else from the repository's."""
-    here = Path(source).expanduser()
-    return paths.HOME / here if not here.exists() and (paths.HOME / here).exists() else here
-
-
-def is_hub(source: str) -> bool:
-    """Whether a source is a data set's id, which can be streamed only from its start."""
-    return not (drawn_source(source) or "://" in source or local_path(source).exists())
-
-
-def count_images(source: str, kinds: Sequence[str] | None = None) -> int | None:
-    """How many images a source has; None where only reading them all tells."""
-    if drawn_source(source):
-        return _split_count_seed(source)[1]
-    return None if is_hub(source) else sum(1 for _ in read_source(source, kinds))
-
-
-def fingerprint(source: str) -> str:
-    """Hash of the names and sizes of a source's images (for tables and tars: of the files), or of its id."""
-    if drawn_source(source) or is_hub(source):
-        return value_hash(source)
-    place = _Place.of(source)
-    if not place.files.isdir(place.root):
-        place, name = place.split()
-        names = chain([name], _listed_paths(place, name) if name.endswith(LISTS) else ())
-    else:
-        names = (name for name in place.walk(Counter()) if place.holds_images(name))
-    digest = hashlib.sha256()
-    for name in filter(None, names):
-        digest.update(f"{json.dumps(name)} {place.size(name)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _split_count_seed(source: str) -> tuple[str, int, int]:
-    name, *parts = source.split(":")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]):
-        raise UserError(f"{source!r}: rendered images are named {name}:SPLIT:COUNT, as {name}:rl:200")
-    return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
-
-
-def _drawn(name: str, image: Image.Image, kind: str, meta: dict[str, Any]) -> ImageItem:
-    return ImageItem(name, lambda: image, name, kind, meta=meta)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A folder (or file) of a file system; names below it are opened, others are not."""
-
-    files: Any  # fsspec.AbstractFileSystem
-    root: str
-
-    @classmethod
-    def of(cls, source: str) -> _Place:
-        """Where a source lies. Raises UserError for a store that cannot be reached."""
-        import fsspec
-
-        local = "://" not in source
-        try:
-            files, root = fsspec.core.url_to_fs(str(local_path(source).resolve()) if local else source)
-            files.invalidate_cache()  # a listing from before
-            local or files.exists(root)
-        except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds
-            raise UserError(f"{source} cannot be reached ({type(error).__name__}: {error})") from None
-        return cls(files, root.rstrip("/") or "/")
-
-    @property
-    def remote(self) -> bool:
-        return "file" not in self.files.protocol
-
-    def split(self) -> tuple[_Place, str]:
-        """The folder that a file stands in, and its name."""
-        return _Place(self.files, posixpath.dirname(self.root)), posixpath.basename(self.root)
-
-    def full(self, name: str) -> str:
-        """The full path of a name. Raises BadImageError for one that leads outside."""
-        target = self.files._strip_protocol(name) if "://" in name else posixpath.join(self.root, name)
-        target = posixpath.normpath(target)
-        if not target.startswith(self.root.rstrip("/") + "/"):
-            raise BadImageError(BadImage.OUTSIDE)
-        return target
-
-    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes, or some of them; tried twice. Raises BadImageError."""
-        target, problem = self.full(name), "cut short"
-        for _ in range(2):
-            try:
-                data = self.files.cat_file(target, start=start, end=end)
-                if end is None or len(data) == end - start:
-                    return data
-            except (OSError, ValueError) as error:
-                problem = getattr(error, "strerror", None) or type(error).__name__
-        raise BadImageError(BadImage.UNREADABLE, problem)
-
-    def open(self, name: str) -> Any:
-        """A file to read in. Raises UserError when that is not possible."""
-        try:
-            return self.files.open(posixpath.join(self.root, name), "rb")
-        except OSError as error:
-            raise UserError(f"{name} cannot be read ({error.strerror or error})") from None
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None for what cannot be had."""
-        with suppress(OSError, ValueError, BadImageError):
-            return self.files.info(self.full(name))["size"]
-
-    def holds_images(self, name: str) -> bool:
-        """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""
-        suffix = posixpath.splitext(name)[1].lower()
-        if suffix in (".parquet", ".tar") or suffix in _formats()[1]:
-            return True
-        if re.fullmatch(r"\.[a-z]\w{0,9}", suffix):
-            return False
-        try:
-            with self.open(name) as file:
-                return bool(peek(file))
-        except UserError:
-            return False
-
-    def walk(self, passed: Counter[str], inside: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-        """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over.
-
-        Of a local folder only the names of the folders on the way down are held; links are followed, in no circle.
-        """
-        if self.remote:
-            names = (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
-            yield from (name for name in names if not re.search(r"(^|/)\.", name) or _note(passed, "hidden"))
-            return
-        folder = posixpath.join(self.root, inside)
-        try:
-            me = os.stat(folder)[1:3]  # inode and device
-            with os.scandir(folder) as entries:
-                found = [(e.name, e.is_dir(), e.is_file() or e.is_symlink()) for e in entries]
-        except OSError:
-            passed[f"closed folder {shown(folder)}"] += 1
-            return
-        if me in above:
-            passed["link to a folder above it"] += 1
-            return
-        found.sort(reverse=True)
-        while found:
-            name, is_folder, is_file = found.pop()
-            if name.startswith(".") or not (is_folder or is_file):
-                passed["hidden" if is_folder or is_file else "no file"] += 1
-            elif is_folder:
-                yield from self.walk(passed, f"{inside}{name}/", (*above, me))
-            else:
-                yield inside + name
-
-
-def _note(passed: Counter[str], what: str) -> None:
-    passed[what] += 1
-
-
-def _suffix_told(name: str) -> str:
-    return posixpath.splitext(name)[1].lower() or "without suffix"
-
-
-def _by_path(home: _Place, name: str) -> ImageItem:
-    """A file by its path below `home`; its first folder is the kind."""
-    first, _, rest = name.partition("/")
-    return ImageItem(name, partial(home.read, name), name, first if first and rest else None, name)
-
-
-def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageItem]:
-    """A saved data set, or the pictures below a folder with those in its tables and tars."""
-    names = {posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False)}
-    where = source if place.remote else shown(place.root)
-    if "dataset_dict.json" in names:
-        raise UserError(f"{where} is a data set with several splits; name the folder of one of them")
-    if "state.json" in names:
-        import datasets
-
-        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), place)
-        return
-    empty = True
-    for name in place.walk(passed):
-        if not place.holds_images(name):
-            passed[_suffix_told(name)] += 1
-            continue
-        for item in _file(place, name, passed, inside=True):
-            empty = False
-            yield item
-    if empty:
-        told = f"; passed over: {', '.join(passed_over(passed))}" if passed else ""
-        raise UserError(f"no image in {where}{told}")
-
-
-def passed_over(passed: Counter[str]) -> list[str]:
-    """What was passed over, for people."""
-    return [f"{count} {what}" for what, count in sorted(passed.items())]
-
-
-def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) -> Iterator[ImageItem]:
-    """The images of a file; a file inside a folder is a picture unless its name says otherwise."""
-    suffix = posixpath.splitext(name)[1].lower()
-    if suffix == ".parquet":
-        return _parquet(place, name, passed if inside else None)
-    if suffix == ".tar":
-        return _tar(place, name, passed)
-    if inside or suffix in _formats()[1]:
-        return iter([_by_path(place, name)])
-    if suffix in LISTS:
-        return _listed(place, name)
-    raise UserError(
-        f"{name} is neither a folder nor a .parquet or .tar file nor a list of paths ({', '.join(LISTS)})"
-    )
-
-
-# Lists
-
-
-def _listed(home: _Place, name: str) -> Iterator[ImageItem]:
-    for number, path in enumerate(_listed_paths(home, name), start=1):
-        if path is None:
-            detail = f"a row has its path under one of {', '.join(IMAGE_KEYS)}"
-            yield _failing(f"{name} row {number}", BadImage.NO_PATH, detail, f"{name}#{number}")
-        else:
-            yield _by_path(home, path)
-
-
-def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
-    """The paths of a list, in its order; None for a row that names none. Raises UserError for what is no such list."""
-    suffix = posixpath.splitext(name)[1].lower()
-    try:
-        with home.open(name) as file:
-            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            if suffix in (".csv", ".tsv"):
-                yield from _csv_paths(name, lines)
-                return
-            for line in filter(None, map(str.strip, lines)):
-                yield from [line] if suffix == ".txt" else _json_paths(line)
-    except (UnicodeDecodeError, csv.Error) as error:
-        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "sound CSV"
-        raise UserError(f"{name} is no list of paths: it is not {what} ({error})") from None
-
-
-def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
-    """Of a table with any of the usual separators; without a header its column of picture names counts."""
-    csv.field_size_limit(2**31 - 1)
-    first = next(lines, "")
-    mark = max(",;\t|", key=first.count)
-    head = [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])]
-    column = next((head.index(key) for key in IMAGE_KEYS if key in head), None)
-    if column is None:
-        column = next((n for n, cell in enumerate(head) if _suffix_told(cell) in _formats()[1]), None)
-        lines = chain([first], lines)
-    if column is None:
-        raise UserError(
-            f"{name} names no image: its first line is {first.strip()[:200]!r}, and none of its columns is one of "
-            f"{', '.join(IMAGE_KEYS)}"
-        )
-    for row in filter(None, csv.reader(lines, delimiter=mark)):
-        yield (row[column].strip() or None) if len(row) > column else None
-
-
-def _json_paths(line: str) -> list[str | None]:
-    try:
-        row = json.loads(line)
-        found = _pictures(next(row[key] for key in IMAGE_KEYS if row.get(key)))
-        return [path if isinstance(path, str) and path else None for _, path in found]
-    except (ValueError, AttributeError, StopIteration):
-        return [None]
-
-
-# Tables and tars
-
-
-def _pictures(value: Any) -> list[tuple[bytes | None, str | None]]:
-    """(bytes, path) of every picture of a cell: bytes, a path, {bytes, path}, or a list of such."""
-    if isinstance(value, list):
-        return [picture for one in value for picture in _pictures(one)] or [(None, None)]
-    if isinstance(value, dict):
-        return [(value.get("bytes"), value.get("path"))]
-    return [(None, value) if isinstance(value, str) else (value, None)]
-
-
-def _pick(home: _Place, value: Any, part: int) -> bytes:
-    """The bytes of one picture of a cell; a path starts at `home`. Raises BadImageError."""
-    data, path = _pictures(value)[part]
-    return home.read(path) if data is None and path else data or b""
-
-
-def _of_row(
-    row: dict[str, Any], value: Any, name: str, key: str, load: Callable[[int], bytes]
-) -> Iterator[ImageItem]:
-    """The pictures of a table's row. name: its id where it has none. value: of its pictures, bytes not needed."""
-    row_id, kind = row.get("id"), row.get("kind")
-    for part, (_, path) in enumerate(_pictures(value)):
-        more = f"/{part + 1}" if part else ""
-        yield ImageItem(
-            f"{name if row_id is None else row_id}{more}", partial(load, part), key + more,
-            kind if kind is None else str(kind), path,
-        )  # fmt: skip
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{name} is no parquet file that can be read ({error}); fetch it again") from None
-
-
-def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[ImageItem]:
-    """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some.
-
-    passed: where a table without pictures is counted; None makes it an error.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with _readable(name):
-        table = pq.ParquetFile(home.open(name))
-        schema = table.schema_arrow
-        column = next(
-            (n for n in IMAGE_COLUMNS if n in schema.names and _may_hold(schema.field(n).type)), None
-        )
-        if column is None and passed is not None:
-            passed["table without images"] += 1
-            return
-        if column is None:
-            raise UserError(f"{name} has no column `image`; its columns: {', '.join(schema.names)}")
-        kind = schema.field(column).type
-        columns = [n for n in ("id", "kind") if n in schema.names]
-        if not pa.types.is_struct(kind):
-            columns += [] if _is_bytes(kind) else [column]
-        elif "path" in kind.names:
-            columns.append(f"{column}.path")
-        images = _ParquetImages(home, table, column)
-        for number, row in enumerate(_light_rows(table, columns)):
-            yield from _of_row(
-                row, row.get(column), f"{posixpath.splitext(name)[0]}-{number:08d}", f"{name}#{number}",
-                partial(images.load, number),
-            )  # fmt: skip
-
-
-def _light_rows(table: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    if not columns:
-        return ({} for _ in range(table.metadata.num_rows))
-    batches = table.iter_batches(_PARQUET_ROWS, columns=columns)
-    return (row for batch in batches for row in batch.to_pylist())
-
-
-def _is_bytes(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def _may_hold(kind: Any) -> bool:
-    """Whether a column of this arrow type can hold pictures or their paths."""
-    import pyarrow.types as types
-
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _may_hold(kind.value_type)
-    if types.is_struct(kind):
-        return not {"bytes", "path"}.isdisjoint(kind.names)
-    return _is_bytes(kind) or types.is_string(kind) or types.is_large_string(kind)
-
-
-class _ParquetImages:
-    """The images of a parquet file by their row; a few rows in memory, quick when asked for in order."""
-
-    def __init__(self, home: _Place, table: Any, column: str) -> None:
-        self.home, self.table, self.column, self.group = home, table, column, None
-        self.lock = threading.Lock()
-        sizes = (table.metadata.row_group(n).num_rows for n in range(table.num_row_groups))
-        self.starts = [0, *accumulate(sizes)]
-
-    def load(self, number: int, part: int) -> bytes:
-        """The bytes of one picture of a row. Raises BadImageError."""
-        import pyarrow as pa
-
-        try:
-            with self.lock:
-                value = self._row(number)
-        except (OSError, pa.ArrowException) as error:
-            self.group = None
-            raise BadImageError(BadImage.UNREADABLE, error) from None
-        return _pick(self.home, value, part)
-
-    def _row(self, number: int) -> Any:
-        group = bisect_right(self.starts, number) - 1
-        if group != self.group or number < self.start:
-            self.group, self.start = group, self.starts[group]
-            self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.column])
-            self.batch = next(self.batches)
-        while number >= self.start + self.batch.num_rows:
-            self.start += self.batch.num_rows
-            self.batch = next(self.batches)
-        return self.batch.column(0)[number - self.start].as_py()
-
-
-def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
-    """Pictures of a webdataset tar, in order; nothing is unpacked to disk. Raises UserError for a damaged one."""
-    try:
-        with home.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                base, suffix = posixpath.basename(member.name), _suffix_told(member.name)
-                if base.startswith(".") or not member.isfile() or suffix not in _formats()[1]:
-                    if not member.isdir():
-                        passed["hidden" if base.startswith(".") else suffix] += 1
-                    continue
-                yield ImageItem(
-                    f"{posixpath.splitext(name)[0]}/{member.name}",
-                    partial(home.read, name, member.offset_data, member.offset_data + member.size),
-                    f"{name}#{member.name}", path=member.name,
-                )  # fmt: skip
-            file.seek(archive.offset)
-            end = file.read(20 * 512)
-            if len(end) < 512 or end.strip(b"\0"):
-                raise tarfile.ReadError("it is cut off, or several tars were joined")
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{name} cannot be read to its end as an uncompressed tar ({error}); fetch it again"
-        ) from None
-
-
-# Data sets of Hugging Face
-
-
-def _hub(name: str) -> Iterator[ImageItem]:
-    """A data set of Hugging Face, streamed; "NAME:SPLIT" picks a split other than train."""
-    import datasets
-
-    name, _, split = name.partition(":")
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except Exception as error:
-        raise UserError(f"{name!r} is no folder here and cannot be loaded as a data set ({error})") from None
-    yield from _rows(rows, None)
-
-
-def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
-    """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
-    import datasets
-    import fsspec
-
-    names = rows.column_names or []
-    column = next((name for name in IMAGE_COLUMNS if name in names), "image")
-    if names and column not in names:
-        raise UserError(f"the data set has no column `image`; its columns: {', '.join(names)}")
-    if isinstance((rows.features or {}).get(column), datasets.Image):
-        rows = rows.cast_column(column, datasets.Image(decode=False))
-    elif isinstance((rows.features or {}).get(column), datasets.List):
-        rows = rows.cast_column(column, datasets.List(datasets.Image(decode=False)))
-    light = rows
-    if home:
-        columns = [n for n in ("id", "kind") if n in names]
-        several = isinstance(rows.features[column], datasets.List)
-        columns += [column] if several else []
-        light = rows.select_columns(columns) if columns else ({} for _ in range(len(rows)))
-
-    def load(number: int, value: Any, part: int) -> bytes:
-        if home:
-            return _pick(home, rows[number][column], part)
-        data, path = _pictures(value)[part]
-        return fsspec.open(path).open().read() if data is None and path else data or b""
-
-    for number, row in enumerate(light):
-        value = row.get(column)
-        yield from _of_row(
-            row, value, str(number), f"#{number}", partial(load, number, None if home else value)
-        )

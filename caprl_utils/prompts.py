@@ -62,7 +62,7 @@ WRITE_QUESTIONS = (
     "The answer must be visible in the image and impossible to guess without it. Write each question exactly so:\n"
     "**1. question?**\nA) option\nB) option\nC) option\nD) option\n**Answer:** A) option"
 )
-"""Question writing (ours: the paper gives the contract, five MCQs in a fixed Markdown format, but not the words)."""
+"""Question writing (ours; the authors' script has other words for the same contract, and its layout is read)."""
 
 
 GRADE = (

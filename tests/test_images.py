@@ -15,21 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from caprl_utils import images
+from caprl_utils import image_sources
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.images import (
-    BadImage,
-    ImageItem,
-    as_rgb,
-    encode,
-    fingerprint,
-    fit,
-    open_image,
-    open_images,
-    read_source,
-    unique,
-)  # fmt: skip
+from caprl_utils.image_sources import fingerprint, open_images, read_source, unique
+from caprl_utils.images import BadImage, ImageItem, as_rgb, encode, fit, open_image
 
 
 def picture(seed: int, size: tuple[int, int] = (128, 96)) -> Image.Image:
@@ -427,7 +417,7 @@ def test_a_source_that_is_not_there_is_named():
 
 
 def test_a_read_that_is_cut_short_is_tried_again(folder, monkeypatch):
-    place, tries = images._Place.of(str(folder)), []
+    place, tries = image_sources._Place.of(str(folder)), []
 
     def short(self, path, start=None, end=None):
         tries.append(path)

@@ -28,7 +28,8 @@ from caprl_utils.captions.job import JOB_KEY, SCHEMA, write_parquet
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_atomic
 from caprl_utils.hashing import derive_seed, file_hash, text_hash
-from caprl_utils.images import IMAGE_KEYS, BadImageError, ImageItem, encode, is_plain, peek, read_source
+from caprl_utils.image_sources import IMAGE_KEYS, read_source
+from caprl_utils.images import BadImageError, ImageItem, encode, is_plain, peek
 from caprl_utils.paths import shown
 from caprl_utils.progress import track
 from caprl_utils.records import about_image, mark_in, register

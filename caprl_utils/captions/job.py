@@ -29,16 +29,8 @@ from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, caption_id, missing
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, write_atomic
-from caprl_utils.images import (
-    BadImageError,
-    ImageItem,
-    count_images,
-    in_threads,
-    local_path,
-    passed_over,
-    read_source,
-    unique,
-)  # fmt: skip
+from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
+from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.weights import check_folder, model_hash

@@ -2,7 +2,7 @@
 
 Each actor reads its images from the source itself, captions a batch and writes it as one shard, under a name that
 follows from the batch: one that Ray gives out again after a death replaces its own shard. Done is what stands in the
-shards, so nothing is lost or made twice, whatever is killed and when. The driver holds some bytes an image. Uses the
+shards, so nothing is lost or made twice, whatever is killed and when. The driver holds some 50 bytes an image. Uses the
 cluster that RAY_ADDRESS names, whose nodes must see the folders, or starts Ray on this machine, with the GPUs of
 CUDA_VISIBLE_DEVICES.
 """
@@ -37,7 +37,8 @@ from caprl_utils.captions.job import (
 )  # fmt: skip
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.images import ImageItem, is_hub, repeated
+from caprl_utils.image_sources import is_hub, repeated
+from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.processes import python_path
@@ -182,7 +183,10 @@ def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int
     again = np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
     todo = np.union1d(np.flatnonzero(~np.isin(hashes, done)), again)
     cuts = np.split(todo, range(batch, len(todo), batch))
-    return [{"numbers": cut, "again": np.intersect1d(cut, again), "part": 0, "of": 1} for cut in cuts]
+    return [
+        {"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist(), "part": 0, "of": 1}
+        for cut in cuts
+    ]
 
 
 class _Actor:

@@ -10,24 +10,24 @@ All are written row group by row group to a temporary name and renamed when comp
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
-from caprl_utils.images import ImageItem
+from caprl_utils.images import ImageItem, encode
 from caprl_utils.paths import shown
 from caprl_utils.records import ImageQA, Question, text_key
 from caprl_utils.schema import Curation
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 QA_FILE, LEAKING_FILE, QUESTIONS_FILE = "qa.parquet", "leaking.parquet", "questions.parquet"
@@ -178,14 +178,6 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
                     ) from None
 
 
-class _Fate(NamedTuple):
-    """What became of a question: its truth where that is known, and whether the model named it without options."""
-
-    truth: str | None
-    seen: bool | None
-    verdict: Verdict
-
-
 def write_tables(
     folder: Path,
     images: Iterable[ImageItem],
@@ -196,68 +188,58 @@ def write_tables(
 
     answered: the questions about an image, none where it has none.
     """
-    fates: Counter[_Fate] = Counter()
-    images_kept = unparsed = 0
     with (
         table_writer(folder / QA_FILE, qa_schema(), _QA_ROWS) as add_kept,
         table_writer(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as add_leaking,
         table_writer(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as add_measured,
     ):
         for item in images:
-            chosen: dict[Verdict, list[Question]] = {Verdict.KEPT: [], Verdict.LEAKS: []}
+            chosen: dict[Verdict, list[Question]] = {}
             for question in answered(item.id):
                 row = measured(item.id, question)
                 said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
                 truth = truth_of(question, item.meta)
                 add_measured(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
-                fates[_Fate(truth, row["open_correct"], said)] += 1
-                unparsed += row["unparsed"]
                 chosen.setdefault(said, []).append(question)
-            images_kept += bool(chosen[Verdict.KEPT])
             for said, add in ((Verdict.KEPT, add_kept), (Verdict.LEAKS, add_leaking)):
-                if chosen[said]:
-                    questions = ImageQA(
-                        id=item.id, image=item.encoded(), path=item.path, questions=chosen[said]
-                    )
-                    add(questions.to_row())
-    verdicts: Counter[str] = Counter()
-    for fate, count in fates.items():
-        verdicts[fate.verdict] += count
+                if said in chosen:
+                    picture = encode(item.open())[0]  # every program is to see what was asked about
+                    qa = ImageQA(id=item.id, image=picture, path=item.path, questions=chosen[said])
+                    add(qa.to_row())
+    return _counts(folder / QUESTIONS_FILE)
+
+
+def _counts(questions: Path) -> dict[str, Any]:
+    import pandas as pd
+
+    columns = ["image_id", "verdict", "truth", "open_correct", "unparsed"]
+    rows = pd.read_parquet(questions, columns=columns, dtype_backend="pyarrow")
+    kept = rows["verdict"] == Verdict.KEPT.value
     return {
-        "questions_kept": verdicts[Verdict.KEPT],
-        "images_kept": images_kept,
-        "verdicts": dict(verdicts),
-        "unparsed_answers": unparsed,
-        "truth": _truth_rates(fates),
+        "questions_kept": int(kept.sum()),
+        "images_kept": int(rows["image_id"][kept].nunique()),
+        "verdicts": {name: int(count) for name, count in rows["verdict"].value_counts().items()},
+        "unparsed_answers": int(rows["unparsed"].sum()),
+        "truth": _truth_rates(rows, kept) if rows["truth"].notna().any() else None,
     }
 
 
-def _truth_rates(fates: Counter[_Fate]) -> dict[str, Any] | None:
-    """How the filter did where the source knows its images; None where it does not.
+def _truth_rates(rows: pd.DataFrame, kept: pd.Series) -> dict[str, Any]:
+    """How the filter did where the source knows its images.
 
     leaking_removed: share of the questions made to leak that are gone. sound_seen_kept: of the sound ones
     whose answer the filter model names without options, the share that is kept. precision: share of sound
     ones among the kept.
     """
 
-    def count(**wanted: Any) -> int:
-        return sum(n for fate, n in known.items() if wanted.items() <= fate._asdict().items())
+    def share(part: pd.Series, whole: pd.Series) -> float | None:
+        return float(part[whole].mean()) if whole.any() else None
 
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
-    known = {fate: n for fate, n in fates.items() if fate.truth is not None}
-    if not known:
-        return None
-    leaking, sound, seen = count(truth="leaking"), count(truth="sound"), count(truth="sound", seen=True)
-    kept, sound_kept = count(verdict=Verdict.KEPT), count(truth="sound", verdict=Verdict.KEPT)
+    leaking, sound = rows["truth"] == "leaking", rows["truth"] == "sound"
+    seen = sound & rows["open_correct"].fillna(False)
     return {
-        "leaking": leaking,
-        "leaking_removed": share(leaking - count(truth="leaking", verdict=Verdict.KEPT), leaking),
-        "sound_seen": seen,
-        "sound_seen_kept": share(count(truth="sound", seen=True, verdict=Verdict.KEPT), seen),
-        "sound": sound,
-        "sound_kept": share(sound_kept, sound),
-        "kept": kept,
-        "precision": share(sound_kept, kept),
-    }
+        "leaking": int(leaking.sum()), "leaking_removed": share(~kept, leaking),
+        "sound_seen": int(seen.sum()), "sound_seen_kept": share(kept, seen),
+        "sound": int(sound.sum()), "sound_kept": share(kept, sound),
+        "kept": int(kept.sum()), "precision": share(sound, kept),
+    }  # fmt: skip

@@ -22,7 +22,8 @@ from caprl_utils.curation.extract import NUM_QUESTIONS, QuestionSet, extract
 from caprl_utils.curation.keep import write_tables
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.images import BadImage, ImageItem, fingerprint, open_images
+from caprl_utils.image_sources import fingerprint, open_images
+from caprl_utils.images import BadImage, ImageItem
 from caprl_utils.models.base import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
@@ -35,8 +36,8 @@ STAGE = "curation"
 CHECKED, WRITTEN, EXTRACTED, ANSWERED = "images", "generated", "extracted", "answered"
 RECIPE = [
     *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "answer", "keep")),
-    "caprl_utils.images", "caprl_utils.models.local", "caprl_utils.models.decoding", "caprl_utils.answers",
-    "caprl_utils.letters", "caprl_utils.records",
+    *(f"caprl_utils.{name}" for name in ("image_sources", "images", "answers", "records")),
+    "caprl_utils.models.local", "caprl_utils.models.decoding",
 ]  # fmt: skip
 WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
 

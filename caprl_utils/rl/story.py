@@ -15,7 +15,8 @@ import matplotlib.pyplot as plt
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.images import BadImageError, open_images
+from caprl_utils.image_sources import open_images
+from caprl_utils.images import BadImageError
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.records import Question
 from caprl_utils.registry import drawn_source

@@ -20,7 +20,7 @@ import harness
 from caprl_utils import paths
 from caprl_utils.answers import first_capital
 from caprl_utils.config import load_profile
-from caprl_utils.images import open_images
+from caprl_utils.image_sources import open_images
 from caprl_utils.models.base import Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend, Post
 from caprl_utils.models.server import Options, serve

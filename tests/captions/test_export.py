@@ -304,7 +304,8 @@ def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):
     assert "127.0.0.1:9" in told("caption", images, "--out", out, "--base-url", url)[2]
     assert "nowhere" in told("caption", tmp_path / "nowhere", "--out", out, "--base-url", url)[2]
     monkeypatch.setitem(sys.modules, "ray", None)
-    error = told("caption", images, "--out", tmp_path / "d.parquet", "--base-url", url, "--workers", 2)[2]
+    workers = "--workers", 2, "--max-tokens", 9
+    error = told("caption", images, "--out", tmp_path / "d.parquet", "--base-url", url, *workers)[2]
     assert "Ray, which is not installed: `pip install ray`" in error
 
 

@@ -219,7 +219,7 @@ def rate(commands, log, folder):
 
 def test_two_actors_are_as_fast_as_two_unrelated_jobs(tmp_path):
     """Nine tenths of them, the median of three rounds in turn: a machine's speed wanders by a tenth in minutes."""
-    from caprl_utils.images import read_source
+    from caprl_utils.image_sources import read_source
 
     halves = [tmp_path / "images" / half for half in "ab"]
     for half in halves:

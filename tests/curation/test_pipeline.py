@@ -18,7 +18,8 @@ from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import measured, read_qa
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes
-from caprl_utils.images import BadImage, BadImageError, ImageItem, _Place, open_images
+from caprl_utils.image_sources import _Place, open_images
+from caprl_utils.images import BadImage, BadImageError, ImageItem
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question, text_key
 

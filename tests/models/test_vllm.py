@@ -11,7 +11,8 @@ import pytest
 
 from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
-from caprl_utils.images import ImageItem, open_images
+from caprl_utils.image_sources import open_images
+from caprl_utils.images import ImageItem
 from caprl_utils.models import server
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend

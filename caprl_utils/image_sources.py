@@ -1,0 +1,542 @@
+"""Whatever an image set can be read from.
+
+A source is a folder, a .parquet or .tar file, a list of paths (.txt, .jsonl, .csv, .tsv), a data set of Hugging Face
+(saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"). Folders and files may be local
+or anywhere that fsspec reaches (s3://, gs://, hf://). Images are read one at a time. Links in a folder are followed; a
+path that a list or table names must stay below its own folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import posixpath
+import re
+import tarfile
+import threading
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import value_hash
+from caprl_utils.images import BadImage, BadImageError, ImageItem, has_picture_name, peek
+from caprl_utils.paths import shown
+from caprl_utils.registry import drawn_source
+from caprl_utils.schema import Profile
+
+LISTS = (".txt", ".jsonl", ".csv", ".tsv")
+# Ours: where data sets that we have seen name an image's file, and where tables hold it.
+IMAGE_KEYS = ("image", "image_path", "img_path", "image_name", "path", "file_name", "images")
+IMAGE_COLUMNS = (*IMAGE_KEYS, "img", "picture", "jpg", "jpeg", "png", "webp")
+_PARQUET_ROWS = 64  # rows held at once
+
+
+def open_images(
+    profile: Profile, split: str = "rl", passed: Counter[str] | None = None
+) -> Iterator[ImageItem]:
+    """The first `images.num_images` images of the profile's source, each id once (`unique`)."""
+    settings = profile.images
+    source = settings.source
+    if drawn_source(source):
+        source = f"{source}:{split}:{settings.num_images}:{profile.seed}"
+    return islice(unique(read_source(source, settings.kinds, passed)), settings.num_images)
+
+
+def unique(items: Iterable[ImageItem]) -> Iterator[ImageItem]:
+    """The items; one with the id of an earlier one cannot be opened, and its key stands in its id."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id in seen:
+            item = repeated(item)
+        seen.add(item.id)
+        yield item
+
+
+def repeated(item: ImageItem) -> ImageItem:
+    """What stands for an item whose id an earlier one has."""
+    return ImageItem.failing(f"{item.id} ({item.key})", BadImage.SAME_ID, key=item.key)
+
+
+def read_source(
+    source: str, kinds: Sequence[str] | None = None, passed: Counter[str] | None = None
+) -> Iterator[ImageItem]:
+    """All images of a source (see the module), in its own order, each with an id that stays the same.
+
+    A list is a .txt file with one path a line, or a .jsonl, .csv or .tsv file with the paths under one of
+    `IMAGE_KEYS`. A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of
+    paths. kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed
+    over in folders and tars, by suffix. What cannot be read is an item that raises when it is opened. Memory: the
+    names of one local folder at a time, some 70 bytes each. Raises UserError when nothing is there, and for a table
+    or tar that is damaged.
+    """
+    passed = Counter() if passed is None else passed
+    if drawn := drawn_source(source):
+        split, count, seed = _split_count_seed(source)
+        return (_drawn(*drawn.image_at(split, number, kinds, seed)) for number in range(count))
+    place = _Place.of(source)
+    if place.files.isdir(place.root):
+        images = _folder(place, source, passed)
+    elif place.files.isfile(place.root):
+        images = _file(*place.split(), passed)
+    elif place.remote or Path(source).suffix or Path(source).is_absolute() or source.startswith("."):
+        raise UserError(
+            f"no {source if place.remote else shown(source)}; name a folder, a .parquet or .tar file, or a list of "
+            f"paths ({', '.join(LISTS)})"
+        )
+    else:
+        images = _hub(source)
+    return (image for image in map(_with_text_name, images) if kinds is None or image.kind in kinds)
+
+
+def _with_text_name(item: ImageItem) -> ImageItem:
+    """The item, or one that cannot be opened where a name cannot be written as UTF-8."""
+    name = f"{item.id}{item.key}"
+    if name.isascii() or not re.search("[\ud800-\udfff]", name):
+        return item
+    told, key = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.key))
+    return ImageItem.failing(told, BadImage.NAME, key=key)
+
+
+def local_path(source: str | Path) -> Path:
+    """A path of this machine: from the working folder, or else from the repository's."""
+    here = Path(source).expanduser()
+    return paths.HOME / here if not here.exists() and (paths.HOME / here).exists() else here
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source is a data set's id, which can be streamed only from its start."""
+    return not (drawn_source(source) or "://" in source or local_path(source).exists())
+
+
+def count_images(source: str, kinds: Sequence[str] | None = None) -> int | None:
+    """How many images a source has; None where only reading them all tells."""
+    if drawn_source(source):
+        return _split_count_seed(source)[1]
+    return None if is_hub(source) else sum(1 for _ in read_source(source, kinds))
+
+
+def fingerprint(source: str) -> str:
+    """Hash of the names and sizes of a source's images (for tables and tars: of the files), or of its id."""
+    if drawn_source(source) or is_hub(source):
+        return value_hash(source)
+    place = _Place.of(source)
+    if not place.files.isdir(place.root):
+        place, name = place.split()
+        names = chain([name], _listed_paths(place, name) if name.endswith(LISTS) else ())
+    else:
+        names = (name for name in place.walk(Counter()) if place.holds_images(name))
+    digest = hashlib.sha256()
+    for name in filter(None, names):
+        digest.update(f"{json.dumps(name)} {place.size(name)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _split_count_seed(source: str) -> tuple[str, int, int]:
+    name, *parts = source.split(":")
+    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]):
+        raise UserError(f"{source!r}: rendered images are named {name}:SPLIT:COUNT, as {name}:rl:200")
+    return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
+
+
+def _drawn(name: str, image: Image.Image, kind: str, meta: dict[str, Any]) -> ImageItem:
+    return ImageItem(name, lambda: image, name, kind, meta=meta)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A folder (or file) of a file system; names below it are opened, others are not."""
+
+    files: Any  # fsspec.AbstractFileSystem
+    root: str
+
+    @classmethod
+    def of(cls, source: str) -> _Place:
+        """Where a source lies. Raises UserError for a store that cannot be reached."""
+        import fsspec
+
+        local = "://" not in source
+        try:
+            files, root = fsspec.core.url_to_fs(str(local_path(source).resolve()) if local else source)
+            files.invalidate_cache()  # a listing from before
+            local or files.exists(root)
+        except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds
+            raise UserError(f"{source} cannot be reached ({type(error).__name__}: {error})") from None
+        return cls(files, root.rstrip("/") or "/")
+
+    @property
+    def remote(self) -> bool:
+        return "file" not in self.files.protocol
+
+    def split(self) -> tuple[_Place, str]:
+        """The folder that a file stands in, and its name."""
+        return _Place(self.files, posixpath.dirname(self.root)), posixpath.basename(self.root)
+
+    def full(self, name: str) -> str:
+        """The full path of a name. Raises BadImageError for one that leads outside."""
+        target = self.files._strip_protocol(name) if "://" in name else posixpath.join(self.root, name)
+        target = posixpath.normpath(target)
+        if not target.startswith(self.root.rstrip("/") + "/"):
+            raise BadImageError(BadImage.OUTSIDE)
+        return target
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """A file's bytes, or some of them; tried twice. Raises BadImageError."""
+        target, problem = self.full(name), "cut short"
+        for _ in range(2):
+            try:
+                data = self.files.cat_file(target, start=start, end=end)
+                if end is None or len(data) == end - start:
+                    return data
+            except (OSError, ValueError) as error:
+                problem = getattr(error, "strerror", None) or type(error).__name__
+        raise BadImageError(BadImage.UNREADABLE, problem)
+
+    def open(self, name: str) -> Any:
+        """A file to read in. Raises UserError when that is not possible."""
+        try:
+            return self.files.open(posixpath.join(self.root, name), "rb")
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error.strerror or error})") from None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None for what cannot be had."""
+        with suppress(OSError, ValueError, BadImageError):
+            return self.files.info(self.full(name))["size"]
+
+    def holds_images(self, name: str) -> bool:
+        """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""
+        suffix = posixpath.splitext(name)[1].lower()
+        if suffix in (".parquet", ".tar") or has_picture_name(name):
+            return True
+        if re.fullmatch(r"\.[a-z]\w{0,9}", suffix):
+            return False
+        try:
+            with self.open(name) as file:
+                return bool(peek(file))
+        except UserError:
+            return False
+
+    def walk(self, passed: Counter[str], inside: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
+        """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over.
+
+        Of a local folder only the names of the folders on the way down are held; links are followed, in no circle.
+        """
+        if self.remote:
+            names = (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
+            yield from (name for name in names if not re.search(r"(^|/)\.", name) or _note(passed, "hidden"))
+            return
+        folder = posixpath.join(self.root, inside)
+        try:
+            me = os.stat(folder)[1:3]  # inode and device
+            with os.scandir(folder) as entries:
+                found = [(e.name, e.is_dir(), e.is_file() or e.is_symlink()) for e in entries]
+        except OSError:
+            passed[f"closed folder {shown(folder)}"] += 1
+            return
+        if me in above:
+            passed["link to a folder above it"] += 1
+            return
+        found.sort(reverse=True)
+        while found:
+            name, is_folder, is_file = found.pop()
+            if name.startswith(".") or not (is_folder or is_file):
+                passed["hidden" if is_folder or is_file else "no file"] += 1
+            elif is_folder:
+                yield from self.walk(passed, f"{inside}{name}/", (*above, me))
+            else:
+                yield inside + name
+
+
+def _note(passed: Counter[str], what: str) -> None:
+    passed[what] += 1
+
+
+def _suffix_told(name: str) -> str:
+    return posixpath.splitext(name)[1].lower() or "without suffix"
+
+
+def _by_path(home: _Place, name: str) -> ImageItem:
+    """A file by its path below `home`; its first folder is the kind."""
+    first, _, rest = name.partition("/")
+    return ImageItem(name, partial(home.read, name), name, first if first and rest else None, name)
+
+
+def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageItem]:
+    """A saved data set, or the pictures below a folder with those in its tables and tars."""
+    names = {posixpath.basename(name.rstrip("/")) for name in place.files.ls(place.root, detail=False)}
+    where = source if place.remote else shown(place.root)
+    if "dataset_dict.json" in names:
+        raise UserError(f"{where} is a data set with several splits; name the folder of one of them")
+    if "state.json" in names:
+        import datasets
+
+        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), place)
+        return
+    empty = True
+    for name in place.walk(passed):
+        if not place.holds_images(name):
+            passed[_suffix_told(name)] += 1
+            continue
+        for item in _file(place, name, passed, inside=True):
+            empty = False
+            yield item
+    if empty:
+        told = f"; passed over: {', '.join(passed_over(passed))}" if passed else ""
+        raise UserError(f"no image in {where}{told}")
+
+
+def passed_over(passed: Counter[str]) -> list[str]:
+    """What was passed over, for people."""
+    return [f"{count} {what}" for what, count in sorted(passed.items())]
+
+
+def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) -> Iterator[ImageItem]:
+    """The images of a file; a file inside a folder is a picture unless its name says otherwise."""
+    suffix = posixpath.splitext(name)[1].lower()
+    if suffix == ".parquet":
+        return _parquet(place, name, passed if inside else None)
+    if suffix == ".tar":
+        return _tar(place, name, passed)
+    if inside or has_picture_name(name):
+        return iter([_by_path(place, name)])
+    if suffix in LISTS:
+        return _listed(place, name)
+    raise UserError(
+        f"{name} is neither a folder nor a .parquet or .tar file nor a list of paths ({', '.join(LISTS)})"
+    )
+
+
+# Lists
+
+
+def _listed(home: _Place, name: str) -> Iterator[ImageItem]:
+    for number, path in enumerate(_listed_paths(home, name), start=1):
+        if path is None:
+            detail = f"a row has its path under one of {', '.join(IMAGE_KEYS)}"
+            yield ImageItem.failing(f"{name} row {number}", BadImage.NO_PATH, detail, f"{name}#{number}")
+        else:
+            yield _by_path(home, path)
+
+
+def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
+    """The paths of a list, in its order; None for a row that names none. Raises UserError for what is no such list."""
+    suffix = posixpath.splitext(name)[1].lower()
+    try:
+        with home.open(name) as file:
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            if suffix in (".csv", ".tsv"):
+                yield from _csv_paths(name, lines)
+                return
+            for line in filter(None, map(str.strip, lines)):
+                yield from [line] if suffix == ".txt" else _json_paths(line)
+    except (UnicodeDecodeError, csv.Error) as error:
+        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "sound CSV"
+        raise UserError(f"{name} is no list of paths: it is not {what} ({error})") from None
+
+
+def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
+    """Of a table with any of the usual separators; without a header its column of picture names counts."""
+    csv.field_size_limit(2**31 - 1)
+    first = next(lines, "")
+    mark = max(",;\t|", key=first.count)
+    head = [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])]
+    column = next((head.index(key) for key in IMAGE_KEYS if key in head), None)
+    if column is None:
+        column = next((n for n, cell in enumerate(head) if has_picture_name(cell)), None)
+        lines = chain([first], lines)
+    if column is None:
+        raise UserError(
+            f"{name} names no image: its first line is {first.strip()[:200]!r}, and none of its columns is one of "
+            f"{', '.join(IMAGE_KEYS)}"
+        )
+    for row in filter(None, csv.reader(lines, delimiter=mark)):
+        yield (row[column].strip() or None) if len(row) > column else None
+
+
+def _json_paths(line: str) -> list[str | None]:
+    try:
+        row = json.loads(line)
+        found = _pictures(next(row[key] for key in IMAGE_KEYS if row.get(key)))
+        return [path if isinstance(path, str) and path else None for _, path in found]
+    except (ValueError, AttributeError, StopIteration):
+        return [None]
+
+
+# Tables and tars
+
+
+def _pictures(value: Any) -> list[tuple[bytes | None, str | None]]:
+    """(bytes, path) of every picture of a cell: bytes, a path, {bytes, path}, or a list of such."""
+    if isinstance(value, list):
+        return [picture for one in value for picture in _pictures(one)] or [(None, None)]
+    if isinstance(value, dict):
+        return [(value.get("bytes"), value.get("path"))]
+    return [(None, value) if isinstance(value, str) else (value, None)]
+
+
+def _pictures_of(
+    rows: Iterable[dict[str, Any]], column: str, cell: Callable[[int], Any], read: Callable[[str], bytes],
+    stem: str = "", file: str = "",
+) -> Iterator[ImageItem]:  # fmt: skip
+    """The pictures of a table. rows: its ids, kinds, and of the cells what tells how many pictures they have. cell:
+    gives a whole one by its row's number; read: the file of a path.
+    """
+
+    def load(number: int, part: int) -> bytes:
+        data, path = _pictures(cell(number))[part]
+        return read(path) if data is None and path else data or b""
+
+    for number, row in enumerate(rows):
+        row_id, kind = row.get("id"), row.get("kind")
+        name = (f"{stem}{number:08d}" if stem else str(number)) if row_id is None else str(row_id)
+        for part, (_, path) in enumerate(_pictures(row.get(column))):
+            more = f"/{part + 1}" if part else ""
+            kind = kind if kind is None else str(kind)
+            yield ImageItem(name + more, partial(load, number, part), f"{file}#{number}{more}", kind, path)
+
+
+def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[ImageItem]:
+    """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some.
+
+    passed: where a table without pictures is counted; None makes it an error.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(home.open(name))
+        types = {f.name: f.type for f in table.schema_arrow}
+        column = next((n for n in IMAGE_COLUMNS if re.search("binary|string", str(types.get(n)))), None)
+        if column is None and passed is not None:
+            passed["table without images"] += 1
+            return
+        if column is None:
+            raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")
+        light = [n for n in ("id", "kind") if n in types]
+        if pa.types.is_struct(types[column]):
+            light += [f"{column}.path"] if "path" in types[column].names else []
+        elif str(types[column]) not in ("binary", "large_binary"):  # how many pictures a list has
+            light.append(column)
+        batches = table.iter_batches(_PARQUET_ROWS, columns=light)
+        rows = (row for batch in batches for row in batch.to_pylist()) if light else None
+        cells = _ParquetCells(table, column)
+        stem = f"{posixpath.splitext(name)[0]}-"
+        yield from _pictures_of(
+            rows or ({} for _ in range(cells.starts[-1])), column, cells, home.read, stem, name
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{name} is no parquet file that can be read ({error}); fetch it again") from None
+
+
+class _ParquetCells:
+    """The cells of a column by their row; a few rows in memory, quick when asked for in order."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        self.table, self.column, self.group, self.lock = table, column, None, threading.Lock()
+        sizes = (table.metadata.row_group(n).num_rows for n in range(table.num_row_groups))
+        self.starts = [0, *accumulate(sizes)]
+
+    def __call__(self, number: int) -> Any:
+        """Raises BadImageError."""
+        import pyarrow as pa
+
+        try:
+            with self.lock:
+                return self._row(number)
+        except (OSError, pa.ArrowException) as error:
+            self.group = None
+            raise BadImageError(BadImage.UNREADABLE, error) from None
+
+    def _row(self, number: int) -> Any:
+        group = bisect_right(self.starts, number) - 1
+        if group != self.group or number < self.start:
+            self.group, self.start = group, self.starts[group]
+            self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.column])
+            self.batch = next(self.batches)
+        while number >= self.start + self.batch.num_rows:
+            self.start += self.batch.num_rows
+            self.batch = next(self.batches)
+        return self.batch.column(0)[number - self.start].as_py()
+
+
+def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
+    """Pictures of a webdataset tar, in order; nothing is unpacked to disk. Raises UserError for a damaged one."""
+    try:
+        with home.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                base, suffix = posixpath.basename(member.name), _suffix_told(member.name)
+                if base.startswith(".") or not member.isfile() or not has_picture_name(member.name):
+                    if not member.isdir():
+                        passed["hidden" if base.startswith(".") else suffix] += 1
+                    continue
+                yield ImageItem(
+                    f"{posixpath.splitext(name)[0]}/{member.name}",
+                    partial(home.read, name, member.offset_data, member.offset_data + member.size),
+                    f"{name}#{member.name}", path=member.name,
+                )  # fmt: skip
+            file.seek(archive.offset)
+            end = file.read(20 * 512)
+            if len(end) < 512 or end.strip(b"\0"):
+                raise tarfile.ReadError("it is cut off, or several tars were joined")
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{name} cannot be read to its end as an uncompressed tar ({error}); fetch it again"
+        ) from None
+
+
+# Data sets of Hugging Face
+
+
+def _hub(name: str) -> Iterator[ImageItem]:
+    """A data set of Hugging Face, streamed; "NAME:SPLIT" picks a split other than train."""
+    import datasets
+
+    name, _, split = name.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+    except Exception as error:
+        raise UserError(f"{name!r} is no folder here and cannot be loaded as a data set ({error})") from None
+    yield from _rows(rows, None)
+
+
+def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
+    """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
+    import datasets
+
+    names = rows.column_names or []
+    column = next((name for name in IMAGE_COLUMNS if name in names), "image")
+    if names and column not in names:
+        raise UserError(f"the data set has no column `image`; its columns: {', '.join(names)}")
+    kind = (rows.features or {}).get(column)
+    if isinstance(kind, (datasets.Image, datasets.List)):
+        stored = datasets.Image(decode=False)
+        rows = rows.cast_column(column, stored if isinstance(kind, datasets.Image) else datasets.List(stored))
+    if home:
+        light = [n for n in ("id", "kind") if n in names] + [column] * isinstance(kind, datasets.List)
+        several = rows.select_columns(light) if light else ({} for _ in range(len(rows)))
+        return _pictures_of(several, column, lambda number: rows[number][column], home.read)
+    return (item for row in enumerate(rows) for item in _streamed(row, column))
+
+
+def _streamed(numbered: tuple[int, dict[str, Any]], column: str) -> Iterator[ImageItem]:
+    import fsspec
+
+    number, row = numbered
+    found = _pictures_of([row], column, lambda _: row[column], lambda path: fsspec.open(path).open().read())
+    for item in found:
+        item.key = item.key.replace("#0", f"#{number}", 1)
+        item.id = item.id if row.get("id") is not None else item.key[1:]
+        yield item
