@@ -180,7 +180,7 @@ def caption_source(
     out: NAME.parquet; with workers also a folder of shards, local or remote. kinds, limit: only images of these kinds,
     only the first. max_bad_share: of images that cannot be used. engine: "vllm" or "transformers" runs a model that has
     no server; vLLM by default where there is a GPU and vLLM. workers: 0 works in this process; more are Ray actors
-    with a model each, that write shards of `shard_images` images. gpus: that share a model.
+    with a model each, that write shards of `shard_images` images (best a multiple of the model's batch). gpus: that share a model.
 
     The columns are those of `caption.Caption`. The next call captions what has no caption: images that failed, and
     those that came in since. A folder may have moved; an image that was overwritten keeps its caption. Raises

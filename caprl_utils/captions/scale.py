@@ -161,7 +161,7 @@ def _told(
     slot = {"num_gpus": model.gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
     pool = ActorPoolStrategy(
         size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
-        max_tasks_in_flight_per_actor=4,
+        max_tasks_in_flight_per_actor=2,
     )  # fmt: skip
     rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Actor, batch_size=None, batch_format="pyarrow", compute=pool, **slot,

@@ -50,7 +50,7 @@ class Scripted:
 def measure_here(count: int) -> dict[str, float]:
     """CPU seconds and memory (GB) of write, extract, answer and filter over `count` images, in CAPRL_RUNS."""
     blank = Image.new("RGB", (56, 56))
-    pipeline.open_images = lambda *_: (ImageItem(f"i{n:08d}", lambda: blank) for n in range(count))
+    pipeline.open_images = lambda *_, **__: (ImageItem(f"i{n:08d}", lambda: blank) for n in range(count))
     pipeline.open_backend = lambda *_: Scripted()
     job = pipeline.open_job(load_profile("smoke"))
     checked = job.rows(pipeline.CHECKED)

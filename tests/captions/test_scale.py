@@ -89,7 +89,7 @@ def test_workers_write_what_one_process_writes_and_do_nothing_twice(tmp_path, mo
     (images / "text.png").write_text("no image")
     whole = caption_source(images, tmp_path / "whole.parquet", Scripted(), SAMPLING)
     found = caption_source(
-        images, tmp_path / "c.parquet", Scripted(log=log, sec=0.01), SAMPLING, workers=2, shard_images=8
+        images, tmp_path / "c.parquet", Scripted(log=log, sec=0.05), SAMPLING, workers=2, shard_images=4
     )
     assert texts(found.file) == texts(whole.file) and found.bad == whole.bad == {"text.png": "not an image"}
     assert (found.images, found.captions, found.tokens) == (40, 80, 400)
@@ -193,7 +193,7 @@ from scripted_captioner import Timed
 from caprl_utils.captions.job import caption_source
 from caprl_utils.models.base import Sampling
 source, out, log, workers = sys.argv[1:]
-caption_source(source, out, Timed("zoo:vlm-3b", log), Sampling(48, 1.0), workers=int(workers), shard_images=100)
+caption_source(source, out, Timed("zoo:vlm-3b", log), Sampling(48, 1.0), workers=int(workers), shard_images=96)
 """
 
 
