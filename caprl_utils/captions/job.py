@@ -178,14 +178,14 @@ def caption_source(
     """Caption all images of a source (see `images.read_source`), or what is left of them; returns the counts.
 
     out: NAME.parquet; with workers also a folder of shards, local or remote. kinds, limit: only images of these kinds,
-    only the first. max_bad_share: of images that cannot be used. engine: "vllm" or "transformers" runs a model that has
-    no server; vLLM by default where there is a GPU and vLLM. workers: 0 works in this process; more are Ray actors
-    with a model each, that write shards of `shard_images` images (best a multiple of the model's batch). gpus: that share a model.
+    only the first. engine: "vllm" or "transformers" for a model without server; vLLM by default where there is a GPU.
+    workers: 0 works in this process; more are Ray actors, each with a model on `gpus` GPUs, that write shards of
+    `shard_images` images (best a multiple of the model's batch).
 
-    The columns are those of `caption.Caption`. The next call captions what has no caption: images that failed, and
-    those that came in since. A folder may have moved; an image that was overwritten keeps its caption. Raises
-    UserError for a source that is missing or unusable, for a result inside the source's folder or that cannot be
-    written, for a file or folder that holds something else, and when the captioner answers nothing.
+    The next call captions what has no caption: images that failed, and new ones. A folder may have moved; an image that
+    was overwritten keeps its caption. Raises UserError for a source that is missing or of which more than
+    `max_bad_share` is bad, for a result that stands in the source, cannot be written or holds something else, and when
+    the captioner answers nothing.
     """
     job = make_job(source, captioner, sampling, prompt, kinds, limit)
     folder = _open_folder(job, str(out), shards=workers > 0)
