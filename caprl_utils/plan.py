@@ -184,7 +184,11 @@ def _benchmarks(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     ):
         benchmark, copy = get_benchmark(name), profile.prism.paths.get(name)
         if copy is not None:
-            yield Need("benchmarks", Path(copy).exists(), f"benchmark {benchmark.name}: {copy} (prism.paths)")
+            yield Need(
+                "benchmarks",
+                (paths.HOME / copy).exists(),
+                f"benchmark {benchmark.name}: {copy} (prism.paths)",
+            )
         elif benchmark.hub is None and benchmark.loader is None:  # known only from the authors' files
             files = profile.prism.evaluation_files
             told = f"benchmark {benchmark.name}: prism.evaluation_files=DIR with the authors' files ({COLLECTION})"

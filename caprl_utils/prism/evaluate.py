@@ -104,7 +104,8 @@ def evaluate(
             **scores.summarise(rows, settings.bootstrap_draws, profile.seed), unit="sample", captioner=source.name,
             reader={"name": reader.name, "mode": mode}, scoring=settings.scoring,
             judge=judge.name if judge else None, captions_per_image=max(map(len, captions.values())),
-            left_out=left_out, set_aside=getattr(samples, "set_aside", {}), data=getattr(samples, "origins", {}),
+            left_out=left_out, unanswered=failed,
+            set_aside=getattr(samples, "set_aside", {}), data=getattr(samples, "origins", {}),
         )  # fmt: skip
 
 
@@ -163,8 +164,8 @@ def preview(
     """Stages 2 and 3 for a few samples and captions of their images, kept nowhere: rows of `scores.COLUMNS`."""
     tasks = make_tasks(samples, captions, looks=False)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:
-        answers, _ = answer_all(tasks, reader, reading(profile), profile.prompts, store, seed=0)
-    return scores.score_rows(tasks, answers, profile.prism.scoring)
+        answers, failed = answer_all(tasks, reader, reading(profile), profile.prompts, store, seed=0)
+    return scores.score_rows(_whole(tasks, failed), answers, profile.prism.scoring)
 
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:

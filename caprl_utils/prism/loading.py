@@ -60,7 +60,7 @@ def load_samples(
     found = Samples()
     for name in settings.benchmarks if benchmarks is None else benchmarks:
         key, _, path = name.partition("=")
-        path = path or settings.paths.get(key, "")
+        path = path or (paths.HOME / settings.paths[key] if key in settings.paths else "")
         authors = settings.scoring == "caprl" or get_benchmark(key).hub is None
         part = load(key, count, profile.seed, Path(path) if path else None, files if authors else None)
         found += part

@@ -198,6 +198,7 @@ def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
         "mini-scene": dict.fromkeys(["s3-mc", "s3-mc-again"], "no caption of its image")
     }
     assert record["n"] == {"mini-scene": 18, "mini-document": 10}  # of s5 the other caption's answer is there
+    assert record["unanswered"] == {"mini-scene/s5-mc#0": "the reader gave no letters"}
     assert evaluate(profile, "base", captioner, reader, samples) == record
     folder = paths.RUNS / "smoke" / "prism" / "base"
     other = evaluate(profile, "other", other_image_captions(folder), Reader(), samples)
