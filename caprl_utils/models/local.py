@@ -120,27 +120,21 @@ class LocalBackend:
 
     def close(self) -> None:
         """Give the weights' memory back; the next request loads them again."""
-        self.__dict__.pop("loaded", None)
-        free()
+        close_all([self])
 
 
 _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
 
 
-def close_all() -> None:
-    """Close every backend of this process, as before a training that needs the GPU."""
-    for backend in _backends:
-        backend.__dict__.pop("loaded", None)
-    free()
-
-
-def free() -> None:
-    """Give memory back that nothing uses: models lie in cycles (`share_images`), and torch keeps what was freed."""
+def close_all(backends: Iterable[LocalBackend] = _backends) -> None:
+    """Close backends: every one of this process, as before a training that needs the GPU."""
     import torch
 
-    gc.collect()
+    for backend in backends:
+        vars(backend).pop("loaded", None)
+    gc.collect()  # models lie in cycles (`share_images`)
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # torch keeps what was freed
 
 
 class ProcessorError(Exception):
