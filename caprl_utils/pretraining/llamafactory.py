@@ -142,12 +142,11 @@ def command(config: Path, nodes: int = 1) -> list[str]:
     program = ENVIRONMENT / "bin" / "llamafactory-cli"
     if not program.is_file():
         raise UserError(f"no {shown(program)}; make it: make setup-llamafactory")
-    train = [str(program), "train", str(config)]
     if nodes == 1:
-        return train
+        return [str(program), "train", str(config)]
     # one torchrun a node; only srun knows which node it is on
     return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1",
-            "bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash", *train]  # fmt: skip
+            "bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash", str(program), "train", str(config)]  # fmt: skip
 
 
 def check_nodes(settings: Pretraining) -> None:

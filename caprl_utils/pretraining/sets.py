@@ -7,7 +7,7 @@ stage is made once and serves every row that begins with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caprl_utils.schema import Pretraining
 
@@ -17,15 +17,15 @@ CAPRL = "caprl"
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """One caption set. images: the image set. captioner: "sharegpt4v" and "densefusion" are the baselines' own
-    captions, "caprl" those of the RL-trained model. large: all images of the set instead of a million.
+    """One caption set. captioner: "caprl", or a baseline whose own captions they are. large: all images of the image
+    set instead of a million. share: of the rows (Figure 4).
     """
 
     name: str
     images: str
     captioner: str
     large: bool = False
-    share: float = 1.0  # of the rows (Figure 4)
+    share: float = 1.0
 
     @property
     def slug(self) -> str:
@@ -103,11 +103,7 @@ def final_name(setting: str, captions: CaptionSet | None, seed: int | None = Non
 def growth_sets(settings: Pretraining) -> list[CaptionSet]:
     """Figure 4's caption sets between none and all, the smallest first."""
     shares = sorted({share for share in settings.further.growth if 0 < share < 1})
-    return [
-        CaptionSet(base.name, base.images, base.captioner, share=share)
-        for share in shares
-        for base in FIGURE_4
-    ]
+    return [replace(base, share=share) for share in shares for base in FIGURE_4]
 
 
 def all_trainings(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
