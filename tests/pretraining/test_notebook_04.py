@@ -1,4 +1,4 @@
-"""Notebook 04, whole, with the settings of one_gpu: tiny models in the place of its own, files as a user has them."""
+"""Notebook 04, whole, with the settings of one_gpu: tiny models under its hub ids, data files as a user has them."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ ROWS = 2
 
 
 def write_files(folder) -> str:
-    """Data files of a user as the profile names them, one row of each set's without its image; their media folder."""
+    """Data files of a user as the profile names them; returns their media folder."""
     media = folder / "images"
     media.mkdir(parents=True)
     for number in range(ROWS):
@@ -36,11 +36,25 @@ def write_files(folder) -> str:
     return str(media)
 
 
-def test_the_notebook_runs_to_its_checks(real_profile, runs_folder, tmp_path):
+def hub_of(home, models) -> None:
+    """A cache of the hub that holds these folders under hub ids, so that the paper's pair is assembled offline."""
+    for name, folder in models.items():
+        place, commit = home / "hub" / f"models--{name.replace('/', '--')}", "0" * 40
+        (place / "snapshots").mkdir(parents=True)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+        (place / "snapshots" / commit).symlink_to(folder)
+
+
+def test_the_notebook_runs_to_its_checks(
+    real_profile, qwen_reader, qwen_vlm, runs_folder, tmp_path, monkeypatch
+):
+    hub_of(tmp_path / "hf", {"Qwen/Qwen2.5-3B": qwen_reader, "Qwen/Qwen2.5-VL-3B-Instruct": qwen_vlm})
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     data = tmp_path / "pretraining"
     stage = {"num_rows": ROWS, "batch_size": ROWS, "num_epochs": 2}  # the first step only warms up
     profile = real_profile("one_gpu", pretraining={
-        "settings": ["mini-qwen-3b"], "media_folder": write_files(data), "gpus_per_node": 0, "precision": "float32",
+        "media_folder": write_files(data), "gpus_per_node": 0, "precision": "float32",
         "align": stage | {"data": str(data / "align.json")}, "sft": stage | {"data": str(data / "sft.json")},
         "further": stage | {"data": str(data / "{name}.json"), "num_rows_large": ROWS, "growth": []},
     })  # fmt: skip
