@@ -1,11 +1,13 @@
 """Finished runs with known scores, written by the same code that real runs use."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
+from caprl_utils.files import write_atomic
 from caprl_utils.prism import scores
 from caprl_utils.reports import figures
 from caprl_utils.reports.items import items
@@ -99,9 +101,14 @@ def table5(profile, prism_run, trained):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Drawing takes longest: for tests of anything else."""
-    for plot in ("plot_curves", "plot_dots", "plot_growth", "plot_sets"):
-        monkeypatch.setattr(figures, plot, lambda *arguments, **named: [])
+    """Drawing takes longest: empty pictures, for tests of anything else."""
+
+    def plot(*arguments, **named):
+        (stem,) = (argument for argument in arguments if isinstance(argument, Path))
+        write_atomic(stem.with_name(f"{stem.name}.svg"), "<svg/>")
+
+    for name in ("plot_curves", "plot_dots", "plot_growth", "plot_sets"):
+        monkeypatch.setattr(figures, name, plot)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_figure_4_stands_in_the_order_of_sizes(pretrained):
     ]  # fmt: skip
 
 
-def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_run):
+def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_run, no_figures):
     setting, *others = pretrained.pretraining.settings
     assert pretrained.pretraining.more_seeds == {setting: [1]}
     vqa_run(f"{setting}-caprl-1m-sft-seed1", 8)
@@ -145,7 +145,7 @@ def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
     assert "files of the user (own/{name}.json)" in text and "short and noisy" not in text
 
 
-def test_claims_trace_and_page_take_these_items_as_they_come(pretrained):
+def test_claims_trace_and_page_take_these_items_as_they_come(pretrained, no_figures):
     for name in ITEMS:
         tables.write(pretrained, name)
     counts = page.write_claims(pretrained)["facts"]["counts"]
