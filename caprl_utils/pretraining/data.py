@@ -1,13 +1,9 @@
 """Rows to pretrain on: read from files, sampled, checked against every model's token limit, written for LLaMA-Factory.
 
-A data folder holds NAME.jsonl for every data set, dataset_info.json that describes them, and the images that were
-rendered for it. Files of a user come in LLaVA's form (`image`, `conversations` of from and value) or in LLaMA-Factory's
-`sharegpt` (`images`, `messages` of role and content), as a JSON list or one object a line.
-
-Why rows are checked before training (ours): LLaMA-Factory cuts a row that is longer than the cutoff anywhere, image
-tokens too, and the step that meets it dies of "Image features and image tokens do not match" hours later
-(hiyouga/LlamaFactory#5968). A missing image only warns there and fails in the middle of the training, as does one that
-was cut off.
+Files of a user come in LLaVA's form (`image`, `conversations` of from and value) or in LLaMA-Factory's `sharegpt`
+(`images`, `messages` of role and content), as a JSON list or one object a line. Rows are checked before training (ours)
+because LLaMA-Factory cuts a row that is too long anywhere, image tokens too, and dies at its step hours later
+(hiyouga/LlamaFactory#5968); so it does at an image that is missing or was cut off.
 """
 
 from __future__ import annotations
@@ -19,12 +15,13 @@ import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
@@ -34,7 +31,6 @@ from caprl_utils.progress import track
 from caprl_utils.records import PLACEHOLDER, Conversation, register
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import ProcessorMixin
 
 MIN_PIXELS = 32 * 32  # LLaMA-Factory's default: smaller images are enlarged
@@ -46,8 +42,7 @@ _NAMED = 5  # bad rows in a message
 class DataSet:
     """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
     "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (a line for each row that cannot
-    be trained on), "left_out" (reason -> captions that are not trained on) and "captions" (what the captions of
-    rendered images are like, None elsewhere).
+    be trained on), "left_out" (reason -> captions not trained on), "captions" (see `prepare.described`; None without).
     """
 
     name: str
@@ -56,22 +51,12 @@ class DataSet:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class BadRow:
-    """A row that is set aside, with the reason."""
-
-    id: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"row {self.id}: {self.reason}"
+class BadRow(str):
+    """A row that is set aside: a line that names it and says why."""
 
 
 def write_rows(folder: Path, name: str, rows: Iterable[Conversation]) -> int:
-    """Write NAME.jsonl and its entry in dataset_info.json; returns the number of rows.
-
-    Raises UserError when there are none.
-    """
+    """Write NAME.jsonl and its entry in dataset_info.json; returns the number of rows. Raises UserError without any."""
     lines = [row.model_dump_json() for row in rows]
     if not lines:
         raise UserError(f"data set {name!r} would be empty; nothing was written to {shown(folder)}")
@@ -105,38 +90,34 @@ def _parse(number: int, raw: Any) -> Conversation | BadRow:
     try:
         value = json.loads(raw) if isinstance(raw, str) else raw
         row = Conversation.model_validate(_by_our_names(value, number))
-        "".join([row.id, *row.images, *(turn.content for turn in row.messages)]).encode("utf-8")
+        row.model_dump_json()
     except ValidationError as error:
-        return BadRow(str(number), "; ".join(found["msg"] for found in error.errors()))
-    except UnicodeEncodeError:
-        return BadRow(str(number), "its text is not UTF-8")
+        reason = "; ".join(found["msg"] for found in error.errors())
+    except PydanticSerializationError:
+        reason = "its text is not UTF-8"
     except ValueError as error:
-        return BadRow(str(number), f"not valid JSON ({error})")
+        reason = f"not valid JSON ({error})"
     except (KeyError, TypeError, AttributeError) as error:
-        return BadRow(
-            str(number),
-            f"neither `image` and `conversations` (from, value) nor `images` and `messages` (role, content): {error!r}",
+        forms = (
+            "neither `image` and `conversations` (from, value) nor `images` and `messages` (role, content)"
         )
-    return BadRow(f"{number} (id {row.id})", row.mark_problem) if row.mark_problem else row
+        reason = f"{forms}: {error!r}"
+    else:
+        return BadRow(f"row {number} (id {row.id}): {row.mark_problem}") if row.mark_problem else row
+    return BadRow(f"row {number}: {reason}")
 
 
 def _by_our_names(row: Any, number: int) -> dict[str, Any]:
-    images = row.get("images", row.get("image")) or []
-    messages = row.get("messages")
+    images, messages = row.get("images", row.get("image")) or [], row.get("messages")
     if messages is None:
         turns = row["conversations"]
         messages = [{"role": _ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in turns]
-    return {
-        "id": str(row.get("id", number)), "messages": messages,
-        "images": [images] if isinstance(images, str) else images,
-    }  # fmt: skip
+    images = [images] if isinstance(images, str) else images
+    return {"id": str(row.get("id", number)), "messages": messages, "images": images}
 
 
 def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """`count` of the rows, drawn by the seed; a larger count holds a smaller one.
-
-    Raises UserError when there are too few.
-    """
+    """`count` of the rows, drawn by the seed; a larger count holds a smaller one. Raises UserError for too few."""
     if count > len(rows):
         raise UserError(f"{count} rows are asked for, the data set has {len(rows)}")
     order = list(range(len(rows)))
@@ -169,8 +150,7 @@ class TokenCounter:
 
     def _image_tokens(self, width: int, height: int) -> int:
         width, height = resized(width, height, self.max_pixels)
-        found = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
-        return found["num_image_tokens"][0]
+        return self.processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
 
 
 def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
@@ -184,45 +164,33 @@ def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
     return width, height
 
 
-@dataclass
-class Budget:
-    """What the rows of a data set need of one model. bad: place of a row (ids may repeat) -> its id and the reason."""
-
-    longest: int = 0
-    total: int = 0
-    bad: dict[int, str] = field(default_factory=dict)
-
-
 def token_budgets(
     rows: Sequence[Conversation], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
-) -> dict[str, Budget]:
-    """Decode every image once and count every row's tokens for each model; returns model -> budget.
+) -> tuple[dict[int, str], dict[str, int], dict[str, int]]:
+    """Decode every image once and count every row's tokens for each model.
 
-    counters: model -> what counts its tokens. cutoff: tokens that a row may have.
+    counters: model -> what counts its tokens. cutoff: tokens that a row may have. Returns place of a row (ids may
+    repeat) -> its id and why it cannot be trained on; and of the others, model -> tokens of the longest, and of all.
     """
-    budgets = {name: Budget() for name in counters}
+    bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
     looked = in_threads(functools.partial(_sizes, media), rows)
     for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), looked, strict=True)):
+        if isinstance(sizes, str):
+            bad[place] = f"row {row.id}: {sizes}"
+            continue
         for name, counter in counters.items():
-            found = budgets[name]
-            if isinstance(sizes, str):
-                found.bad[place] = f"row {row.id}: {sizes}"
-                continue
             images = sum(counter.image_tokens(*size) for size in sizes)
             tokens = counter.text_tokens(row) + images
             if tokens > cutoff:
-                text = f"{tokens} tokens ({images} of images) are over the cutoff {cutoff}"
-                found.bad[place] = f"row {row.id}: {text}"
-                continue
-            found.longest, found.total = max(found.longest, tokens), found.total + tokens
-    return budgets
+                told = f"{tokens} tokens ({images} of images) are over the cutoff {cutoff}"
+                bad[place] = f"row {row.id}: {told}"
+            else:
+                longest[name], total[name] = max(longest[name], tokens), total[name] + tokens
+    return bad, longest, total
 
 
 def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
-    """Raise UserError naming the rows when more than the allowed share cannot be trained on.
-
-    bad: a line for each such row, which names it.
-    """
+    """Raise UserError with the lines of the bad rows when they are more than the allowed share."""
     if len(bad) > max_bad_share * num_rows:
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise UserError(
@@ -236,17 +204,18 @@ def _sizes(media: Path, row: Conversation) -> list[tuple[int, int]] | str:
     """Width and height of a row's images, or what is wrong with one of them."""
     try:
         return [image_size(media / name) for name in row.images]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         return str(error)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image that can be decoded, upright. Raises ValueError with what is wrong."""
+    turned = False
     try:
         with peek(path) as image:
             width, height = image.size
-            if _lies_on_its_side(image):
-                width, height = height, width
+            with suppress(Exception):  # broken EXIF data say nothing
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
             image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
     except FileNotFoundError:
@@ -257,11 +226,4 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
-    return width, height
-
-
-def _lies_on_its_side(image: Image) -> bool:
-    """Whether EXIF says that width and height are exchanged; broken EXIF data say nothing."""
-    with suppress(Exception):
-        return image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return False
+    return (height, width) if turned else (width, height)

@@ -22,17 +22,13 @@ from caprl_utils.schema import Pretraining, PretrainingStage, Profile
 
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
 SITE = Path(__file__).parent / "site"
-TRAINS = {
-    "align": ("projector",),
-    "further": ("vision_tower", "projector", "language_model"),
-    "sft": ("vision_tower", "projector", "language_model"),
-}
+_ALL = ("vision_tower", "projector", "language_model")
+TRAINS = {"align": ("projector",), "further": _ALL, "sft": _ALL}
 """Stage -> the parts that train (paper, appendix F)."""
 STAGES = tuple(TRAINS)
 SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}  # author script
 QWEN, LLAVA = "qwen2_vl", "caprl_llava"
 """Templates: LLaMA-Factory's own, and ours for LLaVA models with ChatML turns (site/sitecustomize.py)."""
-_LOG_NAME = "trainer_log.jsonl"  # LLaMA-Factory's, in the output folder
 _POLL_SEC = 0.5
 
 OnStep = Callable[[int, int, float | None], None]
@@ -51,9 +47,8 @@ def accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
     at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
     if stage.batch_size % at_once:
         raise UserError(
-            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} "
-            f"({settings.nodes} nodes x {settings.gpus_per_node} GPUs x micro_batch_size "
-            f"{stage.micro_batch_size}); change micro_batch_size"
+            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({settings.nodes} nodes x "
+            f"{settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}); change micro_batch_size"
         )
     return stage.batch_size // at_once
 
@@ -65,13 +60,11 @@ def num_steps(stage: PretrainingStage, num_rows: int) -> int:
 
 def chat_of(model: Path) -> dict[str, str]:
     """How conversations of a model are written: template by its class, no system turn where its own has none."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    if config["model_type"] == "llava":
+    if json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"] == "llava":
         return {"template": LLAVA}
     files = [model / name for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")]
     text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
-    no_system = "You are a helpful assistant" not in text
-    return {"template": QWEN, **({"default_system": ""} if no_system else {})}
+    return {"template": QWEN} | ({} if "You are a helpful assistant" in text else {"default_system": ""})
 
 
 def stage_arguments(
@@ -80,42 +73,28 @@ def stage_arguments(
 ) -> dict[str, Any]:  # fmt: skip
     """Keys and values of a training's YAML. model: where it starts. checkpoint: where it goes on.
 
-    With a checkpoint and without DeepSpeed the model is loaded from the checkpoint: the trainer's own way loads
-    nothing into a Qwen2.5-VL, says so in two warnings, and goes on from the initial weights
-    (huggingface/transformers#43701). DeepSpeed has a loader of its own.
+    A checkpoint is loaded as the model (DeepSpeed has a loader of its own): the trainer's own way loads nothing into a
+    Qwen2.5-VL and goes on from the initial weights (huggingface/transformers#43701).
     """
     stage, trains = stage_of(settings, training.stage, training.setting), TRAINS[training.stage]
     resumed = checkpoint is not None and settings.deepspeed is None
     arguments: dict[str, Any] = {
-        "model_name_or_path": str(checkpoint if resumed else model),
-        "trust_remote_code": False,
-        "image_min_pixels": MIN_PIXELS,
-        "image_max_pixels": settings.max_pixels,
+        "model_name_or_path": str(checkpoint if resumed else model), "trust_remote_code": False,
+        "image_min_pixels": MIN_PIXELS, "image_max_pixels": settings.max_pixels,
         "stage": "sft",  # for captions too: `pt` would pack rows
-        "do_train": True,
-        "finetuning_type": "full",
+        "do_train": True, "finetuning_type": "full",
         "freeze_vision_tower": "vision_tower" not in trains,
         "freeze_multi_modal_projector": "projector" not in trains,
         "freeze_language_model": "language_model" not in trains,
         **chat_of(model),
-        "dataset": data.name,
-        "dataset_dir": str(data.folder),
-        "media_dir": str(data.media),
-        "cutoff_len": settings.cutoff_tokens,
-        "packing": False,
-        "output_dir": str(output),
+        "dataset": data.name, "dataset_dir": str(data.folder), "media_dir": str(data.media),
+        "cutoff_len": settings.cutoff_tokens, "packing": False, "output_dir": str(output),
         "per_device_train_batch_size": stage.micro_batch_size,
         "gradient_accumulation_steps": accumulation(settings, stage),
-        "learning_rate": stage.learning_rate,
-        "num_train_epochs": stage.num_epochs,
-        **SCHEDULE,
-        "bf16": settings.precision == "bf16",
-        "seed": seed,
-        "logging_steps": 1,
-        "save_steps": min(settings.save_every, num_steps(stage, data.values["rows"])),
-        "save_total_limit": 2,
-        "report_to": "none",
-    }
+        "learning_rate": stage.learning_rate, "num_train_epochs": stage.num_epochs, **SCHEDULE,
+        "bf16": settings.precision == "bf16", "seed": seed, "logging_steps": 1, "report_to": "none",
+        "save_steps": min(settings.save_every, num_steps(stage, data.values["rows"])), "save_total_limit": 2,
+    }  # fmt: skip
     if settings.gpus_per_node == 0:
         arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
     else:
@@ -127,9 +106,7 @@ def stage_arguments(
         arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
     if settings.deepspeed is not None:
         arguments["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
-    if checkpoint is not None:
-        arguments["resume_from_checkpoint"] = str(checkpoint)
-    return arguments
+    return arguments | ({} if checkpoint is None else {"resume_from_checkpoint": str(checkpoint)})
 
 
 def _installed(package: str) -> bool:
@@ -175,9 +152,9 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
     if settings.gpus_per_node == 0:
         threads = max(1, (profile.torch_threads or 1) // settings.parallel_runs)
         return found | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "FORCE_TORCHRUN": "0"}
-    found |= {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
-    several = settings.deepspeed is not None or settings.gpus_per_node > 1
-    return found | ({"FORCE_TORCHRUN": "1"} if several else {})
+    if settings.deepspeed is not None or settings.gpus_per_node > 1:
+        found["FORCE_TORCHRUN"] = "1"
+    return found | {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
 
 
 def run(
@@ -187,9 +164,7 @@ def run(
 
     Raises UserError with the end of the log when LLaMA-Factory fails.
     """
-    process = processes.popen(
-        command(config, nodes), log, env, guarded=True
-    )  # torchrun's workers die with us
+    process = processes.popen(command(config, nodes), log, env, guarded=True)  # torchrun's workers, too
     try:
         while process.poll() is None:
             watch()
@@ -207,7 +182,7 @@ def run(
 def report(output: Path, on_step: OnStep) -> None:
     """Tell the last line of LLaMA-Factory's step log. output: its output folder."""
     try:
-        last = (output / _LOG_NAME).read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
+        last = (output / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
         state = json.loads(last)
     except (OSError, ValueError):  # not there yet, or half a line
         return

@@ -1,8 +1,7 @@
 """From image sets and captioners to checked data files, all before the first training starts.
 
-runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet (see caprl_utils.captions; the
-hash is of everything that makes the captions), a folder data-<name>/ for each data set, a run of its own, and media/
-with the images that are rendered for all of them.
+runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash of what makes them>.parquet, a run data-<name>/
+for each data set, and media/ with the images that are rendered for all of them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ from __future__ import annotations
 import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +37,6 @@ RECIPE = ["caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data"]  # 
 _MEDIA = "media"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows of a data set before their tokens are counted. bad: a line for each that cannot be trained on."""
-
-    rows: Sequence[Conversation]
-    bad: Sequence[str] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    captions: Mapping[str, float] | None = None
-
-
 def dataset_of(training: Training) -> str:
     """Name of the data set that a training reads."""
     return training.captions.slug if training.captions else training.stage
@@ -69,16 +57,17 @@ def prepare(
     """
     models = {name: models[name] for name in profile.pretraining.settings if name in models}
     wanted = {dataset_of(training): training for training in trainings}
-    for training in wanted.values():
-        _user_file(profile, training)  # a missing one is named before hours of work on the others
+    # a missing file is named before hours of work on the others
+    files = {name: _user_file(profile, training) for name, training in wanted.items()}
     drawn = source_of(profile, "further") is not None
     pairs = dict.fromkeys(t.captions.pairs_name for t in trainings if t.captions and drawn)
     written = {name: caption(profile, name) for name in pairs}
     counters = functools.cache(lambda: _counters(profile, models))  # loaded when a data set is not there yet
-    return {
-        name: _data_set(profile, name, training, written, models, counters)
-        for name, training in wanted.items()
-    }
+    made = {}
+    for name, training in wanted.items():
+        captions = written.get(training.captions.pairs_name) if training.captions else None
+        made[name] = _data_set(profile, training, files[name], captions, models, counters)
+    return made
 
 
 def source_of(profile: Profile, stage: str) -> DrawnSource | None:
@@ -87,27 +76,25 @@ def source_of(profile: Profile, stage: str) -> DrawnSource | None:
 
 
 def _data_set(
-    profile: Profile, name: str, training: Training, captions: Mapping[str, Path], models: Mapping[str, Path],
+    profile: Profile, training: Training, file: Path | None, captions: Path | None, models: Mapping[str, Path],
     counters: Callable[[], Mapping[str, TokenCounter]],
 ) -> DataSet:  # fmt: skip
-    """Make one data set, or read back what was found when it was made."""
-    settings, file = profile.pretraining, _user_file(profile, training)
-    written = captions.get(training.captions.pairs_name) if training.captions else None
+    """Make one data set, or read back what was found when it was made. file: the user's; captions: of our models."""
+    settings, name = profile.pretraining, dataset_of(training)
     parts = {
         "rows": training.num_rows(settings),
         "budget": [settings.cutoff_tokens, settings.max_pixels, settings.max_bad_share],
         "seed": profile.seed, "prompts": prompts.prompt_hash(),
-        "captions": file_hash(written) if written else None, "file": file_hash(file) if file else None,
+        "captions": file_hash(captions) if captions else None, "file": file_hash(file) if file else None,
         "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
     }  # fmt: skip
     source = source_of(profile, training.stage)
-    with Run.open(
-        profile, STAGE, run_name(name), parts, [*RECIPE, *(source.recipe if source else ())]
-    ) as run:
+    recipe = [*RECIPE, *(source.recipe if source else ())]
+    with Run.open(profile, STAGE, run_name(name), parts, recipe) as run:
         media = folder_of(profile, _MEDIA) if file is None else paths.HOME / settings.media_folder
         if not run.complete:
-            rows = _make_rows(profile, training, file, written, media)
-            values = _write(profile, run.folder, media, name, rows, counters())
+            rows, found = _make_rows(profile, training, file, captions, media)
+            values = _write(profile, run.folder, media, name, rows, found, counters())
             run.finish(values=values, n=values["rows"], unit="row")
         return DataSet(name, run.folder, media, run.result["values"])
 
@@ -116,8 +103,8 @@ def _user_file(profile: Profile, training: Training) -> Path | None:
     """The file of a data set; None where it is rendered. Raises UserError when it is missing."""
     if source_of(profile, training.stage) is not None:
         return None
-    name = training.captions.name if training.captions else ""
-    file = paths.HOME / getattr(profile.pretraining, training.stage).data.format(name=name)
+    pattern = getattr(profile.pretraining, training.stage).data
+    file = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
     if not file.is_file():
         raise UserError(
             f"no data file {shown(file)} (pretraining.{training.stage}.data); `make plan` says what belongs there"
@@ -134,32 +121,24 @@ def _processor_hash(folder: Path) -> str:
 def _counters(profile: Profile, models: Mapping[str, Path]) -> dict[str, TokenCounter]:
     from transformers import AutoProcessor
 
-    limit = profile.pretraining.max_pixels
-    return {
-        name: TokenCounter(AutoProcessor.from_pretrained(folder), limit) for name, folder in models.items()
-    }
+    loaded = {name: AutoProcessor.from_pretrained(folder) for name, folder in models.items()}
+    return {name: TokenCounter(one, profile.pretraining.max_pixels) for name, one in loaded.items()}
 
 
 def _write(
-    profile: Profile, folder: Path, media: Path, name: str, found: Rows, counters: Mapping[str, TokenCounter]
-) -> dict[str, Any]:
-    """Check a data set with every processor and write the rows that fit all of them."""
-    settings, rows = profile.pretraining, found.rows
-    budgets = data.token_budgets(rows, media, counters, settings.cutoff_tokens)
-    unfit = {place: reason for budget in budgets.values() for place, reason in budget.bad.items()}
-    bad = [*found.bad, *unfit.values()]
-    data.refuse(bad, len(rows) + len(found.bad), name, settings.max_bad_share)
+    profile: Profile, folder: Path, media: Path, name: str, rows: Sequence[Conversation], found: Mapping[str, Any],
+    counters: Mapping[str, TokenCounter],
+) -> dict[str, Any]:  # fmt: skip
+    """Check a data set with every processor and write the rows that fit all of them; returns the run's values."""
+    settings = profile.pretraining
+    unfit, longest, tokens = data.token_budgets(rows, media, counters, settings.cutoff_tokens)
+    bad = [*found["set_aside"], *unfit.values()]
+    data.refuse(bad, len(rows) + len(found["set_aside"]), name, settings.max_bad_share)
     kept = [row for place, row in enumerate(rows) if place not in unfit]
     count = data.write_rows(folder, name, kept)
-    images = [
-        [path, (media / path).stat().st_size] for path in sorted({i for row in kept for i in row.images})
-    ]
-    return {
-        "rows": count, "set_aside": bad, "left_out": dict(found.left_out), "captions": found.captions,
-        "hash": value_hash([file_hash(folder / f"{name}.jsonl"), images]),
-        "longest": {setting: budget.longest for setting, budget in budgets.items()},
-        "tokens": {setting: budget.total for setting, budget in budgets.items()},
-    }  # fmt: skip
+    images = [[i, (media / i).stat().st_size] for i in sorted({i for row in kept for i in row.images})]
+    whole = value_hash([file_hash(folder / f"{name}.jsonl"), images])
+    return {**found, "rows": count, "set_aside": bad, "hash": whole, "longest": longest, "tokens": tokens}
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:
@@ -170,11 +149,9 @@ def caption(profile: Profile, pairs_name: str) -> Path:
     from caprl_utils.captions.job import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
-    prism = profile.prism  # so that sets are made of what Table 3 measures
-    sampling = Sampling(
-        max_tokens=prism.caption_max_tokens, temperature=prism.caption_temperature, seed=profile.seed
-    )
-    source, model = image_source(profile, images), _captioner(profile, captioner)
+    source, model, prism = image_source(profile, images), _captioner(profile, captioner), profile.prism
+    # as Prism does, so that sets are made of what Table 3 measures
+    sampling = Sampling(prism.caption_max_tokens, prism.caption_temperature, seed=profile.seed)
     made = value_hash(make_job(source, model, sampling))[:8]
     out = folder_of(profile, "captions") / f"{pairs_name}-{made}.parquet"
     caption_source(source, out, model, sampling)
@@ -193,11 +170,15 @@ def _captioner(profile: Profile, name: str) -> ModelConfig:
 
 def image_source(profile: Profile, images: str) -> str:
     """A rendered image set as `captions` names it; each has a seed of its own, so no two share an image."""
+    where, count = profile.pretraining.further.data, _num_images(profile, images)
+    return f"{where}:{STAGE}:{count}:{_image_seed(profile, images)}"
+
+
+def _num_images(profile: Profile, images: str) -> int:
     settings = profile.pretraining
-    count = {
-        "align": settings.align.num_rows, "sft": settings.sft.num_rows, "caprl": settings.further.num_rows_large,
-    }.get(images, settings.further.num_rows)  # fmt: skip
-    return f"{settings.further.data}:{STAGE}:{count}:{_image_seed(profile, images)}"
+    if images in ("align", "sft"):
+        return getattr(settings, images).num_rows
+    return settings.further.num_rows_large if images == "caprl" else settings.further.num_rows
 
 
 def _image_seed(profile: Profile, images: str) -> int:
@@ -206,33 +187,34 @@ def _image_seed(profile: Profile, images: str) -> int:
 
 def _make_rows(
     profile: Profile, training: Training, file: Path | None, captions: Path | None, media: Path
-) -> Rows:
-    """The rows of a data set, sampled by the profile's seed.
+) -> tuple[list[Conversation], dict[str, Any]]:
+    """The rows of a data set, sampled by the profile's seed, and what the run tells of those that are no part of it.
 
-    file: of the user; None where the set is rendered. captions: written for it, where our models write them. media:
-    where rendered images go.
+    file, captions: as for `_data_set`; without either the set is rendered. media: where rendered images go.
     """
-    count = training.num_rows(profile.pretraining)
+    count, found = training.num_rows(profile.pretraining), {"set_aside": [], "left_out": {}, "captions": None}
     if file is not None:
         drawn = data.read_rows(file, count, profile.seed)
-        bad = [str(row) for row in drawn if isinstance(row, BadRow)]
-        return Rows([row for row in drawn if isinstance(row, Conversation)], bad)
+        rows = [row for row in drawn if isinstance(row, Conversation)]
+        return rows, found | {"set_aside": [row for row in drawn if isinstance(row, BadRow)]}
     if training.captions is not None:
-        return _captioned(profile, training.captions, captions, media)
+        return _captioned(profile, training.captions, captions, media, found)
     source, seed = source_of(profile, training.stage), _image_seed(profile, training.stage)
     home = _image_folder(profile, training.stage, source)
     drawn = track(source.training_rows(training.stage, count, seed), training.stage, count)
-    return Rows([about_image(name, _save(media, home, name, image), turns) for name, image, turns in drawn])
+    return [about_image(name, _save(media, home, name, image), turns) for name, image, turns in drawn], found
 
 
-def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) -> Rows:
+def _captioned(
+    profile: Profile, chosen: CaptionSet, file: Path, media: Path, found: dict[str, Any]
+) -> tuple[list[Conversation], dict[str, Any]]:
     """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
     from caprl_utils.captions.export import read_captions
 
-    source = source_of(profile, "further")
+    source, seed = source_of(profile, "further"), _image_seed(profile, chosen.images)
     written = {row["image_id"]: row for row in read_captions(file)}
     home = _image_folder(profile, chosen.images, source)
-    total, seed = (int(part) for part in image_source(profile, chosen.images).split(":")[2:])
+    total = _num_images(profile, chosen.images)
     numbers = data.sample(range(total), min(rows_of(chosen, profile.pretraining), total), profile.seed)
     rows, left_out, known = [], Counter(), []
     for number in track(numbers, chosen.slug):
@@ -243,7 +225,7 @@ def _captioned(profile: Profile, chosen: CaptionSet, file: Path, media: Path) ->
             left_out[reason] += 1
             continue
         rows.append(about_image(name, _save(media, home, name, image), [(prompts.CAPTION, row["caption"])]))
-    return Rows(rows, left_out=dict(left_out), captions=described(known))
+    return rows, found | {"left_out": dict(left_out), "captions": described(known)}
 
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
@@ -257,39 +239,30 @@ def _unfit(row: Mapping[str, Any] | None) -> str | None:
     return "holds a mark of a medium" if mark_in(row["caption"]) else None
 
 
-def described(known: Sequence[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float]:
-    """What the captions of rendered images are like: their length in the captioner's tokens, and how true they are.
+def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float]:
+    """What the captions of rendered images are like: mean length in the captioner's tokens, and how true they are.
 
-    known: what is true of an image (see `registry.DrawnSource`) with its row. Of the images' facts the share that is
-    told right; of the statements of a caption, each counted once, the share that is wrong; the shares of captions
-    that were cut or loop.
+    known: what is true of an image (see `registry.DrawnSource`) with its row. told: share of the images' facts that is
+    told right; wrong: share of the captions' statements, each counted once; cut, looped: shares of the captions.
     """
-    there = [(meta, row) for meta, row in known if row is not None]
-    told = [
-        (_sentences(meta["facts"]), _sentences(meta["known"]), _statements(row["caption"]))
-        for meta, row in there
-    ]
-    right = sum(len(facts & said) for facts, _, said in told)
-    wrong = sum(len(said - facts - guessed) for facts, guessed, said in told)
-    many = max(1, len(there))
+    sums = Counter()
+    for meta, row in known:
+        if row is None:
+            continue
+        facts, guessed = ({f"The {k} is {v}." for k, v in meta[of].items()} for of in ("facts", "known"))
+        sentences = map(str.strip, row["caption"].replace(". ", ".\n").split("\n"))
+        said = {
+            sentence for sentence in sentences if sentence.startswith("The ")
+        }  # not the one that introduces it
+        sums.update(
+            count=1, tokens=row["num_tokens"], cut=row["finish_reason"] == "length", looped=row["looped"],
+            facts=len(facts), right=len(facts & said), said=len(said), wrong=len(said - facts - guessed),
+        )  # fmt: skip
+    many = max(1, sums["count"])
     return {
-        "count": len(there),
-        "tokens": sum(row["num_tokens"] for _, row in there) / many,
-        "told": right / max(1, sum(len(facts) for facts, _, _ in told)),
-        "wrong": wrong / max(1, sum(len(said) for _, _, said in told)),
-        "cut": sum(row["finish_reason"] == "length" for _, row in there) / many,
-        "looped": sum(row["looped"] for _, row in there) / many,
-    }
-
-
-def _sentences(facts: Mapping[str, str]) -> set[str]:
-    return {f"The {key} is {value}." for key, value in facts.items()}
-
-
-def _statements(text: str) -> set[str]:
-    """Sentences of a caption of the mini world but the one that introduces it."""
-    sentences = (sentence.strip() for sentence in text.replace(". ", ".\n").split("\n"))
-    return {sentence for sentence in sentences if sentence.startswith("The ")}
+        "count": sums["count"], "tokens": sums["tokens"] / many, "told": sums["right"] / max(1, sums["facts"]),
+        "wrong": sums["wrong"] / max(1, sums["said"]), "cut": sums["cut"] / many, "looped": sums["looped"] / many,
+    }  # fmt: skip
 
 
 def _image_folder(profile: Profile, images: str, source: DrawnSource) -> str:

@@ -1,8 +1,7 @@
 """All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate.
 
-A training that several rows begin with is made once. Trainings whose start is there run side by side, as many as
-pretraining.parallel_runs says. Everything stopped goes on where it was. On several nodes it runs once, in a Slurm job:
-configs/slurm/llamafactory.slurm.
+Trainings whose start is there run side by side, as many as pretraining.parallel_runs says. Everything stopped goes on
+where it was. On several nodes it runs once, in a Slurm job: configs/slurm/llamafactory.slurm.
 """
 
 from __future__ import annotations
@@ -70,20 +69,24 @@ def train_all(
     data, models: as `prepare` and `assemble` give them. The first that fails is raised, after those that run have come
     to their end.
     """
-    llamafactory.check_nodes(profile.pretraining)
     settings = profile.pretraining
-    steps = {
-        t.name: num_steps(stage_of(settings, t.stage, t.setting), data[dataset_of(t)].values["rows"])
-        for t in trainings
-    }
+    llamafactory.check_nodes(settings)
+    sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}
+    steps = {t.name: num_steps(stage_of(settings, t.stage, t.setting), sizes[t.name]) for t in trainings}
+    done, lock = dict.fromkeys(steps, 0), threading.Lock()
     with Progress("pretraining steps", sum(steps.values())) as progress:
-        counter = _Counter(progress)
+
+        def at(name: str, step: int, _: int = 0, loss: float | None = None) -> None:
+            with lock:  # one line for trainings that run side by side
+                ahead, done[name] = step - done[name], max(step, done[name])
+                if ahead > 0:
+                    progress.update(ahead, note=name if loss is None else f"{name} loss {float(loss):.3f}")
 
         def make(training: Training) -> dict[str, Any]:
             model = folder_of(profile, training.start) / "final" if training.start else models[training.model]
-            rows, at = data[dataset_of(training)], functools.partial(counter.at, training.name)
-            record = train(profile, training, model, rows, at)
-            counter.at(training.name, steps[training.name])
+            on_step = functools.partial(at, training.name)
+            record = train(profile, training, model, data[dataset_of(training)], on_step)
+            on_step(steps[training.name])
             return record
 
         return in_order(trainings, make, settings.parallel_runs)
@@ -103,22 +106,6 @@ def in_order(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 records[running.pop(future).name] = future.result()
     return records
-
-
-class _Counter:
-    """One progress line for trainings that run side by side."""
-
-    def __init__(self, progress: Progress):
-        self._progress, self._lock, self._done = progress, threading.Lock(), {}
-
-    def at(self, name: str, step: int, _: int = 0, loss: float | None = None) -> None:
-        """A training is at this step."""
-        with self._lock:
-            ahead = step - self._done.get(name, 0)
-            if ahead > 0:
-                self._done[name] = step
-                note = name if loss is None else f"{name} loss {float(loss):.3f}"
-                self._progress.update(ahead, note=note)
 
 
 def benchmarks_of(profile: Profile) -> list[str]:

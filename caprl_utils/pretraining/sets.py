@@ -1,7 +1,7 @@
 """Which trainings stand behind Table 1, Table 2 and Figure 4, and which of them share stages.
 
-The rows of the paper's tables are caption sets: whose images, who captioned them, how many. One training of a
-stage is made once and serves every row that begins with it.
+The tables' rows are caption sets: whose images, who captioned them, how many. A training that several rows begin with
+is made once.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")
 
 @dataclass(frozen=True)
 class Training:
-    """One stage of one row: a run runs/<profile>/pretraining/<name>. start: the training before it, or None for
-    the assembled model. captions: of stage "further" only. seed: of the order of its data and of its projector's
-    start; None takes the profile's.
+    """One stage of one row: a run runs/<profile>/pretraining/<name>. start: the training before it; None: the assembled
+    model. captions: of stage "further" only. seed: of the order of its data and of its projector; None: the profile's.
     """
 
     name: str
@@ -112,8 +111,8 @@ def all_trainings(settings: Pretraining, items: Sequence[str] | None = None) -> 
     for row in _seeded_rows(settings, items or settings.items):
         for training in row_trainings(*row):
             found.setdefault(training.name, training)
-    order = {"align": 0, "further": 1, "sft": 2}
-    return sorted(found.values(), key=lambda t: order[t.stage])  # stable: rows stay in order
+    order = ("align", "further", "sft")
+    return sorted(found.values(), key=lambda t: order.index(t.stage))  # stable: rows stay in order
 
 
 def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
@@ -124,28 +123,23 @@ def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> li
 def row_trainings(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
     """The trainings of one row with one seed, in order."""
     align = Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)
-    done = [align]
+    made = [align]
     if captions is not None:
         name = seeded(f"{setting}-{captions.slug}-further", seed)
-        done.append(Training(name, setting, "further", align.name, captions, seed))
-    return [*done, Training(final_name(setting, captions, seed), setting, "sft", done[-1].name, None, seed)]
+        made.append(Training(name, setting, "further", align.name, captions, seed))
+    return [*made, Training(final_name(setting, captions, seed), setting, "sft", made[-1].name, None, seed)]
 
 
 def _seeded_rows(
     settings: Pretraining, items: Sequence[str]
 ) -> Iterator[tuple[str, CaptionSet | None, int | None]]:
     """Rows with the profile's seed, then the same with others."""
-    rows = list(dict.fromkeys(_rows(settings, items)))
+    first, rows = settings.settings[0], []
+    if "table1" in items:
+        rows += [(setting, captions) for setting in settings.settings for captions in TABLE_1]
+    for item, chosen in (("table2", TABLE_2), ("figure4", (None, *FIGURE_4, *growth_sets(settings)))):
+        rows += [(first, captions) for captions in chosen if item in items]
+    rows = list(dict.fromkeys(rows))
     yield from ((setting, captions, None) for setting, captions in rows)
     for setting, captions in rows:
         yield from ((setting, captions, seed) for seed in seeds_of(settings, setting)[1:])
-
-
-def _rows(settings: Pretraining, items: Sequence[str]) -> Iterator[tuple[str, CaptionSet | None]]:
-    first = settings.settings[0]
-    if "table1" in items:
-        yield from ((setting, captions) for setting in settings.settings for captions in TABLE_1)
-    if "table2" in items:
-        yield from ((first, captions) for captions in TABLE_2)
-    if "figure4" in items:
-        yield from ((first, captions) for captions in (None, *FIGURE_4, *growth_sets(settings)))

@@ -106,9 +106,8 @@ def _watch(training: Training, model: Path, folder: Path, on_step: OnStep) -> Ca
     def watch() -> None:
         nonlocal counted
         llamafactory.report(folder / "work", on_step)
-        if not counted and logged_counts(log, start) is not None:
-            assert_trainable(log, model, TRAINS[training.stage])
-            counted = True
+        if not counted and log.is_file():
+            counted = assert_trainable(log, model, TRAINS[training.stage], start) is not None
 
     return watch
 
@@ -118,7 +117,9 @@ def _finish(
 ) -> None:
     """Check what trained, keep the model and the curve, write the record: in this order."""
     trains = TRAINS[training.stage]
-    counted, moved = assert_trainable(log, model, trains), changes(model, work)
+    if (counted := assert_trainable(log, model, trains)) is None:
+        raise UserError(f"{shown(log)} does not say how many parameters trained")
+    moved = changes(model, work)
     assert_changes(moved, trains)
     curve = read_curve(work)
     write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
@@ -141,14 +142,12 @@ def read_curve(work: Path) -> list[dict[str, Any]]:
         history = json.loads(file.read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{shown(file)} holds no history of the training ({error})") from None
-    curve = []
-    for row in (row for row in history if "loss" in row):
-        found = {name: row.get(name) for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")}
-        # LLaMA-Factory logs some numbers as text
-        curve.append({name: float(v) if isinstance(v, str) else v for name, v in found.items()})
+    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    curve = [{name: row.get(name) for name in names} for row in history if "loss" in row]
     if not curve:
         raise UserError(f"{shown(file)} has no step with a loss: nothing was trained")
-    return curve
+    # LLaMA-Factory logs some numbers as text
+    return [{name: float(v) if isinstance(v, str) else v for name, v in row.items()} for row in curve]
 
 
 def _keep_model(work: Path, final: Path) -> None:
@@ -192,9 +191,8 @@ def is_whole(checkpoint: Path) -> bool:
     if (checkpoint / "latest").is_file():
         return True
     states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
-    return all(map(zipfile.is_zipfile, states)) and any(
-        map(zipfile.is_zipfile, checkpoint.glob("rng_state*.pth"))
-    )
+    randoms = checkpoint.glob("rng_state*.pth")
+    return all(map(zipfile.is_zipfile, states)) and any(map(zipfile.is_zipfile, randoms))
 
 
 # What trained, read from the log and the model folders.
@@ -215,25 +213,17 @@ def counts(folder: Path) -> dict[str, int]:
     return found
 
 
-def logged_counts(log: Path, start: int = 0) -> tuple[int, int] | None:
-    """LLaMA-Factory's last count of (trainable, all) parameters in its log, from byte `start` on; None without one."""
-    if not log.is_file():
-        return None
+def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> dict[str, int] | None:
+    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train.
+
+    Returns {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
+    """
     with open(log, "rb") as opened:
         opened.seek(start)
-        found = _LOGGED.findall(opened.read().decode("utf-8", errors="replace"))
-    return tuple(int(text.replace(",", "")) for text in found[-1]) if found else None
-
-
-def assert_trainable(log: Path, model: Path, trains: Iterable[str]) -> dict[str, int]:
-    """Compare LLaMA-Factory's count of trainable parameters with the parts that should train.
-
-    Returns {"trainable", "all"}. Raises UserError when they differ or the log says nothing.
-    """
-    logged = logged_counts(log)
-    if logged is None:
-        raise UserError(f"{shown(log)} does not say how many parameters trained")
-    trained, everything = logged
+        logged = _LOGGED.findall(opened.read().decode("utf-8", errors="replace"))
+    if not logged:
+        return None
+    trained, everything = (int(text.replace(",", "")) for text in logged[-1])
     parts = counts(model)
     wanted, total = sum(parts[part] for part in trains), sum(parts.values())
     if (trained, everything) != (wanted, total):

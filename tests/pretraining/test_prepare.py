@@ -29,10 +29,16 @@ class Counter:
         return sum(len(message.content.split()) for message in example.messages)
 
 
+def profile_of(**changed):
+    """Profile smoke with few rows. changed: more of the section `pretraining`."""
+    few = {"further": {"num_rows": 10, "num_rows_large": 15, "growth": [0.5]}, "align": {"num_rows": 10},
+           "sft": {"num_rows": 10}}  # fmt: skip
+    return load_profile("smoke", {"pretraining": few | changed})
+
+
 @pytest.fixture
 def profile():
-    return load_profile("smoke", {"pretraining": {"further": {"num_rows": 10, "num_rows_large": 15, "growth": [0.5]},
-                                                  "align": {"num_rows": 10}, "sft": {"num_rows": 10}}})  # fmt: skip
+    return profile_of()
 
 
 @pytest.fixture
@@ -78,9 +84,7 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
         assert row.messages[1].content == f"densefusion-by-densefusion {row.id}"
         assert row.messages[0].content.startswith("<image>Please describe")
     assert len(rows["sft"][0].messages) > 2 and "The answer is" in rows["sft"][0].messages[1].content
-    everything = [
-        image for row in (*rows["align"], *rows["sft"], *rows["densefusion-1m"]) for image in row.images
-    ]
+    everything = [row.images for name in ("align", "sft", "densefusion-1m") for row in rows[name]]
     assert len(set(everything)) == len(everything)
     assert prepare.prepare(profile, trainings, captioned) == made
     assert made["align"].values["rows"] == 10
@@ -103,11 +107,12 @@ def test_how_true_captions_are_is_measured():
     row = {"num_tokens": 10, "finish_reason": "stop", "looped": False}
     wrong = "The value of nobody is 7. The value of nobody is 7."  # of nothing in the picture, and said twice
     drawn = [(truth(first), row | {"caption": " ".join(fact.sentence for fact in first.facts)}),
-             (truth(second), row | {"caption": f"{second.facts[1].sentence} {wrong}"})]  # fmt: skip
+             (truth(second), row | {"caption": f"{second.facts[1].sentence} {wrong}"}),
+             (truth(second), None)]  # fmt: skip
     found = described(drawn)
     told = len({fact.sentence for fact in first.facts}) + 1
     assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))
-    assert found["wrong"] == pytest.approx(1 / (told + 1)) and found["count"] == 2
+    assert found["wrong"] == pytest.approx(1 / (told + 1)) and found["count"] == 2 and found["tokens"] == 10
 
 
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):
@@ -133,64 +138,37 @@ def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
     assert all(out.name.startswith("densefusion-by-densefusion-") for out in written)
 
 
-def test_a_seed_has_its_own_projector_and_shares_the_data(profile, monkeypatch, tmp_path):
-    seeded = load_profile("smoke", {"pretraining.more_seeds": {"mini-qwen-3b": [3]}})
-    made = {}
-    monkeypatch.setattr(
-        assembly, "assemble", lambda setting, out, seed: made.update({out.name: (setting, seed)})
-    )
+def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path):
+    seeded, made = load_profile("smoke", {"pretraining.more_seeds": {"mini-qwen-3b": [3]}}), {}
+    monkeypatch.setattr(assembly, "assemble", lambda name, out, seed: made.update({out.name: (name, seed)}))
     folders = pretrain.assemble(seeded)
     assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
-    assert folders["mini-qwen-3b-seed3"].name == "mini-qwen-3b-seed3"
     trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
-    one, other = trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]
-    assert prepare.dataset_of(one) == prepare.dataset_of(other) and other.model in folders
+    both = [trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]]
+    assert [training.model for training in both] == list(folders)
+    assert len({prepare.dataset_of(training) for training in both}) == 1
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    texts = [stage.train_yaml(seeded, training, tmp_path, SOME, tmp_path, None) for training in (one, other)]
+    texts = [stage.train_yaml(seeded, training, tmp_path, SOME, tmp_path, None) for training in both]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
-    keys = [stage.open_run(seeded, training, tmp_path, SOME) for training in (one, other)]
-    assert keys[0].key != keys[1].key
-    for run in keys:
-        run.close()
 
 
-def test_a_row_over_the_limit_stops_before_any_training(profile, captioned):
-    short = profile.model_copy(
-        update={"pretraining": profile.pretraining.model_copy(update={"cutoff_tokens": 30})}
-    )
+def test_a_row_over_the_limit_stops_before_any_training(captioned):
+    short = profile_of(cutoff_tokens=30)
     with pytest.raises(UserError, match=r"data set \w+: \d+ of 10 rows .* tokens .* over the cutoff 30"):
         prepare.prepare(short, sets.all_trainings(short.pretraining), captioned)
 
 
-def test_files_of_a_user_are_read_and_missing_ones_named(profile, captioned, tmp_path):
-    given = profile.pretraining.model_copy(
-        update={
-            "align": profile.pretraining.align.model_copy(
-                update={"data": str(tmp_path / "blip.json"), "num_rows": 1}
-            ),
-            "media_folder": str(tmp_path / "media"),
-        }
-    )
-    own = profile.model_copy(update={"pretraining": given})
-    training = Training("a", "mini-qwen-3b", "align", None)
-    with pytest.raises(UserError, match=r"no data file .*blip\.json \(pretraining\.align\.data\)"):
-        prepare.prepare(own, [training], captioned)
-    row = {"id": 3, "image": "x.png", "conversations": [{"from": "human", "value": "<image>?"},
-                                                       {"from": "gpt", "value": "A cat."}]}  # fmt: skip
-    (tmp_path / "blip.json").write_text(json.dumps([row]))
-    with pytest.raises(UserError, match="row 3: no image"):
-        prepare.prepare(own, [training], captioned)
+ALIGN = Training("a", "mini-qwen-3b", "align", None)
 
 
-def test_a_missing_file_is_named_before_anything_is_captioned(profile, monkeypatch):
+def test_a_missing_file_is_named_before_anything_is_captioned(monkeypatch):
     monkeypatch.setattr(prepare, "caption", lambda *_: pytest.fail("captioned"))
-    sft = profile.pretraining.sft.model_copy(update={"data": "nowhere/sft.json"})
-    own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update={"sft": sft})})
+    own = profile_of(sft={"data": "nowhere/sft.json"})
     with pytest.raises(UserError, match=r"no data file nowhere/sft\.json \(pretraining\.sft\.data\)"):
         prepare.prepare(own, sets.all_trainings(own.pretraining), {})
 
 
-def test_rows_of_a_user_are_told_apart_by_their_place_and_marks_set_them_aside(profile, captioned, tmp_path):
+def test_rows_of_a_user_are_told_apart_by_their_place_and_bad_ones_set_aside(captioned, tmp_path):
     (tmp_path / "media").mkdir()
     Image.new("RGB", (56, 56)).save(tmp_path / "media" / "x.png")
 
@@ -201,20 +179,14 @@ def test_rows_of_a_user_are_told_apart_by_their_place_and_marks_set_them_aside(p
     file = tmp_path / "blip.json"
     file.write_text(json.dumps([row("x.png", "A cat."), row("gone.png", "A dog."), row("x.png", "A cow."),
                                 row("x.png", "See <image>."), row("x.png", "See <audio>.")]))  # fmt: skip
-    align = profile.pretraining.align.model_copy(update={"data": str(file), "num_rows": 5})
-    changed = {"align": align, "media_folder": str(tmp_path / "media"), "max_bad_share": 0.6}
-    own = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update=changed)})
-    training = Training("a", "mini-qwen-3b", "align", None)
-    made = prepare.prepare(own, [training], captioned)["align"]
+    given = {"align": {"data": str(file), "num_rows": 5}, "media_folder": str(tmp_path / "media")}
+    made = prepare.prepare(profile_of(**given, max_bad_share=0.6), [ALIGN], captioned)["align"]
     told = [r.messages[1].content for r in read_rows(made.folder / "align.jsonl")]
     assert told == ["A cat.", "A cow."] and made.values["rows"] == 2 and made.values["captions"] is None
     aside = "; ".join(made.values["set_aside"])
-    for part in ("2 <image> for 1 images", "holds <audio>", "no image"):
-        assert part in aside
-    changed["max_bad_share"] = 0.5
-    strict = profile.model_copy(update={"pretraining": profile.pretraining.model_copy(update=changed)})
+    assert all(part in aside for part in ("2 <image> for 1 images", "holds <audio>", "row same: no image"))
     with pytest.raises(UserError, match=r"data set align: 3 of 5 rows .* 2 <image> for 1 images"):
-        prepare.prepare(strict, [training], captioned)
+        prepare.prepare(profile_of(**given, max_bad_share=0.5), [ALIGN], captioned)
 
 
 def test_without_the_trained_captioner_its_notebook_is_named(profile):
@@ -244,7 +216,6 @@ def test_a_failed_training_stops_the_rest():
     def make(training):
         raise UserError(f"{training.name} failed")
 
+    trainings = [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")]
     with pytest.raises(UserError, match="align failed"):
-        pretrain.in_order(
-            [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")], make, 1
-        )
+        pretrain.in_order(trainings, make, 1)

@@ -3,14 +3,11 @@
 test_llamafactory.py asks the real one.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from caprl_utils import paths
@@ -31,9 +28,8 @@ def made(tmp_path):
 
     def make(name, settings=PAPER, checkpoint=None):
         training = Training("t", "qwen2.5-3b", name, None)
-        return llamafactory.stage_arguments(
-            settings, training, tmp_path, SOME, 0, tmp_path / "out", checkpoint
-        )
+        out = tmp_path / "out"
+        return llamafactory.stage_arguments(settings, training, tmp_path, SOME, 0, out, checkpoint)
 
     return make
 
@@ -41,17 +37,17 @@ def made(tmp_path):
 @pytest.mark.parametrize(
     ("stage", "rate", "batch", "frozen"),
     [
-        ("align", 1e-3, 256, (True, False, True)),
-        ("further", 4e-5, 256, (False,) * 3),
-        ("sft", 2e-5, 128, (False,) * 3),
+        ("align", 1e-3, 256, [True, False, True]),
+        ("further", 4e-5, 256, [False] * 3),
+        ("sft", 2e-5, 128, [False] * 3),
     ],
 )
 def test_the_papers_values(stage, rate, batch, frozen, made):
     found = made(stage)
     assert found["learning_rate"] == rate
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] * 16 == batch
-    keys = ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")
-    assert tuple(found[key] for key in keys) == frozen
+    parts = ("vision_tower", "multi_modal_projector", "language_model")
+    assert [found[f"freeze_{part}"] for part in parts] == frozen
     assert (found["cutoff_len"], found["lr_scheduler_type"], found["warmup_ratio"]) == (6144, "cosine", 0.1)
     assert found["image_max_pixels"] == 1024 * 28 * 28 and found["bf16"] and found["num_train_epochs"] == 1
     assert found["deepspeed"].endswith("configs/llamafactory/deepspeed_zero3.json")
@@ -104,15 +100,6 @@ def test_a_setting_may_align_at_its_own_pace():
         load_profile("mini", {"pretraining": {"align_of": {"mini-qwen-3b": {"learning_rate": -1}}}})
 
 
-SLEEPS = """#!{python}
-import subprocess, sys, time
-print("started", flush=True)
-worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
-open(sys.argv[2] + ".pids", "w").write(str(worker.pid))
-time.sleep(300)
-"""
-
-
 def program(monkeypatch, folder, text):
     """A script that stands for llamafactory-cli."""
     file = folder / "environment" / "bin" / "llamafactory-cli"
@@ -122,20 +109,11 @@ def program(monkeypatch, folder, text):
     monkeypatch.setattr(llamafactory, "ENVIRONMENT", file.parents[1])
 
 
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
     program(monkeypatch, tmp_path, "")
     paper = load_profile("paper")
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
-    with pytest.raises(
-        UserError, match=r"Slurm job of 2 nodes \(here: none\).*configs/slurm/llamafactory\.slurm"
-    ):
+    with pytest.raises(UserError, match=r"2 nodes \(here: none\).*configs/slurm/llamafactory\.slurm"):
         pretrain.pretrain(paper)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("MASTER_ADDR", "host")
@@ -149,41 +127,19 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-def test_no_worker_outlives_a_kill_of_this_process(monkeypatch, tmp_path):
-    program(monkeypatch, tmp_path, SLEEPS)
-    config = tmp_path / "train.yaml"
-    config.write_text("")
-    code = (
-        "from pathlib import Path; from caprl_utils.pretraining import llamafactory; "
-        f"llamafactory.ENVIRONMENT = Path({str(llamafactory.ENVIRONMENT)!r}); "
-        f"llamafactory.run(Path({str(config)!r}), Path({str(tmp_path / 'train.log')!r}), {{}})"
-    )
-    ours = subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT)
-    pids = Path(f"{config}.pids")
-    wait_for(lambda: pids.exists() and pids.read_text())
-    worker = int(pids.read_text())
-    assert psutil.pid_exists(worker)
-    os.kill(ours.pid, signal.SIGKILL)
-    ours.wait()
-    wait_for(lambda: not psutil.pid_exists(worker), 30)
-
-
 def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
-    logs = SLEEPS.replace('"started"', '"trainable params: 5 || all params: 15"')
-    program(monkeypatch, tmp_path, logs)
+    count = "trainable params: 5 || all params: 15"
+    program(
+        monkeypatch, tmp_path, f"#!{{python}}\nimport time\nprint({count!r}, flush=True)\ntime.sleep(300)\n"
+    )
     monkeypatch.setattr(stage, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "train.yaml").write_text("")
-    (folder / "train.log").write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
-    training = Training("t", "mini-qwen-3b", "align", None)
-    watch = stage._watch(training, tmp_path, folder, lambda *_: None)
+    log = tmp_path / "train.log"
+    log.write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
+    watch = stage._watch(Training("t", "mini-qwen-3b", "align", None), tmp_path, tmp_path, lambda *_: None)
     start = time.monotonic()
     with pytest.raises(UserError, match="5 of 15 parameters trained, expected 7 of 15"):
-        llamafactory.run(folder / "train.yaml", folder / "train.log", {}, watch)
+        llamafactory.run(tmp_path / "train.yaml", log, {}, watch)
     assert time.monotonic() - start < 60
-    worker = int((folder / "train.yaml.pids").read_text())
-    wait_for(lambda: not psutil.pid_exists(worker), 30)
 
 
 def test_what_a_kill_after_the_record_left_is_removed(tmp_path, runs_folder):
@@ -199,17 +155,16 @@ def test_what_a_kill_after_the_record_left_is_removed(tmp_path, runs_folder):
 
 
 def test_the_llava_template_is_in_the_key(tmp_path, monkeypatch):
-    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align", None)
     (tmp_path / "config.json").write_text("{}")
-    keys = []
+    monkeypatch.setattr(llamafactory, "SITE", tmp_path / ".site")
+    (tmp_path / ".site").mkdir()
+    keys = set()
     for text in ("one", "other"):
-        site = tmp_path / f".{text}"
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(text)
-        monkeypatch.setattr(llamafactory, "SITE", site)
-        with stage.open_run(profile, training, tmp_path, SOME) as run:
-            keys.append(run.key)
-    assert keys[0] != keys[1]
+        (tmp_path / ".site" / "sitecustomize.py").write_text(text)
+        training = Training("t", "mini-qwen-3b", "align", None)
+        with stage.open_run(load_profile("smoke"), training, tmp_path, SOME) as run:
+            keys.add(run.key)
+    assert len(keys) == 2
 
 
 def test_benchmarks_are_the_papers_where_they_are_not_rendered():
@@ -222,22 +177,20 @@ def test_benchmarks_are_the_papers_where_they_are_not_rendered():
 @pytest.mark.integration
 def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_folder):
     """With a zoo model in the place of trained ones; the second call reads back."""
-    profile = load_profile("smoke", {"prism": {"num_samples": 2, "benchmarks": ["mini-chart"]}})
+    changed = {"prism": {"num_samples": 2, "benchmarks": ["mini-chart"]}}
+    profile = load_profile("smoke", changed)
     names = ["mini-qwen-3b-vanilla-sft", "mini-qwen-3b-caprl-1m-sft", "mini-qwen-3b-densefusion-1m-sft"]
     for name in names:
         final = stage.folder_of(profile, name) / "final"
         final.parent.mkdir(parents=True)
         final.symlink_to(paths.ZOO / "vlm-3b")
     seen = []
-    monkeypatch.setattr(
-        pretrain.Progress, "update", lambda self, count=1, note=None: seen.append((self.label, note))
-    )
+    told = lambda self, count=1, note=None: seen.append((self.label, note))  # noqa: E731
+    monkeypatch.setattr(pretrain.Progress, "update", told)
     records = pretrain.evaluate(profile, names)
     assert list(records) == names and all(r["values"]["average"] is not None for r in records.values())
     assert {note for label, note in seen if label == "evaluations"} == set(names)
-    alone = profile.model_copy(
-        update={"pretraining": profile.pretraining.model_copy(update={"parallel_runs": 1})}
-    )
+    alone = load_profile("smoke", changed | {"pretraining.parallel_runs": 1})
     assert pretrain.evaluate(alone, names) == records
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from caprl_utils.errors import UserError
 from caprl_utils.models.weights import PARTS, part_of
-from caprl_utils.pretraining import prepare, stage
+from caprl_utils.pretraining import stage
 
 torch = pytest.importorskip("torch")
 NEW = {
@@ -47,17 +47,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
     assert stage.last_whole(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "trainer_state.json",
-        "processor_config.json",
-        "model.safetensors",
-        "optimizer.pt",
-        "rng_state.pth",
-        "config.json",
-    ],
-)
+FILES = (
+    "trainer_state.json", "processor_config.json", "model.safetensors",
+    "optimizer.pt", "rng_state.pth", "config.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_every_file_counts(tmp_path, name, how):
     folder = checkpoint(tmp_path / "checkpoint-1")
@@ -94,8 +90,7 @@ def test_the_count_of_the_log_must_be_the_stages(tmp_path):
     with pytest.raises(UserError, match="5 of 15 parameters trained, expected 15 of 15"):
         stage.assert_trainable(log, folder, PARTS)
     log.write_text("nothing")
-    with pytest.raises(UserError, match="does not say"):
-        stage.assert_trainable(log, folder, ["projector"])
+    assert stage.assert_trainable(log, folder, ["projector"]) is None
 
 
 def test_other_tensors_and_no_tensors_are_named(tmp_path):
@@ -104,12 +99,3 @@ def test_other_tensors_and_no_tensors_are_named(tmp_path):
         stage.changes(before, model(tmp_path / "after", {"model.visual.blocks.0.w": 2.0}))
     with pytest.raises(UserError, match=r"no config\.json; is it a model folder"):
         stage.counts(tmp_path)
-
-
-def test_what_computes_is_in_the_keys_and_nothing_else():
-    assert stage.RECIPE == ["caprl_utils.pretraining.llamafactory"]
-    assert prepare.RECIPE == ["caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data"]
-    for name in [*stage.RECIPE, *prepare.RECIPE]:
-        assert not any(
-            word in name for word in ("reports", "progress", "client", "server", "pretrain.pretrain")
-        )
