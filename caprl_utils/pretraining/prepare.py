@@ -251,9 +251,7 @@ def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]
             continue
         facts, guessed = ({f"The {k} is {v}." for k, v in meta[of].items()} for of in ("facts", "known"))
         sentences = map(str.strip, row["caption"].replace(". ", ".\n").split("\n"))
-        said = {
-            sentence for sentence in sentences if sentence.startswith("The ")
-        }  # not the one that introduces it
+        said = {s for s in sentences if s.startswith("The ")}  # not the one that introduces it
         sums.update(
             count=1, tokens=row["num_tokens"], cut=row["finish_reason"] == "length", looped=row["looped"],
             facts=len(facts), right=len(facts & said), said=len(said), wrong=len(said - facts - guessed),
