@@ -95,9 +95,8 @@ def parameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def full_size_config(setting: Assembly) -> Any:
-    """The config that an assembly of the paper's donors would write, from what the hub shows of theirs.
-
-    Excerpts of their config.json are in configs/vlm_init/public. Raises UserError as a real assembly does.
+    """The config that an assembly of the paper's donors would write, checked as a real one, from what the hub shows of
+    theirs (excerpts of config.json in configs/vlm_init/public). Raises UserError.
     """
     names = (donor.path.rpartition("/")[2].lower() for donor in (setting.language, setting.vision))
     raw = (json.loads((paths.CONFIGS / "vlm_init" / "public" / f"{name}.json").read_text()) for name in names)
@@ -107,10 +106,9 @@ def full_size_config(setting: Assembly) -> Any:
 def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any]:
     """Assemble a model into the folder `out`; returns the record, as the folder's assembly.json has it.
 
-    setting: a name of configs/vlm_init, a YAML file, or the settings themselves. seed: of the projector. A folder
-    that holds this very model already is left as it is; `out` appears only when it is complete. One process at a time
-    writes it; others wait. Raises UserError, before anything is written, for donors that do not fit, missing or cut
-    files, and a folder that holds something else.
+    setting: a name of configs/vlm_init, a YAML file, or the settings themselves. seed: of the projector. A folder with
+    this very model is left as it is; `out` appears only when complete; one process writes it, others wait. Raises
+    UserError, before anything is written, for donors that do not fit or are damaged, and a folder with something else.
     """
     plan = plan_of(setting if isinstance(setting, Assembly) else load_assembly(setting))
     out = out.absolute()
@@ -144,10 +142,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
-    """Write weights, config, generation config and processor; returns what the record says of them.
-
-    Ends of turn are those of chat and base donors alike; generation is greedy unless asked otherwise.
-    """
+    """Write weights, config, generation config (greedy, all ends of turn) and processor; returns what the record says."""
     import transformers
 
     setting, architecture, dtype = plan.setting, ARCHITECTURES[plan.setting.architecture].CLASS, _dtype(plan)
@@ -190,16 +185,12 @@ def _dtype(plan: Plan) -> torch.dtype:
     if plan.setting.dtype != "auto":
         return getattr(torch, plan.setting.dtype)
     language = (tensor.dtype for name, tensor in plan.tensors.items() if part_of(name) == "language_model")
-    stored = Counter(language).most_common(1)[0][0]
-    known = stored in (torch.float32, torch.bfloat16, torch.float16)
-    donors.require(known, f"weights of type {stored} in {shown(plan.folders[0])}; set dtype")
-    return stored
+    return Counter(language).most_common(1)[0][0]
 
 
 def fresh_projector(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """First values of the projector's tensors among `shapes`, float32: normal(0, STD), zero biases, norms at one.
-
-    Each has a generator of its own, seeded by seed and name, so that their order changes nothing.
+    """First values of the projector's tensors among `shapes`, float32: normal(0, STD), zero biases, norms at one. Each has
+    a generator of its own, seeded by seed and name, so that their order changes nothing.
     """
     import torch
 
@@ -227,9 +218,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def verify_tensors(folder: Path) -> dict[str, int]:
-    """Compare an assembled model's tensors with its donors', one at a time, at any size; returns part -> how many.
-
-    Raises UserError naming the first that differs, which a disk or a later change of the folder must have done.
+    """Compare an assembled model's tensors with its donors', one at a time, at any size; returns part -> how many. Raises
+    UserError naming the first that differs, which a disk or a later change of the folder must have done.
     """
     import torch
 
@@ -242,9 +232,8 @@ def verify_tensors(folder: Path) -> dict[str, int]:
 
 
 def text_differences(folder: Path, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, float]:
-    """Largest difference of logits between a new model and its language donor, in float32, both in memory.
-
-    input_ids, attention_mask: (B, T). Returned without padding, and at the tokens that count with it.
+    """Largest difference of logits between a new model and its language donor, in float32, both in memory: without
+    padding, and at the tokens that count with it. input_ids, attention_mask: (B, T).
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM

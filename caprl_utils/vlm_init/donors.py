@@ -135,10 +135,8 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """Reserved tokens under new names, as special tokens with the ids they had; no start token is added by itself.
-
-    The chat template writes the start token, and a prompt should not have two. A token that has its new name already
-    is left as it is. Raises UserError for one that has neither.
+    """Reserved tokens under new names (or with these already), as special tokens with the ids they had, and no start
+    token by itself: the chat template writes it. Raises UserError for a token that has neither name.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast

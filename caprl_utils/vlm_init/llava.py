@@ -31,7 +31,6 @@ STORED = {
     "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector.",
 }  # fmt: skip
 IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
-CHAT_TEMPLATE = Path(__file__).with_name("llava_chatml.jinja")
 LANGUAGE_CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}
 _TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
 _INTERNLM_KEPT = (
@@ -94,7 +93,8 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     crop = theirs.crop_size["height"]
     told = f"{shown(vision)}: the image processor makes {crop} pixels, the tower expects {side}"
     require(crop == side, told)
-    tokenizer.chat_template = CHAT_TEMPLATE.read_text(encoding="utf-8").replace("IMAGE_TOKEN", IMAGE_TOKEN)
+    template = Path(__file__).with_name("llava_chatml.jinja").read_text(encoding="utf-8")
+    tokenizer.chat_template = template.replace("IMAGE_TOKEN", IMAGE_TOKEN)
     made = LlavaProcessor(
         image_processor=LlavaImageProcessor(
             do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},

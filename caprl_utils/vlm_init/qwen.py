@@ -27,8 +27,7 @@ _OF_THE_LANGUAGE_MODEL = (
 def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
     """The vision donor's config with everything of the language model from the language donor's, and notes.
 
-    language, vision: the donors' config.json. Raises UserError when one is of another class, or hyperparameters differ
-    in which the setting accepts no difference.
+    language, vision: their config.json. Raises UserError for other classes and for differences that are not accepted.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 

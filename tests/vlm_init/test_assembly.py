@@ -1,8 +1,6 @@
 """An assembled Qwen2.5-VL speaks as its language model, sees as its vision tower, has a seeded projector."""
 
-import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -175,24 +173,6 @@ def test_two_processes_that_assemble_the_same_make_one_model(record, qwen_settin
     assert [process.wait(timeout=280) for process in both] == [0, 0]
     assert record_of(tmp_path / "out") == record and verify_tensors(tmp_path / "out")
     assert not (tmp_path / ".out.partial").exists()
-
-
-def test_an_assembly_waits_for_another_one(qwen_setting, monkeypatch, tmp_path):
-    """The lock is held while the weights are written, and free afterwards; an error leaves nothing."""
-    lock, held = tmp_path / ".out.lock", []
-
-    def taken(*_):
-        with open(lock) as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held.append(int(lock.read_text()))
-        raise UserError("enough")
-
-    monkeypatch.setattr(assembly, "_save", taken)
-    with pytest.raises(UserError, match="enough"):
-        assemble(qwen_setting, tmp_path / "out")
-    assert held == [os.getpid()] and list(tmp_path.iterdir()) == [lock]
-    with open(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize("name", names_of(Assembly))
