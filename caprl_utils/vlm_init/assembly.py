@@ -142,7 +142,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
-    """Write weights, config, generation config (greedy, all ends of turn) and processor; returns what the record says."""
+    """Write weights, config, generation config (greedy, all ends of turn) and processor; returns what they are."""
     import transformers
 
     setting, architecture, dtype = plan.setting, ARCHITECTURES[plan.setting.architecture].CLASS, _dtype(plan)
@@ -189,8 +189,8 @@ def _dtype(plan: Plan) -> torch.dtype:
 
 
 def fresh_projector(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """First values of the projector's tensors among `shapes`, float32: normal(0, STD), zero biases, norms at one. Each has
-    a generator of its own, seeded by seed and name, so that their order changes nothing.
+    """First values of the projector's tensors among `shapes`, float32: normal(0, STD), zero biases, norms at one. Each
+    has a generator of its own, seeded by seed and name, so that their order changes nothing.
     """
     import torch
 
@@ -218,8 +218,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def verify_tensors(folder: Path) -> dict[str, int]:
-    """Compare an assembled model's tensors with its donors', one at a time, at any size; returns part -> how many. Raises
-    UserError naming the first that differs, which a disk or a later change of the folder must have done.
+    """Compare an assembled model's tensors with its donors', one at a time, at any size; returns part -> how many.
+    Raises UserError naming the first that differs, which a disk or a later change of the folder must have done.
     """
     import torch
 
