@@ -151,9 +151,9 @@ _SOFT = r"[\s.,:;!?()\[\]{}<>\"$|\u3002\u3001]*"
 _BARE = re.compile(
     rf"(?:[#>\u2022-]+\s+|#+)?{_SOFT}(?:(?:option|choice|letter)\s+)?{_SOFT}([A-Z]){_SOFT}", re.IGNORECASE
 )
-_AT_ONCE = re.compile(
-    rf"(?:{_IS}|best|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]", re.IGNORECASE
-)
+_AT_ONCE = _i(rf"(?:{_IS}|best|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]")
+_HEAD = _i(r"(?:^(?:is\b|(?:option|choice|letter)\b)?|[\n;])[\s>(\u2022-]*$")  # of the text, or of a line
+_ENDED = re.compile(r"[.!?:;)\n。]\s*\(?$")
 _RELISTED = re.compile(r"\W*A\s?[).:].*\bB\s?[).:].*\bC\s?[).:]", re.DOTALL)  # the options told again
 _NEAR = 100  # characters around a letter that can tell what it is
 _NONE = "no letter"
@@ -256,52 +256,42 @@ class _Reply:
         return found
 
     def _kind(self, match: re.Match[str], named: Sequence[str]) -> str:
-        start, end = match.span()
-        left, right = self.text[max(0, start - _NEAR) : start], self.text[end : end + _NEAR]
-        head = bool(
-            re.search(
-                r"(?i)(?:^(?:is\b|(?:option|choice|letter)\b)?|[\n;])[\s>(\u2022-]*$",
-                left if start < _NEAR else f" {left}",
-            )
-        )
+        left = self.text[max(0, match.start() - _NEAR) : match.start()]
+        right = self.text[match.end() : match.end() + _NEAR]
+        head = bool(_HEAD.search(left))
         marked = match[0][-1] in ")]}>" or (head and right[:1] in (".", ":"))
-        verdict = right.lstrip(" .:") if marked else right.lstrip(" ")
+        article = named[-1] in "AI" and not marked  # or a pronoun
+        verdict = right.lstrip(" .:" if marked else " ")
         own = self._after_own(verdict, named)
-        if named[0] in "AI" and not marked and own and own.strip(" .!") and re.match(r"\s+\w", right):
+        if article and own and own.strip(" .!") and re.match(r"\s+\w", right):
             return ""  # "A cat sits on the mat"
         if own is None and re.match(r"\s[-/]\s?\d", right):
-            return ""
+            return ""  # "A - 15"
         marked = marked or own is not None
-        verdict = own.lstrip(" ") if own is not None else re.sub(r"^\([^()]*\)\s+", "", verdict)
+        verdict = re.sub(r"^\([^()]*\)\s+", "", verdict) if own is None else own.lstrip(" ")
         judged = marked or _AT_ONCE.match(
             verdict
         )  # "A dog is right": without a mark the verdict follows at once
-        right_one, wrong = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
-        if _EXCEPT.search(left) or (wrong and not right_one):
+        confirmed, refuted = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
+        if _EXCEPT.search(left) or (refuted and not confirmed):
             return "out"
-        if _THING.search(left) or _denied(left) or _asked(self.text[end:]):
+        if _THING.search(left) or _denied(left) or _asked(self.text[match.end() :]):
             return ""
         told = self._option(named[0])
-        if right_one or (marked and len(told) > 1 and left.casefold().rstrip(" (.").endswith(told)):
+        if confirmed or (marked and len(told) > 1 and left.casefold().rstrip(" (.").endswith(told)):
             return "stated"  # "B is right", "It is blue (B)."
-        word = named[-1] in "AI" and not marked  # an article, a pronoun
-        if not (marked or _GOES_ON.match(right) or (not word and _ADVERB.match(right))):
+        if not (marked or _GOES_ON.match(right) or (not article and _ADVERB.match(right))):
             return ""
         if _STATES.search(left):
             return "stated"
-        alone = (
-            len(named) == 1
-            and re.search(r"[.!?:;)\n\u3002]\s*\(?$", left)
-            and re.match(r"\s*[.!]?\s*$", right)
-        )
+        alone = len(named) == 1 and _ENDED.search(left) and re.match(r"\s*[.!]?\s*$", right)
         return "hinted" if head or alone or _HINTS.search(left) else ""
 
     def _after_own(self, rest: str, named: Sequence[str]) -> str | None:
         """What follows the text of the letter's own option, None where `rest` does not start with it."""
         option = self._option(named[0]) if len(named) == 1 else ""
-        match = (
-            re.match(rf"[\s(:,\u2013\u2014-]*{_spaced(option)}\)?", rest, re.IGNORECASE) if option else None
-        )
+        words = rf"[\s(:,\u2013\u2014-]*{_spaced(option)}\)?"
+        match = re.match(words, rest, re.IGNORECASE) if option else None
         return rest[match.end() :] if match else None
 
     # --- option texts ---
