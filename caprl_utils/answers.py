@@ -37,7 +37,7 @@ _ABBREVIATION = "".join(
 )
 _NEW_SENTENCE = r"(?:The|This|That|It|In|As|Because|Since|There|So)\b"
 _SENTENCE_END = re.compile(
-    rf"(?:(?<=[a-z0-9)\]%])|(?<=[A-Z]{{2}})){_ABBREVIATION}[.!]\s+(?=[A-Z])|[.!]\s+(?={_NEW_SENTENCE})|\n"
+    rf"(?:(?<=[a-z0-9)\]%])|(?<=[A-Z]{{2}})){_ABBREVIATION}[.!] +(?=[A-Z])|[.!] +(?={_NEW_SENTENCE})|\n"
 )
 _FULL_STOP = re.compile(rf"(?:(?<=[A-Za-z]\.)|(?<!\.[A-Za-z])(?<!\.){_ABBREVIATION})\.$")
 _SET_OFF = re.compile(r"([*_`\"'\u201c\u2018]+)(.*?)[*_`\"'\u201d\u2019]+", re.DOTALL)
@@ -81,12 +81,12 @@ def final_answer(text: str) -> str:
 def short_answer(text: str) -> str:
     """What a reader says who was asked for a word or a number and answers in a sentence (ours; nothing is guessed).
 
-    "The answer is 42." and "It is 42." give "42", "Yes, it is." gives "Yes", "25%." gives "25%": the frame, a reason
-    behind the answer and the final full stop go; a text of another form comes back as `final_answer` has it.
+    "The answer is 42." and "It is 42." give "42", "Yes, it is." gives "Yes", "25%, because ..." gives "25%": the frame,
+    what explains the answer, marks around it and the final full stop go.
     """
     answer = unframed(final_answer(text))
     yes_no = _YES_NO.fullmatch(answer)
-    return yes_no[1] if yes_no else without_full_stop(answer.strip("*`"))
+    return yes_no[1] if yes_no else _first(answer) or answer
 
 
 def unframed(text: str) -> str:
@@ -94,15 +94,19 @@ def unframed(text: str) -> str:
     text = text.strip()
     frames = list(ANSWER_FRAME.finditer(text))
     if frames:
-        rest = text[frames[-1].end() :].strip()
-        answer = _REASON.sub("", _SENTENCE_END.split(rest, maxsplit=1)[0])
-        answer = without_full_stop(answer.lstrip("*"))
-        set_off = _SET_OFF.fullmatch(answer)
-        return without_full_stop(set_off[2] if set_off else answer) or text
+        return _first(text[frames[-1].end() :]) or text
     frame = _PRONOUN_FRAME.match(text)
     if frame and text.endswith(".") and not _SENTENCE_END.search(text):
         return _REASON.sub("", text[frame.end() :])
     return text
+
+
+def _first(text: str) -> str:
+    """The first sentence without its reason, its full stop and the marks around it."""
+    sentence = _SENTENCE_END.split(text.replace("**", "").lstrip(" :\n"), maxsplit=1)[0]
+    answer = without_full_stop(_REASON.sub("", sentence))
+    set_off = _SET_OFF.fullmatch(answer)
+    return without_full_stop(set_off[2] if set_off else answer)
 
 
 def without_full_stop(text: str) -> str:

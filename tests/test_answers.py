@@ -92,7 +92,9 @@ def test_final_answer(text, answer):
     ("text", "answer"),
     [
         ("42", "42"), ("42.", "42"), ("1.5", "1.5"), ("Yes.", "Yes"), ("25%.", "25%"), ("USA.", "USA"),
-        ("U.S.", "U.S."), ("**Yes.**", "Yes"), ("No.", "No"), ("U.K..", "U.K."), ("5 p.m.", "5 p.m."),
+        ("U.S.", "U.S."), ("**Yes.**", "Yes"), ("No.", "No"), ("42 because it is.", "42"), ('"Paris".', "Paris"),
+        ("Paris. That is what it says.", "Paris"), (": Paris", "Paris"), ("closed\n\nIt says so.", "closed"),
+        ("U.K..", "U.K."), ("5 p.m.", "5 p.m."),
         ("Apple Inc.", "Apple Inc."), ("...", "..."), ("The answer is 42.", "42"), ("the answer is: 42", "42"),
         ("So the final answer is Paris.", "Paris"), ("Answer: Paris", "Paris"), ("**Answer:** Paris.", "Paris"),
         ("The answer is **Paris**.", "Paris"), ('The answer is "Paris".', "Paris"), ("The answer is 1.5.", "1.5"),

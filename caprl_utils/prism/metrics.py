@@ -21,7 +21,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, short_answer, unwrap_commands
+from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, short_answer, unframed, unwrap_commands
 from caprl_utils.letters import read_letter
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.records import Sample
@@ -73,13 +73,16 @@ SHORT = {"relaxed_accuracy", "relaxed_accuracy_pro", "anls", "exact_match", "let
 def prediction(sample: Sample, text: str) -> str:
     """What the metric gets of an answer as it was generated; the metrics themselves are the peers' (ours).
 
-    Where a word or a number is asked for: the answer out of its sentence, without its full stop. For MMMU's letter
-    search: a letter that is clearly stated.
+    Where a word or a number is asked for: the answer out of its sentence, without its full stop. For MMMU's own search,
+    which reads several sentences: the letter that is clearly stated, what follows "the answer is", or one sentence so.
     """
     metric = get_benchmark(sample.benchmark).metric
-    if metric == "mmmu_accuracy" and sample.options:
-        letter = read_letter(text, letters_for(sample.options), sample.options).letter
-        return Letter(letter) if letter else text
+    if metric == "mmmu_accuracy":
+        letter = (
+            read_letter(text, letters_for(sample.options), sample.options).letter if sample.options else None
+        )
+        said = unframed(final_answer(text))
+        return Letter(letter) if letter else said if re.search(r"\. |\n", said) else short_answer(said)
     return short_answer(text) if metric in SHORT else text
 
 

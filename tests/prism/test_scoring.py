@@ -194,7 +194,7 @@ class Sure:
 SENTENCES = [
     "{}", "{}.", "The answer is {}.", "**{}**", "So the final answer is {}.",
     "The answer is {} because the caption says so.",
-    "Answer: {}", "The answer is: {}\nThe caption says so.",
+    "Answer: {}", "The answer is: {}\nThe caption says so.", "{} because the caption says so.", '"{}".',
 ]  # fmt: skip
 KINDS = {"integer": "60", "text": "Paris"}
 
