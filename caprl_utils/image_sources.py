@@ -214,7 +214,8 @@ class _Place:
     def size(self, name: str) -> int | None:
         """Bytes of a file; None for what cannot be had."""
         with suppress(OSError, ValueError, BadImageError):
-            return self.files.info(self.full(name))["size"]
+            full = self.full(name)
+            return self.files.info(full)["size"] if self.remote else os.stat(full).st_size
 
     def holds_images(self, name: str) -> bool:
         """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""

@@ -105,7 +105,8 @@ class ImageQA(Row):
     def from_row(cls, row: dict[str, Any]) -> Self:
         """Raises ValueError (or KeyError for a missing column) for a row that is not in that form."""
         questions = tuple(Question.from_ground_truth(q) for q in row["reward_model"]["ground_truth"])
-        return cls(id=row["id"], image=row["image"]["bytes"], path=row["image"]["path"], questions=questions)
+        image = row["image"]
+        return cls(id=str(row["id"]), image=image["bytes"], path=image["path"], questions=questions)
 
 
 _SMALL_WORD = re.compile(

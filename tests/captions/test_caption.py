@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import tarfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -108,38 +107,6 @@ def test_a_folder_becomes_one_file(images, tmp_path):
         {},
     )
     assert json.loads((tmp_path / "captions.parquet.work" / "result.json").read_text())["captions"] == 22
-
-
-def as_parquet(images, folder):
-    folder.mkdir()
-    data = [file.read_bytes() for file in sorted(images.iterdir())]
-    table = pa.table({"image": data, "id": [f"row{n}" for n in range(len(data))]})
-    pq.write_table(table.slice(0, 6), folder / "a.parquet", row_group_size=4)
-    pq.write_table(table.slice(6), folder / "b.parquet", row_group_size=2)
-
-
-def as_tar(images, folder):
-    folder.mkdir()
-    with tarfile.open(folder / "0.tar", "w") as archive:
-        for file in sorted(images.iterdir()):
-            archive.add(file, file.name)
-
-
-def as_data_set(images, folder):
-    import datasets
-
-    data = [{"bytes": file.read_bytes(), "path": None} for file in sorted(images.iterdir())]
-    features = datasets.Features({"image": datasets.Image()})
-    datasets.Dataset.from_dict({"image": data}, features=features).save_to_disk(folder)
-
-
-@pytest.mark.parametrize(
-    "write, key", [(as_parquet, "b.parquet#4"), (as_tar, "0.tar#p010.png"), (as_data_set, "#10")]
-)
-def test_every_source(images, tmp_path, write, key):
-    write(images, tmp_path / "source")
-    result = caption(tmp_path / "source", tmp_path / "captions.parquet")
-    assert result.images == IMAGES and rows(result)[-1].image_key == key
 
 
 def test_lists_and_drawn_images(images, tmp_path):
