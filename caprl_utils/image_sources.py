@@ -75,12 +75,10 @@ def read_source(
 ) -> Iterator[ImageItem]:
     """All images of a source (see the module), in its own order, each with an id that stays the same.
 
-    A list is a .txt file with one path a line, or a .jsonl, .csv or .tsv file with the paths under one of
-    `IMAGE_KEYS`. A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of
-    paths. kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed
-    over in folders and tars, by suffix. What cannot be read is an item that raises when it is opened. Memory: the
-    names of one local folder at a time, some 70 bytes each. Raises UserError when nothing is there, and for a table
-    or tar that is damaged.
+    A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of paths. kinds:
+    only images whose first folder (or `kind` column) is one of these. passed: counts what was passed over in folders
+    and tars. What cannot be read is an item that raises when it is opened. Memory: the names of one local folder.
+    Raises UserError when nothing is there, and for a table, tar or list that is damaged.
     """
     passed = Counter() if passed is None else passed
     if drawn := drawn_source(source):
@@ -389,24 +387,26 @@ def _pictures(value: Any) -> list[tuple[bytes | None, str | None]]:
 
 
 def _pictures_of(
-    rows: Iterable[dict[str, Any]], column: str, cell: Callable[[int], Any], read: Callable[[str], bytes],
+    rows: Iterable[dict[str, Any]], column: str, cell: Callable[[int], Any] | None, read: Callable[[str], bytes],
     stem: str = "", file: str = "",
 ) -> Iterator[ImageItem]:  # fmt: skip
     """The pictures of a table. rows: its ids, kinds, and of the cells what tells how many pictures they have. cell:
-    gives a whole one by its row's number; read: the file of a path.
+    gives a whole one by its row's number (None: they stand in the rows); read: the file of a path.
     """
 
-    def load(number: int, part: int) -> bytes:
-        data, path = _pictures(cell(number))[part]
+    def load(number: int, part: int, value: Any) -> bytes:
+        data, path = _pictures(cell(number) if cell else value)[part]
         return read(path) if data is None and path else data or b""
 
     for number, row in enumerate(rows):
-        row_id, kind = row.get("id"), row.get("kind")
-        name = (f"{stem}{number:08d}" if stem else str(number)) if row_id is None else str(row_id)
-        for part, (_, path) in enumerate(_pictures(row.get(column))):
+        name = row.get("id")
+        name = (f"{stem}{number:08d}" if stem else number) if name is None else name
+        kind = None if row.get("kind") is None else str(row["kind"])
+        value = row.get(column)
+        for part, (_, path) in enumerate(_pictures(value)):
             more = f"/{part + 1}" if part else ""
-            kind = kind if kind is None else str(kind)
-            yield ImageItem(name + more, partial(load, number, part), f"{file}#{number}{more}", kind, path)
+            opener = partial(load, number, part, None if cell else value)
+            yield ImageItem(f"{name}{more}", opener, f"{file}#{number}{more}", kind, path)
 
 
 def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[ImageItem]:
@@ -516,6 +516,7 @@ def _hub(name: str) -> Iterator[ImageItem]:
 def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
     """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
     import datasets
+    import fsspec
 
     names = rows.column_names or []
     column = next((name for name in IMAGE_COLUMNS if name in names), "image")
@@ -529,15 +530,4 @@ def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
         light = [n for n in ("id", "kind") if n in names] + [column] * isinstance(kind, datasets.List)
         several = rows.select_columns(light) if light else ({} for _ in range(len(rows)))
         return _pictures_of(several, column, lambda number: rows[number][column], home.read)
-    return (item for row in enumerate(rows) for item in _streamed(row, column))
-
-
-def _streamed(numbered: tuple[int, dict[str, Any]], column: str) -> Iterator[ImageItem]:
-    import fsspec
-
-    number, row = numbered
-    found = _pictures_of([row], column, lambda _: row[column], lambda path: fsspec.open(path).open().read())
-    for item in found:
-        item.key = item.key.replace("#0", f"#{number}", 1)
-        item.id = item.id if row.get("id") is not None else item.key[1:]
-        yield item
+    return _pictures_of(rows, column, None, lambda path: fsspec.open(path).open().read())

@@ -184,14 +184,11 @@ def write_llamafactory(
 ) -> Written:  # fmt: skip
     """Write a caption set as `file` (NAME.jsonl), with its entry NAME in dataset_info.json beside it.
 
-    A row is {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path]}. media: the folder that
-    image paths start at (`media_dir`, our `pretraining.media_folder`). Images that are files of a local folder or list
-    stay where they are, and must be below it (its default is that folder). What the trainer would see otherwise than
-    the captioner (to be turned, transparent, 16 bits, unusual formats) and what is no file of its own (parquet, tar,
-    data sets, drawn and remote ones) is written into it, to `images/NAME` or `.caprl-images/NAME`. A released set
-    knows no source: there it must be named. sound_only: leave out loops and cut captions. max_bad_share: of captions
-    that may be set aside (empty, with a mark of LLaMA-Factory in the text, the image missing) before UserError.
-    Raises UserError for an image outside `media`, naming it, and when no caption is left.
+    A row: {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path below `media`]}. Files of a
+    local folder or list stay where they are, below `media` (by default that folder). What a trainer would see
+    otherwise than the captioner did, and what is no file of its own, is written to `images` or `.caprl-images` in it.
+    A released set names no source: there `media` must be given. sound_only: without loops and cut captions.
+    max_bad_share: of captions set aside (empty, with a mark of LLaMA-Factory, no image) before UserError.
     """
     file, left_out = Path(file), Counter[bool]()
     if found := mark_in(prompt):
@@ -333,13 +330,10 @@ def write_released(
 ) -> list[str]:
     """Write released caption JSONL files such as internlm/CapRL-2M's as one parquet file; lines for people.
 
-    Its card says only that the files hold captions and image paths. Taken as one JSON object a line, with the path
-    under one of `IMAGE_KEYS` and the caption under one of `CAPTION_KEYS` (the sibling CapRL-Video-178K has `video` and
-    `caption`), or in LLaVA's `conversations` or sharegpt's `messages` (the last turn of the assistant). The path is id
-    and key of the image. What the release does not say (tokens, finish reason, seed, prompt) is null; the model is
-    named by the file, whose hash stands for its own. limit: only the first lines of each. Lines that hold no caption of
-    one image are set aside and counted; UserError when they are more than max_bad_share, or all. Memory: some 100
-    bytes an image, to number the captions of one image.
+    A line holds a path under one of `IMAGE_KEYS` and a caption under one of `CAPTION_KEYS`, in LLaVA's `conversations`
+    or in sharegpt's `messages` (ours: the card says no more). What a release does not say (tokens, finish reason, seed,
+    prompt) is null; the file is the model. Lines without a caption of one image are set aside and counted; UserError
+    when they are more than max_bad_share. Memory: some 100 bytes an image, to number the captions of one image.
     """
     aside: dict[str, list[str]] = {}  # reason -> places
     names = ", ".join(Path(file).name for file in files)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.images import open_image
+from caprl_utils.images import as_rgb, open_image
 from caprl_utils.models.base import Backend
 from caprl_utils.prism.evaluate import preview
 from caprl_utils.prism.loading import load_samples
@@ -82,7 +82,7 @@ def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str
 
 def data_uri(image: Image) -> str:
     """The image, scaled down if need be, as a data URI: PNG when small, WebP otherwise."""
-    small = image.convert("RGB")
+    small = as_rgb(image).copy()
     small.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
     buffer, kind = io.BytesIO(), "png" if max(image.size) <= 256 else "webp"
     small.save(buffer, format=kind.upper(), **({"optimize": True} if kind == "png" else {"quality": 75}))
