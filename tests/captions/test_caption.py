@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from scripted_captioner import LOOP, Scripted, fill, picture
 
 from caprl_utils.captions import job as captioning
+from caprl_utils.captions import scale
 from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, is_loop, missing
 from caprl_utils.captions.job import Model, caption_source
 from caprl_utils.errors import UserError
@@ -256,6 +258,28 @@ def test_failed_images_are_named_and_tried_again_by_the_next_run(images, tmp_pat
     result = caption(images, out, again)
     assert result.failed == {} and again.asked == ["p001.png"] * 2
     assert rows(result) == rows(caption(images, tmp_path / "whole.parquet"))
+
+
+def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
+    """A worker without Ray: the last shard may hold one image, and that one may be refused."""
+    silent = [f"p{number:03d}.png" for number in range(CHUNK_IMAGES + 1)]
+    fill(images, CHUNK_IMAGES + 1)
+    job = captioning.make_job(images, Scripted(), SAMPLING)
+    hashes = np.arange(len(silent), dtype=np.uint64)
+    units = scale._units(hashes, hashes[:2], 40, 2)
+    assert [unit["numbers"] for unit in units] == [[*range(2, 42)], [*range(42, 65)]]
+    for broken, dead in ((["p064.png"], False), (silent, True)):
+        actor = scale._Actor(job, str(tmp_path / "set"), Model(Scripted(broken=broken), None, 1), False, 40)
+        rows = [
+            {"numbers": part, "again": [], "part": 0, "of": 1}
+            for part in ([64], [*range(30)], [*range(30, 64)])
+        ]
+        told = [
+            json.loads(table["told"][0].as_py())
+            for row in rows
+            for table in actor(pa.Table.from_pylist([row]))
+        ]
+        assert told[0]["failed"] == {"p064.png": "server said no"} and ("error" in told[-1]) == dead
 
 
 def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
