@@ -41,11 +41,12 @@ def evaluate(
 
 
 @pytest.fixture
-def profile(tmp_path, monkeypatch):
-    """Profile mini with one RL training a row, and with runs and published reports in a folder of the test."""
+def profile(tmp_path, monkeypatch, request):
+    """Profile mini, or the test's parameter, with one RL training a row; published reports are the test's own."""
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    mini = load_profile("mini", {"prism.bootstrap_draws": 500, "rl.seeds": [0]})
-    return mini.model_copy(update={"ablations": mini.ablations.model_copy(update={"more_seeds": {}})})
+    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0]}
+    loaded = load_profile(getattr(request, "param", "mini"), over)
+    return loaded.model_copy(update={"ablations": loaded.ablations.model_copy(update={"more_seeds": {}})})
 
 
 @pytest.fixture
@@ -53,7 +54,8 @@ def prism_run(profile):
     """Makes a Prism run with two captions an image."""
 
     def make(name, right, tokens=20.0, **more):
-        evaluate(profile, "prism", name, right, tokens, captions=2, **more)
+        own = {} if profile.name == "mini" else {"benchmarks": profile.prism.benchmarks}
+        evaluate(profile, "prism", name, right, tokens, captions=2, **own | more)
 
     return make
 

@@ -1,5 +1,7 @@
 """report.html: whole, alone, the same for the same reports; README's map; `caprl report`."""
 
+import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -114,6 +116,24 @@ def test_reports_stay_under_runs_until_they_are_published(readme, finished, no_f
     assert re.search(row, readme.read_text(encoding="utf-8"))
     with pytest.raises(UserError, match="profile smoke none that mean anything"):
         page.publish(load_profile("smoke"))
+
+
+@pytest.mark.parametrize("profile", ["one_gpu", "paper"], indirect=True)
+def test_notebook_06_ends_at_other_sizes_with_scores_missing(profile, prism_run, trained, monkeypatch):
+    """No 72B, no ceiling, a benchmark that nobody could score, a question that one captioner has no score for."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    prism_run("base-3b", right=8, unscored={"mmmu", ("chartqa", 0)})
+    trained("caprl", right=14, tokens=40.0)
+    prism_run("caprl-seed0", right=14, tokens=40.0, unscored={"mmmu"})
+    cells = json.loads((paths.NOTEBOOKS / "06_tables_and_figures.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    names = {"profile": profile.name, "seed": 0}
+    for source in code[1:]:  # the first holds the parameters
+        exec(source, names)
+    text = (paths.reports_of(profile.name) / "table3.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("| CapRL-3B | 69.2 [")]  # 27 of 39
+    assert " | – | " in row and "not in the average: MMMU." in text and "1 of ChartQA." in text
+    assert "Not evaluated, so not in the tables: " in text
 
 
 def test_the_readme_of_the_repository_is_up_to_date():
