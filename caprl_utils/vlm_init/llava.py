@@ -90,9 +90,8 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     require(max(ids.values()) < limit, f"the tokenizer of {path} has ids beyond vocab_size {limit}")
     config.image_token_index = ids[IMAGE_TOKEN]
     theirs, side = CLIPImageProcessor.from_pretrained(vision), config.vision_config.image_size
-    crop = theirs.crop_size["height"]
-    told = f"{shown(vision)}: the image processor makes {crop} pixels, the tower expects {side}"
-    require(crop == side, told)
+    require((crop := theirs.crop_size["height"]) == side, f"{shown(vision)}: the image processor makes {crop} pixels, "
+            f"the tower expects {side}")  # fmt: skip
     template = Path(__file__).with_name("llava_chatml.jinja").read_text(encoding="utf-8")
     tokenizer.chat_template = template.replace("IMAGE_TOKEN", IMAGE_TOKEN)
     made = LlavaProcessor(
