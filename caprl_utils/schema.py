@@ -47,13 +47,6 @@ class Settings(BaseModel):
             part[name] = value.key_part() if isinstance(value, Settings) else value
         return part
 
-    def lookup(self, dotted: str) -> Any:
-        """The value of a dotted key, e.g. "models.policy.path"."""
-        value: Any = self
-        for name in dotted.split("."):
-            value = getattr(value, name)
-        return value
-
 
 class Donor(Settings):
     """A checkpoint that gives weights."""
