@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.config import load_experiment
+from caprl_utils.config import load_experiment, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
@@ -188,6 +188,8 @@ def _range(values: Sequence[int]) -> str:
 
 def main_training(profile: Profile) -> RL:
     """Settings of the trainings whose curves are drawn: those of the profile, under the experiment's own."""
+    if profile.name not in names_of(Profile):  # a profile of a user's file
+        return profile.rl
     return load_experiment(MAIN, profile.name)[1].rl
 
 

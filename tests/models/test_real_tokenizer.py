@@ -69,6 +69,7 @@ def test_a_folder_is_curated_though_a_random_writer_writes_nothing(qwen_vlm, pho
         pipeline.curate(job)
 
 
+@pytest.mark.integration
 def test_a_vlm_is_put_together_and_loads_again(qwen_reader, qwen_vlm, tmp_path, profile):
     """The paper's setting with folders in the hub's layout in the place of the hub's models."""
     donors = {"language": Donor(path=str(qwen_reader)), "vision": Donor(path=str(qwen_vlm))}
