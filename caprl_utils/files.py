@@ -53,6 +53,23 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         note_access(path)
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: what is written there takes its place when the block ends without an error, and
+    goes otherwise. Raises UserError on a full disk.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with full_disk_as_user_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """write_atomic of indented JSON; NaN is refused, because missing is None."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

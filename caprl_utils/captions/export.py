@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +26,7 @@ from caprl_utils import prompts
 from caprl_utils.captions.caption import caption_id, is_loop
 from caprl_utils.captions.job import JOB_KEY, SCHEMA, write_parquet
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error, write_atomic
+from caprl_utils.files import appearing, write_atomic
 from caprl_utils.hashing import derive_seed, file_hash, text_hash
 from caprl_utils.image_sources import IMAGE_KEYS, read_source
 from caprl_utils.images import BadImageError, ImageItem, encode, is_plain, peek
@@ -36,7 +36,6 @@ from caprl_utils.records import about_image, mark_in, register
 
 EMPTY, MISSING = "the caption is empty", "no such image below the media folder"
 MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance
-CAPTION_KEYS = ("caption", "captions", "text", "response", "output", "answer")
 RELEASED_KEY = b"released_captions"  # in the parquet file's metadata: no source is known for the images
 _BATCH_ROWS = 4096  # rows in memory at once
 _JOIN_ROWS = 100_000  # captions that wait for their images in one pass over the source
@@ -52,17 +51,15 @@ def export(
         raise UserError(f"--out {out}: the name must end in .parquet or .jsonl")
     if len(captions) > 1 and len(released) < len(captions):
         raise UserError("one caption set at a time, or several released .jsonl files")
+    if released and out.suffix == ".parquet":
+        return write_released(released, out, limit, max_bad_share)
     if released:
-        table = out if out.suffix == ".parquet" else out.with_name(f".{out.stem}-released.parquet")
-        told = write_released(released, table, limit, max_bad_share)
-        if table == out:
-            return told
+        table = out.with_name(f".{out.stem}-released.parquet")
         try:
-            return told[1:] + export(
-                [str(table)], out, None, 0, media, prompt, sound_only, None, max_bad_share
-            )
+            told = write_released(released, table, limit, max_bad_share)[1:]
+            return told + write_llamafactory(table, out, media, prompt, sound_only, max_bad_share).lines()
         finally:
-            table.unlink()
+            table.unlink(missing_ok=True)
     if out.suffix == ".jsonl":
         return write_llamafactory(captions[0], out, media, prompt, sound_only, max_bad_share).lines()
     if not images:
@@ -75,8 +72,6 @@ def export(
 
 def caption_files(captions: str | Path) -> list[tuple[Any, str]]:
     """(file system, path) of a set's parquet files. Raises UserError where there is none."""
-    import fsspec
-
     files, root = fsspec.core.url_to_fs(str(captions))
     files.invalidate_cache()  # other processes write too
     if files.isfile(root):
@@ -88,30 +83,31 @@ def caption_files(captions: str | Path) -> list[tuple[Any, str]]:
     raise UserError(f"no captions at {captions}: name a .parquet file or a folder of shards")
 
 
-def read_tables(captions: str | Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The set in pieces of some thousand rows. Raises UserError naming a file that cannot be read."""
-    for files, name in caption_files(captions):
-        with _readable(name), files.open(name, "rb") as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True)
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
-
-
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _opened(files: Any, name: str) -> Iterator[pq.ParquetFile]:
+    """A file of a set. Raises UserError naming one that cannot be read."""
     try:
-        yield
-    except (OSError, pa.ArrowInvalid, pa.ArrowException) as error:
+        with files.open(name, "rb") as file:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{name} is half-written or damaged ({error}); delete it and run again (only its images are captioned "
             "again), or fetch it again"
         ) from None
 
 
-def read_captions(captions: str | Path, sound_only: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of a caption set, a batch in memory at a time. sound_only: without loops and cut captions."""
+def read_tables(captions: str | Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The set in pieces of some thousand rows. Raises UserError naming a file that cannot be read."""
+    for files, name in caption_files(captions):
+        with _opened(files, name) as table:
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def read_captions(captions: str | Path) -> Iterator[dict[str, Any]]:
+    """Rows of a caption set, a batch in memory at a time."""
     for table in read_tables(captions):
-        yield from (row for row in table.to_pylist() if not sound_only or is_sound(row))
+        yield from table.to_pylist()
 
 
 def is_sound(row: dict[str, Any]) -> bool:
@@ -120,9 +116,8 @@ def is_sound(row: dict[str, Any]) -> bool:
 
 
 def _metadata(captions: str | Path) -> dict[bytes, bytes]:
-    files, name = caption_files(captions)[0]
-    with _readable(name), files.open(name, "rb") as file:
-        return pq.read_schema(file).metadata or {}
+    with _opened(*caption_files(captions)[0]) as table:
+        return table.schema_arrow.metadata or {}
 
 
 # Samples
@@ -136,23 +131,19 @@ def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
     60 bytes an image, for 64-bit hashes of the ids.
     """
     schema = SCHEMA.with_metadata(_metadata(captions))
-    ids = array("Q")
-    for table in read_tables(captions, ["image_id"]):
-        ids.extend(id_hashes(table))
-    hashes = np.frombuffer(ids, np.uint64) if ids else np.zeros(0, np.uint64)
+    hashes = id_hashes(read_tables(captions, ["image_id"]))
     _, first = np.unique(hashes, return_index=True)
     if n > len(first):
         raise UserError(f"{captions} has {len(first)} images, fewer than the {n} asked for")
     drawn = hashes[np.sort(first)[np.random.default_rng(seed).permutation(len(first))[:n]]]
-    kept = (table.filter(pa.array(np.isin(id_hashes(table), drawn))) for table in read_tables(captions))
-    return write_parquet(Path(out), kept, schema)
+    kept = (table.filter(pa.array(np.isin(id_hashes([table]), drawn))) for table in read_tables(captions))
+    return write_parquet(out, kept, schema)
 
 
-def id_hashes(table: pa.Table, column: str = "image_id") -> np.ndarray:
-    """64-bit hashes of the ids in a column, shape (N,)."""
-    return np.fromiter(
-        (derive_seed(name, bits=64) for name in table[column].to_pylist()), np.uint64, len(table)
-    )
+def id_hashes(tables: Iterable[pa.Table], column: str = "image_id") -> np.ndarray:
+    """64-bit hashes of the ids in a column of all tables, shape (N,)."""
+    names = (name for table in tables for name in table[column].to_pylist())
+    return np.fromiter((derive_seed(name, bits=64) for name in names), np.uint64)
 
 
 # Training data of LLaMA-Factory
@@ -190,19 +181,35 @@ def write_llamafactory(
     A released set names no source: there `media` must be given. sound_only: without loops and cut captions.
     max_bad_share: of captions set aside (empty, with a mark of LLaMA-Factory, no image) before UserError.
     """
-    file, left_out = Path(file), Counter[bool]()
     if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
-    rows = (row for row in read_captions(captions) if not sound_only or _noted(is_sound(row), left_out))
     job = _job_of(captions)
-    if job is None and (media is None or not Path(media).is_dir()):
+    if job is None and (media is None or not media.is_dir()):
         raise UserError(
             f"released captions name their images by path: name the folder that these start at (--media), not {media}"
         )
-    home = Path(media).resolve() if job is None else _files_home(job["source"])
+    home = media.resolve() if job is None else _files_home(job["source"])
     media = Path(media or home or file.parent).resolve()
     folder = media / (".caprl-images" if home else "images") / file.stem  # hidden: it may stand in the source
-    return _write_rows(_with_files(rows, job, home, folder), file, media, prompt, max_bad_share, left_out)
+    aside, rows, left_out = Counter[str](), 0, Counter[bool]()
+    chosen = _chosen(captions, sound_only, left_out)
+    with appearing(file) as temporary:
+        with open(temporary, "w", encoding="utf-8") as lines:
+            for row, image in track(_with_files(chosen, job, home, folder), "rows"):
+                path = _below(media, image)
+                if reason := _why_not(row["caption"], media / path):
+                    aside[reason] += 1
+                    continue
+                lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
+                rows += 1
+        written = Written(rows, left_out[True], dict(aside), media)
+        if not rows or aside.total() > max_bad_share * (rows + aside.total()):
+            raise UserError(
+                f"{shown(file)} was not written: {'; '.join(written.lines())}. More than {max_bad_share:.0%} of the "
+                "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
+            )
+    register(file)
+    return written
 
 
 def _job_of(captions: str | Path) -> dict[str, Any] | None:
@@ -215,11 +222,6 @@ def _job_of(captions: str | Path) -> dict[str, Any] | None:
     return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
 
 
-def _noted(sound: bool, counts: Counter[bool]) -> bool:
-    counts[sound] += 1
-    return sound
-
-
 def _files_home(source: str) -> Path | None:
     """The folder that the image paths of a source start at; None where its images are no local files of their own."""
     first = next(iter(read_source(source))) if Path(source).exists() else None
@@ -228,37 +230,15 @@ def _files_home(source: str) -> Path | None:
     return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _write_rows(
-    pairs: Iterator[tuple[dict[str, Any], str]], file: Path, media: Path, prompt: str, max_bad_share: float,
-    left_out: Counter[bool],
-) -> Written:  # fmt: skip
-    """Stream (caption, image file) to `file`, which appears when it is whole."""
-    aside, rows = Counter[str](), 0
-    temporary = file.with_name(f".{file.name}.tmp")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with full_disk_as_user_error(file), open(temporary, "w", encoding="utf-8") as lines:
-        for row, image in track(pairs, "rows"):
-            path = below(media, image)
-            if reason := _why_not(row["caption"], media / path):
-                aside[reason] += 1
-                continue
-            lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
-            rows += 1
-        lines.flush()
-        os.fsync(lines.fileno())
-    written = Written(rows, left_out[False], dict(aside), media)
-    if not rows or aside.total() > max_bad_share * (rows + aside.total()):
-        temporary.unlink()
-        raise UserError(
-            f"{shown(file)} was not written: {'; '.join(written.lines())}. More than {max_bad_share:.0%} of the "
-            "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
-        )
-    temporary.replace(file)
-    register(file)
-    return written
+def _chosen(captions: str | Path, sound_only: bool, left_out: Counter[bool]) -> Iterator[dict[str, Any]]:
+    for row in read_captions(captions):
+        unsound = sound_only and not is_sound(row)
+        left_out[unsound] += 1
+        if not unsound:
+            yield row
 
 
-def below(media: Path, image: str) -> str:
+def _below(media: Path, image: str) -> str:
     """The path of an image relative to `media`, itself resolved. Raises UserError for one outside."""
     path = Path(os.path.normpath(media / image))
     if not path.is_relative_to(media):
@@ -288,7 +268,7 @@ def _with_files(
                 yield row, str(own)
             else:
                 waiting.setdefault(row["image_id"], []).append(row)
-        for item in read_source(job["source"], job["kinds"]) if job else _files_of(waiting, home):
+        for item in read_source(job["source"], job["kinds"]) if job else _files_of(list(waiting), home):
             found = waiting.pop(item.id, ())
             path = _as_file(item, folder) if found else ""
             yield from ((row, path) for row in found)
@@ -297,8 +277,8 @@ def _with_files(
         yield from ((row, "") for lost in waiting.values() for row in lost)
 
 
-def _files_of(names: Iterable[str], home: Path) -> Iterator[ImageItem]:
-    return (ImageItem(name, (home / name).read_bytes, name, path=name) for name in list(names))
+def _files_of(names: list[str], home: Path) -> Iterator[ImageItem]:
+    return (ImageItem(name, (home / name).read_bytes, name, path=name) for name in names)
 
 
 def _is_plain_file(file: Path) -> bool:
@@ -330,21 +310,21 @@ def write_released(
 ) -> list[str]:
     """Write released caption JSONL files such as internlm/CapRL-2M's as one parquet file; lines for people.
 
-    A line holds a path under one of `IMAGE_KEYS` and a caption under one of `CAPTION_KEYS`, in LLaVA's `conversations`
-    or in sharegpt's `messages` (ours: the card says no more). What a release does not say (tokens, finish reason, seed,
-    prompt) is null; the file is the model. Lines without a caption of one image are set aside and counted; UserError
-    when they are more than max_bad_share. Memory: some 100 bytes an image, to number the captions of one image.
+    A line holds a path under one of `IMAGE_KEYS` and a `caption`, or LLaVA's `conversations` or sharegpt's `messages`
+    (ours: the card says no more). What a release does not say (tokens, finish reason, seed, prompt) is null; the file
+    is the model. Lines without a caption of one image are set aside and counted; UserError when they are more than
+    max_bad_share. Memory: some 100 bytes an image, to number the captions of one image.
     """
     aside: dict[str, list[str]] = {}  # reason -> places
-    names = ", ".join(Path(file).name for file in files)
+    names = ", ".join(file.name for file in files)
     rows = track(_released_rows(files, limit, aside), "captions")
     batches = iter(lambda: list(islice(rows, _BATCH_ROWS)), [])
     schema = SCHEMA.with_metadata({RELEASED_KEY: names})
-    made = write_parquet(Path(out), (pa.Table.from_pylist(some, schema) for some in batches), schema)
+    made = write_parquet(out, (pa.Table.from_pylist(some, schema) for some in batches), schema)
     told = [f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items()]
     bad = sum(map(len, aside.values()))
     if not made or bad > max_bad_share * (made + bad):
-        Path(out).unlink()
+        out.unlink()
         raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
     return [f"{made} captions", *told]
 
@@ -354,57 +334,37 @@ def _released_rows(
 ) -> Iterator[dict[str, Any]]:
     seen: Counter[int] = Counter()
     for file in files:
-        maker = {"model": Path(file).name, "model_hash": file_hash(file)}
-        for number, line in enumerate(islice(_lines(file), limit), start=1):
-            try:
-                image, caption = _parsed(line)
-            except ValueError as error:
-                aside.setdefault(str(error), []).append(f"{shown(file)}, line {number}")
-                continue
-            key = derive_seed(image, bits=64)
-            row_id = caption_id(image, seen[key])
-            yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key],
-                           "caption": caption, "looped": is_loop(caption)}  # fmt: skip
-            seen[key] += 1
+        maker = {"model": file.name, "model_hash": file_hash(file)}
+        with open(file, "rb") as lines:
+            for number, line in enumerate(islice(filter(None, map(bytes.strip, lines)), limit), start=1):
+                try:
+                    image, caption = _parsed(line)
+                except ValueError as error:
+                    aside.setdefault(str(error), []).append(f"{shown(file)}, line {number}")
+                    continue
+                key = derive_seed(image, bits=64)
+                row_id = caption_id(image, seen[key])
+                yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key],
+                               "caption": caption, "looped": is_loop(caption)}  # fmt: skip
+                seen[key] += 1
 
 
-def _lines(file: Path) -> Iterator[str]:
-    try:
-        with open(file, encoding="utf-8-sig") as lines:
-            yield from filter(None, map(str.strip, lines))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(file)} is no JSONL file: it is not UTF-8 text ({error})") from None
-
-
-def _parsed(line: str) -> tuple[str, str]:
+def _parsed(line: bytes) -> tuple[str, str]:
     """Image path and caption of a line. Raises ValueError with the reason why it has none."""
     try:
         row = json.loads(line)
-        images, caption = _first(row, IMAGE_KEYS), _caption_in(row)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("no JSON object of a known form") from None
-    images = images if isinstance(images, list) else [images]
-    if len(images) > 1:
+        images = next((row[name] for name in IMAGE_KEYS if row.get(name) is not None), None)
+        turns = row.get("conversations") or row.get("messages") or []
+        said = [turn.get("value") or turn.get("content") for turn in turns
+                if turn.get("from", turn.get("role")) in ("gpt", "assistant")]  # fmt: skip
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError("no JSON object of a known form, in UTF-8") from None
+    [image, *more] = images if isinstance(images, list) and images else [images]
+    caption = said[-1] if said else row.get("caption")
+    if more:
         raise ValueError("a caption of several images")
-    if not images or not isinstance(images[0], str) or not isinstance(caption, str):
-        known = ", ".join((*IMAGE_KEYS, *CAPTION_KEYS))
-        raise ValueError(
-            f"no image path and caption that we know; its keys: {', '.join(row)}; known: {known}"
-        )
+    if not isinstance(image, str) or not isinstance(caption, str):
+        raise ValueError(f"no image path and caption that we know; its keys: {', '.join(row)}")
     if not caption.strip():
         raise ValueError(EMPTY)
-    return images[0], caption.strip()
-
-
-def _caption_in(row: dict[str, Any]) -> Any:
-    for turns, who, what, name in (
-        ("conversations", "from", "value", "gpt"), ("messages", "role", "content", "assistant"),
-    ):  # fmt: skip
-        said = [turn[what] for turn in row.get(turns) or [] if turn[who] == name]
-        if said:
-            return said[-1]
-    return _first(row, CAPTION_KEYS)
-
-
-def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    return image, caption.strip()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, caption_id, missing
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error, write_atomic
+from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
 from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Sampling
@@ -313,16 +312,14 @@ def _count(table: pa.Table, totals: Counter[str]) -> pa.Table:
 
 def write_parquet(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
     """Write tables one after the other as one file, which appears when it is whole; returns the rows."""
-    temporary, rows = file.with_name(f".{file.name}.tmp"), 0
-    with full_disk_as_user_error(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in tables:
-                writer.write_table(table.cast(schema))
-                rows += table.num_rows
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
+    rows = 0
+    with (
+        appearing(file) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.cast(schema))
+            rows += table.num_rows
     return rows
 
 

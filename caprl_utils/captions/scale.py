@@ -80,8 +80,7 @@ def _survey(job: Mapping[str, Any], passed: Counter[str]) -> np.ndarray | None:
 
 def _done(folder: str) -> np.ndarray:
     """Hashes of the ids that have captions. Raises UserError for a damaged shard."""
-    parts = [np.unique(id_hashes(table)) for table in _shards(folder, ["image_id"])]
-    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)
+    return np.unique(id_hashes(_shards(folder, ["image_id"])))
 
 
 def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -96,13 +95,13 @@ def _drop_repeats(folder: str) -> None:
     """Take out rows that stand twice: a worker may outlive a killed driver for a moment, and write after the next one
     has looked at what is done.
     """
-    hashes = [id_hashes(table, "id") for table in _shards(folder, ["id"])]
-    if not hashes or len(np.unique(np.concatenate(hashes))) == sum(map(len, hashes)):
+    hashes = id_hashes(_shards(folder, ["id"]), "id")
+    if len(np.unique(hashes)) == len(hashes):
         return
     seen = np.zeros(0, np.uint64)
     for files, name in caption_files(f"{folder}/shards"):
         table = pq.read_table(name, filesystem=files)
-        ids = id_hashes(table, "id")
+        ids = id_hashes([table], "id")
         new = ~np.isin(ids, seen)
         seen = np.concatenate([seen, ids])
         if not new.all():

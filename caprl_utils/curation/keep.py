@@ -9,7 +9,6 @@ All are written row group by row group to a temporary name and renamed when comp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from caprl_utils.errors import UserError
-from caprl_utils.files import full_disk_as_user_error
+from caprl_utils.files import appearing
 from caprl_utils.images import ImageItem, encode
 from caprl_utils.paths import shown
 from caprl_utils.records import ImageQA, Question, text_key
@@ -133,7 +132,7 @@ def table_writer(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    temporary, rows = path.with_name(f".{path.name}.tmp"), []
+    rows: list[dict[str, Any]] = []
 
     def flush() -> None:
         file.write_table(pa.Table.from_pylist(rows, schema=schema))
@@ -144,17 +143,10 @@ def table_writer(
         if len(rows) == group_rows:
             flush()
 
-    try:
-        with full_disk_as_user_error(path):
-            with pq.ParquetWriter(temporary, schema) as file:
-                yield add
-                if rows:
-                    flush()
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as temporary, pq.ParquetWriter(temporary, schema) as file:
+        yield add
+        if rows:
+            flush()
 
 
 def read_qa(path: Path) -> Iterator[ImageQA]:
