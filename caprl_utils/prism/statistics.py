@@ -1,9 +1,7 @@
 """Statistics for the tables: the image is the unit, models are compared on the same images.
 
-Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, and one
-resample of a benchmark's images serves all models, so that differences keep their pairing. Benchmarks are resampled
-independently; their average counts each the same, as the paper's does. Scores enter as arrays of shape (rows, models),
-clusters as one image id per row.
+Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, one resample
+of a benchmark's images serves all models. Benchmarks are resampled independently; their average counts each the same.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from math import comb, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,9 +32,8 @@ Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of th
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its percentile interval at `LEVEL`, in the unit of the scores (0 to 1).
+    """A value with its percentile interval at `LEVEL`, in the unit of the scores (0 to 1), over so many images.
 
-    num_clusters: images; num_rows: samples (for an average over benchmarks their sums).
     p_value: two-sided bootstrap p of "no difference", only for differences.
     """
 
@@ -44,14 +41,14 @@ class Interval:
     low: float
     high: float
     num_clusters: int
-    num_rows: int
-    draws: int
     p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Resampled means: `means` (models,), `samples` (draws, models), in the order of `models`."""
+    """Resampled means: `means` (models,), `samples` (draws, models), in the order of `models`; of so many images and
+    samples (of an average their sums).
+    """
 
     models: tuple[str, ...]
     means: np.ndarray
@@ -62,18 +59,21 @@ class Bootstrap:
     def interval(self, model: str) -> Interval:
         """The model's mean with its interval."""
         place = self.models.index(model)
-        return self._interval(self.means[place], self.samples[:, place], None)
+        return self._interval(self.means[place], self.samples[:, place])
 
     def difference(self, model: str, baseline: str) -> Interval:
-        """model - baseline, paired by image, with the bootstrap p-value."""
+        """model - baseline, paired by image. p: twice the smaller tail share at zero, counting the observed sample as
+        one more draw; at most 1.
+        """
         a, b = self.models.index(model), self.models.index(baseline)
         samples = self.samples[:, a] - self.samples[:, b]
-        return self._interval(self.means[a] - self.means[b], samples, _p_value(samples))
+        tail = min(np.sum(samples <= 0), np.sum(samples >= 0))
+        p_value = float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
+        return self._interval(self.means[a] - self.means[b], samples, p_value)
 
-    def _interval(self, value: float, samples: np.ndarray, p_value: float | None) -> Interval:
+    def _interval(self, value: float, samples: np.ndarray, p_value: float | None = None) -> Interval:
         low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        ends = (float(value), float(low), float(high))
-        return Interval(*ends, self.num_clusters, self.num_rows, len(samples), p_value)
+        return Interval(float(value), float(low), float(high), self.num_clusters, p_value)
 
 
 def bootstrap(
@@ -97,40 +97,34 @@ def bootstrap(
     return Bootstrap(tuple(models), table.mean(axis=0), means, num_clusters, len(table))
 
 
-def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> Any:
+def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
     """How often each image is drawn, (block of draws, images): drawing n of n with replacement."""
     block = max(1, _BLOCK_VALUES // num_clusters)
     narrow = np.uint16 if num_clusters <= 2**16 else np.uint32  # half the random bits, half the memory
     for start in range(0, draws, block):
-        size = min(block, draws - start)
-        weights = np.empty((size, num_clusters))
-        picks = generator.integers(num_clusters, size=weights.shape, dtype=narrow)
-        for row, pick in zip(weights, picks, strict=True):
-            row[:] = np.bincount(pick, minlength=num_clusters)
-        yield weights
+        size = (min(block, draws - start), num_clusters)
+        picks = generator.integers(num_clusters, size=size, dtype=narrow)
+        yield np.stack([np.bincount(pick, minlength=num_clusters) for pick in picks]).astype(np.float64)
 
 
 def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:
     """The mean over benchmarks of the same models, each counting the same, from their independent resamples."""
     found = list(parts.values())
-    return Bootstrap(
-        found[0].models,
-        np.mean([part.means for part in found], axis=0),
-        np.mean([part.samples for part in found], axis=0),
-        sum(part.num_clusters for part in found),
-        sum(part.num_rows for part in found),
+    means, samples = (
+        np.mean([getattr(part, name) for part in found], axis=0) for name in ("means", "samples")
     )
+    counts = (sum(getattr(part, name) for part in found) for name in ("num_clusters", "num_rows"))
+    return Bootstrap(found[0].models, means, samples, *counts)
 
 
 def bootstrap_benchmarks(
     tables: Mapping[str, tuple[Any, Sequence[Any]]], models: Sequence[str], draws: int, seed: int
 ) -> dict[str, Bootstrap]:
-    """`bootstrap` for each benchmark, with a seed of its own derived from `seed` and its name.
-
-    tables: benchmark -> (scores of shape (rows, models), image ids).
+    """`bootstrap` for each benchmark (scores of shape (rows, models), image ids), with a seed of its own derived from
+    `seed` and its name.
     """
     return {
-        name: bootstrap(scores, clusters, models, draws=draws, seed=seed ^ zlib.crc32(name.encode()))
+        name: bootstrap(scores, clusters, models, draws, seed ^ zlib.crc32(name.encode()))
         for name, (scores, clusters) in tables.items()
     }
 
@@ -138,34 +132,26 @@ def bootstrap_benchmarks(
 def bootstrap_models(
     models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int
 ) -> dict[str, Bootstrap]:
-    """Resampled means of all models per benchmark, and under `AVERAGE` of their average, over the samples that all
-    have.
+    """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average,
+    over the samples that all have.
 
-    models: label -> benchmark -> scores. Raises UserError when two models were not scored on the same samples, but for
-    a few that were left out.
+    Raises UserError when two models were not scored on the same samples, but for a few that were left out.
     """
     labels = list(models)
     tables = {}
     for benchmark, scores in models[labels[0]].items():
-        common = set.intersection(*({*models[label].get(benchmark, {})} for label in labels))
+        keys = sorted(set.intersection(*({*models[label].get(benchmark, {})} for label in labels)))
         for label in labels[1:]:
             odd = sorted(scores.keys() ^ models[label].get(benchmark, {}).keys())
-            if too_many(len(odd), len(scores)) or not common:
+            if too_many(len(odd), len(scores)) or not keys:
                 raise UserError(
                     f"{benchmark}: {labels[0]} and {label} were not scored on the same samples ({len(odd)} differ, "
                     f"first {'/'.join(odd[0])}); evaluate both again with one profile and seed"
                 )
-        keys = sorted(common)
         columns = [[models[label][benchmark][key] for label in labels] for key in keys]
-        tables[benchmark] = (columns, [image for image, _ in keys])
+        tables[benchmark] = columns, [image for image, _ in keys]
     parts = bootstrap_benchmarks(tables, labels, draws, seed)
     return {**parts, AVERAGE: macro_average(parts)}
-
-
-def _p_value(samples: np.ndarray) -> float:
-    """Twice the smaller tail share at zero, counting the observed sample as one more draw; at most 1."""
-    below, above = np.sum(samples <= 0), np.sum(samples >= 0)
-    return float(min(1.0, 2 * (min(below, above) + 1) / (len(samples) + 1)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -185,29 +171,23 @@ def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str)
     return pd.DataFrame(rows, index=list(gaps), columns=["difference", "low", "high", "p"])
 
 
-def minimum_detectable_difference(differences: Sequence[float]) -> float:
-    """The smallest true difference that a paired comparison of these images finds with power `POWER`.
-
-    (z(level) + z(power)) * sd / sqrt(n), the normal approximation. differences: one mean difference per image, of at
-    least two.
+def minimum_detectable_difference(gaps: Scores) -> float:
+    """The smallest true difference that a paired comparison of these images finds with power `POWER`, by the normal
+    approximation (z(level) + z(power)) * sd / sqrt(n). gaps: differences of samples, of at least two images.
     """
     from scipy.stats import norm
 
+    by_image: dict[str, list[float]] = {}
+    for (image, _), gap in gaps.items():
+        by_image.setdefault(image, []).append(gap)
+    means = [sum(found) / len(found) for found in by_image.values()]
     factor = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
-    return float(factor * np.std(differences, ddof=1) / sqrt(len(differences)))
-
-
-def cluster_means(scores: Sequence[float], clusters: Sequence[Any]) -> dict[Any, float]:
-    """Mean score of each image."""
-    groups: dict[Any, list[float]] = {}
-    for score, cluster in zip(scores, clusters, strict=True):
-        groups.setdefault(cluster, []).append(score)
-    return {cluster: sum(values) / len(values) for cluster, values in groups.items()}
+    return float(factor * np.std(means, ddof=1) / sqrt(len(means)))
 
 
 class VarianceParts(NamedTuple):
-    """Variance of one score by its source; None where the data cannot show it: one draw says nothing about draws, one
-    training seed nothing about seeds. Estimates that come out negative are given as 0.
+    """Variance of one score by its source; None where the data cannot show it (one draw, one training seed), 0 for an
+    estimate that comes out negative.
     """
 
     items: float | None
@@ -224,18 +204,17 @@ def variance_components(scores: Any) -> VarianceParts:
     table = np.asarray(scores, dtype=float)
     num_items, num_seeds, num_captions = table.shape
     cell_means = table.mean(axis=2)  # (items, seeds)
-    item_means, seed_means, mean = cell_means.mean(axis=1), cell_means.mean(axis=0), cell_means.mean()
+    item_means, seed_means = cell_means.mean(axis=1), cell_means.mean(axis=0)
     captions = float(table.var(axis=2, ddof=1).mean()) if num_captions > 1 else None
-    residual = None if captions is None else captions / num_captions
+    residual = (captions or 0.0) / num_captions
     if num_seeds > 1 and num_items > 1:
-        left = cell_means - item_means[:, None] - seed_means[None, :] + mean
+        left = cell_means - item_means[:, None] - seed_means[None, :] + cell_means.mean()
         residual = float((left**2).sum() / ((num_items - 1) * (num_seeds - 1)))
-    items = seeds = None
-    if num_items > 1:
-        items = max(0.0, float(item_means.var(ddof=1)) - (residual or 0.0) / num_seeds)
-    if num_seeds > 1:
-        seeds = max(0.0, float(seed_means.var(ddof=1)) - (residual or 0.0) / num_items)
-    return VarianceParts(items, captions, seeds)
+
+    def between(means: np.ndarray, others: int) -> float | None:
+        return max(0.0, float(means.var(ddof=1)) - residual / others) if len(means) > 1 else None
+
+    return VarianceParts(between(item_means, num_seeds), captions, between(seed_means, num_items))
 
 
 def best_of_n(scores: Sequence[float], n: int) -> float:
@@ -248,10 +227,8 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
 
 
 class Matched(NamedTuple):
-    """Two captioners on pairs of captions of one image and the same length.
-
-    parts: benchmark (and `AVERAGE`, if every benchmark has pairs) -> resampled means of "ours" and "theirs". pairs:
-    caption pairs per benchmark. share: of all that could be.
+    """Resampled means of "ours" and "theirs" per benchmark (and of `AVERAGE`, if every benchmark has pairs), caption
+    pairs per benchmark, and their share of all that could be.
     """
 
     parts: Mapping[str, Bootstrap]
@@ -270,20 +247,20 @@ def length_matched(
     left, right = _by_sample(ours), _by_sample(theirs)
     found: dict[str, list[tuple[str, tuple[float, float]]]] = {}
     possible = 0
-    for key in left.keys() & right.keys():
-        benchmark, image, _ = key
-        possible += min(len(left[key]), len(right[key]))
-        for pair in _equal_length(left[key], right[key]):
-            found.setdefault(benchmark, []).append((image, pair))
+    for benchmark, image, sample in sorted(left.keys() & right.keys()):
+        both = left[benchmark, image, sample], right[benchmark, image, sample]
+        possible += min(map(len, both))
+        if pairs := [(image, pair) for pair in _equal_length(*both)]:
+            found.setdefault(benchmark, []).extend(pairs)
     tables = {}
-    for name, rows in sorted(found.items()):
-        rows.sort()  # so that the result does not hang on the order of a set
-        tables[name] = ([pair for _, pair in rows], [image for image, _ in rows])
+    for name, pairs in found.items():
+        images, scores = zip(*sorted(pairs), strict=True)
+        tables[name] = scores, images
     parts = bootstrap_benchmarks(tables, ["ours", "theirs"], draws, seed)
     if parts and len(parts) == len({row["benchmark"] for row in ours}):
         parts[AVERAGE] = macro_average(parts)
-    pairs = {name: len(rows) for name, rows in found.items()}
-    return Matched(parts, pairs, sum(pairs.values()) / possible if possible else 0.0)
+    counts = {name: len(pairs) for name, pairs in found.items()}
+    return Matched(parts, counts, sum(counts.values()) / possible if possible else 0.0)
 
 
 def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
@@ -300,15 +277,11 @@ def _equal_length(
     left: Sequence[tuple[int, float]], right: Sequence[tuple[int, float]]
 ) -> Iterator[tuple[float, float]]:
     """Score pairs of captions of equal length, nearest first, each caption once."""
-    gaps = sorted(
-        (abs(a - b), i, j)
-        for i, (a, _) in enumerate(left)
-        for j, (b, _) in enumerate(right)
-        if abs(a - b) <= LENGTH_TOLERANCE * max(a, b)
-    )
+    pairs = product(enumerate(left), enumerate(right))
+    gaps = [(abs(a - b), i, j, max(a, b)) for (i, (a, _)), (j, (b, _)) in pairs]
     used_left, used_right = set(), set()
-    for _, i, j in gaps:
-        if i not in used_left and j not in used_right:
+    for gap, i, j, longer in sorted(gaps):
+        if gap <= LENGTH_TOLERANCE * longer and i not in used_left and j not in used_right:
             used_left.add(i)
             used_right.add(j)
             yield left[i][1], right[j][1]

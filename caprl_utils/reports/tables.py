@@ -402,9 +402,8 @@ def _trainings_of_settings(results: Results) -> str:
 def detectable_difference(results: Results, benchmark: str) -> float:
     """Smallest true difference of CapRL from base that a benchmark's images show with 80 % power."""
     ours, theirs = (results.measured[label].scores[benchmark] for label in (CAPRL, BASE))
-    both = [key for key in ours if key in theirs]
-    gaps = statistics.cluster_means([ours[key] - theirs[key] for key in both], [image for image, _ in both])
-    return statistics.minimum_detectable_difference(list(gaps.values()))
+    gaps = {key: ours[key] - theirs[key] for key in ours if key in theirs}
+    return statistics.minimum_detectable_difference(gaps)
 
 
 def captions_table(results: Results) -> Table:
