@@ -1,8 +1,8 @@
 """The one answer parser, shared by the reward, the curation filter and the evaluation.
 
-Failure policy, the same everywhere: a text without one clear answer gives ``None``. The caller
-counts it, lists it and scores it as wrong (or leaves it out, if the metric says so); nothing in
-this project draws a letter at random or picks the likelier of two. How letters are read: `letters`.
+Failure policy, the same everywhere: a text without one clear answer gives ``None``. The caller counts it, lists it and
+scores it as wrong (or leaves it out, if the metric says so); nothing in this project draws a letter at random or picks
+the likelier of two. How letters are read: `letters`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Letter(str):
 
 
 def first_capital(text: str) -> str | None:
-    """The first capital A to I in the text (author code of the QA reward), or None.
-
-    Right for short completions that continue "The answer is"; wrong for free text ("Answer: B" gives A).
+    """The first capital A to I in the text (author code of the QA reward), or None. Right for short completions that
+    continue "The answer is"; wrong for free text ("Answer: B" gives A).
     """
     found = re.search(r"[A-I]", text)
     return found[0] if found else None
@@ -80,7 +79,6 @@ def final_answer(text: str) -> str:
 
 def short_answer(text: str) -> str:
     """What a reader says who was asked for a word or a number and answers in a sentence (ours; nothing is guessed).
-
     "The answer is 42." and "It is 42." give "42", "Yes, it is." gives "Yes", "25%, because ..." gives "25%": the frame,
     what explains the answer, marks around it and the final full stop go.
     """

@@ -21,11 +21,9 @@ from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, plain, sh
 
 @dataclass(frozen=True, slots=True)
 class LetterReading:
-    """What a text said.
-
-    letter: the option letter, or None when the text states none or more than one.
-    source: "letter" when the letter itself was read, "option_text" when an option's words were; None when nothing was.
-    reason: why there is no letter; None when there is one.
+    """What a text said. letter: the option letter, or None when the text states none or more than one. source: "letter"
+    when the letter itself was read, "option_text" when an option's words were; None when nothing was. reason: why there
+    is no letter; None when there is one.
     """
 
     letter: str | None
@@ -162,10 +160,9 @@ _NONE = "no letter"
 def read_letter(
     text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None
 ) -> LetterReading:
-    """Read the one option letter that a text states.
-
-    letters: those that exist for this question, e.g. "ABCDE". options: option texts without their letters, in letter
-    order; only if given, a text that states one of them in its words counts as its letter.
+    """Read the one option letter that a text states. letters: those that exist for this question, e.g. "ABCDE".
+    options: option texts without their letters, in letter order; only if given, a text that states one of them in its
+    words counts as its letter.
     """
     if isinstance(text, Letter):
         return LetterReading(str(text), "letter")

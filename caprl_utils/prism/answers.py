@@ -40,10 +40,9 @@ AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script
 
 @dataclass(frozen=True)
 class Task:
-    """One question about one caption. `caption` None: the reader sees the image instead.
-
-    image_id: of the first image, the unit of the statistics. num_tokens: of the caption, None if unknown.
-    finish_reason: "length" for a caption that was cut.
+    """One question about one caption. `caption` None: the reader sees the image instead. image_id: of the first image,
+    the unit of the statistics. num_tokens: of the caption, None if unknown. finish_reason: "length" for a caption that
+    was cut.
     """
 
     id: str
@@ -112,10 +111,9 @@ def prompt_of(sample: Sample, caption: str | None, mode: Mode, wording: Wording)
 def answer_all(
     tasks: Sequence[Task], reader: Backend, mode: Mode, wording: Wording, store: RowStore, seed: int
 ) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Answer every task that `store` does not hold yet; returns all answers by id, and why the others have none.
-
-    All benchmarks go through together. Raises UserError when the reader failed on too many: the finished rows stay and
-    the next call makes the rest.
+    """Answer every task that `store` does not hold yet; returns all answers by id, and why the others have none. All
+    benchmarks go through together. Raises UserError when the reader failed on too many: the finished rows stay and the
+    next call makes the rest.
     """
     failed: dict[str, str] = {}
     dead = False  # nothing works any more

@@ -19,9 +19,7 @@ from caprl_utils.records import Sample
 from caprl_utils.schema import PRISM_BENCHMARKS
 
 COLLECTION = "internlm/CapRL-Evaluation-Files"
-OWN_PROMPT = (
-    "own_prompt"  # in a sample's meta: its question holds its own instruction, nothing is added to it
-)
+OWN_PROMPT = "own_prompt"  # in a sample's meta: its question holds its own instruction
 _SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
 _TURN_END = "<|im_end|>"
 
@@ -30,8 +28,7 @@ def protocol(collection: Path) -> list[str]:
     """The settings of the authors' evaluation of all benchmarks whose files are there (author script): their rows and
     prompts, 4 captions an image at temperature 1.0, one sampled answer to each, their scorer.
     """
-    found = load_registry().values()
-    files = {b.key: b.caprl.file for b in found if b.caprl and b.caprl.file}
+    files = {b.key: b.caprl.file for b in load_registry().values() if b.caprl and b.caprl.file}
     there = [key for key, file in files.items() if (collection / "json_file" / file).is_file()]
     return [
         "prompts=authors", "prism.scoring=caprl", f"prism.evaluation_files={collection.absolute()}",
@@ -43,9 +40,8 @@ def protocol(collection: Path) -> list[str]:
 def authors_samples(
     facts: Benchmark, place: Path | None
 ) -> tuple[list[Sample], dict[str, str], Mapping[str, Any]]:
-    """Samples of a benchmark's file, why other records cannot be used, and what was read.
-
-    place: the collection's folder, or the file itself. Raises UserError where there is no such file.
+    """Samples of a benchmark's file, why other records cannot be used, and what was read. place: the collection's
+    folder, or the file itself. Raises UserError where there is no such file.
     """
     if facts.caprl is None or facts.caprl.file is None:
         raise UserError(f"{facts.name} has no file in {COLLECTION}")
@@ -106,6 +102,6 @@ def _image_names(value: Any) -> list[str]:
     if isinstance(value, list):
         return [name for part in value for name in _image_names(part)]
     if isinstance(value, dict):
-        return [name for key in ("content", "image", "image_url", "url") for name in _image_names(value.get(key))
-                if key != "content" or isinstance(value["content"], list)]  # fmt: skip
+        inner = value.get("content") if isinstance(value.get("content"), list) else None
+        return _image_names([inner, *(value.get(key) for key in ("image", "image_url", "url"))])
     return []

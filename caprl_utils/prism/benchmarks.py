@@ -58,7 +58,6 @@ class Columns(_Facts):
 
 class Ask(_Facts):
     """How a question without options is put (one with options asks for a letter), in our words after each benchmark's.
-
     reply: "short" is a word, a number or a letter; "long" has room for reasoning. format: what the answer is to look
     like; {names} are facts of the row. by: the fact that picks one of `formats` instead.
     """

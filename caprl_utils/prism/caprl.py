@@ -1,19 +1,14 @@
 """Scoring "caprl": the verdict of the authors' Prism scorer, quirk by quirk, with math-verify 0.8.0.
 
-Where this departs from the released script, on purpose:
+Where this departs from the released script, on purpose: the branch follows the benchmark key, never the path of the
+data file (Q25). A gold that reads as a list is parsed as a literal, never evaluated as code; one like "exit()" stays
+text (Q16). An empty list of alternatives, on which the script stops, leaves the symbolic score alone. Items of a gold
+list that are not text are compared as text by the similarity too (the script stops). math-verify's limit of 5 s counts
+CPU time, not the clock, so that a busy machine changes no verdict.
 
-1. The branch follows the benchmark key, never the path of the data file (Q25).
-2. A gold that reads as a list is parsed as a literal, never evaluated as code. Equal on every literal
-   list; a gold like "list(range(3))" or "exit()" stays text here (Q16).
-3. An empty list of alternatives, on which the script stops, leaves the symbolic score alone.
-4. Items of a gold list that are not text are compared as text by the similarity too (the script stops).
-5. math-verify's limit of 5 s counts CPU time, not the clock, so that a busy machine changes no verdict.
-
-Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1),
-scale search (Q2), golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22).
-
-The version of math-verify is part of the metric (12% against 12 changes its verdict in 0.9.0) and is pinned here.
-Main thread only: its time limits are signals (Q26).
+Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1), scale search (Q2),
+golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22). The version of math-verify is part of the
+metric (12% against 12 changes in 0.9.0) and is pinned here. Main thread only: its time limits are signals (Q26).
 """
 
 from __future__ import annotations
@@ -33,9 +28,8 @@ Branch = Literal["chart", "info", "symbolic"]
 SCALES = (1, 0.01, 100)  # Q2
 LIMIT_SEC = 5.0  # math-verify's default, per parse and per comparison
 MATH_VERIFY_VERSION = "0.8.0"  # the last release before the paper (July 2025)
-_ANSWER_START = re.compile(r"</think>\s*<answer>")
+_START = re.compile(r"</think>\s*<answer>")
 _BOX = "\\boxed{"
-_ANSWER_END = "</answer>"
 
 GOLD_UNPARSED = "the gold cannot be parsed, which scores 1 for every answer (Q7)"
 NO_ANSWER = "no answer: the layout </think><answer>...\\boxed{...}...</answer> was not found"
@@ -53,25 +47,21 @@ def score(completion: str, gold: Any, branch: Branch) -> Score:
 
 
 def extract(completion: str) -> str | None:
-    """The text that the authors' greedy pattern captures; None where it finds nothing.
-
-    From the first box after the answer tag to the last closing brace that still has a closing answer tag behind it
-    (Q23, Q24). Written as searches instead of a pattern, so that a completion stuck in a loop costs linear time.
+    """What the authors' greedy pattern captures, from the first box after the answer tag to the last closing brace with
+    a closing answer tag behind it (Q23, Q24), None where it finds nothing; in linear time, also of a loop.
     """
-    start = _ANSWER_START.search(completion)
+    start = _START.search(completion)
     box = completion.find(_BOX, start.end()) if start else -1
     if box < 0:
         return None
     content = box + len(_BOX)
-    closing_brace = completion.rfind("}", content, max(completion.rfind(_ANSWER_END), content))
+    closing_brace = completion.rfind("}", content, max(completion.rfind("</answer>"), content))
     return completion[content:closing_brace] if closing_brace >= 0 else None
 
 
 @lru_cache(maxsize=100_000)
 def symbolic_verdict(answer: str, gold: str) -> tuple[float, str, bool]:
-    """By math-verify: the symbolic score of an extracted answer ("" where nothing was extracted), the answer's
-    normalised text, whether the gold parsed.
-    """
+    """By math-verify: an extracted answer's symbolic score, its normalised text, and whether the gold parsed."""
     gold_parsed, parsed = list(_parse(f"${gold}$")), list(_parse(f"${answer}$"))
     answer_text = str(parsed[-1]) if parsed else ""
     if not gold_parsed:
@@ -84,17 +74,15 @@ def symbolic_verdict(answer: str, gold: str) -> tuple[float, str, bool]:
 
 
 def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
-    """Relaxed accuracy over scales and alternatives; with `similarity` (InfoVQA) the larger of it and ANLS.
-
-    answer_text: the normalised text of the answer's parse, "" if there is none.
+    """Relaxed accuracy of the answer's normalised text over scales and alternatives; with `similarity` (InfoVQA) the
+    larger of it and ANLS.
     """
     listed = as_list(gold)
     alternatives = [gold] if listed is None else listed
     if not alternatives:
         return 0.0
     try:
-        number = float(answer_text)
-        candidates = [str(scale * number) for scale in SCALES]
+        candidates = [str(scale * float(answer_text)) for scale in SCALES]
     except ValueError:
         candidates = [answer_text]
     # Q1: the gold is the candidate here and the answer the reference.
@@ -110,12 +98,9 @@ def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
 
 def version_warning() -> str | None:
     """What to tell where another math-verify is installed than the one that defines this scorer."""
-    if (installed := version("math-verify")) == MATH_VERIFY_VERSION:
-        return None
-    return (
-        f"math-verify {installed} is installed, scoring caprl is defined with {MATH_VERIFY_VERSION}: "
-        "percentages, units and mixed-case words may be judged otherwise"
-    )
+    found = version("math-verify")
+    told = f"math-verify {found} is installed, scoring caprl is defined with {MATH_VERIFY_VERSION}: percentages, units "
+    return None if found == MATH_VERIFY_VERSION else told + "and mixed-case words may be judged otherwise"
 
 
 @lru_cache(maxsize=4096)  # one gold is compared with the answers from several captions
@@ -146,10 +131,8 @@ def _verify(answer: Any, gold: list[Any]) -> bool:
 
 @contextmanager
 def _cpu_limit() -> Iterator[None]:
-    """math-verify's limit of 5 s, on CPU time instead of the clock.
-
-    With the clock, a busy machine changes verdicts: a gold whose parse is stopped scores 1 for every answer
-    (Q7). The exception is math-verify's own, so it is handled where its own alarm would be.
+    """math-verify's limit of 5 s, on CPU time instead of the clock: a gold whose parse is stopped scores 1 for every
+    answer (Q7). The exception is math-verify's own, so it is handled where its own alarm would be.
     """
     from math_verify import grader, parser
     from math_verify.errors import TimeoutException

@@ -1,9 +1,9 @@
 """Pseudo-captioners that bound a captioner's score, and the control for length.
 
-Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent
-but unrelated text gives away). Ceilings: the complete true facts (what the reader can reach, rendered images
-only) and the image itself (what a VLM answers when it looks, so the caption is no bottleneck). All are
-ours; the paper's table has none of them.
+Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent but unrelated
+text gives away). Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image
+itself (what a VLM answers when it looks, so the caption is no bottleneck). All are ours; the paper's table has none of
+them.
 """
 
 from __future__ import annotations
@@ -69,10 +69,9 @@ def other_image_captions(run_folder: Path) -> Source:
 
 
 def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) -> Source:
-    """Control for length: a run's captions, each cut to the words that another run's caption of the image has.
-
-    Whole sentences are kept while they fit; where not even the first fits, its first words. As many captions an
-    image as both runs have.
+    """Control for length: a run's captions, each cut to the words that another run's caption of the image has. Whole
+    sentences are kept while they fit; where not even the first fits, its first words. As many captions an image as both
+    runs have.
     """
     name = f"{run_folder.name} cut to the length of {shorter.name}"
 
@@ -103,11 +102,9 @@ def cut(text: str, num_words: int) -> str:
 def controls(
     samples: Sequence[Sample], base: Path, trained: Sequence[Path], count_tokens: TokenCounter
 ) -> dict[str, Source]:
-    """Floors, ceilings and the control for length that need no captioner, by run name.
-
-    base, trained: finished Prism runs; base's captions are moved around for the other-image floor, those of
-    each in trained are cut to base's length. The true facts come only where every sample has them.
-    count_tokens: see `caption.token_counter`.
+    """Floors, ceilings and the control for length that need no captioner, by run name. base, trained: finished Prism
+    runs; base's captions are moved around for the other-image floor, those of each in trained are cut to base's length.
+    The true facts come only where every sample has them. count_tokens: see `caption.token_counter`.
     """
     found = {"floor-empty": empty_captions(), "floor-other-image": other_image_captions(base)}
     found |= {f"{run.name}-cut": cut_captions(run, base, count_tokens) for run in trained}

@@ -1,17 +1,14 @@
 """Prism: how much of an image is in its caption, measured by a text-only reader (paper, Table 3); and direct VQA.
 
 Stage 1, a captioner describes every image (`sources`); stage 2, a reader answers the benchmarks' questions from the
-caption alone (`answers`); stage 3, the answers are scored by each benchmark's metric (`scores`). The score of a sample
-is the mean over its captions. In direct VQA (paper, Tables 1 and 2) a model answers from the image itself: the same
-questions, reading and scoring, so its score differs from Prism's only by what the model sees.
+caption alone (`answers`); stage 3, each benchmark's metric scores the answers (`scores`), a sample by the mean over its
+captions. In direct VQA (paper, Tables 1 and 2) a model answers from the image itself, and nothing else differs.
 
-How it departs from the released scripts:
-1. The reader reads letter probabilities or decodes greedily; a model that looks at the image decodes greedily, as
-   evaluation harnesses ask it. Scoring "caprl" takes the authors' setting instead, which samples.
-2. Answers are scored by each benchmark's own metric ("standard"); "caprl" is the authors' scorer.
-3. Captions and answers are kept, row by row; a stopped evaluation continues with the same result.
-4. An image with several questions is captioned once. Where a model looks, questions about several images are left out.
-5. What cannot be had after three tries (a caption, an answer) is left out, counted and listed; too much of it stops.
+How it departs from the released scripts: the reader reads letter probabilities or decodes greedily, and answers are
+scored by each benchmark's own metric ("standard"); scoring "caprl" takes the authors' sampling and scorer. Captions and
+answers are kept row by row; a stopped evaluation continues with the same result. An image with several questions is
+captioned once; where a model looks, questions about several images are left out. What cannot be had after three tries
+is left out, counted and listed; too much of it stops.
 """
 
 from __future__ import annotations
@@ -33,14 +30,7 @@ from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scoring import Judge
-from caprl_utils.prism.sources import (
-    Captions,
-    Source,
-    image_hash,
-    image_ids,
-    images_of,
-    model_captions,
-)
+from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, images_of, model_captions
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import ModelConfig, Profile
@@ -64,30 +54,23 @@ def evaluate(
     captions_run: str | None = None,
     stage: str = STAGE,
 ) -> dict[str, Any]:
-    """Run the three stages, or what is left of them; returns the run's record.
+    """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name>; returns its record.
 
-    The run is runs/<profile>/prism/<name>: answers.jsonl, samples.parquet (see `scores.COLUMNS`), result.json (values
-    by benchmark and their average, intervals over images, unparsed answers, what was left out and why). captioner: a
-    model, or a `Source`. reader: a text-only model; for `image_itself` a VLM. captions_run: name of the captions' run,
-    `name` by default; another reader of the same captioner names the first one's.
+    In it: answers.jsonl, samples.parquet (`scores.COLUMNS`), result.json. captioner: a model or a `Source`. reader: a
+    text-only model; for `image_itself` a VLM. captions_run: name of the captions' run, which several readers can share.
     Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
-    source = captioner
-    if not isinstance(source, Source):
-        source = model_captions(profile, captioner, captions_run or name)
+    own = isinstance(captioner, Source)
+    source = captioner if own else model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
-    names = dict.fromkeys(sample.benchmark for sample in samples)
+    asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": settings.bootstrap_draws, "scoring": settings.scoring},
-        "captioner": source.fingerprint,
-        "reader": reader.model_hash,
-        "prompts": prompts.prompt_hash(),
-        "asked": [profile.prompts, {name: get_benchmark(name).ask.model_dump(mode="json") for name in names}],
-        "samples": samples_hash(samples),
-        "seed": profile.seed,
+        "captioner": source.fingerprint, "reader": reader.model_hash, "prompts": prompts.prompt_hash(),
+        "asked": [profile.prompts, asks], "samples": samples_hash(samples), "seed": profile.seed,
         "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
-    }
+    }  # fmt: skip
     with Run.open(profile, stage, name, parts, RECIPE) as run:
         if run.complete:
             return run.result
@@ -110,9 +93,7 @@ def evaluate(
 
 
 def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[Sample]) -> dict[str, Any]:
-    """Ask `model` every question about its image and score the answers: `evaluate` in runs/<profile>/vqa/<name>,
-    without captions.
-    """
+    """`evaluate` without captions: `model` is asked every question about its image; in runs/<profile>/vqa/<name>."""
     return evaluate(profile, name, image_itself(), model, samples, stage=VQA_STAGE)
 
 
@@ -134,13 +115,11 @@ def _left_out(
     there = {(task.sample.benchmark, task.sample.id) for task in tasks}
     found: dict[str, dict[str, str]] = {}
     for sample in samples:
-        if (sample.benchmark, sample.id) in there:
-            continue
-        reason = (
-            f"{len(sample.images)} images" if looks and len(sample.images) != 1 else "no caption of its image"
-        )
-        reason = failed.get(_task_id(sample, 0), reason)
-        found.setdefault(sample.benchmark, {})[sample.id] = reason
+        if (sample.benchmark, sample.id) not in there:
+            several = looks and len(sample.images) != 1
+            reason = f"{len(sample.images)} images" if several else "no caption of its image"
+            reason = failed.get(_task_id(sample, 0), reason)
+            found.setdefault(sample.benchmark, {})[sample.id] = reason
     if gone := found.keys() - {benchmark for benchmark, _ in there}:
         reasons = "; ".join(f"{name}: {next(iter(found[name].values()))}" for name in sorted(gone))
         raise UserError(f"no question of {', '.join(sorted(gone))} could be asked ({reasons})")
@@ -182,16 +161,12 @@ def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str
 
 def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
     """The captioner that the training runs/<profile>/rl/<run_name> ends with."""
-    folder = paths.RUNS / profile.name / "rl" / run_name / "final"
-    return profile.models.policy.model_copy(
-        update={"path": str(folder), "revision": None, "backend": "local"}
-    )
+    path = str(paths.RUNS / profile.name / "rl" / run_name / "final")
+    return profile.models.policy.model_copy(update={"path": path, "revision": None, "backend": "local"})
 
 
 def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> list[Task]:
-    """One task per sample and caption; the captions of several images are joined, with the numbers that the question
-    gives them.
-    """
+    """One task per sample and caption; captions of several images are joined, numbered as in the question."""
     tasks = []
     for sample in samples:
         ids = image_ids(sample)
@@ -211,23 +186,15 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
 def samples_hash(samples: Sequence[Sample]) -> str:
     """Hash of everything of the samples that can change a score: texts, golds and images."""
     images = {image.id: image_hash(image.open) for image in images_of(samples)}
-    rows = [
-        [s.benchmark, s.id, s.question, list(s.options), s.gold, dict(s.meta), image_ids(s)] for s in samples
-    ]
+    rows = [[s.benchmark, s.id, s.question, [*s.options], s.gold, {**s.meta}, image_ids(s)] for s in samples]
     return value_hash({"rows": rows, "images": images})
 
 
 def score_model(
-    profile: Profile,
-    model: str,
-    benchmarks: Sequence[str],
-    num_samples: int | None,
-    name: str | None,
-    direct: bool,
-) -> str:
-    """What `caprl score` does: evaluate one model; returns a line a benchmark and where the run stands.
-
-    benchmarks: keys, or KEY=PATH for local data; none for the profile's. direct: VQA instead of Prism.
+    profile: Profile, model: str, benchmarks: Sequence[str], num_samples: int | None, name: str | None, direct: bool
+) -> str:  # fmt: skip
+    """What `caprl score` does: evaluate one model on the benchmarks (the profile's if none; KEY=PATH for local data),
+    by VQA if `direct`. Returns a line a benchmark and where the run stands.
     """
     prepare_process(profile)
     name = name or re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")
@@ -246,15 +213,13 @@ def _score_lines(record: Mapping[str, Any]) -> str:
     """One line a benchmark: score with interval in percent, questions, answers unread and unscored."""
     lines = [f"{'':<17} score [95 % interval]   questions  unparsed  unscored  tokens per caption"]
     values = record["values"]
-    for key, part in (*values["benchmarks"].items(), ("average", None)):
-        mean, interval = part["mean"] if part else values["average"], record["intervals"].get(key)
+    for key, part in (*values["benchmarks"].items(), ("average", {"mean": values["average"]})):
+        mean, interval, tokens = part["mean"], record["intervals"].get(key), part.get("caption_tokens")
         line = f"{key:<17} " + (f"{100 * mean:5.1f}" if mean is not None else "    -")
         line += f" [{100 * interval[0]:5.1f}, {100 * interval[1]:5.1f}]" if interval else " " * 15
-        if part:
-            tokens = part["caption_tokens"]
-            line += f"   {part['num_samples']:>9}  {part['unparsed']:>8}  {part['unscored']:>8}"
-            line += f"  {tokens:18.1f}" if tokens is not None else ""
-        lines.append(line)
+        counts = [part.get(name, "") for name in ("num_samples", "unparsed", "unscored")]
+        line += "   {:>9}  {:>8}  {:>8}".format(*counts) + (f"  {tokens:18.1f}" if tokens is not None else "")
+        lines.append(line.rstrip())
     for what in ("set_aside", "left_out"):
         reasons = [reason for found in record[what].values() for reason in found.values()]
         if reasons:

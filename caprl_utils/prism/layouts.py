@@ -172,7 +172,6 @@ def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
 
 def split_options(text: str) -> tuple[str, list[str]]:
     """What stands before the options, and the options of "... A. red; B. blue"; letters must run from A without a gap.
-
     Raises UserError where there are no two.
     """
     marks = []

@@ -48,11 +48,9 @@ class Samples(list[Sample]):
 def load_samples(
     profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None
 ) -> Samples:
-    """The samples of several benchmarks, in the order given.
-
-    benchmarks: keys of the registry, or KEY=PATH for local data (as `prism.paths`); those and num_samples (of each) are
-    the profile's by default. With scoring "caprl" the authors' files (`prism.evaluation_files`) are read instead.
-    Raises UserError when data are missing.
+    """The samples of several benchmarks, in the order given. benchmarks: keys of the registry, or KEY=PATH for local
+    data (as `prism.paths`); those and num_samples (of each) are the profile's by default. With scoring "caprl" the
+    authors' files (`prism.evaluation_files`) are read instead. Raises UserError when data are missing.
     """
     settings = profile.prism
     count = settings.num_samples if num_samples is None else num_samples
@@ -78,11 +76,11 @@ def load(
 ) -> Samples:
     """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker.
 
-    num_samples: a random subset of this size (drawn with `seed`, in the data's order), by group for
-    benchmarks whose metric groups rows. None for all. path: local data instead of the hub: a parquet or JSONL file, a
-    folder of such (as `hf download` writes it), or a folder written by `Dataset.save_to_disk`. files: the authors'
-    evaluation files instead (a folder, or the benchmark's JSON in it).
-    Raises UserError for absent data, wrong columns, ids that stand twice, or too many rows set aside.
+    num_samples: a random subset of this size (drawn with `seed`, in the data's order), by group for benchmarks whose
+    metric groups rows. None for all. path: local data instead of the hub: a parquet or JSONL file, a folder of such (as
+    `hf download` writes it), or a folder written by `Dataset.save_to_disk`. files: the authors' evaluation files
+    instead (a folder, or the benchmark's JSON in it). Raises UserError for absent data, wrong columns, ids that stand
+    twice, or too many rows set aside.
     """
     facts = get_benchmark(benchmark)
     if facts.loader is not None:

@@ -31,11 +31,8 @@ Metric = Callable[[Sample, str], "Score"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One verdict.
-
-    value: 0 to 1; None when the sample could not be scored (no judge).
-    parsed: the answer that was compared; None when none was found in the text (such answers score 0).
-    reason: why there is no value or no answer, or by which detour the value came about.
+    """One verdict. value: 0 to 1; None when the sample could not be scored (no judge). parsed: the answer that was
+    compared; None when the text has none (it scores 0). reason: why there is no value or answer, or by which detour.
     """
 
     value: float | None
@@ -47,14 +44,12 @@ def as_list(value: Any) -> list[str] | None:
     """The items of a list, or of the list that a text writes out (a literal, never evaluated as code, Q16), as texts;
     None for what is no list.
     """
-    if isinstance(value, str):
-        value = _literal(value)
-        value = value if isinstance(value, list) else None
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else None
+    kinds = list if isinstance(value, str) else (list, tuple)
+    value = _literal(value) if isinstance(value, str) else value
+    return [str(item) for item in value] if isinstance(value, kinds) else None
 
 
 def _literal(text: str) -> Any:
-    """`text` as a Python literal, None if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -65,31 +60,25 @@ def _scored(value: float, answer: str) -> Score:
     return Score(value, answer or None, None if answer.strip() else "empty answer")
 
 
-# --- text and plain numbers ---
-
 SHORT = {"relaxed_accuracy", "relaxed_accuracy_pro", "anls", "exact_match", "letter_or_exact_match"}
 
 
 def prediction(sample: Sample, text: str) -> str:
-    """What the metric gets of an answer as it was generated; the metrics themselves are the peers' (ours).
-
-    Where a word or a number is asked for: the answer out of its sentence, without its full stop. For MMMU's own search,
-    which reads several sentences: the letter that is clearly stated, what follows "the answer is", or one sentence so.
+    """What the metric gets of an answer as it was generated; the metrics themselves are the peers' (ours). Where a word
+    or a number is asked for: the answer out of its sentence, without its full stop. For MMMU's own search, which reads
+    several sentences: the letter that is clearly stated, what follows "the answer is", or one sentence so.
     """
     metric = get_benchmark(sample.benchmark).metric
-    if metric == "mmmu_accuracy":
-        letter = (
-            read_letter(text, letters_for(sample.options), sample.options).letter if sample.options else None
-        )
-        said = unframed(final_answer(text))
-        return Letter(letter) if letter else said if re.search(r"\. |\n", said) else short_answer(said)
-    return short_answer(text) if metric in SHORT else text
+    if metric != "mmmu_accuracy":
+        return short_answer(text) if metric in SHORT else text
+    options, said = sample.options, unframed(final_answer(text))
+    if options and (letter := read_letter(text, letters_for(options), options).letter):
+        return Letter(letter)
+    return said if re.search(r"\. |\n", said) else short_answer(said)
 
 
 def _text(metric: Callable[[str, Any], float]) -> Metric:
-    """A metric on the final answer and the gold. A plain short answer keeps its outer spaces, which ANLS counts as the
-    toolkits do.
-    """
+    """A metric on final answer and gold. A plain short answer keeps its outer spaces: ANLS counts them (toolkits)."""
 
     def run(sample: Sample, text: str) -> Score:
         answer = final_answer(text)
@@ -110,9 +99,8 @@ RELATIVE_TOLERANCE = 0.05
 ANLS_THRESHOLD = 0.5
 
 
-def to_float(text: str) -> float | None:
-    """`text` as a number; a trailing percent sign divides by 100; None if it is not a number."""
-    number = _float(text.rstrip("%") if text.endswith("%") else text)
+def _percent(text: str) -> float | None:
+    number = _float(text.rstrip("%"))
     return number / 100.0 if number is not None and text.endswith("%") else number
 
 
@@ -124,33 +112,32 @@ def _float(text: str) -> float | None:
 
 
 def relaxed_match(reference: str, candidate: str) -> bool:
-    """ChartQA's test: |candidate - reference| / |reference| <= 0.05 in plain floating point (1.05 misses 1), else equal
-    text without case. A zero reference switches the numeric test off.
+    """ChartQA's test: |candidate - reference| / |reference| <= 0.05 in plain floating point (1.05 misses 1), a trailing
+    percent sign divides by 100; else, and for a zero reference, equal text without case.
     """
-    number, base = to_float(candidate), to_float(reference)
+    number, base = _percent(candidate), _percent(reference)
     if number is not None and base:
         return abs(number - base) / abs(base) <= RELATIVE_TOLERANCE
     return candidate.lower() == reference.lower()
 
 
 def relaxed_accuracy(prediction: str, gold: Any) -> float:
-    """ChartQA. A gold that is a list in the data is a set of alternatives; bracketed text stays text,
-    as in lmms-eval (VLMEvalKit reads it as a list)."""
+    """ChartQA. A gold that is a list is a set of alternatives; bracketed text stays text (VLMEvalKit reads it)."""
     golds = gold if isinstance(gold, (list, tuple)) else [gold]
     return float(any(relaxed_match(str(item), prediction) for item in golds))
 
 
 def anls_distance(gold: str, prediction: str) -> float:
-    """Edit distance of the lower-cased, space-collapsed strings over the longer raw length, taken in upper case, where
-    a sharp s counts two, as in the toolkits.
+    """Edit distance of the lower-cased, space-collapsed strings over the longer raw length, in upper case ("ß" is two)
+    as in the toolkits.
     """
     distance = Levenshtein.distance(" ".join(gold.lower().split()), " ".join(prediction.lower().split()))
     return distance / max(len(gold.upper()), len(prediction.upper()), 1)
 
 
 def anls(prediction: str, gold: Any) -> float:
-    """Best similarity over the accepted answers (a text is one, that of a list is the list); below 0.5 it is 0.
-    Exactly 0.5 is kept, as in both toolkits; the original definition drops it.
+    """Best similarity over the accepted answers (a text is one, that of a list is the list); below 0.5 it is 0. Exactly
+    0.5 is kept, as in both toolkits; the original definition drops it.
     """
     golds = as_list(gold) or [str(gold)]
     similarity = 1 - min(anls_distance(item, prediction) for item in golds)
@@ -166,9 +153,9 @@ def exact_match(prediction: str, gold: Any) -> float:
 def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
     """ChartQAPro: items by position, mean over them; missing and extra items score 0.
 
-    Follows the official script and VLMEvalKit: the exact-match switch for Multi Choice and Fact
-    Checking, which they compute and never use, is not applied (lmms-eval applies it). The gold of a conversation is
-    that of its last turn. meta.year: "YES"/"NO" flags; one serves all items, a conversation counts its last only.
+    Follows the official script and VLMEvalKit: the exact-match switch for Multi Choice and Fact Checking, which they
+    compute and never use, is not applied (lmms-eval applies it). The gold of a conversation is that of its last turn.
+    meta.year: "YES"/"NO" flags; one serves all items, a conversation counts its last only.
     """
     answer, gold, year = final_answer(text), _unwrapped(sample.gold), sample.meta.get("year")
     target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
@@ -177,19 +164,17 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
         [item.strip(" '") for item in as_list(text) or ()] or [text]
         for text in (_quote_items(target), prediction)
     )
-    flags = [str(flag).upper() for flag in ([year] if isinstance(year, str) else year or [])]
+    flags = [str(flag).upper() == "YES" for flag in ([year] if isinstance(year, str) else year or [])]
     if sample.meta.get("question_type") == "Conversational":
         flags = flags[-1:]
     if 0 < len(flags) < len(wanted):
         flags = flags * len(wanted)
-    scores = [
-        _pro_item(item, said, index < len(flags) and flags[index] == "YES")
-        for index, (item, said) in enumerate(zip_longest(wanted, given))
-    ]
+    items = list(zip_longest(wanted, given))
+    scores = [_pro_item(*item, year) for item, year in zip_longest(items, flags[: len(items)])]
     return _scored(sum(scores) / len(scores), answer)
 
 
-def _pro_item(gold: str | None, prediction: str | None, year: bool) -> float:
+def _pro_item(gold: str | None, prediction: str | None, year: bool | None) -> float:
     if gold is None or prediction is None:
         return 0.0
     if year:
@@ -206,8 +191,7 @@ def _quote_items(text: str) -> str:
     """Repair "[Yes, No]" to "['Yes', 'No']" so that it reads as a list; other text comes back as it is."""
     if not (inner := re.match(r"^\[(.*)\]$", text.strip())):
         return text
-    quoted = re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inner[1])
-    repaired = f"[{quoted}]"
+    repaired = "[" + re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inner[1]) + "]"
     return repaired if _literal(repaired) is not None else text
 
 
@@ -229,9 +213,8 @@ def gold_letter(gold: Any) -> str:
 
 
 def letter_accuracy(sample: Sample, text: str) -> Score:
-    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed.
-
-    Also of a question of We-Math and a rotation of MMBench, of which `scores` makes the benchmark's score.
+    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed. Of questions of
+    We-Math and rotations of MMBench `scores` makes the benchmark's score.
     """
     letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS)
     reading = read_letter(text, letters, sample.options)
@@ -280,25 +263,18 @@ def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
     response = f" {response} "
     letters = letters_for(options)
     for form, where in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        hits = [letter for letter in letters if form.format(letter) in response]
-        if hits:
-            return _last(hits, [response.rfind(where.format(letter)) for letter in hits])
+        if hits := [letter for letter in letters if form.format(letter) in response]:
+            return max(hits, key=lambda letter: response.rfind(where.format(letter)))
     if len(response.split()) > 5:
         lowered = response.lower()
-        texts = {letter: option.lower() for letter, option in zip(letters, options, strict=False)}
-        hits = [letter for letter in letters if texts[letter] in lowered]
-        if hits:
-            return _last(hits, [lowered.rfind(texts[letter]) for letter in hits])
+        places = [lowered.rfind(option.lower()) for option in options]
+        if max(places) >= 0:
+            return letters[places.index(max(places))]
     return None
 
 
-def _last(hits: list[str], positions: list[int]) -> str:
-    return hits[0] if len(hits) == 1 else hits[positions.index(max(positions))]
-
-
 def mmmu_open(response: str, golds: Sequence[str]) -> bool:
-    """MMMU's open questions: a gold number among the numbers of the key parts (two decimals), or a gold
-    text contained in a key part."""
+    """MMMU's open questions: a gold number (two decimals) among those of the key parts, or a gold text in one."""
     wanted = [key for gold in golds for key in _mmmu_keys(str(gold))]
     parts = _key_parts(response)
     numbers = [hit for part in parts for pattern in _NUMBER_PATTERNS for hit in re.findall(pattern, part)]
@@ -315,8 +291,7 @@ def _key_parts(response: str) -> list[str]:
         tails = [sentence.split(marker)[-1].strip() for marker in markers if marker in sentence]
         shortest = ""
         for tail in tails:
-            if not shortest or len(tail) < len(shortest):
-                shortest = tail
+            shortest = tail if not shortest or len(tail) < len(shortest) else shortest
         if shortest and shortest not in _TRIVIAL:
             parts.append(shortest)
     return parts or [response]
@@ -340,10 +315,7 @@ def mmmu_accuracy(sample: Sample, text: str) -> Score:
     return _scored(float(mmmu_open(answer, golds)), answer)
 
 
-# --- maths ---
-
 DECIMALS = 2  # MATH-Vision's official rounding
-
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SAID = re.compile(r"the (?:final |correct )?answer (?:is|should be)", re.IGNORECASE)
 
@@ -368,16 +340,12 @@ def _mathvision_answer(text: str) -> str:
 
 
 def math_equal(answer: str, gold: str) -> bool:
-    """Equal as cleaned text, item by item in tuples, or as numbers rounded to two decimals.
-
-    LaTeX is evaluated with latex2sympy2-extended. As in the official code, what holds a root, pi or a
-    variable is not turned into a decimal: it equals only the same text.
+    """Equal as cleaned text, item by item in tuples, or as numbers rounded to two decimals (LaTeX by
+    latex2sympy2-extended). As in the official code, what holds a root, pi or a variable equals only the same text.
     """
     answer, gold = _clean(answer), _clean(gold)
-    if not answer or not gold:
-        return False
-    if answer == gold:
-        return True
+    if not answer or not gold or answer == gold:
+        return bool(answer) and answer == gold
     left, right = _items(answer), _items(gold)
     if not left or not right:
         return _equal_numbers(answer, gold)
@@ -386,9 +354,9 @@ def math_equal(answer: str, gold: str) -> bool:
     return all(one == other or _equal_numbers(one, other) for one, other in zip(left, right, strict=True))
 
 
-def _equal_numbers(answer: str, gold: str) -> bool:
-    left, right = _value(answer), _value(gold)
-    return left is not None and right is not None and round(left, DECIMALS) == round(right, DECIMALS)
+def _equal_numbers(*texts: str) -> bool:
+    values = [_value(text) for text in texts]
+    return None not in values and len({round(value, DECIMALS) for value in values}) == 1
 
 
 def _items(text: str) -> list[str] | None:
@@ -428,10 +396,8 @@ def _value(text: str) -> float | None:
 
 
 def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score:
-    """MathVista's typed comparison of an answer with the gold; nothing is matched by likeness.
-
-    What is no number or choice as it stands needs a judge to extract it, whose reply is `extracted`; without one there
-    is no score. meta.precision: decimals of float answers; stored as 1.0 in the data, used as an integer.
+    """MathVista's typed comparison of an answer with the gold; nothing is matched by likeness. What is no number or
+    choice as it stands needs a judge to extract it, whose reply is `extracted`; without one there is no score.
     """
     choices, kind = as_list(sample.meta.get("choices")), sample.meta.get("answer_type")
     if sample.meta.get("question_type") == "multi_choice" and choices:
@@ -444,13 +410,12 @@ def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score
         return Score(float(value.strip() == str(sample.gold).strip()), value)
     if extracted or not final_answer(text):
         return Score(0.0, None, f"not read as {kind}")
-    return Score(
-        None, None, f"no judge: a MathVista answer that is not plainly a {kind} needs one to extract it"
-    )
+    why = f"no judge: a MathVista answer that is not plainly a {kind} needs one to extract it"
+    return Score(None, None, why)
 
 
 def _typed(answer: str, kind: str | None, precision: float | None, extracted: bool) -> str | None:
-    """The answer in the form of the gold; None if it has another one."""
+    """The answer in the form of the gold, None if it has another one. precision: stored as 1.0, used as an integer."""
     number = _float(answer)
     if kind in ("integer", "float"):
         if number is None or not math.isfinite(number):
@@ -459,15 +424,15 @@ def _typed(answer: str, kind: str | None, precision: float | None, extracted: bo
     return answer if answer and (extracted or (kind == "list" and as_list(answer))) else None
 
 
-# --- what a judge decides ---
-
-
 def _judged(sample: Sample, text: str) -> Score:
+    return Score(None, final_answer(text) or None, "no judge: this benchmark's metric is a judge's verdict")
+
+
+def _mathverse(sample: Sample, text: str) -> Score:
     answer = final_answer(text)
-    equal = get_benchmark(sample.benchmark).metric == "mathverse_judge" and answer == str(sample.gold).strip()
-    if answer and equal:
+    if answer and answer == str(sample.gold).strip():
         return Score(1.0, answer, "equal text, which needs no judge")
-    return Score(None, answer or None, "no judge: this benchmark's metric is a judge's verdict")
+    return _judged(sample, text)
 
 
 METRICS: dict[str, Metric] = {
@@ -482,7 +447,7 @@ METRICS: dict[str, Metric] = {
     "circular_accuracy": letter_accuracy,
     "math_equality": mathvision_accuracy,
     "llm_extract_then_typed_match": mathvista_match,
-    "mathverse_judge": _judged,
+    "mathverse_judge": _mathverse,
     "llm_judge": _judged,
     "llm_judge_graded": _judged,
 }

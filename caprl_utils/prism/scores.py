@@ -1,11 +1,9 @@
 """From answers to the numbers of a run: a row per question and caption, kept as samples.parquet, and their summary.
 
-The score of a sample is the mean over its captions; best-of-n is another quantity (it needs the right
-answer to choose) and stands apart under its own name. A sample without a score (its metric needs a judge)
-is left out of the mean and counted; an answer that could not be read scores 0, is counted and listed.
-
-Two benchmarks are not scored question by question: the rotations of one MMBench question make one row, which is right
-if all of them are; and We-Math's score is of problem groups (`group_score`), over all rows.
+The score of a sample is the mean over its captions; best-of-n needs the right answer to choose and stands apart. A
+sample without a score (its metric needs a judge) is left out of the mean and counted; an answer that could not be read
+scores 0, is counted and listed. Two benchmarks are not scored question by question: the rotations of one MMBench
+question make one row, which is right if all of them are; We-Math's score is of problem groups (`group_score`).
 """
 
 from __future__ import annotations
@@ -46,14 +44,13 @@ def score_rows(
     tasks: Sequence[Task], answers: Mapping[str, Answer], scoring: Scoring, judge: Judge | None = None
 ) -> list[dict[str, Any]]:
     """One row per sample and caption, in the order of the tasks: what samples.parquet holds."""
-    said = [(task, text) for task in tasks for text in _said(task.sample, answers[task.id], scoring)]
-    found = score_answers([(task.sample, text) for task, text in said], scoring, judge)
-    tied: dict[str, list[Score]] = {}
-    for (task, _), score in zip(said, found, strict=True):
-        tied.setdefault(task.id, []).append(score)
+    said = {task.id: _said(task.sample, answers[task.id], scoring) for task in tasks}
+    asked = [(task.sample, text) for task in tasks for text in said[task.id]]
+    found = iter(score_answers(asked, scoring, judge))
+    scores = {task.id: _shared([next(found) for _ in said[task.id]]) for task in tasks}
     rows = []
     for unit in _units(tasks, scoring):
-        parts = [_shared(tied[task.id]) for task in unit]
+        parts = [scores[task.id] for task in unit]
         verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
         rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
     return rows
@@ -132,10 +129,8 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
-    """Per benchmark the mean over captions of every sample; samples without a score are left out.
-
-    rows: of samples.parquet; of several runs (training seeds) together, a sample's score is the mean over
-    all. Of We-Math the samples are its problem groups.
+    """Per benchmark the mean over captions of every sample that has a score; of We-Math of its problem groups. rows: of
+    samples.parquet, also of several runs (training seeds) together.
     """
     found = _scores_of(rows).items()
     return {name: {key: sum(s) / len(s) for key, s in samples.items()} for name, samples in found}
@@ -159,11 +154,9 @@ def _scores_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, s
 
 
 def group_score(right: Mapping[str, bool]) -> float | None:
-    """We-Math's four-dimensional score of one problem group, strict (its official code).
-
-    1 for complete mastery, 0.5 where every step is right and the multi-step question wrong, else 0. The mean over the
-    525 groups of testmini is the official score; of fewer groups it is theirs alone, where the official code counts the
-    absent ones as mastered. None for a group that is not whole. right: sample ids ("...2steps_1", "...3steps_multi").
+    """We-Math's four-dimensional score of one problem group, strict (its official code): 1 for complete mastery, 0.5
+    where every step is right and the multi-step question wrong, else 0; None for a group that is not whole (the
+    official code counts those as mastered). right: by sample id ("...2steps_1", "...3steps_multi").
     """
     multi = [hit for name, hit in right.items() if name.endswith("steps_multi")]
     steps = [hit for name, hit in right.items() if not name.endswith("steps_multi")]
@@ -175,18 +168,13 @@ def group_score(right: Mapping[str, bool]) -> float | None:
 
 def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, Any]:
     """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts the same)."""
-    values = {
-        name: _values([row for row in rows if row["benchmark"] == name])
-        for name in dict.fromkeys(row["benchmark"] for row in rows)
-    }
+    names = dict.fromkeys(row["benchmark"] for row in rows)
+    values = {name: _values([row for row in rows if row["benchmark"] == name]) for name in names}
     listed = [row for row in rows if row["parsed"] is None][:_LISTED]
     keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
+    average, tokens = (_mean([v[key] for v in values.values()]) for key in ("mean", "caption_tokens"))
     return {
-        "values": {
-            "benchmarks": values,
-            "average": _mean([found["mean"] for found in values.values()]),
-            "caption_tokens": _mean([found["caption_tokens"] for found in values.values()]),
-        },
+        "values": {"benchmarks": values, "average": average, "caption_tokens": tokens},
         "n": {name: found["num_samples"] for name, found in values.items()},
         "unparsed": {name: found["unparsed"] for name, found in values.items()},
         "intervals": _intervals(rows, draws, seed),
@@ -200,8 +188,9 @@ def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict
     parts = bootstrap_models({"model": scores}, draws, seed) if scores else {}
     if len(scores) < len({row["benchmark"] for row in rows}):
         parts.pop(AVERAGE, None)
-    found = {name: part.interval("model") for name, part in parts.items()}
-    return {name: [interval.low, interval.high] for name, interval in found.items()}
+    return {
+        name: [found.low, found.high] for name, part in parts.items() if (found := part.interval("model"))
+    }
 
 
 def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,9 +220,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not (ours).
-
-    The right answer is looked up as words in the caption, so a value told of another thing counts as held.
+    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not (ours). It is
+    looked up as words in the caption, so a value told of another thing counts as held.
     """
     names = ("right", "wrong, but told", "wrong, not told")
     scored = [row for row in rows if row["score"] is not None]
@@ -260,13 +248,8 @@ def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     values = {name: record["values"] for name, record in records.items()}
-    means = {
-        name: {
-            **{key: part["mean"] for key, part in found["benchmarks"].items()},
-            "average": found["average"],
-        }
-        for name, found in values.items()
-    }
+    parts = {name: v["benchmarks"] | {"average": {"mean": v["average"]}} for name, v in values.items()}
+    means = {name: {key: part["mean"] for key, part in found.items()} for name, found in parts.items()}
     frame = 100 * pd.DataFrame(means, dtype=float).T
     frame["tokens per caption"] = [found["caption_tokens"] for found in values.values()]
     frame["unparsed answers"] = [sum(record["unparsed"].values()) for record in records.values()]

@@ -1,11 +1,8 @@
 """Stage 3 of Prism, one answer at a time: two ways to score that are never mixed.
 
-`standard`  each benchmark's own metric, as the common toolkits compute it (`metrics`). One that needs a judge gives no
-            score without one; it never falls back to another rule. Which model judges moves the score by points, so it
-            is named in the record and is part of the run's key.
-`caprl`     the verdict of the authors' Prism scorer, quirk by quirk (`caprl`).
-
-`caprl score --vectors FILE.jsonl` checks both against test vectors.
+`standard` is each benchmark's own metric, as the common toolkits compute it (`metrics`). One that needs a judge gives
+no score without one; which model judges moves the score by points, so record and key name it. `caprl` is the verdict of
+the authors' Prism scorer, quirk by quirk. `caprl score --vectors FILE.jsonl` checks both.
 """
 
 from __future__ import annotations
@@ -37,10 +34,8 @@ Asked = Sequence[tuple[Sample, str]]  # a question, and what the reader said
 
 
 def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) -> list[Score]:
-    """Score answers in their order.
-
-    answers: in "caprl" the reader's complete texts. judge: for the metrics that need one; without it those answers
-    have no value. Raises UserError for an unknown benchmark, or one that the scoring does not know.
+    """Score answers (in "caprl" the reader's complete texts) in their order. judge: for the metrics that need one,
+    which without it give no value. Raises UserError for an unknown benchmark, or one that the scoring does not know.
     """
     if scoring == "caprl":
         return [caprl.score(text, sample.gold, _branch(sample.benchmark)) for sample, text in answers]
@@ -59,18 +54,15 @@ def _metric(sample: Sample) -> str:
 def _branch(benchmark: str) -> caprl.Branch:
     facts = get_benchmark(benchmark).caprl
     if facts is None:
-        raise UserError(
-            f"benchmark {benchmark!r} has no branch in the authors' scorer: use scoring 'standard'"
-        )
+        raise UserError(f"benchmark {benchmark!r} is unknown to the authors' scorer: use scoring 'standard'")
     return facts.branch
 
 
 # --- the metrics that need a judge ---
-#
 # The wording is ours, the contracts are the benchmarks': MM-Vet a grade from 0.0 to 1.0 in tenths, MathVerse an
-# extraction and then a comparison, CharXiv a verdict by the type of the answer, MathVista an extraction only. So the
-# scores compare with other runs of this project and judge, not with GPT-4 figures. Of a reply the last line in the form
-# that was asked for counts, behind any reasoning, whatever marks or quotes stand around it; without one: no score.
+# extraction and then a comparison, CharXiv a verdict by the type of the answer, MathVista an extraction only. So scores
+# compare with other runs of this project and judge, not with GPT-4 figures. Of a reply the last line in the form that
+# was asked for counts, behind any reasoning, whatever marks or quotes stand around it; without one: no score.
 
 MATHVISTA = "llm_extract_then_typed_match"
 MAX_TOKENS = 2048  # ours: a reply is one line, with room for reasoning before it
@@ -87,14 +79,11 @@ class Judge:
         """A reply to each prompt. Raises UserError when the judge failed; what it replied stays on disk."""
         asked = {key: text for text in texts if (key := text_hash(text)) not in self._replies}
         requests = [Request(key, text) for key, text in asked.items()]
-        failed = 0
         for completion in self.backend.generate(requests, Sampling(MAX_TOKENS)) if requests else ():
-            if completion.text is None:
-                failed += 1
-            else:
+            if completion.text is not None:
                 self.store.append({"id": completion.id, "reply": completion.text})
                 self._replies[completion.id] = completion.text
-        if failed:
+        if failed := len(asked.keys() - self._replies):
             raise UserError(
                 f"the judge {self.name} failed on {failed} of {len(asked)} prompts. Its replies so far are kept in "
                 f"{shown(self.store.path)}; mend the cause and run again, only the missing ones are asked."
@@ -114,36 +103,25 @@ _ECHO = re.compile(  # the instruction told again, or half of it
 )
 
 
-def read_reply(reply: str, pattern: str) -> str | None:
-    """What the pattern captures last behind the judge's reasoning, without marks; None where it finds nothing."""
-    found = re.findall(pattern, _ECHO.sub("", after_reasoning(reply)))
-    return found[-1].strip(MARKS) if found else None
-
-
 def _ask(
-    judge: Judge,
-    asked: Asked,
-    template: str,
-    pattern: str,
-    made: Callable[[Sample, str, str], str | Score],
-    **parts: Callable[[Sample], str],
-) -> list[Any]:
-    """What `made` makes of sample, final answer and the judge's reply as the pattern reads it; a score without value
-    where it reads nothing. parts: what the template holds beside question, gold and answer.
+    judge: Judge, asked: Asked, template: str, pattern: str, made: Callable[[Sample, str, str], str | Score],
+    hint: Callable[[Sample], str] = lambda sample: "",
+) -> list[Any]:  # fmt: skip
+    """What `made` makes of sample, final answer and what the pattern captures last in the judge's reply, behind its
+    reasoning; a score without value where it finds nothing. hint: what the template says beside.
     """
     asked = [(sample, final_answer(text)) for sample, text in asked]
     texts = [
         template.format(
-            question=sample.question, gold=sample.gold, answer=answer,
-            **{name: part(sample) for name, part in parts.items()},
+            question=s.question, gold=s.gold, answer=a, **dict.fromkeys(("hint", "rule"), hint(s))
         )
-        for sample, answer in asked
-    ]  # fmt: skip
+        for s, a in asked
+    ]
     found = []
     for (sample, answer), reply in zip(asked, judge(texts), strict=True):
-        said = read_reply(reply, pattern)
+        said = re.findall(pattern, _ECHO.sub("", after_reasoning(reply)))
         no_verdict = f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict"
-        found.append(Score(None, answer, no_verdict) if said is None else made(sample, answer, said))
+        found.append(made(sample, answer, said[-1].strip(MARKS)) if said else Score(None, answer, no_verdict))
     return found
 
 
@@ -152,9 +130,8 @@ def _graded(asked: Asked, judge: Judge) -> list[Score]:
         value = float(said) if said.count(".") < 2 else math.nan
         if 0.0 <= value <= 1.0 and round(10 * value, 6) % 1 == 0:
             return Score(value, answer)
-        return Score(
-            None, answer, f"judge {judge.name} graded {said}, which is no verdict: 0.0 to 1.0 in tenths"
-        )
+        why = f"judge {judge.name} graded {said}, which is no verdict: 0.0 to 1.0 in tenths"
+        return Score(None, answer, why)
 
     return _ask(judge, asked, prompts.GRADE, _GRADE, grade)
 
@@ -163,12 +140,11 @@ def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list
     def verdict(_: Sample, answer: str, said: str) -> Score:
         return Score(float(said.lower() == "yes"), answer, f"judged by {judge.name}")
 
-    return _ask(judge, asked, prompts.COMPARE, _VERDICT, verdict, rule=rule)
+    return _ask(judge, asked, prompts.COMPARE, _VERDICT, verdict, rule)
 
 
 def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
-    rules = prompts.CHARXIV_RULES
-    return _compared(asked, judge, lambda sample: rules.get(sample.meta.get("answer_type"), ""))
+    return _compared(asked, judge, lambda s: prompts.CHARXIV_RULES.get(s.meta.get("answer_type"), ""))
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
@@ -202,10 +178,10 @@ def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | S
         said = without_full_stop(final_answer(re.sub(r'"\s*\}$', "", said))).strip(MARKS)
         return made(sample, "" if said.lower() == "none" else said)
 
-    def hint(sample: Sample) -> str:
-        return prompts.TYPE_HINTS.get(str(sample.meta.get("answer_type")), "")
-
-    return _ask(judge, asked, prompts.EXTRACT, _EXTRACTED, read, hint=hint)
+    hints = prompts.TYPE_HINTS
+    return _ask(
+        judge, asked, prompts.EXTRACT, _EXTRACTED, read, lambda s: hints.get(s.meta.get("answer_type"), "")
+    )
 
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
@@ -222,9 +198,8 @@ TOLERANCE = 1e-6  # expected values are rounded to six decimals
 
 
 class Vector(BaseModel):
-    """A line of a file of test vectors. prediction, gold: of a circular question lists over its rotations.
-
-    expected: the value, None for "no score"; meta.math_verify has it by version, of which the pinned one counts.
+    """A line of a file of test vectors. prediction, gold: of a circular question lists over its rotations. expected:
+    None for "no score"; meta.math_verify has it by version, of which the pinned one counts.
     """
 
     model_config = ConfigDict(strict=True)
@@ -250,34 +225,29 @@ class Vector(BaseModel):
 
     def _score(self) -> Score:
         meta = self.meta or {}
-        options = tuple(as_list(meta.get("options")) or ())
-
-        def asked(text: str, gold: Any) -> tuple[Sample, str]:
-            return Sample("vector", self.benchmark, (), "", gold, options, meta), text
-
-        if isinstance(self.prediction, list):
-            pairs = zip(self.prediction, self.gold, strict=True)
-            return all_rotations(score_answers([asked(*pair) for pair in pairs], self.mode))
-        one = asked(self.prediction, self.gold)
-        if self.mode == "standard" and _metric(one[0]) == MATHVISTA and len(self.prediction.split()) == 1:
-            return mathvista_match(*one, extracted=True)  # a vector's prediction is the final short answer
-        return score_answers([one], self.mode)[0]
+        options, several = tuple(as_list(meta.get("options")) or ()), isinstance(self.prediction, list)
+        pairs = zip(self.prediction, self.gold, strict=True) if several else [(self.prediction, self.gold)]
+        asked = [
+            (Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs
+        ]
+        (sample, text), *_ = asked
+        if self.mode == "standard" and _metric(sample) == MATHVISTA and len(text.split()) == 1:
+            return mathvista_match(
+                sample, text, extracted=True
+            )  # a vector's prediction is the final short answer
+        scores = score_answers(asked, self.mode)
+        return all_rotations(scores) if several else scores[0]
 
 
 def check_vectors(path: Path) -> tuple[int, list[str]]:
-    """Score the vectors of a JSONL file; returns how many passed, and a line for each that failed.
-
-    A line that is no vector, or that the scorer refuses, counts as failed. Raises UserError where there is no such
-    file, or nothing in it.
+    """Score the vectors of a JSONL file; returns how many passed, and a line for each that failed, also for one that is
+    no vector or that the scorer refuses. Raises UserError where there is no such file, or nothing in it.
     """
-    numbered = list(text_lines(path)) if path.is_file() else []
-    if not numbered:
-        raise UserError(
-            f"no test vectors in {path}: one JSON object a line with {', '.join(Vector.model_fields)}"
-        )
-    found = [(number, _failure(line)) for number, line in numbered]
-    failures = [f"FAILED line {number} of {path}: {failure}" for number, failure in found if failure]
-    return len(numbered) - len(failures), failures
+    lines = dict(text_lines(path)) if path.is_file() else {}
+    if not lines:
+        raise UserError(f"no test vectors in {path}: one JSON object a line with {[*Vector.model_fields]}")
+    found = {number: failure for number, line in lines.items() if (failure := _failure(line))}
+    return len(lines) - len(found), [f"FAILED line {n} of {path}: {failure}" for n, failure in found.items()]
 
 
 def _failure(line: str) -> str | None:

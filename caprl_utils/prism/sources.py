@@ -66,7 +66,6 @@ def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
 
 def image_hash(image: Callable[[], Image]) -> str:
     """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of size, mode and pixels.
-
     Remembered for the function that opens it.
     """
     if image in _HASHES:
@@ -134,9 +133,8 @@ def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> li
 def _write(
     captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore
 ) -> dict[str, str]:
-    """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason.
-
-    Raises UserError where that is too many: what is done stays on disk and the next call makes the rest.
+    """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason. Raises
+    UserError where that is too many: what is done stays on disk and the next call makes the rest.
     """
     items = [ImageItem(image.id, image.open) for image in images]
     with Progress("captions", len(images) * sampling.n) as bar:

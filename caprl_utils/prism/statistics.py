@@ -1,7 +1,7 @@
 """Statistics for the tables: the image is the unit, models are compared on the same images.
 
-Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, one resample
-of a benchmark's images serves all models. Benchmarks are resampled independently; their average counts each the same.
+Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, one resample of
+a benchmark's images serves all models. Benchmarks are resampled independently; their average counts each the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of th
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A value with its percentile interval at `LEVEL`, in the unit of the scores (0 to 1), over so many images.
-
     p_value: two-sided bootstrap p of "no difference", only for differences.
     """
 
@@ -79,10 +78,9 @@ class Bootstrap:
 def bootstrap(
     scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int
 ) -> Bootstrap:
-    """Resample the images of one benchmark; images with more questions count more, in the resamples too.
-
-    scores: (rows, models). clusters: image id of each row. Raises ValueError for missing scores: leave such rows out
-    for all models, or the pairing is gone.
+    """Resample the images of one benchmark; images with more questions count more, in the resamples too. scores: (rows,
+    models). clusters: image id of each row. Raises ValueError for missing scores: leave such rows out for all models,
+    or the pairing is gone.
     """
     table = np.asarray(scores, dtype=np.float64)
     if np.isnan(table).any():
@@ -133,9 +131,8 @@ def bootstrap_models(
     models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int
 ) -> dict[str, Bootstrap]:
     """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average,
-    over the samples that all have.
-
-    Raises UserError when two models were not scored on the same samples, but for a few that were left out.
+    over the samples that all have. Raises UserError when two models were not scored on the same samples, but for a few
+    that were left out.
     """
     labels = list(models)
     tables = {}
@@ -196,10 +193,9 @@ class VarianceParts(NamedTuple):
 
 
 def variance_components(scores: Any) -> VarianceParts:
-    """Variance by items, training seeds and caption draws of a balanced design, by the method of moments.
-
-    Captions are nested in (item, seed); items and seeds are crossed, their interaction counts into captions.
-    scores: (items, seeds, captions), any of the last two may be 1.
+    """Variance by items, training seeds and caption draws of a balanced design, by the method of moments. Captions are
+    nested in (item, seed); items and seeds are crossed, their interaction counts into captions. scores: (items, seeds,
+    captions), any of the last two may be 1.
     """
     table = np.asarray(scores, dtype=float)
     num_items, num_seeds, num_captions = table.shape
@@ -219,7 +215,6 @@ def variance_components(scores: Any) -> VarianceParts:
 
 def best_of_n(scores: Sequence[float], n: int) -> float:
     """Expected best score of n draws without replacement from the draws at hand; unbiased (n: at most their number).
-
     For scores of 0 and 1 it is pass@k (arXiv 2107.03374, equation 1). An oracle: it needs the right answer to choose.
     """
     ranked = sorted(scores)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SPLITS = ("train", "test", "testmini", "testdev", "val", "validation", "valid", "dev", "eval", "all")
-_NO_CONFIG = (None, "default")
 
 
+@dataclass(frozen=True, eq=False)
 class StoredImage:
     """One image whose file is read when it is asked for: calling it opens it (RGB)."""
 
-    def __init__(self, read: Callable[[], bytes], where: str):
-        self.read, self.where = read, where
+    read: Callable[[], bytes]
+    where: str
 
     def __call__(self) -> Image.Image:
         """Raises UserError naming the place for what is no image, too large, too narrow or absent."""
@@ -54,8 +54,8 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a dataset in arrow format, so nothing is decoded; the columns `images` are read only when an image is
-    opened. root: folder of local data. origin: what was read, for the record.
+    """Rows of a dataset in arrow format; the columns `images` are read only when an image is opened. root: folder of
+    local data. origin: what was read, for the record.
     """
 
     data: Dataset
@@ -66,19 +66,18 @@ class Table:
 
     def rows(self) -> Iterator[Record]:
         """Every row without its images, in order."""
-        rest = [name for name in self.data.column_names if name not in self.images]
-        batches = self.data.select_columns(rest).iter(1000)
+        batches = self.data.remove_columns([*self.images]).iter(1000)
         for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
             yield Record(self, index, row)
 
     def require(self, columns: Sequence[str], facts: Benchmark) -> None:
         """Raises UserError naming the columns that are missing, with the nearest names there are."""
-        present = self.data.column_names
-        if missing := [repr(name) + did_you_mean(name, present) for name in columns if name not in present]:
-            raise UserError(
-                f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(present)}; for a "
-                "copy with other names change columns in configs/benchmarks.yaml"
+        there = self.data.column_names
+        if missing := [repr(name) + did_you_mean(name, there) for name in columns if name not in there]:
+            told = (
+                f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(there)}"
             )
+            raise UserError(f"{told}; for a copy with other names change columns in configs/benchmarks.yaml")
 
     def cell(self, index: int, column: str) -> Any:
         """One cell of an image column, as stored (a lazy arrow scalar)."""
@@ -112,13 +111,12 @@ class Record:
     def images(self, column: str) -> tuple[StoredImage, ...]:
         """The image in `column`, or all images of a list, to be opened when they are called."""
         where = f"{self.table.label}, row {self.index}, column {column!r}"
-        if "List(" not in repr(self.table.data.features[column]):
-            return (StoredImage(partial(_read, self.table, self.index, column, None, where), where),)
-        cell = self.table.cell(self.index, column)
-        places = range(len(cell) if cell.is_valid else 0)
-        return tuple(
-            StoredImage(partial(_read, self.table, self.index, column, p, where), where) for p in places
-        )
+        places: Sequence[int | None] = [None]
+        if "List(" in repr(self.table.data.features[column]):
+            cell = self.table.cell(self.index, column)
+            places = range(len(cell) if cell.is_valid else 0)
+        reads = [partial(_read, self.table, self.index, column, place, where) for place in places]
+        return tuple(StoredImage(read, where) for read in reads)
 
 
 def _read(table: Table, index: int, column: str, place: int | None, where: str) -> bytes:
@@ -139,7 +137,7 @@ def inside(root: Path | None, relative: str, where: str) -> Path:
     """The file `relative` names under `root`. Raises UserError (with `where`) if it leaves the root or is missing."""
     if root is None:
         raise UserError(
-            f"{where}: the data hold only a path; download them with their images and name the folder"
+            f"{where}: the data hold only a path; download them with their images, name the folder"
         )
     root = root.resolve()
     path = (root / PurePosixPath(relative.removeprefix("file://").replace("\\", "/"))).resolve()
@@ -179,16 +177,16 @@ def _open_local(facts: Benchmark, path: Path, config: str | None) -> tuple[Datas
             if isinstance(loaded, DatasetDict):
                 loaded = loaded[_chosen(loaded, facts, folder)]
             return loaded, [str(folder)]
-        files = [path] if path.is_file() else _files(facts, path, folder, config)
-        kind = "parquet" if files[0].suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files=[*map(str, files)], split="train"), [*map(str, files)]
+        files = [*map(str, [path] if path.is_file() else _files(facts, path, folder, config))]
+        kind = "parquet" if files[0].endswith(".parquet") else "json"
+        return load_dataset(kind, data_files=files, split="train"), files
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a dataset: {error}") from error
 
 
 def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> list[Path]:
-    """The files of a downloaded repository that hold the configuration and split: those that its card names, else by
-    their names (data/SPLIT-*.parquet, CONFIG/SPLIT-*.parquet). Raises UserError where only others are there.
+    """The files of a downloaded repository that hold configuration and split: those that its card names, else by name
+    (data/SPLIT-*.parquet, CONFIG/SPLIT-*.parquet). Raises UserError where only others are there.
     """
     from datasets import load_dataset_builder
 
@@ -204,24 +202,20 @@ def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> li
     names = {file: file.relative_to(folder) for file in files}
     others = {name.parts[0] for name in names.values() if len(name.parts) > 1 and name.parts[0] != "data"}
     others -= {*_SPLITS}
-    if others and (len(others) > 1 or (folder == path and config not in _NO_CONFIG)):
+    if others and (len(others) > 1 or (folder == path and config not in (None, "default"))):
         raise UserError(
             f"{path} holds {', '.join(sorted(others))}; {facts.name} is scored on the configuration "
             f"{config or 'default'!r}. Name its folder: {facts.key}={path}/..."
         )
-    by_split = {split: [file for file in files if _names(names[file], split)] for split in _SPLITS}
-    by_split = {split: found for split, found in by_split.items() if found}
+    words = {file: re.split(r"[^a-z0-9]+", name.as_posix().lower()) for file, name in names.items()}
+    by_split = {s: found for s in _SPLITS if (found := [file for file in files if s in words[file]])}
     return by_split[_chosen(by_split, facts, path)] if by_split else files
-
-
-def _names(file: Path, word: str) -> bool:
-    return re.search(rf"(?<![a-z0-9]){word}(?![a-z0-9])", file.as_posix(), re.IGNORECASE) is not None
 
 
 def _chosen(splits: Mapping[str, Any], facts: Benchmark, path: Path) -> str:
     wanted = facts.hub.split
-    same = {"validation": ("val", "valid", "dev"), "val": ("validation", "valid", "dev")}.get(wanted, ())
-    for name in (wanted, *same):
+    same = ("validation", "val", "valid", "dev")
+    for name in (wanted, *(same if wanted in same[:2] else ())):
         if name in splits:
             return name
     raise UserError(
