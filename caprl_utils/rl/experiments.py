@@ -1,11 +1,8 @@
-"""The trainings of a profile: which there are, where each lies, and all of them in one loop with their evaluation.
+"""The trainings of a profile: which there are, and all of them in one loop with their evaluation.
 
 A run that several tables share is trained once; complete ones are read back, a stopped one goes on. The captioner of
 every run, and the one that training starts from, is evaluated on the same samples by the same reader, so that tables
-can compare them image by image. `ablations.parallel_runs` trainings run side by side, the longest first, while this
-process evaluates those that have ended.
-
-A training is a process of its own; `launch` starts and watches it.
+can compare them image by image. `ablations.parallel_runs` run side by side, while this process evaluates.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
-from caprl_utils.rl.launch import Share, launch, run_name
+from caprl_utils.rl.launch import launch, run_name
 from caprl_utils.schema import Experiment, ModelConfig, Profile
 
 MAIN = "caprl"
@@ -31,19 +28,18 @@ SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swa
 
 
 class Planned(NamedTuple):
-    """One training."""
+    """One training; its name is that of its run folder and of its Prism run."""
 
     experiment: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Name of its run folder, and of its Prism run."""
         return run_name(self.experiment, self.seed)
 
 
 def prism_name(run: str, role: str = "prism_reader") -> str:
-    """Name of the Prism run of a captioner read by one of the profile's models."""
+    """Name of the Prism run of a captioner that one of the profile's models reads."""
     return run if role == "prism_reader" else f"{run}-by-{role}"
 
 
@@ -63,9 +59,9 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
 
 def seeds_of(profile: Profile, experiment: str) -> list[int]:
     """Seeds of an experiment's trainings: all of rl.seeds for the main one, else the first and ablations.more_seeds."""
-    if experiment == MAIN:
-        return list(profile.rl.seeds)
-    return list(dict.fromkeys([profile.rl.seeds[0], *profile.ablations.more_seeds.get(experiment, ())]))
+    seeds = profile.rl.seeds
+    more = seeds if experiment == MAIN else profile.ablations.more_seeds.get(experiment, ())
+    return list(dict.fromkeys([seeds[0], *more]))
 
 
 def of_table_3(profile: Profile) -> list[str]:
@@ -92,12 +88,10 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     from caprl_utils.prism.evaluate import trained_captioner
 
     profile = load_profile(profile_name)
-    runs = planned(profile, names)
+    runs, workers = planned(profile, names), profile.ablations.parallel_runs
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
-    swap = SWAPPED[1] in (*profile.ablations.experiments, *names)
-    evaluate = _evaluator(profile, swap)
-    workers = profile.ablations.parallel_runs
+    evaluate = _evaluator(profile, swap=SWAPPED[1] in (*profile.ablations.experiments, *names))
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and visible_gpus() else nullcontext()
     rows: dict[Planned, dict[str, Any]] = {}
@@ -136,10 +130,17 @@ def _trainings(
     pool = ThreadPoolExecutor(workers)
 
     def train(one: Planned) -> dict[str, Any]:
-        share = Share(one.name, bar, lock)
+        done = 0
+
+        def tell(now: int, note: str) -> None:
+            nonlocal done
+            with lock:
+                bar.update(now - done, note=f"{one.name} {note}")
+            done = now
+
         with turn:
-            record = launch(one.experiment, profile, one.seed, share, stopping)
-        share.update(steps[one] - share.done, "complete")  # one that was complete before reports no steps
+            record = launch(one.experiment, profile, one.seed, tell, stopping)
+        tell(steps[one], "complete")  # one that was complete before reports no steps
         return record
 
     try:
@@ -173,14 +174,11 @@ def _evaluator(profile: Profile, swap: bool) -> Callable[[str, ModelConfig, str]
     reader = cache(lambda role: open_backend(profile.models[role], profile))
 
     def of(run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
-        roles = ("prism_reader", "reward_reader") if swap and experiment in SWAPPED else ("prism_reader",)
-        records = [
-            evaluate(
-                profile, prism_name(run, role), open_backend(captioner, profile), reader(role), samples(),
-                captions_run=run,
-            )
-            for role in roles
-        ]  # fmt: skip
-        return records[0]
+        model = open_backend(captioner, profile)
+        record = evaluate(profile, run, model, reader("prism_reader"), samples(), run)
+        if swap and experiment in SWAPPED:
+            other = "reward_reader"
+            evaluate(profile, prism_name(run, other), model, reader(other), samples(), run)
+        return record
 
     return of

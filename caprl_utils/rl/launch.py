@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
 from caprl_utils.models.local import close_all
 from caprl_utils.models.weights import model_hash
-from caprl_utils.progress import PROGRESS_ENV, Progress
+from caprl_utils.progress import PROGRESS_ENV, Progress, read_state
 from caprl_utils.rl.data import data_file
 from caprl_utils.runs import Run, load_result
 from caprl_utils.schema import Experiment, Profile
@@ -49,14 +50,12 @@ def identity(
     experiment: Experiment, profile: Profile, seed: int
 ) -> tuple[Profile, str, str, dict, list[str]]:
     """What `Run.open` and `Run.find` take for a training; its key covers settings, data, models, prompts and code."""
-    settings = {name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")}
     models = {"policy": profile.models.policy, "scorer": profile.models[experiment.reward.role]}
-    shared = {name: value for name, value in profile.rl.key_part().items() if name != "seeds"}
+    asked = prompts.reward_question("caption", "question", [prompts.CANNOT_ANSWER], profile.prompts)
     parts = {
-        "rl": shared, **settings, "seed": seed,
-        "prompts": [
-            *_PROMPTS, prompts.reward_question("caption", "question", [prompts.CANNOT_ANSWER], profile.prompts)
-        ],
+        "rl": {name: value for name, value in profile.rl.key_part().items() if name != "seeds"},
+        **{name: getattr(experiment, name).key_part() for name in ("data", "reward", "training")},
+        "seed": seed, "prompts": [*_PROMPTS, asked],
         "questions": file_hash(data_file(profile, experiment.data)),
         **{part: [model.key_part(), model_hash(model)] for part, model in models.items()},
     }  # fmt: skip
@@ -65,35 +64,34 @@ def identity(
 
 def launch(
     experiment: str, profile: str, seed: int = 0,
-    bar: Share | None = None, stopping: threading.Event | None = None,
+    tell: Callable[[int, str], None] | None = None, stopping: threading.Event | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Make a training run, or return the record of a complete one. Its log is runs/<profile>/rl/.logs/<run>.log.
 
-    On a GPU the models of this process are dropped first. bar: where progress is shown, by default a bar of its own.
-    stopping: ends the training when set; it has the time of three steps to save (several processes: what their launcher
-    grants, some 30 s; else they go on from the last checkpoint). Raises UserError for a layout that does not fit the
-    GPUs, and with the log's last lines when the training fails or was ended.
+    On a GPU the models of this process are dropped first. tell: is told the steps done and a note, instead of a
+    progress bar. stopping: ends the training when set; it has the time of three steps to save (several processes: what
+    their launcher grants, some 30 s; else they go on from the last checkpoint). Raises UserError for a layout that does
+    not fit the GPUs, and with the log's last lines when the training fails or was ended.
     """
-    stopping = stopping or threading.Event()
     loaded, resolved = load_experiment(experiment, profile)
-    name = run_name(loaded.name, seed)
+    name, rl, training = run_name(loaded.name, seed), resolved.rl, loaded.training
     if (record := Run.find(*identity(loaded, resolved, seed))) is not None:
         return record  # a process takes ten seconds to say so
-    config, gpus = loaded.training.accelerate_config, len(processes.visible_gpus())
-    rl, micro = resolved.rl, loaded.training.micro_batch_size
-    batch_layout(rl.prompts_per_step, rl.group_size, micro, num_processes(config, gpus), gpus > 0)
+    gpus = len(processes.visible_gpus())
+    count = num_processes(training.accelerate_config, gpus)
+    batch_layout(rl.prompts_per_step, rl.group_size, training.micro_batch_size, count, gpus > 0)
     if gpus:
         close_all()
     folder = paths.RUNS / resolved.name / STAGE / name
     log, state = (folder.parent / ".logs" / f"{name}.{end}" for end in ("log", "progress.json"))
     state.unlink(missing_ok=True)
     env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
-    process = processes.popen(command(experiment, profile, seed, gpus, config), log, env=env)
+    words = command(experiment, profile, seed, gpus, training.accelerate_config)
+    process = processes.popen(words, log, env=env)
     try:
-        with nullcontext(bar) if bar else Progress(f"train {name}", total=rl.steps) as shown:
-            while process.poll() is None and not stopping.wait(_POLL_SEC):
-                _mirror(state, shown)
-            _mirror(state, shown)
+        with nullcontext() if tell else Progress(f"train {name}", total=rl.steps) as bar:
+            tell = tell or (lambda done, note: bar.update(done - bar.done, note=note))
+            _watch(process, state, tell, stopping or threading.Event())
     finally:
         processes.stop(process, _grace_sec(folder))
     if process.returncode:
@@ -104,9 +102,24 @@ def launch(
     return load_result(folder)
 
 
+def _watch(process: Any, state: Path, tell: Callable[[int, str], None], stopping: threading.Event) -> None:
+    """Tell what changes in a training's progress file, until it ends or has to stop."""
+    running, last = True, (0, "")
+    while running:
+        running = process.poll() is None and not stopping.wait(_POLL_SEC)
+        now = read_state(state, {"done": 0, "note": ""})
+        if (now["done"], now["note"]) != last:
+            last = now["done"], now["note"]
+            tell(*last)
+
+
+def _layout(accelerate_config: str | None) -> dict[str, Any]:
+    return read_yaml(paths.CONFIGS / "accelerate" / accelerate_config) if accelerate_config else {}
+
+
 def num_processes(accelerate_config: str | None, num_gpus: int) -> int:
     """How many processes train together: one per visible GPU, or those of a config for several nodes."""
-    config = read_yaml(paths.CONFIGS / "accelerate" / accelerate_config) if accelerate_config else {}
+    config = _layout(accelerate_config)
     return config["num_processes"] if config.get("num_machines", 1) > 1 else max(1, num_gpus)
 
 
@@ -125,8 +138,7 @@ def batch_layout(
             f"{' or '.join(map(str, near))}, or as many GPUs as divide {prompts} (CUDA_VISIBLE_DEVICES)"
         )
     share = images * group
-    if micro is None:
-        micro = min(GPU_MICRO_BATCH, share) if on_gpu else share
+    micro = micro or (min(GPU_MICRO_BATCH, share) if on_gpu else share)
     if share % micro:
         raise UserError(
             f"training.micro_batch_size {micro} does not divide {share}, the captions a process trains a step"
@@ -142,21 +154,20 @@ def command(
     With a config for several nodes Slurm's srun starts it on each. Raises UserError outside of such a job.
     """
     module = ["caprl_utils.rl.train", "--experiment", experiment, "--profile", profile, "--seed", str(seed)]
-    start = [sys.executable, "-m", "accelerate.commands.launch"]
     if num_gpus <= 1 and accelerate_config is None:
         return [sys.executable, "-m", *module]
-    count = ["--num_processes", str(max(1, num_gpus))]
-    if accelerate_config is None:
-        return [*start, *count, "--module", *module]
-    file = paths.CONFIGS / "accelerate" / accelerate_config
-    nodes, how = read_yaml(file)["num_machines"], ["--config_file", str(file)]
+    nodes = _layout(accelerate_config).get("num_machines", 1)
+    start = [sys.executable, "-m", "accelerate.commands.launch"]
+    how = (
+        ["--config_file", str(paths.CONFIGS / "accelerate" / accelerate_config)] if accelerate_config else []
+    )
     if nodes == 1:
-        return [*start, *how, *count, "--module", *module]
+        return [*start, *how, "--num_processes", str(max(1, num_gpus)), "--module", *module]
     found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
     if found != str(nodes) or "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"{paths.shown(file)} is for {nodes} nodes: srun starts the training on each, so this has to run in a "
-            f"Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
+            f"configs/accelerate/{accelerate_config} is for {nodes} nodes: srun starts the training on each, so this "
+            f"has to run in a Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
             "configs/slurm/grpo.slurm does so"
         )
     # what only a task of srun knows
@@ -172,27 +183,3 @@ def _grace_sec(folder: Path) -> float:
         return _LEAST_GRACE_SEC + 3 * (last["seconds"] or 0)
     except (OSError, ValueError, IndexError, KeyError):  # no step yet: nothing to save
         return _LEAST_GRACE_SEC
-
-
-class Share:
-    """One training's part of a progress line that several threads write to."""
-
-    def __init__(self, name: str, bar: Progress, lock: threading.Lock):
-        self.done, self.note = 0, ""
-        self._name, self._bar, self._lock = name, bar, lock
-
-    def update(self, count: int, note: str) -> None:
-        """`count` more steps of this training are done."""
-        self.done, self.note = self.done + count, note
-        with self._lock:
-            self._bar.update(count, note=f"{self._name} {note}")
-
-
-def _mirror(state: Path, bar: Progress | Share) -> None:
-    """Show what the training wrote to its progress file."""
-    try:
-        now = json.loads(state.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not started yet
-        return
-    if now["done"] != bar.done or now["note"] != bar.note:
-        bar.update(now["done"] - bar.done, note=now["note"])

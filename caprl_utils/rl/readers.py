@@ -10,14 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import takewhile
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caprl_utils.answers import first_capital
 from caprl_utils.models.base import Backend, Request, Sampling, open_backend
 from caprl_utils.models.decoding import draw, uniforms
 from caprl_utils.models.endpoint import Post, RequestError
@@ -34,7 +35,6 @@ ANSWERS = "ABCDEFGHI"
 """Author script: an answer is the first of these capitals."""
 MAX_ANSWER_TOKENS = 10
 """Author script."""
-_LETTER = re.compile(f"[{ANSWERS}]")
 
 
 class Reader:
@@ -60,27 +60,26 @@ class Reader:
         only the others get more than one.
         """
         texts = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
-        self._add(texts, {i: request for i, request in enumerate(requests) if i not in texts}, temperature, 1)
+        self._add(texts, {i: r for i, r in enumerate(requests) if i not in texts}, temperature, 1)
         rest = {
-            i: replace(request, id=f"{request.id}/rest", prefill=request.prefill + texts[i])
-            for i, request in enumerate(requests)
-            if texts[i] and not _LETTER.search(texts[i])
+            i: replace(r, id=f"{r.id}/rest", prefill=r.prefill + texts[i])
+            for i, r in enumerate(requests)
+            if texts[i] and first_capital(texts[i]) is None
         }
         self._add(texts, rest, temperature, MAX_ANSWER_TOKENS - 1)
         return [texts[i] for i in range(len(requests))]
 
     def _add(
-        self, texts: dict[int, str | None], asked: Mapping[int, Request], temperature: float, count: int
+        self, texts: dict[int, str | None], asked: dict[int, Request], temperature: float, count: int
     ) -> None:
         """Continue some of the texts by at most `count` tokens."""
-        if not asked:
-            return
-        found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
-        for i, completion in zip(asked, found, strict=True):
-            texts[i] = None if completion.text is None else texts.get(i, "") + completion.text
+        if asked:
+            found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
+            for i, completion in zip(asked, found, strict=True):
+                texts[i] = None if completion.text is None else texts.get(i, "") + completion.text
 
     def _use_fast(self, requests: Sequence[Request]) -> bool:
-        if self._fast is None or self._same is not None or not requests:
+        if self._fast is None or self._same is not None:
             return bool(self._same)
         plain = _plain_logprobs(self.backend, requests[:4], "AB")
         try:
@@ -91,8 +90,7 @@ class Reader:
             return False
         known = [(a, b) for a, b in zip(plain, fast, strict=True) if a is not None and b is not None]
         if known:
-            near = (abs(x - y) < self._fast.tolerance for a, b in known for x, y in zip(a, b, strict=True))
-            self._same = all(near)
+            self._same = all(np.abs(np.subtract(a, b)).max() < self._fast.tolerance for a, b in known)
             if not self._same:
                 log.warning("%s: fast requests differ from plain ones; asking one by one", self.backend.name)
         return bool(self._same)
@@ -103,13 +101,15 @@ def open_reader(model: ModelConfig, profile: Profile) -> Reader:
 
     Processes that train together start with different servers: the client prefers the first of those that wait.
     """
-    if urls := model.base_urls:
-        first = int(os.environ.get("RANK", "0")) % len(urls)
-        model = model.model_copy(update={"base_urls": [*urls[first:], *urls[:first]]})
+    urls = model.base_urls
+    first = int(os.environ.get("RANK", "0")) % max(1, len(urls))
+    model = model.model_copy(update={"base_urls": [*urls[first:], *urls[:first]]})
     backend = open_backend(model, profile)
     if model.backend == "endpoint":
-        return Reader(backend, ListedPrompts(backend), profile.prompts)
-    return Reader(backend, None if backend.loaded.sees else PackedPrompts(backend), profile.prompts)
+        fast = ListedPrompts(backend)
+    else:
+        fast = None if backend.loaded.sees else PackedPrompts(backend)
+    return Reader(backend, fast, profile.prompts)
 
 
 def _plain_logprobs(backend: Backend, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
@@ -166,10 +166,8 @@ def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
     """
     packs: list[Pack] = []
     last: list[int] = []
-    for row in sorted(range(len(prompts)), key=lambda i: prompts[i]):
-        ids = prompts[row]
-        pairs = enumerate(zip(last, ids, strict=False))
-        shared = next((i for i, (a, b) in pairs if a != b), min(len(last), len(ids)))
+    for row, ids in sorted(enumerate(prompts), key=lambda pair: pair[1]):
+        shared = sum(takewhile(bool, map(eq, last, ids)))
         size = len(packs[-1].ids) if packs else max_tokens
         if size + len(ids) - shared > max_tokens or (2 * shared < len(ids) and 2 * size > max_tokens):
             packs.append(Pack())
@@ -214,11 +212,8 @@ class PackedPrompts:
 
     def __init__(self, backend: LocalBackend):
         self._backend = backend
-
-    @property
-    def tolerance(self) -> float:
-        """How far packed numbers may lie from plain ones, in log-probability."""
-        return 1e-3 if str(self._backend.loaded.model.dtype) == "torch.float32" else 0.1
+        # how far packed numbers may lie from plain ones, in log-probability
+        self.tolerance = 1e-3 if str(backend.loaded.model.dtype) == "torch.float32" else 0.1
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader`."""
@@ -227,15 +222,11 @@ class PackedPrompts:
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
         """Place -> text of one sampled token, None where the model failed; special tokens leave no text."""
-        decode = partial(
-            self._backend.loaded.tokenizer.decode,
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        rows = zip(requests, self._next_logprobs(requests), strict=True)
+        decode = self._backend.loaded.tokenizer.decode
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        rows = enumerate(zip(requests, self._next_logprobs(requests), strict=True))
         return {
-            place: None if row is None else decode([_draw(row, temperature, request)])
-            for place, (request, row) in enumerate(rows)
+            i: None if row is None else decode([_draw(row, temperature, r)], **how) for i, (r, row) in rows
         }
 
     def _next_logprobs(
@@ -296,61 +287,52 @@ class ListedPrompts:
 
     def __init__(self, backend: EndpointBackend):
         self._backend = backend
-        self._frames: dict[str, tuple[str, str]] = {}  # prefill -> what the template puts around a prompt
+        self._frame: tuple[str, str] | None = None  # what the template puts around a prompt
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader`. Raises ValueError when no vLLM server is there."""
-        if not requests:
-            return []
-        prefill, unique = requests[0].prefill, {r.prompt: r for r in requests}
-        frame = self._frames.get(prefill) or template_frame(self._backend, requests[0])
-        if frame is None:
+        self._frame = self._frame or template_frame(self._backend, requests[0])
+        if self._frame is None:
             return [None] * len(requests)
-        self._frames[prefill] = frame
-        rows = self._ask(unique, letters, *frame)
+        rows = self._ask({r.prompt: r for r in requests}, letters, *self._frame)
         return [rows[r.prompt] for r in requests]
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
         """Place -> one sampled letter, None where the server failed. Only where it is a letter nearly for sure: the
         places left out are asked plainly.
         """
-        found: dict[int, str | None] = {}
-        rows = self.letter_logprobs(requests, ANSWERS)
-        for place, (request, row) in enumerate(zip(requests, rows, strict=True)):
-            if row is None:
-                found[place] = None
-            elif stray(row, temperature) <= MAX_STRAY:
-                found[place] = f" {ANSWERS[_draw(row, temperature, request)]}"
-        return found
+        rows = enumerate(zip(requests, self.letter_logprobs(requests, ANSWERS), strict=True))
+        return {
+            place: None if row is None else f" {ANSWERS[_draw(row, temperature, request)]}"
+            for place, (request, row) in rows
+            if row is None or surely_a_letter(row, temperature)
+        }
 
     def _ask(
-        self, unique: Mapping[str, Request], letters: str, before: str, after: str
+        self, unique: dict[str, Request], letters: str, before: str, after: str
     ) -> dict[str, list[float] | None]:
         """Prompt -> log-probabilities of the letters, None where the server failed."""
-        ids = self._backend.choice_ids(tuple(f" {letter}" for letter in letters))
-        prompts = list(unique)
+        ids, prompts = self._backend.choice_ids(tuple(f" {letter}" for letter in letters)), list(unique)
         fixed = {
             "model": self._backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
             "logprob_token_ids": ids, "return_tokens_as_token_ids": True, "add_special_tokens": False,
         }  # fmt: skip
         fewest, most = PROMPTS_PER_REQUEST
         size = min(most, max(fewest, math.ceil(len(prompts) / len(self._backend.config.base_urls))))
+
+        def read(answer: dict[str, Any]) -> dict[int, list[float]]:
+            tops = {choice["index"]: choice["logprobs"]["top_logprobs"][0] for choice in answer["choices"]}
+            return {i: [float(top[f"token_id:{token}"]) for token in ids] for i, top in tops.items()}
+
         parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        posts = (
-            Post(part, fixed | {"prompt": [before + p + after for p in part]},
-                 partial(_read_many, ids=ids, count=len(part)), "completions")
-            for part in parts
-        )  # fmt: skip
+        bodies = [fixed | {"prompt": [before + prompt + after for prompt in part]} for part in parts]
+        posts = [Post(*pair, read, "completions") for pair in zip(parts, bodies, strict=True)]
         found: dict[str, list[float] | None] = dict.fromkeys(prompts)
-        refused: list[Request] = []
-        for part, rows in self._backend.client.run(posts):
+        for part, rows in list(self._backend.client.run(posts)):
+            if isinstance(rows, RequestError) and rows.kind == "refused":  # the list is at fault
+                rows = dict(enumerate(_plain_logprobs(self._backend, [unique[p] for p in part], letters)))
             if not isinstance(rows, RequestError):
-                found.update(zip(part, rows, strict=True))
-            elif rows.kind == "refused":  # the list is at fault
-                refused += [unique[prompt] for prompt in part]
-        if refused:
-            plain = _plain_logprobs(self._backend, refused, letters)
-            found.update(zip((r.prompt for r in refused), plain, strict=True))
+                found |= {prompt: rows.get(i) for i, prompt in enumerate(part)}
         return found
 
 
@@ -360,13 +342,11 @@ def template_frame(backend: EndpointBackend, request: Request) -> tuple[str, str
     Raises ValueError when it cannot be told: no vLLM server, or a template that changes the prompt.
     """
     ask, model = backend.client.ask, {"model": backend.served}
-    messages = [{"role": "user", "content": request.prompt}]
-    body: dict[str, Any] = model | {"messages": messages}
-    if request.prefill:
-        messages.append({"role": "assistant", "content": request.prefill})
-        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    said = {"user": request.prompt, "assistant": request.prefill}
+    messages = [{"role": role, "content": content} for role, content in said.items()]
+    body = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
     try:
-        ids = ask("/tokenize", body)["tokens"]
+        ids = ask("/tokenize", model | body)["tokens"]
         text = ask("/detokenize", model | {"tokens": ids})["prompt"]
         same = ask("/tokenize", model | {"prompt": text, "add_special_tokens": False})["tokens"] == ids
     except RequestError as error:
@@ -379,19 +359,12 @@ def template_frame(backend: EndpointBackend, request: Request) -> tuple[str, str
     return before, after
 
 
-def stray(logprobs: Sequence[float], temperature: float) -> float:
-    """The most that tokens other than the letters can have together at a temperature, relative to the letters.
+def surely_a_letter(logprobs: Sequence[float], temperature: float) -> bool:
+    """Whether other tokens than the letters have at most MAX_STRAY of the letters' probability at a temperature.
 
     logprobs: of the letters at temperature 1, which leaves 1 - sum p to the others. Their sum of p^(1/T) is largest
-    when one of them has it all. Above temperature 1 it depends on how many they are: infinite.
+    when one of them has it all. Above temperature 1 it depends on how many they are: never sure.
     """
-    if temperature > 1:
-        return math.inf
-    letters = sum(math.exp(value / temperature) for value in logprobs)
-    rest = max(0.0, 1 - sum(map(math.exp, logprobs)))
-    return rest ** (1 / temperature) / letters if letters else math.inf
-
-
-def _read_many(answer: dict[str, Any], ids: Sequence[int], count: int) -> list[list[float]]:
-    tops = {choice["index"]: choice["logprobs"]["top_logprobs"][0] for choice in answer["choices"]}
-    return [[float(tops[i][f"token_id:{token}"]) for token in ids] for i in range(count)]
+    chances = np.exp(logprobs)
+    others, letters = max(0.0, 1 - chances.sum()) ** (1 / temperature), (chances ** (1 / temperature)).sum()
+    return temperature <= 1 and letters > 0 and others <= MAX_STRAY * letters

@@ -67,11 +67,11 @@ def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[
     rows, pictures, _ = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
     found: list[Example] = []
     for row in rows:
+        with suppress(BadImageError):
+            image = pictures(row["image"])
+            found.append(Example(row["id"], image, [Question(**q) for q in row["questions"]]))
         if len(found) == count:
             break
-        with suppress(BadImageError):
-            questions = [Question(**q) for q in row["questions"]]
-            found.append(Example(row["id"], pictures(row["image"]), questions))
     return found
 
 
@@ -104,10 +104,18 @@ def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
     return [known.get(e.id) or stated(e.questions) for e in examples]
 
 
+def _each_once(
+    caption: str, questions: Sequence[Question], reader: Reader, settings: RL, *key: str
+) -> tuple[list[Round], list[float | None]]:
+    """Every question in an order that `key` decides, and the probability that the reader answers it rightly."""
+    task = CaptionTask(caption, questions, key)
+    rounds = draw_rounds(task, len(questions), "stratified", reader.words)
+    return rounds, expected_scores(rounds, reader, settings)[0]
+
+
 def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: RL) -> list[dict[str, Any]]:
     """Every question once: what the reader was asked, and how likely it answers rightly, one row each."""
-    rounds = _each_once(caption, questions, "story", reader)
-    scores, _ = expected_scores(rounds, reader, settings)
+    rounds, scores = _each_once(caption, questions, reader, settings, "story")
     drawn, _ = sampled_scores(rounds, reader, settings)
     options = ["  ".join(r.request.prompt.splitlines()[-len(r.letters) :]) for r in rounds]
     return [
@@ -116,24 +124,17 @@ def ask(caption: str, questions: Sequence[Question], reader: Reader, settings: R
     ]
 
 
-def _each_once(caption: str, questions: Sequence[Question], name: str, reader: Reader) -> list[Round]:
-    return draw_rounds(CaptionTask(caption, questions, (name,)), len(questions), "stratified", reader.words)
-
-
 def mean_reward(captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL) -> float:
     """Mean expected reward of one caption per image, every question asked once. Raises UserError on a failure."""
-    rewards = []
-    for caption, e in zip(captions, examples, strict=True):
-        how = {"reward": "qa_expected", "rounds": len(e.questions), "question_draw": "stratified"}
-        task = CaptionTask(caption, e.questions, ("story", e.id))
-        rewards += qa_rewards([task], reader, settings.model_copy(update=how)).rewards
-    return statistics.mean(_all_known(rewards))
+    pairs = zip(captions, examples, strict=True)
+    scores = [_each_once(c, e.questions, reader, settings, "story", e.id)[1] for c, e in pairs]
+    return statistics.mean(sum(_all_known(row)) / len(row) for row in scores)
 
 
-def _all_known(rewards: list[float | None]) -> list[float]:
-    if None in rewards:
+def _all_known(scores: list[float | None]) -> list[float]:
+    if None in scores:
         raise UserError("the reader could not answer some questions; is its server up?")
-    return rewards
+    return scores
 
 
 def noise(
@@ -143,11 +144,8 @@ def noise(
 
     Equal cost: every kind asks the reader `settings.rounds` questions per caption.
     """
-    tasks = [
-        CaptionTask(c, e.questions, ("noise", e.id, repeat))
-        for c, e in zip(captions, examples, strict=True)
-        for repeat in range(repeats)
-    ]
+    pairs = product(zip(captions, examples, strict=True), range(repeats))
+    tasks = [CaptionTask(c, e.questions, ("noise", e.id, repeat)) for (c, e), repeat in pairs]
     table = []
     for kind, draw in product(("qa_sampled", "qa_expected"), ("replacement", "stratified")):
         how = settings.model_copy(update={"reward": kind, "question_draw": draw})
@@ -169,8 +167,7 @@ def outcomes(
     for example, completion in zip(examples, completions, strict=True):
         if completion.text is None:
             raise UserError(f"{model} did not caption {example.id}: {completion.error}")
-        rounds = _each_once(completion.text, example.questions, example.id, reader)
-        scores, _ = expected_scores(rounds, reader, settings)
+        rounds, scores = _each_once(completion.text, example.questions, reader, settings, example.id)
         chances = {r.question: score for r, score in zip(rounds, scores, strict=True)}
         found.append(Outcome(completion.text.strip(), completion.num_tokens, chances))
     return found
@@ -196,27 +193,27 @@ def show_images(examples: Sequence[Example]) -> None:
 
 def draw_noise(noise: DataFrame, rounds: int) -> None:
     """A bar for each row of `noise`."""
-    axis = plt.subplots(figsize=(5, 2.2))[1]
-    axis.barh((noise["reward"] + ", " + noise["draw"])[::-1], noise["std"][::-1], color=_BLUE)
-    axis.set(xlabel=f"std of a fixed caption's reward, {rounds} questions each")
+    label = f"std of a fixed caption's reward, {rounds} questions each"
+    bars = noise.set_index(noise["reward"] + ", " + noise["draw"])["std"]
+    bars[::-1].plot.barh(figsize=(5, 2.2), color=_BLUE, xlabel=label)
     plt.show()
 
 
 def draw_curve(curve: DataFrame) -> None:
     """Reward, caption length and what GRPO learns from over the steps; thick: the mean of ten steps."""
+    spread = ["group_std", "zero_variance_share"]
     panels = {
         "reward": ["reward"],
         "caption length (tokens)": ["completion_tokens"],
-        "spread within an image": ["group_std", "zero_variance_share"],
+        "spread within an image": spread,
     }
-    axes = plt.subplots(1, 3, figsize=(10, 2.6), constrained_layout=True)[1]
+    axes, rows = plt.subplots(1, 3, figsize=(10, 2.6), constrained_layout=True)[1], curve.set_index("step")
     for axis, (title, columns) in zip(axes, panels.items(), strict=True):
-        for column, style in zip(columns, ("-", "--"), strict=False):
-            axis.plot(curve["step"], curve[column], alpha=0.25, color=_BLUE)
-            smooth = curve[column].rolling(10, min_periods=1).mean()
-            axis.plot(curve["step"], smooth, style, color=_BLUE, label=column)
-        axis.set(title=title, xlabel="step", ylim=(0, None))
-    axes[2].legend(frameon=False)
+        rows[columns].plot(ax=axis, alpha=0.25, color=_BLUE, legend=False)
+        smooth = rows[columns].rolling(10, min_periods=1).mean()
+        smooth.plot(ax=axis, style=["-", "--"][: len(columns)], color=_BLUE, title=title, legend=False)
+        axis.set_ylim(0, None)
+    axes[2].legend(axes[2].lines[2:], spread, frameon=False)
     plt.show()
 
 
@@ -230,6 +227,6 @@ def show_captions(examples: Sequence[Example], before: Sequence[Outcome], after:
         texts = (textwrap.fill(f"{name.upper()}: {text or 'none'}", 95) for name, text in parts.items())
         left.imshow(example.image)
         right.text(0, 1, "\n".join(texts), va="top", fontsize=8, family="monospace")
-        for axis in (left, right):
-            axis.axis("off")
+        left.axis("off")
+        right.axis("off")
     plt.show()

@@ -182,7 +182,7 @@ def scripted(monkeypatch):
 
 def test_the_loop_trains_and_evaluates_each_once(scripted):
     trained = []
-    evaluated = scripted(lambda name, profile, seed, bar, stopping: trained.append((name, seed)) or RECORD)
+    evaluated = scripted(lambda name, profile, seed, tell, stopping: trained.append((name, seed)) or RECORD)
     rows = experiments.run_all("mini", ["short", "rounds_1"])
     assert [(row["run"], row["accuracy"], row["minutes"]) for row in rows] == [
         ("short-seed0", 0.5, 1.0), ("rounds_1-seed0", 0.5, 1.0)
@@ -216,10 +216,10 @@ def test_a_failed_training_holds_up_no_other(scripted):
 def test_trainings_run_side_by_side_the_longest_first(scripted):
     started, both = [], threading.Barrier(2, timeout=20)
 
-    def train(experiment, profile, seed, bar, stopping):
+    def train(experiment, profile, seed, tell, stopping):
         started.append(experiment)
         both.wait()  # breaks when they come one after the other
-        bar.update(1, "reward 0.5")
+        tell(1, "reward 0.5")
         return RECORD
 
     scripted(train)
@@ -232,7 +232,7 @@ def test_trainings_run_side_by_side_the_longest_first(scripted):
 def test_interrupted_ends_all_trainings(scripted):
     ended, running = [], threading.Semaphore(0)
 
-    def train(experiment, profile, seed, bar, stopping):
+    def train(experiment, profile, seed, tell, stopping):
         running.release()
         assert stopping.wait(20)
         ended.append(experiment)

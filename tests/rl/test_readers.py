@@ -12,16 +12,8 @@ from caprl_utils.config import load_profile
 from caprl_utils.models.base import Request
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.local import LocalBackend
-from caprl_utils.rl.readers import (
-    ListedPrompts,
-    PackedPrompts,
-    Reader,
-    batches,
-    open_reader,
-    pack,
-    stray,
-    tensors,
-)
+from caprl_utils.rl import readers
+from caprl_utils.rl.readers import ListedPrompts, PackedPrompts, Reader, batches, open_reader, pack, tensors
 from caprl_utils.schema import ModelConfig
 from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
 
@@ -144,14 +136,14 @@ def test_answers_are_drawn_here_as_often_as_the_letters_say():
         assert sum(text == f" {best}" for text in texts) / 3000 == pytest.approx(0.9, abs=0.03)
 
 
-@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=30), st.integers(1, 9), st.floats(0.1, 1))
-def test_other_tokens_never_have_more_than_the_bound_says(weights, letters, temperature):
+@given(st.lists(st.floats(1e-5, 1), min_size=2, max_size=30), st.integers(1, 9), st.floats(0.1, 1))
+def test_other_tokens_never_have_more_than_a_sure_letter_allows(weights, letters, temperature):
     chances = [w / sum(weights) for w in weights]
     warm = [p ** (1 / temperature) for p in chances]
     cut = min(letters, len(chances) - 1)
-    others = sum(warm[cut:]) / sum(warm[:cut])
-    assert others <= stray([math.log(p) for p in chances[:cut]], temperature) * (1 + 1e-6) + 1e-9
-    assert stray([-0.001], 1.5) == math.inf
+    if readers.surely_a_letter([math.log(p) for p in chances[:cut]], temperature):
+        assert sum(warm[cut:]) <= readers.MAX_STRAY * sum(warm[:cut]) * (1 + 1e-6) + 1e-9
+    assert readers.surely_a_letter([-1e-4], temperature) and not readers.surely_a_letter([-1e-4], 1.5)
 
 
 def test_unsure_letters_are_sampled_by_the_server():
