@@ -19,7 +19,7 @@ import tarfile
 import threading
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -293,13 +293,13 @@ def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageI
             empty = False
             yield item
     if empty:
-        told = f"; passed over: {', '.join(passed_over(passed))}" if passed else ""
+        told = f"; passed over: {passed_over(passed)}" if passed else ""
         raise UserError(f"no image in {where}{told}")
 
 
-def passed_over(passed: Counter[str]) -> list[str]:
+def passed_over(passed: Mapping[str, int]) -> str:
     """What was passed over, for people."""
-    return [f"{count} {what}" for what, count in sorted(passed.items())]
+    return ", ".join(f"{count} {what}" for what, count in sorted(passed.items()))
 
 
 def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) -> Iterator[ImageItem]:

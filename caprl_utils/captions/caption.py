@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -91,18 +91,23 @@ class Tally:
 
 def draw(
     images: Iterable[tuple[int, ImageItem]], opener: Callable[[], Backend], sampling: Sampling, prompt: str,
-    tally: Tally, max_pixels: int | None = None,
+    tally: Tally, max_pixels: int | None = None, done: Collection[str] = (),
 ) -> Iterator[Caption]:  # fmt: skip
     """`sampling.n` captions of every image, as soon as each is there; what has none goes to `tally`.
 
     images: (place in the source, image), ids distinct. opener: gives the captioner; asked when there is work.
-    max_pixels: larger images are scaled down.
+    max_pixels: larger images are scaled down. done: ids of the captions that are there already.
     Raises UserError when the captioner answers nothing about the first `CHUNK_IMAGES` images.
     """
     asked: dict[str, tuple[str, int]] = {}  # image id -> key, seed
+    tally.made += len(done)
 
     def requests() -> Iterator[Request]:
-        for (number, item), image in in_threads(partial(_opened, max_pixels), images):
+        lacking = (
+            numbered for numbered in images
+            if any(caption_id(numbered[1].id, index) not in done for index in range(sampling.n))
+        )  # fmt: skip
+        for (number, item), image in in_threads(partial(_opened, max_pixels), lacking):
             if isinstance(image, BadImageError):
                 tally.bad[item.id] = str(image)
             elif isinstance(image, Exception):
@@ -116,34 +121,20 @@ def draw(
     if (first := next(waiting, None)) is None:
         return
     captioner, prompt_hash = opener(), text_hash(prompt)
-    for done in captioner.stream(chain([first], waiting), sampling):
-        if done.text is None or not done.text.strip():
-            tally.failed.setdefault(done.id, done.error or "the captioner gave no text")
+    for answer in captioner.stream(chain([first], waiting), sampling):
+        if answer.text is None or not answer.text.strip():
+            tally.failed.setdefault(answer.id, answer.error or "the captioner gave no text")
             if len(tally.failed) >= CHUNK_IMAGES:
                 tally.refuse_none()
             continue
         tally.made += 1
-        (key, seed), text = asked[done.id], done.text.strip()
-        yield Caption(
-            id=caption_id(done.id, done.index), image_id=done.id, image_key=key, index=done.index, caption=text,
-            num_tokens=done.num_tokens, finish_reason=done.finish_reason, looped=is_loop(text), seed=seed,
-            model=captioner.name, model_hash=captioner.model_hash, prompt_hash=prompt_hash,
-        )  # fmt: skip
-
-
-def missing(
-    images: Iterable[tuple[int, ImageItem]], store: RowStore, opener: Callable[[], Backend], sampling: Sampling,
-    prompt: str, tally: Tally, max_pixels: int | None = None,
-) -> Iterator[Caption]:  # fmt: skip
-    """What `draw` gives of the captions that are not in `store` yet."""
-    tally.made = len(store)
-    waiting = (
-        (number, item)
-        for number, item in images
-        if any(caption_id(item.id, index) not in store for index in range(sampling.n))
-    )
-    drawn = draw(waiting, opener, sampling, prompt, tally, max_pixels)
-    return (row for row in drawn if row.id not in store)
+        row_id, text, (key, seed) = caption_id(answer.id, answer.index), answer.text.strip(), asked[answer.id]
+        if row_id not in done:
+            yield Caption(
+                id=row_id, image_id=answer.id, image_key=key, index=answer.index, caption=text,
+                num_tokens=answer.num_tokens, finish_reason=answer.finish_reason, looped=is_loop(text), seed=seed,
+                model=captioner.name, model_hash=captioner.model_hash, prompt_hash=prompt_hash,
+            )  # fmt: skip
 
 
 def _opened(

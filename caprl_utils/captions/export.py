@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,11 @@ def export(
         table = out.with_name(f".{out.stem}-released.parquet")
         try:
             told = write_released(released, table, limit, max_bad_share)[1:]
-            return told + write_llamafactory(table, out, media, prompt, sound_only, max_bad_share).lines()
+            return told + write_llamafactory(table, out, media, prompt, sound_only, max_bad_share)
         finally:
             table.unlink(missing_ok=True)
     if out.suffix == ".jsonl":
-        return write_llamafactory(captions[0], out, media, prompt, sound_only, max_bad_share).lines()
+        return write_llamafactory(captions[0], out, media, prompt, sound_only, max_bad_share)
     if not images:
         raise UserError("--images: how many images the sample has, at least 1")
     return [f"{sample(captions[0], out, images, seed)} captions of {images} images"]
@@ -149,31 +148,11 @@ def id_hashes(tables: Iterable[pa.Table], column: str = "image_id") -> np.ndarra
 # Training data of LLaMA-Factory
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written. left_out: loops and cut captions; set_aside: reason -> captions that cannot be trained on;
-    media: the folder that image paths start at.
-    """
-
-    rows: int
-    left_out: int
-    set_aside: dict[str, int]
-    media: Path
-
-    def lines(self) -> list[str]:
-        """For people."""
-        return [
-            f"{self.rows} rows, image paths below {shown(self.media)} (media_dir)",
-            f"left out: {self.left_out}, cut or loops",
-            *(f"set aside: {count}, {reason}" for reason, count in sorted(self.set_aside.items())),
-        ]
-
-
 def write_llamafactory(
     captions: str | Path, file: Path, media: Path | None = None, prompt: str = prompts.CAPTION, sound_only: bool = True,
     max_bad_share: float = MAX_BAD_SHARE,
-) -> Written:  # fmt: skip
-    """Write a caption set as `file` (NAME.jsonl), with its entry NAME in dataset_info.json beside it.
+) -> list[str]:  # fmt: skip
+    """Write a caption set as `file` (NAME.jsonl), with its entry NAME in dataset_info.json beside it; lines for people.
 
     A row: {"id", "messages": [user: "<image>PROMPT", assistant: CAPTION], "images": [path below `media`]}. Files of a
     local folder or list stay where they are, below `media` (by default that folder). What a trainer would see
@@ -202,14 +181,18 @@ def write_llamafactory(
                     continue
                 lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
                 rows += 1
-        written = Written(rows, left_out[True], dict(aside), media)
+        told = [
+            f"{rows} rows, image paths below {shown(media)} (media_dir)",
+            f"left out: {left_out[True]}, cut or loops",
+            *(f"set aside: {count}, {reason}" for reason, count in sorted(aside.items())),
+        ]
         if not rows or aside.total() > max_bad_share * (rows + aside.total()):
             raise UserError(
-                f"{shown(file)} was not written: {'; '.join(written.lines())}. More than {max_bad_share:.0%} of the "
+                f"{shown(file)} was not written: {'; '.join(told)}. More than {max_bad_share:.0%} of the "
                 "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
             )
     register(file)
-    return written
+    return told
 
 
 def _job_of(captions: str | Path) -> dict[str, Any] | None:
@@ -263,12 +246,12 @@ def _with_files(
     while some := list(islice(rows, _JOIN_ROWS)):
         waiting: dict[str, list[dict[str, Any]]] = {}
         for row in some:
-            own = home and home / row["image_key"]
-            if own and _is_plain_file(own):
-                yield row, str(own)
+            path = _own_file(home / row["image_key"], row["image_id"], folder) if home else ""
+            if path or job is None:
+                yield row, path
             else:
                 waiting.setdefault(row["image_id"], []).append(row)
-        for item in read_source(job["source"], job["kinds"]) if job else _files_of(list(waiting), home):
+        for item in read_source(job["source"], job["kinds"]) if waiting else ():
             found = waiting.pop(item.id, ())
             path = _as_file(item, folder) if found else ""
             yield from ((row, path) for row in found)
@@ -277,16 +260,14 @@ def _with_files(
         yield from ((row, "") for lost in waiting.values() for row in lost)
 
 
-def _files_of(names: list[str], home: Path) -> Iterator[ImageItem]:
-    return (ImageItem(name, (home / name).read_bytes, name, path=name) for name in names)
-
-
-def _is_plain_file(file: Path) -> bool:
+def _own_file(file: Path, name: str, folder: Path) -> str:
+    """The path of an image's own file, or of one that shows it as it was captioned; "" when there is none."""
     try:
         with peek(file) as opened:
-            return is_plain(opened)
+            plain = is_plain(opened)
     except (BadImageError, OSError):
-        return False
+        return ""
+    return str(file) if plain else _as_file(ImageItem(name, file.read_bytes), folder)
 
 
 def _as_file(item: ImageItem, folder: Path) -> str:

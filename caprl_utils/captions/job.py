@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caprl_utils import paths, prompts
-from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, caption_id, missing
+from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, caption_id, draw
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
@@ -39,14 +39,8 @@ from caprl_utils.progress import Progress
 from caprl_utils.runs import Lock, RowStore
 from caprl_utils.schema import ModelConfig
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()), ("image_id", pa.string()), ("image_key", pa.string()), ("index", pa.int32()),
-        ("caption", pa.string()), ("num_tokens", pa.int32()), ("finish_reason", pa.string()),
-        ("looped", pa.bool_()), ("seed", pa.int64()), ("model", pa.string()), ("model_hash", pa.string()),
-        ("prompt_hash", pa.string()),
-    ]
-)  # fmt: skip
+_TYPES = {"index": pa.int32(), "num_tokens": pa.int32(), "looped": pa.bool_(), "seed": pa.int64()}
+SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in Caption.model_fields])
 JOB_KEY = b"caption_job"  # in a file's metadata: what made it
 _NAMED = 10  # images without a caption that are named on screen
 _FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".zip", ".md", ".html", ".xlsx")
@@ -124,33 +118,27 @@ class CaptionSet:
 
     def lines(self) -> list[str]:
         """For people."""
-        told = [
-            f"{self.captions} captions of {self.images} images, {self.tokens} tokens; "
-            f"cut {self.cut}, loops {self.looped}"
-        ]
+        counts = f"{self.tokens} tokens; cut {self.cut}, loops {self.looped}"
+        told = [f"{self.captions} captions of {self.images} images, {counts}"]
         if self.bad:
             told += [f"{len(self.bad)} of {self.looked} images set aside:", *_named(self.bad)]
         if self.failed:
-            told += [
-                f"{len(self.failed)} images not captioned; run again to try them again:",
-                *_named(self.failed),
-            ]
+            told.append(f"{len(self.failed)} images not captioned; run again to try them again:")
+            told += _named(self.failed)
         if self.bad or self.failed:
-            told.append(
-                f"all of these with their reasons: {shown(self.listed) if '://' not in self.listed else self.listed}"
-            )
+            listed = self.listed if "://" in self.listed else shown(self.listed)
+            told.append(f"all of these with their reasons: {listed}")
         return told + _passed(self.passed)
 
 
 def _named(reasons: Mapping[str, str]) -> list[str]:
-    more = len(reasons) - _NAMED
-    told = [f"  {name!a}: {reason}" if not name.isprintable() else f"  {name}: {reason}"
-            for name, reason in islice(reasons.items(), _NAMED)]  # fmt: skip
-    return told + [f"  and {more} more"] * (more > 0)
+    some = islice(reasons.items(), _NAMED)
+    told = [f"  {name if name.isprintable() else ascii(name)}: {reason}" for name, reason in some]
+    return told + [f"  and {len(reasons) - _NAMED} more"] * (len(reasons) > _NAMED)
 
 
 def _passed(passed: Mapping[str, int]) -> list[str]:
-    return [f"passed over: {', '.join(passed_over(passed))}"] if passed else []
+    return [f"passed over: {passed_over(passed)}"] if passed else []
 
 
 def make_job(
@@ -182,9 +170,8 @@ def caption_source(
     `shard_images` images (best a multiple of the model's batch).
 
     The next call captions what has no caption: images that failed, and new ones. A folder may have moved; an image that
-    was overwritten keeps its caption. Raises UserError for a source that is missing or of which more than
-    `max_bad_share` is bad, for a result that stands in the source, cannot be written or holds something else, and when
-    the captioner answers nothing.
+    was overwritten keeps its caption. Raises UserError for a source that is missing or too bad (`max_bad_share`), for a
+    result that stands in the source, cannot be written or holds something else, and a captioner that says nothing.
     """
     job = make_job(source, captioner, sampling, prompt, kinds, limit)
     folder = _open_folder(job, str(out), shards=workers > 0)
@@ -218,15 +205,20 @@ def _caption_here(
     """Caption what the folder's rows lack; all captions, in the order of the images."""
     order, sampling = [], Sampling(**job["sampling"])
     total = job["limit"] or count_images(job["source"], job["kinds"])
+
+    def images() -> Iterator[tuple[int, ImageItem]]:
+        for number, item in enumerate(unique(read_job(job, tally.passed))):
+            tally.looked += 1
+            order.append(item.id)
+            yield number, item
+
     with (
         RowStore(folder / "captions.jsonl") as store,
         ExitStack() as stack,
         Progress("captions", total) as bar,
     ):
-        images = _noted(read_job(job, tally.passed), tally, order)
-        for row in missing(
-            images, store, partial(model.open, stack), sampling, job["prompt"], tally, job["max_pixels"]
-        ):
+        opener, pixels = partial(model.open, stack), job["max_pixels"]
+        for row in draw(images(), opener, sampling, job["prompt"], tally, pixels, store):
             store.append(row)
             bar.update(tally.looked - bar.done)
             check()
@@ -238,14 +230,6 @@ def _caption_here(
 def read_job(job: Mapping[str, Any], passed: Counter[str] | None = None) -> Iterator[ImageItem]:
     """The images of a job in their order."""
     return islice(read_source(job["source"], job["kinds"], passed), job["limit"])
-
-
-def _noted(items: Iterable[ImageItem], tally: Tally, order: list[str]) -> Iterator[tuple[int, ImageItem]]:
-    """Images with their places, ids once; each is counted, and its id goes to `order`."""
-    for number, item in enumerate(unique(items)):
-        tally.looked += 1
-        order.append(item.id)
-        yield number, item
 
 
 def _refuse_many(tally: Tally, max_share: float, listed: str, at_least: int = CHUNK_IMAGES) -> None:
@@ -291,23 +275,22 @@ def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) ->
 def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally, listed: str) -> CaptionSet:
     """Count captions and, where `out` is a NAME.parquet, write them into it, a table in memory at a time."""
     totals = Counter[str]()
-    counted = (_count(table, totals) for table in tables)
+
+    def counted() -> Iterator[pa.Table]:
+        for table in tables:
+            yield table
+            for row in table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pylist():
+                totals.update(
+                    captions=1, images=row["index"] == 0, tokens=row["num_tokens"],
+                    cut=row["finish_reason"] == "length", looped=row["looped"],
+                )  # fmt: skip
+
     if out.endswith(".parquet"):
-        write_parquet(Path(out), counted, schema)
+        write_parquet(Path(out), counted(), schema)
     else:
-        sum(1 for _ in counted)
+        deque(counted(), maxlen=0)
     numbers = (totals[name] for name in ("images", "captions", "tokens", "cut", "looped"))
     return CaptionSet(out, *numbers, tally.looked, tally.bad, tally.failed, dict(tally.passed), listed)
-
-
-def _count(table: pa.Table, totals: Counter[str]) -> pa.Table:
-    for row in table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pylist():
-        totals["captions"] += 1
-        totals["images"] += row["index"] == 0
-        totals["tokens"] += row["num_tokens"]
-        totals["cut"] += row["finish_reason"] == "length"
-        totals["looped"] += row["looped"]
-    return table
 
 
 def write_parquet(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
@@ -335,27 +318,25 @@ def write_file(url: str, data: bytes) -> None:
 
 def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
     """The folder that a job works in, with its record; one of the same job is continued."""
-    single, remote = out.endswith(".parquet"), "://" in out
-    if (single if remote else not (single or shards)) or (not single and Path(out).suffix in _FILES):
+    single, remote, home = out.endswith(".parquet"), "://" in out, Path(job["source"])
+    possible = not remote and not Path(out).is_dir() if single else shards and Path(out).suffix not in _FILES
+    if not possible:
         raise UserError(
-            f"--out {out}: a NAME.parquet here, or with --workers a folder of shards, here or in a store"
+            f"--out {out}: a file NAME.parquet here, or with --workers a folder of shards, here or in a store"
         )
     folder = f"{out}.work" if single else out.rstrip("/")
-    if not remote and (home := Path(job["source"])).is_dir() and Path(folder).resolve().is_relative_to(home):
+    if not remote and home.is_dir() and Path(folder).resolve().is_relative_to(home):
         raise UserError(
             f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
             "it; name a place outside (--out)"
         )
-    if single and Path(out).is_dir():
-        raise UserError(f"--out {out} is a folder; name a file that is not there yet")
     try:
         _check_folder(job, out if single else None, folder, shards)
         now = {"job": dict(job), "shards": shards}
         write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror or error}); take another --out"
-        ) from None
+        message = f"{folder} cannot be written ({error.strerror or error}); take another --out"
+        raise UserError(message) from None
     return folder
 
 
@@ -366,9 +347,7 @@ def _check_folder(job: Mapping[str, Any], file: str | None, folder: str, shards:
     if names & {"captions.jsonl", "shards"} and "job.json" in names:
         before = json.loads(files.cat_file(f"{root}/job.json"))
         return _check_same(before["job"] | {"workers": before["shards"]}, {**job, "workers": shards}, folder)
-    if other := sorted(
-        name for name in names - {"job.json", "result.json", "set-aside.csv", ".lock"} if name
-    ):
+    if other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
         raise UserError(
             f"{folder} is no captioning job and not empty ({other[0]} is there); take another name"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from caprl_utils import prompts
-from caprl_utils.captions.caption import Caption, Tally, caption_id, failure_message, missing
+from caprl_utils.captions.caption import Caption, Tally, caption_id, draw, failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
@@ -141,7 +141,7 @@ def _write(
         bar.update(len(store))
         for _ in range(ATTEMPTS):
             tally = Tally()
-            rows = missing(enumerate(items), store, lambda: captioner, sampling, prompts.CAPTION, tally)
+            rows = draw(enumerate(items), lambda: captioner, sampling, prompts.CAPTION, tally, done=store)
             for row in rows:
                 store.append(row)
                 bar.update()

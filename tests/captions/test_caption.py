@@ -21,7 +21,7 @@ from scripted_captioner import LOOP, Scripted, fill, picture
 
 from caprl_utils.captions import job as captioning
 from caprl_utils.captions import scale
-from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, is_loop, missing
+from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, draw, is_loop
 from caprl_utils.captions.job import Model, caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
@@ -50,7 +50,7 @@ def store(tmp_path):
 
 def write(listed, captioner, store):
     items = enumerate(ImageItem(name, load) for name, load in listed)
-    for row in missing(items, store, lambda: captioner, SAMPLING, "?", Tally()):
+    for row in draw(items, lambda: captioner, SAMPLING, "?", Tally(), done=store):
         store.append(row)
     return {row.id: row for row in store.read(Caption)}
 
@@ -315,10 +315,10 @@ def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
     (tmp_path / "full.parquet.work" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"not empty .thesis.txt is there"):
         caption(images, tmp_path / "full.parquet")
-    with pytest.raises(UserError, match=r"a NAME.parquet here, or with --workers a folder"):
+    with pytest.raises(UserError, match=r"a file NAME.parquet here, or with --workers a folder"):
         caption(images, tmp_path / "set")
     (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(UserError, match=r"folder.parquet is a folder"):
+    with pytest.raises(UserError, match=r"folder.parquet: a file NAME"):
         caption(images, tmp_path / "folder.parquet")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
