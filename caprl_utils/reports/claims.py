@@ -1,10 +1,7 @@
-"""Statements of the paper, each tested on our runs by an interval, never by a look; and the page of all of them.
+"""Statements of the paper, each tested on our runs by an interval (`verdict`), never by a look; and the page of all.
 
-A difference (kinds "accuracy", "larger gain", "tokens", "reward") is supported when its 95 % interval lies above zero,
-not supported when below, else undecided. "no gain": supported when the interval ends below `MARGIN`, not when it lies
-above zero. "as good": supported when it begins above minus `MARGIN`, not when it lies below zero. What a profile's
-models have built in is no finding: its verdict is `BY_CONSTRUCTION`. Verdicts go by the interval alone; the p-values
-beside those of accuracy are corrected after Holm over the item's tests.
+What a profile's models have built in is no finding: its verdict is `BY_CONSTRUCTION`. The p-values beside verdicts of
+accuracy are corrected after Holm over the item's tests and decide nothing.
 """
 
 from __future__ import annotations
@@ -66,11 +63,11 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Raw values."""
+        claim = {key: getattr(self.claim, key) for key in ("text", "kind", "ours", "theirs")}
         return {
-            "text": self.claim.text, "kind": self.claim.kind, "ours": self.claim.ours,
-            "theirs": self.claim.theirs, "value": self.value, "interval": [self.low, self.high],
-            "p": self.p, "verdict": self.verdict, "reason": self.claim.built_in, "runs": list(self.runs),
-            "images": self.images, "steps": self.steps, "sources": [asdict(source) for source in self.sources],
+            **claim, "value": self.value, "interval": [self.low, self.high], "p": self.p, "verdict": self.verdict,
+            "reason": self.claim.built_in, "runs": list(self.runs), "images": self.images, "steps": self.steps,
+            "sources": [asdict(source) for source in self.sources],
         }  # fmt: skip
 
 
@@ -94,10 +91,7 @@ def test_of(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:
 
 
 def corrected(results: Results) -> dict[Test, float]:
-    """p-values after Holm over an item's tests: its pairs on the average, and its claims of kind accuracy.
-
-    Claims that are built in are no tests.
-    """
+    """p-values after Holm over an item's tests: its pairs on the average, and claims of accuracy not built in."""
     stated = [c for c in results.item.claims if c.kind == "accuracy" and not c.built_in]
     asked = [*((*pair, ()) for pair in results.pairs), *((c.ours, c.theirs, c.benchmarks) for c in stated)]
     known = [test for test in asked if all(side in results.measured for side in test[:2])]
@@ -107,13 +101,13 @@ def corrected(results: Results) -> dict[Test, float]:
 def test_all(results: Results) -> list[Finding]:
     """What the data say about an item's claims, those left out whose runs are not there or too short."""
     adjusted = corrected(results)
-    tests = (
-        (_test_reward if c.kind == "reward" else _test)(c, results, adjusted) for c in results.item.claims
-    )
-    return [finding for finding in tests if finding is not None]
+    found = [_test(claim, results, adjusted) for claim in results.item.claims]
+    return [finding for finding in found if finding is not None]
 
 
 def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Finding | None:
+    if claim.kind == "reward":
+        return _test_reward(claim, results)
     sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
@@ -123,11 +117,11 @@ def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Fin
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
     keys = [("caption_tokens",)] if claim.kind == "tokens" else [keys_of(name) for name in groups]
     sources = tuple(source for side in sides for key in keys for source in side.sources(*key))
-    runs = tuple(len(side.names) for side in sides)
+    runs = tuple(len(side.records) for side in sides)
     return Finding(claim, gap.value, gap.low, gap.high, word, runs, gap.num_clusters, sources=sources, p=p)
 
 
-def _test_reward(claim: Claim, results: Results, _: Any) -> Finding | None:
+def _test_reward(claim: Claim, results: Results) -> Finding | None:
     """By the first training of the row."""
     side = results.measured.get(claim.ours)
     curve = side.curves[0] if side and side.trainings else None
@@ -138,8 +132,11 @@ def _test_reward(claim: Claim, results: Results, _: Any) -> Finding | None:
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
-    if claim.kind == "tokens":
-        return token_difference(results, claim.ours, claim.theirs, claim.share)
+    if claim.kind == "tokens":  # resampled by image, as the scores are
+        shares = {claim.ours: claim.share, claim.theirs: 1.0}
+        lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
+        draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
+        return bootstrap_models(shared(lengths)[0], draws, seed)[AVERAGE].difference(claim.ours, claim.theirs)
     if claim.kind != "larger gain":
         return results.difference(claim.ours, claim.theirs, claim.benchmarks)
     groups = (claim.benchmarks, claim.others)  # how much more ours gains on the first than on the second
@@ -154,7 +151,8 @@ def _gap(claim: Claim, results: Results) -> Interval | None:
 
 
 def verdict(low: float, high: float, kind: str = "accuracy") -> str:
-    """By the 95 % interval: of a claim that a difference is positive, or of kinds "no gain" and "as good"."""
+    """By the 95 % interval: a difference lies above zero; "no gain" ends below `MARGIN`, "as good" begins above minus
+    that. Not supported: it lies on the other side of zero."""
     if kind == "no gain":
         yes, no = high < MARGIN, low > 0
     elif kind == "as good":
@@ -164,15 +162,7 @@ def verdict(low: float, high: float, kind: str = "accuracy") -> str:
     return SUPPORTED if yes else NOT_SUPPORTED if no else UNDECIDED
 
 
-def token_difference(results: Results, ours: str, theirs: str, share: float = 1.0) -> Interval:
-    """Paired difference in tokens per caption, `share` of ours less theirs, resampled by image as the scores are."""
-    shares = {ours: share, theirs: 1.0}
-    lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
-    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
-    return bootstrap_models(shared(lengths)[0], draws, seed)[AVERAGE].difference(ours, theirs)
-
-
-def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float = 1.0) -> dict[str, Scores]:
+def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float) -> dict[str, Scores]:
     """Benchmark -> (image, image) -> mean tokens of its captions, times `factor`."""
     found: dict[str, dict[tuple[str, str], dict[tuple[str, int], int]]] = {}
     for row in rows:
@@ -212,40 +202,26 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Statement:
-    """One line of the page: a claim of an item, and what the item's report says of it (None: not run).
-
-    place: of the claim among those of the report (a file as sources name it).
-    """
+    """One line of the page: a claim of an item, what the item's report says of it (None: not run), and where there."""
 
     id: str
     item: Item
     claim: Claim
-    found: Mapping[str, Any] | None
-    place: int | None
-    report: str
+    found: Mapping[str, Any] | None = None
+    place: Source | None = None
 
     @property
     def verdict(self) -> str:
         return self.found["verdict"] if self.found else NOT_RUN
 
-    def source(self, key: str) -> tuple[Source, ...]:
-        """Where a value of the finding stands in the item's report."""
-        return (Source(self.report, f"facts/claims/{self.place}/{key}"),)
-
 
 def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
-    """(JSON, CSV, Markdown) over every statement of the paper, from the reports of a folder.
-
-    A verdict here is that of the table or figure it comes from; what was not run says so.
-    """
+    """(JSON, CSV, Markdown) over every statement of the paper: its verdict is that of its report in the folder."""
     runs: dict[str, Mapping[str, Any]] = {}
     by_item = [(i, _statements(profile, i, folder, runs)) for i in items(profile).values() if not i.ours]
     rows = [row for _, group in by_item for row in group]
-    supported = [row for row in rows if row.verdict == SUPPORTED]
-    built_in: dict[str, list[str]] = {}
-    for row in rows:
-        if row.verdict == BY_CONSTRUCTION:
-            built_in.setdefault(row.claim.built_in, []).append(row.id)
+    supported, given = ([row for row in rows if row.verdict == word] for word in (SUPPORTED, BY_CONSTRUCTION))
+    reasons = dict.fromkeys(row.claim.built_in for row in given)
     facts = {
         "profile": profile.name,
         "counts": {word: sum(row.verdict == word for row in rows) for word in VERDICTS},
@@ -254,12 +230,10 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
         "printed_averages": all_average_notes(),
     }
     table = claims_table(rows)
-    overview = [
-        *((item.name, item.title, group) for item, group in by_item if group),
-        ("", "All", rows),
-    ]
+    overview = [*((item.name, item.title, group) for item, group in by_item if group), ("", "All", rows)]
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=table, built_in=built_in, overview=overview,
+        "claims.md", profile=profile, facts=facts, table=table, overview=overview,
+        built_in={reason: [row.id for row in given if row.claim.built_in == reason] for reason in reasons},
         cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margin=f"{MARGIN:.0%}", window=WINDOW_STEPS,
         level=P_LEVEL,
     )  # fmt: skip
@@ -269,21 +243,18 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
 
 def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[Statement]:
     """An item's, from its report where that is there; the runs behind it go to `runs`, as the report names them."""
-    file, listed = folder / f"{item.name}.json", []
+    file, there = folder / f"{item.name}.json", {}
     if file.is_file():
         note_access(file)
         content = json.loads(file.read_text(encoding="utf-8"))
-        listed = content["facts"].get("claims", [])
-    places = {found["text"]: place for place, found in enumerate(listed)}
-    report = numbers.record_path(paths.reports_of(profile.name) / file.name)
-    rows = []
-    for number, claim in enumerate(item.claims, 1):
-        place = places.get(claim.text)
-        found = None if place is None else listed[place]
-        rows.append(Statement(f"{item.title.split(':')[0]} ({number})", item, claim, found, place, report))
-    if any(row.found for row in rows):
-        runs |= {run["file"]: run for run in content["runs"]}
-    return rows
+        report = numbers.record_path(paths.reports_of(profile.name) / file.name)
+        for place, found in enumerate(content["facts"].get("claims", [])):
+            there[found["text"]] = (found, Source(report, f"facts/claims/{place}"))
+        if any(claim.text in there for claim in item.claims):
+            runs |= {run["file"]: run for run in content["runs"]}
+    short = item.title.split(":")[0]
+    numbered = enumerate(item.claims, 1)
+    return [Statement(f"{short} ({n})", item, claim, *there.get(claim.text, ())) for n, claim in numbered]
 
 
 def claims_table(rows: Sequence[Statement]) -> Table:
@@ -298,21 +269,12 @@ def claims_table(rows: Sequence[Statement]) -> Table:
 
 
 def _csv_line(row: Statement) -> list[Any]:
-    claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or ()
-    told = [
-        row.id,
-        claim.text,
-        *([round(m, 2) for m in means] or [None, None]),
-        claim.kind,
-        claim.ours,
-        claim.theirs,
-    ]
-    of_data = [
-        found.get("value"),
-        *found.get("interval", (None, None)),
-        *map(found.get, ("p", "images", "steps")),
-    ]
-    return [*told, *of_data, row.verdict]
+    claim, found = row.claim, row.found or {}
+    means = [round(mean, 2) for mean in paper_means(row.item, claim) or ()] or [None, None]
+    low, high = found.get("interval", (None, None))
+    over = [found.get(key) for key in ("p", "images", "steps")]
+    told = [row.id, claim.text, *means, claim.kind, claim.ours, claim.theirs]
+    return [*told, found.get("value"), low, high, *over, row.verdict]
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
@@ -327,17 +289,14 @@ def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     if ours is None or theirs is None:
         return None
     if claim.kind == "larger gain":
-        return tuple(
-            _printed_mean(ours, g) - _printed_mean(theirs, g) for g in (claim.benchmarks, claim.others)
-        )
+        groups = (claim.benchmarks, claim.others)
+        return tuple(_printed_mean(ours, group) - _printed_mean(theirs, group) for group in groups)
     return _printed_mean(ours, claim.benchmarks), _printed_mean(theirs, claim.benchmarks)
 
 
 def _printed_mean(row: Mapping[str, float], benchmarks: Sequence[str]) -> float:
-    columns = texts()["columns"]
-    return _mean(
-        [row[columns[name]] for name in benchmarks if columns.get(name) in row] or [row[PRINTED_AVERAGE]]
-    )
+    columns = [texts()["columns"].get(name) for name in benchmarks]
+    return _mean([row[column] for column in columns if column in row] or [row[PRINTED_AVERAGE]])
 
 
 def paper_text(item: Item, claim: Claim) -> str:
@@ -368,14 +327,15 @@ def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell]:
     if found is None:
         return Cell(NOT_RUN), Cell(numbers.MISSING), Cell(numbers.MISSING)
     bounds = tuple(found["interval"])
-    sources = tuple(Source(s["file"], s["key"]) for s in found.get("sources", []))
+    sources = tuple(Source(**source) for source in found.get("sources", []))
     text = printed(found["kind"], found["value"], *bounds, found.get("p"))
-    what = "steps" if found["images"] is None else "images"
-    count = f"{found['steps']} steps of one training"
-    if what == "images":
+    what, count = "steps", f"{found['steps']} steps of one training"
+    if found["images"] is not None:
         ours, theirs = found["runs"]
-        count = f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
+        what, count = "images", f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
+    place, key = row.place.file, row.place.key
     return (
-        Cell(f"**{row.verdict}**", row.verdict, None, row.source("verdict")),
-        Cell(text, found["value"], bounds, sources), Cell(count, found[what], None, row.source(what)),
-    )  # fmt: skip
+        Cell(f"**{row.verdict}**", row.verdict, None, (Source(place, f"{key}/verdict"),)),
+        Cell(text, found["value"], bounds, sources),
+        Cell(count, found[what], None, (Source(place, f"{key}/{what}"),)),
+    )

@@ -1,7 +1,6 @@
-"""All figures, in one style: readable in grey, the same bytes for the same numbers.
+"""All figures, in one style: the same bytes for the same numbers, readable in grey (series differ in line and marker).
 
-A model has one colour, line and marker in all figures; CapRL's line is the strongest. A series is told apart by line
-style and marker as well as by shade. SVG keeps its text as text, carries no date, and its ids come from a fixed salt.
+A model has one look in all figures; CapRL's line is the strongest. SVG keeps its text as text.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Look:
     strong: bool = False
 
     def of_line(self) -> dict[str, Any]:
-        """Arguments of matplotlib's plot for its line; the strong one is wider and lies above the others."""
+        """Arguments of matplotlib's plot; the strong line is wider and lies above the others."""
         width, layer = (2.2, 3.0) if self.strong else (1.4, 2.0)
         return {"color": self.colour, "linestyle": self.line, "linewidth": width, "zorder": layer}
 
@@ -75,10 +74,7 @@ def styled() -> Iterator[None]:
 
 
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
-    """Write <stem>.png and <stem>.svg, atomically and without dates. Call inside `styled`.
-
-    note: one small line below: which profile, and how many questions, images or captions.
-    """
+    """Write <stem>.png and <stem>.svg, atomically and without dates, inside `styled`. note: small line below."""
     if note:
         figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
     written = []
@@ -114,17 +110,13 @@ def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[flo
 
 def counted(results: Results) -> str:
     """The small line below a figure of scores: "profile mini, 500 questions about 250 images"."""
-    questions, images = (
-        numbers.count(getattr(results.parts[AVERAGE], name)) for name in ("num_rows", "num_clusters")
-    )
-    return f"profile {results.profile.name}, {questions} questions about {images} images"
+    part = results.parts[AVERAGE]
+    over = f"{numbers.count(part.num_rows)} questions about {numbers.count(part.num_clusters)} images"
+    return f"profile {results.profile.name}, {over}"
 
 
 def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
-    """Reward and caption length over training steps (as the paper's Figure 1c); writes PNG and SVG.
-
-    limit: tokens at which the training cuts a caption. note: small line below.
-    """
+    """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts."""
     with styled():
         figure, (left, right) = new_grid(2, 2, 2.9)
         for curve, look in zip(curves, looks([curve.label for curve in curves]), strict=True):
@@ -147,7 +139,7 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
 def plot_dots(
     series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = ""
 ) -> list[Path]:
-    """Accuracy per benchmark, one row each, models side by side with their intervals; writes PNG and SVG.
+    """Accuracy per benchmark, one row each, models side by side with their intervals.
 
     series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none.
     """
@@ -170,8 +162,7 @@ def plot_dots(
         axes.tick_params(axis="y", length=0)
         for place in range(0, rows, 2):
             axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
-        place = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
-        axes.legend(**place, ncols=3, columnspacing=1.2, handletextpad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, handletextpad=0.2)
         return save(figure, stem, note)
 
 
@@ -213,10 +204,7 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
-    """Figure 4: a panel per benchmark and one for the average, a line per caption set.
-
-    pairs: label of a row -> caption pairs that it was trained on.
-    """
+    """Figure 4: a panel per benchmark and the average, a line per caption set. pairs: row -> its caption pairs."""
     panels = [*results.scored, AVERAGE]
     with styled():
         figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)

@@ -1,11 +1,7 @@
 """How numbers stand in print: the one formatter of digits, and tables in which every number knows its source.
 
-The formatter never hides a difference: values that are not equal never print the same beside each other, a value that
-is not 0 or 100 % never prints as such, and a difference that is not zero shows its sign. Where the usual digits are too
-few, the values concerned get more. Rounding is half up on the decimal form, so 41.25 prints as 41.3 everywhere.
-
-Markdown and CSV of a table hold nothing that changes between two runs with the same results (no dates, paths of a
-machine or run times). Its JSON holds raw values and, for each cell, the file and the key that it was read from.
+Values that differ never print the same beside each other, nor as 0 or 100 % if they are not: they get more digits.
+Rounding is half up on the decimal form (41.25: 41.3). Nothing depends on dates, run times or paths of a machine.
 """
 
 from __future__ import annotations
@@ -57,9 +53,8 @@ def difference(value: float) -> str:
 
 def differences(values: Sequence[float]) -> list[str]:
     """Differences of shares that are read beside each other."""
-    exact = [100 * _exact(value) for value in values]
-    texts = _distinct(exact, 1, anchors=(0,))
-    return [f"+{text}" if value > 0 else text for value, text in zip(exact, texts, strict=True)]
+    texts = _distinct([100 * _exact(value) for value in values], 1, anchors=(0,))
+    return [f"+{text}" if _exact(value) > 0 else text for value, text in zip(values, texts, strict=True)]
 
 
 def interval(bounds: Sequence[float] | None, signed: bool = False) -> str:
@@ -97,27 +92,16 @@ def _round(value: Decimal, decimals: int) -> str:
 
 def _distinct(values: Sequence[Decimal | None], decimals: int, anchors: Sequence[int]) -> list[str]:
     """Texts of the values; those that would print like another value, or like an anchor, get more digits."""
-    everything = [*values, *(Decimal(a) for a in anchors)]
-    digits = [decimals] * len(everything)
+    known = [*(value for value in values if value is not None), *map(Decimal, anchors)]
+    digits = [decimals] * len(known)
     while True:
-        texts = [MISSING if v is None else _round(v, d) for v, d in zip(everything, digits, strict=True)]
-        clashing = _clashes(everything, texts)
-        if not clashing or max(digits) >= _MAX_DECIMALS:
-            return texts[: len(values)]
-        for index in clashing:
-            digits[index] += 1
-
-
-def _clashes(values: Sequence[Decimal | None], texts: Sequence[str]) -> set[int]:
-    """Positions whose text is that of a different value."""
-    groups: dict[str, list[int]] = {}
-    for index, text in enumerate(texts):
-        if values[index] is not None:
-            groups.setdefault(text, []).append(index)
-    spread = {
-        text: max(values[i] for i in group) - min(values[i] for i in group) for text, group in groups.items()
-    }
-    return {i for text, group in groups.items() if spread[text] > Decimal(EQUAL_BELOW) for i in group}
+        texts = [_round(value, d) for value, d in zip(known, digits, strict=True)]
+        same = [[v for v, other in zip(known, texts, strict=True) if other == text] for text in texts]
+        clash = [max(group) - min(group) > Decimal(EQUAL_BELOW) for group in same]
+        if not any(clash) or max(digits) >= _MAX_DECIMALS:
+            printed = iter(texts)
+            return [MISSING if value is None else next(printed) for value in values]
+        digits = [d + more for d, more in zip(digits, clash, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -208,10 +192,8 @@ def record_path(path: Path) -> str:
     path = path.absolute()
     if not path.is_relative_to(paths.RUNS):
         return str(path.relative_to(paths.PAPER.parents[1]))
-    profile, *inside = path.relative_to(paths.RUNS).parts
-    return "/".join(
-        ["reports", profile, *inside[1:]] if inside[:1] == ["reports"] else ["runs", profile, *inside]
-    )
+    profile, kind, *inside = path.relative_to(paths.RUNS).parts
+    return "/".join(["reports", profile, *inside] if kind == "reports" else ["runs", profile, kind, *inside])
 
 
 def from_record_path(name: str) -> Path:

@@ -1,7 +1,6 @@
-"""What gathers the reports of a profile: claims.md, report.html, and the map in README.md.
+"""What gathers the reports of a profile: claims.md, report.html (figures inside), and the map in README.md.
 
-Written from the Markdown and JSON reports that are there; the same reports give the same bytes. report.html needs
-nothing else: figures lie inside.
+Written from the Markdown and JSON reports that are there; the same reports give the same bytes.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result i
 
 
 def train(profile: Profile, names: Sequence[str]) -> None:
-    """Make the trainings of notebook 03 behind items (without names: all), where they are missing.
-
-    Raises UserError where there are none.
-    """
+    """Make the trainings of notebook 03 behind items (without names: all). Raises UserError where there are none."""
     experiments = [name for item in chosen(profile, names) for name in item.experiments]
     if names and not experiments:
         what = f"no training of notebook 03 stands behind {', '.join(names)}"
@@ -52,10 +48,10 @@ def train(profile: Profile, names: Sequence[str]) -> None:
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
     """Write the items named, or all whose runs are there; then claims, the HTML page and cards of what is there."""
-    written = [paths.reports_of(profile.name) / f"{name}.md" for name in tables.write_all(profile, names)]
+    names = [*tables.write_all(profile, names), "claims"]
     write_claims(profile)
-    claimed = paths.reports_of(profile.name) / "claims.md"
-    return [*written, claimed, write_html(profile), *cards.write_all(profile)]
+    written = [paths.reports_of(profile.name) / f"{name}.md" for name in names]
+    return [*written, write_html(profile), *cards.write_all(profile)]
 
 
 def publish(profile: Profile) -> list[Path]:
@@ -77,23 +73,17 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds."""
     folder = paths.reports_of(profile.name)
     content, lines, text = claims.page(profile, folder)
-    write_atomic(folder / "claims.json", numbers.json_text(content))
-    write_atomic(folder / "claims.csv", lines)
-    write_atomic(folder / "claims.md", text)
+    for kind, written in (("json", numbers.json_text(content)), ("csv", lines), ("md", text)):
+        write_atomic(folder / f"claims.{kind}", written)
     return content
 
 
 def write_html(profile: Profile) -> Path:
-    """Write report.html into the profile's report folder; returns the file.
-
-    Raises UserError when there is no report yet, or when a figure is missing.
-    """
+    """Write report.html into the report folder; returns it. Raises UserError without any, or a figure."""
     folder, known = paths.reports_of(profile.name), items(profile)
     files = {name: folder / f"{name}.md" for name in ("claims", *known)}
     if not any(file.is_file() for file in files.values()):
-        raise UserError(
-            f"no report in {paths.shown(folder)} yet; run `make reproduce PROFILE={profile.name}`"
-        )
+        raise UserError(f"no report in {paths.shown(folder)}; run `make reproduce PROFILE={profile.name}`")
     missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
     files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log", "bench/bench")}
     sections = [(file.stem, *_chapter(file)) for file in files.values() if file.is_file()]
@@ -117,8 +107,7 @@ def _chapter(file: Path) -> tuple[str, Markup]:
     """(title, HTML without it) of a Markdown report, its figures inside."""
     note_access(file)
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = parser.parse(file.read_text(encoding="utf-8"))
-    title = ""
+    tokens, title = parser.parse(file.read_text(encoding="utf-8")), ""
     if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
         title, tokens = tokens[1].content, tokens[3:]
     for place, token in enumerate(tokens):
@@ -169,15 +158,13 @@ def _commits(*reports: dict[str, Any]) -> list[str]:
 
 def readme_map() -> str:
     """Paper item, notebook, target, the paper's value, ours, profile and commit of the runs; from reports/ alone."""
+    heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
+    of_paper = [item for item in items(load_profile(PUBLISHED)).values() if not item.ours]
     rows = [
-        ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"],
-        [":---"] * 7,
+        [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(item.name)]
+        for item in of_paper
     ]
-    for name, item in items(load_profile(PUBLISHED)).items():
-        if not item.ours:
-            made_by = [f"`{item.notebook}`", f"`make {item.target}`"]
-            rows.append([item.title, *made_by, _printed(item), *_measured(name)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, [":---"] * 7, *rows))
 
 
 def _printed(item: Item) -> str:

@@ -13,8 +13,7 @@ PRINTED_AVERAGE = "Average"  # column of the paper's tables
 
 
 def _rows(file: str) -> list[dict[str, str]]:
-    with open(paths.PAPER / file, encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+    return list(csv.DictReader((paths.PAPER / file).read_text(encoding="utf-8").splitlines()))
 
 
 def _value(text: str) -> float | str:

@@ -46,7 +46,7 @@ class Measured:
     rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]
     trainings: Records
     more: Records
-    missing: tuple[str, ...]
+    missing: Sequence[str]
 
     @cached_property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -61,11 +61,6 @@ class Measured:
     @property
     def training_seeds(self) -> list[int]:
         return [seed for record in self.trainings.values() for seed in record["seeds"]]
-
-    @property
-    def names(self) -> list[str]:
-        """Of the runs."""
-        return [Path(file).parent.name for file in self.records]
 
     def mean_of(self, *keys: str) -> float | None:
         """Mean over the runs of a value of their records; None where one misses it."""
@@ -83,9 +78,11 @@ class Measured:
     @cached_property
     def curves(self) -> list[Curve]:
         """Reward and length over each of its trainings. Raises UserError where one has none."""
-        labels = [f"{self.row.label}, training {number + 1}" for number in range(len(self.trainings))]
-        labels = labels if len(labels) > 1 else [self.row.label]
-        return [_read_curve(*pair) for pair in zip(self.trainings, labels, strict=False)]
+        label, many = self.row.label, len(self.trainings) > 1
+        numbered = enumerate(self.trainings, 1)
+        return [
+            _read_curve(file, f"{label}, training {number}" if many else label) for number, file in numbered
+        ]
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class Results:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """Those of the item's comparisons whose rows were measured."""
-        return [pair for pair in self.item.pairs if all(label in self.measured for label in pair)]
+        return [pair for pair in self.item.pairs if self.measured.keys() >= {*pair}]
 
     def interval(self, label: str, benchmark: str) -> Interval:
         """Mean and 95 % interval of a row."""
@@ -140,30 +137,22 @@ class Results:
     def notes(self) -> list[str]:
         """What has no score, so that no number here is of it."""
         unscored = ", ".join(title_of(name) for name in self.groups if name not in self.parts)
+        lost = [f"{count} of {title_of(name)}" for name, count in self.left_out.items() if name in self.parts]
         notes = [f"Without scores, and not in the average: {unscored}."] if unscored else []
-        few = ", ".join(
-            f"{count} of {title_of(name)}" for name, count in self.left_out.items() if name in self.parts
-        )
-        return notes + (
-            [f"Samples that some row has no score for are left out of all: {few}."] if few else []
-        )
+        few = f"Samples that some row has no score for are left out of all: {', '.join(lost)}."
+        return [*notes, few] if lost else notes
 
 
 def shared(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[dict[str, dict[str, Scores]], dict[str, int]]:
     """(label -> benchmark -> scores of the samples that all labels have, benchmark -> how many others there are)."""
-    names = dict.fromkeys(name for found in scores.values() for name in found)
-    common, left_out = {}, {}
-    for name in names:
-        keys = [found.get(name, {}).keys() for found in scores.values()]
-        common[name] = frozenset(keys[0]).intersection(*keys[1:])
-        if others := len(set().union(*keys)) - len(common[name]):
+    kept, left_out = {label: {} for label in scores}, {}
+    for name in dict.fromkeys(name for found in scores.values() for name in found):
+        keys = [set(found.get(name, {})) for found in scores.values()]
+        common = set.intersection(*keys)
+        if others := len(set.union(*keys)) - len(common):
             left_out[name] = others
-    kept = {
-        label: {
-            name: {k: v for k, v in found[name].items() if k in keys} for name, keys in common.items() if keys
-        }
-        for label, found in scores.items()
-    }
+        for label, found in scores.items() if common else ():
+            kept[label][name] = {key: score for key, score in found[name].items() if key in common}
     return kept, left_out
 
 
@@ -177,12 +166,17 @@ def title_of(benchmark: str) -> str:
     return "Average" if benchmark == AVERAGE else get_benchmark(benchmark).name
 
 
+def _there(profile: Profile, runs: Sequence[str]) -> list[str]:
+    """Those that are finished."""
+    return [run for run in runs if (paths.RUNS / profile.name / run / "result.json").is_file()]
+
+
 def missing_runs(profile: Profile, item: Item) -> list[str]:
     """Evaluations without which the item cannot be shown, "<stage>/<run>"; some seeds do where a table says which."""
-    home, found = paths.RUNS / profile.name, []
+    found = []
     for row in item.rows:
         if row.label in item.needed or (item.kind == "rl" and not row.trainings):
-            there = [run for run in row.runs if (home / run / "result.json").is_file()]
+            there = _there(profile, row.runs)
             found += [] if there and item.kind == "prism" else [run for run in row.runs if run not in there]
     return found
 
@@ -206,30 +200,26 @@ def load(profile: Profile, item: Item) -> Results:
     measured = {label: one for label, one in found.items() if one.records}
     scores, left_out = shared({label: one.scores for label, one in measured.items()})
     if not any(scores.values()):
-        raise UserError(
-            f"{item.name}: no question was scored in all of its rows; the records say why (unscored)"
-        )
+        told = "no question was scored in all of its rows; the records say why (unscored)"
+        raise UserError(f"{item.name}: {told}")
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
     missing_of = {label: one.missing for label, one in found.items() if one.missing}
     return Results(profile, item, measured, parts, missing_of, left_out)
 
 
 def _measure(profile: Profile, item: Item, row: Row) -> Measured:
-    home = paths.RUNS / profile.name
-    there = [run for run in row.runs if (home / run / "result.json").is_file()]
+    home, there = paths.RUNS / profile.name, _there(profile, row.runs)
     if there and len(there) < len(row.runs) and item.kind != "prism":
-        raise UserError(
-            f"{row.label}: {len(there)} of {len(row.runs)} training seeds were evaluated; make the rest: "
-            f"make {item.target} PROFILE={profile.name}"
-        )
+        told = f"{len(there)} of {len(row.runs)} training seeds were evaluated"
+        raise UserError(f"{row.label}: {told}; make the rest: make {item.target} PROFILE={profile.name}")
     trainings = row.trainings if there else ()
     if item.kind == "prism":
         trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
-    captions = [run for run in (row.captions or ())[1:] if (home / run / "result.json").is_file()]
+    captions = _there(profile, (row.captions or ())[1:])
     return Measured(
         row, _records(home, there), tuple(read_samples(home / run) for run in there), _records(home, trainings),
         _records(home, [*row.more, *captions] if there else []),
-        tuple(Path(run).name for run in row.runs if run not in there),
+        [Path(run).name for run in row.runs if run not in there],
     )  # fmt: skip
 
 

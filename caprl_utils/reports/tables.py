@@ -1,9 +1,6 @@
 """The one writer of tables and figures: an item becomes <name>.md, .csv, .json and its pictures, from finished runs.
 
-    tables.write(profile, "table1")
-
-The same results give the same bytes. Every cell keeps the record and the key that its number was read from; the runs
-behind an item (keys, commits, seeds, hashes) stand in its JSON.
+The same results give the same bytes. Every cell keeps the record and the key that its number was read from.
 """
 
 from __future__ import annotations
@@ -45,11 +42,8 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
     known, done = items(profile), []
     for name in names or known:
         if not names and (missing := measuring.missing_runs(profile, known[name])):
-            command = f"make {known[name].target} PROFILE={profile.name}"
-            print(
-                f"{name}: left out, not there yet: {measuring.listed(missing)}; make it: {command}",
-                file=sys.stderr,
-            )
+            told = f"{name}: left out, not there yet: {measuring.listed(missing)}"
+            print(f"{told}; make it: make {known[name].target} PROFILE={profile.name}", file=sys.stderr)
         else:
             write(profile, name)
             done.append(name)
@@ -61,8 +55,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
-    findings = claims.test_all(results)
-    tables = tables_of(results)
+    findings, tables = claims.test_all(results), tables_of(results)
     short = "Table 3" if item.kind == "prism" else item.title
     paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
     draw(results, stem)
@@ -91,11 +84,10 @@ def _runs_of(results: Results) -> list[dict[str, Any]]:
 def _facts(results: Results) -> dict[str, Any]:
     """What Table 3 says in words besides."""
     base = next(iter(results.measured[BASE].records.values()))
-    gap = results.difference(CAPRL, BASE)
-    measured = results.measured.items()
+    gap, measured = results.difference(CAPRL, BASE), results.measured.items()
     return {
         "num_samples": {name: base["n"][name] for name in results.groups if name != AVERAGE},
-        "missing": {label: list(names) for label, names in results.missing.items()},
+        "missing": results.missing,
         "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
         "gain": gap.value, "gain_interval": [gap.low, gap.high], "verdict": claims.verdict(gap.low, gap.high),
     }  # fmt: skip
@@ -149,14 +141,13 @@ def _trainings(results: Results) -> dict[str, Any]:
 
 def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What Table 3 says in words."""
-    gaps = {name: results.parts[name].difference(CAPRL, BASE) for name in results.scored}
     tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
-    curves = []
-    for curve in curves_of(results):
-        ends = numbers.numbers(claims.ends(curve.rewards), 3)
-        curves.append((curve, min(len(curve.rewards), claims.WINDOW_STEPS), ends))
+    curves = [
+        (c, min(len(c.rewards), claims.WINDOW_STEPS), numbers.numbers(claims.ends(c.rewards), 3))
+        for c in curves_of(results)
+    ]
     unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
-    above = [title_of(name) for name, gap in gaps.items() if gap.low > 0]
+    above = [title_of(k) for k in results.scored if results.parts[k].difference(CAPRL, BASE).low > 0]
     return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
 
 
@@ -171,10 +162,9 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
 
 def _captioners(profile: Profile) -> str:
     """What the captioners are that the paper compares by size, where that must be said."""
-    about = about_models(profile).get("captioners", "")
+    named, about = profile.models.named(), about_models(profile).get("captioners", "")
     if not about:
         return ""
-    named = profile.models.named()
     folders = [Path(paths.resolve_model(named[role].path)) for role in CAPTIONERS if role in named]
     records = [json.loads((folder / "record.json").read_text(encoding="utf-8")) for folder in folders]
     sizes = numbers.numbers(sorted({record["parameters"] / 1e6 for record in records}))
@@ -199,20 +189,20 @@ def summary(results: Results) -> str:
     Of a ladder the values in order and the difference of the last from the first; else all comparisons of one kind.
     """
     item = results.item
+
+    def gap(ours: str, theirs: str) -> str:
+        found = results.difference(ours, theirs)
+        return numbers.gap(found.value, found.low, found.high)
+
     if not item.ladder:
-        known = {n: p for n, p in item.told_pairs.items() if all(label in results.measured for label in p)}
-        return f"{item.told} " + ", ".join(f"{name} {_gap(results, *pair)}" for name, pair in known.items())
+        known = [(name, pair) for name, pair in item.told_pairs.items() if results.measured.keys() >= {*pair}]
+        return f"{item.told} " + ", ".join(f"{name} {gap(*pair)}" for name, pair in known)
     labels = [label for label in item.ladder if label in results.measured]
     values = numbers.percents([results.interval(label, AVERAGE).value for label in labels])
     first, last = labels[0], labels[-1]
     if len(labels) == 2:
-        return f"{last} against {first}: {' to '.join(values)} ({_gap(results, last, first)})"
-    return f"{', '.join(labels)}: {', '.join(values)} ({last} against {first}: {_gap(results, last, first)})"
-
-
-def _gap(results: Results, ours: str, theirs: str) -> str:
-    gap = results.difference(ours, theirs)
-    return numbers.gap(gap.value, gap.low, gap.high)
+        return f"{last} against {first}: {' to '.join(values)} ({gap(last, first)})"
+    return f"{', '.join(labels)}: {', '.join(values)} ({last} against {first}: {gap(last, first)})"
 
 
 def draw(results: Results, stem: Path) -> None:
@@ -241,8 +231,7 @@ def curves_of(results: Results) -> list[Curve]:
     """The trainings behind an item; Table 3's are all CapRL's."""
     if results.item.kind != "prism":
         return [curve for found in results.measured.values() for curve in found.curves]
-    found = results.measured[CAPRL]
-    seeds = found.training_seeds
+    found, seeds = results.measured[CAPRL], results.measured[CAPRL].training_seeds
     labels = ["CapRL"] if len(seeds) == 1 else [f"CapRL, seed {seed}" for seed in seeds]
     return [replace(curve, label=label) for curve, label in zip(found.curves, labels, strict=True)]
 
@@ -251,8 +240,8 @@ def tables_of(results: Results) -> list[Table]:
     """All tables of an item but the paper's."""
     tables = [scores_table(results), gaps_table(results)]
     if results.item.kind == "prism":
-        return [*tables, scores_table(results, bounds=True), matched_table(results), best_table(results),
-                variance_table(results)]  # fmt: skip
+        bounds = scores_table(results, bounds=True)
+        return [*tables, bounds, matched_table(results), best_table(results), variance_table(results)]
     if results.item.kind == "pretraining" and (captions := captions_table(results)).rows:
         tables.append(captions)
     if results.item.figures == ["curves"]:
@@ -271,13 +260,12 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     more = [_more_cells(item, found).values() for found in shown.values()]
     rows = [(label, [*(column[n] for column in columns), *more[n]]) for n, label in enumerate(shown)]
     heads = [*results.heads, *_more_cells(item, next(iter(results.measured.values())))]
-    caption = f"{item.title}: accuracy (%) with 95 % interval"
-    name, notes = item.name, item.notes
-    if item.kind == "prism":
-        caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
-    notes = [*notes, *results.notes()]
+    name, caption, notes = item.name, f"{item.title}: accuracy (%) with 95 % interval", item.notes
     if bounds:
-        name, caption, notes = "bounds", "Floors, ceilings and a control for length, accuracy (%)", ()
+        name, caption = "bounds", "Floors, ceilings and a control for length, accuracy (%)"
+    elif item.kind == "prism":
+        caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
+    notes = () if bounds else [*notes, *results.notes()]
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
 
 
@@ -287,8 +275,7 @@ def _missing(results: Results) -> list[str]:
     notes = [f"Not evaluated, so not in the tables: {'; '.join(gone)}."] if gone else []
     for label, found in results.measured.items():
         if names := results.missing.get(label):
-            there = len(found.records)
-            seeds = f"{there} of {there + len(names)} training seeds"
+            seeds = f"{len(found.records)} of {len(found.row.runs)} training seeds"
             notes.append(f"{label} is averaged over {seeds}; not evaluated: {', '.join(names)}.")
     return notes
 
@@ -390,12 +377,12 @@ def _trainings_of_settings(results: Results) -> str:
     """How many trainings stand behind the rows of VLMs, and what that means for the intervals."""
     words = {1: "one training", 2: "two trainings", 3: "three trainings"}
     counts = {found.row.setting: len(found.records) for found in results.measured.values()}
-    told = []
-    for many in sorted(set(counts.values()), reverse=True):
+    told, different = [], sorted(set(counts.values()), reverse=True)
+    for many in different:
         names = ", ".join(name for name, number in counts.items() if number == many)
-        where = f" in setting {names}" if len(set(counts.values())) > 1 else ""
+        where = f" in setting {names}" if len(different) > 1 else ""
         told.append(f"{words.get(many, f'{many} trainings')} a row{where}")
-    text = ", ".join(told) + _note("other_seeds") + (_note("averaged") if max(counts.values()) > 1 else "")
+    text = ", ".join(told) + _note("other_seeds") + (_note("averaged") if different[0] > 1 else "")
     return text[0].upper() + text[1:]
 
 
@@ -410,14 +397,13 @@ def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
     heads = {"count": "Captions", "tokens": "Tokens, mean", "told": "Facts told right (%)",
              "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}  # fmt: skip
-    prints = {"count": numbers.count, "tokens": numbers.number}
-    rows: dict[str, list[Cell]] = {}
-    for found in results.measured.values():
-        for file, record in found.more.items():
-            if found.row.captions and (values := record["values"].get("captions")):
-                printed = [prints.get(key, numbers.percent)(values[key]) for key in heads]
-                sources = [[Source(file, f"values/captions/{key}")] for key in heads]
-                rows[found.row.captions[0]] = _cells(printed, [values[key] for key in heads], sources)
+    prints, rows = {"count": numbers.count, "tokens": numbers.number}, {}
+    sets = [found for found in results.measured.values() if found.row.captions]
+    for name, file, record in [(s.row.captions[0], *entry) for s in sets for entry in s.more.items()]:
+        if values := record["values"].get("captions"):
+            printed = [prints.get(key, numbers.percent)(values[key]) for key in heads]
+            sources = [[Source(file, f"values/captions/{key}")] for key in heads]
+            rows[name] = _cells(printed, [values[key] for key in heads], sources)
     name = f"{results.item.name}_captions"
     return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [_note("captions")])
 
@@ -428,8 +414,8 @@ def curve_table(results: Results) -> Table:
     for curve in curves_of(results):
         rewards, lengths = claims.ends(curve.rewards), claims.ends(curve.lengths)
         printed = [*numbers.numbers(rewards, decimals=3), *numbers.numbers(lengths)]
-        of_reward, of_length = [Source(curve.file, "reward")], [Source(curve.file, "completion_tokens")]
-        sources = [of_reward, of_reward, of_length, of_length]
+        keys = ("reward", "reward", "completion_tokens", "completion_tokens")
+        sources = [[Source(curve.file, key)] for key in keys]
         rows.append((curve.label, _cells(printed, [*rewards, *lengths], sources)))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
@@ -464,9 +450,7 @@ def best_table(results: Results) -> Table:
     """Mean over an image's captions beside the best of n, averages over the benchmarks (%)."""
     first = next(iter(results.measured[BASE].records.values()))["values"]["benchmarks"]
     counts, rows = list(first[results.scored[0]]["best_of"]), []
-    for label, found in results.measured.items():
-        if found.row.bound:
-            continue
+    for label, found in [(name, one) for name, one in results.measured.items() if not one.row.bound]:
         values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
         for k in counts:
             places = [("benchmarks", name, "best_of", k) for name in results.scored]
@@ -481,27 +465,22 @@ def best_table(results: Results) -> Table:
 def variance_table(results: Results) -> Table:
     """Standard deviation of single scores by source, in points: questions, captions of one, training seeds."""
     rows = []
-    for label in (BASE, CAPRL):
-        found = results.measured[label]
+    for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
         parts = statistics.variance_components(_score_array(found))
         values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
         printed = [numbers.percent(v) for v in values]
         if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
             printed[-1] = f"not above the noise ({len(found.records)} trainings)"
         rows.append((label, _cells(printed, values, [found.samples("score")] * 3)))
-    notes = [_note("variance"), *_averages_of_trainings(results.measured[CAPRL])]
+    notes = [_note("variance")]
+    if len(found.records) > 1:
+        averages = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
+        names = [Path(file).parent.name for file in found.records]
+        each = ", ".join(f"{text} ({name})" for name, text in zip(names, averages, strict=True))
+        notes.append(f"Averages of the trainings of {CAPRL}: {each}.")
     heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"
     return Table("variance", caption, "Captioner", heads, rows, notes)
-
-
-def _averages_of_trainings(found: Measured) -> list[str]:
-    """Each training's own average, where there are several."""
-    if len(found.records) < 2:
-        return []
-    averages = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
-    each = ", ".join(f"{text} ({name})" for name, text in zip(found.names, averages, strict=True))
-    return [f"Averages of the trainings of {found.row.label}: {each}."]
 
 
 def _score_array(found: Measured) -> list[list[list[float]]]:

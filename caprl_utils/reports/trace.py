@@ -1,7 +1,7 @@
 """From a printed digit to what made it: `caprl trace "table3 CapRL mini-chart"`.
 
-The first word names a report (a JSON in the profile's report folder); the others must occur in the cell's table name,
-row label or column head. What a report says of its runs is enough; their files tell more where they are here.
+The first word names a report; the others must occur in the cell's table name, row label or column head. What a report
+says of its runs is enough; their files tell more where they are here.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def trace(profile: Profile, item: str) -> str:
     folder = folder if any(folder.glob("*.json")) else paths.REPORTS / profile.name
     if not item.split():
         raise UserError('name a cell, for example "table3 CapRL mini-chart"')
-    cells = find(item, folder)
-    if not cells:
+    if not (cells := find(item, folder)):
         known = [cell.name for cell in cells_of(folder, item.split()[0])]
         rows, columns = (", ".join(dict.fromkeys(name[part] for name in known)) for part in (2, 3))
         raise UserError(f"no cell of {paths.shown(folder)} fits {item!r}. Rows: {rows}. Columns: {columns}")
@@ -101,28 +100,23 @@ def _plain(text: str) -> str:
 
 def describe(cell: Found) -> str:
     """The cell, and for each of its sources the record, value, code, data and command behind it."""
-    files = [_about(file, keys, cell.runs) for file, keys in _by_file(cell.sources, cell.runs).items()]
+    files = [_about(file, keys, cell.runs) for file, keys in _by_file(cell.sources).items()]
     return fill("trace.txt", cell=cell, files=files).rstrip()
 
 
-def _by_file(
-    sources: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def _by_file(sources: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
     """File -> key -> the number there; a number of another report is followed to where that has it from."""
     found: dict[str, dict[str, Any]] = {}
     for file, key in ((source["file"], source["key"]) for source in sources):
-        here = from_record_path(file)
+        here, keys = from_record_path(file), found.setdefault(file, {})
+        keys[key] = None
         if here.suffix == ".csv":
-            number, column = key.split("/", 1)
-            with open(here, encoding="utf-8", newline="") as lines:
-                found.setdefault(file, {})[key] = list(csv.DictReader(lines))[int(number)][column]
+            rows = list(csv.DictReader(here.read_text(encoding="utf-8").splitlines()))
+            keys[key] = look_up(rows, key)
         elif file.startswith("reports/"):
             content = json.loads(here.read_text(encoding="utf-8"))
-            found.setdefault(file, {})[key] = look_up(content, key)
-            whole = look_up(content, key.rsplit("/", 1)[0])
-            found |= _by_file(whole.get("sources", []), runs)
-        else:
-            found.setdefault(file, {})[key] = None
+            keys[key] = look_up(content, key)
+            found |= _by_file(look_up(content, key.rsplit("/", 1)[0]).get("sources", []))
     return found
 
 
