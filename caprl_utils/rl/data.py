@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,13 +76,12 @@ def load_data(
     file: Path, data: Data, num_images: int, min_images: int = 1, max_pixels: int | None = None,
     refusal: Refusal | None = None,
 ) -> TrainingSet:  # fmt: skip
-    """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt, image and questions.
+    """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt (TRL adds the image), image ({bytes,
+    path}) and questions (Question rows as dictionaries).
 
-    prompt: [{"role": "user", "content": prompts.CAPTION}], to which TRL adds the image. image: {bytes, path}, opened
-    by `pictures`. questions: a list of Question rows as dictionaries. Of more than `num_images` images those with the
-    smallest hash of their id are taken, so a smaller set is part of a larger one (Figure 5 right). A bad row is set
-    aside: no questions that can be read and, with `refusal`, a picture that cannot be opened or taken. Raises
-    UserError when fewer than `min_images` remain.
+    Of more than `num_images` images those with the smallest hash of their id are taken, so a smaller set is part of a
+    larger one (Figure 5 right). A bad row is set aside: no questions that can be read and, with `refusal`, a picture
+    that cannot be opened or taken. Raises UserError when fewer than `min_images` remain.
     """
     import datasets
 
@@ -97,9 +97,9 @@ def load_data(
     pictures = Pictures(file.parent, max_pixels)
     if refusal is not None:
         reasons = in_threads(lambda i: _why_not(rows[i]["image"], pictures, refusal), kept)
-        reasons = dict(zip(kept, reasons, strict=True))
-        bad |= {ids[i]: reason for i, reason in reasons.items() if reason}
-        kept = [i for i in kept if not reasons[i]]
+        refused = {i: reason for i, reason in zip(kept, reasons, strict=True) if reason}
+        bad |= {ids[i]: reason for i, reason in refused.items()}
+        kept = [i for i in kept if i not in refused]
     told = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
     if bad:
         log.warning("%d of %d rows of %s are set aside: %s", len(bad), len(rows), paths.shown(file), told)
@@ -140,13 +140,10 @@ def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str
 
 
 def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_images: int) -> list[int]:
-    wanted = [
-        i for i, name in enumerate(ids)
-        if questions[i] and (not data.ids or any(fnmatchcase(name, pattern) for pattern in data.ids))
-    ]  # fmt: skip
+    patterns = data.ids or ["*"]
+    wanted = [i for i, name in enumerate(ids) if questions[i] and any(fnmatchcase(name, p) for p in patterns)]
     limit = min(data.num_images or num_images, len(wanted))
     return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])
 
 
-def _rank(name: str) -> int:
-    return derive_seed(name, bits=256)
+_rank = partial(derive_seed, bits=256)

@@ -1,18 +1,15 @@
 """GRPO on captions: TRL's GRPOTrainer with an exact resume, an exact data order, and rewards that may be missing.
 
 How it departs from TRL 1.16, each on purpose:
-1. `_load_from_checkpoint` goes through from_pretrained and then loads strictly. TRL's own does a non-strict load of a
-   file whose names differ from the model's (huggingface/transformers#43701): it loads nothing, says so in two warnings,
-   and training goes on from the initial weights. The KL reference still comes from the base model.
-2. The data order is a function of (seed, step) alone, over any number of passes; TRL's sampler repeats its first pass
-   after a resume in a later one.
+1. `_load_from_checkpoint` goes through from_pretrained, then loads strictly. TRL's own looks for names that the file
+   does not have (huggingface/transformers#43701): it loads nothing, warns, and trains on from the initial weights.
+2. The data order is a function of (seed, step) alone; TRL's repeats its first pass after a resume in a later one.
 3. A checkpoint is marked whole after its last file.
 4. Captions are scored while the KL reference reads them; "seconds/reward" is what training waits for.
-5. No value that decides the method is left to a default. Where TRL's would change it: loss_type is dapo,
-   use_bias_correction_kl weights the KL term by the importance ratio, and vLLM rollouts drop whole captions by a
-   sequence mask.
-6. vLLM in this process gets an image's place once: TRL hands it prompts whose image tokens are there already, and it
-   puts them in again (huggingface/trl#6294). What it read has to equal what is trained on.
+5. No value that decides the method is left to a default: TRL's would take the loss dapo, weight the KL term by the
+   importance ratio, and drop whole captions of vLLM by a sequence mask.
+6. vLLM in this process gets an image's place once: TRL's prompts hold its tokens, and vLLM puts them in again
+   (huggingface/trl#6294). What it read has to equal what is trained on.
 7. An image is opened once a rollout, transformers samples a part of a rollout at a time on a GPU, and every forward
    pass is cut to its own longest prompt and caption; TRL pads all to the rollout's longest.
 """
@@ -21,9 +18,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +31,11 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
-from caprl_utils.models.local import process_once, share_images
+from caprl_utils.models.local import process_once
 from caprl_utils.paths import shown
+from caprl_utils.rl import policy
 from caprl_utils.rl.data import Pictures, data_file, load_data
 from caprl_utils.rl.launch import batch_layout
-from caprl_utils.rl.policy import (
-    check_training,
-    load_policy,
-    load_processor,
-    longest_prompt,
-    lora_config,
-    mark_complete,
-    refusal_of,
-    windows_together,
-)
 from caprl_utils.rl.scoring import open_reward
 from caprl_utils.schema import Experiment, Profile
 
@@ -117,22 +106,15 @@ class StepSampler(Sampler):
     repeats: int
     seed: int
 
-    def images_of(self, step: int) -> list[int]:
-        """Rows of the images of a step (from 0)."""
-        start, stop = step * self.prompts, (step + 1) * self.prompts
-        passes = range(start // self.num_rows, (stop - 1) // self.num_rows + 1)
-        rows = [row for number in passes for row in self._permutation(number)]
-        return rows[start - passes.start * self.num_rows :][: self.prompts]
-
-    def _permutation(self, number: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return torch.randperm(self.num_rows, generator=generator).tolist()
+    def _images(self) -> Iterator[int]:
+        for number in count():
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            yield from torch.randperm(self.num_rows, generator=generator).tolist()
 
     def __iter__(self) -> Iterator[int]:
-        for step in range(self.steps):
-            rows = [row for row in self.images_of(step) for _ in range(self.group)]
-            for _ in range(self.repeats):
-                yield from rows
+        images = self._images()
+        for _ in range(self.steps):
+            yield from [row for row in islice(images, self.prompts) for _ in range(self.group)] * self.repeats
 
     def __len__(self) -> int:
         return self.steps * self.prompts * self.group * self.repeats
@@ -170,8 +152,8 @@ class CaptionTrainer(GRPOTrainer):
         return StepSampler(len(self.train_dataset), args.max_steps, prompts, group, repeats, args.seed)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
-        opened = {row["id"]: row["image"] for row in inputs}
-        opened = {name: self.pictures(image) for name, image in opened.items()}
+        images = {row["id"]: row["image"] for row in inputs}
+        opened = {name: self.pictures(image) for name, image in images.items()}
         inputs = [{**row, "image": opened[row["id"]]} for row in inputs]
         self._columns = {name: [row[name] for row in inputs] for name in inputs[0]}
         with process_once(self.processing_class):
@@ -184,8 +166,7 @@ class CaptionTrainer(GRPOTrainer):
         parts = []
         for start in range(0, len(prompt_ids), size):
             some, rows = rows_of(fields, start, start + size), slice(start, start + size)
-            part = super()._generate_single_turn(prompt_ids[rows], images[rows], some, *args, **kwargs)
-            parts.append(part)
+            parts.append(super()._generate_single_turn(prompt_ids[rows], images[rows], some, *args, **kwargs))
         if len(parts) == 1:
             return parts[0]
         return [ids for captions, _ in parts for ids in captions], None
@@ -213,19 +194,21 @@ class CaptionTrainer(GRPOTrainer):
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate(self, prompts: list) -> tuple:
-        start = time.perf_counter()
-        result = super()._generate(prompts)
-        self._metrics["train"]["seconds/generate"].append(time.perf_counter() - start)
-        completions = result[3]
+        with self._timed("seconds/generate"):
+            result = super()._generate(prompts)
         for reward in self.reward_funcs:
-            reward.begin(completions, self._columns, self.state.global_step)
+            reward.begin(result[3], self._columns, self.state.global_step)
         return result
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._timed("seconds/reward"):
+            return super()._calculate_rewards(*args, **kwargs)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        rewards = super()._calculate_rewards(*args, **kwargs)
-        self._metrics["train"]["seconds/reward"].append(time.perf_counter() - start)
-        return rewards
+        yield
+        self._metrics["train"][name].append(time.perf_counter() - start)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
@@ -248,28 +231,21 @@ class CaptionTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            policy.mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
-def _restore_on_cpu(storage: Any, location: str) -> Any:
-    """Several processes on a CPU load their checkpoints to "cpu:<process>", which torch does not know."""
-    return storage if location.startswith("cpu:") else None
-
-
-torch.serialization.register_package(50, lambda storage: None, _restore_on_cpu)
+# several processes on a CPU load their checkpoints to "cpu:<process>", which torch does not know
+torch.serialization.register_package(
+    50, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
 
 
 def rows_of(fields: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     """What a processor gave for some of the prompts, one image each; Qwen's patches of all images lie end to end."""
-    grid, found = fields.get("image_grid_thw"), {}
-    for name, value in fields.items():
-        if value is None:
-            found[name] = None
-        elif name == "pixel_values" and grid is not None:
-            ends = [0, *torch.as_tensor(grid).prod(-1).cumsum(0).tolist()]
-            found[name] = value[ends[start] : ends[min(stop, len(ends) - 1)]]
-        else:
-            found[name] = value[start:stop]
+    found = {name: None if value is None else value[start:stop] for name, value in fields.items()}
+    if (grid := found.get("image_grid_thw")) is not None:
+        before, own = (int(part.prod(-1).sum()) for part in (fields["image_grid_thw"][:start], grid))
+        found["pixel_values"] = fields["pixel_values"][before : before + own]
     return found
 
 
@@ -301,29 +277,26 @@ def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Pa
     rl, training, config = profile.rl, experiment.training, profile.models.policy
     num_processes, on_gpu = PartialState().num_processes, torch.cuda.is_available()
     arguments = grpo_arguments(profile, experiment, seed, folder, num_processes, on_gpu)
-    reward, policy = open_reward(profile, experiment, seed), load_policy(config, training, on_gpu)
-    check_training(training)
-    processor = load_processor(config)
-    refusal = refusal_of(processor, policy.config, rl.max_completion_tokens)
+    reward, model = open_reward(profile, experiment, seed), policy.load_policy(config, training, on_gpu)
+    policy.check_training(training)
+    processor = policy.load_processor(config)
+    refusal = policy.refusal_of(processor, model.config, rl.max_completion_tokens)
     data = load_data(
         data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step,
         config.max_pixels, refusal,
     )  # fmt: skip
     if training.rollout != "transformers":
-        context = longest_prompt(policy.config, rl.max_completion_tokens) + rl.max_completion_tokens
-        arguments |= {"vllm_max_model_length": context, "generation_kwargs": kept_out(policy.config)}
+        context = policy.longest_prompt(model.config, rl.max_completion_tokens) + rl.max_completion_tokens
+        arguments |= {"vllm_max_model_length": context, "generation_kwargs": kept_out(model.config)}
     trainer = CaptionTrainer(
-        model=policy, args=GRPOConfig(**arguments), train_dataset=data.rows, reward_funcs=[reward],
-        processing_class=processor, peft_config=lora_config(training, policy),
+        model=model, args=GRPOConfig(**arguments), train_dataset=data.rows, reward_funcs=[reward],
+        processing_class=processor, peft_config=policy.lora_config(training, model),
     )  # fmt: skip
     trainer.pictures, trainer.set_aside = data.pictures, data.set_aside
     trainer.rollout_rows = training.rollout_rows or (GPU_ROLLOUT_ROWS if on_gpu else None)
     if trainer.use_vllm:
         vllm = trainer.vllm_generation
-        vllm.generate = partial(same_prompts, vllm.generate, policy.config.image_token_id)
+        vllm.generate = partial(same_prompts, vllm.generate, model.config.image_token_id)
     if trainer.ref_model is not None:
-        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
-        share_images(reference)
-        if on_gpu:
-            windows_together(reference)
+        policy.read_alike(trainer.accelerator.unwrap_model(trainer.ref_model), on_gpu)
     return trainer

@@ -1,5 +1,4 @@
-"""Judge rewards, what the paper compares the QA reward with (Figure 1c): a model looks at the image and
-rates the caption.
+"""Judge rewards, what the paper compares the QA reward with (Figure 1c): a model rates the caption of an image.
 
 1. `vlm`: a vision-language model is asked for a score from 1 to 5; the score is the expectation over the
    five digits' probabilities, one forward pass (ours; the paper does not say how the score is read).
@@ -38,14 +37,18 @@ def vlm_rewards(
     """Expected score of each caption over the digits 1 to 5 (see the module); `score_mass` is their probability, and
     a caption for which it is below MIN_SCORE_MASS has None.
     """
-    requests = [
-        Request(f"{name}/{i}", prompts.RATE.format(caption=caption), image, prefill=prompts.SCORE_PREFILL)
-        for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
-    ]
-    rows = _digit_logprobs(judge, requests)
+    texts = [prompts.RATE.format(caption=caption) for caption in captions]
+    rows = _digit_logprobs(judge, _requests(texts, images, ids, prompts.SCORE_PREFILL))
     masses = [sum(map(math.exp, row)) for row in rows if row is not None]
     rewards = [None if row is None else _expected(row) for row in rows]
     return RewardBatch(rewards, {"score_mass": sum(masses) / len(masses)} if masses else {})
+
+
+def _requests(
+    texts: Sequence[str], images: Sequence[Image], ids: Sequence[str], prefill: str = ""
+) -> list[Request]:
+    rows = enumerate(zip(texts, images, ids, strict=True))
+    return [Request(f"{name}/{i}", text, image, prefill=prefill) for i, (text, image, name) in rows]
 
 
 def _digit_logprobs(judge: Backend, requests: list[Request]) -> list[list[float] | None]:
@@ -69,10 +72,8 @@ def unified_rewards(
     captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
 ) -> RewardBatch:
     """The number after "Final Score:"; None where the judge failed or gave none (`unparsed`)."""
-    requests = [
-        Request(f"{name}/{i}", prompts.UNIFIED.format(question=prompts.CAPTION, caption=caption), image)
-        for i, (caption, image, name) in enumerate(zip(captions, images, ids, strict=True))
-    ]
+    asked = [prompts.UNIFIED.format(question=prompts.CAPTION, caption=caption) for caption in captions]
+    requests = _requests(asked, images, ids)
     texts = [c.text for c in judge.generate(requests, Sampling(UNIFIED_MAX_TOKENS))]
     rewards = [None if text is None else final_score(text) for text in texts]
     answered = [r for r, text in zip(rewards, texts, strict=True) if text is not None]

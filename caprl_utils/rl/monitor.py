@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,14 @@ def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> di
 
 def group_std(rewards: list[list[float]]) -> float | None:
     """Mean over images of the standard deviation (n - 1) among an image's captions: the spread GRPO learns from."""
-    spreads = []
-    for group in rewards:
-        known = [r for r in group if not math.isnan(r)]
-        if len(known) > 1:
-            mean = sum(known) / len(known)
-            spreads.append(math.sqrt(sum((r - mean) ** 2 for r in known) / (len(known) - 1)))
+    groups = [[r for r in group if not math.isnan(r)] for group in rewards]
+    spreads = [_std(known) for known in groups if len(known) > 1]
     return sum(spreads) / len(spreads) if spreads else None
+
+
+def _std(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((r - mean) ** 2 for r in values) / (len(values) - 1))
 
 
 def _finite(value: Any) -> float | None:
@@ -63,7 +65,7 @@ def rows_until(file: Path, step: int) -> RowStore:
     return RowStore(file)
 
 
-class Monitor(TrainerCallback):
+class Monitor(TrainerCallback, ExitStack):
     """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving).
 
     A context manager: on leaving it the files are flushed.
@@ -71,27 +73,19 @@ class Monitor(TrainerCallback):
 
     def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None):
         """Start to listen to a trainer that goes on from a checkpoint, and to SIGTERM."""
+        super().__init__()
         self.folder, self.stopping, self.trainer = folder, False, trainer
         self.writes = trainer.accelerator.is_main_process  # one of the processes that train together
         if self.writes:
             start = step_of(checkpoint) if checkpoint else 0
-            self.curve, self.samples = (
-                rows_until(folder / f"{n}.jsonl", start) for n in ("curve", "samples")
-            )
-            self.board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+            names = ("curve.jsonl", "samples.jsonl")
+            self.curve, self.samples = (self.enter_context(rows_until(folder / n, start)) for n in names)
+            self.board = self.enter_context(SummaryWriter(folder / "tensorboard", purge_step=start + 1))
             trainer.add_callback(TensorBoardCallback(self.board))
-            self.progress = Progress("train", total=trainer.args.max_steps)
+            self.progress = self.enter_context(Progress("train", total=trainer.args.max_steps))
             self.progress.update(start)
         trainer.add_callback(self)
         signal.signal(signal.SIGTERM, self._on_signal)
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writes:
-            for file in (self.curve, self.samples, self.board, self.progress):
-                file.close()
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self.stopping = True
@@ -113,23 +107,21 @@ class Monitor(TrainerCallback):
             )
         if not self.writes:
             return
-        kept = self.trainer._logs
+        kept, size = self.trainer._logs, self.trainer.num_generations
         rewards = list(kept["rewards"][self.trainer.reward_func_names[0]])
-        size = self.trainer.num_generations
-        groups = [rewards[i : i + size] for i in range(0, len(rewards), size)]
-        row = curve_row(state.global_step, logs, groups)
+        row = curve_row(
+            state.global_step, logs, [rewards[i : i + size] for i in range(0, len(rewards), size)]
+        )
         self.curve.append(row)
-        for number in range(min(SAMPLES_PER_STEP, len(rewards))):
-            sample = self._sample(state.global_step, number, kept, rewards)
+        for number, reward in enumerate(rewards[:SAMPLES_PER_STEP]):
+            sample = {
+                "id": f"{state.global_step}/{number}", "step": state.global_step,
+                "image_id": kept["extra"]["image_id"][number], "caption": kept["completion"][number][0]["content"],
+                "num_tokens": kept["extra"]["num_tokens"][number],
+                "reward": _finite(reward), "advantage": _finite(kept["advantages"][number]),
+            }  # fmt: skip
             self.samples.append(sample)
             text = f"{sample['reward']}: {sample['caption']}"
             self.board.add_text(f"caption {number}", text, state.global_step)
         note = f"reward {row['reward']:.3f}" if row["reward"] is not None else "no reward"
         self.progress.update(1, note=f"{note}, {row['completion_tokens'] or 0:.0f} tokens")
-
-    def _sample(self, step: int, number: int, kept: Any, rewards: list[float]) -> dict[str, Any]:
-        return {
-            "id": f"{step}/{number}", "step": step, "image_id": kept["extra"]["image_id"][number],
-            "caption": kept["completion"][number][0]["content"], "num_tokens": kept["extra"]["num_tokens"][number],
-            "reward": _finite(rewards[number]), "advantage": _finite(kept["advantages"][number]),
-        }  # fmt: skip

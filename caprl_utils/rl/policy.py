@@ -14,7 +14,7 @@ from caprl_utils.files import write_json
 from caprl_utils.models.local import share_images
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
-from caprl_utils.runs import checkpoints_in
+from caprl_utils.runs import checkpoints_in, step_of
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 
 
 def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
-    """The policy, the parts that do not train frozen; it encodes each image of a batch once.
+    """The policy, the parts that do not train frozen.
 
     In float32: bfloat16 weights do not move at a learning rate of 1e-6. Under adapters, which are float32 themselves, a
     GPU holds them in bfloat16, else rollouts would run in float32.
@@ -43,10 +43,15 @@ def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -
         revision=config.revision,
     )  # fmt: skip
     freeze(model, training)
+    read_alike(model, on_gpu)
+    return model
+
+
+def read_alike(model: PreTrainedModel, on_gpu: bool) -> None:
+    """Let a model, policy or reference, encode each image of a batch once, and its windows together."""
     share_images(model)
     if on_gpu:
         windows_together(model)
-    return model
 
 
 def load_processor(config: ModelConfig) -> ProcessorMixin:
@@ -63,10 +68,8 @@ def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
     import torch
     from transformers import AutoConfig
 
-    return (
-        AutoConfig.from_pretrained(resolve_model(config.path), revision=config.revision).dtype
-        or torch.float32
-    )
+    config = AutoConfig.from_pretrained(resolve_model(config.path), revision=config.revision)
+    return config.dtype or torch.float32
 
 
 def longest_prompt(config: PreTrainedConfig, room: int) -> int:
@@ -170,7 +173,7 @@ def counts(model: Any) -> dict[str, dict[str, int]]:
     for name, parameter in model.named_parameters():
         part = table[part_of(name)]
         part["all"] += _size(parameter)
-        part["trainable"] += _size(parameter) if parameter.requires_grad else 0
+        part["trainable"] += _size(parameter) * parameter.requires_grad
     return table
 
 
@@ -213,10 +216,8 @@ def mark_complete(folder: Path) -> None:
 
 def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None. Half-written ones (a kill while saving) are deleted."""
-    last = None
-    for checkpoint in checkpoints_in(folder):
-        if (checkpoint / COMPLETE).is_file():
-            last = checkpoint
-        else:
+    whole = {checkpoint: (checkpoint / COMPLETE).is_file() for checkpoint in checkpoints_in(folder)}
+    for checkpoint in whole:
+        if not whole[checkpoint]:
             shutil.rmtree(checkpoint)
-    return last
+    return max((c for c in whole if whole[c]), key=step_of, default=None)

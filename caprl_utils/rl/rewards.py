@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from caprl_utils import prompts
 from caprl_utils.answers import first_capital
@@ -72,11 +71,8 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> Re
     score = sampled_scores if settings.reward == "qa_sampled" else expected_scores
     scores, metrics = score([r for rows in rounds for r in rows], reader, settings)
     parts = iter(scores)
-    return RewardBatch([_mean(list(islice(parts, len(rows)))) for rows in rounds], metrics)
-
-
-def _mean(scores: Sequence[float | None]) -> float | None:
-    return None if None in scores or not scores else sum(scores) / len(scores)
+    grouped = [[next(parts) for _ in rows] for rows in rounds]
+    return RewardBatch([None if None in part else sum(part) / len(part) for part in grouped], metrics)
 
 
 def draw_rounds(task: CaptionTask, rounds: int, draw: str, words: str = "short") -> list[Round]:
@@ -114,18 +110,11 @@ def sampled_scores(
 ) -> tuple[list[float | None], dict[str, float]]:
     """1 or 0 per round from one sampled answer; None where the reader failed."""
     texts = reader.answers([r.request for r in rounds], settings.reader_temperature)
-    scores: list[float | None] = []
-    answered = []
-    for text, r in zip(texts, rounds, strict=True):
-        if text is None:
-            scores.append(None)
-            continue
-        letter = first_capital(text)
-        scores.append(float(letter == r.gold))
-        answered.append((letter, r))
+    letters = {i: first_capital(text) for i, text in enumerate(texts) if text is not None}
+    scores = [float(letters[i] == r.gold) if i in letters else None for i, r in enumerate(rounds)]
     return scores, {
-        "unparsed": _average([letter is None for letter, _ in answered]),
-        "cannot_answer": _average([letter == r.letters[-1] for letter, r in answered]),
+        "unparsed": _average([letter is None for letter in letters.values()]),
+        "cannot_answer": _average([letter == rounds[i].letters[-1] for i, letter in letters.items()]),
     }
 
 
@@ -139,30 +128,23 @@ def expected_scores(
     """
     widest = max((r.letters for r in rounds), key=len)
     logprobs = reader.letter_logprobs([r.request for r in rounds], widest)
-    masses, scores, low, cannot = [], [], [], []
-    for index, (row, r) in enumerate(zip(logprobs, rounds, strict=True)):
-        scores.append(None)
-        if row is None:
-            continue
-        row = row[: len(r.letters)]
-        masses.append(sum(map(math.exp, row)))
-        if masses[-1] < MIN_LETTER_MASS:
-            low.append(index)
-            continue
-        chances = _softmax(row, settings.reader_temperature)
-        scores[-1] = chances[r.letters.index(r.gold)]
-        cannot.append(chances[-1])
+    known = {i: row[: len(rounds[i].letters)] for i, row in enumerate(logprobs) if row is not None}
+    masses = {i: sum(map(math.exp, row)) for i, row in known.items()}
+    low = [i for i, mass in masses.items() if mass < MIN_LETTER_MASS]
+    chances = {
+        i: _softmax(known[i], settings.reader_temperature) for i in known if masses[i] >= MIN_LETTER_MASS
+    }
+    scores = {i: row[rounds[i].letters.index(rounds[i].gold)] for i, row in chances.items()}
     metrics = {
-        "letter_mass": _average(masses),
+        "letter_mass": _average(masses.values()),
         "fallback": len(low) / len(rounds),
-        "cannot_answer": _average(cannot),
+        "cannot_answer": _average([row[-1] for row in chances.values()]),
     }
     if low:
         drawn, more = sampled_scores([rounds[i] for i in low], reader, settings)
-        for index, score in zip(low, drawn, strict=True):
-            scores[index] = score
+        scores |= zip(low, drawn, strict=True)
         metrics["unparsed"] = more["unparsed"] * len(low) / len(rounds)
-    return scores, metrics
+    return [scores.get(i) for i in range(len(rounds))], metrics
 
 
 def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
@@ -172,7 +154,7 @@ def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _average(values: Sequence[float]) -> float:
+def _average(values: Collection[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -75,7 +75,7 @@ class CaptionReward:
     def _check(self, batch: RewardBatch, reason: str) -> None:
         """Raise RewardsFailedError in every process when too many rewards of all processes together failed."""
         found = gather_object([(sum(r is None for r in batch.rewards), len(batch.rewards), reason)])
-        failed, total = sum(f[0] for f in found), sum(f[1] for f in found)
+        failed, total = (sum(part[i] for part in found) for i in (0, 1))
         if failed > self.rl.max_failed_share * total:
             reasons = sorted({reason for _, _, reason in found if reason})
             hint = "is the reader's or judge's server up, and are the captions within its context?"
@@ -90,30 +90,24 @@ def _texts(completions: Sequence[Any]) -> list[str]:
     return [completion[0]["content"] for completion in completions]
 
 
-@dataclass
-class QAScore:
-    """The QA reward of a rollout (paper, equations 1-3)."""
-
-    reader: Reader
-    settings: RL
-    seed: int
-
-    def __call__(self, captions: Sequence[str], rows: Rows, step: int) -> RewardBatch:
-        """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
-        seen: Counter[str] = Counter()
-        tasks = []
-        for caption, name, questions in zip(captions, rows["id"], rows["questions"], strict=True):
-            key = (self.seed, step, name, seen[name])
-            tasks.append(CaptionTask(caption, [Question(**question) for question in questions], key))
-            seen[name] += 1
-        return qa_rewards(tasks, self.reader, self.settings)
+def qa_score(
+    captions: Sequence[str], rows: Rows, step: int, reader: Reader, settings: RL, seed: int
+) -> RewardBatch:
+    """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
+    seen: Counter[str] = Counter()
+    tasks = []
+    for caption, name, questions in zip(captions, rows["id"], rows["questions"], strict=True):
+        key = (seed, step, name, seen[name])
+        tasks.append(CaptionTask(caption, [Question(**question) for question in questions], key))
+        seen[name] += 1
+    return qa_rewards(tasks, reader, settings)
 
 
 def open_reward(profile: Profile, experiment: Experiment, seed: int) -> CaptionReward:
     """The reward that the experiment asks for, with its reader or judge (paper, Figure 1c)."""
     kind, model = experiment.reward.judge, profile.models[experiment.reward.role]
     if kind == "qa":
-        score = QAScore(open_reader(model, profile), profile.rl, seed)
+        score = partial(qa_score, reader=open_reader(model, profile), settings=profile.rl, seed=seed)
     else:
         judge, rate = open_backend(model, profile), vlm_rewards if kind == "vlm" else unified_rewards
 

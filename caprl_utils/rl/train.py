@@ -1,4 +1,4 @@
-"""One training as a process, which `launch`, torchrun, `accelerate launch` or Slurm starts.
+"""One training as a process, which `launch`, torchrun, `accelerate launch` or Slurm starts:
 
     python -m caprl_utils.rl.train --experiment caprl --profile mini --seed 0
 
@@ -69,15 +69,16 @@ def _finish(
     weights: dict[str, Any] | None,
 ) -> None:  # fmt: skip
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses nothing."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model, dtype = trainer.accelerator.unwrap_model(trainer.model), checkpoint_dtype(profile.models.policy)
     parameters = counts(model)
-    dtype = checkpoint_dtype(profile.models.policy)
     save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
     curve = list(run.rows("curve").read())
     values = {"steps": len(curve), "set_aside": len(trainer.set_aside)}
     for name in ("reward", "completion_tokens"):
-        values[f"{name}_first"] = _mean(curve[:_WINDOW], name)
-        values[f"{name}_last"] = _mean(curve[-_WINDOW:], name)
+        values |= {
+            f"{name}_first": _mean(curve[:_WINDOW], name),
+            f"{name}_last": _mean(curve[-_WINDOW:], name),
+        }
     values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward")}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
@@ -101,7 +102,7 @@ def _without_vllm() -> None:
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m caprl_utils.rl.train", description="Train a captioner by GRPO."
+        "python -m caprl_utils.rl.train", description="Train a captioner by GRPO."
     )
     parser.add_argument("--experiment", required=True, help="name in configs/experiments, or a YAML file")
     parser.add_argument("--profile", required=True, help="smoke | mini | one_gpu | paper")

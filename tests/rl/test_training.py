@@ -39,7 +39,7 @@ class Training:
         checkpoint = last_complete(self.folder)
         self.trainer = open_trainer(self.experiment, self.profile, 0, self.folder)
         if reader is not None:
-            self.trainer.reward_funcs[0].score.reader = reader(self.trainer)
+            self.trainer.reward_funcs[0].score.keywords["reader"] = reader(self.trainer)
         with Monitor(self.trainer, self.folder, checkpoint) as monitor:
             if stop_after is not None:
                 self.trainer.add_callback(stop_after_step(monitor, stop_after))
@@ -149,7 +149,8 @@ class Failing:
     words = "short"
 
     def __init__(self, trainer, fails):
-        self.inner, self.trainer, self.fails = trainer.reward_funcs[0].score.reader, trainer, fails
+        self.trainer, self.fails = trainer, fails
+        self.inner = trainer.reward_funcs[0].score.keywords["reader"]
 
     def letter_logprobs(self, requests, letters):
         rows = self.inner.letter_logprobs(requests, letters)
@@ -255,15 +256,15 @@ def test_half_written_checkpoints_go(tmp_path):
 
 
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():
-    sampler = StepSampler(num_rows=7, steps=9, prompts=4, group=2, repeats=3, seed=5)
-    rows = list(sampler)
-    assert len(rows) == len(sampler) == 9 * 4 * 2 * 3
-    images = [row for step in range(9) for row in sampler.images_of(step)]
+    def steps(count: int, repeats: int, seed: int) -> list[list[int]]:
+        rows = list(sampler := StepSampler(7, count, prompts=4, group=2, repeats=repeats, seed=seed))
+        assert len(rows) == len(sampler)
+        return [rows[i : i + 8 * repeats] for i in range(0, len(rows), 8 * repeats)]
+
+    found = steps(9, 3, seed=5)
+    assert all(rows == rows[:8] * 3 and rows[:8:2] == rows[1:8:2] for rows in found)
+    images = [row for rows in found for row in rows[:8:2]]
     for start in range(0, 35, 7):  # five whole passes
         assert sorted(images[start : start + 7]) == list(range(7))
-    assert images[:7] != images[7:14]
-    first = [row for row in images[:4] for _ in range(2)]
-    assert rows[:8] == rows[8:16] == rows[16:24] == first
-    longer = StepSampler(num_rows=7, steps=20, prompts=4, group=2, repeats=1, seed=5)
-    assert [longer.images_of(step) for step in range(9)] == [sampler.images_of(step) for step in range(9)]
-    assert StepSampler(7, 9, 4, 2, 3, seed=6).images_of(0) != sampler.images_of(0)
+    assert images[:7] != images[7:14] and steps(9, 1, seed=6)[0] != found[0][:8]
+    assert [rows[:8] for rows in found] == steps(20, 1, seed=5)[:9]
