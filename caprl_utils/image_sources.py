@@ -27,8 +27,6 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
@@ -42,6 +40,7 @@ LISTS = (".txt", ".jsonl", ".csv", ".tsv")
 IMAGE_KEYS = ("image", "image_path", "img_path", "image_name", "path", "file_name", "images")
 IMAGE_COLUMNS = (*IMAGE_KEYS, "img", "picture", "jpg", "jpeg", "png", "webp")
 _PARQUET_ROWS = 64  # rows held at once
+NO_SUFFIX = "without suffix"
 
 
 def open_images(
@@ -83,7 +82,8 @@ def read_source(
     passed = Counter() if passed is None else passed
     if drawn := drawn_source(source):
         split, count, seed = _split_count_seed(source)
-        return (_drawn(*drawn.image_at(split, number, kinds, seed)) for number in range(count))
+        found = (drawn.image_at(split, number, kinds, seed) for number in range(count))
+        return (ImageItem(name, image.copy, name, kind, meta=meta) for name, image, kind, meta in found)
     place = _Place.of(source)
     if place.files.isdir(place.root):
         images = _folder(place, source, passed)
@@ -147,10 +147,6 @@ def _split_count_seed(source: str) -> tuple[str, int, int]:
     if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]):
         raise UserError(f"{source!r}: rendered images are named {name}:SPLIT:COUNT, as {name}:rl:200")
     return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
-
-
-def _drawn(name: str, image: Image.Image, kind: str, meta: dict[str, Any]) -> ImageItem:
-    return ImageItem(name, lambda: image, name, kind, meta=meta)
 
 
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ class _Place:
 
     def holds_images(self, name: str) -> bool:
         """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""
-        suffix = posixpath.splitext(name)[1].lower()
+        suffix = _suffix(name)
         if suffix in (".parquet", ".tar") or has_picture_name(name):
             return True
         if re.fullmatch(r"\.[a-z]\w{0,9}", suffix):
@@ -234,8 +230,12 @@ class _Place:
         Of a local folder only the names of the folders on the way down are held; links are followed, in no circle.
         """
         if self.remote:
-            names = (name[len(self.root) :].lstrip("/") for name in sorted(self.files.find(self.root)))
-            yield from (name for name in names if not re.search(r"(^|/)\.", name) or _note(passed, "hidden"))
+            for name in sorted(self.files.find(self.root)):
+                name = name[len(self.root) :].lstrip("/")
+                if re.search(r"(^|/)\.", name):
+                    passed["hidden"] += 1
+                else:
+                    yield name
             return
         folder = posixpath.join(self.root, inside)
         try:
@@ -259,12 +259,8 @@ class _Place:
                 yield inside + name
 
 
-def _note(passed: Counter[str], what: str) -> None:
-    passed[what] += 1
-
-
-def _suffix_told(name: str) -> str:
-    return posixpath.splitext(name)[1].lower() or "without suffix"
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def _by_path(home: _Place, name: str) -> ImageItem:
@@ -287,7 +283,7 @@ def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageI
     empty = True
     for name in place.walk(passed):
         if not place.holds_images(name):
-            passed[_suffix_told(name)] += 1
+            passed[_suffix(name) or NO_SUFFIX] += 1
             continue
         for item in _file(place, name, passed, inside=True):
             empty = False
@@ -304,7 +300,7 @@ def passed_over(passed: Mapping[str, int]) -> str:
 
 def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) -> Iterator[ImageItem]:
     """The images of a file; a file inside a folder is a picture unless its name says otherwise."""
-    suffix = posixpath.splitext(name)[1].lower()
+    suffix = _suffix(name)
     if suffix == ".parquet":
         return _parquet(place, name, passed if inside else None)
     if suffix == ".tar":
@@ -322,47 +318,40 @@ def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) 
 
 
 def _listed(home: _Place, name: str) -> Iterator[ImageItem]:
+    detail = f"a row has its path under one of {', '.join(IMAGE_KEYS)}"
     for number, path in enumerate(_listed_paths(home, name), start=1):
-        if path is None:
-            detail = f"a row has its path under one of {', '.join(IMAGE_KEYS)}"
-            yield ImageItem.failing(f"{name} row {number}", BadImage.NO_PATH, detail, f"{name}#{number}")
-        else:
-            yield _by_path(home, path)
+        place = f"{name} row {number}", BadImage.NO_PATH, detail, f"{name}#{number}"
+        yield ImageItem.failing(*place) if path is None else _by_path(home, path)
 
 
 def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
     """The paths of a list, in its order; None for a row that names none. Raises UserError for what is no such list."""
-    suffix = posixpath.splitext(name)[1].lower()
+    suffix = _suffix(name)
     try:
         with home.open(name) as file:
             lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             if suffix in (".csv", ".tsv"):
                 yield from _csv_paths(name, lines)
-                return
-            for line in filter(None, map(str.strip, lines)):
-                yield from [line] if suffix == ".txt" else _json_paths(line)
+            else:
+                for line in filter(None, map(str.strip, lines)):
+                    yield from [line] if suffix == ".txt" else _json_paths(line)
     except (UnicodeDecodeError, csv.Error) as error:
-        what = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else "sound CSV"
-        raise UserError(f"{name} is no list of paths: it is not {what} ({error})") from None
+        raise UserError(f"{name} is no list of paths in UTF-8, or no sound CSV ({error})") from None
 
 
 def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
-    """Of a table with any of the usual separators; without a header its column of picture names counts."""
+    """Of a table with a header and any of the usual separators."""
     csv.field_size_limit(2**31 - 1)
     first = next(lines, "")
-    mark = max(",;\t|", key=first.count)
-    head = [cell.strip() for cell in next(csv.reader([first], delimiter=mark), [])]
-    column = next((head.index(key) for key in IMAGE_KEYS if key in head), None)
-    if column is None:
-        column = next((n for n, cell in enumerate(head) if has_picture_name(cell)), None)
-        lines = chain([first], lines)
+    table = csv.DictReader(chain([first], lines), delimiter=max(",;\t|", key=first.count))
+    table.fieldnames = [cell.strip() for cell in table.fieldnames or ()]
+    column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
     if column is None:
         raise UserError(
             f"{name} names no image: its first line is {first.strip()[:200]!r}, and none of its columns is one of "
             f"{', '.join(IMAGE_KEYS)}"
         )
-    for row in filter(None, csv.reader(lines, delimiter=mark)):
-        yield (row[column].strip() or None) if len(row) > column else None
+    yield from ((row[column] or "").strip() or None for row in table)
 
 
 def _json_paths(line: str) -> list[str | None]:
@@ -421,23 +410,21 @@ def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[I
         table = pq.ParquetFile(home.open(name))
         types = {f.name: f.type for f in table.schema_arrow}
         column = next((n for n in IMAGE_COLUMNS if re.search("binary|string", str(types.get(n)))), None)
-        if column is None and passed is not None:
+        if column is None and passed is None:
+            raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")
+        if column is None:
             passed["table without images"] += 1
             return
-        if column is None:
-            raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")
         light = [n for n in ("id", "kind") if n in types]
         if pa.types.is_struct(types[column]):
             light += [f"{column}.path"] if "path" in types[column].names else []
         elif str(types[column]) not in ("binary", "large_binary"):  # how many pictures a list has
             light.append(column)
-        batches = table.iter_batches(_PARQUET_ROWS, columns=light)
-        rows = (row for batch in batches for row in batch.to_pylist()) if light else None
-        cells = _ParquetCells(table, column)
+        cells, batches = _ParquetCells(table, column), table.iter_batches(_PARQUET_ROWS, columns=light)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        rows = rows if light else ({} for _ in range(table.metadata.num_rows))
         stem = f"{posixpath.splitext(name)[0]}-"
-        yield from _pictures_of(
-            rows or ({} for _ in range(cells.starts[-1])), column, cells, home.read, stem, name
-        )
+        yield from _pictures_of(rows, column, cells, home.read, stem, name)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{name} is no parquet file that can be read ({error}); fetch it again") from None
 
@@ -478,16 +465,13 @@ def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
     try:
         with home.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                base, suffix = posixpath.basename(member.name), _suffix_told(member.name)
-                if base.startswith(".") or not member.isfile() or not has_picture_name(member.name):
-                    if not member.isdir():
-                        passed["hidden" if base.startswith(".") else suffix] += 1
-                    continue
-                yield ImageItem(
-                    f"{posixpath.splitext(name)[0]}/{member.name}",
-                    partial(home.read, name, member.offset_data, member.offset_data + member.size),
-                    f"{name}#{member.name}", path=member.name,
-                )  # fmt: skip
+                hidden = posixpath.basename(member.name).startswith(".")
+                if member.isfile() and has_picture_name(member.name) and not hidden:
+                    data = partial(home.read, name, member.offset_data, member.offset_data + member.size)
+                    image_id = f"{posixpath.splitext(name)[0]}/{member.name}"
+                    yield ImageItem(image_id, data, f"{name}#{member.name}", path=member.name)
+                elif not member.isdir():
+                    passed["hidden" if hidden else _suffix(member.name) or NO_SUFFIX] += 1
             file.seek(archive.offset)
             end = file.read(20 * 512)
             if len(end) < 512 or end.strip(b"\0"):

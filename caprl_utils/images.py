@@ -61,10 +61,8 @@ def open_image(data: bytes | Path, max_pixels: int | None = None) -> Image.Image
 
 
 def peek(data: bytes | Path | Any) -> Image.Image:
-    """The header of an image file (open or not): size, mode and format, nothing decoded. Raises BadImageError, and
-    FileNotFoundError.
-
-    The only place that opens an image; what has more than `MAX_PIXELS` is refused before it is decoded.
+    """The header of an image file (open or not): size, mode and format, nothing decoded. The only place that opens an
+    image. Raises BadImageError, also for more than `MAX_PIXELS`, and FileNotFoundError.
     """
     if isinstance(data, bytes) and not data:
         raise BadImageError(BadImage.EMPTY)
@@ -72,14 +70,13 @@ def peek(data: bytes | Path | Any) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures (we have a limit) and odd EXIF data
             opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()[0])
-    except UnidentifiedImageError:
-        raise BadImageError(BadImage.NOT_AN_IMAGE) from None
-    except Image.DecompressionBombError as error:
-        raise BadImageError(BadImage.TOO_LARGE, error) from None
     except FileNotFoundError:
         raise
     except Exception as error:  # decoders raise what they like on broken headers
-        raise BadImageError(BadImage.TRUNCATED, error) from None
+        if isinstance(error, UnidentifiedImageError):
+            raise BadImageError(BadImage.NOT_AN_IMAGE) from None
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise BadImageError(BadImage.TOO_LARGE if bomb else BadImage.TRUNCATED, error) from None
     width, height = opened.size
     if width * height > MAX_PIXELS:
         raise BadImageError(BadImage.TOO_LARGE, f"{width} x {height}, the limit is {MAX_PIXELS}")
@@ -102,9 +99,8 @@ def _formats() -> tuple[list[str], frozenset[str]]:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """RGB pixels of any picture of Pillow, as `open_image` gives them; an RGB picture is returned itself."""
-    shown = image
-    if (turn := _TURNS.get(_orientation(image))) is not None:
-        shown = shown.transpose(turn)
+    turn = _TURNS.get(_orientation(image))
+    shown = image if turn is None else image.transpose(turn)
     if shown.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(shown, dtype=np.float64))
         low, high = values.min(), values.max()
@@ -209,26 +205,21 @@ class ImageItem:
         return _pixels(opened, max_pixels, data)
 
     @cached_property
-    def _opened(self) -> tuple[Image.Image | None, BadImageError | None]:
+    def _opened(self) -> Image.Image | BadImageError:
         try:
-            return self.open(), None
+            return self.open()
         except BadImageError as error:
-            return None, error
+            return error
 
     @property
     def image(self) -> Image.Image | None:
         """The pixels, kept as long as the item; None where there is a problem."""
-        return self._opened[0]
+        return None if self.problem else self._opened
 
     @property
     def problem(self) -> BadImageError | None:
         """Why the image cannot be used."""
-        return self._opened[1]
-
-    def encoded(self) -> bytes:
-        """The file's own bytes, or the pixels as PNG."""
-        data = self.load()
-        return data if isinstance(data, bytes) else encode(data)[0]
+        return self._opened if isinstance(self._opened, BadImageError) else None
 
     @classmethod
     def failing(cls, name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:

@@ -367,7 +367,6 @@ LISTS = {
     "several.jsonl": '{"images": ["b.webp", {"path": "a/x.png"}]}\n',
     "list.csv": f'image_path,label\nb.webp,"1, 2{"x" * 200_000}"\na/x.png,2\n',
     "excel.csv": "\ufeffimage;caption\r\nb.webp;x\r\na/x.png;y\r\n",
-    "headerless.csv": "b.webp,1\na/x.png,2\n",
     "list.tsv": "n\timage\n1\tb.webp\n2\ta/x.png\n",
 }
 
@@ -400,8 +399,9 @@ def test_what_a_list_names_outside_or_nowhere_has_its_problem(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("a.csv", b"name\nx\n", "first line is 'name', and none of its columns is one of image, image_path"),
-        ("a.txt", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("a.csv", b"x.png\ny.png\n", "its first line is 'x.png', and none of its columns"),
+        ("b.csv", b"name\nx\n", "first line is 'name', and none of its columns is one of image, image_path"),
+        ("a.txt", b"\xff\xfe\x00", "is no list of paths in UTF-8"),
         ("a.md", b"x", r"neither a folder .* nor a list of paths \(.txt, .jsonl, .csv, .tsv\)"),
     ],
 )
