@@ -22,9 +22,7 @@ from caprl_utils.records import Question
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_TOKENS = (
-    10  # author script: the reward LLM's limit; their filter has 4, too few for the answer in words (ours)
-)
+MAX_TOKENS = 10  # author script: the reward LLM's; their filter's 4 are too few for an answer in words (ours)
 NONE = "None of the above"  # author script: a fifth option where the image is shown
 ASK_LETTER = "{question}{options}. Answer the question with only the correct letter"  # author script
 VISUAL, TEXT, OTHER, OPEN = "visual", "text", "other", "open"  # what a probe shows: the fields of `Question`
@@ -78,20 +76,14 @@ def image_of(probe_id: str) -> str:
 
 
 def with_answers(
-    image_id: str,
-    question: Question,
-    found: Mapping[str, Completion],
-    rounds: int,
-    seed: int,
-    authors: bool = False,
-) -> Question:
+    image_id: str, question: Question, found: Mapping[str, Completion], rounds: int, seed: int, authors: bool = False
+) -> Question:  # fmt: skip
     """A question with the answers to its requests. found: by id, all that were sent."""
     letters: dict[str, list[str | None]] = {VISUAL: [], TEXT: [], OTHER: []}
     for round_ in range(rounds):
         order = shuffled(seed, image_id, question.number, round_, len(question.options))
         for view, given in letters.items():
-            completion = found.get(_probe_id(image_id, question.number, view, round_))
-            if completion is not None:
+            if completion := found.get(_probe_id(image_id, question.number, view, round_)):
                 none = [NONE] if authors and view == VISUAL else []
                 given.append(_letter_of(completion, order, [*question.options, *none]))
     bare = found[_probe_id(image_id, question.number, OPEN, 0)].text

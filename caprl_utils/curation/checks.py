@@ -57,14 +57,10 @@ class DuplicateFinder:
     def nearest(self, phash: str) -> str | None:
         """Name of a remembered image that this one copies, or None."""
         value = int(phash, 16)
-        tried: set[int] = set()
         for band, places in zip(self._split(value), self._bands, strict=False):
-            for place in places.get(band, ()):
-                if place not in tried:
-                    tried.add(place)
-                    name, other = self._hashes[place]
-                    if (value ^ other).bit_count() <= MAX_DISTANCE:
-                        return name
+            for name, other in map(self._hashes.__getitem__, places.get(band, ())):
+                if (value ^ other).bit_count() <= MAX_DISTANCE:
+                    return name
         return None
 
     @staticmethod

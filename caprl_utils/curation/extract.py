@@ -206,9 +206,8 @@ def _heading(raw: str, line: str) -> _Block | None:
     if match := _NUMBERED.match(line):
         return _Block(int(match["number"]), match["text"].strip(), bold)
     if match := _NAMED.match(line):
-        return _Block(
-            int(match["number"] or match["short"]), (match["text"] or match["rest"] or "").strip(), bold
-        )
+        text = (match["text"] or match["rest"] or "").strip()
+        return _Block(int(match["number"] or match["short"]), text, bold)
     whole = raw.lstrip("#").strip()
     return _Block(None, line) if whole.startswith("**") and whole.endswith("**") and whole != line else None
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing
 from caprl_utils.images import ImageItem, encode
 from caprl_utils.paths import shown
 from caprl_utils.records import ImageQA, Question, text_key
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import Curation
 
 if TYPE_CHECKING:
@@ -64,15 +66,12 @@ def measured(image_id: str, question: Question) -> dict[str, Any]:
 
     named = question.open_answer
     return {
-        "id": f"{image_id}#{question.number}",
-        "image_id": image_id,
+        "id": f"{image_id}#{question.number}", "image_id": image_id,
         **question.model_dump(include={"number", "question", "options", "answer"}),
-        "visual_accuracy": accuracy(question.visual),
-        "text_accuracy": accuracy(question.text),
-        "other_accuracy": accuracy(question.other),
+        **{f"{view}_accuracy": accuracy(getattr(question, view)) for view in ("visual", "text", "other")},
         "open_correct": None if named is None else text_key(named) == text_key(question.answer_text),
         "unparsed": (*question.visual, *question.text).count(None),
-    }
+    }  # fmt: skip
 
 
 def truth_of(question: Question, meta: dict[str, Any]) -> str | None:
@@ -171,14 +170,11 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
 
 
 def write_tables(
-    folder: Path,
-    images: Iterable[ImageItem],
-    answered: Callable[[str], tuple[Question, ...]],
-    limits: Curation,
+    folder: Path, images: Iterable[ImageItem], answered: RowStore, limits: Curation
 ) -> dict[str, Any]:
     """Judge every answered question, write the three tables, and return counts and rates for the record.
 
-    answered: the questions about an image, none where it has none.
+    answered: a `QuestionSet` for every image that has questions.
     """
     with (
         table_writer(folder / QA_FILE, qa_schema(), _QA_ROWS) as add_kept,
@@ -187,7 +183,7 @@ def write_tables(
     ):
         for item in images:
             chosen: dict[Verdict, list[Question]] = {}
-            for question in answered(item.id):
+            for question in answered.get(item.id, QuestionSet).questions if item.id in answered else ():
                 row = measured(item.id, question)
                 said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
                 truth = truth_of(question, item.meta)

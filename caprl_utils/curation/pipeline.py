@@ -60,10 +60,6 @@ class Job:
         """Whether the filter model is asked as released."""
         return self.profile.prompts == "authors"
 
-    def images(self, passed: Counter[str] | None = None) -> Iterator[ImageItem]:
-        """All images of the source, in its order."""
-        return open_images(self.profile, passed=passed)
-
     def rows(self, stage: str) -> RowStore:
         """The rows of a stage so far."""
         return self.run.rows(stage)
@@ -75,7 +71,7 @@ class Job:
 
     def good_images(self) -> Iterator[ImageItem]:
         """The images that passed all checks."""
-        return (item for item in self.images() if item.id in self.good_ids)
+        return (item for item in open_images(self.profile) if item.id in self.good_ids)
 
 
 def open_job(
@@ -89,17 +85,12 @@ def open_job(
     writer = open_backend(profile.models.question_writer, profile)
     reader = open_backend(profile.models.question_filter, profile)
     drawn = drawn_source(profile.images.source)
+    asked = [prompts.prompt_hash(), *([answer.ASK_LETTER] if profile.prompts == "authors" else [])]
     parts = {
-        "curation": profile.curation,
-        "images": profile.images,
-        "source": fingerprint(profile.images.source),
-        "image_seed": profile.seed,
-        "seed": seed,
-        "benchmarks": sorted(benchmark_hashes),
-        "prompts": [prompts.prompt_hash(), *([answer.ASK_LETTER] if profile.prompts == "authors" else [])],
-        "writer": writer.model_hash,
-        "reader": reader.model_hash,
-    }
+        "curation": profile.curation, "images": profile.images, "source": fingerprint(profile.images.source),
+        "image_seed": profile.seed, "seed": seed, "benchmarks": sorted(benchmark_hashes), "prompts": asked,
+        "writer": writer.model_hash, "reader": reader.model_hash,
+    }  # fmt: skip
     run = Run.open(profile, STAGE, name, parts, recipe=[*RECIPE, *(drawn.recipe if drawn else ())])
     return Job(profile, seed, run, writer, reader, DuplicateFinder(benchmark_hashes))
 
@@ -118,7 +109,7 @@ def check_images(job: Job) -> None:
     store = job.rows(CHECKED)
     finder = DuplicateFinder((row["id"], row["phash"]) for row in store.read() if row["reason"] is None)
     with Progress("check images", job.profile.images.num_images) as bar:
-        for item in job.images(job.passed):
+        for item in open_images(job.profile, passed=job.passed):
             if item.id not in store:
                 row = check_image(item, finder, job.benchmarks)
                 if row["reason"] == BadImage.UNREADABLE:  # perhaps not next time
@@ -126,12 +117,11 @@ def check_images(job: Job) -> None:
                 else:
                     store.append(row)
             bar.update()
-    failed = job.failures.get(CHECKED, {})
-    write_json(job.run.folder / f"{CHECKED}.failed.json", failed)
-    if len(store) + len(failed) == 0:
-        raise UserError(f"images.source {job.profile.images.source!r} holds no image")
     bad = {row["id"]: row["reason"] for row in store.read() if row["reason"] in set(BadImage)}
-    _stop_if_too_many(job, CHECKED, bad | failed, len(store) + len(failed), "images cannot be read")
+    total = len(store) + len(job.failures.get(CHECKED, {}))
+    if not total:
+        raise UserError(f"images.source {job.profile.images.source!r} holds no image")
+    _end_of_stage(job, CHECKED, total, "images cannot be read", bad)
 
 
 def write_questions(job: Job) -> None:
@@ -214,9 +204,16 @@ def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
         if item.id in extracted and item.id not in store:
             questions = extracted.get(item.id, QuestionSet).questions
             another = other.image if other is not None else None
-            asked = (item.id, questions, item.image, another, job.profile.curation.rounds, job.seed)
-            requests = list(answer.requests_about(*asked, authors=job.authors))
-            if requests:
+            asked = (
+                item.id,
+                questions,
+                item.image,
+                another,
+                job.profile.curation.rounds,
+                job.seed,
+                job.authors,
+            )
+            if requests := list(answer.requests_about(*asked)):
                 waiting[item.id] = _Pending(questions, len(requests))
                 yield from requests
             else:
@@ -228,12 +225,7 @@ def filter_questions(job: Job) -> dict[str, Any]:
     """Apply the limits, write qa.parquet and questions.parquet, and return the run's record."""
     if job.run.complete:
         return job.run.result
-    answered = job.rows(ANSWERED)
-
-    def questions(image_id: str) -> tuple[Question, ...]:
-        return answered.get(image_id, QuestionSet).questions if image_id in answered else ()
-
-    counts = write_tables(job.run.folder, job.images(), questions, job.profile.curation)
+    counts = write_tables(job.run.folder, open_images(job.profile), job.rows(ANSWERED), job.profile.curation)
     values = _counts(job) | counts
     if values["questions_kept"] == 0:
         raise UserError(
@@ -250,21 +242,18 @@ def filter_questions(job: Job) -> dict[str, Any]:
 def funnel(values: dict[str, Any]) -> list[tuple[str, int]]:
     """Steps from what was asked for to what is kept, with their counts, from a run's record."""
     leaking = sum(count for name, count in values["verdicts"].items() if name.startswith("answered without"))
-    answered = values["questions_extracted"]
+    answered, kept = values["questions_extracted"], values["questions_kept"]
     return [
-        ("asked for", values["questions_asked_for"]),
-        ("well formed", answered),
-        ("not answered without the image", answered - leaking),
-        ("and answered with it: kept", values["questions_kept"]),
-    ]
+        ("asked for", values["questions_asked_for"]), ("well formed", answered),
+        ("not answered without the image", answered - leaking), ("and answered with it: kept", kept),
+    ]  # fmt: skip
 
 
 def _counts(job: Job) -> dict[str, Any]:
     """Counts of the stages before the filter."""
-    rejected: Counter[str] = Counter()
-    num_extracted = 0
+    rejected, extracted = Counter[str](), 0
     for row in job.rows(EXTRACTED).read():
-        num_extracted += len(row["questions"])
+        extracted += len(row["questions"])
         rejected.update(piece["reason"] for piece in row["rejected"])
     set_aside = Counter(row["reason"] for row in job.rows(CHECKED).read() if row["reason"] is not None)
     return {
@@ -273,22 +262,18 @@ def _counts(job: Job) -> dict[str, Any]:
         "images_passed_over": dict(job.passed),
         "images_written_about": len(job.rows(WRITTEN)),
         "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS,
-        "questions_extracted": num_extracted,
+        "questions_extracted": extracted,
         "rejected": dict(rejected),
         "failed": {stage: len(failed) for stage, failed in job.failures.items()},
     }
 
 
-def _end_of_stage(job: Job, stage: str, total: int, what: str) -> None:
-    """List the failed rows for the user and stop when they are too many."""
+def _end_of_stage(job: Job, stage: str, total: int, what: str, bad: dict[str, Any] | None = None) -> None:
+    """List the failed rows for the user, and stop when they are too many with the bad ones."""
     failed = job.failures.get(stage, {})
     write_json(job.run.folder / f"{stage}.failed.json", failed)
-    _stop_if_too_many(job, stage, failed, total, what)
-
-
-def _stop_if_too_many(job: Job, stage: str, bad: dict[str, Any], total: int, what: str) -> None:
-    limit = job.profile.curation.max_bad_share
-    if not bad or len(bad) <= limit * total:
+    bad, limit = (bad or {}) | failed, job.profile.curation.max_bad_share
+    if len(bad) <= limit * total:
         return
     row_id, reason = next(iter(bad.items()))
     raise UserError(
