@@ -1,10 +1,8 @@
 """Stage 2 of Prism: a reader answers every question from the caption alone.
 
-Three ways to read, none of which guesses:
-`choice`   questions with options: the letter of highest probability after "The answer is" (one forward pass, no dice).
-           `letter_mass` tells how much probability the reader put on letters at all. Others: greedy.
-`greedy`   temperature 0 after the same prefill, for all questions; those whose answer needs room (`Ask.reply`) without.
-`sampled`  the authors' setting: temperature 1.0, top-p 1.0, at most 2048 tokens, no prefill.
+`choice` takes of questions with options the letter of highest probability after "The answer is" (one forward pass;
+`letter_mass` tells how much probability letters have at all); others are read as in `greedy`: temperature 0 after the
+same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting.
 """
 
 from __future__ import annotations
@@ -40,9 +38,8 @@ AUTHORS = Sampling(max_tokens=2048, temperature=1.0, top_p=1.0)  # author script
 
 @dataclass(frozen=True)
 class Task:
-    """One question about one caption. `caption` None: the reader sees the image instead. image_id: of the first image,
-    the unit of the statistics. num_tokens: of the caption, None if unknown. finish_reason: "length" for a caption that
-    was cut.
+    """One question about one caption; None: the reader sees the image instead. image_id: of the first image, the unit
+    of the statistics. num_tokens, finish_reason: of the caption.
     """
 
     id: str
@@ -55,8 +52,8 @@ class Task:
 
 
 class Answer(BaseModel):
-    """What the reader said: a row of answers.jsonl. letters: what was read from probabilities and needs no reading any
-    more: the likeliest letter, or all that are exactly as likely.
+    """What the reader said, a row of answers.jsonl. letters: the likeliest by its probabilities, or all exactly as
+    likely.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,9 +67,7 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True)
 class Manner:
-    """How a question is answered. letters: read from their probabilities; "" writes an answer. one_line: only its first
-    line counts.
-    """
+    """How a question is answered: by the probabilities of `letters`, or in words ("") of which one line may count."""
 
     letters: str
     sampling: Sampling = MINI
@@ -122,9 +117,7 @@ def answer_all(
         for attempt in range(ATTEMPTS):
             failed = {}
             for number, (how, chunk) in enumerate(chunks):
-                if any(
-                    task.id not in store for task in chunk
-                ):  # whole chunks, so that a restart draws the same
+                if any(t.id not in store for t in chunk):  # whole chunks, so that a restart draws the same
                     texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
                     answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
                     failed |= _kept(answered, store)
@@ -169,10 +162,8 @@ def _ask(
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
         for request, row in zip(requests, rows, strict=True):
-            yield (
-                request.id,
-                _likeliest(request.id, row, how.letters) if row else "the reader gave no letters",
-            )
+            told = _likeliest(request.id, row, how.letters) if row else "the reader gave no letters"
+            yield request.id, told
         return
     for c in reader.generate(requests, replace(how.sampling, seed=seed)):
         if c.text is None:

@@ -1,9 +1,7 @@
-"""Pseudo-captioners that bound a captioner's score, and the control for length.
+"""Pseudo-captioners that bound a captioner's score, and the control for length (all ours).
 
-Floors: an empty caption (what the question alone gives away) and another image's caption (what a fluent but unrelated
-text gives away). Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image
-itself (what a VLM answers when it looks, so the caption is no bottleneck). All are ours; the paper's table has none of
-them.
+Floors: an empty caption (what the question gives away) and another image's (what a fluent, unrelated text gives away).
+Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image itself (direct VQA).
 """
 
 from __future__ import annotations
@@ -11,12 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from caprl_utils.captions.caption import caption_id
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.prism.sources import Captions, PrismImage, Source, TokenCounter, captions_of, written_caption
+from caprl_utils.prism.sources import (
+    Captions,
+    PrismImage,
+    Source,
+    TokenCounter,
+    captions_of,
+    written_captions,
+)
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
 
@@ -28,21 +34,17 @@ def empty_captions() -> Source:
 
 def true_captions(count_tokens: TokenCounter) -> Source:
     """Ceiling: every fact of the image, from the benchmark itself (rendered images only)."""
-    # the facts are part of the samples' own hash
     return _one_each("complete true facts", "true", lambda image: image.true_caption, count_tokens)
 
 
 def image_itself() -> Source:
-    """Ceiling: the reader, a VLM, looks at the image (direct VQA). One placeholder an image, so that all rows have the
-    same shape.
-    """
+    """Ceiling: the reader, a VLM, looks at the image (direct VQA); one placeholder an image."""
     return replace(_one_each("the image itself", "image", lambda image: "", lambda text: None), looks=True)
 
 
 def _one_each(name: str, source: str, text_of: Callable[[PrismImage], str], count: TokenCounter) -> Source:
     def captions(images: Sequence[PrismImage]) -> Captions:
-        texts = {image.id: text_of(image) for image in images}
-        return {key: [written_caption(key, 0, text, name, count(text))] for key, text in texts.items()}
+        return {image.id: written_captions(image.id, [text_of(image)], name, count) for image in images}
 
     return Source(name, {"source": source}, captions)
 
@@ -79,10 +81,8 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
         long, short, found = captions_of(run_folder), captions_of(shorter), {}
         for image in images:
             pairs = zip(long.get(image.id, ()), short.get(image.id, ()), strict=False)
-            texts = [(a.index, cut(a.caption, len(b.caption.split()))) for a, b in pairs]
-            found[image.id] = [
-                written_caption(image.id, i, text, name, count_tokens(text)) for i, text in texts
-            ]
+            texts = [cut(a.caption, len(b.caption.split())) for a, b in pairs]
+            found[image.id] = written_captions(image.id, texts, name, count_tokens)
         return found
 
     keys = [load_result(folder)["key"] for folder in (run_folder, shorter)]
@@ -91,12 +91,9 @@ def cut_captions(run_folder: Path, shorter: Path, count_tokens: TokenCounter) ->
 
 def cut(text: str, num_words: int) -> str:
     """The first whole sentences of a text that have at most `num_words` words; else its first words."""
-    kept: list[str] = []
-    for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
-        if len(" ".join([*kept, sentence]).split()) > num_words:
-            break
-        kept.append(sentence)
-    return " ".join(kept) if kept else " ".join(text.split()[:num_words])
+    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
+    ends = accumulate(len(sentence.split()) for sentence in sentences)
+    return " ".join(sentences[: sum(end <= num_words for end in ends)] or text.split()[:num_words])
 
 
 def controls(

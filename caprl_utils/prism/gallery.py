@@ -1,8 +1,7 @@
 """A gallery of captions: images, what several captioners wrote, which questions were hit and missed.
 
-`write` makes one HTML file that needs nothing else: images as data URIs, decoded only when they come into
-view, no request to anywhere. Sorted by disagreement of the captioners; filter box, benchmark and order menus,
-arrow keys. `write_examples` and `folder_items` serve the quick start: example images, and a folder of one's own.
+`write` makes one HTML file that needs nothing else (images as data URIs, no request to anywhere), most disagreement
+first. `write_examples` and `folder_items` serve the quick start.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from caprl_utils.models.base import Backend
 from caprl_utils.prism.evaluate import preview
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import gold_option
-from caprl_utils.prism.sources import image_ids, written_caption
+from caprl_utils.prism.sources import image_ids, written_captions
 from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
@@ -57,9 +56,8 @@ def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[st
         for row in found:
             question = questions.get((row["benchmark"], row["sample_id"]))
             if question is None:
-                raise UserError(
-                    f"{label}: sample {row['sample_id']} of {row['benchmark']} is not in the gallery"
-                )
+                place = f"sample {row['sample_id']} of {row['benchmark']}"
+                raise UserError(f"{label}: {place} is not in the gallery")
             texts = items[row["image_id"]]["captions"]
             if row["caption"] is not None and row["caption_index"] >= len(texts.get(label, [])):
                 texts.setdefault(label, []).append(row["caption"])
@@ -92,10 +90,7 @@ def data_uri(image: Image) -> str:
 def write(items: Rows, file: Path, title: str) -> Path:
     """Write the gallery of `collect`'s items as one HTML file; the same items give the same bytes."""
     labels = list(dict.fromkeys(label for item in items for label in (*item["score"], *item["captions"])))
-    content = [
-        {**{k: v for k, v in item.items() if k != "open"}, "image": data_uri(item["open"]())}
-        for item in items
-    ]
+    content = [{k: v for k, v in i.items() if k != "open"} | {"image": data_uri(i["open"]())} for i in items]
     data = json.dumps({"title": title, "labels": labels, "items": content}, ensure_ascii=False)
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
     # "</" would end the script element; JSON allows the slash to be escaped
@@ -159,37 +154,23 @@ def _save(image: Image, path: Path) -> None:
 
 
 def folder_items(
-    profile: Profile,
-    captions: pd.DataFrame,
-    folder: Path,
-    label: str,
-    questions: Mapping[str, Sequence[Sample]],
-    reader: Backend | None,
-) -> list[dict[str, Any]]:
+    profile: Profile, captions: pd.DataFrame, folder: Path, label: str,
+    questions: Mapping[str, Sequence[Sample]], reader: Backend | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Items for the captioned images of a folder, in the order of the captions.
 
     captions: a captions file. label: what the captioner is called. questions: about some of the images, by file (see
     `write_examples`); `reader` answers them from the captions alone.
     """
-    texts: dict[str, list[str]] = {}
-    for row in captions.sort_values(["image_id", "index"], kind="stable").itertuples():
-        texts.setdefault(row.image_id, []).append(row.caption)
-    files = {
-        image_ids(sample)[0]: file for file, asked in questions.items() for sample in asked if file in texts
-    }
-    samples = [sample for file in dict.fromkeys(files.values()) for sample in questions[file]]
-    given = {
-        image: [written_caption(image, i, text, label, None) for i, text in enumerate(texts[file])]
-        for image, file in files.items()
-    }
+    texts = captions.sort_values("index").groupby("image_id")["caption"].apply(list).to_dict()
+    asked = {file: found for file, found in questions.items() if file in texts}
+    files = {image_ids(sample)[0]: file for file, found in asked.items() for sample in found}
+    samples = [sample for found in asked.values() for sample in found]
+    given = {i: written_captions(i, texts[file], label, lambda text: None) for i, file in files.items()}
     rows = preview(profile, samples, given, reader) if samples and reader else []
     items = {files[item["id"]]: item for item in collect(samples, {label: rows})}
     return [
-        items.get(file, _item(file, "", partial(_open, folder / file)))
+        items.get(file, _item(file, "", partial(open_image, folder / file)))
         | {"id": file, "captions": {label: found}}
         for file, found in texts.items()
     ]
-
-
-def _open(path: Path) -> Image:
-    return open_image(path.read_bytes())

@@ -13,45 +13,40 @@ from caprl_utils.answers import DEFAULT_LETTERS
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import Benchmark
 from caprl_utils.prism.metrics import as_list, gold_letter, letters_for
+from caprl_utils.prompts import LETTERS
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
     from caprl_utils.prism.tables import Record
 
 CANNOT_ANSWER = "Cannot answer from the caption"  # CaptionQA's own wording
-_ID_COLUMNS = (
-    "id", "questionId", "question_id", "pid", "sample_index", "index", "data_id", "figure_path",
-)  # fmt: skip
-_IMAGE_ID_COLUMNS = (
-    "image_url", "ucsf_document_id", "imageId", "figure_path", "problem_index",
-)  # fmt: skip
+_ID_COLUMNS = ("id", "questionId", "question_id", "pid", "sample_index", "index", "data_id", "figure_path")
+_IMAGE_ID_COLUMNS = ("image_url", "ucsf_document_id", "imageId", "figure_path", "problem_index")
 # of these several questions share an image, and no column says so
 _SHARED_IMAGES = ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed", "ai2d", "wemath")
-_YES_NO_STARTS = (
-    "is", "are", "was", "were", "do", "does", "did", "have", "has", "had", "can", "could", "will", "would", "should",
-    "shall", "may", "might", "must",
-)  # fmt: skip
+_YES_NO_START = re.compile(  # CaptionQA's own list
+    "(?:is|are|was|were|do|does|did|have|has|had|can|could|will|would|should|shall|may|might|must) "
+)
 _HIDDEN = ("ocr",)  # columns that must reach no prompt
 
 
 def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
     """The samples of one row. Raises UserError for a row that cannot be used."""
     if facts.key == "captionqa":
-        return captionqa(record, facts)
-    layout = LAYOUTS.get(facts.key, lambda record, facts: {})
-    return [build(record, facts, **layout(record, facts))]
+        found = captionqa(record, facts)
+    else:
+        layout = LAYOUTS.get(facts.key, lambda record, facts: {})
+        found = [build(record, facts, **layout(record, facts))]
+    for count in (len(sample.options) for sample in found):
+        if count > len(LETTERS) - (facts.key == "captionqa"):
+            raise UserError(f"{count} options; there are letters for {len(LETTERS)}")
+    return found
 
 
 def build(
-    record: Record,
-    facts: Benchmark,
-    id: str | None = None,
-    images: tuple[Callable[[], Any], ...] | None = None,
-    question: str | None = None,
-    options: Sequence[str] | None = None,
-    gold: Any = None,
-    **meta: Any,
-) -> Sample:
+    record: Record, facts: Benchmark, id: str | None = None, images: tuple[Callable[[], Any], ...] | None = None,
+    question: str | None = None, options: Sequence[str] | None = None, gold: Any = None, **meta: Any,
+) -> Sample:  # fmt: skip
     """A sample of a row: what its layout gives, and the rest from the columns that the registry names."""
     columns = facts.columns
     if options is None:
@@ -60,23 +55,14 @@ def build(
         images = () if facts.hub.images_config else record.images(columns.image[0])
     if not images and not facts.hub.images_config:
         raise UserError(f"column {columns.image[0]!r} holds nothing, an image is needed")
-    extras = {
-        name: value
-        for name in columns.extra
-        if name not in _HIDDEN and (value := record.get(name)) is not None
-    }
+    shown = [name for name in columns.extra if name not in _HIDDEN]
+    extras = {name: value for name in shown if (value := record.get(name)) is not None}
     id = id or record.first(_ID_COLUMNS) or str(record.index)
     if "image_id" not in meta:
         meta["image_id"] = _image_id(record, facts, id, images)
-    return Sample(
-        id=id,
-        benchmark=facts.key,
-        images=images,
-        question=record.text(columns.question[0]) if question is None else question,
-        gold=_gold(record, facts, options) if gold is None else gold,
-        options=tuple(options),
-        meta={**extras, **meta},
-    )
+    question = record.text(columns.question[0]) if question is None else question
+    gold = _gold(record, facts, options) if gold is None else gold
+    return Sample(id, facts.key, images, question, gold, tuple(options), {**extras, **meta})
 
 
 def _options(record: Record, names: Sequence[str]) -> list[str]:
@@ -91,10 +77,9 @@ def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
     if facts.answer == "accepted_list":
         golds = record.get(column)
         if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
-            raise UserError(
-                f"column {column!r} holds {golds!r:.60}, a list of texts is needed (test has no answers)"
-            )
-        return list(golds)
+            told = f"column {column!r} holds {golds!r:.60}"
+            raise UserError(f"{told}, a list of texts is needed (test has no answers)")
+        return golds
     text = record.text(column)
     return _letter(text, options, facts) if facts.answer == "letter" else text
 
@@ -133,21 +118,17 @@ def chartqapro(record: Record, facts: Benchmark) -> dict[str, Any]:
 def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Only the images named by <image n> in question and options belong to the sample; they keep their numbers."""
     options = as_list(record.get("options")) or []
-    question, gold = str(record.get("question", "")), record.text("answer")
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"question": str(record.get("question", "")), "options": options}
     if "image_1" in record.table.data.column_names:
-        numbers = sorted({int(n) for n in re.findall(r"<image (\d+)>", question + " ".join(options))}) or [1]
-        found = {
-            "images": tuple(image for n in numbers for image in record.images(f"image_{n}")),
-            "image_numbers": numbers,
-        }
+        marks = re.findall(r"<image (\d+)>", found["question"] + " ".join(options))
+        found["image_numbers"] = numbers = sorted(map(int, {*marks})) or [1]
+        found["images"] = tuple(image for n in numbers for image in record.images(f"image_{n}"))
     else:  # MMMU-Pro, config vision: the question is in the picture
-        found = {"images": record.images("image")}
+        found["images"] = record.images("image")
+    gold = record.text("answer")
     if record.get("question_type") == "open" or not options:
-        found |= {"gold": as_list(gold) or [gold], "question_type": "open"}
-    else:
-        found |= {"gold": _letter(gold, options, facts), "question_type": "multiple-choice"}
-    return {"question": question, "options": options, **found}
+        return {**found, "gold": as_list(gold) or [gold], "question_type": "open"}
+    return {**found, "gold": _letter(gold, options, facts), "question_type": "multiple-choice"}
 
 
 def charxiv(record: Record, facts: Benchmark) -> dict[str, Any]:
@@ -171,8 +152,8 @@ def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """What stands before the options, and the options of "... A. red; B. blue"; letters must run from A without a gap.
-    Raises UserError where there are no two.
+    """What stands before "A. red; B. blue", and these (A to the last without a gap). Raises UserError where not two
+    are.
     """
     marks = []
     for mark in re.finditer(r"(?:^|[;,\n]|\s)\(?([A-J])[.):]\s*", text):
@@ -242,24 +223,20 @@ def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
         raise UserError("column 'questions' holds no list of questions")
     made = []
     for number, item in enumerate(questions):
-        choices = [str(choice) for choice in item.get("choices") or []]
-        answer = str(item.get("answer") or "").strip()
-        places = [place for place, choice in enumerate(choices) if choice.strip() == answer]
-        if len(choices) < 2 or not places:
-            continue  # the benchmark's own code leaves these out, before it draws a shuffle
-        image = record.text("id")
-        made.append(build(
-            record, facts, f"{image}-{number}", question=str(item.get("question") or ""), options=choices,
-            gold=ascii_uppercase[places[0]], image_id=image, category=item.get("category"),
-        ))  # fmt: skip
+        choices, image = [str(choice) for choice in item.get("choices") or []], record.text("id")
+        stripped, answer = [choice.strip() for choice in choices], str(item.get("answer") or "").strip()
+        if len(choices) > 1 and answer in stripped:  # as the benchmark's own code, before it draws a shuffle
+            made.append(build(
+                record, facts, f"{image}-{number}", question=str(item.get("question") or ""), options=choices,
+                gold=ascii_uppercase[stripped.index(answer)], image_id=image, category=item.get("category"),
+            ))  # fmt: skip
     if not made:
         raise UserError("no question with at least two choices and its answer among them")
     return made
 
 
 def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
-    """CaptionQA's option order: one generator runs over all questions, and each but yes/no questions gets
-    the option "Cannot answer from the caption" first. The order is copied, not drawn anew per question."""
+    """CaptionQA's option order: one generator for all questions; each but yes/no ones first gets `CANNOT_ANSWER`."""
     generator = random.Random(0)
     shuffled = []
     for item in samples:
@@ -277,8 +254,5 @@ def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _yes_no(question: str, choices: Sequence[str]) -> bool:
-    texts = [choice.strip().lower() for choice in choices]
-    if any("yes" in text for text in texts) and any("no" in text for text in texts):
-        return True
-    question = question.strip().lower()
-    return " " in question and question.split(" ")[0] in _YES_NO_STARTS
+    said = all(any(word in choice.lower() for choice in choices) for word in ("yes", "no"))
+    return said or _YES_NO_START.match(question.strip().lower()) is not None

@@ -1,9 +1,6 @@
 """Benchmark data as samples: from the hub's layouts, local copies of them, the authors' evaluation files, or the maker
-of a rendered benchmark.
-
-`load("chartqa")` takes id, config, split and revision from the registry; with path it reads local data of the same
-layout. What cannot be used (a row without an answer, a broken image) is set aside with its reason, counted and told;
-absent data are a UserError that says how to get them.
+of a rendered benchmark. What cannot be used (a row without an answer, a broken image) is set aside with its reason,
+counted and told; absent data are a UserError that says how to get them.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from caprl_utils import paths, prompts
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.images import in_threads
 from caprl_utils.prism.authors import authors_samples
@@ -28,6 +25,13 @@ from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
 MAX_BAD_SHARE, FEW = 0.05, 3  # ours: beyond both, data (or a model) are another thing than expected
+_BAD_CELLS = (
+    UserError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)  # cells of other types than the layout's
 log = logging.getLogger(__name__)
 
 
@@ -48,9 +52,9 @@ class Samples(list[Sample]):
 def load_samples(
     profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None
 ) -> Samples:
-    """The samples of several benchmarks, in the order given. benchmarks: keys of the registry, or KEY=PATH for local
-    data (as `prism.paths`); those and num_samples (of each) are the profile's by default. With scoring "caprl" the
-    authors' files (`prism.evaluation_files`) are read instead. Raises UserError when data are missing.
+    """The samples of several benchmarks, in the order given: keys of the registry, or KEY=PATH for local data (as in
+    `prism.paths`); these and num_samples (of each) are the profile's by default. With scoring "caprl" the authors'
+    files (`prism.evaluation_files`) are read instead. Raises UserError when data are missing.
     """
     settings = profile.prism
     count = settings.num_samples if num_samples is None else num_samples
@@ -68,12 +72,8 @@ def load_samples(
 
 
 def load(
-    benchmark: str,
-    num_samples: int | None = None,
-    seed: int = 0,
-    path: Path | None = None,
-    files: Path | None = None,
-) -> Samples:
+    benchmark: str, num_samples: int | None = None, seed: int = 0, path: Path | None = None, files: Path | None = None
+) -> Samples:  # fmt: skip
     """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker.
 
     num_samples: a random subset of this size (drawn with `seed`, in the data's order), by group for benchmarks whose
@@ -128,26 +128,14 @@ def _from_table(
         if any(record.get(column) != value for column, value in facts.hub.keep.items()):
             continue
         try:
-            samples += [_checked(sample) for sample in samples_of(record, facts)]
-        except (
-            UserError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-        ) as error:  # cells of other types than the layout's
+            samples += samples_of(record, facts)
+        except _BAD_CELLS as error:
             bad[f"row {record.index}"] = str(error)
     if facts.key == "gqa":
         samples = _join_gqa(facts, path, samples)
     if facts.key == "captionqa":
         samples = shuffle_captionqa(samples)
     return samples, bad, table.origin
-
-
-def _checked(sample: Sample) -> Sample:
-    if len(sample.options) > len(prompts.LETTERS) - (sample.benchmark == "captionqa"):
-        raise UserError(f"{len(sample.options)} options; there are letters for {len(prompts.LETTERS)}")
-    return sample
 
 
 def _needed_columns(facts: Benchmark, table: Table) -> tuple[str, ...]:

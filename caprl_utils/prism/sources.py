@@ -33,9 +33,10 @@ RECIPE = [
 ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int | None]
-# several captioners are evaluated on the same samples: each image is hashed once
 log = logging.getLogger(__name__)
-_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()
+_HASHES: WeakKeyDictionary[Callable[[], Image], str] = (
+    WeakKeyDictionary()
+)  # of the images of several captioners
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,14 @@ def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
 
 
 def image_hash(image: Callable[[], Image]) -> str:
-    """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of size, mode and pixels.
-    Remembered for the function that opens it.
-    """
-    if image in _HASHES:
-        return _HASHES[image]
-    if hasattr(image, "stored_hash"):
-        return _HASHES.setdefault(image, image.stored_hash())
-    opened = image()
-    digest = hashlib.sha256(f"{opened.size}/{opened.mode}/".encode() + opened.tobytes())
-    return _HASHES.setdefault(image, digest.hexdigest()[:16])
+    """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of its pixels."""
+    if image not in _HASHES:
+        _HASHES[image] = image.stored_hash() if hasattr(image, "stored_hash") else _pixel_hash(image())
+    return _HASHES[image]
+
+
+def _pixel_hash(image: Image) -> str:
+    return hashlib.sha256(f"{image.size}/{image.mode}/".encode() + image.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,21 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
     that another reader or scoring does not caption again.
     """
     sampling = caption_sampling(profile)
-    # the instruction stands in the fingerprint, and its module in the recipe
     made_by = {"model": captioner.model_hash, "sampling": asdict(sampling), "prompt": prompts.CAPTION}
 
     def captions(images: Sequence[PrismImage]) -> Captions:
         parts = {"captioner": made_by, "images": {image.id: image_hash(image.open) for image in images}}
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
             store = opened.rows("captions")
-            failed = {} if opened.complete else _write(captioner, sampling, images, store)
+            if opened.complete:
+                return by_image(store, sampling.n)
+            failed = _write(captioner, sampling, images, store)
             found = by_image(store, sampling.n)
-            if not opened.complete:
-                tokens = [caption.num_tokens for captions in found.values() for caption in captions]
-                opened.finish(
-                    values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(found), unit="image",
-                    seeds=[sampling.seed], captions_per_image=sampling.n, left_out=failed,
-                )  # fmt: skip
+            tokens = [caption.num_tokens for captions in found.values() for caption in captions]
+            opened.finish(
+                values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(found), unit="image",
+                seeds=[sampling.seed], captions_per_image=sampling.n, left_out=failed,
+            )  # fmt: skip
         return found
 
     return Source(captioner.name, made_by, captions)
@@ -116,10 +115,8 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
 
 def caption_sampling(profile: Profile) -> Sampling:
     """How captions are drawn for Prism."""
-    prism = profile.prism
-    return Sampling(
-        prism.caption_max_tokens, prism.caption_temperature, n=prism.captions_per_image, seed=profile.seed
-    )
+    how, seed = profile.prism, profile.seed
+    return Sampling(how.caption_max_tokens, how.caption_temperature, n=how.captions_per_image, seed=seed)
 
 
 def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> list[Caption]:
@@ -168,9 +165,10 @@ def captions_of(run_folder: Path) -> dict[str, list[Caption]]:
     return by_image(RowStore(folder / "captions.jsonl"), sys.maxsize)
 
 
-def written_caption(image_id: str, index: int, text: str, name: str, num_tokens: int | None) -> Caption:
-    """A caption that no model wrote for this image."""
-    return Caption(
-        id=caption_id(image_id, index), image_id=image_id, index=index, caption=text, model=name,
-        num_tokens=num_tokens, finish_reason="stop",
-    )  # fmt: skip
+def written_captions(image_id: str, texts: Sequence[str], name: str, count: TokenCounter) -> list[Caption]:
+    """Captions that no model wrote for this image."""
+    return [
+        Caption(id=caption_id(image_id, index), image_id=image_id, index=index, caption=text, model=name,
+                num_tokens=count(text), finish_reason="stop")
+        for index, text in enumerate(texts)
+    ]  # fmt: skip
