@@ -31,10 +31,8 @@ _YES_NO = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _REASON = re.compile(r"\s*,?\s+(?:because|since)\b.*|,\s+(?:as|which|so)\s.*", re.IGNORECASE | re.DOTALL)
-_ABBREVIATION = "".join(
-    rf"(?<!\b{word})"
-    for word in ("St", "Dr", "Mr", "Ms", "Mrs", "vs", "Inc", "Ltd", "Co", "Corp", "Jr", "Sr", "etc")
-)
+_SHORTENED = ("St", "Dr", "Mr", "Ms", "Mrs", "vs", "Inc", "Ltd", "Co", "Corp", "Jr", "Sr", "etc")
+_ABBREVIATION = "".join(rf"(?<!\b{word})" for word in _SHORTENED)
 _NEW_SENTENCE = r"(?:The|This|That|It|In|As|Because|Since|There|So)\b"
 _SENTENCE_END = re.compile(
     rf"(?:(?<=[a-z0-9)\]%])|(?<=[A-Z]{{2}})){_ABBREVIATION}[.!] +(?=[A-Z])|[.!] +(?={_NEW_SENTENCE})|\n"
@@ -62,17 +60,13 @@ def after_reasoning(text: str) -> str:
 
 
 def final_answer(text: str) -> str:
-    """The answer inside a completion, for the standard metrics (ours; one rule for all benchmarks).
-
-    1. the last complete ``<answer>...</answer>`` block, else the text after the reasoning;
-    2. in it the last ``\\boxed{...}`` whose braces balance, if any;
-    3. ``\\text{...}``-like commands are unwrapped, outer spaces dropped.
-
-    A plain short answer comes back unchanged but for its outer spaces.
+    """The answer inside a completion, for the standard metrics (ours; one rule for all benchmarks): of the last
+    complete ``<answer>...</answer>`` block, else of the text behind the reasoning, its last ``\\boxed{...}`` with even
+    braces, if any, without ``\\text{...}``-like commands and outer spaces. A plain short answer stays as it is.
     """
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    body = text[start + len("<answer>") : end] if start >= 0 else after_reasoning(text)
+    before, closed, _ = text.rpartition("</answer>")
+    _, opened, inside = before.rpartition("<answer>")
+    body = inside if closed and opened else after_reasoning(text)
     boxed = last_box(body)
     return unwrap_commands(body if boxed is None else boxed).strip()
 
@@ -124,23 +118,18 @@ def plain(text: str) -> str:
 def last_box(text: str) -> str | None:
     """Content of the last ``\\boxed{...}`` whose braces balance (the outer one if nested), or None."""
     boxes = {match.end() - 1 for match in _BOX.finditer(text)}
-    if not boxes:
-        return None
     open_braces: list[int] = []
-    last: tuple[int, int] | None = None
-    index = 0
-    while index < len(text):  # one pass, so that a completion stuck in a loop costs no more than its length
-        char = text[index]
-        if char == "\\":
-            index += 1  # an escaped brace is text
-        elif char == "{":
-            open_braces.append(index)
-        elif char == "}" and open_braces:
+    first, end = -1, -1
+    for brace in re.finditer(
+        r"\\.|[{}]", text, re.DOTALL
+    ):  # one pass, so that a loop costs its length; \{ is text
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif brace[0] == "}" and open_braces:
             start = open_braces.pop()
-            if start in boxes and (last is None or start > last[1] or start < last[0]):
-                last = (start, index)
-        index += 1
-    return None if last is None else text[last[0] + 1 : last[1]]
+            if start in boxes and not first < start < end:
+                first, end = start, brace.start()
+    return text[first + 1 : end] if end >= 0 else None
 
 
 def unwrap_commands(text: str) -> str:

@@ -21,9 +21,8 @@ from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, plain, sh
 
 @dataclass(frozen=True, slots=True)
 class LetterReading:
-    """What a text said. letter: the option letter, or None when the text states none or more than one. source: "letter"
-    when the letter itself was read, "option_text" when an option's words were; None when nothing was. reason: why there
-    is no letter; None when there is one.
+    """What a text said: its option letter, None for none or several, by the letter itself or by an option's words; else
+    the reason why there is none.
     """
 
     letter: str | None
@@ -49,14 +48,10 @@ _LINK = rf"(?:{_IS}|'s|[-=]>|[:=,\u2192]|{_DASH})"
 _ADVERBS = (
     "likely|most|very|probably|possibly|definitely|certainly|clearly|obviously|therefore|thus|indeed|still"
 )
-_FILL = (
-    rf"(?:(?:(?:{_GOOD}|"
-    + _any(
-        f"the|to be|option|choice|letter|answer|number|{_ADVERBS}|simply|then|just|actually|surely|that|it is|it's"
-        "|marked"
-    )
-    + r")\b|[:,])\s*)*\s*$"
+_FILLERS = _any(
+    f"the|to be|option|choice|letter|answer|number|{_ADVERBS}|simply|then|just|actually|surely|that|it is|it's|marked"
 )
+_FILL = rf"(?:(?:(?:{_GOOD}|{_FILLERS})\b|[:,])\s*)*\s*$"
 _CHOOSING = _any(
     "choose|chose|choosing|select(?:ed|ing)?|pick(?:ed|ing)?|go(?:ing)? with|go(?:ing)? for|went with|opt for|settle on"
     "|settle for|vote for|answer with|say|guess|conclude|leaving|leaves|leaves us with|i think|i believe|i suspect"
@@ -81,14 +76,13 @@ _HINTS = _i(
     rf"|[以故是为])\s*[,:]?\s*{_FILL}|\b(?:since|because|as|given|based|according)\b[^.;\n]*,\s*\(?$"
 )
 # Before a letter: all but that one.
+_BARRING = _any(
+    r"not|never|neither|nor|except|unlike|than|versus|vs|instead of|over|without|against|besides|exclud\w+|eliminat\w+"
+    r"|rules? out|ruled out|ruling out|discard\w*|reject\w*|dismiss\w*|other than|anything but|all but|far from|hardly"
+    "|wrong|incorrect"
+)
 _EXCEPT = _i(
-    r"(?:(?:\b"
-    + _any(
-        r"not|never|neither|nor|except|unlike|than|versus|vs|instead of|over|without|against|besides|exclud\w+"
-        r"|eliminat\w+|rules? out|ruled out|ruling out|discard\w*|reject\w*|dismiss\w*|other than|anything but|all but"
-        r"|far from|hardly|wrong|incorrect"
-    )
-    + r"|\w+n't)\s+(?:(?:options?|choices?|letters?|the|answers?|be|either|both|is|it)\s+)*"
+    rf"(?:(?:\b{_BARRING}|\w+n't)\s+(?:(?:options?|choices?|letters?|the|answers?|be|either|both|is|it)\s+)*"
     r"|(?:不是|不选|排除|除了)\s*)\(?$"
 )
 # Before a letter: it names a thing.
@@ -133,22 +127,15 @@ _WRONG = _i(
 # Behind a letter that is no part of something else: an end, a mark, or a word that starts no noun.
 _GOES_ON = _i(
     rf"\s*(?:$|[.,:;!?)\]}}>|(\n、。\u2014])|\s+(?:{_DASH}+|[-=]>|\u2192)\s|[^\x00-\x7f]|\s+"
-    + _any(
-        "because|since|as|for|due|given|based|according|from|in|on|at|by|with|which|where|when|while|but|and|or|not"
-        "|rather|instead|here|if|though|although|so|therefore|thus|hence|this|it|these|there|explanation|reason"
-        "|reasoning|the|per|over|than|then"
-    )
-    + r"\b"
+    "(?:because|since|as|for|due|given|based|according|from|in|on|at|by|with|which|where|when|while|but|and|or|not|rather"
+    "|instead|here|if|though|although|so|therefore|thus|hence|this|it|these|there|explanation|reason|reasoning|the|per"
+    r"|over|than|then)\b"
 )
 _ADVERB = re.compile(r"\s+(?:that|most|only|likely|definitely|clearly|alone|what|best|probably)\b")
 
 
-# --- reading ---
-
 _SOFT = r"[\s.,:;!?()\[\]{}<>\"$|\u3002\u3001]*"
-_BARE = re.compile(
-    rf"(?:[#>\u2022-]+\s+|#+)?{_SOFT}(?:(?:option|choice|letter)\s+)?{_SOFT}([A-Z]){_SOFT}", re.IGNORECASE
-)
+_BARE = _i(rf"(?:[#>\u2022-]+\s+|#+)?{_SOFT}(?:(?:option|choice|letter)\s+)?{_SOFT}([A-Z]){_SOFT}")
 _AT_ONCE = _i(rf"(?:{_IS}|best|fits|matches|applies|wins|holds|it|can|could|would|does|has)\b|[^\w\s]")
 _HEAD = _i(r"(?:^(?:is\b|(?:option|choice|letter)\b)?|[\n;])[\s>(\u2022-]*$")  # of the text, or of a line
 _ENDED = re.compile(r"[.!?:;)\n。]\s*\(?$")
@@ -161,8 +148,8 @@ def read_letter(
     text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None
 ) -> LetterReading:
     """Read the one option letter that a text states. letters: those that exist for this question, e.g. "ABCDE".
-    options: option texts without their letters, in letter order; only if given, a text that states one of them in its
-    words counts as its letter.
+    options: texts without letters, in letter order; only if given, a text that states one of them in its words counts
+    as its letter.
     """
     if isinstance(text, Letter):
         return LetterReading(str(text), "letter")
@@ -212,10 +199,7 @@ class _Reply:
 
     def _option(self, letter: str) -> str:
         """The text of a letter's option; "" where it is not known."""
-        place = self.letters.find(letter)
-        return self.options[place] if 0 <= place < len(self.options) else ""
-
-    # --- letters ---
+        return dict(zip(self.letters, self.options, strict=False)).get(letter, "")
 
     def _stated(self) -> LetterReading:
         mentions = self._mentions()
@@ -260,15 +244,14 @@ class _Reply:
         article = named[-1] in "AI" and not marked  # or a pronoun
         verdict = right.lstrip(" .:" if marked else " ")
         own = self._after_own(verdict, named)
-        if article and own and own.strip(" .!") and re.match(r"\s+\w", right):
-            return ""  # "A cat sits on the mat"
-        if own is None and re.match(r"\s[-/]\s?\d", right):
-            return ""  # "A - 15"
+        part = article and own and own.strip(" .!") and re.match(r"\s+\w", right)  # "A cat sits on the mat"
+        if part or (own is None and re.match(r"\s[-/]\s?\d", right)):  # "A - 15"
+            return ""
         marked = marked or own is not None
         verdict = re.sub(r"^\([^()]*\)\s+", "", verdict) if own is None else own.lstrip(" ")
         judged = marked or _AT_ONCE.match(
             verdict
-        )  # "A dog is right": without a mark the verdict follows at once
+        )  # "A dog is right": no mark, so the verdict follows at once
         confirmed, refuted = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
         if _EXCEPT.search(left) or (refuted and not confirmed):
             return "out"
@@ -287,11 +270,8 @@ class _Reply:
     def _after_own(self, rest: str, named: Sequence[str]) -> str | None:
         """What follows the text of the letter's own option, None where `rest` does not start with it."""
         option = self._option(named[0]) if len(named) == 1 else ""
-        words = rf"[\s(:,\u2013\u2014-]*{_spaced(option)}\)?"
-        match = re.match(words, rest, re.IGNORECASE) if option else None
+        match = re.match(rf"(?i)[\s(:,\u2013\u2014-]*{_spaced(option)}\)?", rest) if option else None
         return rest[match.end() :] if match else None
-
-    # --- option texts ---
 
     def _whole(self, text: str) -> int | None:
         """The option that the whole text is, with or without an article; "Yes, it is" is "yes"."""
@@ -336,8 +316,8 @@ def _items(with_i: bool) -> re.Pattern[str]:
 
 def _denied(left: str) -> bool:
     """Whether the clause that `left` ends with says no, or only supposes."""
-    breaks = list(_BREAK.finditer(left))
-    return bool(_DENIES.search(_HEDGE.sub("", left[breaks[-1].end() :] if breaks else left)))
+    start = max((found.end() for found in _BREAK.finditer(left)), default=0)
+    return _DENIES.search(_HEDGE.sub("", left[start:])) is not None
 
 
 def _asked(rest: str) -> bool:
