@@ -23,15 +23,9 @@ if TYPE_CHECKING:
     from caprl_utils.schema import Profile
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
-_MENDABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-)
+_MENDABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
 app = typer.Typer(
     help="CapRL: caption images, train captioners by what a reader can answer from their captions, measure both.",
     no_args_is_help=True,
@@ -41,10 +35,9 @@ app = typer.Typer(
 )
 # Options that several commands share. Rooms are imported inside the commands: `--help` must not load torch.
 ProfileOption = Annotated[str, Option(help="smoke, mini, one_gpu, paper, or a YAML file.")]
-SetOption = Annotated[
-    list[str], Option("--set", metavar="KEY=VALUE", help="Override a setting: rl.steps=10.")
-]
+SetOption = Annotated[list[str], Option("--set", metavar="KEY=VALUE", help="A setting: rl.steps=10.")]
 
+Engine = Literal["vllm", "transformers"]
 PRETRAINED = ("table1", "table2", "figure4")  # items of `caprl train` that are made of pretrained VLMs
 
 
@@ -68,8 +61,7 @@ def config(
 
     found = settings_of(profile, overrides)
     if experiment is None:
-        print(f"# {found.name}: {found.description}\n{explain(found)}")
-        return
+        return print(f"# {found.name}: {found.description}\n{explain(found)}")
     training, resolved = load_experiment(experiment, profile)
     print(f"# {training.name}: {training.description}\n{explain(training)}\n{explain(resolved.rl, 'rl.')}")
 
@@ -80,16 +72,12 @@ def caption(
     out: Annotated[str | None, Option(metavar="FILE", help="By default captions-SOURCE.parquet.")] = None,
     model: Annotated[str, Option(help="zoo:NAME, folder, hub id.")] = "internlm/CapRL-3B",
     base_url: Annotated[list[str], Option(metavar="URL", help="Of a server; several share.")] = [],
-    engine: Annotated[
-        Literal["vllm", "transformers"] | None, Option(metavar="NAME", help="vllm or transformers.")
-    ] = None,
+    engine: Annotated[Engine | None, Option(metavar="NAME", help="vllm or transformers.")] = None,
     batch_size: Annotated[int | None, Option(metavar="N", min=1, help="A pass, or in flight.")] = None,
     workers: Annotated[int, Option(metavar="N", min=0, help="Ray actors; 0: in this process.")] = 0,
     gpus: Annotated[int, Option(metavar="N", min=1, help="Of a worker's model.")] = 1,
     captions: Annotated[int, Option(metavar="N", min=1, help="Of each image.")] = 1,
-    max_tokens: Annotated[
-        int | None, Option(metavar="N", min=1, help="Of a caption; 2048 if they fit.")
-    ] = None,
+    max_tokens: Annotated[int | None, Option(metavar="N", min=1, help="2048 if they fit.")] = None,
     temperature: Annotated[float, Option(metavar="T", help="0 is greedy.")] = 1.0,
     seed: Annotated[int, Option(metavar="N", help="Of sampling.")] = 0,
     prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
@@ -114,9 +102,7 @@ def caption(
     read_source(source)  # or an error, before a model is asked
     sampling = Sampling(max_tokens or token_limit(captioner), temperature, n=captions, seed=seed)
     if model.startswith(ZOO_PREFIX) and not drawn_source(source):
-        print(
-            "models of the zoo know rendered pictures only; for photos name another, e.g. internlm/CapRL-3B"
-        )
+        print("models of the zoo know rendered pictures only; for photos name another (internlm/CapRL-3B)")
     out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
     made = caption_source(
         source, out, captioner, sampling, prompt=prompt or prompts.CAPTION,
@@ -194,25 +180,18 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
 
 @app.command()
 def score(
-    model: Annotated[
-        str | None, Argument(help="zoo:NAME, a folder, or a hub id.", show_default=False)
-    ] = None,
+    model: Annotated[str | None, Argument(help="zoo:NAME, a folder, a hub id.", show_default=False)] = None,
     benchmark: Annotated[list[str], Option(metavar="KEY[=PATH]", help="Or local data of it.")] = [],
     num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
     name: Annotated[str | None, Option(help="Of the run; by default the model's.")] = None,
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
-    authors: Annotated[
-        Path | None, Option(metavar="DIR", help="Their protocol on CapRL-Evaluation-Files.")
-    ] = None,
+    authors: Annotated[Path | None, Option(metavar="DIR", help="Their protocol and files.")] = None,
     list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
     vectors: Annotated[Path | None, Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
-    """Score a captioning model with Prism: what a reader can answer from its captions alone.
-
-    Benchmarks and number of questions are the profile's unless given.
-    """
+    """Score a captioning model with Prism: what a reader can answer from its captions alone."""
     if list_them:
         from caprl_utils.prism.benchmarks import overview
 

@@ -34,12 +34,10 @@ def names_of(model: type[Settings]) -> list[str]:
 
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
-    """Read a profile by name, or from a YAML file by its path.
+    """Read a profile by name, or from a YAML file by its path. Raises UserError naming file, key and nearest valid one.
 
     overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
-    them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell: so `--set` reaches
-    notebooks and the processes that a command starts.
-    Raises UserError naming the file, the key, the bad value and the nearest valid one.
+    them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell (`--set`).
     """
     file, values = _layers(Profile, name)
     return _checked(Profile, values, file, merge(_from_command_line(Profile), _nested(overrides or {})))
@@ -70,10 +68,7 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
 
 
 def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Assembly:
-    """Read a VLM pair by its name, or from a YAML file by its path; overrides as in `load_profile`.
-
-    Raises UserError naming the file, the key and what is wrong with it.
-    """
+    """Read a VLM pair by its name, or from a YAML file by its path; overrides and errors as in `load_profile`."""
     file, values = _layers(Assembly, name)
     return _checked(Assembly, values, file, _nested(overrides or {}))
 
@@ -102,9 +97,8 @@ def explain(settings: Settings, prefix: str = "") -> str:
     lines = []
     for key, value, field in flat(settings, prefix):
         usual = field.is_required() or value == field.default
-        lines.append(
-            f"{key} = {value!r:<24}  # {field.description}{'' if usual else f' (default {field.default!r})'}"
-        )
+        told = field.description if usual else f"{field.description} (default {field.default!r})"
+        lines.append(f"{key} = {value!r:<24}  # {told}")
     return "\n".join(lines)
 
 
@@ -222,11 +216,10 @@ def _explained(model: type[Settings], item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{key}: missing"
     problem = item["msg"].removeprefix("Value error, ")
-    hint = ""
-    if item["type"] == "literal_error":
-        hint = did_you_mean(str(value), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
-    shown_value = "" if item["type"] == "value_error" else f" {value!r}:"
-    return f"{key}:{shown_value} {problem}{hint}"
+    if item["type"] == "value_error":
+        return f"{key}: {problem}"
+    choices = re.findall(r"'([^']*)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else ()
+    return f"{key}: {value!r}: {problem}{did_you_mean(str(value), choices)}"
 
 
 def _nearest_key(model: type[Settings], loc: tuple[str | int, ...]) -> str:

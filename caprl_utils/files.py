@@ -25,12 +25,9 @@ def full_disk_as_user_error(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         folder = next(p for p in [path, *path.absolute().parents] if p.exists())
-        free = shutil.disk_usage(folder).free
-        raise UserError(
-            f"the disk is full: {shown(path)} could not be written "
-            f"({free / 2**20:.1f} MB free in {shown(folder)}). Free some space, or set CAPRL_RUNS to a "
-            "folder on another disk, then run again: it goes on from here."
-        ) from error
+        free = f"{shutil.disk_usage(folder).free / 2**20:.1f} MB free in {shown(folder)}"
+        mend = "Free some space, or set CAPRL_RUNS to a folder on another disk, then run again: it goes on from here."
+        raise UserError(f"the disk is full: {shown(path)} could not be written ({free}). {mend}") from error
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

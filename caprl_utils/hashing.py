@@ -1,7 +1,6 @@
 """Hashes of everything that can change an output: settings, data files, and the code that runs.
 
-Code is hashed by its syntax tree without docstrings, so a comment, a docstring or the formatter recomputes
-nothing.
+Code is hashed by its syntax tree: a comment, a docstring or the formatter recomputes nothing.
 """
 
 import ast
@@ -22,10 +21,9 @@ def text_hash(text: str) -> str:
 
 
 def derive_seed(*parts: object, bits: int = 63) -> int:
-    """A seed of so many bits from any parts, the same in every process, machine and Python version.
+    """A seed of so many bits from any parts: the top bits of the SHA-256 of the parts joined by "/".
 
-    The top bits of the SHA-256 of the parts joined by "/". Ours: whatever is drawn names what it is drawn for
-    (seed, image, round), so that order, batches and restarts change nothing.
+    Ours: whatever is drawn names what it is drawn for (seed, image, round), so that order and restarts change nothing.
     """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - bits)
@@ -70,23 +68,19 @@ def folder_hash(folder: Path | str) -> str:
 
 
 def code_hashes(recipe: Iterable[str]) -> dict[str, str]:
-    """Hash of each named module of this package by itself, without what it imports.
-
-    Raises UserError for a name that is no module.
-    """
-    return {name: _code_hash(name) for name in sorted(set(recipe))}
-
-
-def _code_hash(module: str) -> str:
-    path = paths.ROOT.joinpath(*module.split(".")).with_suffix(".py")
-    if not path.is_file():
-        raise UserError(f"no module {module!r} to hash; name a module such as caprl_utils.prompts")
-    return _tree_hash(path.read_text(encoding="utf-8"), str(path))
+    """Hash of each named module of this package, without what it imports. Raises UserError for what is no module."""
+    hashes = {}
+    for module in sorted(set(recipe)):
+        path = paths.ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        if not path.is_file():
+            raise UserError(f"no module {module!r} to hash; name a module such as caprl_utils.prompts")
+        hashes[module] = _tree_hash(path.read_text(encoding="utf-8"))
+    return hashes
 
 
 @cache
-def _tree_hash(source: str, path: str) -> str:
-    tree = ast.parse(source, filename=path)
+def _tree_hash(source: str) -> str:
+    tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and ast.get_docstring(node, clean=False) is not None:

@@ -47,13 +47,11 @@ def start(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"parameter seed: expected a whole number from 0 on, got {seed!r}")
     prepare_process(loaded)
-    missing = [
-        f"{shown(run)} is missing; make it: make {maker} PROFILE={loaded.name}"
-        for item, maker in (needs or {}).items()
-        if not ((run := paths.RUNS / loaded.name / item) / "result.json").is_file()
-    ]
+    wanted = {paths.RUNS / loaded.name / item: maker for item, maker in (needs or {}).items()}
+    missing = [run for run in wanted if not (run / "result.json").is_file()]
     if missing:
-        raise UserError("\n".join(missing))
+        told = "{} is missing; make it: make {} PROFILE={}"
+        raise UserError("\n".join(told.format(shown(run), wanted[run], loaded.name) for run in missing))
     print(title, _summary(loaded, seed, show), sep="\n")
     return Context(loaded, seed)
 
@@ -73,26 +71,19 @@ def _summary(profile: Profile, seed: int, show: Sequence[str]) -> str:
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
     found = provenance.versions()
     named = [f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found]
-    lines = [
-        f"profile   {profile.name}: {profile.description}",
-        f"made for  {profile.hardware}",
-        f"seed      {seed}",
-        f"commit    {(code['commit'] or 'none')[:10]}{state}",
-        f"versions  {' '.join(named)}",
-        *_shown_settings(profile, show),
-    ]
-    return "\n".join(lines)
-
-
-def _shown_settings(profile: Profile, show: Sequence[str]) -> list[str]:
-    rows = []
+    about = {
+        "profile": f"{profile.name}: {profile.description}", "made for": profile.hardware, "seed": seed,
+        "commit": f"{(code['commit'] or 'none')[:10]}{state}", "versions": " ".join(named),
+    }  # fmt: skip
+    settings = {}
     for name in show:
-        found = [(key, value) for key, value, _ in flat(profile) if f"{key}.".startswith(f"{name}.")]
+        found = {key: value for key, value, _ in flat(profile) if f"{key}.".startswith(f"{name}.")}
         if not found:
             raise UserError(f"no setting {name!r} to show")
-        rows += found
-    width = max((len(key) for key, _ in rows), default=0)
-    return [f"{key:<{width}}  {value}" for key, value in rows]
+        settings |= found
+    width = max(map(len, settings), default=0)
+    lines = [f"{key:<8}  {value}" for key, value in about.items()]
+    return "\n".join(lines + [f"{key:<{width}}  {value}" for key, value in settings.items()])
 
 
 def _errors_in_one_line() -> None:

@@ -1,7 +1,6 @@
 """What a profile needs before it starts (`make plan`): its notebooks, rough costs, and everything that is missing here.
 
-Costs of sizes that need GPUs are a short table, configs/estimates.yaml, with their sources; times of the others are
-measured. What is missing is looked up: environments, GPUs, disk, servers, models, data, benchmarks.
+Costs of sizes that need GPUs stand in configs/estimates.yaml, with their sources; times of the others are measured.
 """
 
 import shutil
@@ -58,18 +57,17 @@ def lines(profile: Profile) -> list[str]:
         here = "here" if all(found) else f"{sum(found)} of {len(found)} here" if len(found) > 1 else "missing"
         table.append(f"  {kind:<36} {here}")
     missing = [f"  - {need.told}" for need in needs if not need.there]
-    return [
-        f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", "", *table, "",
-        *(["missing:", *missing] if missing else ["nothing is missing"]), "", *_steps(profile),
-    ]  # fmt: skip
+    head = [f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", ""]
+    told = ["missing:", *missing] if missing else ["nothing is missing"]
+    return [*head, *table, "", *told, "", *_steps(profile)]
 
 
 def check(profile: Profile, chain: Sequence[str]) -> None:
     """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
-    if missing := [need.told for need in _needs(profile, chain) if not need.there]:
+    if missing := [f"  - {need.told}" for need in _needs(profile, chain) if not need.there]:
         command = f"make plan PROFILE={profile.name}"
-        listed = "\n".join(f"  - {told}" for told in missing)
-        raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:\n{listed}")
+        head = f"profile {profile.name} cannot run to its end here ({command}); missing:"
+        raise UserError("\n".join([head, *missing]))
 
 
 def _steps(profile: Profile) -> Iterator[str]:
@@ -144,10 +142,9 @@ def _models(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
 
 
 def _answers(url: str) -> bool:
-    try:  # without a proxy: it is asked as the client asks it
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            f"{url}/models", timeout=_ANSWER_SEC
-        ):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy, as the client asks
+    try:
+        with opener.open(f"{url}/models", timeout=_ANSWER_SEC):
             return True
     except HTTPError:
         return True  # it answers, if only to those with a key
@@ -167,9 +164,9 @@ def _have(path: str, kind: str) -> bool:
 
 def _data(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     source = profile.images.source
-    there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
-    what = "a folder, a parquet file, webdataset tars or a data set of the hub"
     if any(copy.startswith("01_") for copy in chain):
+        there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
+        what = "a folder, a parquet file, webdataset tars or a data set of the hub"
         yield Need("data", bool(there), f"images {source} (images.source): {what}")
     for training in all_trainings(profile.pretraining) if _pretrains(chain) else ():
         source = getattr(profile.pretraining, training.stage).data
@@ -179,20 +176,18 @@ def _data(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
 
 
 def _benchmarks(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
-    for name in dict.fromkeys(
-        [*profile.prism.benchmarks, *(benchmarks_of(profile) if _pretrains(chain) else ())]
-    ):
+    more = benchmarks_of(profile) if _pretrains(chain) else ()
+    for name in dict.fromkeys([*profile.prism.benchmarks, *more]):
         benchmark, copy = get_benchmark(name), profile.prism.paths.get(name)
         if copy is not None:
-            yield Need(
-                "benchmarks",
-                (paths.HOME / copy).exists(),
-                f"benchmark {benchmark.name}: {copy} (prism.paths)",
-            )
-        elif benchmark.hub is None and benchmark.loader is None:  # known only from the authors' files
-            files = profile.prism.evaluation_files
-            told = f"benchmark {benchmark.name}: prism.evaluation_files=DIR with the authors' files ({COLLECTION})"
-            yield Need("benchmarks", bool(files) and (paths.HOME / files).exists(), told)
+            there, told = (paths.HOME / copy).exists(), f"{copy} (prism.paths)"
         elif benchmark.hub is not None:
-            told = f"benchmark {benchmark.name}: .venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
-            yield Need("benchmarks", _have(benchmark.hub.id, "dataset"), told)
+            there = _have(benchmark.hub.id, "dataset")
+            told = f".venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
+        elif benchmark.loader is None:  # known only from the authors' files
+            files = profile.prism.evaluation_files
+            there = bool(files) and (paths.HOME / files).exists()
+            told = f"prism.evaluation_files=DIR with the authors' files ({COLLECTION})"
+        else:
+            continue
+        yield Need("benchmarks", there, f"benchmark {benchmark.name}: {told}")

@@ -51,25 +51,28 @@ def popen(
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:
             return subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})}, start_new_session=True,
-                preexec_fn=lambda: die_with_parent(parent),
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, **(env or {})}, preexec_fn=lambda: die_with_parent(parent),
             )  # fmt: skip
+
+
+def listed_gpus() -> list[list[str]]:
+    """Index, UUID and name of each GPU that nvidia-smi lists; empty without one."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
+    return [line.split(", ", 2) for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
 def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that this process may use: the entries of CUDA_VISIBLE_DEVICES, else the indices of all.
 
-    Read as CUDA reads it: an empty value hides every GPU, one that does not exist hides those behind it, and one
-    that stands twice hides all. One function for all that count GPUs.
+    As CUDA reads it: an entry that does not exist hides those behind it, and one that stands twice hides all.
     """
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    listed = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    listed = listed_gpus()
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-        return [index for index, _ in listed]
+        return [index for index, *_ in listed]
     found = list(takewhile(lambda name: _is_gpu(name, listed), (name.strip() for name in chosen.split(","))))
     return found if len(set(found)) == len(found) else []
 
@@ -78,7 +81,8 @@ def _is_gpu(name: str, listed: Sequence[Sequence[str]]) -> bool:
     """Whether a name of CUDA_VISIBLE_DEVICES is an index, the beginning of a UUID, or a slice of a GPU (MIG)."""
     if name.startswith("MIG-"):
         return bool(listed)
-    return any(name == index or (name.startswith("GPU-") and uuid.startswith(name)) for index, uuid in listed)
+    of_uuid = name.startswith("GPU-")
+    return any(name == index or (of_uuid and uuid.startswith(name)) for index, uuid, _ in listed)
 
 
 def python_path() -> str:
@@ -124,9 +128,7 @@ def _guard(parent: int, command: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, end)
     die_with_parent(parent, by=signal.SIGTERM)
     here = os.getpid()
-    process = subprocess.Popen(
-        list(command), start_new_session=True, preexec_fn=lambda: die_with_parent(here)
-    )
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: die_with_parent(here))
     try:
         status = process.wait()
         return status if status >= 0 else 128 - status

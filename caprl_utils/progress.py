@@ -1,7 +1,6 @@
 """Progress that can be seen everywhere: a bar in a terminal or JupyterLab, and a small file for the runner.
 
-The runner sets CAPRL_PROGRESS to a file; `track` and `Progress` then write their state to it at most once a
-second, also from subprocesses, and the runner prints it with the time that is left (`Times`).
+The runner sets CAPRL_PROGRESS to a file, also for subprocesses, and prints its state with the time left (`Times`).
 """
 
 import json
@@ -20,9 +19,7 @@ from caprl_utils.files import write_json
 
 Item = TypeVar("Item")
 PROGRESS_ENV = "CAPRL_PROGRESS"
-REPORTED = (
-    paths.REPORTS / "bench" / "times.json"
-)  # seconds of each notebook where the published reports were made
+REPORTED = paths.REPORTS / "bench" / "times.json"  # seconds of each notebook behind the published reports
 _WRITE_EVERY_SEC = 1.0
 _STEADY_SEC = 15.0  # ours: the first items of a stage take longer; what is left is told after these seconds
 
@@ -135,17 +132,16 @@ class Times:
     def left(
         self, chain: Sequence[str], name: str, sec: float, state: Mapping[str, Any] | None = None
     ) -> float | None:
-        """Seconds left of a chain after `sec` of the notebook `name`, whose stage has that state.
+        """Seconds left of a chain after `sec` of the notebook `name`, whose stage has that state; None: not known.
 
-        None where some time is not known. The running notebook takes at least as long as its stage still says; what
-        was measured nowhere but elsewhere is scaled by how much slower this machine was so far.
+        The running notebook takes at least as long as its stage still says; times from elsewhere are scaled by how
+        much slower this machine was so far.
         """
         later = chain[chain.index(name) + 1 :] if name in chain else []
         if any(other not in self.known for other in (name, *later)):
             return None
-        pairs = [
-            (self.measured[n], self.reported[n]) for n in self.measured if n in self.reported and n != name
-        ]
+        both = (self.measured.keys() & self.reported.keys()) - {name}
+        pairs = [(self.measured[other], self.reported[other]) for other in both]
         of_stage = stage_left(state) if state and state["sec"] >= _STEADY_SEC else None
         rest = max(of_stage or 0.0, self._expected(name, pairs) - sec, 0.0)
         if name in self.reported and sec + rest > self._expected(name, pairs):

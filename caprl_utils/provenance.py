@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -15,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+from caprl_utils.processes import listed_gpus
 
 PACKAGES = [
     "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
@@ -39,10 +39,9 @@ def commit() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+    command = ["git", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(command, cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -63,25 +62,12 @@ def versions() -> dict[str, str]:
 @cache
 def hardware() -> dict[str, Any]:
     """Processor, usable cores, memory in GB, GPU names."""
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     info = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
-    return {
-        "cpu": model[1].strip() if model else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(pages / 2**30, 1),
-        "gpus": gpu_names(),
-    }
-
-
-@cache
-def gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs that nvidia-smi lists; empty without one."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30)
-    return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    cpu = model[1].strip() if model else platform.machine()
+    found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 2**30, 1)}
+    return found | {"gpus": [name for _, _, name in listed_gpus()]}
 
 
 def pins(lock: str) -> dict[str, str]:

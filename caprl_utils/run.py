@@ -1,8 +1,7 @@
 """Run notebooks through papermill. Whether one is out of date is make's decision (Makefile); this runs it.
 
-What papermill lets pass is an error here: an unknown parameter, a cell that calls exit. A notebook runs under
-a temporary name and gets its own name when it has succeeded, dated at its start, so that whatever was edited
-meanwhile is newer; a failed copy is kept as NAME.failed.ipynb. NAME.files lists the records and reports that it
+A notebook runs under a temporary name and gets its own when it has succeeded, dated at its start, so that whatever was
+edited meanwhile is newer; a failed copy is kept as NAME.failed.ipynb. NAME.files lists the records and reports that it
 read or wrote: when one of them is gone, make runs the notebook again.
 """
 
@@ -64,8 +63,8 @@ def run_all(
 ) -> None:
     """Run notebooks in order. Raises UserError at the first failure.
 
-    notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all of them; chain: all copies that the caller
-    is going to run, of which these are some: all that it still needs is looked up first, and the time left told.
+    notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all; chain: all copies that the caller is going to
+    run, of which these are some: all that it still needs is looked up first, and the time left told.
     """
     jobs = [_job(text, profile, items) for text in notebooks]
     check_environment()
@@ -164,13 +163,8 @@ class _Engine(NBClientEngine):
             plain_start(cell, cell_index, **more)
 
         nb_man.cell_start = cell_start
-        client = PapermillNotebookClient(
-            nb_man,
-            kernel_name=kernel_name,
-            startup_timeout=_KERNEL_START_SEC,
-            kernel_manager_class=_OwnKernel,
-        )
-        parent = os.getpid()
+        options = {"startup_timeout": _KERNEL_START_SEC, "kernel_manager_class": _OwnKernel}
+        client, parent = PapermillNotebookClient(nb_man, kernel_name=kernel_name, **options), os.getpid()
         with open(kernel_log, "wb") as log:
             return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
 
@@ -254,12 +248,11 @@ def _dead_kernel_message(source: Path, running: Sequence[Any], kernel_log: Path)
     end = f"{shown(kernel_log)}:\n{tail(kernel_log)}"
     if not running:
         return f"{shown(source)}\nthe kernel did not start; the end of {end}"
-    return (
-        f"{_where(source, *running[-1])}\n"
+    told = (
         "the kernel died: its process was killed (often the system being out of memory) or crashed. "
-        "Stop other programs or use a smaller profile, then run again: it continues from what is saved.\n"
-        f"The end of {end}"
+        "Stop other programs or use a smaller profile, then run again: it continues from what is saved."
     )
+    return f"{_where(source, *running[-1])}\n{told}\nThe end of {end}"
 
 
 def first_line(source: str) -> str:
@@ -272,8 +265,7 @@ def first_line(source: str) -> str:
 class Monitor(AbstractContextManager):
     """Prints to stderr: each code cell as it starts, how far the stage in it is, and what is left of the chain.
 
-    In a terminal the running line is renewed in place each second; elsewhere (a log file, CI) a plain line
-    comes at least every ten seconds.
+    A terminal renews the running line each second; elsewhere (a log file, CI) a line comes every ten seconds.
     """
 
     def __init__(self, job: Job, chain: Sequence[str], times: Times):

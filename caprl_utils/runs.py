@@ -37,10 +37,9 @@ _WAIT_LINE_SEC = 10.0
 
 
 class Lock:
-    """An exclusive lock on a file, freed by the kernel when its process dies, however it dies.
+    """An exclusive lock on a file, freed by the kernel when its process dies. While another has it, lines name it.
 
-    Taking it again in the same process is allowed (a notebook cell run twice). While another process holds
-    it, a line every 10 s names that process.
+    Taking it again in the same process is allowed (a notebook cell run twice).
     """
 
     _held: dict[Path, int] = {}  # path -> file descriptor
@@ -85,23 +84,16 @@ class RowStore(AbstractContextManager):
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        self.torn = 0
-        self._places = self._recover()
-        self._file = None
-
-    def _recover(self) -> dict[str, int]:
-        """Id -> where its line starts."""
-        places: dict[str, int] = {}
+        self.path, self.torn, self._file = path, 0, None
+        self._places: dict[str, int] = {}  # id -> where its line starts
         good_end = 0
         for number, line in self._lines():
             if not line.endswith(b"\n"):
                 self.torn = 1
-                os.truncate(self.path, good_end)
+                os.truncate(path, good_end)
                 break
-            places[self._parse(line, number)["id"]] = good_end
+            self._places[self._parse(line, number)["id"]] = good_end
             good_end += len(line)
-        return places
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         if self.path.exists():
@@ -132,10 +124,6 @@ class RowStore(AbstractContextManager):
         if not isinstance(row_id, str) or row_id in self._places:
             raise ValueError(f"{shown(self.path)} takes rows with a text `id` of their own, got {row_id!r}")
         line = json.dumps(values, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
-        self._places[row_id] = self._write(line)
-
-    def _write(self, line: bytes) -> int:
-        """Append a line; returns where it starts."""
         with full_disk_as_user_error(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +135,7 @@ class RowStore(AbstractContextManager):
             except OSError:
                 os.truncate(self.path, start)  # no half row stays behind
                 raise
-            return start
+        self._places[row_id] = start
 
     def read(self, model: type[BaseModel] | None = None) -> Iterator[Any]:
         """Yield all rows in the order they were added, as dicts or as `model`."""
@@ -240,12 +228,8 @@ class Run(AbstractContextManager):
         stale.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.folder, stale)
         reason = self._changes(old) if old else "it has no key"
-        log.warning(
-            "%s is recomputed (changed: %s); its old content is in %s",
-            shown(self.folder),
-            reason,
-            shown(stale),
-        )
+        told = f"{shown(self.folder)} is recomputed (changed: {reason}); its old content is in {shown(stale)}"
+        log.warning("%s", told)
 
     def _changes(self, old: dict[str, Any]) -> str:
         names = []

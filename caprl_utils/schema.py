@@ -1,10 +1,7 @@
 """The typed settings of a profile, an experiment and a VLM pair. Every default stands here and nowhere else.
 
-The defaults are the paper's where the paper gives one; a profile's YAML holds only what differs. Each field
-says where its value comes from: "paper" (arXiv 2509.22647), "author script" (the released training and
-evaluation scripts), "author README" (their repository's), or "ours" with the reason. Settings marked
-`affects_output=False` (where a server listens, how often to save) do not enter cache keys, so changing them
-recomputes nothing.
+Each field says where its value comes from: "paper" (arXiv 2509.22647), "author script" (their training and evaluation
+scripts), "author README", or "ours" with the reason. Settings marked `affects_output=False` enter no cache key.
 """
 
 from typing import Annotated, Any, Literal
@@ -39,13 +36,9 @@ class Settings(BaseModel):
 
     def key_part(self) -> dict[str, Any]:
         """What of this section can change an output, for the key of a run (JSON values only)."""
-        part = {}
-        for name, field in type(self).model_fields.items():
-            if not (field.json_schema_extra or {}).get("affects_output", True):
-                continue
-            value = getattr(self, name)
-            part[name] = value.key_part() if isinstance(value, Settings) else value
-        return part
+        more = {name: field.json_schema_extra or {} for name, field in type(self).model_fields.items()}
+        part = {name: getattr(self, name) for name in more if more[name].get("affects_output", True)}
+        return {name: v.key_part() if isinstance(v, Settings) else v for name, v in part.items()}
 
 
 class Donor(Settings):
@@ -62,12 +55,8 @@ class ModelConfig(Donor):
     base_urls: list[str] = setting([], "ours: servers to spread requests over (endpoint)", False)
     api_key_env: str | None = setting(None, "ours: environment variable that holds the API key", False)
     dtype: Dtype = setting("auto", "ours: as the checkpoint says")
-    batch_size: int | None = setting(
-        None, "ours: requests a forward pass (local; None: 32) or in flight at a server (None: 256)", ge=1
-    )
-    max_pixels: int | None = setting(
-        1280 * 28 * 28, "ours: as Qwen's own examples; larger images are scaled down, None keeps them", ge=1
-    )
+    batch_size: int | None = setting(None, "ours: requests a pass (None: 32) or in flight (None: 256)", ge=1)
+    max_pixels: int | None = setting(1280 * 28 * 28, "ours: as Qwen's examples; None scales no image", ge=1)
 
     @model_validator(mode="after")
     def _endpoint_has_a_server(self) -> "ModelConfig":
@@ -88,15 +77,11 @@ class Models(Settings):
     question_filter: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, QA curation: answers", 8001)
     policy: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper: the captioner that RL starts from")
     captioner_7b: ModelConfig = _role("Qwen/Qwen2.5-VL-7B-Instruct", "paper, Table 3", 8002)
-    captioner_72b: ModelConfig | None = _role(
-        "Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3", 8000
-    )  # None: goes without
+    captioner_72b: ModelConfig | None = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3; or None", 8000)
     reward_reader: ModelConfig = _role("Qwen/Qwen2.5-3B-Instruct", "paper: answers from the caption", 8003)
     prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
     vlm_judge: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, Figure 1c: rates from 1 to 5", 8005)
-    reward_judge: ModelConfig = _role(
-        "CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c: the same", 8006
-    )
+    reward_judge: ModelConfig = _role("CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c", 8006)
 
     def __getitem__(self, role: str) -> ModelConfig:
         return getattr(self, role)
@@ -185,9 +170,7 @@ class Prism(Settings):
         "standard", "ours: each benchmark's own metric on greedy answers (caprl: author script, sampled)"
     )
     judge_model: ModelConfig | None = setting(None, "ours: None counts what needs a judge as unscored")
-    evaluation_files: str | None = setting(
-        None, "author README: folder of CapRL-Evaluation-Files, for seed2k and scoring caprl"
-    )
+    evaluation_files: str | None = setting(None, "author README: CapRL-Evaluation-Files (seed2k, caprl)")
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
 
 
@@ -320,9 +303,7 @@ class Data(Settings):
 
 
 class Length(Settings):
-    """Length term: `weight` up to `full_share` of rl.max_completion_tokens, falling linearly to 0 at
-    `zero_share` (CapRL++, arXiv 2606.09393).
-    """
+    """`weight` up to `full_share` of rl.max_completion_tokens, falling to 0 at `zero_share` (CapRL++, 2606.09393)."""
 
     full_share: float = setting(0.5, "CapRL++: tau1, 2048 of 4096 tokens", ge=0, le=1)
     zero_share: float = setting(0.75, "CapRL++: tau2, 3072 of 4096 tokens", gt=0, le=1)
@@ -364,9 +345,7 @@ class Training(Settings):
     projector: bool = setting(True, "as vision_tower")
     language_model: bool = setting(True, "as vision_tower")
     lora: Lora | None = setting(None, "paper: full fine-tuning")
-    micro_batch_size: int | None = setting(
-        None, "ours: captions per forward and backward; None: all on a CPU, 4 on a GPU", False, ge=1
-    )
+    micro_batch_size: int | None = setting(None, "ours: captions a pass; None: all, 4 on a GPU", False, ge=1)
     gradient_checkpointing: bool | None = setting(None, "ours: None: on a GPU only", False)
     lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
         "constant_with_warmup", "ours: the paper says nothing"
@@ -374,12 +353,7 @@ class Training(Settings):
     rollout: Literal["transformers", "vllm_colocate"] = setting(
         "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
     )
-    rollout_rows: int | None = setting(
-        None,
-        "ours: captions that transformers samples together; None: all on a CPU, 128 on a GPU",
-        False,
-        ge=1,
-    )
+    rollout_rows: int | None = setting(None, "ours: captions at once; None: all, 128 on a GPU", False, ge=1)
     vllm_memory_share: float = setting(0.3, "TRL's default: of a GPU, for colocated vLLM", False, gt=0, lt=1)
     vllm_sleep: bool = setting(False, "ours: colocated vLLM gives its memory back while weights train", False)
     vllm_tensor_parallel: int = setting(1, "ours: GPUs that share one colocated vLLM", False, ge=1)
@@ -392,9 +366,7 @@ class Experiment(Settings):
     name: str = Field(description="the file's name", min_length=1)
     description: str = setting("", "ours: one line for the reader", False)
     item: str = setting("", "what of the paper it belongs to", False)
-    size: Literal["main", "ablation"] = setting(
-        "main", "ours: `ablation` takes the profile's ablations.steps"
-    )
+    size: Literal["main", "ablation"] = setting("main", "ours: `ablation` takes ablations.steps")
     rl: dict[str, Any] = setting({}, "values over the profile's section rl")
     data: Data = setting(Data(), "see each key")
     reward: Reward = setting(Reward(), "see each key")
@@ -412,8 +384,7 @@ class Assembly(Settings):
     vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
     dtype: Dtype = setting("auto", "ours: as the language model's checkpoint")
     accepted_differences: list[str] = setting(
-        [],
-        "ours: hyperparameters in which the vision donor's own language model may differ; the donor's count",
+        [], "ours: hyperparameters in which the vision donor's own language model may differ"
     )
     min_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
     max_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)

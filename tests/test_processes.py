@@ -73,7 +73,7 @@ def test_the_end_of_a_log(tmp_path):
 )  # fmt: skip
 def test_gpus_are_counted_as_cuda_does(chosen, gpus, tmp_path, monkeypatch):
     stand_in = tmp_path / "nvidia-smi"
-    stand_in.write_text("#!/bin/sh\nfor n in 0 1 2 10; do echo $n, GPU-${n}abc; done\n")
+    stand_in.write_text("#!/bin/sh\nfor n in 0 1 2 10; do echo $n, GPU-${n}abc, NVIDIA X; done\n")
     stand_in.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
