@@ -1,8 +1,4 @@
-"""What every model looks like to the rest of the project: requests in, completions out, in the same order.
-
-backend = open_backend(profile.models.policy, profile)
-completions = backend.generate([Request("1", prompts.CAPTION, image)], Sampling(max_tokens=128))
-"""
+"""What every model looks like to the rest of the project: requests in, completions out, in the same order."""
 
 from __future__ import annotations
 
@@ -18,11 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One user turn.
-
-    ``prefill`` starts the assistant's turn; the model continues it (the completion does not repeat it).
-    ``seed`` stands for the sampling's where it is given.
-    """
+    """One user turn. prefill: starts the assistant's turn, is not repeated. seed: in the place of the sampling's."""
 
     id: str
     prompt: str
@@ -55,6 +47,9 @@ class Completion:
     error: str | None = None
 
 
+Scores = list[list[float] | None]
+
+
 class Backend(Protocol):
     """A model that completes chats."""
 
@@ -62,31 +57,17 @@ class Backend(Protocol):
     model_hash: str
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """``sampling.n`` completions per request, grouped by request in the order given.
-
-        A request that fails gives completions with ``error`` set; the others are not affected.
-        """
+        """``sampling.n`` completions per request, in the order given; of one that fails they have ``error`` set."""
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """As `generate`, for any number of requests: they are taken one by one as there is room for them.
+        """As `generate`, for any number of requests, taken as there is room; completions come as they are ready."""
 
-        Completions come as they are ready, in any order; each request gets all of its own.
-        """
-
-    def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str]
-    ) -> list[list[float] | None]:
-        """Log-probability of each choice (one token each) as the next token, at temperature 1.
-
-        None stands for a request that could not be answered; missing is not zero.
-        """
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Scores:
+        """Log-probability of each choice (one token) as the next token; None for a request without an answer."""
 
 
 def open_backend(model: ModelConfig, profile: Profile) -> Backend:
-    """The backend that the profile asks for; weights are loaded at the first request, not here.
-
-    Raises UserError when a local model's folder is missing or holds no model.
-    """
+    """The backend asked for, loaded at the first request. Raises UserError for a local folder without a model."""
     if model.backend == "endpoint":
         from caprl_utils.models.endpoint import EndpointBackend
 

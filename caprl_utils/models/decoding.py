@@ -1,8 +1,4 @@
-"""Sampling that does not depend on what else is in the batch.
-
-A row draws its tokens with its own random numbers, derived from (seed, request id, index), so a request gives
-the same completion alone, in any batch, and after a restart (up to the last bits of floating point).
-"""
+"""Sampling that does not depend on what else is in the batch: each row has random numbers of its own."""
 
 from __future__ import annotations
 
@@ -32,13 +28,11 @@ def draw(logprobs: np.ndarray | Sequence[float], temperature: float, at: float) 
 class RowSampler(LogitsProcessor):
     """Repetition penalty, temperature and top-p per row; leaves only the drawn token for the greedy decoder.
 
-    The penalty counts prompt and completion, as vLLM does, but never the padding.
+    The penalty counts prompt and completion, as vLLM does, but never the padding. rows: (seed, request id, index) of
+    each row; prompt_mask: attention mask of the prompts, (B, T).
     """
 
-    def __init__(
-        self, sampling: Sampling, rows: Sequence[tuple[int, str, int]], prompt_mask: torch.Tensor
-    ) -> None:
-        """rows: (seed, request id, index) of each row; prompt_mask: attention mask of the prompts, (B, T)."""
+    def __init__(self, sampling: Sampling, rows: Sequence[tuple[int, str, int]], prompt_mask: torch.Tensor):
         self.sampling = sampling
         self.prompt_mask = prompt_mask.bool()
         self.seen: torch.Tensor | None = None  # (B, V)
@@ -66,12 +60,10 @@ class RowSampler(LogitsProcessor):
     def _draw(self, scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """`draw` for a batch, on its device: (B, V), (B, 1) -> (B, 1)."""
         probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
-        order = None
         if self.sampling.top_p < 1:
             probs, order = probs.sort(dim=-1, descending=True)
-            before = probs.cumsum(-1) - probs
-            probs = probs.masked_fill(before >= self.sampling.top_p, 0.0)
+            probs = probs.masked_fill(probs.cumsum(-1) - probs >= self.sampling.top_p, 0.0)
         total = probs.cumsum(-1)
         index = torch.searchsorted(total, draws * total[:, -1:], right=True)
         index = index.clamp(max=scores.shape[1] - 1)
-        return index if order is None else order.gather(1, index)
+        return order.gather(1, index) if self.sampling.top_p < 1 else index

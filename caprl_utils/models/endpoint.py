@@ -1,13 +1,7 @@
-"""A model behind OpenAI-compatible servers (vLLM here or elsewhere; several at once).
+"""A model behind OpenAI-compatible servers (vLLM here or elsewhere; several at once), asked by the openai library.
 
-1. One request per completion, each with a seed derived from (seed, id, index): a retry, a restart or another
-   server changes nothing but the last bits.
-2. As soon as one request ends, the next one starts; nothing waits for a batch. The openai library sends them, over
-   aiohttp, and repeats what a server answered badly or too late.
-3. Letters are read with `logprob_token_ids`, a vLLM extension, from one new token.
-4. The server must run with `--generation-config vllm`, or the model's own sampling defaults leak in; `server`
-   starts it so.
-5. A server on this machine is asked directly, whatever proxy the environment names.
+One request per completion, with a seed of its own: a retry, a restart or another server changes only the last bits.
+Servers must run with `--generation-config vllm` (`server` does), or the model's own sampling defaults leak in.
 """
 
 from __future__ import annotations
@@ -15,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import operator
 import os
 import queue
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -34,7 +28,7 @@ from PIL.Image import Image
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import encode, fit
-from caprl_utils.models.base import Completion, Request, Sampling
+from caprl_utils.models.base import Completion, Request, Sampling, Scores
 from caprl_utils.models.weights import model_hash
 from caprl_utils.schema import ModelConfig
 
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How patient the client is; the values are ours.
+# How patient the client is (ours).
 REQUEST_SEC = 900.0  # one attempt; one that is late so often as the library tries is not tried again
 CONNECT_SEC = 30.0
 RETRIES = 5  # the library's own, after 0.5 s, 1 s, 2 s, ... or when the server says
@@ -57,9 +51,7 @@ _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close
 
 
 class RequestError(Exception):
-    """A request that has no answer. kind: "refused" (the request is at fault), "silent" (no server took it for
-    SILENT_SEC), "late" or "failed" in every attempt.
-    """
+    """A request without answer. kind: "refused" (it is at fault), "silent" (no server took it), "late" or "failed"."""
 
     def __init__(self, reason: str, kind: str = "failed") -> None:
         super().__init__(reason)
@@ -67,10 +59,8 @@ class RequestError(Exception):
 
 
 class Post(NamedTuple):
-    """A JSON body to be posted (a RequestError where there is none), and how its answer is read.
-
-    key: comes back with the result. read: takes the parsed JSON; its KeyError, IndexError, TypeError or ValueError
-    means that the answer is broken. path: below the server's /v1, or beside it when it starts with "/".
+    """A JSON body (or why there is none), and how its parsed answer is read; key: comes back with it. A KeyError,
+    IndexError, TypeError or ValueError of `read` means a broken answer. path: below /v1, or beside it with a "/" first.
     """
 
     key: Any
@@ -89,25 +79,18 @@ class _Server:
 
 
 class Client:
-    """Keeps the servers at `base_urls` full, the least busy one first, and loses nothing.
-
-    Requests run on an event loop in a thread of its own, so it works inside Jupyter, whose own loop is running.
-    """
+    """Keeps the servers at `base_urls` full, the least busy one first; its loop has a thread, as Jupyter needs it."""
 
     def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
         """in_flight: requests that a server works on at once. Raises UserError for a proxy that cannot be used."""
         self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
         for url in base_urls:
             _check_proxy(url)
-        self._told = False  # that servers are silent
 
     def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
-        """(key, what was read or a RequestError) of each post as it ends, in any order.
-
-        Posts are taken as there is room.
-        """
+        """(key, what was read or a RequestError) of each post as it ends; posts are taken as there is room."""
         done: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._told, pending = False, 0
+        self._told, pending = False, 0  # told: that servers are silent
         with self._loop() as (loop, servers):
             for post in posts:
                 future = asyncio.run_coroutine_threadsafe(self._result(servers, post), loop)
@@ -161,29 +144,24 @@ class Client:
             try:
                 async with server.slots:
                     found = await _attempt(server, post)
-                server.failing = False
-                return post.key, found
             except RequestError as error:
-                failure = error
+                found = error
             finally:
                 server.waiting -= 1
-            if failure.kind == "refused":
-                return post.key, failure
-            server.failing = True
-            if failure.kind == "silent":
+            server.failing = isinstance(found, RequestError) and found.kind != "refused"
+            if not server.failing:
+                return post.key, found
+            if found.kind == "silent":
                 silent_since = silent_since or time.monotonic()
-                self._tell(failure, servers)
+                over = time.monotonic() - silent_since >= SILENT_SEC
+                if not self._told and all(server.failing for server in servers):  # it would seem to hang
+                    self._told = True
+                    log.warning("no server: %s; waiting up to %g s for it to come back", found, SILENT_SEC)
             else:
                 rounds += 1
-            late = silent_since is not None and time.monotonic() - silent_since >= SILENT_SEC
-            if failure.kind == "late" or rounds == ROUNDS or (failure.kind == "silent" and late):
-                return post.key, failure
-
-    def _tell(self, failure: RequestError, servers: Sequence[_Server]) -> None:
-        """Say once that servers are waited for: a training or a notebook would seem to hang."""
-        if not self._told and all(server.failing for server in servers):
-            self._told = True
-            log.warning("no server: %s; waiting up to %g s for it to come back", failure, SILENT_SEC)
+                over = found.kind == "late" or rounds == ROUNDS
+            if over:
+                return post.key, found
 
 
 async def _attempt(server: _Server, post: Post) -> Any:
@@ -218,10 +196,8 @@ def _check_proxy(url: str) -> None:
     host, proxies = urlsplit(url).hostname or "", getproxies()
     proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
     if proxy.startswith("socks") and not is_here(url) and not proxy_bypass(host):
-        raise UserError(
-            f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked: set an "
-            f"http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY"
-        )
+        told = f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked"
+        raise UserError(f"{told}: set an http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY")
 
 
 async def _close(servers: Sequence[_Server]) -> None:
@@ -238,9 +214,8 @@ class EndpointBackend:
 
     def __init__(self, config: ModelConfig) -> None:
         """Raises UserError when the API key's variable is not set. Servers are asked at the first request."""
-        self.name = config.path
-        self.config = config
-        self._images: OrderedDict[int, tuple[Image, str]] = OrderedDict()
+        self.name, self.config = config.path, config
+        self._images: dict[int, tuple[Image, str]] = {}
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
         self.client = Client(config.base_urls, config.batch_size or IN_FLIGHT, api_key(config))
 
@@ -254,9 +229,9 @@ class EndpointBackend:
         """The model's name, once every server has said that it serves it."""
         for url in self.config.base_urls:
             if self.config.path not in (names := self._models_at(url)):
+                told = f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with"
                 raise UserError(
-                    f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with "
-                    "that name (`make serve MODEL=...`) or change the model's path in the profile"
+                    f"{told} that name (`make serve MODEL=...`) or change the model's path in the profile"
                 )
         return self.config.path
 
@@ -276,15 +251,11 @@ class EndpointBackend:
             with openai.OpenAI(base_url=url, **options) as api:
                 return {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}
         except openai.NotFoundError:
-            raise UserError(
-                f"{url} is no address of a model server (HTTP 404): such an address ends in /v1, as in "
-                "http://127.0.0.1:8000/v1"
-            ) from None
+            told = f"{url} is no address of a model server (HTTP 404)"
+            raise UserError(f"{told}: such an address ends in /v1, as in http://127.0.0.1:8000/v1") from None
         except openai.OpenAIError as error:
-            raise UserError(
-                f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set "
-                "base_urls of this model in the profile."
-            ) from None
+            told = f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set base_urls"
+            raise UserError(f"{told} of this model in the profile.") from None
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See `Backend.generate`."""
@@ -295,14 +266,10 @@ class EndpointBackend:
         return sorted(found, key=lambda completion: (order[completion.id], completion.index))
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `Backend.stream`. The servers stay full as long as there are requests.
-
-        Raises UserError when the servers are gone.
-        """
+        """See `Backend.stream`. The servers stay full while there are requests. Raises UserError when they are gone."""
+        jobs = ((request, index) for request in requests for index in range(sampling.n))
         posts = (
-            Post((request.id, index), self._body(request, sampling, index), _read_completion)
-            for request in requests
-            for index in range(sampling.n)
+            Post((r.id, index), self.chat_body(r, sampling, index), _read_completion) for r, index in jobs
         )
         failed_in_row = 0
         for (request_id, index), found in self.client.run(posts):
@@ -312,15 +279,12 @@ class EndpointBackend:
                 continue
             failed_in_row += found.kind != "refused"
             if found.kind == "silent" or failed_in_row >= GIVE_UP_AFTER:
-                raise UserError(
-                    f"the last {failed_in_row} requests to {', '.join(self.config.base_urls)} all failed: {found}. "
-                    "Look at the server's log, start it again; what was finished is kept, run again."
-                )
+                told = f"the last {failed_in_row} requests to {', '.join(self.config.base_urls)} all failed: {found}"
+                advice = "Look at the server's log, start it again; what was finished is kept, run again."
+                raise UserError(f"{told}. {advice}")
             yield Completion(request_id, index, None, 0, "error", str(found))
 
-    def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str]
-    ) -> list[list[float] | None]:
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Scores:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.choice_ids(tuple(choices))
         extra = {"logprobs": True, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
@@ -331,7 +295,7 @@ class EndpointBackend:
             found = {entry["token"]: float(entry["logprob"]) for entry in top}
             return [found[f"token_id:{token}"] for token in ids]
 
-        posts = (Post(place, self._body(r, sampling, **extra), read) for place, r in enumerate(requests))
+        posts = (Post(place, self.chat_body(r, sampling, **extra), read) for place, r in enumerate(requests))
         found = dict(self.client.run(posts))
         rows = (found[place] for place in range(len(requests)))
         return [None if isinstance(row, RequestError) else row for row in rows]
@@ -339,75 +303,60 @@ class EndpointBackend:
     def choice_ids(self, choices: tuple[str, ...]) -> list[int]:
         """Token id of each choice, from the servers' own tokenizer; asked once. Raises UserError."""
         if choices not in self._choice_ids:
-            bodies = [{"model": self.served, "prompt": c, "add_special_tokens": False} for c in choices]
-            posts = (Post(i, body, lambda a: a["tokens"], "/tokenize") for i, body in enumerate(bodies))
-            found = dict(self.client.run(posts))
-            for place, choice in enumerate(choices):
-                tokens = found[place]
+            body = {"model": self.served, "add_special_tokens": False}
+            read = operator.itemgetter("tokens")
+            found = dict(self.client.run(Post(c, body | {"prompt": c}, read, "/tokenize") for c in choices))
+            for choice, tokens in found.items():
                 if isinstance(tokens, RequestError):
                     raise UserError(f"no token ids ({tokens}); letters by probability need a vLLM server")
                 if len(tokens) != 1:
-                    raise UserError(
-                        f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one"
-                    )
-            self._choice_ids[choices] = [found[place][0] for place in range(len(choices))]
+                    told = f"{choice!r} is {len(tokens)} tokens of {self.name}"
+                    raise UserError(f"{told}; a choice must be one")
+            self._choice_ids[choices] = [found[choice][0] for choice in choices]
         return self._choice_ids[choices]
 
-    def _body(self, request: Request, sampling: Sampling, index: int = 0, **more: Any) -> dict | RequestError:
-        """`chat_body` with more in it, or why there is none: one bad image is one failed request."""
-        try:
-            return self.chat_body(request, sampling, index) | more
-        except RequestError as error:
-            return error
-
-    def chat_body(self, request: Request, sampling: Sampling, index: int = 0) -> dict[str, Any]:
-        """What is posted for one completion of a request. Raises RequestError for an image that cannot be read."""
+    def chat_body(
+        self, request: Request, sampling: Sampling, index: int = 0, **more: Any
+    ) -> dict[str, Any] | RequestError:
+        """What is posted for one completion, with `more` in it; a RequestError for an image that cannot be read."""
         content: Any = request.prompt
         if request.image is not None:
-            image = {"type": "image_url", "image_url": {"url": self._data_url(request.image)}}
+            try:
+                image = {"type": "image_url", "image_url": {"url": self._data_url(request.image)}}
+            except Exception as error:  # decoders raise what they like on broken files
+                return RequestError(f"the image cannot be read ({error})", "refused")
             content = [image, {"type": "text", "text": request.prompt}]
         messages = [{"role": "user", "content": content}]
+        seed = sampling.seed if request.seed is None else request.seed
         body = {
-            "model": self.served,
-            "messages": messages,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": request_seed(sampling.seed if request.seed is None else request.seed, request.id, index),
-        }
+            "model": self.served, "messages": messages, "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature, "top_p": sampling.top_p,
+            "seed": derive_seed(seed, index, request.id, bits=31),
+        }  # fmt: skip
         if sampling.repetition_penalty != 1:  # not part of OpenAI's own interface
             body["repetition_penalty"] = sampling.repetition_penalty
         if request.prefill:
             messages.append({"role": "assistant", "content": request.prefill})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        return body
+        return body | more
 
     def _data_url(self, image: Image) -> str:
         """The image within max_pixels as a data URL, its own file where that shows it; each object is encoded once."""
         if id(image) not in self._images:
-            try:
-                data, kind = encode(fit(image, self.config.max_pixels))
-            except Exception as error:  # decoders raise what they like on broken files
-                raise RequestError(f"the image cannot be read ({error})", "refused") from None
+            data, kind = encode(fit(image, self.config.max_pixels))
             url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
             self._images[id(image)] = (image, url)  # holds the image, so that its id stays its own
             if len(self._images) > _IMAGES_KEPT:
-                self._images.popitem(last=False)
+                del self._images[next(iter(self._images))]
         return self._images[id(image)][1]
-
-
-def request_seed(seed: int, request_id: str, index: int) -> int:
-    """A 31-bit seed for one completion, the same on every machine."""
-    return derive_seed(seed, index, request_id, bits=31)
 
 
 def api_key(model: ModelConfig) -> str | None:
     """The key that `api_key_env` names; None where a model needs none. Raises UserError when it is not set."""
-    if model.api_key_env is None:
-        return None
-    if not os.environ.get(model.api_key_env):
+    key = os.environ.get(model.api_key_env or "")
+    if model.api_key_env and not key:
         raise UserError(f"{model.path}: set the environment variable {model.api_key_env} to the API key")
-    return os.environ[model.api_key_env]
+    return key
 
 
 def _read_completion(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:

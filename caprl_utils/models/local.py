@@ -1,9 +1,7 @@
-"""transformers in this process: no server, one model, batches sorted by length.
+"""transformers in this process: no server, one model, batches sorted by image and length.
 
-1. Sampling is per row (see `decoding`), so neither batch size nor neighbours change a completion.
-2. The model's own generation defaults stay out, but for its end-of-turn tokens.
-3. Letters are read from one forward pass (`choice_logprobs`), without drawing a token.
-4. An image that several requests show is prepared and encoded once per batch (`process_once`, `share_images`).
+Sampling is per row (see `decoding`), so neither batch size nor neighbours change a completion. The model's own
+generation defaults stay out, but for its end-of-turn tokens.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.images import fit
-from caprl_utils.models.base import Completion, Request, Sampling
+from caprl_utils.models.base import Completion, Request, Sampling, Scores
 from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
 from caprl_utils.schema import ModelConfig
 
@@ -40,8 +38,7 @@ class LocalBackend:
 
     def __init__(self, config: ModelConfig, torch_threads: int | None = None) -> None:
         """Raises UserError when `config.path` names a folder that is no model."""
-        self.name = config.path
-        self.config = config
+        self.name, self.config = config.path, config
         self.batch_size = config.batch_size or BATCH
         self._path = paths.resolve_model(config.path)
         self._torch_threads = torch_threads
@@ -55,27 +52,24 @@ class LocalBackend:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The weights in memory, for callers that compute with them directly (a packed reader)."""
+        """The weights in memory, also for callers that compute with them directly (a packed reader)."""
         return LoadedModel(self._path, self.config, self._torch_threads)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See `Backend.generate`."""
-        jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
-        found = dict(self._completed(requests, jobs, sampling))
-        return [found[job] for job in jobs]
+        found = dict(self._completed(requests, sampling))
+        return [found[job] for job in sorted(found)]
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
         waiting = iter(requests)
         while some := list(islice(waiting, STREAM_BATCHES * self.batch_size)):
-            jobs = [(row, index) for row in range(len(some)) for index in range(sampling.n)]
-            for _, completion in self._completed(some, jobs, sampling):
+            for _, completion in self._completed(some, sampling):
                 yield completion
 
-    def _completed(
-        self, requests: Sequence[Request], jobs: Sequence[Job], sampling: Sampling
-    ) -> Iterator[tuple[Job, Completion]]:
+    def _completed(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Job, Completion]]:
         """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
+        jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
         lengths, reasons = self.loaded.measure(requests, sampling.max_tokens)
         for batch, inputs in self._batches(requests, jobs, lengths, reasons):
             rows = [(requests[row], index) for row, index in batch]
@@ -84,14 +78,12 @@ class LocalBackend:
             if reasons[row] is not None:
                 yield (row, index), Completion(requests[row].id, index, None, 0, "error", reasons[row])
 
-    def choice_logprobs(
-        self, requests: Sequence[Request], choices: Sequence[str]
-    ) -> list[list[float] | None]:
+    def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Scores:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.loaded.choice_ids(choices)
         lengths, reasons = self.loaded.measure(requests, 0)
-        scores: list[list[float] | None] = [None] * len(requests)
         jobs = [(row, 0) for row in range(len(requests))]
+        scores: Scores = [None] * len(requests)
         for batch, inputs in self._batches(requests, jobs, lengths, reasons):
             for (row, _), values in zip(batch, self.loaded.next_logprobs(inputs, ids), strict=True):
                 scores[row] = values
@@ -100,10 +92,7 @@ class LocalBackend:
     def _batches(
         self, requests: Sequence[Request], jobs: Sequence[Job], lengths: Sequence[int], reasons: list[str | None]
     ) -> Iterator[tuple[list[Job], Mapping[str, torch.Tensor]]]:  # fmt: skip
-        """The jobs that the model can take, in batches of one image or of similar length, with the model's inputs.
-
-        A request that the processor refuses gets a reason; the others of its batch go on without it.
-        """
+        """The jobs that the model can take, in batches with its inputs; what the processor refuses gets a reason."""
         images: dict[int, int] = {}  # the requests of one image stay together, and so do those without
         groups = [images.setdefault(id(request.image), len(images)) for request in requests]
         good = [job for job in jobs if reasons[job[0]] is None]
@@ -114,7 +103,10 @@ class LocalBackend:
                 yield batch, self.loaded.encode([requests[row] for row, _ in batch])
             except ProcessorError:
                 for row in {row for row, _ in batch}:
-                    reasons[row] = self.loaded.why_refused(requests[row])
+                    try:
+                        self.loaded.encode([requests[row]])
+                    except ProcessorError as error:
+                        reasons[row] = str(error)
                 if batch := [job for job in batch if reasons[job[0]] is None]:
                     yield batch, self.loaded.encode([requests[row] for row, _ in batch])
 
@@ -127,7 +119,7 @@ _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
 
 
 def close_all(backends: Iterable[LocalBackend] = _backends) -> None:
-    """Close backends: every one of this process, as before a training that needs the GPU."""
+    """Close backends, by default all of this process, as before a training that needs the GPU."""
     import torch
 
     for backend in backends:
@@ -138,7 +130,7 @@ def close_all(backends: Iterable[LocalBackend] = _backends) -> None:
 
 
 class ProcessorError(Exception):
-    """What a processor or a decoder says of a request that it cannot prepare."""
+    """Why a request cannot be prepared: what a processor or a decoder says of its image."""
 
 
 class LoadedModel:
@@ -157,27 +149,19 @@ class LoadedModel:
         own = self.model.generation_config
         if self.tokenizer.pad_token is None:  # Llama's
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.pad_id = self.tokenizer.pad_token_id
         ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
         self.end_ids = set(ends if isinstance(ends, list) else [ends])
         # generate() fills unset fields from the model's own defaults, so these must hold nothing else.
-        self.model.generation_config = GenerationConfig(
-            eos_token_id=sorted(self.end_ids), pad_token_id=self.pad_id
-        )
-        text_config = self.model.config.get_text_config()
-        self.max_positions = getattr(text_config, "max_position_embeddings", None)
+        ends, pad = sorted(self.end_ids), self.tokenizer.pad_token_id
+        self.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
         self._special = [token for token in self.tokenizer.all_special_tokens if token]
 
     def prompt_text(self, request: Request) -> str:
         """The request in the model's chat template, with the start of the assistant's turn."""
-        content: Any = request.prompt
-        if self.sees:
-            content = [{"type": "text", "text": request.prompt}]
-            if request.image is not None:
-                content.insert(0, {"type": "image"})
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        parts = [] if request.image is None else [{"type": "image"}]
+        content = [*parts, {"type": "text", "text": request.prompt}] if self.sees else request.prompt
+        turns = [{"role": "user", "content": content}]
+        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text + request.prefill
 
     def measure(self, requests: Sequence[Request], room: int) -> tuple[list[int], list[str | None]]:
@@ -185,17 +169,18 @@ class LoadedModel:
         texts = [self.prompt_text(request) for request in requests]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         lengths = [len(row) for row in ids]
-        return lengths, [self.refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
+        return lengths, [self._refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
 
-    def refusal(self, request: Request, tokens: int) -> str | None:
+    def _refusal(self, request: Request, tokens: int) -> str | None:
         """Why the model cannot take a request of so many tokens, completion included; None when it can."""
         if request.image is not None and not self.sees:
             return "this model takes no images"
         said = request.prompt + request.prefill
         if special := next((token for token in self._special if token in said), None):
             return f"the prompt holds the special token {special}"
-        if self.max_positions is not None and tokens > self.max_positions:
-            return f"prompt and completion take {tokens} tokens, the model {self.max_positions}"
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            return f"prompt and completion take {tokens} tokens, the model {most}"
         return None
 
     def encode(self, requests: Sequence[Request]) -> Mapping[str, torch.Tensor]:
@@ -204,22 +189,14 @@ class LoadedModel:
         shown = [request.image for request in requests if request.image is not None]
         try:
             fitted = {id(image): fit(image, self.max_pixels) for image in shown}
-            with_images = {"images": [fitted[id(image)] for image in shown]} if shown else {}
+            options = {"images": [fitted[id(image)] for image in shown]} if shown else {}
+            options |= {"padding": True, "padding_side": "left", "return_tensors": "pt"}
             with process_once(self.processor):
-                inputs = self.processor(
-                    text=texts, **with_images, padding=True, padding_side="left", add_special_tokens=False,
-                    return_tensors="pt",
-                )  # fmt: skip
+                inputs = self.processor(text=texts, add_special_tokens=False, **options)
         except Exception as error:  # of many kinds: strips, files that were cut off
-            raise ProcessorError(str(error) or type(error).__name__) from error
+            told = str(error) or type(error).__name__
+            raise ProcessorError(f"the image cannot be prepared for the model ({told})") from error
         return inputs.to(self.device)
-
-    def why_refused(self, request: Request) -> str | None:
-        """What the processor has against a request alone, None for nothing."""
-        try:
-            return self.encode([request]) and None
-        except ProcessorError as error:
-            return f"the image cannot be prepared for the model ({error})"
 
     def complete(
         self, rows: Sequence[tuple[Request, int]], inputs: Mapping[str, torch.Tensor], sampling: Sampling
@@ -231,12 +208,10 @@ class LoadedModel:
         from caprl_utils.models.decoding import RowSampler
 
         drawn = [(sampling.seed if r.seed is None else r.seed, r.id, index) for r, index in rows]
-        sampler = RowSampler(sampling, drawn, inputs["attention_mask"])
+        decoding = LogitsProcessorList([RowSampler(sampling, drawn, inputs["attention_mask"])])
+        options = {"max_new_tokens": sampling.max_tokens, "do_sample": False, "logits_processor": decoding}
         with torch.inference_mode():
-            tokens = self.model.generate(
-                **inputs, max_new_tokens=sampling.max_tokens, do_sample=False,
-                logits_processor=LogitsProcessorList([sampler]),
-            )  # fmt: skip
+            tokens = self.model.generate(**inputs, **options)
         new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
         return [self._completion(r.id, i, ids) for (r, i), ids in zip(rows, new, strict=True)]
 
@@ -244,8 +219,7 @@ class LoadedModel:
         end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
         kept = ids if end is None else ids[:end]
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        # the end-of-turn token counts: it was generated, and servers count it
-        used = len(kept) + (end is not None)
+        used = len(kept) + (end is not None)  # the end of the turn was generated, and servers count it
         return Completion(request_id, index, text, used, "length" if end is None else "stop")
 
     def choice_ids(self, choices: Sequence[str]) -> list[int]:
@@ -253,9 +227,7 @@ class LoadedModel:
         ids = [self.tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
         for choice, tokens in zip(choices, ids, strict=True):
             if len(tokens) != 1 or tokens[0] == self.tokenizer.unk_token_id:
-                raise UserError(
-                    f"{choice!r} is no single token of this model ({len(tokens)} tokens), as choices must be"
-                )
+                raise UserError(f"{choice!r} is no single token of this model ({len(tokens)} tokens)")
         return [tokens[0] for tokens in ids]
 
     def next_logprobs(self, inputs: Mapping[str, torch.Tensor], ids: Sequence[int]) -> list[list[float]]:
@@ -272,21 +244,16 @@ class LoadedModel:
 
 def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
     """(processor, tokenizer, model); for a text model processor and tokenizer are the same."""
-    import torch
     import transformers as hf
 
-    options = {"revision": config.revision}
-    dtype = config.dtype
+    options, dtype = {"revision": config.revision}, config.dtype
     if device == "cpu" and dtype == "auto":
         dtype = "float32"  # 16-bit arithmetic is emulated on most CPUs
     try:
         sees = hasattr(hf.AutoConfig.from_pretrained(path, **options), "vision_config")
-        load = hf.AutoProcessor.from_pretrained if sees else load_tokenizer
-        processor = load(path, **options)
-        model_class = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
-        model = model_class.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **options
-        )
+        processor = (hf.AutoProcessor.from_pretrained if sees else load_tokenizer)(path, **options)
+        kind = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
+        model = kind.from_pretrained(path, dtype=dtype, **options)
     except Exception as error:  # many kinds: JSON, safetensors, missing files, shapes
         where = paths.shown(path) if Path(path).is_dir() else path
         why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -314,9 +281,8 @@ def _remedy(config: ModelConfig) -> str:
     return "Check the name and the connection; profiles with `offline: true` use local folders only."
 
 
-# Each image of a batch is seen once, however many requests show it: GRPO shows an image `group_size` times, curation
-# asks twenty questions about it. The numbers are those of separate passes, and gradients add up. On a CPU, with small
-# images and short captions, the vision tower would otherwise take a third of a training step.
+# Each image of a batch is seen once, however many requests show it (in GRPO `group_size`): the numbers are those of
+# separate passes, gradients add up, and on a CPU the vision tower would take a third of a training step.
 
 
 def share_images(model: Any) -> None:
@@ -345,13 +311,11 @@ def _places(images: tuple[torch.Tensor, ...]) -> list[int]:
     import torch
 
     sums = torch.stack([image.sum() for image in images]).tolist()
-    found: list[int] = []  # index of each distinct image
-    rows = []
+    found, rows = [], []  # indices of the distinct images; places
     for i, image in enumerate(images):
         same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
-        if (place := next(same, len(found))) == len(found):
-            found.append(i)
-        rows.append(place)
+        rows.append(next(same, len(found)))
+        found += [i] if rows[-1] == len(found) else []
     return rows
 
 
@@ -370,7 +334,7 @@ def process_once(processor: Any) -> Iterator[None]:
 
         flat = make_flat_list_of_images(images)
         keys = [(image.mode, image.size, image.tobytes()) for image in flat]
-        distinct = {key: image for key, image in zip(keys, flat, strict=True)}
+        distinct = dict(zip(keys, flat, strict=True))
         place = {key: number for number, key in enumerate(distinct)}
         rows = [place[key] for key in keys]
         batch = inner(list(distinct.values()), *args, **options)

@@ -1,10 +1,6 @@
-"""Start and stop a vLLM server for one model.
+"""Start and stop a vLLM server for one model; it ends with this process however that ends.
 
-    with serve(profile.models.policy) as server:
-        backend = EndpointBackend(server.config)
-
-It listens on 127.0.0.1 at a free port, logs to a file, and ends with this process however that ends. On a
-machine without GPU the CPU build serves the small models. `caprl serve MODEL` does the same until Ctrl-C.
+On a machine without GPU the CPU build serves the small models. `caprl serve MODEL` does the same until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -41,10 +37,8 @@ WEIGHTS_SHARE = 0.6  # ours: of the GPUs' memory for a model's weights; the rest
 
 @dataclass(frozen=True)
 class Options:
-    """How vLLM is started. max_model_len: tokens of prompt and completion, the model's own limit by default.
-
-    gpus: that share the model; None takes as few as hold it. copies: of the model, each on GPUs of its own. more:
-    further options of vLLM's own (`vllm serve --help=all`), which stand last and so win.
+    """How vLLM is started. max_model_len: tokens, the model's own limit by default. gpus: that share the model, as few
+    as hold it by default. copies: each on GPUs of its own. more: options of `vllm serve --help=all`, which win.
     """
 
     host: str = HOST
@@ -56,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it is, and the model's config that reaches it."""
+    """A running server, and the model's config that reaches it."""
 
     url: str
     config: ModelConfig
@@ -70,24 +64,22 @@ def serve(
 ) -> Iterator[Server]:
     """Run a vLLM server for `model` as long as the block lasts. port: a free one by default.
 
-    Raises UserError for a missing model, too few GPUs, a port in use, or a server that does not come up, with the end
-    of its log.
+    Raises UserError for a missing model, too few GPUs, a port in use, or a server that does not come up (with its log).
     """
     folder = paths.resolve_model(model.path)
     check_folder(folder, model.path)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed in this environment; run `make setup`, or `pip install vllm`")
     port = port or free_port()
-    check_port(port, options.host)
+    _check_port(port, options.host)
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
-    tokenizer = tokenizer_folder(Path(folder), log.with_suffix(".tokenizer"))
-    line = command(model, port, options, tokenizer)
+    line = command(model, port, options, tokenizer_folder(Path(folder), log.with_suffix(".tokenizer")))
     process = processes.popen(line, log, environment(model), guarded=True)
     url = f"http://{HOST if options.host in ('0.0.0.0', '::') else options.host}:{port}/v1"
     try:
         _wait_until_ready(process, url, model.path, log)
-        served = model.model_dump() | {"backend": "endpoint", "base_urls": [url]}
-        yield Server(url, ModelConfig(**served), log, process)
+        config = model.model_copy(update={"backend": "endpoint", "base_urls": [url]})
+        yield Server(url, config, log, process)
     finally:
         processes.stop(process)
 
@@ -107,10 +99,7 @@ def serve_until_stopped(model: ModelConfig, port: int, options: Options) -> None
 def command(
     model: ModelConfig, port: int, options: Options = Options(), tokenizer: Path | None = None
 ) -> list[str]:
-    """The command line of the server. vLLM's own program is run as a module: it works with both builds.
-
-    On GPUs as many sequences at once as vLLM takes by itself. Raises UserError when fewer GPUs are visible than asked.
-    """
+    """The server's command line, the same for both builds of vLLM. Raises UserError for more GPUs than are visible."""
     arguments = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", paths.resolve_model(model.path), "--served-model-name", model.path,
@@ -118,22 +107,18 @@ def command(
         "--generation-config", "vllm",  # the model's own sampling defaults stay out
         "--seed", "0",
     ]  # fmt: skip
-    given = {"--max-model-len": options.max_model_len, "--revision": model.revision, "--tokenizer": tokenizer}
-    if there := len(visible_gpus()):
+    there = len(visible_gpus())
+    dtype = "float32" if model.dtype == "auto" and not there else model.dtype
+    given = {"--max-model-len": options.max_model_len, "--revision": model.revision, "--tokenizer": tokenizer,
+             "--dtype": dtype}  # fmt: skip
+    if there:
         each = options.gpus or gpus_of(model, there // options.copies)
         if each * options.copies > there and not options.more:
-            raise UserError(
-                f"{model.path}: {options.copies} x {each} GPUs are asked for, {there} can be seen here "
-                "(CUDA_VISIBLE_DEVICES)"
-            )
-        given |= {
-            "--dtype": model.dtype, "--tensor-parallel-size": each, "--data-parallel-size": options.copies
-        }  # fmt: skip
+            asked = f"{model.path}: {options.copies} x {each} GPUs are asked for"
+            raise UserError(f"{asked}, {there} can be seen here (CUDA_VISIBLE_DEVICES)")
+        given |= {"--tensor-parallel-size": each, "--data-parallel-size": options.copies}
     else:
-        given |= {
-            "--dtype": "float32" if model.dtype == "auto" else model.dtype,
-            "--gpu-memory-utilization": CPU_MEMORY_SHARE,
-        }
+        given["--gpu-memory-utilization"] = CPU_MEMORY_SHARE
         # on a CPU a prompt that is split over two steps ends the engine when its request has a seed, as ours have
         # ("CPU Generator does not use offset", vLLM 0.31)
         arguments += ["--enforce-eager", "--no-enable-chunked-prefill"]
@@ -145,7 +130,7 @@ def command(
 def gpus_of(model: ModelConfig, most: int) -> int:
     """GPUs that hold a model: the least power of two (up to `most`) of which the weights take WEIGHTS_SHARE.
 
-    A model of the hub is taken at 2 bytes for each of the parameters that its name tells ("-72B-").
+    A model of the hub has 2 bytes for each of the parameters that its name tells ("-72B-").
     """
     folder = Path(paths.resolve_model(model.path))
     weights = float(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
@@ -161,10 +146,8 @@ def gpus_of(model: ModelConfig, most: int) -> int:
 
 
 def tokenizer_folder(model: Path, target: Path) -> Path | None:
-    """A copy of a model's tokenizer that vLLM loads as it is, or None where the model's own folder will do.
-
-    vLLM asks AutoTokenizer (see `weights.GENERAL_TOKENIZERS`), which takes the class that the tokenizer names when
-    the config beside it says nothing.
+    """A copy of a model's tokenizer that vLLM's AutoTokenizer takes as it is, having no config beside it; None where
+    the model's own folder will do (see `weights.GENERAL_TOKENIZERS`).
     """
     if not misread_tokenizer(model):
         return None
@@ -192,35 +175,32 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def check_port(port: int, host: str = HOST) -> None:
+def _check_port(port: int, host: str) -> None:
     """Raises UserError when somebody listens on the port already, or the host is not this machine's."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UserError(
-                f"port {port} on {host} cannot be used ({error.strerror}); stop what listens there or choose another"
-            ) from None
+            told = f"port {port} on {host} cannot be used ({error.strerror})"
+            raise UserError(f"{told}; stop what listens there or choose another") from None
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path) -> None:
-    start = time.monotonic()
-    next_line = start + _LINE_SEC
+    start, told = time.monotonic(), 0.0
     while not _healthy(url):
         waited = time.monotonic() - start
         if process.poll() is not None:
             raise UserError(_why_ended(process.returncode, name, log))
         if waited > READY_SEC:
-            raise UserError(
-                f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more); the "
-                f"end of {paths.shown(log)}:\n{processes.tail(log)}"
+            late = (
+                f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more)"
             )
-        if time.monotonic() >= next_line:
+            raise UserError(f"{late}; the end of {paths.shown(log)}:\n{processes.tail(log)}")
+        if waited >= told + _LINE_SEC:
             print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)
-            next_line += _LINE_SEC
+            told = waited
         time.sleep(_POLL_SEC)
-    seconds = time.monotonic() - start
-    print(f"{name} is served at {url} after {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(f"{name} is served at {url} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def _healthy(url: str) -> bool:
@@ -232,14 +212,12 @@ def _healthy(url: str) -> bool:
 
 
 _REMEDIES = {
-    r"desired GPU memory utilization|No available memory for the cache|free memory on|MemoryError|out of memory": (
-        "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)"
-    ),
+    r"desired GPU memory utilization|No available memory for the cache|free memory on|MemoryError|out of memory":
+        "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)",
     r"max_model_len|max model len": "the model takes fewer tokens: lower --max-model-len",
-    r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect": (
-        "the model is no folder here and the hub did not give it: check its name and the connection"
-    ),
-}
+    r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect":
+        "the model is no folder here and the hub did not give it: check its name and the connection",
+}  # fmt: skip
 
 
 def _why_ended(status: int, name: str, log: Path) -> str:
@@ -248,7 +226,5 @@ def _why_ended(status: int, name: str, log: Path) -> str:
     errors = "\n".join(line for line in text.splitlines() if re.search(r"Error|ERROR|error:|Illegal", line))
     causes = [remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, errors)]
     likely = f" Likely: {causes[0]}." if causes else ""
-    return (
-        f"the server for {name} ended with status {status}.{likely} The end of {paths.shown(log)}:\n"
-        f"{processes.tail(log)}"
-    )
+    ended = f"the server for {name} ended with status {status}.{likely}"
+    return f"{ended} The end of {paths.shown(log)}:\n{processes.tail(log)}"

@@ -18,10 +18,7 @@ MODEL_FILES = (
 
 
 def model_hash(model: ModelConfig | Path) -> str:
-    """Hash of a folder's weights, config, tokenizer and processor; of name and revision for a model of the hub.
-
-    Notes and training logs beside them do not count, nor does how the model is reached.
-    """
+    """Hash of a folder's weights, config, tokenizer and processor alone; of name and revision for the hub's models."""
     folder = model if isinstance(model, Path) else Path(paths.resolve_model(model.path))
     if not folder.is_dir():
         return value_hash([model.path, model.revision])
@@ -64,14 +61,9 @@ def part_of(name: str) -> str:
     return "vision_tower" if any(f".{prefix}." in dotted for prefix in _TOWERS) else "language_model"
 
 
-def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape of a safetensors file, by its head. Raises SafetensorError when it was cut off."""
+def weights_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its head. Raises SafetensorError when it was cut off."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as tensors:
-        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-
-
-def weights_in(file: Path) -> int:
-    """How many numbers a safetensors file holds."""
-    return sum(math.prod(shape) for shape in tensor_shapes(file).values())
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

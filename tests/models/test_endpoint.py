@@ -156,7 +156,7 @@ def test_images_and_prefill_are_sent_as_vllm_takes_them():
     assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
     assert "repetition_penalty" not in body
     assert body["seed"] != client.chat_body(Request("b", "What?"), Sampling(5))["seed"]
-    assert endpoint.request_seed(3, "r1", 2) == 483350808
+    assert client.chat_body(Request("r1", "What?", seed=3), Sampling(5), 2)["seed"] == 483350808
 
 
 def test_an_answer_without_text_and_an_unreadable_image_fail_alone(tmp_path):
