@@ -169,9 +169,9 @@ class LoadedModel:
         texts = [self.prompt_text(request) for request in requests]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         lengths = [len(row) for row in ids]
-        return lengths, [self._refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
+        return lengths, [self.refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
 
-    def _refusal(self, request: Request, tokens: int) -> str | None:
+    def refusal(self, request: Request, tokens: int) -> str | None:
         """Why the model cannot take a request of so many tokens, completion included; None when it can."""
         if request.image is not None and not self.sees:
             return "this model takes no images"
@@ -314,8 +314,10 @@ def _places(images: tuple[torch.Tensor, ...]) -> list[int]:
     found, rows = [], []  # indices of the distinct images; places
     for i, image in enumerate(images):
         same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
-        rows.append(next(same, len(found)))
-        found += [i] if rows[-1] == len(found) else []
+        place = next(same, len(found))
+        if place == len(found):
+            found.append(i)
+        rows.append(place)
     return rows
 
 
