@@ -19,13 +19,8 @@ class Scripted:
     name, model_hash = "scripted", "f00"
 
     def __init__(self, broken=(), said=None, die_after=None, log=None, sec=0.0):
-        self.broken, self.said, self.die_after, self.log, self.sec = (
-            set(broken),
-            said or {},
-            die_after,
-            log,
-            sec,
-        )
+        self.broken, self.said, self.die_after = set(broken), said or {}, die_after
+        self.log, self.sec = log, sec
         self.asked = []
 
     def stream(self, requests, sampling):

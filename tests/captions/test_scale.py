@@ -88,42 +88,32 @@ def test_workers_write_what_one_process_writes_and_do_nothing_twice(tmp_path, mo
     images, log = fill(tmp_path / "images", 40), tmp_path / "asked.txt"
     (images / "text.png").write_text("no image")
     whole = caption_source(images, tmp_path / "whole.parquet", Scripted(), SAMPLING)
-    found = caption_source(
-        images, tmp_path / "c.parquet", Scripted(log=log, sec=0.05), SAMPLING, workers=2, shard_images=4
-    )
+    slow, out = Scripted(log=log, sec=0.05), tmp_path / "c.parquet"
+    found = caption_source(images, out, slow, SAMPLING, workers=2, shard_images=4)
     assert texts(found.file) == texts(whole.file) and found.bad == whole.bad == {"text.png": "not an image"}
     assert (found.images, found.captions, found.tokens) == (40, 80, 400)
     assert len(asked(log)) == 80 and len({line.split()[0] for line in log.read_text().splitlines()}) == 2
     data = [(images / "p000.png").read_bytes()] * 3
     pq.write_table(pa.table({"image": data, "id": ["a", "b", "a"]}), tmp_path / "s.parquet")
+    out = tmp_path / "set"
+
+    def again(broken=()):
+        source, captioner = tmp_path / "s.parquet", Scripted(broken=broken)
+        return caption_source(source, out, captioner, SAMPLING, workers=1, max_bad_share=0.5)
+
     with pytest.raises(UserError, match=r"none of 2 images was captioned; a: server said no"):
-        caption_source(
-            tmp_path / "s.parquet", tmp_path / "set", Scripted(broken=["a", "b"]), SAMPLING, workers=1
-        )
-    some = caption_source(
-        tmp_path / "s.parquet",
-        tmp_path / "set",
-        Scripted(broken=["b"]),
-        SAMPLING,
-        workers=1,
-        max_bad_share=0.5,
-    )
+        again(broken=["a", "b"])
+    some = again(broken=["b"])
     assert some.failed == {"b": "server said no"} and some.captions == 2
     assert some.bad == {"a (s.parquet#2)": "id used by an earlier image"}
-    again = caption_source(
-        tmp_path / "s.parquet", tmp_path / "set", Scripted(), SAMPLING, workers=1, max_bad_share=0.5
-    )
-    assert sorted(texts(again.file)) == ["a#0", "a#1", "b#0", "b#1"]
-    extra = tmp_path / "set" / "shards" / "zzz.parquet"  # as by a worker that outlived its driver
+    assert sorted(texts(again().file)) == ["a#0", "a#1", "b#0", "b#1"]
+    extra = out / "shards" / "zzz.parquet"  # as by a worker that outlived its driver
     shutil.copy(next(extra.parent.glob("*.parquet")), extra)
-    once = caption_source(
-        tmp_path / "s.parquet", tmp_path / "set", Scripted(), SAMPLING, workers=1, max_bad_share=0.5
-    )
-    assert once.captions == 4 and len(list(read_captions(tmp_path / "set"))) == 4
-    shard = next((tmp_path / "set" / "shards").glob("*.parquet"))
+    assert again().captions == 4 and len(list(read_captions(out))) == 4
+    shard = next((out / "shards").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:50])
     with pytest.raises(UserError, match=r"parquet is half-written or damaged"):
-        caption_source(tmp_path / "s.parquet", tmp_path / "set", Scripted(), SAMPLING, workers=1)
+        again()
 
 
 def test_the_driver_holds_hardly_anything_of_the_images(tmp_path):
@@ -170,19 +160,18 @@ def test_a_store_is_source_and_result(tmp_path, bucket):
     one = caption_source("s3://data/images", tmp_path / "one.parquet", Scripted(), SAMPLING)
     assert texts(one.file) == texts(here.file)
     few = caption_source(
-        "s3://data/list.txt", tmp_path / "few.parquet", Scripted(), SAMPLING, max_bad_share=0.5
+        "s3://data/list.txt", tmp_path / "f.parquet", Scripted(), SAMPLING, max_bad_share=0.5
     )
     assert few.images == 2 and list(few.bad.values()) == ["path outside the root"]
+    there = "s3://data/images", "s3://data/captions", Scripted(), SAMPLING
     for _ in range(2):
-        far = caption_source(
-            "s3://data/images", "s3://data/captions", Scripted(), SAMPLING, workers=1, shard_images=5
-        )
+        far = caption_source(*there, workers=1, shard_images=5)
         assert texts("s3://data/captions") == texts(here.file) and far.images == 12
     assert json.loads(bucket.cat_file("data/captions/result.json"))["captions"] == 24
     with pytest.raises(UserError, match=r"no s3://data/nowhere"):
         caption_source("s3://data/nowhere", tmp_path / "x.parquet", Scripted(), SAMPLING)
     bucket.pipe_file("data/images/new.png", b"x")
-    more = caption_source("s3://data/images", "s3://data/captions", Scripted(), SAMPLING, workers=1)
+    more = caption_source(*there, workers=1)
     assert more.bad == {"new.png": "not an image"} and more.images == 12
 
 
@@ -201,9 +190,7 @@ def rate(commands, log, folder):
     """Captions a second of two processes while both work: no start of Ray or of a model, and no end."""
     started = [
         processes.popen(
-            [sys.executable, "-c", TIMED, *map(str, command)],
-            folder / f"{number}.log",
-            ENV | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", TIMED, *map(str, command)], folder / f"{number}.log", ONE_THREAD
         )
         for number, command in enumerate(commands)
     ]
@@ -230,11 +217,8 @@ def test_two_actors_are_as_fast_as_two_unrelated_jobs(tmp_path):
     for number in range(3):
         home = tmp_path / str(number)
         home.mkdir()
-        apart = rate(
-            [(half, home / f"{half.name}.parquet", home / "apart.txt", 0) for half in halves],
-            home / "apart.txt",
-            home,
-        )
+        jobs = [(half, home / f"{half.name}.parquet", home / "apart.txt", 0) for half in halves]
+        apart = rate(jobs, home / "apart.txt", home)
         together = rate([(tmp_path / "images", home / "set", home / "ray.txt", 2)], home / "ray.txt", home)
         ratios.append(together / apart)
         told.append(
