@@ -9,7 +9,6 @@ from caprl_utils.records import ImageQA, Question, text_key
 
 TEXT = st.text(min_size=1, max_size=20).map(str.strip).filter(bool)
 OPTIONS = st.lists(TEXT.filter(text_key), min_size=2, max_size=10, unique_by=text_key)
-ANSWERS = st.integers(min_value=0)
 
 
 @st.composite
@@ -23,20 +22,6 @@ def questions(draw):
 def test_rows_go_to_the_released_layout_and_back(found):
     row = ImageQA(id="x", image=b"png", path=None, questions=tuple(found))
     assert ImageQA.from_row(row.to_row()) == row
-
-
-def test_the_released_layout():
-    question = Question(question="What colour?", options=("red", "blue"), answer="B")
-    row = ImageQA(id="7", image=b"png", path="7.png", questions=(question,)).to_row()
-    assert row == {
-        "id": "7",
-        "image": {"bytes": b"png", "path": "7.png"},
-        "prompt": [{"role": "user", "content": "<image> Please describe this image in detail."}],
-        "data_source": "image_caption_rl",
-        "reward_model": {
-            "ground_truth": [{"question": "What colour?", "choices": ["A) red", "B) blue"], "answer": "B"}]
-        },
-    }
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,9 @@ def test_a_table_that_is_not_complete_does_not_appear(rows, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_and_back(rows, tmp_path):
-    write_qa(tmp_path / "qa.parquet", rows)
-    assert list(read_qa(tmp_path / "qa.parquet")) == rows
-
-
 def test_the_datasets_library_opens_the_images_and_finds_the_released_columns(rows, tmp_path):
     write_qa(tmp_path / "qa.parquet", rows)
+    assert list(read_qa(tmp_path / "qa.parquet")) == rows
     loaded = datasets.load_dataset("parquet", data_files=str(tmp_path / "qa.parquet"), split="train",
                                    cache_dir=str(tmp_path / "cache"))  # fmt: skip
     assert loaded.column_names == ["id", "image", "prompt", "data_source", "reward_model"]

@@ -116,6 +116,9 @@ def test_from_images_to_parquet(profile, models):
     table = pq.read_table(job.run.folder / "questions.parquet").to_pylist()
     leaking = [row for row in table if row["truth"] == "leaking"]
     assert all(row["text_accuracy"] == 1.0 and row["verdict"] != "kept" for row in leaking)
+    asked, calls = len(models[0].asked), models[1].calls
+    assert pipeline.curate(pipeline.open_job(profile))["values"] == values
+    assert (len(models[0].asked), models[1].calls) == (asked, calls)  # a complete run asks nothing again
 
 
 def test_the_command_prints_the_funnel(models, monkeypatch):
@@ -124,15 +127,6 @@ def test_the_command_prints_the_funnel(models, monkeypatch):
     done = CliRunner().invoke(app, ["curate", "--profile", "smoke", *some])
     assert done.exit_code == 0, done.output
     assert "50 questions asked for" in done.output and "10 images with kept questions: " in done.output
-
-
-def test_a_complete_run_asks_nothing_again(profile, models):
-    writer, reader = models
-    pipeline.curate(pipeline.open_job(profile))
-    asked, calls = len(writer.asked), reader.calls
-    record = pipeline.curate(pipeline.open_job(profile))
-    assert (len(writer.asked), reader.calls) == (asked, calls)
-    assert record["values"]["questions_kept"] > 0
 
 
 def test_failed_rows_are_listed_and_tried_again(profile, models):
@@ -153,14 +147,11 @@ def test_failed_rows_are_listed_and_tried_again(profile, models):
 
 
 def test_too_many_failures_stop_the_stage(profile, models):
-    writer, _ = models
-    writer.broken = set(writer.meta)
+    models[0].broken = set(models[0].meta)
     job = pipeline.open_job(profile)
     pipeline.check_images(job)
-    with pytest.raises(UserError, match="max_bad_share") as error:
+    with pytest.raises(UserError, match=r"max_bad_share.*'rl-chart-000000'.*generated\.jsonl"):
         pipeline.write_questions(job)
-    assert "rl-chart-000000" in str(error.value)
-    assert "generated.jsonl" in str(error.value)
 
 
 def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
@@ -198,10 +189,7 @@ def test_the_filter_is_asked_as_released():
     seen, guessed, bare = asked
     assert seen.prompt.endswith("E) None of the above. Answer the question with only the correct letter")
     assert "None of" not in guessed.prompt and guessed.image is None and seen.prefill == guessed.prefill == ""
-    said = {
-        request.id: Completion(request.id, 0, "E" if request is not bare else "a", 1, "stop")
-        for request in asked
-    }
+    said = {r.id: Completion(r.id, 0, "a" if r is bare else "E", 1, "stop") for r in asked}
     found = answer.with_answers("i", question, said, 1, 0, authors=True)
     assert (found.visual, found.text, measured("i", found)["visual_accuracy"]) == (("E",), (None,), 0.0)
     assert answer.sampling(True, 3).temperature == 0.1 and answer.sampling(False, 3).temperature == 0.6
@@ -234,16 +222,8 @@ def test_repeated_ids_are_set_aside_and_what_cannot_be_read_is_tried_again(tmp_p
     assert [item.id for item in job.good_images()] == ["a.png", "b.png"]
 
 
-def test_an_empty_source_is_an_error(tmp_path):
-    profile = load_profile("smoke", {"images.source": str(tmp_path)})
-    with pytest.raises(UserError, match="no image in"):
-        next(open_images(profile))
-
-
 def test_the_recipe_covers_what_makes_the_questions_and_nothing_that_shows_or_moves_them():
     assert code_hashes(pipeline.RECIPE).keys() == set(pipeline.RECIPE)  # all are there
-    assert {"caprl_utils.curation.extract", "caprl_utils.curation.keep", "caprl_utils.models.local"} <= set(
-        pipeline.RECIPE
-    )
+    assert {"caprl_utils.curation.extract", "caprl_utils.models.local"} <= set(pipeline.RECIPE)
     kinds = ("story", "reports", "endpoint", "client", "progress", "server", "notebook")
     assert not [name for name in pipeline.RECIPE if any(kind in name for kind in kinds)]
