@@ -1,7 +1,6 @@
-"""Model cards and data cards of what the pipeline made, in Hugging Face's format, from the run records alone.
+"""Model cards and data cards of what the pipeline made, in Hugging Face's format (card.md.jinja), from run records.
 
-A card stands beside what it describes, not inside: a model's folder is part of the key of every run that uses it. Copy
-it in as README.md when you upload one. What a card says stands in card.md.jinja.
+A card stands beside what it describes, not inside: a model's folder is part of the key of every run that uses it.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ def _model_card(
 
     record, scores = load_result(folder), _scores(profile, stage, folder.name)
     values, texts = record["values"], numbers.percents([mean for mean, _, _ in scores.values()])
-    results = [
-        EvalResult(task, key, title_of(key), "accuracy", round(100 * mean, 2)) for key, (mean, _, _) in scores.items()
-    ]  # fmt: skip
+    means = {key: round(100 * mean, 2) for key, (mean, _, _) in scores.items()}
+    results = [EvalResult(task, key, title_of(key), "accuracy", mean) for key, mean in means.items()]
     title = f"{'Captioner' if kind == 'captioner' else 'Vision-language model'} {folder.name}"
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
@@ -102,10 +100,8 @@ def _model_card(
     }
     shown = zip(scores.items(), texts, strict=True)
     lines = [(title_of(key), f"{text} {numbers.interval(s[1])}", s[2]) for (key, s), text in shown]
-    return _fill(
-        ModelCard, data, profile, kind=kind, title=title, record=record, values=values, start=start, curves=curves,
-        scores=lines, path=numbers.record_path(folder),
-    )  # fmt: skip
+    facts = {"record": record, "values": values, "start": start, "curves": curves, "scores": lines}
+    return _fill(ModelCard, data, profile, kind=kind, title=title, path=numbers.record_path(folder), **facts)
 
 
 def _data_card(

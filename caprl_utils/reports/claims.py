@@ -37,21 +37,18 @@ SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing a
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what the data say about it. runs: evaluated runs of ours and of theirs (of a reward, trainings).
-
-    images, steps: what the interval is over. sources: of the compared numbers. p: corrected, of accuracy alone.
-    """
+    """A claim and what the data say about it; the interval is over images or steps."""
 
     claim: Claim
     value: float
     low: float
     high: float
     verdict: str
-    runs: tuple[int, ...]
+    runs: tuple[int, ...]  # evaluated runs of ours and of theirs (of a reward, trainings)
     images: int | None = None
     steps: int | None = None
-    sources: tuple[Source, ...] = ()
-    p: float | None = None
+    sources: tuple[Source, ...] = ()  # of the compared numbers
+    p: float | None = None  # corrected, of accuracy alone
 
     def line(self, pairs: Sequence[tuple[str, str]]) -> str:
         """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
@@ -182,10 +179,7 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
-    """(last minus first, low, high): means over `WINDOW_STEPS` steps at either end, steps taken as independent.
-
-    None for a training of less than four steps.
-    """
+    """(last minus first, low, high): means over `WINDOW_STEPS` at either end, steps independent; None below four."""
     width = min(WINDOW_STEPS, len(rewards) // 2)
     if width < 2:
         return None
@@ -278,10 +272,7 @@ def _csv_line(row: Statement) -> list[Any]:
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
-    """The paper's percentages for ours and theirs: printed averages, or means of the claim's benchmarks.
-
-    None where the paper prints none. A claim about gains on two groups of benchmarks gives both gains.
-    """
+    """The paper's percentages of ours and theirs: averages, means of the claim's benchmarks, of two groups gains."""
     if item.paper is None or claim.kind in ("tokens", "reward"):
         return None
     values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}

@@ -50,8 +50,8 @@ class Look:
 
 def looks(labels: Sequence[str]) -> list[Look]:
     """A look for each series: that of its model, the same in every figure; further series of a model differ in line."""
-    known = texts()["looks"]
-    found, spare = [], cycle(known["others"])
+    known, found = texts()["looks"], []
+    spare = cycle(known["others"])
     for label in labels:
         part = next((part for part in known["models"] if part in label.lower()), None)
         colour, line, marker = known["models"][part] if part else next(spare)
@@ -77,14 +77,11 @@ def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     """Write <stem>.png and <stem>.svg, atomically and without dates, inside `styled`. note: small line below."""
     if note:
         figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
-    written = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
-        target = stem.with_name(f"{stem.name}.{kind}")
-        write_atomic(target, buffer.getvalue())
-        written.append(target)
-    return written
+    dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    for kind, metadata in dates.items():
+        figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
+        write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in dates]
 
 
 def new_grid(num_panels: int, num_columns: int, row_height_inches: float, **grid: Any) -> tuple[Figure, list]:

@@ -32,30 +32,21 @@ NOTEBOOKS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row. Runs are named "<stage>/<run>", a folder under runs/<profile>.
-
-    runs: evaluations, one for each training seed; their scores are averaged sample by sample. trainings: what it was
-    trained by, one for each seed. more: further runs behind it. captions: (name, run) of the caption set that it was
-    trained on. paper: labels of its row in the item's CSV of reports/paper. bound: a floor, ceiling or control.
-    setting: of the pretraining.
-    """
+    """One row. Runs are named "<stage>/<run>", a folder under runs/<profile>."""
 
     label: str
-    runs: tuple[str, ...]
-    trainings: tuple[str, ...] = ()
-    more: tuple[str, ...] = ()
-    captions: tuple[str, str] | None = None
-    paper: tuple[str, ...] | None = None
-    bound: bool = False
-    setting: str = ""
+    runs: tuple[str, ...]  # evaluations, one for each training seed; scores are averaged sample by sample
+    trainings: tuple[str, ...] = ()  # one for each seed
+    more: tuple[str, ...] = ()  # further runs behind it
+    captions: tuple[str, str] | None = None  # (name, run) of the caption set that it was trained on
+    paper: tuple[str, ...] | None = None  # labels of its row in the item's CSV of reports/paper
+    bound: bool = False  # a floor, ceiling or control
+    setting: str = ""  # of the pretraining
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement: `ours` against `theirs`, both labels of rows. Kinds: see configs/reports.yaml.
-
-    built_in: why its outcome is no finding with the profile's models.
-    """
+    """One statement: `ours` against `theirs`, both labels of rows. Kinds: see configs/reports.yaml."""
 
     text: str
     ours: str
@@ -64,7 +55,7 @@ class Claim:
     benchmarks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     share: float = 1.0
-    built_in: str = ""
+    built_in: str = ""  # why its outcome is no finding with the profile's models
 
     @property
     def subtraction(self) -> str:
@@ -75,23 +66,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Item:
-    """One table or figure of the paper, or of ours.
-
-    kind: what its rows were made by. pairs: compared rows. needed: labels without which there is nothing to show.
-    ladder, or told with its comparisons: what stands for it in the README. paper: CSV of reports/paper.
-    """
+    """One table or figure of the paper, or of ours. ladder, or told with its pairs: what the README says of it."""
 
     name: str
     title: str
     rows: Sequence[Row]
-    pairs: Sequence[tuple[str, str]]
-    needed: Sequence[str]
+    pairs: Sequence[tuple[str, str]]  # compared rows
+    needed: Sequence[str]  # labels without which there is nothing to show
     claims: Sequence[Claim] = ()
-    kind: Kind = "rl"
+    kind: Kind = "rl"  # what its rows were made by
     ladder: Sequence[str] = ()
     told: str = ""
     told_pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    paper: str | None = None
+    paper: str | None = None  # CSV of reports/paper
     figures: Sequence[Literal["dots", "curves", "growth", "sets"]] = ()
     notes: Sequence[str] = ()
 
@@ -167,10 +154,9 @@ def _row(
     read_by: str = "prism_reader", paper: str | None = None, bound: bool = False,
 ) -> Row:  # fmt: skip
     main = profile.rl.seeds
+    names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
     if trained is not None:
         names = [run_name(trained, seed) for seed in experiments.seeds_of(profile, trained)]
-    else:
-        names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
     return Row(
         label, tuple(f"prism/{experiments.prism_name(name, read_by)}" for name in names),
         tuple(f"rl/{name}" for name in names) if trained is not None else (),
@@ -219,10 +205,7 @@ def table2(profile: Profile) -> Item:
 
 
 def figure4(profile: Profile) -> Item:
-    """Figure 4: growing caption sets, CapRL's against DenseFusion's.
-
-    Comparisons that Table 1 makes of the same runs are stated and counted there, if the profile makes that table.
-    """
+    """Figure 4: growing caption sets. Comparisons that Table 1 makes of the same runs are counted there."""
     setting = profile.pretraining.settings[0]
     growing = [*sets.growth_sets(profile.pretraining), *sets.FIGURE_4]
     rows = [_pretrained(profile, setting, captions) for captions in (None, *growing)]
@@ -237,8 +220,8 @@ def figure4(profile: Profile) -> Item:
         claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
     counted = table1(profile).claims if "table1" in profile.pretraining.items else []
     places = {(claim.ours, claim.theirs): number for number, claim in enumerate(counted, 1)}
-    numbers = [places.get((f"{setting}, {claim.ours}", f"{setting}, {claim.theirs}")) for claim in claims]
-    there = {claim: number for claim, number in zip(claims, numbers, strict=True) if number is not None}
+    same = {claim: (f"{setting}, {claim.ours}", f"{setting}, {claim.theirs}") for claim in claims}
+    there = {claim: places[pair] for claim, pair in same.items() if pair in places}
     notes = [texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]]
     if there:
         same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there.items())

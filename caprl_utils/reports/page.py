@@ -30,7 +30,6 @@ from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
 PUBLISHED = "mini"  # the profile whose items README's map lists
-TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
@@ -124,10 +123,7 @@ def _chapter(file: Path) -> tuple[str, Markup]:
 
 
 def _complete(token: Token, base: Path, in_table: bool) -> None:
-    """Figures come inside, links to other reports lead to their chapter, and verdicts get their colour.
-
-    "+39.5 [34.0, 45.0], p < 0.001" stands in three lines: tables of eight columns fit on a screen.
-    """
+    """Figures come inside, links to reports lead to their chapter, verdicts get a colour, intervals a line below."""
     for child in token.children or []:
         if child.type == "image":
             child.attrSet("src", data_uri(base / str(child.attrGet("src"))))
@@ -145,9 +141,9 @@ def _complete(token: Token, base: Path, in_table: bool) -> None:
 
 def data_uri(file: Path) -> str:
     """A figure as an address that holds it. Raises UserError when it is missing."""
-    if file.suffix not in TYPES or not file.is_file():
+    if not file.is_file():
         raise UserError(f"the figure {paths.shown(file)} is missing; make its report again")
-    return f"data:{TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _commits(*reports: dict[str, Any]) -> list[str]:
@@ -188,10 +184,7 @@ def _measured(name: str) -> list[str]:
 
 
 def update_readme(readme: Path, check: bool = False) -> bool:
-    """Put the map between its marks; returns whether the file was up to date. check: change nothing.
-
-    Raises UserError when the file or its marks are missing.
-    """
+    """Put the map between its marks (or raise UserError); returns whether it was up to date. check: change nothing."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise UserError(f"{paths.shown(readme)} needs the lines {START} and {END}, once each, in this order")

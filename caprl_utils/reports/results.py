@@ -1,7 +1,4 @@
-"""What was measured: the runs behind an item's rows, resampled together.
-
-Several training seeds of a row are averaged sample by sample. Rows whose runs are not there are left out, but for those
-that the item cannot do without."""
+"""What was measured: the runs behind an item's rows, resampled together; a row's seeds are averaged by sample."""
 
 from __future__ import annotations
 
@@ -87,18 +84,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of an item that were measured, and their resampled means.
-
-    parts: benchmark or "average" -> means of all rows, of those benchmarks that all rows have scores in; the average is
-    over these. missing: label -> runs that are not there. left_out: benchmark -> samples that some row lacks.
-    """
+    """The rows of an item that were measured, and their resampled means."""
 
     profile: Profile
     item: Item
     measured: Mapping[str, Measured]
-    parts: Mapping[str, Bootstrap]
-    missing: Mapping[str, Sequence[str]]
-    left_out: Mapping[str, int]
+    parts: Mapping[str, Bootstrap]  # benchmark that all rows have scores in, or "average" over these -> means
+    missing: Mapping[str, Sequence[str]]  # label -> runs that are not there
+    left_out: Mapping[str, int]  # benchmark -> samples that some row lacks
 
     @property
     def scored(self) -> list[str]:
@@ -188,10 +181,9 @@ def listed(runs: Sequence[str]) -> str:
 
 
 def load(profile: Profile, item: Item) -> Results:
-    """Read the runs of an item and resample their scores.
+    """Read the runs of an item and resample their scores. Raises UserError naming what is missing and how to make it.
 
-    Table 3 takes the training seeds that were evaluated, elsewhere all must be there. Raises UserError naming what is
-    missing and how to make it.
+    Rows without runs are left out, if the item can do without. Table 3 takes the seeds there are, other items need all.
     """
     if missing := missing_runs(profile, item):
         command = f"make {item.target} PROFILE={profile.name}"

@@ -35,10 +35,7 @@ GAPS = "Difference in percentage points with 95 % interval"
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
-    """Write the items named, or all whose runs are there (the others are told on stderr); returns the names.
-
-    Raises UserError for an unknown name, and for a named item whose runs are missing.
-    """
+    """Write the items named (or raise UserError), or all whose runs are there, others told; returns the names."""
     known, done = items(profile), []
     for name in names or known:
         if not names and (missing := measuring.missing_runs(profile, known[name])):
@@ -184,10 +181,7 @@ def main_training(profile: Profile) -> RL:
 
 
 def summary(results: Results) -> str:
-    """What an item found, in a line of the README's map; rows that were not measured are left out of it.
-
-    Of a ladder the values in order and the difference of the last from the first; else all comparisons of one kind.
-    """
+    """What an item found, in a line of the README's map: of a ladder its values and gap, else its told pairs."""
     item = results.item
 
     def gap(ours: str, theirs: str) -> str:
@@ -250,10 +244,7 @@ def tables_of(results: Results) -> list[Table]:
 
 
 def scores_table(results: Results, bounds: bool = False) -> Table:
-    """Accuracy with interval of every row per benchmark, and what the row was trained on.
-
-    bounds: of floors, ceilings and controls instead.
-    """
+    """Accuracy with interval of every row, and its training. bounds: of floors, ceilings and controls instead."""
     item = results.item
     shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
     columns = [_score_column(results, list(shown.values()), name) for name in results.groups]
@@ -297,10 +288,7 @@ def _cells(texts: Sequence[str], values: Sequence, sources: Sequence[Sequence[So
 
 
 def _score(results: Results, found: Measured, benchmark: str) -> float:
-    """The value on record; of VLMs, and where samples were left out, the resampled one.
-
-    Raises UserError where the single scores say otherwise.
-    """
+    """The value on record (or UserError if scores say otherwise); of VLMs, or with samples left out, the resampled."""
     mean, keys = results.interval(found.row.label, benchmark).value, keys_of(benchmark)
     value = found.mean_of(*keys)
     if value is None or results.left_out:

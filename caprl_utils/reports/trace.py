@@ -32,17 +32,14 @@ UNKNOWN = "not recorded"
 
 @dataclass(frozen=True)
 class Found:
-    """One printed cell. name: (report, table, row, column). runs: record file -> what the report says of that run.
+    """One printed cell."""
 
-    sources: {file, key} of each number that it was made from; those of its row where it names none (own: False).
-    """
-
-    name: tuple[str, str, str, str]
+    name: tuple[str, str, str, str]  # report, table, row, column
     text: str
     value: Any
-    sources: Sequence[Mapping[str, str]]
-    runs: Mapping[str, Mapping[str, Any]]
-    own: bool
+    sources: Sequence[Mapping[str, str]]  # {file, key} of each number that it was made from
+    runs: Mapping[str, Mapping[str, Any]]  # record file -> what the report says of that run
+    own: bool  # False: it names no sources, these are its row's
 
 
 def trace(profile: Profile, item: str) -> str:

@@ -43,11 +43,8 @@ def test_verdict(kind, supported, not_supported, undecided):
 
 
 def test_rise_by_hand():
-    value, low, high = claims.rise([0.0, 0.2, 0.5, 0.7])
-    # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
-    assert value == pytest.approx(0.5)
-    half = 1.959964 * math.sqrt(0.02)
-    assert (low, high) == (pytest.approx(0.5 - half), pytest.approx(0.5 + half))
+    half = 1.959964 * math.sqrt(0.02)  # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
+    assert claims.rise([0.0, 0.2, 0.5, 0.7]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     assert claims.rise([0.5, 0.6, 0.7]) is None  # too few steps at either end for a spread
 
 
@@ -61,8 +58,7 @@ def test_larger_gain_needs_both_groups_of_benchmarks(finished, results_of):
 
 
 def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated):
-    texts_ = [(item.name, claim.text) for item, claim in stated]
-    assert len(set(texts_)) == len(texts_) >= 20
+    assert len({(item.name, claim.text) for item, claim in stated}) == len(stated) >= 20
     printed = [(i, c, means) for i, c in stated if (means := claims.paper_means(i, c)) is not None]
     assert len(printed) >= 30
     for item, claim, (ours, theirs) in printed:
@@ -91,10 +87,8 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     assert "| [Table 3: caption quality in the Prism framework](table3.md) | 13 |" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {line["item"]: line for line in csv.DictReader(file)}
-    assert (
-        float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3) and lines["Table 4 (1)"]["low"] == ""
-    )
-    assert lines["Table 4 (1)"]["paper_ours"] == "48.0"
+    assert float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3)
+    assert lines["Table 4 (1)"]["low"] == "" and lines["Table 4 (1)"]["paper_ours"] == "48.0"
     (source,) = content["tables"][0]["rows"][14]["cells"][1]["sources"]
     assert source == {"file": "reports/mini/table3.json", "key": "facts/claims/0/verdict"}
 
@@ -111,9 +105,7 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows
 
 
-def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apart(
-    finished, prism_run, no_figures
-):
+def test_what_the_models_have_built_in_is_counted_apart_with_its_reason(finished, prism_run, no_figures):
     prism_run("base-7b", right=12, tokens=30.0)
     tables.write(finished, "table3")
     content = page.write_claims(finished)
@@ -122,11 +114,8 @@ def test_what_the_models_have_built_in_is_listed_with_its_reason_and_counted_apa
     assert verdict == "**by construction**" and gap.startswith("+20.0 points [") and ", p" not in gap
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in text
-    (line,) = [
-        line
-        for line in (paths.reports_of("mini") / "table3.md").read_text().splitlines()
-        if "7B against 3B" in line
-    ]
+    lines = (paths.reports_of("mini") / "table3.md").read_text().splitlines()
+    (line,) = [line for line in lines if "7B against 3B" in line]
     assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
     assert not any(claim.built_in for claim in items(load_profile("paper"))["table3"].claims)
 
@@ -141,9 +130,7 @@ def test_the_page_says_how_firm_the_supported_are(reported):
     facts = page.write_claims(profile)["facts"]
     assert facts["supported_large_p"] == ["Table 3 (1)"]
     assert len(facts["supported_one_training"]) == len(supported) - 1
-    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
-    assert (
-        f"Of the {len(supported)} supported statements, {len(supported) - 1} rest on no more than one" in text
-    )
+    text, many = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8"), len(supported)
+    assert f"Of the {many} supported statements, {many - 1} rest on no more than one" in text
     assert "1 have a corrected p of 0.05 or more: Table 3 (1)." in text
     assert "+30.0 points [" in text and ", p = 0.060 |" in text

@@ -15,9 +15,7 @@ def test_a_model_looks_the_same_everywhere_unlike_others_and_caprl_is_the_strong
         assert len({figures.looks([label])[0].colour for label in labels}) == 1, labels
     names = ["3B (base)", "7B", "72B", "UnifiedReward as judge", "VLM as judge", "documents", "CapRL-3B"]
     looks = figures.looks(names)
-    assert len({look.colour for look in looks}) == 7 and [look.strong for look in looks] == [False] * 6 + [
-        True
-    ]
+    assert len({look.colour for look in looks}) == 7 and [look.strong for look in looks].index(True) == 6
     first, second = figures.looks(["CapRL-3B, training 1", "CapRL-3B, training 2"])
     assert first.colour == second.colour and first.line != second.line
 

@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caprl_utils import paths
-from caprl_utils.reports import numbers, paper
-from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
+from caprl_utils.reports import numbers
+from caprl_utils.reports.numbers import Cell, Source, Table
 
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
 
@@ -53,32 +52,14 @@ def test_order_and_difference_survive_formatting(values):
         assert abs(float(text_a) - 100 * a) <= 0.05 + 1e-9
 
 
-def make_table():
+def test_a_table_as_markdown_csv_and_json():
     source = Source("runs/mini/prism/x/result.json", "values/average")
     cells = [Cell("41.3", 0.4125, (0.38, 0.44), (source,)), Cell("–")]
-    return Table("t", "A caption", "Model", ["Chart", "Tokens"], [("a|b", cells)], ["a note"])
-
-
-def test_a_table_as_markdown_csv_and_json():
-    assert make_table().markdown() == (
-        "**A caption**\n\n| Model | Chart | Tokens |\n| :--- | ---: | ---: |\n"
-        "| a\\|b | 41.3 | – |\n\n- a note\n"
-    )
-    rows = list(csv.DictReader(io.StringIO(numbers.long_csv([make_table()]))))
+    table = Table("t", "A caption", "Model", ["Chart", "Tokens"], [("a|b", cells)], ["a note"])
+    lines = "| Model | Chart | Tokens |\n| :--- | ---: | ---: |\n| a\\|b | 41.3 | – |"
+    assert table.markdown() == f"**A caption**\n\n{lines}\n\n- a note\n"
+    rows = list(csv.DictReader(io.StringIO(numbers.long_csv([table]))))
     assert rows[0]["value"] == "0.4125" and rows[0]["low"] == "0.38" and rows[0]["row"] == "a|b"
     assert rows[1]["value"] == ""  # missing is missing
-    cell = make_table().as_json()["rows"][0]["cells"][0]
+    cell = table.as_json()["rows"][0]["cells"][0]
     assert list(cell["sources"]) == [{"file": "runs/mini/prism/x/result.json", "key": "values/average"}]
-
-
-def test_record_paths_do_not_depend_on_the_machine(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "RUNS", tmp_path)
-    file = tmp_path / "mini" / "prism" / "x" / "result.json"
-    assert record_path(file) == "runs/mini/prism/x/result.json"
-    assert from_record_path(record_path(file)) == file
-
-
-def test_the_papers_table_and_its_odd_averages():
-    table = paper.paper_table("table3_prism.csv", "Paper")
-    assert dict(table.rows)["CapRL-3B"][-1].text == "48.3" and table.columns[-1] == "Average"
-    assert [note.split(":")[0] for note in table.notes] == ["Qwen2.5-VL-72B", "CapRL-3B"]
