@@ -1,8 +1,7 @@
 """Load, check and show settings: profiles, experiments and VLM pairs (assemblies), all by the same rules.
 
-Each is a YAML file (configs/profiles, configs/experiments, configs/vlm_init) that holds only what differs from the
-defaults in `schema`, or from the file that it `extends`. Unknown keys, keys given twice and bad values are errors
-that name file, key and the nearest valid one.
+Each is a YAML file of configs/ that holds only what differs from the defaults in `schema`, or from the file that it
+`extends`. Unknown keys, keys given twice and bad values are errors that name file, key and the nearest valid one.
 """
 
 import os
@@ -44,10 +43,9 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profi
 
 
 def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
-    """The experiment, and the profile with the experiment's values in its section rl.
+    """The experiment, and the profile with the experiment's values in its section rl; `--set` lies over both.
 
-    Values of `--set` lie over both, in the sections rl, data, reward and training. Raises UserError naming file, key
-    and nearest valid key.
+    Raises UserError naming file, key and nearest valid key.
     """
     base = load_profile(profile)  # an error of the profile alone is told as such
     file, values = _layers(Experiment, name)
@@ -76,10 +74,7 @@ def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) 
 def parse_overrides(
     items: Sequence[str], option: str = "--set", example: str = "rl.steps=10"
 ) -> dict[str, Any]:
-    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML, 1e-5 as a number too.
-
-    Raises UserError for an item without "=".
-    """
+    """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML, 1e-5 too. Raises UserError without "="."""
     values = {}
     for item in items:
         key, separator, text = item.partition("=")

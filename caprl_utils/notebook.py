@@ -37,10 +37,9 @@ class Context:
 def start(
     title: str, profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, show: Sequence[str] = ()
 ) -> Context:
-    """Load the profile, prepare the process and print what is about to run.
+    """Load the profile, prepare the process and print what runs. Raises UserError for bad parameters, missing inputs.
 
-    needs: run "stage/name" -> notebook that makes it. show: sections or keys of the profile to print ("rl",
-    "models.policy"). Raises UserError for an unknown profile, a bad parameter or a missing input.
+    needs: run "stage/name" -> notebook that makes it. show: sections or keys to print ("rl", "models.policy").
     """
     _errors_in_one_line()
     loaded = load_profile(profile)

@@ -25,9 +25,9 @@ _TAIL_LINES = 15
 
 
 def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have Linux send this process a signal when its parent dies, also by `kill -9`. Elsewhere it does nothing.
+    """Have Linux send this process (a child, first thing) a signal when its parent dies, also by `kill -9`.
 
-    Call it in the child, first thing. parent: the parent's process id, to notice that it is gone already.
+    parent: the parent's process id, to notice that it is gone already.
     """
     if _PRCTL is None:
         return
@@ -41,8 +41,7 @@ def popen(
 ) -> subprocess.Popen:
     """Start a command in its own process group with stdout and stderr in `log`; it dies with this process.
 
-    env: variables on top of ours. guarded: its children die with this process, too; the process returned is then
-    the guard's, which ends with the status of the command.
+    env: variables on top of ours. guarded: its children die, too; the process returned is the guard's.
     """
     parent = os.getpid()
     if guarded:

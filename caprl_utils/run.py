@@ -35,7 +35,6 @@ from caprl_utils.provenance import check_environment
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Profile
 
-_ENGINE = "caprl"
 _MESSAGE_LINES = 12
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KERNEL_START_SEC = 120  # a loaded machine takes long to import
@@ -169,14 +168,11 @@ class _Engine(NBClientEngine):
             return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
 
 
-papermill_engines.register(_ENGINE, _Engine)
+papermill_engines.register("caprl", _Engine)
 
 
 def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
-    """Run a notebook into `target`, which exists afterwards even when a cell failed.
-
-    Raises UserError naming notebook, cell and cause; KeyboardInterrupt on Ctrl-C or SIGTERM.
-    """
+    """Run a notebook into `target`, which exists even when a cell failed. Raises UserError naming cell and cause."""
     kernel_log = job.folder / f"{job.name}.kernel.log"
     running: list[Any] = []  # (index, source) of each code cell that was started
 
@@ -189,7 +185,7 @@ def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
     with full_disk_as_user_error(target), _signals_restored(), monitor:
         try:
             notebook = papermill.execute_notebook(
-                str(job.source), str(target), job.parameters, engine_name=_ENGINE, progress_bar=False,
+                str(job.source), str(target), job.parameters, engine_name="caprl", progress_bar=False,
                 kernel_name=NATIVE_KERNEL_NAME, cwd=str(job.source.parent), on_cell=on_cell, kernel_log=kernel_log,
             )  # fmt: skip
         except PapermillExecutionError as error:

@@ -164,13 +164,9 @@ class RowStore(AbstractContextManager):
 class Run(AbstractContextManager):
     """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
 
-    with Run.open(profile, "curation", "answers", {"rl": profile.rl, "data": file_hash(rows)},
-                  recipe=["caprl_utils.curation.answer"]) as run:
+    with Run.open(profile, "curation", "answers", {"rl": profile.rl}, ["caprl_utils.curation.answer"]) as run:
         if not run.complete:
-            rows = run.rows("answers")
-            for request in requests:
-                if request.id not in rows:
-                    rows.append(...)
+            run.rows("answers").append({"id": "image 1", ...})  # those not there yet
             run.finish(values={"accuracy": 0.61}, n=320, unit="image", unparsed=3)
         values = run.result["values"]
     """
@@ -180,9 +176,8 @@ class Run(AbstractContextManager):
     ):
         """Only name the run; `open` makes it.
 
-        parts: named JSON values or settings sections that change the output (config, prompts, data and model
-        hashes); versions of the main packages are added. recipe: the modules that compute the output, each
-        hashed by itself: what they import counts only when it is named, so a page or a client never does.
+        parts: named JSON values or settings sections that change the output; versions of the main packages are added.
+        recipe: the modules that compute the output, each hashed by itself, without what it imports.
         """
         for word in (stage, name):
             if not word or word.startswith(".") or "/" in word:
@@ -211,13 +206,13 @@ class Run(AbstractContextManager):
         return run.result if run.complete else None
 
     def _prepare(self) -> None:
-        old = _read_json(self.folder / "key.json")
+        file = self.folder / "key.json"
+        old = _read_json(file)
         if self.folder.exists() and (old is None or old["key"] != self.key):
             self._set_aside(old)
-        if not (self.folder / "key.json").exists():
-            key = {"key": self.key, "parts": self._parts, "code": self._code}
+        if not file.exists():
             write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
-            write_json(self.folder / "key.json", key)
+            write_json(file, {"key": self.key, "parts": self._parts, "code": self._code})
         if self.complete:
             note_access(self.folder / "result.json")
             self.close()
@@ -264,9 +259,8 @@ class Run(AbstractContextManager):
     ) -> dict[str, Any]:  # fmt: skip
         """Write result.json, last and atomically, and free the folder. Returns the record.
 
-        values: raw and unrounded, None for missing. n: how many units (say which: "image", "question").
-        unparsed: answers that could not be read; None where nothing is parsed. more: further JSON values. wall_sec in
-        the record is of the session that finished it.
+        values: raw and unrounded, None for missing. n: how many units ("image", "question"). unparsed: answers that
+        could not be read; None where nothing is parsed. more: further JSON values.
         """
         self._close_stores()
         record = {

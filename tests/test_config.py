@@ -164,11 +164,5 @@ def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=work, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [
-        "mini",
-        f"{work}/runs",
-        f"{work}/runs/mini/reports",
-        "None",
-        "runs/x",
-        "False",
-    ]
+    runs = f"{work}/runs"
+    assert done.stdout.split() == ["mini", runs, f"{runs}/mini/reports", "None", "runs/x", "False"]

@@ -53,10 +53,8 @@ def paths_in(text: str) -> set[str]:
 
 def defined_in(file: Path) -> set[str]:
     """Names that a module defines at its top level."""
-    found = re.findall(
-        r"^(?:def |class |async def )?([A-Za-z_]\w*)", file.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    return set(found)
+    names = re.compile(r"^(?:def |class |async def )?([A-Za-z_]\w*)", re.MULTILINE)
+    return set(names.findall(file.read_text(encoding="utf-8")))
 
 
 def problems_of(text: str, folder: Path) -> list[str]:

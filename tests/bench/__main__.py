@@ -16,10 +16,8 @@ BENCHES = ("client", "curation", "bootstrap", "reward")  # each is `rows()` of t
 
 def main(names: Sequence[str]) -> int:
     """Run the named benches (default: all) and print one table; returns 1 when one could not run."""
-    if unknown := set(names) - set(BENCHES):
-        print(
-            f"error: no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}", file=sys.stderr
-        )
+    if unknown := sorted(set(names) - set(BENCHES)):
+        print(f"error: no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}", file=sys.stderr)
         return 2
     rows, failed = [], 0
     for name in names or BENCHES:

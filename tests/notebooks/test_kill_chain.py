@@ -35,10 +35,8 @@ def checkout(tmp_path_factory) -> Path:
     if not (paths.ZOO / "vlm-3b" / "config.json").is_file():
         pytest.skip("the model zoo is not whole")
     folder = tmp_path_factory.mktemp("checkout") / "repository"
-    left_out = shutil.ignore_patterns(
-        ".git", ".venv*", ".tools", "runs", "__pycache__", ".*_cache", ".hypothesis"
-    )
-    shutil.copytree(paths.ROOT, folder, ignore=left_out)
+    left_out = (".git", ".venv*", ".tools", "runs", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(paths.ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
     (folder / ENVIRONMENT.name).symlink_to(ENVIRONMENT)
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         git(folder, *arguments)
@@ -87,11 +85,11 @@ def test_every_target_of_the_map_works_in_this_profile(checkout, whole):
         finish(checkout, whole[0], target)
     names = {file.stem for file in (whole[0] / PROFILE / "reports").glob("*.md")}
     assert names >= {
-        *(f"table{n}" for n in range(3, 7)),
         "figure1c",
         "figure4",
         "figure5_left",
         "extra_readers",
+        *(f"table{n}" for n in range(3, 7)),
     }
     assert git(checkout, "status", "--porcelain") == ""
 
@@ -112,6 +110,4 @@ def test_a_chain_killed_at_random_moments_ends_with_the_same_tables(checkout, wh
     print(f"undisturbed {undisturbed:.0f} s; {shown}")
     assert len(killed) == KILLS, f"the chain ended after {len(killed)} kills"
     wanted, found = tables(whole[0]), tables(tmp_path / "killed")
-    assert found and {name: wanted[name] for name in found if name != "claims.csv"} == {
-        name: content for name, content in found.items() if name != "claims.csv"
-    }
+    assert found and [name for name in found if found[name] != wanted[name]] in ([], ["claims.csv"])
