@@ -1,9 +1,7 @@
 """Rows to pretrain on: read from files, sampled, checked against every model's token limit, written for LLaMA-Factory.
 
-Files of a user come in LLaVA's form (`image`, `conversations` of from and value) or in LLaMA-Factory's `sharegpt`
-(`images`, `messages` of role and content), as a JSON list or one object a line. Rows are checked before training (ours)
-because LLaMA-Factory cuts a row that is too long anywhere, image tokens too, and dies at its step hours later
-(hiyouga/LlamaFactory#5968); so it does at an image that is missing or was cut off.
+Rows are checked before training (ours): LLaMA-Factory cuts a row that is too long anywhere, image tokens too, and dies
+at its step hours later (hiyouga/LlamaFactory#5968); so it does at an image that is missing or was cut off.
 """
 
 from __future__ import annotations
@@ -41,8 +39,8 @@ _NAMED = 5  # bad rows in a message
 @dataclass(frozen=True)
 class DataSet:
     """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
-    "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (a line for each row that cannot
-    be trained on), "left_out" (reason -> captions not trained on), "captions" (see `prepare.described`; None without).
+    "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (lines on rows that cannot be
+    trained on), "left_out" (reason -> captions not trained on), "captions" (see `prepare.described`).
     """
 
     name: str
@@ -66,10 +64,9 @@ def write_rows(folder: Path, name: str, rows: Iterable[Conversation]) -> int:
 
 
 def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
-    """The rows of a file in one of the two forms; with a count so many, as `sample` draws them, and no others are read.
+    """The rows of a file in LLaVA's form or LLaMA-Factory's, a JSON list or lines; with a count only those drawn.
 
-    What has not the form of a row, or other marks in its text than its images', is a BadRow. Raises UserError for a
-    file that is missing or no JSON, and where there are too few rows.
+    Others, or with other marks than their images', are BadRows. Raises UserError for no file, no JSON, too few rows.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # a foreign byte spoils its row alone
@@ -98,10 +95,8 @@ def _parse(number: int, raw: Any) -> Conversation | BadRow:
     except ValueError as error:
         reason = f"not valid JSON ({error})"
     except (KeyError, TypeError, AttributeError) as error:
-        forms = (
-            "neither `image` and `conversations` (from, value) nor `images` and `messages` (role, content)"
-        )
-        reason = f"{forms}: {error!r}"
+        forms = "neither `image` and `conversations` (from, value) nor `images` and `messages`"
+        reason = f"{forms} (role, content): {error!r}"
     else:
         return BadRow(f"row {number} (id {row.id}): {row.mark_problem}") if row.mark_problem else row
     return BadRow(f"row {number}: {reason}")
@@ -136,11 +131,11 @@ class TokenCounter:
         """The row as the model sees it, each image as one placeholder."""
         messages = []
         for message in row.messages:
-            parts: list[dict[str, Any]] = []
-            for number, piece in enumerate(message.content.split(PLACEHOLDER)):
-                parts += [{"type": "image"}] if number else []
-                parts += [{"type": "text", "text": piece}] if piece else []
-            messages.append({"role": message.role, "content": parts})
+            pieces = re.split(f"({re.escape(PLACEHOLDER)})", message.content)
+            shown = [
+                {"type": "image"} if p == PLACEHOLDER else {"type": "text", "text": p} for p in pieces if p
+            ]
+            messages.append({"role": message.role, "content": shown})
         return self.processor.apply_chat_template(messages, tokenize=False)
 
     def text_tokens(self, row: Conversation) -> int:
@@ -167,10 +162,9 @@ def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 def token_budgets(
     rows: Sequence[Conversation], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
 ) -> tuple[dict[int, str], dict[str, int], dict[str, int]]:
-    """Decode every image once and count every row's tokens for each model.
+    """Decode every image once and count every row's tokens for each model, of which `cutoff` are allowed.
 
-    counters: model -> what counts its tokens. cutoff: tokens that a row may have. Returns place of a row (ids may
-    repeat) -> its id and why it cannot be trained on; and of the others, model -> tokens of the longest, and of all.
+    Returns place of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest, and of all.
     """
     bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
     looked = in_threads(functools.partial(_sizes, media), rows)
@@ -182,8 +176,9 @@ def token_budgets(
             images = sum(counter.image_tokens(*size) for size in sizes)
             tokens = counter.text_tokens(row) + images
             if tokens > cutoff:
-                told = f"{tokens} tokens ({images} of images) are over the cutoff {cutoff}"
-                bad[place] = f"row {row.id}: {told}"
+                bad[place] = (
+                    f"row {row.id}: {tokens} tokens ({images} of images) are over the cutoff {cutoff}"
+                )
             else:
                 longest[name], total[name] = max(longest[name], tokens), total[name] + tokens
     return bad, longest, total
@@ -192,11 +187,10 @@ def token_budgets(
 def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
     """Raise UserError with the lines of the bad rows when they are more than the allowed share."""
     if len(bad) > max_bad_share * num_rows:
-        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        named = "; ".join([*bad[:_NAMED], f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else bad)
         raise UserError(
-            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {'; '.join(bad[:_NAMED])}{more}. "
-            "Mend or remove them, lower pretraining.max_pixels or raise pretraining.cutoff_tokens; "
-            "pretraining.max_bad_share lets a share of them be left out."
+            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {named}. Mend or remove them, lower "
+            "pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets some be left."
         )
 
 

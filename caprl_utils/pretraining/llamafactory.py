@@ -1,7 +1,4 @@
-"""LLaMA-Factory: one YAML a stage from the settings of a profile, and the real `llamafactory-cli` run with it.
-
-It has an environment of its own. A run is watched, logged, and ended with this process.
-"""
+"""LLaMA-Factory: one YAML a stage from a profile's settings, and its own `llamafactory-cli` run with it and watched."""
 
 from __future__ import annotations
 
@@ -38,18 +35,16 @@ OnStep = Callable[[int, int, float | None], None]
 def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
     """The settings of a stage by its name, as the named setting (of Table 1) trains it."""
     stage = getattr(settings, name)
-    changed = settings.align_of.get(setting) if name == "align" and setting is not None else None
-    return stage.model_copy(update=changed) if changed else stage
+    return stage.model_copy(update=settings.align_of.get(setting, {}) if name == "align" else {})
 
 
 def accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
     """Forward passes per update. Raises UserError when the batch is no multiple of what fits in one pass."""
     at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
     if stage.batch_size % at_once:
-        raise UserError(
-            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({settings.nodes} nodes x "
-            f"{settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}); change micro_batch_size"
-        )
+        product = f"{settings.nodes} nodes x {settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}"
+        told = f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({product})"
+        raise UserError(f"{told}; change micro_batch_size")
     return stage.batch_size // at_once
 
 
@@ -71,10 +66,8 @@ def stage_arguments(
     settings: Pretraining, training: Training, model: Path, data: DataSet, seed: int, output: Path,
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Keys and values of a training's YAML. model: where it starts. checkpoint: where it goes on.
-
-    A checkpoint is loaded as the model (DeepSpeed has a loader of its own): the trainer's own way loads nothing into a
-    Qwen2.5-VL and goes on from the initial weights (huggingface/transformers#43701).
+    """Keys and values of a training's YAML. model: where it starts. checkpoint: where it goes on, loaded as the model
+    but for DeepSpeed: the trainer itself would load nothing into a Qwen2.5-VL (huggingface/transformers#43701).
     """
     stage, trains = stage_of(settings, training.stage, training.setting), TRAINS[training.stage]
     resumed = checkpoint is not None and settings.deepspeed is None
@@ -131,9 +124,8 @@ def check_nodes(settings: Pretraining) -> None:
     found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
     if settings.nodes > 1 and (found != str(settings.nodes) or "MASTER_ADDR" not in os.environ):
         raise UserError(
-            f"pretraining.nodes is {settings.nodes}: LLaMA-Factory is started on each by srun, so this has to run in a "
-            f"Slurm job of {settings.nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
-            "configs/slurm/llamafactory.slurm does so"
+            f"pretraining.nodes is {settings.nodes}: srun starts LLaMA-Factory on each, so this runs in a Slurm job of "
+            f"{settings.nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT: configs/slurm/llamafactory.slurm"
         )
 
 
@@ -143,12 +135,10 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
     found = {
         "PYTHONPATH": os.pathsep.join([str(SITE), str(paths.ROOT)]),
         "PATH": os.pathsep.join([str(ENVIRONMENT / "bin"), os.environ.get("PATH", "")]),  # torchrun
-        "HF_DATASETS_CACHE": str(cache),
-        "TOKENIZERS_PARALLELISM": "false",
-        "WANDB_DISABLED": "true",
+        "HF_DATASETS_CACHE": str(cache), "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true",
         "MPLBACKEND": "Agg",  # a notebook's own names a module that is not in that environment
         "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
-    }
+    }  # fmt: skip
     if settings.gpus_per_node == 0:
         threads = max(1, (profile.torch_threads or 1) // settings.parallel_runs)
         return found | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), "FORCE_TORCHRUN": "0"}
@@ -160,10 +150,7 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
 def run(
     config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None, nodes: int = 1
 ) -> None:
-    """Train to the end. watch: called twice a second; what it raises ends the training.
-
-    Raises UserError with the end of the log when LLaMA-Factory fails.
-    """
+    """Train to the end. watch: called twice a second; what it raises ends it. Raises UserError with the log's end."""
     process = processes.popen(command(config, nodes), log, env, guarded=True)  # torchrun's workers, too
     try:
         while process.poll() is None:
@@ -173,17 +160,14 @@ def run(
     finally:
         processes.stop(process)
     if process.returncode:
-        raise UserError(
-            f"llamafactory-cli ended with status {process.returncode}; the end of {shown(log)}:\n"
-            f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
-        )
+        told = f"llamafactory-cli ended with status {process.returncode}; the end of {shown(log)}:"
+        raise UserError(f"{told}\n{processes.tail(log)}\nRun it again to go on from its last checkpoint.")
 
 
 def report(output: Path, on_step: OnStep) -> None:
     """Tell the last line of LLaMA-Factory's step log. output: its output folder."""
     try:
-        last = (output / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
-        state = json.loads(last)
+        state = json.loads((output / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
     except (OSError, ValueError):  # not there yet, or half a line
         return
     on_step(state["current_steps"], state["total_steps"], state.get("loss"))

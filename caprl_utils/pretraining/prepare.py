@@ -1,7 +1,6 @@
 """From image sets and captioners to checked data files, all before the first training starts.
 
-runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash of what makes them>.parquet, a run data-<name>/
-for each data set, and media/ with the images that are rendered for all of them.
+runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet, runs data-<name>/, and media/.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def prepare(
 ) -> dict[str, DataSet]:
     """Caption what is to be captioned, write every data set, and check each row against every model's processor.
 
-    models: setting -> assembled model (those of other seeds are passed over). Raises UserError naming data set and
-    rows when something is wrong. A data set that is there already is left as it is, whoever asks for which others.
+    models: setting -> assembled model (other seeds are passed over). Raises UserError naming data set and rows. A data
+    set that is there already stays as it is.
     """
     models = {name: models[name] for name in profile.pretraining.settings if name in models}
     wanted = {dataset_of(training): training for training in trainings}
@@ -63,11 +62,8 @@ def prepare(
     pairs = dict.fromkeys(t.captions.pairs_name for t in trainings if t.captions and drawn)
     written = {name: caption(profile, name) for name in pairs}
     counters = functools.cache(lambda: _counters(profile, models))  # loaded when a data set is not there yet
-    made = {}
-    for name, training in wanted.items():
-        captions = written.get(training.captions.pairs_name) if training.captions else None
-        made[name] = _data_set(profile, training, files[name], captions, models, counters)
-    return made
+    of = {name: written.get(t.captions.pairs_name) if t.captions else None for name, t in wanted.items()}
+    return {n: _data_set(profile, t, files[n], of[n], models, counters) for n, t in wanted.items()}
 
 
 def source_of(profile: Profile, stage: str) -> DrawnSource | None:
@@ -106,9 +102,8 @@ def _user_file(profile: Profile, training: Training) -> Path | None:
     pattern = getattr(profile.pretraining, training.stage).data
     file = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
     if not file.is_file():
-        raise UserError(
-            f"no data file {shown(file)} (pretraining.{training.stage}.data); `make plan` says what belongs there"
-        )
+        told = f"no data file {shown(file)} (pretraining.{training.stage}.data)"
+        raise UserError(f"{told}; `make plan` says what belongs there")
     return file
 
 
@@ -142,18 +137,15 @@ def _write(
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:
-    """Caption a rendered image set; returns the parquet file. Stopped, it goes on where it was.
-
-    Captions made otherwise (another captioner, count, seed or temperature) have another name, and stay.
-    """
+    """Caption a rendered image set; returns the parquet file, named after what makes it. Stopped, it goes on."""
     from caprl_utils.captions.job import caption_source, make_job
 
     images, _, captioner = pairs_name.partition("-by-")
     source, model, prism = image_source(profile, images), _captioner(profile, captioner), profile.prism
     # as Prism does, so that sets are made of what Table 3 measures
     sampling = Sampling(prism.caption_max_tokens, prism.caption_temperature, seed=profile.seed)
-    made = value_hash(make_job(source, model, sampling))[:8]
-    out = folder_of(profile, "captions") / f"{pairs_name}-{made}.parquet"
+    made_by = value_hash(make_job(source, model, sampling))[:8]
+    out = folder_of(profile, "captions") / f"{pairs_name}-{made_by}.parquet"
     caption_source(source, out, model, sampling)
     return out
 
@@ -188,9 +180,8 @@ def _image_seed(profile: Profile, images: str) -> int:
 def _make_rows(
     profile: Profile, training: Training, file: Path | None, captions: Path | None, media: Path
 ) -> tuple[list[Conversation], dict[str, Any]]:
-    """The rows of a data set, sampled by the profile's seed, and what the run tells of those that are no part of it.
-
-    file, captions: as for `_data_set`; without either the set is rendered. media: where rendered images go.
+    """The rows of a data set, sampled by the profile's seed, and what the run tells of others. Without file and
+    captions (see `_data_set`) the set is rendered, to `media`.
     """
     count, found = training.num_rows(profile.pretraining), {"set_aside": [], "left_out": {}, "captions": None}
     if file is not None:
@@ -213,8 +204,7 @@ def _captioned(
 
     source, seed = source_of(profile, "further"), _image_seed(profile, chosen.images)
     written = {row["image_id"]: row for row in read_captions(file)}
-    home = _image_folder(profile, chosen.images, source)
-    total = _num_images(profile, chosen.images)
+    home, total = _image_folder(profile, chosen.images, source), _num_images(profile, chosen.images)
     numbers = data.sample(range(total), min(rows_of(chosen, profile.pretraining), total), profile.seed)
     rows, left_out, known = [], Counter(), []
     for number in track(numbers, chosen.slug):
@@ -229,7 +219,7 @@ def _captioned(
 
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
-    """Why a caption is not trained on, or None. row: of a caption set."""
+    """Why a caption is not trained on, or None."""
     from caprl_utils.captions.export import is_sound
 
     if row is None or not row["caption"].strip():
@@ -240,10 +230,10 @@ def _unfit(row: Mapping[str, Any] | None) -> str | None:
 
 
 def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float]:
-    """What the captions of rendered images are like: mean length in the captioner's tokens, and how true they are.
+    """Captions of rendered images: mean length in the captioner's tokens, told (share of the images' facts told right),
+    wrong (share of the captions' statements, each counted once), cut and looped (shares of the captions).
 
-    known: what is true of an image (see `registry.DrawnSource`) with its row. told: share of the images' facts that is
-    told right; wrong: share of the captions' statements, each counted once; cut, looped: shares of the captions.
+    known: what is true of an image (see `registry.DrawnSource`) with its row.
     """
     sums = Counter()
     for meta, row in known:

@@ -1,7 +1,6 @@
-"""All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate.
+"""All trainings behind Tables 1 and 2 and Figure 4: assemble, prepare, train, evaluate. What is stopped goes on.
 
-Trainings whose start is there run side by side, as many as pretraining.parallel_runs says. Everything stopped goes on
-where it was. On several nodes it runs once, in a Slurm job: configs/slurm/llamafactory.slurm.
+On several nodes it runs once, in a Slurm job: configs/slurm/llamafactory.slurm.
 """
 
 from __future__ import annotations
@@ -32,12 +31,11 @@ from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.schema import Profile
 from caprl_utils.vlm_init import assembly
 
+Record = dict[str, Any]
+
 
 def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Everything that the items need ("table1", "table2", "figure4"; the profile's without any).
-
-    Returns evaluation name -> its record.
-    """
+    """Make what the items need ("table1", "table2", "figure4"; the profile's by default); evaluation name -> record."""
     items = items or profile.pretraining.items
     trainings = all_trainings(profile.pretraining, items)
     models = assemble(profile)
@@ -46,10 +44,9 @@ def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str,
 
 
 def assemble(profile: Profile) -> dict[str, Path]:
-    """Setting, with its seed where that is not the profile's -> folder of its assembled model.
+    """Setting, with its seed (of the projector) where that is not the profile's -> folder of its assembled model.
 
-    The seed draws the projector. One that is there already is left as it is. Raises UserError when several nodes
-    should train and this is no Slurm job, before hours of captions and data.
+    Raises UserError when several nodes should train and this is no Slurm job, before hours of captions and data.
     """
     llamafactory.check_nodes(profile.pretraining)
     folders = {}
@@ -63,11 +60,10 @@ def assemble(profile: Profile) -> dict[str, Path]:
 
 def train_all(
     profile: Profile, trainings: Sequence[Training], data: Mapping[str, DataSet], models: Mapping[str, Path]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Record]:
     """Make all trainings, each after the one that it starts from; returns name -> record.
 
-    data, models: as `prepare` and `assemble` give them. The first that fails is raised, after those that run have come
-    to their end.
+    data, models: as `prepare` and `assemble` give them. The first that fails is raised, when those that run have ended.
     """
     settings = profile.pretraining
     llamafactory.check_nodes(settings)
@@ -93,8 +89,8 @@ def train_all(
 
 
 def in_order(
-    trainings: Sequence[Training], make: Callable[[Training], dict[str, Any]], workers: int
-) -> dict[str, dict[str, Any]]:
+    trainings: Sequence[Training], make: Callable[[Training], Record], workers: int
+) -> dict[str, Record]:
     """Call make for every training whose start is done, `workers` at a time, in the order given; name -> its result."""
     waiting, running, records = list(trainings), {}, {}
     with ThreadPoolExecutor(workers) as pool:
@@ -116,11 +112,7 @@ def benchmarks_of(profile: Profile) -> list[str]:
 
 
 def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Direct VQA of the trainings `names`; returns name -> record, in their order.
-
-    On a CPU as many side by side as pretraining.parallel_runs says, each in a process of its own. A stopped
-    evaluation goes on where it was.
-    """
+    """Direct VQA of the trainings `names`, on a CPU pretraining.parallel_runs processes; name -> record, in order."""
     settings = profile.pretraining
     workers = min(settings.parallel_runs, len(names)) if settings.gpus_per_node == 0 else 1
     in_turn = ((name, evaluate_one(profile, name)) for name in names)
@@ -133,13 +125,8 @@ def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]
     return {name: records[name] for name in names}
 
 
-def _side_by_side(
-    profile: Profile, names: Sequence[str], workers: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """As each ends. The first that fails is raised, after those that run have come to their end.
-
-    Raises UserError when a process was ended from outside.
-    """
+def _side_by_side(profile: Profile, names: Sequence[str], workers: int) -> Iterator[tuple[str, Record]]:
+    """As each ends. The first that fails is raised, when those that run have ended, or that one was killed."""
     spawn = multiprocessing.get_context("spawn")
     with (
         TemporaryDirectory(prefix="caprl-progress-") as told,
@@ -150,10 +137,9 @@ def _side_by_side(
             for future in as_completed(running):
                 yield running[future], future.result()
         except BrokenProcessPool:
-            raise UserError(
-                f"the process of an evaluation was ended from outside, as happens where memory is short: {workers} run "
-                "side by side (pretraining.parallel_runs). Run it again to go on."
-            ) from None
+            told = "the process of an evaluation was ended from outside, as happens where memory is short"
+            advice = f"{workers} run side by side (pretraining.parallel_runs). Run it again to go on."
+            raise UserError(f"{told}: {advice}") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

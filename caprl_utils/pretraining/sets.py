@@ -1,8 +1,4 @@
-"""Which trainings stand behind Table 1, Table 2 and Figure 4, and which of them share stages.
-
-The tables' rows are caption sets: whose images, who captioned them, how many. A training that several rows begin with
-is made once.
-"""
+"""Which trainings stand behind Table 1, Table 2 and Figure 4; one that several rows begin with is made once."""
 
 from __future__ import annotations
 
@@ -73,9 +69,8 @@ class Training:
 
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
-        if self.captions is None:
-            return getattr(settings, self.stage).num_rows
-        return rows_of(self.captions, settings)
+        own = getattr(settings, self.stage).num_rows
+        return own if self.captions is None else rows_of(self.captions, settings)
 
 
 def rows_of(captions: CaptionSet, settings: Pretraining) -> int:
@@ -107,12 +102,10 @@ def growth_sets(settings: Pretraining) -> list[CaptionSet]:
 
 def all_trainings(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
     """All trainings that the items (the settings' own by default) need, each once, after the one it starts from."""
-    found: dict[str, Training] = {}
-    for row in _seeded_rows(settings, items or settings.items):
-        for training in row_trainings(*row):
-            found.setdefault(training.name, training)
+    rows = _seeded_rows(settings, items or settings.items)
+    found = dict.fromkeys(training for row in rows for training in row_trainings(*row))
     order = ("align", "further", "sft")
-    return sorted(found.values(), key=lambda t: order.index(t.stage))  # stable: rows stay in order
+    return sorted(found, key=lambda t: order.index(t.stage))  # stable: rows stay in order
 
 
 def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
@@ -122,11 +115,10 @@ def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> li
 
 def row_trainings(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
     """The trainings of one row with one seed, in order."""
-    align = Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)
-    made = [align]
+    made = [Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)]
     if captions is not None:
         name = seeded(f"{setting}-{captions.slug}-further", seed)
-        made.append(Training(name, setting, "further", align.name, captions, seed))
+        made.append(Training(name, setting, "further", made[0].name, captions, seed))
     return [*made, Training(final_name(setting, captions, seed), setting, "sft", made[-1].name, None, seed)]
 
 
@@ -140,6 +132,5 @@ def _seeded_rows(
     for item, chosen in (("table2", TABLE_2), ("figure4", (None, *FIGURE_4, *growth_sets(settings)))):
         rows += [(first, captions) for captions in chosen if item in items]
     rows = list(dict.fromkeys(rows))
-    yield from ((setting, captions, None) for setting, captions in rows)
-    for setting, captions in rows:
-        yield from ((setting, captions, seed) for seed in seeds_of(settings, setting)[1:])
+    yield from ((*row, None) for row in rows)
+    yield from ((*row, seed) for row in rows for seed in seeds_of(settings, row[0])[1:])

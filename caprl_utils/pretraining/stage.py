@@ -1,7 +1,7 @@
-"""One training: its run folder, the checks before and after it, and the resume between.
+"""One training in runs/<profile>/pretraining/<name>/, the checks before and after it, and the resume between.
 
-runs/<profile>/pretraining/<name>/ holds train.yaml (what LLaMA-Factory was given), train.log, curve.jsonl (loss
-per step), final/ (the model with its processor) and result.json. While it trains, work/ holds the checkpoints.
+It holds train.yaml (what LLaMA-Factory was given), train.log, curve.jsonl (loss per step), final/ (the model with its
+processor) and result.json. While it trains, work/ holds the checkpoints.
 """
 
 from __future__ import annotations
@@ -69,15 +69,13 @@ def seed_of(profile: Profile, training: Training) -> int:
 def train(
     profile: Profile, training: Training, model: Path, data: DataSet, on_step: OnStep = lambda *_: None
 ) -> dict[str, Any]:
-    """Make a training, or what is left of it; returns its record.
-
-    Raises UserError when LLaMA-Factory fails, or when something else trains than should, as soon as that is seen.
+    """Make a training, or what is left of it; returns its record. Raises UserError when LLaMA-Factory fails, or as
+    soon as something else trains than should.
     """
     with open_run(profile, training, model, data) as run:
         if not run.complete:
             work, log, config = (run.folder / name for name in ("work", "train.log", "train.yaml"))
-            checkpoint = last_whole(work)
-            if checkpoint is None:
+            if (checkpoint := last_whole(work)) is None:
                 shutil.rmtree(work, ignore_errors=True)
             write_atomic(config, train_yaml(profile, training, model, data, work, checkpoint))
             env = llamafactory.environment(profile, run.folder / _CACHE)
@@ -168,10 +166,9 @@ def last_whole(folder: Path) -> Path | None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether every file that resuming needs is there and ends where it should.
+    """Whether every file that resuming needs is there and whole: a kill may come while one is written, without a mark.
 
-    A kill may come while one is written, and LLaMA-Factory writes no marker. DeepSpeed's own shards are trusted once
-    `latest`, which it writes last, names them.
+    DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
     """
     names = ["config.json", "tokenizer_config.json", "trainer_state.json", "processor_config.json"]
     if (checkpoint / "preprocessor_config.json").is_file():
@@ -189,14 +186,10 @@ def is_whole(checkpoint: Path) -> bool:
     return all(map(zipfile.is_zipfile, states)) and any(map(zipfile.is_zipfile, randoms))
 
 
-# What trained, read from the log and the model folders.
-
-
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors of a model, mapped from disk. A tied head is left out. Raises UserError when there are none."""
-    tied = read_config(folder).get("tie_word_embeddings")
-    found = read_weights(folder)
-    return {name: one for name, one in found.items() if not (tied and name.endswith("lm_head.weight"))}
+    tied = "lm_head.weight" if read_config(folder).get("tie_word_embeddings") else ()
+    return {name: one for name, one in read_weights(folder).items() if not name.endswith(tied)}
 
 
 def counts(folder: Path) -> dict[str, int]:
@@ -212,9 +205,7 @@ def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int =
 
     Returns {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
     """
-    with open(log, "rb") as opened:
-        opened.seek(start)
-        logged = _LOGGED.findall(opened.read().decode("utf-8", errors="replace"))
+    logged = _LOGGED.findall(log.read_bytes()[start:].decode("utf-8", errors="replace"))
     if not logged:
         return None
     trained, everything = (int(text.replace(",", "")) for text in logged[-1])
@@ -253,8 +244,7 @@ def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
     """Raise UserError when a frozen part moved or a part that should train stood still."""
     for part, moved in found.items():
         if (moved > 0) != (part in trains):
-            state = "moved" if moved > 0 else "did not move"
+            told = f"the {part} {'moved' if moved > 0 else 'did not move'} ({moved:.2e} of its norm)"
             raise UserError(
-                f"the {part} {state} ({moved:.2e} of its norm), but {', '.join(trains)} should train; "
-                "the model is not what the stage asked for"
+                f"{told}, but {', '.join(trains)} should train; the model is not what the stage asked for"
             )
