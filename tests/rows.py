@@ -21,26 +21,27 @@ def picture(colour=(200, 10, 10)):
 
 
 P, OTHER = picture(), picture((0, 0, 255))
-
-CELLS = {
-    "<image>": P, "<other image>": OTHER, "<bytes>": png(), "<base64>": base64.b64encode(png()).decode(),
-}  # fmt: skip
+CELLS = {"<image>": P, "<other image>": OTHER, "<bytes>": png(), "<base64>": base64.b64encode(png()).decode()}
 
 
-def decoded(value):
+def swapped(value, swap):
+    """A cell with each of its values as `swap` makes it, also inside lists and objects."""
     if isinstance(value, list):
-        return [decoded(item) for item in value]
+        return [swapped(item, swap) for item in value]
     if isinstance(value, dict):
-        return {key: decoded(item) for key, item in value.items()}
-    return CELLS.get(value, value)
+        return {key: swapped(item, swap) for key, item in value.items()}
+    return swap(value)
 
 
 def read_layouts():
     """Benchmark -> (rows with the columns of the hub layout, image columns, first question, its options and gold)."""
     file = Path(__file__).parent / "data" / "benchmark-rows.jsonl"
     for one in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-        first = one["question"], tuple(one["options"]), one["gold"]
-        yield one["benchmark"], (decoded(one["rows"]), one["image_columns"], first)
+        rows = swapped(one["rows"], lambda value: CELLS.get(value, value))
+        yield (
+            one["benchmark"],
+            (rows, one["image_columns"], (one["question"], tuple(one["options"]), one["gold"])),
+        )
 
 
 LAYOUTS = dict(read_layouts())
@@ -80,14 +81,12 @@ def write_gqa(folder, images):
 
 
 def captionqa_row(identity):
-    return {
-        "id": identity, "images": [P],
-        "questions": [
-            {"question": "Colour of it?", "choices": ["red", "blue", "green"], "answer": "blue", "category": ["a"]},
-            {"question": "Is it day?", "choices": ["yes", "no"], "answer": "yes", "category": ["b"]},
-            {"question": "Broken?", "choices": ["x"], "answer": "x", "category": ["b"]},
-        ],
-    }  # fmt: skip
+    asked = (
+        ("Colour?", ["red", "blue", "green"], "blue"), ("Is it day?", ["yes", "no"], "yes"), ("Broken?", ["x"], "x"),
+    )  # fmt: skip
+    keys = ("question", "choices", "answer", "category")
+    questions = [dict(zip(keys, (*one, ["a"]), strict=True)) for one in asked]
+    return {"id": identity, "images": [P], "questions": questions}
 
 
 SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
@@ -114,9 +113,8 @@ def copies(folder, count):
         found[key] = write(folder / key, numbered, image_columns)
     found["visulogic"] = write_visulogic(folder / "visulogic")
     found["gqa"] = write_gqa(folder / "gqa", {"n1": P})
-    found["captionqa"] = write(
-        folder / "captionqa", [captionqa_row(f"nat_{n}") for n in range(count)], [["images"]]
-    )
+    entries = [captionqa_row(f"nat_{n}") for n in range(count)]
+    found["captionqa"] = write(folder / "captionqa", entries, [["images"]])
     found["seed2k"] = collection(folder / "files", [{"answer": "B"} for _ in range(count)])
     return {key: str(path) for key, path in found.items()}
 
@@ -129,14 +127,6 @@ IDS = (
 
 def renamed(row, number):
     fresh = {P["bytes"]: png((number * 20 + 5, 90, 10))}
-
-    def copied(value):
-        if isinstance(value, list):
-            return [copied(item) for item in value]
-        if isinstance(value, dict):
-            return {key: copied(item) for key, item in value.items()}
-        return fresh.get(value, value) if isinstance(value, bytes) else value
-
     there = {name: row[name] for name in IDS if name in row}
     ids = {name: old + number if isinstance(old, int) else f"{old}{number}" for name, old in there.items()}
-    return {name: copied(value) for name, value in row.items()} | ids
+    return swapped(row, lambda value: fresh.get(value, value) if isinstance(value, bytes) else value) | ids

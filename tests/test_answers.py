@@ -12,33 +12,27 @@ from caprl_utils.answers import Letter, final_answer, first_capital, short_answe
 from caprl_utils.files import text_lines
 from caprl_utils.letters import read_letter
 
-REPLIES = [
-    json.loads(line) for _, line in text_lines(Path(__file__).parent / "data" / "letter-replies.jsonl")
-]
+FILE = Path(__file__).parent / "data" / "letter-replies.jsonl"
+REPLIES = [json.loads(line) for _, line in text_lines(FILE)]
 
 
 @pytest.mark.parametrize("clear", [True, False])
 def test_replies_are_read_right_or_not_at_all(clear):
     """411 replies that state an answer, 357 that state none, two, or only look like it."""
     rows = [row for row in REPLIES if (row["letter"] is not None) == clear]
-    wrong = [
-        (row["reply"], row["options"], reading)
-        for row in rows
-        if (reading := read_letter(row["reply"], row["letters"], row["options"])).letter != row["letter"]
-    ]
-    assert len(rows) > 250 and not wrong
+    read = [(row, read_letter(row["reply"], row["letters"], row["options"])) for row in rows]
+    assert len(rows) > 250 and not [(row, found) for row, found in read if found.letter != row["letter"]]
+
+
+FORMS = ["{}", "{}.", "({})", "**{}**", "The answer is {}.", "The answer is {} because it is.", "So {}."]
 
 
 @given(st.permutations("abcdefgh"), st.integers(2, 8), st.data())
 @settings(max_examples=150, deadline=None)
 def test_a_stated_letter_is_a_letter_whatever_the_options_are(texts, count, data):
-    options, letters = texts[:count], "ABCDEFGH"[:count]
-    upper = data.draw(st.booleans())
-    options = [text.upper() for text in options] if upper else options
-    letter = data.draw(st.sampled_from(letters))
-    form = data.draw(st.sampled_from(
-        ["{}", "{}.", "({})", "**{}**", "The answer is {}.", "The answer is {} because it is.", "So {}."]
-    ))  # fmt: skip
+    letters, letter = "ABCDEFGH"[:count], data.draw(st.sampled_from("ABCDEFGH"[:count]))
+    options = [text.upper() for text in texts[:count]] if data.draw(st.booleans()) else texts[:count]
+    form = data.draw(st.sampled_from(FORMS))
     assert read_letter(form.format(letter), letters, options).letter == letter
     assert read_letter(Letter(letter), letters, options).letter == letter
 
@@ -65,25 +59,15 @@ def test_first_capital_is_the_authors_rule(text, letter):
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("42", "42"),
-        (" New York ", "New York"),
-        (r"<think>so</think><answer>\boxed{42}</answer>", "42"),
-        (r"<think>x</think>\boxed{1} and \boxed{2}", "2"),
-        ("<think>a</think><think>b</think> red", "red"),
-        ("so it is</think>red", "red"),
-        ("<think>it is red, cut off", ""),
-        ("<answer>first</answer> then <answer>second</answer>", "second"),
-        ("<answer>done</answer><answer>cut off", "done"),
-        ("<answer>cut off", "<answer>cut off"),
-        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{\text{North America}}", "North America"),
-        (r"\textbf{\text{B}}", "B"),
-        (r"\boxed{open", r"\boxed{open"),
-        (r"\boxed{\{B\}}", r"\{B\}"),
-        (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"),
-        ("", ""),
+        ("42", "42"), (" New York ", "New York"), (r"<think>so</think><answer>\boxed{42}</answer>", "42"),
+        (r"<think>x</think>\boxed{1} and \boxed{2}", "2"), ("<think>a</think><think>b</think> red", "red"),
+        ("so it is</think>red", "red"), ("<think>it is red, cut off", ""), ("<answer>cut off", "<answer>cut off"),
+        ("<answer>first</answer> then <answer>second</answer>", "second"), (r"\boxed{\{B\}}", r"\{B\}"),
+        ("<answer>done</answer><answer>cut off", "done"), (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\text{North America}}", "North America"), (r"\textbf{\text{B}}", "B"),
+        (r"\boxed{open", r"\boxed{open"), (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"), ("", ""),
     ],
-)
+)  # fmt: skip
 def test_final_answer(text, answer):
     assert final_answer(text) == answer
 
@@ -130,11 +114,7 @@ def test_a_completion_stuck_in_a_loop_is_read_in_linear_time(loop):
 
 
 def test_json_lines_end_at_line_feeds_alone(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    texts = ["a\u2028b", "c\u0085d", "e\x0bf\x0cg"]
+    file, texts = tmp_path / "rows.jsonl", ["a\u2028b", "c\u0085d", "e\x0bf\x0cg"]
     file.write_bytes(("\ufeff" + "\r\n\n".join(json.dumps(t, ensure_ascii=False) for t in texts)).encode())
-    assert [(number, json.loads(line)) for number, line in text_lines(file)] == [
-        (1, texts[0]),
-        (3, texts[1]),
-        (5, texts[2]),
-    ]
+    found = [(number, json.loads(line)) for number, line in text_lines(file)]
+    assert found == list(zip((1, 3, 5), texts, strict=True))

@@ -22,6 +22,9 @@ COLLECTION = "internlm/CapRL-Evaluation-Files"
 OWN_PROMPT = "own_prompt"  # in a sample's meta: its question holds its own instruction
 _SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
 _TURN_END = "<|im_end|>"
+Read = tuple[
+    list[Sample], dict[str, str], Mapping[str, Any]
+]  # samples, why others cannot be used, what was read
 
 
 def protocol(collection: Path) -> list[str]:
@@ -37,11 +40,9 @@ def protocol(collection: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def authors_samples(
-    facts: Benchmark, place: Path | None
-) -> tuple[list[Sample], dict[str, str], Mapping[str, Any]]:
-    """Samples of a benchmark's file, why other records cannot be used, and what was read. place: the collection's
-    folder, or the file itself. Raises UserError where there is no such file.
+def authors_samples(facts: Benchmark, place: Path | None) -> Read:
+    """Samples of a benchmark's file. place: the collection's folder, or the file itself. Raises UserError where there
+    is no such file.
     """
     if facts.caprl is None or facts.caprl.file is None:
         raise UserError(f"{facts.name} has no file in {COLLECTION}")

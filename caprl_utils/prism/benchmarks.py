@@ -112,10 +112,11 @@ def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
         items = TypeAdapter(dict[str, list[Benchmark]]).validate_python(content)["benchmarks"]
     except (ValidationError, yaml.YAMLError) as error:
         raise UserError(f"{paths.shown(path)} does not hold a valid registry: {error}") from error
-    keys = [item.key for item in items]
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+    found = {item.key: item for item in items}
+    if len(found) < len(items):
+        twice = sorted(key for key in found if sum(item.key == key for item in items) > 1)
         raise UserError(f"{paths.shown(path)}: keys given twice: {', '.join(twice)}")
-    return dict(zip(keys, items, strict=True))
+    return found
 
 
 def get_benchmark(key: str) -> Benchmark:

@@ -149,13 +149,10 @@ def preview(
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
     """Run name -> captioner of every finished training of the named experiments, seeds in order."""
-    stage = paths.RUNS / profile.name / "rl"
-    names = [
-        folder.name
-        for experiment in experiments
-        for folder in sorted(stage.glob(f"{experiment}-seed*"), key=lambda f: (len(f.name), f.name))
-        if (folder / "result.json").is_file()
-    ]
+    names: list[str] = []
+    for experiment in experiments:
+        found = (paths.RUNS / profile.name / "rl").glob(f"{experiment}-seed*/result.json")
+        names += sorted((file.parent.name for file in found), key=lambda name: (len(name), name))
     return {name: trained_captioner(profile, name) for name in names}
 
 

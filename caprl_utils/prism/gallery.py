@@ -100,18 +100,15 @@ def write(items: Rows, file: Path, title: str) -> Path:
 
 def cards(items: Rows) -> str:
     """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with hit or miss."""
-    return "".join(
-        "<div style='display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px'>"
-        f"<img alt='{html.escape(item['id'])}' src='{data_uri(item['open']())}' style='width:168px'>"
-        f"<div style='max-width:640px'>{''.join(map(_card_caption, item['captions'].items()))}"
-        f"<ul style='margin:6px 0'>{''.join(map(_card_question, item['questions']))}</ul></div></div>"
-        for item in items
-    )
-
-
-def _card_caption(captions: tuple[str, list[str]]) -> str:
-    label, text = captions[0], captions[1][0]
-    return f"<p style='margin:2px 0'><b>{html.escape(label)}</b>: {html.escape(text)}</p>"
+    page = ""
+    for item in items:
+        page += "<div style='display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px'>"
+        page += f"<img alt='{html.escape(item['id'])}' src='{data_uri(item['open']())}' style='width:168px'>"
+        page += "<div style='max-width:640px'>"
+        for label, (text, *_) in item["captions"].items():
+            page += f"<p style='margin:2px 0'><b>{html.escape(label)}</b>: {html.escape(text)}</p>"
+        page += f"<ul style='margin:6px 0'>{''.join(map(_card_question, item['questions']))}</ul></div></div>"
+    return page
 
 
 def _card_question(question: Mapping[str, Any]) -> str:
@@ -169,8 +166,5 @@ def folder_items(
     given = {i: written_captions(i, texts[file], label, lambda text: None) for i, file in files.items()}
     rows = preview(profile, samples, given, reader) if samples and reader else []
     items = {files[item["id"]]: item for item in collect(samples, {label: rows})}
-    return [
-        items.get(file, _item(file, "", partial(open_image, folder / file)))
-        | {"id": file, "captions": {label: found}}
-        for file, found in texts.items()
-    ]
+    empty = {file: _item(file, "", partial(open_image, folder / file)) for file in texts}
+    return [(empty | items)[f] | {"id": f, "captions": {label: found}} for f, found in texts.items()]

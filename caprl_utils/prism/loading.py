@@ -17,7 +17,7 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.images import in_threads
-from caprl_utils.prism.authors import authors_samples
+from caprl_utils.prism.authors import Read, authors_samples
 from caprl_utils.prism.benchmarks import Benchmark, get_benchmark
 from caprl_utils.prism.layouts import samples_of, shuffle_captionqa
 from caprl_utils.prism.tables import StoredImage, Table, open_table
@@ -92,10 +92,8 @@ def load(
     _refuse(facts, bad, len(samples))
     twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if twice:
-        raise UserError(
-            f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations are "
-            f"mixed, or a file is there twice: {str(origin)[:500]}"
-        )
+        told = f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations"
+        raise UserError(f"{told} are mixed, or a file is there twice: {str(origin)[:500]}")
     usable, unopened = _with_images(_subset(samples, num_samples, seed))
     _refuse(facts, unopened, len(usable))
     found = Samples(usable)
@@ -116,9 +114,7 @@ def _refuse(facts: Benchmark, bad: Mapping[str, str], good: int) -> None:
     log.warning(told)
 
 
-def _from_table(
-    facts: Benchmark, path: Path | None
-) -> tuple[list[Sample], dict[str, str], Mapping[str, Any]]:
+def _from_table(facts: Benchmark, path: Path | None) -> Read:
     """The samples of all rows that can be used, why the others cannot, and what was read."""
     table = open_table(facts, path)
     table.require(_needed_columns(facts, table), facts)

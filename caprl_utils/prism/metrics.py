@@ -316,7 +316,6 @@ def mmmu_accuracy(sample: Sample, text: str) -> Score:
 
 
 DECIMALS = 2  # MATH-Vision's official rounding
-_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _SAID = re.compile(r"the (?:final |correct )?answer (?:is|should be)", re.IGNORECASE)
 
 
@@ -349,9 +348,9 @@ def math_equal(answer: str, gold: str) -> bool:
     left, right = _items(answer), _items(gold)
     if not left or not right:
         return _equal_numbers(answer, gold)
-    if len(left) != len(right) or answer[0] != gold[0]:
-        return False
-    return all(one == other or _equal_numbers(one, other) for one, other in zip(left, right, strict=True))
+    pairs = zip(left, right, strict=False)
+    same = len(left) == len(right) and answer[0] == gold[0]
+    return same and all(one == other or _equal_numbers(one, other) for one, other in pairs)
 
 
 def _equal_numbers(*texts: str) -> bool:
@@ -375,7 +374,7 @@ def _clean(text: str) -> str:
     text = re.sub(r"(?:\{m\}|m)\^3|\{units\}|units|\{km\}|km", "", text)
     text = re.sub(r"\s+", "", text)
     text = re.sub(r"^[({]([a-e])[)}]$", r"\1", text)
-    return _GROUPED.sub("", text) if not text.startswith(("(", "[")) else text
+    return text if text.startswith(("(", "[")) else re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
 
 
 @lru_cache(maxsize=20_000)

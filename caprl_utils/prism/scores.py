@@ -188,9 +188,8 @@ def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict
     parts = bootstrap_models({"model": scores}, draws, seed) if scores else {}
     if len(scores) < len({row["benchmark"] for row in rows}):
         parts.pop(AVERAGE, None)
-    return {
-        name: [found.low, found.high] for name, part in parts.items() if (found := part.interval("model"))
-    }
+    found = {name: part.interval("model") for name, part in parts.items()}
+    return {name: [interval.low, interval.high] for name, interval in found.items()}
 
 
 def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -224,14 +223,12 @@ def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     looked up as words in the caption, so a value told of another thing counts as held.
     """
     names = ("right", "wrong, but told", "wrong, not told")
-    scored = [row for row in rows if row["score"] is not None]
-    kinds = [names[0] if row["score"] == 1 else names[1] if _told(row) else names[2] for row in scored]
+    kinds = []
+    for row in (row for row in rows if row["score"] is not None):
+        wanted = re.escape(gold_option(row["gold"], row["options"]) or row["gold"])
+        told = re.search(rf"(?<!\w){wanted}(?!\w)", row["caption"] or "", re.IGNORECASE)
+        kinds.append(names[0] if row["score"] == 1 else names[1] if told else names[2])
     return {name: kinds.count(name) / len(kinds) for name in names} if kinds else {}
-
-
-def _told(row: Mapping[str, Any]) -> bool:
-    wanted = gold_option(row["gold"], row["options"]) or row["gold"]
-    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", row["caption"] or "", re.IGNORECASE) is not None
 
 
 def gold_option(gold: str, options: Sequence[str]) -> str | None:

@@ -74,10 +74,8 @@ class Table:
         """Raises UserError naming the columns that are missing, with the nearest names there are."""
         there = self.data.column_names
         if missing := [repr(name) + did_you_mean(name, there) for name in columns if name not in there]:
-            told = (
-                f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(there)}"
-            )
-            raise UserError(f"{told}; for a copy with other names change columns in configs/benchmarks.yaml")
+            told = f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(there)};"
+            raise UserError(f"{told} for a copy with other names change columns in configs/benchmarks.yaml")
 
     def cell(self, index: int, column: str) -> Any:
         """One cell of an image column, as stored (a lazy arrow scalar)."""
@@ -136,9 +134,7 @@ def _read(table: Table, index: int, column: str, place: int | None, where: str) 
 def inside(root: Path | None, relative: str, where: str) -> Path:
     """The file `relative` names under `root`. Raises UserError (with `where`) if it leaves the root or is missing."""
     if root is None:
-        raise UserError(
-            f"{where}: the data hold only a path; download them with their images, name the folder"
-        )
+        raise UserError(f"{where}: the data hold only a path; download their images too, name the folder")
     root = root.resolve()
     path = (root / PurePosixPath(relative.removeprefix("file://").replace("\\", "/"))).resolve()
     if not path.is_relative_to(root):

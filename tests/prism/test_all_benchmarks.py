@@ -23,7 +23,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def profile(places):
     return load_profile("smoke", {
-        "prompts": "authors", "prism.paths": places, "prism.benchmarks": list(places), "prism.captions_per_image": 1,
+        "prompts": "authors", "prism.paths": places, "prism.benchmarks": [*places], "prism.captions_per_image": 1,
         "prism.judge_model": {"path": "judge"},
     })  # fmt: skip
 
@@ -56,10 +56,7 @@ class Reader:
         return form.format(words_of(self.samples[request.id]))
 
 
-FIELD = re.compile(
-    r"^(Response|Answer|Correct answer|Reference): (.+?)(?=\n(?:Answer:|Reply with))",
-    re.MULTILINE | re.DOTALL,
-)
+FIELD = re.compile(r"(?ms)^(Response|Answer|Correct answer|Reference): (.+?)(?=\n(?:Answer:|Reply with))")
 
 
 class Judge:
@@ -79,14 +76,10 @@ class Judge:
         return f"Verdict: {'yes' if field['Correct answer'] in field['Answer'] else 'no'}"
 
 
-@pytest.mark.parametrize(
-    ("said", "thought"),
-    [
-        (" {}", "{}"),
-        (" {}.", "The answer is {}."),
-        (" {}.\nThe caption says so.", "The caption tells it.\nSo the final answer is {}."),
-    ],
-)
+@pytest.mark.parametrize(("said", "thought"), [
+    (" {}", "{}"), (" {}.", "The answer is {}."),
+    (" {}.\nThe caption says so.", "The caption tells it.\nSo the final answer is {}."),
+])  # fmt: skip
 @pytest.mark.parametrize("looks", [False, True], ids=["caption", "image"])
 def test_a_perfect_reader_gets_every_benchmark_right(said, thought, looks, profile, monkeypatch):
     samples = load_samples(profile)

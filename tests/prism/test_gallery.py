@@ -15,23 +15,21 @@ from caprl_utils.records import Sample
 
 
 def make_samples(count):
+    def image(n):
+        return lambda: Image.new("RGB", (32, 24), (n % 256, 0, 99))
+
     return [
-        Sample(
-            f"s{n}", "mini-chart", (lambda n=n: Image.new("RGB", (32, 24), (n % 256, 0, 99)),), f"What is value {n}?",
-            gold="42", meta={"image_id": f"img{n}"},
-        )
+        Sample(f"s{n}", "mini-chart", (image(n),), f"What is value {n}?", "42", meta={"image_id": f"img{n}"})
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
-def make_rows(samples, scores, caption="The value is 42. </script><b>"):
+def make_rows(samples, scores):
+    shared = {"benchmark": "mini-chart", "answer": "42"}
     return [
-        {
-            "benchmark": s.benchmark, "sample_id": s.id, "image_id": f"{s.benchmark}/img{n}", "caption_index": index,
-            "caption": f"{caption} {index}", "answer": "42", "score": scores[n],
-        }
-        for n, s in enumerate(samples)
-        for index in range(2)
+        shared | {"sample_id": s.id, "image_id": f"mini-chart/img{n}", "caption_index": index, "score": scores[n],
+                  "caption": f"The value is 42. </script><b> {index}"}
+        for n, s in enumerate(samples) for index in range(2)
     ]  # fmt: skip
 
 
@@ -97,21 +95,18 @@ class Knows:
 
 
 def captions_of(names):
-    return pd.DataFrame(
-        {"image_id": n, "index": 0, "caption": "all is told" if k == 0 else "little"}
-        for k, n in enumerate(names)
-    )
+    told = ["all is told", *["little"] * (len(names) - 1)]
+    return pd.DataFrame({"image_id": names, "index": 0, "caption": told})
 
 
 def test_examples_are_written_once_and_asked_about(tmp_path):
     profile = load_profile("smoke")
     questions = gallery.write_examples(profile, tmp_path, 4)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
-    assert files == sorted(questions) and len(files) == 4
-    assert len({name.split("/")[0] for name in files}) == 4  # a kind each
-    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.png"))]
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in files}
+    assert files == sorted(questions) and len({name.split("/")[0] for name in files}) == 4  # a kind each
     gallery.write_examples(profile, tmp_path, 4)
-    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*.png"))] == times
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in files} == times
     one = {files[0]: questions[files[0]]}
     items = gallery.folder_items(profile, captions_of(files), tmp_path, "mine", one, Knows(one[files[0]]))
     assert [item["id"] for item in items] == files

@@ -78,9 +78,8 @@ def results(runs: Path) -> dict:
     found = {}
     for folder in (runs / "smoke" / "prism" / "m", runs / "smoke" / "vqa" / "m"):
         record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        samples = read_samples(folder)
         kept = {key: record[key] for key in ("values", "intervals", "n", "unparsed", "key")}
-        found[folder.parent.name] = (kept, samples)
+        found[folder.parent.name] = kept, read_samples(folder)
     return found
 
 
@@ -121,10 +120,8 @@ def test_a_reader_that_fails_now_and_then_changes_nothing(tmp_path, whole):
 
 def work():
     answers.CHUNK_QUESTIONS = CHUNK
-    profile = load_profile("smoke")
-    samples = [make_sample(n) for n in range(40)] + [
-        make_sample(n, "mini-document", options=False) for n in range(40)
-    ]
+    profile, samples = load_profile("smoke"), [make_sample(n) for n in range(40)]
+    samples += [make_sample(n, "mini-document", options=False) for n in range(40)]
     evaluate(profile, "m", Model(), Model(), samples)
     evaluate_vqa(profile, "m", Model(), samples)
 

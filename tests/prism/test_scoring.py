@@ -84,9 +84,8 @@ def test_extraction_of_a_loop_takes_linear_time():
 
 
 def test_lists_of_alternatives_that_are_empty_or_hold_no_text():
-    assert caprl.chart_score("5", "[]", similarity=True) == 0.0
     assert by_authors("infovqa", complete("x"), "[]").value == 0.0
-    assert caprl.chart_score("12", "[12, None]", similarity=True) == 1.0
+    assert by_authors("infovqa", complete("12"), "[12, None]").value == 1.0
     assert by_authors("chartqa", complete("45"), [12, 45]).value == 1.0
 
 
@@ -148,11 +147,6 @@ def test_scores_lie_between_0_and_1_for_any_text(benchmark, text, gold):
 )  # fmt: skip
 def test_mathvision_extracts_as_its_own_code_does(text, gold, options, value):
     assert score("mathvision", text, gold, options).value == value
-
-
-@pytest.mark.parametrize("answer", ["New  York City", "New York\nCity", " New York City ", "new york city."])
-def test_chartqapro_collapses_spaces_and_line_breaks(answer):
-    assert score("chartqapro", answer, "New York City", question_type="Factoid", year="NO").value == 1.0
 
 
 @pytest.mark.parametrize("text", ["\\text{North America}", "5\\ \\text{cm}^2", "\\mathbf{B}"])
@@ -356,8 +350,8 @@ def test_charxiv_uses_the_rule_of_the_answers_type(judge):
     ask = judge(*["Verdict: no"] * 4)
     for kind in range(1, 5):
         assert score("charxiv", f"{kind}", "100", judge=ask, answer_type=kind).value == 0.0
-    assert [CHARXIV_RULES[kind] in ask.backend.prompts[kind - 1] for kind in range(1, 5)] == [True] * 4
-    assert ["number" in prompt.split("\n")[0] for prompt in ask.backend.prompts] == [False, False, True, True]
+    heads = [prompt.split("\n")[0] for prompt in ask.backend.prompts]
+    assert [CHARXIV_RULES[kind] in head for kind, head in enumerate(heads, 1)] == [True] * 4
 
 
 # --- caprl score --vectors ---
@@ -369,8 +363,13 @@ def vectors(path, *lines):
 
 
 def vector(**changes):
-    plain = {"benchmark": "gqa", "prediction": "yes", "gold": "yes", "mode": "standard", "expected": 1.0}
-    return plain | changes
+    return {
+        "benchmark": "gqa",
+        "prediction": "yes",
+        "gold": "yes",
+        "mode": "standard",
+        "expected": 1.0,
+    } | changes
 
 
 def test_all_vectors_pass():
