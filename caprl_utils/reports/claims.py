@@ -78,8 +78,7 @@ def printed(kind: str, value: float, low: float, high: float, p: float | None = 
     return text if p is None else f"{text}, {numbers.p_value(p)}"
 
 
-# What is compared, in either order, and on which benchmarks; () is the average.
-Test = tuple[frozenset[str], tuple[str, ...]]
+Test = tuple[frozenset[str], tuple[str, ...]]  # what is compared, and on which benchmarks; () is the average
 
 
 def test_of(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:

@@ -38,12 +38,11 @@ def paper_table(file: str, caption: str) -> Table:
 
 def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
     """Labels of a row -> column -> number as printed."""
-    return {
-        tuple(row[name] for name in texts()["paper_tables"][file]): {
-            column: value for column, text in row.items() if isinstance(value := _value(text), float)
-        }
-        for row in _rows(file)
-    }
+    labels, found = texts()["paper_tables"][file], {}
+    for row in _rows(file):
+        values = {column: _value(text) for column, text in row.items()}
+        found[tuple(row[name] for name in labels)] = {c: v for c, v in values.items() if isinstance(v, float)}
+    return found
 
 
 def average_notes(file: str) -> list[str]:

