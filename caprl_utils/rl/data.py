@@ -29,9 +29,8 @@ Refusal = Callable[["Image"], str | None]  # why the model cannot take a picture
 
 @dataclass(frozen=True)
 class Pictures:
-    """Opens the pictures of a file's rows as curation saw them, scaled down to `max_pixels`.
-
-    One limit for all: what is scaled here has the same visual tokens for the trainer, vLLM and a judge.
+    """Opens the pictures of a file's rows as curation saw them, scaled down to `max_pixels`. One limit for all: what is
+    scaled here has the same visual tokens for the trainer, vLLM and a judge.
     """
 
     folder: Path  # of the file: a row without bytes names a picture below it
@@ -77,11 +76,10 @@ def load_data(
     refusal: Refusal | None = None,
 ) -> TrainingSet:  # fmt: skip
     """Rows of a parquet file in CapRL-QA-75K's schema, as columns id, prompt (TRL adds the image), image ({bytes,
-    path}) and questions (Question rows as dictionaries).
-
-    Of more than `num_images` images those with the smallest hash of their id are taken, so a smaller set is part of a
-    larger one (Figure 5 right). A bad row is set aside: no questions that can be read and, with `refusal`, a picture
-    that cannot be opened or taken. Raises UserError when fewer than `min_images` remain.
+    path}) and questions (Question rows as dictionaries). Of more than `num_images` images those with the smallest hash
+    of their id are taken, so a smaller set is part of a larger one (Figure 5 right). A bad row is set aside: no
+    questions that can be read and, with `refusal`, a picture that cannot be opened or taken. Raises UserError when
+    fewer than `min_images` remain.
     """
     import datasets
 

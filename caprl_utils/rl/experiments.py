@@ -44,9 +44,8 @@ def prism_name(run: str, role: str = "prism_reader") -> str:
 
 
 def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
-    """The trainings of a profile in their order, or those of the experiments named, which it need not list.
-
-    Raises UserError for a name that is none of configs/experiments.
+    """The trainings of a profile in their order, or those of the experiments named, which it need not list. Raises
+    UserError for a name that is none of configs/experiments.
     """
     known = names_of(Experiment)
     if wrong := [name for name in names if name not in known]:
@@ -71,19 +70,22 @@ def of_table_3(profile: Profile) -> list[str]:
 
 def listing(profile_name: str) -> str:
     """The experiments of a profile, each with what it is, what it is for and the seeds of its trainings."""
-    profile, lines = load_profile(profile_name), []
-    for name in dict.fromkeys(one.experiment for one in planned(profile)):
-        experiment, _ = load_experiment(name, profile_name)
-        seeds = ", ".join(map(str, seeds_of(profile, name)))
-        lines.append(f"{name:14} {experiment.description} [{experiment.item}; seeds {seeds}]")
-    return "\n".join(lines)
+
+    def line(name: str) -> str:
+        experiment, seeds = (
+            load_experiment(name, profile_name)[0],
+            ", ".join(map(str, seeds_of(profile, name))),
+        )
+        return f"{name:14} {experiment.description} [{experiment.item}; seeds {seeds}]"
+
+    profile = load_profile(profile_name)
+    return "\n".join(map(line, dict.fromkeys(one.experiment for one in planned(profile))))
 
 
 def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Train and evaluate what is not there yet; one row per run in the order of `planned`.
-
-    A training that fails does not hold up the others, but for the main one. Raises UserError at the end, naming those
-    that failed and why. Interrupted, it ends all trainings, each after saving.
+    """Train and evaluate what is not there yet; one row per run in the order of `planned`. A training that fails does
+    not hold up the others, but for the main one. Raises UserError at the end, naming those that failed and why.
+    Interrupted, it ends all trainings, each after saving.
     """
     from caprl_utils.prism.evaluate import trained_captioner
 
@@ -162,9 +164,8 @@ def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dic
 
 
 def _evaluator(profile: Profile, swap: bool) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
-    """Call with run, captioner and experiment: its record by the evaluation's own reader.
-
-    Those of the swap are read by the reward's as well. Samples and readers are loaded once, when first needed.
+    """Call with run, captioner and experiment: its record by the evaluation's own reader. Those of the swap are read by
+    the reward's as well. Samples and readers are loaded once, when first needed.
     """
     from caprl_utils.models.base import open_backend
     from caprl_utils.prism.evaluate import evaluate

@@ -47,14 +47,12 @@ first pass over 128 prompts of 1,300 tokens take some 30 GB beside a 3B model in
 def grpo_arguments(
     profile: Profile, experiment: Experiment, seed: int, output_dir: Path, num_processes: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """Keyword arguments of GRPOConfig. One optimizer step per rollout of prompts_per_step x group_size captions.
-
-    Raises UserError when the captions of a step do not divide over the processes.
+    """Keyword arguments of GRPOConfig. One optimizer step per rollout of prompts_per_step x group_size captions. Raises
+    UserError when the captions of a step do not divide over the processes.
     """
     rl, training = profile.rl, experiment.training
-    micro, accumulation = batch_layout(
-        rl.prompts_per_step, rl.group_size, training.micro_batch_size, num_processes, on_gpu
-    )
+    layout = (rl.prompts_per_step, rl.group_size, training.micro_batch_size, num_processes, on_gpu)
+    micro, accumulation = batch_layout(*layout)
     checkpointing = on_gpu if training.gradient_checkpointing is None else training.gradient_checkpointing
     return {
         "output_dir": str(output_dir), "seed": seed, "use_cpu": not on_gpu, "bf16": on_gpu,
@@ -93,10 +91,9 @@ def grpo_arguments(
 
 @dataclass(eq=False)
 class StepSampler(Sampler):
-    """Rows for every step of a training: `prompts` images, each `group` times, the whole `repeats` times.
-
-    Passes over the data are permutations seeded by (seed, pass), put end to end, so no image is left out.
-    `repeats` is TRL's number of micro-batches per rollout: it hands the rollout's rows to each of them.
+    """Rows for every step of a training: `prompts` images, each `group` times, the whole `repeats` times. Passes over
+    the data are permutations seeded by (seed, pass), put end to end, so no image is left out. `repeats` is TRL's number
+    of micro-batches per rollout: it hands the rollout's rows to each of them.
     """
 
     num_rows: int
@@ -121,9 +118,8 @@ class StepSampler(Sampler):
 
 
 class CaptionTrainer(GRPOTrainer):
-    """GRPO on captions; see the module's docstring. Use `fit`, not `train`.
-
-    pictures: opens the data set's images. rollout_rows: captions that transformers samples together, all by default.
+    """GRPO on captions; see the module's docstring. Use `fit`, not `train`. pictures: opens the data set's images.
+    rollout_rows: captions that transformers samples together, all by default.
     """
 
     pictures: Pictures
@@ -131,7 +127,6 @@ class CaptionTrainer(GRPOTrainer):
 
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
-
         Raises RewardsFailedError when too many rewards failed: nothing is learned from them.
         """
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -145,10 +140,8 @@ class CaptionTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         args, group = self.args, self.num_generations
-        prompts, repeats = (
-            args.generation_batch_size // group,
-            self.num_iterations * args.steps_per_generation,
-        )
+        prompts = args.generation_batch_size // group
+        repeats = self.num_iterations * args.steps_per_generation
         return StepSampler(len(self.train_dataset), args.max_steps, prompts, group, repeats, args.seed)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
@@ -217,9 +210,8 @@ class CaptionTrainer(GRPOTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # these have loaders of their own
             return
         model = model or self.model
-        loaded, report = type(model).from_pretrained(
-            resume_from_checkpoint, dtype=model.dtype, output_loading_info=True
-        )
+        options = {"dtype": model.dtype, "output_loading_info": True}
+        loaded, report = type(model).from_pretrained(resume_from_checkpoint, **options)
         if problems := {name: sorted(keys) for name, keys in report.items() if keys}:
             raise UserError(
                 f"the checkpoint {shown(resume_from_checkpoint)} does not fit the model: {problems}. "
@@ -250,9 +242,8 @@ def rows_of(fields: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 
 def same_prompts(generate: Callable[..., tuple], image_token: int, prompts: list, **options: Any) -> tuple:
-    """Call vLLM's `generate` with one token where each image goes; it puts in as many as the image has.
-
-    Raises UserError when what it read is not what the trainer learns from.
+    """Call vLLM's `generate` with one token where each image goes; it puts in as many as the image has. Raises
+    UserError when what it read is not what the trainer learns from.
     """
     single = [[b for a, b in pairwise([None, *ids]) if not a == b == image_token] for ids in prompts]
     found = generate(prompts=single, **options)
@@ -281,10 +272,8 @@ def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Pa
     policy.check_training(training)
     processor = policy.load_processor(config)
     refusal = policy.refusal_of(processor, model.config, rl.max_completion_tokens)
-    data = load_data(
-        data_file(profile, experiment.data), experiment.data, rl.num_images, rl.prompts_per_step,
-        config.max_pixels, refusal,
-    )  # fmt: skip
+    limits = (rl.num_images, rl.prompts_per_step, config.max_pixels, refusal)
+    data = load_data(data_file(profile, experiment.data), experiment.data, *limits)
     if training.rollout != "transformers":
         context = policy.longest_prompt(model.config, rl.max_completion_tokens) + rl.max_completion_tokens
         arguments |= {"vllm_max_model_length": context, "generation_kwargs": kept_out(model.config)}

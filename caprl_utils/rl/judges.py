@@ -31,9 +31,7 @@ MIN_SCORE_MASS = 0.5
 _FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
 
 
-def vlm_rewards(
-    captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
-) -> RewardBatch:
+def vlm_rewards(captions: list[str], images: list[Image], ids: list[str], judge: Backend) -> RewardBatch:
     """Expected score of each caption over the digits 1 to 5 (see the module); `score_mass` is their probability, and
     a caption for which it is below MIN_SCORE_MASS has None.
     """
@@ -44,9 +42,7 @@ def vlm_rewards(
     return RewardBatch(rewards, {"score_mass": sum(masses) / len(masses)} if masses else {})
 
 
-def _requests(
-    texts: Sequence[str], images: Sequence[Image], ids: Sequence[str], prefill: str = ""
-) -> list[Request]:
+def _requests(texts: list[str], images: list[Image], ids: list[str], prefill: str = "") -> list[Request]:
     rows = enumerate(zip(texts, images, ids, strict=True))
     return [Request(f"{name}/{i}", text, image, prefill=prefill) for i, (text, image, name) in rows]
 
@@ -68,9 +64,7 @@ def _expected(logprobs: Sequence[float]) -> float | None:
     return _scaled(sum(s * w for s, w in zip(SCORES, weights, strict=True)) / sum(weights))
 
 
-def unified_rewards(
-    captions: Sequence[str], images: Sequence[Image], ids: Sequence[str], judge: Backend
-) -> RewardBatch:
+def unified_rewards(captions: list[str], images: list[Image], ids: list[str], judge: Backend) -> RewardBatch:
     """The number after "Final Score:"; None where the judge failed or gave none (`unparsed`)."""
     asked = [prompts.UNIFIED.format(question=prompts.CAPTION, caption=caption) for caption in captions]
     requests = _requests(asked, images, ids)

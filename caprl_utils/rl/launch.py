@@ -33,9 +33,7 @@ RECIPE = [
     "caprl_utils.models.decoding", "caprl_utils.answers",
 ]  # fmt: skip
 """The modules that compute a training's weights and curve; prompts and settings are in the key by their values."""
-_PROMPTS = [
-    prompts.CAPTION, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL, prompts.RATE, prompts.UNIFIED
-]  # fmt: skip
+_PROMPTS = [prompts.CAPTION, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL, prompts.RATE, prompts.UNIFIED]
 GPU_MICRO_BATCH = 4
 """Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
 _POLL_SEC, _LEAST_GRACE_SEC = 0.5, 10.0
@@ -46,9 +44,7 @@ def run_name(experiment: str, seed: int | str) -> str:
     return f"{experiment}-seed{seed}"
 
 
-def identity(
-    experiment: Experiment, profile: Profile, seed: int
-) -> tuple[Profile, str, str, dict, list[str]]:
+def identity(experiment: Experiment, profile: Profile, seed: int) -> tuple[Any, ...]:
     """What `Run.open` and `Run.find` take for a training; its key covers settings, data, models, prompts and code."""
     models = {"policy": profile.models.policy, "scorer": profile.models[experiment.reward.role]}
     asked = prompts.reward_question("caption", "question", [prompts.CANNOT_ANSWER], profile.prompts)
@@ -66,12 +62,11 @@ def launch(
     experiment: str, profile: str, seed: int = 0,
     tell: Callable[[int, str], None] | None = None, stopping: threading.Event | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make a training run, or return the record of a complete one. Its log is runs/<profile>/rl/.logs/<run>.log.
-
-    On a GPU the models of this process are dropped first. tell: is told the steps done and a note, instead of a
-    progress bar. stopping: ends the training when set; it has the time of three steps to save (several processes: what
-    their launcher grants, some 30 s; else they go on from the last checkpoint). Raises UserError for a layout that does
-    not fit the GPUs, and with the log's last lines when the training fails or was ended.
+    """Make a training run, or return the record of a complete one. Its log is runs/<profile>/rl/.logs/<run>.log. On a
+    GPU the models of this process are dropped first. tell: is told the steps done and a note, instead of a progress
+    bar. stopping: ends the training when set; it has the time of three steps to save (several processes: what their
+    launcher grants, some 30 s; else they go on from the last checkpoint). Raises UserError for a layout that does not
+    fit the GPUs, and with the log's last lines when the training fails or was ended.
     """
     loaded, resolved = load_experiment(experiment, profile)
     name, rl, training = run_name(loaded.name, seed), resolved.rl, loaded.training
@@ -126,9 +121,8 @@ def num_processes(accelerate_config: str | None, num_gpus: int) -> int:
 def batch_layout(
     prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool
 ) -> tuple[int, int]:
-    """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images.
-
-    All captions of an image lie on one process: their draws are numbered there. Raises UserError when they do not fit.
+    """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images. All captions
+    of an image lie on one process: their draws are numbered there. Raises UserError when they do not fit.
     """
     images, rest = divmod(prompts, num_processes)
     if rest:
@@ -146,27 +140,22 @@ def batch_layout(
     return micro, share // micro
 
 
-def command(
-    experiment: str, profile: str, seed: int, num_gpus: int, accelerate_config: str | None
-) -> list[str]:
-    """The command line of a training: plain Python, or `accelerate launch` with several GPUs or a config of it.
-
-    With a config for several nodes Slurm's srun starts it on each. Raises UserError outside of such a job.
+def command(experiment: str, profile: str, seed: int, num_gpus: int, layout: str | None) -> list[str]:
+    """The command line of a training: plain Python, or `accelerate launch` with several GPUs or a config of it. With
+    one for several nodes Slurm's srun starts it on each. Raises UserError outside of such a job.
     """
     module = ["caprl_utils.rl.train", "--experiment", experiment, "--profile", profile, "--seed", str(seed)]
-    if num_gpus <= 1 and accelerate_config is None:
+    if num_gpus <= 1 and layout is None:
         return [sys.executable, "-m", *module]
-    nodes = _layout(accelerate_config).get("num_machines", 1)
+    nodes = _layout(layout).get("num_machines", 1)
     start = [sys.executable, "-m", "accelerate.commands.launch"]
-    how = (
-        ["--config_file", str(paths.CONFIGS / "accelerate" / accelerate_config)] if accelerate_config else []
-    )
+    how = ["--config_file", str(paths.CONFIGS / "accelerate" / layout)] if layout else []
     if nodes == 1:
         return [*start, *how, "--num_processes", str(max(1, num_gpus)), "--module", *module]
     found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
     if found != str(nodes) or "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"configs/accelerate/{accelerate_config} is for {nodes} nodes: srun starts the training on each, so this "
+            f"configs/accelerate/{layout} is for {nodes} nodes: srun starts the training on each, so this "
             f"has to run in a Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
             "configs/slurm/grpo.slurm does so"
         )

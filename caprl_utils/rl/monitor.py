@@ -66,9 +66,8 @@ def rows_until(file: Path, step: int) -> RowStore:
 
 
 class Monitor(TrainerCallback, ExitStack):
-    """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving).
-
-    A context manager: on leaving it the files are flushed.
+    """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving). A context
+    manager: on leaving it the files are flushed.
     """
 
     def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None):

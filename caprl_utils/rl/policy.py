@@ -14,7 +14,7 @@ from caprl_utils.files import write_json
 from caprl_utils.models.local import share_images
 from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
-from caprl_utils.runs import checkpoints_in, step_of
+from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
@@ -30,18 +30,16 @@ MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 
 
 def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
-    """The policy, the parts that do not train frozen.
-
-    In float32: bfloat16 weights do not move at a learning rate of 1e-6. Under adapters, which are float32 themselves, a
-    GPU holds them in bfloat16, else rollouts would run in float32.
+    """The policy, the parts that do not train frozen. In float32: bfloat16 weights do not move at a learning rate of
+    1e-6. Under adapters, which are float32 themselves, a GPU holds them in bfloat16, else rollouts would run in
+    float32.
     """
     import torch
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        resolve_model(config.path), dtype=torch.bfloat16 if training.lora and on_gpu else torch.float32,
-        revision=config.revision,
-    )  # fmt: skip
+    dtype = torch.bfloat16 if training.lora and on_gpu else torch.float32
+    path = resolve_model(config.path)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, revision=config.revision)
     freeze(model, training)
     read_alike(model, on_gpu)
     return model
@@ -58,9 +56,8 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
     """The policy's processor, padding on the left as generation needs it; pictures come scaled (`data.Pictures`)."""
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(
-        resolve_model(config.path), revision=config.revision, truncation_side="left", padding_side="left"
-    )
+    sides = {"truncation_side": "left", "padding_side": "left"}
+    return AutoProcessor.from_pretrained(resolve_model(config.path), revision=config.revision, **sides)
 
 
 def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
@@ -80,10 +77,8 @@ def longest_prompt(config: PreTrainedConfig, room: int) -> int:
 
 def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -> Refusal:
     """Says of a picture why the policy cannot caption it with `room` tokens; None when it can."""
-    content = [{"type": "image"}, {"type": "text", "text": prompts.CAPTION}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompts.CAPTION}]}
+    text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     fixed = len(processor.tokenizer(text, add_special_tokens=False)["input_ids"]) - 1  # the image's own place
     limit = longest_prompt(config, room)
 
@@ -99,9 +94,8 @@ def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -
 
 
 def windows_together(model: PreTrainedModel) -> None:
-    """Let a Qwen2.5-VL tower attend within all windows of one size in one call.
-
-    transformers calls attention once per window, some 2,000 times for an image of one megapixel.
+    """Let a Qwen2.5-VL tower attend within all windows of one size in one call. transformers calls attention once per
+    window, some 2,000 times for an image of one megapixel.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -186,7 +180,6 @@ def save_final(
     state_dict: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all.
-
     state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
     weights were written than the model has.
     """
@@ -198,26 +191,26 @@ def save_final(
     expected = sum(_size(parameter) for parameter in merged.parameters())
     written = sum(map(weights_in, temporary.glob("*.safetensors")))
     if written < expected:
-        raise UserError(
-            f"{shown(temporary)} holds {written:,} of the model's {expected:,} weights; the checkpoints are kept"
-        )
+        told = f"{shown(temporary)} holds {written:,} of the model's {expected:,} weights"
+        raise UserError(f"{told}; the checkpoints are kept")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
 
 
 def mark_complete(folder: Path) -> None:
     """Flush a checkpoint's files to disk, then write its marker."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    for file in files:
+    sizes = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
         with open(file, "rb") as handle:
             os.fsync(handle)
-    write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files})
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+    write_json(folder / COMPLETE, sizes)
 
 
 def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint, or None. Half-written ones (a kill while saving) are deleted."""
-    whole = {checkpoint: (checkpoint / COMPLETE).is_file() for checkpoint in checkpoints_in(folder)}
-    for checkpoint in whole:
-        if not whole[checkpoint]:
-            shutil.rmtree(checkpoint)
-    return max((c for c in whole if whole[c]), key=step_of, default=None)
+    found = checkpoints_in(folder)
+    whole = [checkpoint for checkpoint in found if (checkpoint / COMPLETE).is_file()]
+    for checkpoint in set(found) - set(whole):
+        shutil.rmtree(checkpoint)
+    return whole[-1] if whole else None

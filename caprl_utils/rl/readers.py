@@ -54,10 +54,9 @@ class Reader:
         return _plain_logprobs(self.backend, requests, letters)
 
     def answers(self, requests: Sequence[Request], temperature: float) -> list[str | None]:
-        """One sampled answer per request, at most MAX_ANSWER_TOKENS long; None where the reader failed.
-
-        The random numbers derive from `Request.id`. After the prefill the first token is the letter as a rule, so
-        only the others get more than one.
+        """One sampled answer per request, at most MAX_ANSWER_TOKENS long; None where the reader failed. The random
+        numbers derive from `Request.id`. After the prefill the first token is the letter as a rule, so only the others
+        get more than one.
         """
         texts = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
         self._add(texts, {i: r for i, r in enumerate(requests) if i not in texts}, temperature, 1)
@@ -97,9 +96,8 @@ class Reader:
 
 
 def open_reader(model: ModelConfig, profile: Profile) -> Reader:
-    """The fastest reader for a model: packed prompts for a text model in this process, lists for a server.
-
-    Processes that train together start with different servers: the client prefers the first of those that wait.
+    """The fastest reader for a model: packed prompts for a text model in this process, lists for a server. Processes
+    that train together start with different servers: the client prefers the first of those that wait.
     """
     urls = model.base_urls
     first = int(os.environ.get("RANK", "0")) % max(1, len(urls))
@@ -160,9 +158,8 @@ class Pack:
 
 
 def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
-    """Trees of token lists in sorted order; none grows beyond `max_tokens` unless one prompt does.
-
-    A tree that is half full ends before a prompt that has little in common with it: captions stay whole.
+    """Trees of token lists in sorted order; none grows beyond `max_tokens` unless one prompt does. A tree that is half
+    full ends before a prompt that has little in common with it: captions stay whole.
     """
     packs: list[Pack] = []
     last: list[int] = []
@@ -278,9 +275,8 @@ MAX_STRAY = 0.001
 
 
 class ListedPrompts:
-    """Asks a vLLM server for lists of prompts; identical ones are asked once.
-
-    A list that the server refuses (one prompt is too long, say) is asked one by one, so that only the bad one fails.
+    """Asks a vLLM server for lists of prompts; identical ones are asked once. A list that the server refuses (one
+    prompt is too long, say) is asked one by one, so that only the bad one fails.
     """
 
     tolerance = 0.02  # between batches of another size; 16-bit servers differ by a few thousandths
@@ -338,7 +334,6 @@ class ListedPrompts:
 
 def template_frame(backend: EndpointBackend, request: Request) -> tuple[str, str] | None:
     """What the server's chat template puts before and after a prompt, the prefill included; None without an answer.
-
     Raises ValueError when it cannot be told: no vLLM server, or a template that changes the prompt.
     """
     ask, model = backend.client.ask, {"model": backend.served}
@@ -361,7 +356,6 @@ def template_frame(backend: EndpointBackend, request: Request) -> tuple[str, str
 
 def surely_a_letter(logprobs: Sequence[float], temperature: float) -> bool:
     """Whether other tokens than the letters have at most MAX_STRAY of the letters' probability at a temperature.
-
     logprobs: of the letters at temperature 1, which leaves 1 - sum p to the others. Their sum of p^(1/T) is largest
     when one of them has it all. Above temperature 1 it depends on how many they are: never sure.
     """

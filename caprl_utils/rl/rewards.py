@@ -45,6 +45,9 @@ class Round:
     question: str
 
 
+Scores = tuple[list[float | None], dict[str, float]]  # of each round, and what was seen on the way
+
+
 @dataclass
 class RewardBatch:
     """Rewards in the order of the captions (None where one could not be computed), and what was seen on the way."""
@@ -76,10 +79,8 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> Re
 
 
 def draw_rounds(task: CaptionTask, rounds: int, draw: str, words: str = "short") -> list[Round]:
-    """N questions of the image, each with its options shuffled and the extra option last.
-
-    draw: "replacement" (author code) or "stratified" (ours): every question once before any is asked again. words: see
-    `prompts.reward_question`.
+    """N questions of the image, each with its options shuffled and the extra option last. draw: "replacement" (author
+    code) or "stratified" (ours): every question once before any is asked again. words: see `prompts.reward_question`.
     """
     count, rng = len(task.questions), _random(*task.key, "draw")
     if draw == "replacement":
@@ -96,18 +97,16 @@ def _ask(task: CaptionTask, question: Question, number: int, words: str) -> Roun
     _random(name).shuffle(order)
     options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
     prompt = prompts.reward_question(task.caption, question.question, options, words)
+    gold = prompts.LETTERS[order.index(prompts.LETTERS.index(question.answer))]
     request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
-    gold = order.index(prompts.LETTERS.index(question.answer))
-    return Round(request, prompts.LETTERS[gold], prompts.LETTERS[: len(options)], question.question)
+    return Round(request, gold, prompts.LETTERS[: len(options)], question.question)
 
 
 def _random(*names: str | int) -> random.Random:
     return random.Random(derive_seed(*names, bits=64))
 
 
-def sampled_scores(
-    rounds: Sequence[Round], reader: Reader, settings: RL
-) -> tuple[list[float | None], dict[str, float]]:
+def sampled_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Scores:
     """1 or 0 per round from one sampled answer; None where the reader failed."""
     texts = reader.answers([r.request for r in rounds], settings.reader_temperature)
     letters = {i: first_capital(text) for i, text in enumerate(texts) if text is not None}
@@ -118,13 +117,10 @@ def sampled_scores(
     }
 
 
-def expected_scores(
-    rounds: Sequence[Round], reader: Reader, settings: RL
-) -> tuple[list[float | None], dict[str, float]]:
-    """Probability of the right letter per round at the reader's temperature; None where the reader failed.
-
-    A round whose letters hold less than MIN_LETTER_MASS of the probability is sampled instead
-    (`fallback`): there the letters do not say what the reader would answer.
+def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Scores:
+    """Probability of the right letter per round at the reader's temperature; None where the reader failed. A round
+    whose letters hold less than MIN_LETTER_MASS of the probability is sampled instead (`fallback`): there the letters
+    do not say what the reader would answer.
     """
     widest = max((r.letters for r in rounds), key=len)
     logprobs = reader.letter_logprobs([r.request for r in rounds], widest)
@@ -159,9 +155,7 @@ def _average(values: Collection[float]) -> float:
 
 
 def length_term(num_tokens: int, length: Length, limit: int) -> float:
-    """`weight` up to `full_share` of `limit` tokens, 0 from `zero_share` on, linear between (CapRL++, arXiv
-    2606.09393).
-    """
+    """`weight` up to `full_share` of `limit` tokens, 0 from `zero_share` on, linear between (CapRL++, 2606.09393)."""
     full, zero = length.full_share * limit, length.zero_share * limit
     return length.weight * min(1.0, max(0.0, (zero - num_tokens) / max(1.0, zero - full)))
 

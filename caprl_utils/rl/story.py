@@ -81,11 +81,6 @@ def statement(question: str, answer: str) -> str:
     return f"The {match[1]} is {answer}." if match else f"{question} {answer}."
 
 
-def stated(questions: Sequence[Question]) -> str:
-    """A caption that states the right answer of every question, and nothing else."""
-    return " ".join(statement(q.question, q.answer_text) for q in questions)
-
-
 def half(caption: str) -> str:
     """The first half of a caption's sentences: true, and terse."""
     sentences = re.split(r"(?<=\.)\s+", caption.strip())
@@ -101,7 +96,8 @@ def true_captions(profile: Profile, examples: Sequence[Example]) -> list[str]:
     """True captions of the images where their source draws them, else what the questions' answers state."""
     drawn = open_images(profile, "rl") if drawn_source(profile.images.source) else ()
     known = {image.id: image.meta.get("true_caption") for image in drawn}
-    return [known.get(e.id) or stated(e.questions) for e in examples]
+    stated = [" ".join(statement(q.question, q.answer_text) for q in e.questions) for e in examples]
+    return [known.get(e.id) or text for e, text in zip(examples, stated, strict=True)]
 
 
 def _each_once(
@@ -140,9 +136,8 @@ def _all_known(scores: list[float | None]) -> list[float]:
 def noise(
     captions: Sequence[str], examples: Sequence[Example], reader: Reader, settings: RL, repeats: int
 ) -> list[dict[str, Any]]:
-    """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each kind.
-
-    Equal cost: every kind asks the reader `settings.rounds` questions per caption.
+    """Standard deviation of the reward of a fixed caption over repeated draws, mean over captions, for each kind. Equal
+    cost: every kind asks the reader `settings.rounds` questions per caption.
     """
     pairs = product(zip(captions, examples, strict=True), range(repeats))
     tasks = [CaptionTask(c, e.questions, ("noise", e.id, repeat)) for (c, e), repeat in pairs]
@@ -175,58 +170,44 @@ def outcomes(
 
 def won_and_lost(before: Outcome, after: Outcome) -> tuple[list[str], list[str]]:
     """Questions answered rightly (probability above one half) only after, and only before the training."""
-    rows = [(q, before.chances[q] or 0.0, after.chances[q] or 0.0) for q in before.chances]
-    return [q for q, b, a in rows if b <= 0.5 < a], [q for q, b, a in rows if a <= 0.5 < b]
+    right = [{q for q, chance in one.chances.items() if (chance or 0) > 0.5} for one in (before, after)]
+    won, lost = right[1] - right[0], right[0] - right[1]
+    return [q for q in before.chances if q in won], [q for q in before.chances if q in lost]
 
 
 _BLUE = "#0b3c6f"
 
 
-def show_images(examples: Sequence[Example]) -> None:
-    """The images side by side, each with its id and how many questions it has."""
-    axes = plt.subplots(1, len(examples), figsize=(2.4 * len(examples), 2.6), squeeze=False)[1]
-    for axis, example in zip(axes[0], examples, strict=True):
-        axis.imshow(example.image)
-        axis.set(title=f"{example.id}\nquestions: {len(example.questions)}", xticks=[], yticks=[])
-    plt.show()
-
-
-def draw_noise(noise: DataFrame, rounds: int) -> None:
-    """A bar for each row of `noise`."""
-    label = f"std of a fixed caption's reward, {rounds} questions each"
-    bars = noise.set_index(noise["reward"] + ", " + noise["draw"])["std"]
-    bars[::-1].plot.barh(figsize=(5, 2.2), color=_BLUE, xlabel=label)
-    plt.show()
-
-
 def draw_curve(curve: DataFrame) -> None:
     """Reward, caption length and what GRPO learns from over the steps; thick: the mean of ten steps."""
-    spread = ["group_std", "zero_variance_share"]
-    panels = {
-        "reward": ["reward"],
-        "caption length (tokens)": ["completion_tokens"],
-        "spread within an image": spread,
-    }
-    axes, rows = plt.subplots(1, 3, figsize=(10, 2.6), constrained_layout=True)[1], curve.set_index("step")
-    for axis, (title, columns) in zip(axes, panels.items(), strict=True):
-        rows[columns].plot(ax=axis, alpha=0.25, color=_BLUE, legend=False)
-        smooth = rows[columns].rolling(10, min_periods=1).mean()
-        smooth.plot(ax=axis, style=["-", "--"][: len(columns)], color=_BLUE, title=title, legend=False)
-        axis.set_ylim(0, None)
-    axes[2].legend(axes[2].lines[2:], spread, frameon=False)
+    panels = [("reward",), ("completion_tokens",), ("group_std", "zero_variance_share")]
+    rows = curve.set_index("step")[[name for panel in panels for name in panel]]
+    how = {"subplots": panels, "color": _BLUE}
+    smooth = rows.rolling(10, min_periods=1).mean()
+    axes = smooth.plot(layout=(1, 3), figsize=(10, 2.6), style={"zero_variance_share": "--"}, **how)
+    rows.plot(ax=axes, alpha=0.25, legend=False, ylim=(0, None), **how)
+    plt.show()
+
+
+def show_images(examples: Sequence[Example], texts: Sequence[str] = ()) -> None:
+    """Each image beside a text, by default its id and its questions."""
+    layout = {"figsize": (10, 2.6 * len(examples)), "width_ratios": [1, 3], "constrained_layout": True}
+    axes = plt.subplots(len(examples), 2, squeeze=False, **layout)[1]
+    texts = texts or ["\n".join([e.id, *(q.question for q in e.questions)]) for e in examples]
+    for (left, right), example, text in zip(axes, examples, texts, strict=True):
+        left.imshow(example.image)
+        right.text(0, 1, text, va="top", fontsize=8, family="monospace")
+        left.axis("off")
+        right.axis("off")
     plt.show()
 
 
 def show_captions(examples: Sequence[Example], before: Sequence[Outcome], after: Sequence[Outcome]) -> None:
     """Each image beside its captions before and after the training, with the questions won and lost."""
-    layout = {"figsize": (10, 2.6 * len(examples)), "width_ratios": [1, 3], "constrained_layout": True}
-    axes = plt.subplots(len(examples), 2, squeeze=False, **layout)[1]
-    for (left, right), example, old, new in zip(axes, examples, before, after, strict=True):
+    texts = []
+    for old, new in zip(before, after, strict=True):
         won, lost = won_and_lost(old, new)
         parts = {"before": old.caption, "after": new.caption, "won": " ".join(won), "lost": " ".join(lost)}
-        texts = (textwrap.fill(f"{name.upper()}: {text or 'none'}", 95) for name, text in parts.items())
-        left.imshow(example.image)
-        right.text(0, 1, "\n".join(texts), va="top", fontsize=8, family="monospace")
-        left.axis("off")
-        right.axis("off")
-    plt.show()
+        lines = (textwrap.fill(f"{name.upper()}: {text or 'none'}", 95) for name, text in parts.items())
+        texts.append("\n".join(lines))
+    show_images(examples, texts)

@@ -57,7 +57,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
                 return STOPPED
         weights = trainer.whole_weights()
         if run:
-            _finish(run, trainer, experiment, profile, seed, weights)
+            _finish(run, trainer, experiment, seed, checkpoint_dtype(profile.models.policy), weights)
         return 0
     finally:
         if run:
@@ -65,11 +65,10 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
 
 
 def _finish(
-    run: Run, trainer: CaptionTrainer, experiment: Experiment, profile: Profile, seed: int,
-    weights: dict[str, Any] | None,
-) -> None:  # fmt: skip
+    run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, dtype: Any, weights: Any
+) -> None:
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses nothing."""
-    model, dtype = trainer.accelerator.unwrap_model(trainer.model), checkpoint_dtype(profile.models.policy)
+    model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = counts(model)
     save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
     curve = list(run.rows("curve").read())

@@ -1,12 +1,15 @@
 """A training in small: a fresh random policy of the mini world's shape, a handful of plain images and questions."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from caprl_utils import paths
+from caprl_utils.config import load_experiment
+from caprl_utils.schema import Reward, Training
 
 STEPS = 4
 
@@ -75,3 +78,31 @@ def runs(world, monkeypatch) -> Path:
     """The run folders of the small world, as paths.RUNS."""
     monkeypatch.setattr(paths, "RUNS", world / "runs")
     return world / "runs"
+
+
+@pytest.fixture
+def opened(world, runs, tmp_path):
+    """Call with the policy's models, values of section rl and of training: a trainer of the small world in tmp_path."""
+
+    def call(models=(), rl=(), judge="qa", prompts="short", **training):
+        from caprl_utils.rl.grpo import open_trainer
+
+        profile = yaml.safe_load((world / "tiny.yaml").read_text()) | {"prompts": prompts}
+        profile["models"] |= models
+        profile["rl"] |= rl
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
+        experiment, resolved = load_experiment(str(world / "small.yaml"), str(tmp_path / "tiny.yaml"))
+        update = {"training": Training(**training), "reward": Reward(judge=judge)}
+        return open_trainer(experiment.model_copy(update=update), resolved, 0, tmp_path)
+
+    return call
+
+
+def curve_of(trainer) -> list[dict]:
+    """The rows of a whole training."""
+    from caprl_utils.rl.monitor import Monitor
+
+    folder = Path(trainer.args.output_dir)
+    with Monitor(trainer, folder, None):
+        assert trainer.fit(None)
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]

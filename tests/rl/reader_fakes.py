@@ -25,11 +25,8 @@ class ChanceReader:
         return self.chances(request, options_of(request.prompt))
 
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
-        rows = [self._letters(r) for r in requests]
-        return [
-            None if row is None else [math.log(row.get(letter, 0.0) or 1e-12) for letter in letters]
-            for row in rows
-        ]
+        rows = map(self._letters, requests)
+        return [row if row is None else [math.log(row.get(x, 0.0) or 1e-12) for x in letters] for row in rows]
 
     def answers(self, requests: Sequence[Request], temperature: float) -> list[str | None]:
         return [self._drawn(r, temperature) for r in requests]

@@ -10,13 +10,12 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 from trl import GRPOTrainer
 
-from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.images import open_image
 from caprl_utils.mini.zoo.models import build_vlm
 from caprl_utils.rl import grpo
-from caprl_utils.rl.grpo import kept_out, open_trainer, rows_of, same_prompts
+from caprl_utils.rl.grpo import kept_out, same_prompts
 from caprl_utils.rl.policy import checkpoint_dtype, load_policy, lora_config, save_final, windows_together
+from caprl_utils.rl.rewards import RewardBatch
 from caprl_utils.schema import Lora, ModelConfig, Training
 
 PAD, IMAGE = 0, 7
@@ -44,33 +43,16 @@ def test_vllm_writes_no_marks_of_images():
     assert min(SamplingParams(**options).logit_bias.values()) == -100
 
 
-def test_rows_of_a_processor_keep_their_own_patches():
-    grid = torch.tensor([[1, 2, 2], [1, 2, 4], [1, 4, 4]])
-    fields = {
-        "pixel_values": torch.arange(28),
-        "image_grid_thw": grid,
-        "num_images": [1, 1, 1],
-        "num_tiles": None,
-    }
-    last = rows_of(fields, 1, 4)
-    assert last["pixel_values"].tolist() == list(range(4, 28)) and last["num_images"] == [1, 1]
-    assert last["num_tiles"] is None and rows_of(fields, 0, 1)["image_grid_thw"].tolist() == [[1, 2, 2]]
-
-
 @pytest.fixture
-def trainer(world, runs, tmp_path):
+def trainer(opened):
     """A trainer in float64 whose micro-batches hold two captions; every image has another size."""
-    experiment, profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
-    training = Training(micro_batch_size=2, rollout_rows=3)
-    found = open_trainer(experiment.model_copy(update={"training": training}), profile, 0, tmp_path)
-    sizes = iter([(140, 140), (28, 140), (84, 56), (280, 140)])
+    found = opened(micro_batch_size=2, rollout_rows=3)
+    sizes = iter([(140, 140), (28, 140), (84, 56), (280, 140)])  # each is opened once
     found.pictures = lambda image: Image.effect_noise(next(sizes), 80).convert("RGB")
     found.current_gradient_accumulation_steps = 4
     found.model.double()
     found.ref_model.double()
-    found.reward_funcs[0].score = lambda captions, rows, step: SimpleNamespace(
-        rewards=[float(len(c)) for c in captions], metrics={}, failed_share=0.0
-    )
+    found.reward_funcs[0].score = lambda captions, rows, step: RewardBatch([float(len(c)) for c in captions])
     return found
 
 
@@ -85,31 +67,32 @@ def test_passes_without_padding_give_the_same_loss_and_gradients(trainer, monkey
 
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", watched)
     trainer.model.train()
-    whole = trainer._prepare_inputs(rows)
-    batches = [whole, *trainer._buffered_inputs[1:]]
-    found = {}
-    for name in ("cut", "padded"):
-        if name == "padded":
-            monkeypatch.setattr(grpo.CaptionTrainer, "_get_per_token_logps_and_entropies", plain)
-        for number, batch in enumerate(batches):
+    batches = [trainer._prepare_inputs(rows), *trainer._buffered_inputs[1:]]
+
+    def numbers() -> list[torch.Tensor]:
+        found = []
+        for batch in batches:
             trainer.model.zero_grad()
             loss = trainer._compute_loss(trainer.model, copy.copy(batch))
             loss.backward()
-            gradients = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
-            found[name, number] = [loss.detach(), *gradients]
+            found += [
+                loss.detach(),
+                *(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None),
+            ]
+        return found
+
+    cut = numbers()
+    monkeypatch.setattr(grpo.CaptionTrainer, "_get_per_token_logps_and_entropies", plain)
+    for a, b in zip(cut, numbers(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=0)
     assert len(set(widths)) > 2 and len(batches) == 4
-    for number in range(4):
-        for a, b in zip(found["cut", number], found["padded", number], strict=True):
-            torch.testing.assert_close(a, b, atol=1e-8, rtol=0)
 
 
 def test_windows_together_see_what_single_ones_see(qwen_vlm):
     models = [AutoModelForImageTextToText.from_pretrained(qwen_vlm).double() for _ in range(2)]
     windows_together(models[1])
     grid = torch.tensor([[1, 20, 26], [1, 8, 8]])  # windows of 8 by 8 patches, cut at the edges
-    pixels = torch.randn(
-        int(grid.prod(-1).sum()), 1176, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
+    pixels = torch.rand(int(grid.prod(-1).sum()), 1176, dtype=torch.float64)
     outputs = []
     for model in models:
         features = torch.cat(list(model.model.get_image_features(pixels, grid).pooler_output))
@@ -126,19 +109,9 @@ def test_adapters_are_float32_on_bfloat16_weights_and_the_last_model_is_as_the_f
     assert base.dtype == torch.bfloat16 and load_policy(config, training).dtype == torch.float32
     assert load_policy(config, Training(), on_gpu=True).dtype == torch.float32
     policy = get_peft_model(base, lora_config(training, base))
-    adapters = {p.dtype for p in policy.parameters() if p.requires_grad}
-    assert adapters == {torch.float32}
+    assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
     tokens = policy.generate(input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=3)  # not under autocast
     assert tokens.shape[1] > 3
     for dtype in (checkpoint_dtype(config), torch.bfloat16):
         save_final(policy, SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "final", dtype)
         assert AutoModelForImageTextToText.from_pretrained(tmp_path / "final", dtype="auto").dtype == dtype
-
-
-def test_pictures_are_opened_once_a_rollout(trainer, monkeypatch):
-    opened = []
-    trainer.pictures = lambda image: opened.append(image) or open_image(image["bytes"])
-    rows = [trainer.train_dataset[i] for i in range(4) for _ in range(2)]
-    trainer.model.train()
-    trainer._prepare_inputs(rows)
-    assert len(opened) == 4

@@ -39,33 +39,25 @@ def test_nothing_to_train_or_to_freeze(model):
     with pytest.raises(UserError, match="nothing would train"):
         freeze(model, Training(vision_tower=False, projector=False, language_model=False))
     with pytest.raises(
-        UserError, match=r"training.projector is false, but Qwen2ForCausalLM has no such part"
+        UserError, match=r"training\.projector is false, but Qwen2ForCausalLM has no such part"
     ):
         freeze(build_language_model(0), Training(projector=False))
-
-
-def test_lora_sits_in_the_parts_that_train(model):
-    training = Training(lora=Lora(rank=4, alpha=8), vision_tower=False)
-    table = counts(get_peft_model(build_vlm(0), lora_config(training, model)))
-    assert table["vision_tower"]["trainable"] == 0
-    assert 0 < table["projector"]["trainable"] < table["projector"]["all"]
-    assert 0 < table["language_model"]["trainable"] < table["language_model"]["all"] / 4
-    assert lora_config(Training(), model) is None
 
 
 @pytest.mark.parametrize("off", ["vision_tower", "projector", "language_model"])
 def test_lora_keeps_out_of_every_part_that_is_off_in_qwen3_vl(off):
     """Its deepstack mergers are projectors, though they stand inside of the tower."""
+    small = {"hidden_size": 64, "intermediate_size": 64}
+    config = transformers.Qwen3VLConfig(
+        text_config=small | {"num_hidden_layers": 1},
+        vision_config=small | {"depth": 2, "out_hidden_size": 64, "deepstack_visual_indexes": [0]},
+    )
     with torch.device("meta"):
-        text = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
-        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "out_hidden_size": 64,
-                  "deepstack_visual_indexes": [0]}  # fmt: skip
-        whole = transformers.Qwen3VLForConditionalGeneration(
-            transformers.Qwen3VLConfig(text_config=text, vision_config=vision)
-        )
+        whole = transformers.Qwen3VLForConditionalGeneration(config)
         training = Training(lora=Lora(rank=4, alpha=8), **{off: False})
         table = counts(get_peft_model(whole, lora_config(training, whole)))
     assert {part for part, row in table.items() if row["trainable"] == 0} == {off}
+    assert all(row["trainable"] < row["all"] / 2 for row in table.values())
 
 
 def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path, monkeypatch):
@@ -78,12 +70,8 @@ def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path, monkeypatc
     assert (tmp_path / "final" / "config.json").is_file()
 
 
-def test_sizes_under_zero_3_are_the_whole_tensors(model):
+def test_sizes_under_zero_3_are_the_whole_tensors(model, monkeypatch):
+    whole = sum(p.numel() for p in model.parameters())
     for parameter in model.parameters():
-        parameter.ds_numel = 2 * parameter.numel()
-    try:
-        whole = sum(p.numel() for p in model.parameters())
-        assert sum(row["all"] for row in counts(model).values()) == 2 * whole
-    finally:
-        for parameter in model.parameters():
-            del parameter.ds_numel
+        monkeypatch.setattr(parameter, "ds_numel", 2 * parameter.numel(), raising=False)
+    assert sum(row["all"] for row in counts(model).values()) == 2 * whole

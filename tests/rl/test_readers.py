@@ -41,8 +41,11 @@ def packed(backend) -> Reader:
     return Reader(backend, PackedPrompts(backend))
 
 
-def test_same_numbers_as_plain_requests(backend, packed, requests):
-    plain = Reader(backend)
+@pytest.mark.parametrize("real", [False, True], ids=["mini", "qwen2.5"])  # tokenizers
+def test_same_numbers_as_plain_requests(real, backend, requests, request):
+    if real:
+        backend = LocalBackend(ModelConfig(path=str(request.getfixturevalue("qwen_reader"))))
+    packed, plain = Reader(backend, PackedPrompts(backend)), Reader(backend)
     a, b = packed.letter_logprobs(requests, "ABC"), plain.letter_logprobs(requests, "ABC")
     np.testing.assert_allclose(a, b, atol=1e-5)
     assert packed._same is True
@@ -51,14 +54,10 @@ def test_same_numbers_as_plain_requests(backend, packed, requests):
     np.testing.assert_allclose([row[ids] for row in rows], b, atol=1e-5)
 
 
-def first_tokens(reader, requests) -> list[str]:
-    return list(reader._fast.first_tokens(requests, 1.0).values())
-
-
 def test_sampled_answers_repeat_and_follow_the_probabilities(packed, requests):
     many = [Request(f"draw{i}", requests[0].prompt, prefill=PREFILL) for i in range(2000)]
-    first = first_tokens(packed, many)
-    assert first == first_tokens(packed, many)
+    first, again = (list(packed._fast.first_tokens(many, 1.0).values()) for _ in range(2))
+    assert first == again
     chance = np.exp(packed.letter_logprobs(requests[:1], "A")[0][0])
     share = sum(text == " A" for text in first) / len(first)
     assert share == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(first)) + 1e-9)
@@ -70,9 +69,10 @@ def test_too_long_prompt_fails_alone(packed, requests):
     assert rows[1] is None and rows[0] is not None and rows[2] is not None
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12), st.integers(1, 20)
-)
+PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12)
+
+
+@given(PROMPTS, st.integers(1, 20))
 def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
     packs = pack(prompts, max_tokens)
     ids, positions, scores, ends = tensors(packs)

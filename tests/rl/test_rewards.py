@@ -21,9 +21,8 @@ QUESTIONS = [
 
 
 def using(reward: str = "qa_expected", **values) -> RL:
-    return RL(reward=reward, rounds=6, question_draw="stratified", reader_temperature=1.0).model_copy(
-        update=values
-    )
+    how = {"rounds": 6, "question_draw": "stratified", "reader_temperature": 1.0}
+    return RL(reward=reward, **how | values)
 
 
 KINDS = pytest.mark.parametrize("kind", ["qa_expected", "qa_sampled"])
@@ -53,13 +52,11 @@ def says(text: str):
 
 
 @pytest.mark.parametrize(
-    ("reader", "reward"),
-    [  # by hand: 6 stratified rounds ask each of the 3 questions twice
-        (says("42"), 2 / 6),  # right on Rome only
-        (says(prompts.CANNOT_ANSWER), 0.0),  # the extra option is never right
-        (knows(1.0), 1.0),
-        (knows(0.0), 0.0),
-    ],
+    (
+        "reader",
+        "reward",
+    ),  # by hand: 6 stratified rounds ask each of the 3 questions twice; the extra option is wrong
+    [(says("42"), 2 / 6), (says(prompts.CANNOT_ANSWER), 0.0), (knows(1.0), 1.0), (knows(0.0), 0.0)],
 )
 @KINDS
 def test_hand_computed(reader, reward, kind):
@@ -104,14 +101,11 @@ def test_the_authors_words_keep_the_reader_to_the_caption():
     """Two examples stand before the caption, one of them without an answer; the question is last."""
     reader = knows(1.0)
     reader.words = "authors"
-    assert qa_rewards([task(questions=QUESTIONS[:1])], reader, using(rounds=1)).rewards == [
-        pytest.approx(1.0)
-    ]
+    (reward,) = qa_rewards([task(questions=QUESTIONS[:1])], reader, using(rounds=1)).rewards
     (prompt,) = reader.prompts
     assert "strictly" in prompt and prompt.count("The answer is") == 2 and "The answer is E" in prompt
-    assert prompt.count(prompts.CANNOT_ANSWER) == 3 and prompt.index("Rome is 42") < prompt.index(
-        "the value of Rome?"
-    )
+    assert prompt.count(prompts.CANNOT_ANSWER) == 3 and reward == pytest.approx(1.0)
+    assert prompt.index("Rome is 42") < prompt.index("the value of Rome?")
 
 
 def test_draws_repeat_and_a_stratified_one_asks_each_question_before_any_twice():
@@ -175,21 +169,10 @@ def test_vlm_score_is_the_expectation():
     assert batch.metrics["score_mass"] == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize(
-    ("text", "reward"),
-    [
-        ("Fine.\nFinal Score: 4", 0.75),
-        ("Final Score: 2\nNo. Final Score: **4.5**", 0.875),
-        ("Final Score: 1", 0.0),
-        ("Final Score: 87", None),
-        ("I would say four.", None),
-    ],
-)
-def test_unified_final_score(text, reward):
-    assert final_score(text) == reward
-
-
-def test_unified_counts_what_has_no_score():
+def test_unified_reads_the_last_final_score_and_counts_what_has_none():
+    said = {"Fine.\nFinal Score: 4": 0.75, "Final Score: 2\nNo. Final Score: **4.5**": 0.875, "Final Score: 1": 0.0,
+            "Final Score: 87": None, "I would say four.": None}  # fmt: skip
+    assert {text: final_score(text) for text in said} == said
     judge = Judge({"first": "Final Score: 5", "second": "Good.", "third": None})
     batch = unified_rewards(["first", "second", "third"], ["image"] * 3, ["a", "b", "c"], judge)
     assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
@@ -198,13 +181,12 @@ def test_unified_counts_what_has_no_score():
 def test_reward_as_trl_calls_it_adds_the_length_term_logs_and_stops_when_too_many_failed():
     judge, extra, metrics = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None}), {}, {}
 
+    def score(captions, rows, step):
+        return vlm_rewards(captions, rows["image"], rows["id"], judge)
+
     def call(max_failed_share):
         rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
-        reward = CaptionReward(
-            "vlm", lambda captions, rows, step: vlm_rewards(captions, rows["image"], rows["id"], judge),
-            rl, Length(full_share=0.5, zero_share=1.0),
-        )  # fmt: skip
-        return reward(
+        return CaptionReward("vlm", score, rl, Length(full_share=0.5, zero_share=1.0))(
             completions=[[{"content": c}] for c in ("good", "gone", "good")],
             completion_ids=[[0] * n for n in (5, 5, 15)], trainer_state=SimpleNamespace(global_step=3),
             log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 3, image=["image"] * 3,

@@ -23,19 +23,15 @@ def file(runs):
 def test_rows_are_what_trl_takes(file):
     rows, pictures, _ = load_data(file, Data(), num_images=100)
     assert sorted(rows.column_names) == ["id", "image", "prompt", "questions"] and len(rows) == 6
-    row = rows[0]
+    row, question = rows[0], rows[0]["questions"][0]
     assert row["prompt"] == [{"role": "user", "content": prompts.CAPTION}]
     assert pictures(row["image"]).size == (140, 140)
-    question = row["questions"][0]
     assert question["options"] == ["1", "2", "3", "4"] and question["answer"] in "BCD"
 
 
-def test_smaller_set_is_part_of_the_larger(file):
+def test_subsets_and_a_smaller_set_is_part_of_the_larger(file):
     ids = [set(load_data(file, Data(num_images=n), num_images=100).rows["id"]) for n in (2, 3, 5)]
     assert [len(i) for i in ids] == [2, 3, 5] and ids[0] < ids[1] < ids[2]
-
-
-def test_subsets(file):
     assert load_data(file, Data(ids=["*-01", "*-03"]), num_images=9).rows["id"] == ["image-01", "image-03"]
     two = load_data(file, Data(questions_per_image=2), num_images=9).rows
     three = load_data(file, Data(), num_images=9).rows
@@ -45,10 +41,13 @@ def test_subsets(file):
         load_data(file, Data(min_questions=4), num_images=9, min_images=4)
 
 
-def test_missing_file_says_who_makes_it(runs, world):
+def test_a_file_that_is_missing_or_lacks_columns_is_told(runs, world, tmp_path):
     _, profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
     with pytest.raises(UserError, match=r"no questions at .*nothing.parquet: notebook 01"):
         data_file(profile, Data(file="nothing.parquet"))
+    pq.write_table(pa.Table.from_pylist([{"id": "x7"}]), tmp_path / "bad.parquet")
+    with pytest.raises(UserError, match="has no column image, reward_model"):
+        load_data(tmp_path / "bad.parquet", Data(), num_images=1)
 
 
 @pytest.fixture
@@ -69,9 +68,8 @@ def mixed(tmp_path, runs) -> Path:
         {"bytes": None, "path": "gone.png"}, {"bytes": None, "path": "../outside.png"}, {"bytes": b"x", "path": None},
     ]  # fmt: skip
     asked = {"question": "What?", "choices": ["A) 1", "B) 2"], "answer": "A"}
-    rows = [
-        {"id": i, "image": image, "reward_model": {"ground_truth": [asked]}} for i, image in enumerate(images)
-    ]
+    cell = {"ground_truth": [asked]}
+    rows = [{"id": i, "image": image, "reward_model": cell} for i, image in enumerate(images)]
     rows.append({"id": 99, "image": images[0], "reward_model": {"ground_truth": [asked | {"answer": "Q"}]}})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
     return tmp_path / "mixed.parquet"
@@ -80,18 +78,9 @@ def mixed(tmp_path, runs) -> Path:
 def test_bad_rows_are_set_aside_and_named(mixed, caplog):
     data = load_data(mixed, Data(), num_images=99, refusal=lambda picture: None)
     assert data.rows["id"] == ["0", "1", "2"]
-    reasons = {
-        "3": "truncated",
-        "4": "aspect",
-        "5": "empty",
-        "6": "cannot be read",
-        "7": "outside",
-        "8": "not an image",
-    }
-    assert (
-        all(word in data.set_aside[name] for name, word in reasons.items())
-        and "schema" in data.set_aside["99"]
-    )
+    reasons = {"3": "truncated", "4": "aspect", "5": "empty", "6": "cannot be read", "7": "outside",
+               "8": "not an image", "99": "schema"}  # fmt: skip
+    assert all(word in data.set_aside[name] for name, word in reasons.items())
     assert "7 of 10 rows of" in caplog.text and "99: reward_model.ground_truth" in caplog.text
     with pytest.raises(
         UserError, match=r"3 images of 10 remain, the run needs 4.*7 rows are bad: 99: reward_model"
@@ -109,16 +98,7 @@ def test_a_picture_is_what_curation_saw_and_within_the_limit(mixed):
 
 
 def test_a_prompt_that_leaves_no_room_for_its_caption_is_refused():
-    processor, config = build_processor(), build_vlm(0).config
-    free = refusal_of(processor, config, room=10)
-    assert free(Image.new("RGB", (140, 140))) is None
-    assert "its prompt has" in refusal_of(
-        processor, config, room=config.text_config.max_position_embeddings - 20
-    )(Image.new("RGB", (140, 140)))
-
-
-def test_a_file_without_its_columns_says_so(tmp_path, runs):
-    bad = tmp_path / "bad.parquet"
-    pq.write_table(pa.Table.from_pylist([{"id": "x7"}]), bad)
-    with pytest.raises(UserError, match="has no column image, reward_model"):
-        load_data(bad, Data(), num_images=1)
+    processor, config, picture = build_processor(), build_vlm(0).config, Image.new("RGB", (140, 140))
+    assert refusal_of(processor, config, room=10)(picture) is None
+    room = config.text_config.max_position_embeddings - 20
+    assert "its prompt has" in refusal_of(processor, config, room)(picture)

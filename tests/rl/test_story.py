@@ -1,5 +1,6 @@
 import pytest
 
+from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.records import Question
 from caprl_utils.rl import story
@@ -20,7 +21,8 @@ def believes(request, options):
 
 
 def test_captions_made_from_questions():
-    assert story.stated([ROME, BLUE]) == "The value of Rome is 42. Is it blue? yes."
+    profile, example = load_profile("paper"), Example("i", None, [ROME, BLUE])
+    assert story.true_captions(profile, [example]) == ["The value of Rome is 42. Is it blue? yes."]
     everything = "The value of Rome is 17. The value of Rome is 42. Is it blue? yes. Is it blue? no."
     assert story.everything([ROME, BLUE]) == everything
     assert story.half("One is 1. Two is 2. Three is 3.") == "One is 1." and story.half("One.") == "One."

@@ -1,11 +1,11 @@
 """ZeRO-2 over two CPU processes, by DeepSpeed of the environment of LLaMA-Factory: stopped and resumed, it repeats."""
 
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from caprl_utils import paths
@@ -27,17 +27,12 @@ class ZeroProcess(Process):
                     (borrowed / found.name).symlink_to(found)
         given = yaml.safe_load((paths.CONFIGS / "accelerate" / "one_node.yaml").read_text())
         config.write_text(yaml.safe_dump(given | {"mixed_precision": "no", "use_cpu": True}))
-        words = ["--config_file", str(config), "--num_processes", str(self.processes), "--module"]
-        module = ["tests.rl.zero_on_cpu", "--experiment", str(self.world / "small.yaml")]
-        own = {
-            "CAPRL_RUNS": str(self.runs), "PYTHONPATH": f"{paths.ROOT}:{borrowed}", "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-        }  # fmt: skip
-        return subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", *words, *module, "--profile",
-             str(self.world / "tiny.yaml")],
-            cwd=paths.ROOT, env=os.environ | own, stdout=open(self.log, "ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        self.launcher = (
+            f"accelerate.commands.launch --config_file {config} --num_processes 2 --module".split()
+        )
+        self.module = "tests.rl.zero_on_cpu"
+        self.own = {"PYTHONPATH": f"{paths.ROOT}:{borrowed}", "DS_ACCELERATOR": "cpu"}
+        return super().start()
 
 
 @pytest.mark.integration
@@ -51,4 +46,4 @@ def test_stopped_and_resumed_equals_uninterrupted(world, tmp_path):
     whole.finish()
     (curve, weights), (other, others) = broken.result, whole.result
     assert curve == [pytest.approx(row, abs=1e-5) for row in other] and curve[-1]["kl"] > 1e-3
-    assert all((weights[name] - others[name]).abs().max() < 1e-5 for name in weights)
+    torch.testing.assert_close(weights, others, atol=1e-5, rtol=0)
