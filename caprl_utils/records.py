@@ -75,12 +75,11 @@ class Question(Row):
     @classmethod
     def from_ground_truth(cls, value: dict[str, Any]) -> Self:
         """The reverse of `ground_truth`. Raises ValueError for what is not in that form."""
-        options = []
         for letter, choice in zip(prompts.LETTERS, value["choices"], strict=False):
             if not choice.startswith(f"{letter})"):
                 raise ValueError(f"choice {choice!r} does not start with '{letter})'")
-            options.append(choice[2:].strip())
-        return cls(question=value["question"], options=tuple(options), answer=value["answer"])
+        options = tuple(choice[2:].strip() for choice in value["choices"])
+        return cls(question=value["question"], options=options, answer=value["answer"])
 
 
 class ImageQA(Row):
@@ -137,13 +136,10 @@ def _word_key(found: re.Match[str]) -> str:
 class Sample:
     """One question about one or several images.
 
-    images: one function per image; calling it opens the image (RGB).
-    question: the question as the data hold it, without an answer-format instruction of ours.
-    options: option texts in letter order, without letters; empty where the question has none or holds
-        them in its text.
-    gold: as the metric takes it: a letter, a text, or the list of accepted answers.
-    meta: what metric, prompts and reports need; see `prism.metrics.METRICS`. `image_id` names the image, which is
-        the unit of the statistics.
+    images: one function per image, that opens it (RGB). question: as the data hold it, without an instruction of ours.
+    options: texts in letter order, without letters; empty where the question has none or holds them in its text.
+    gold: as the metric takes it: a letter, a text, or the list of accepted answers. meta: what metric, prompts and
+    reports need (see `prism.metrics.METRICS`); its `image_id` names the image, the unit of the statistics.
     """
 
     id: str

@@ -222,13 +222,11 @@ def _chosen(captions: str | Path, sound_only: bool, left_out: Counter[bool]) -> 
 
 
 def _below(media: Path, image: str) -> str:
-    """The path of an image relative to `media`, itself resolved. Raises UserError for one outside."""
     path = Path(os.path.normpath(media / image))
-    if not path.is_relative_to(media):
-        raise UserError(
-            f"image {image} is outside the media folder {shown(media)}; name a folder that holds all images (--media)"
-        )
-    return path.relative_to(media).as_posix()
+    if path.is_relative_to(media):
+        return path.relative_to(media).as_posix()
+    where = f"image {image} is outside the media folder {shown(media)}"
+    raise UserError(f"{where}; name a folder that holds all images (--media)")
 
 
 def _why_not(caption: str, image: Path) -> str | None:

@@ -28,13 +28,7 @@ import pyarrow.parquet as pq
 
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, draw
 from caprl_utils.captions.export import caption_files, id_hashes, read_tables
-from caprl_utils.captions.job import (
-    JOB_KEY,
-    SCHEMA,
-    Model,
-    read_job,
-    write_file,
-)  # fmt: skip
+from caprl_utils.captions.job import JOB_KEY, SCHEMA, Model, read_job, write_file
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
 from caprl_utils.image_sources import is_hub, repeated
@@ -55,7 +49,10 @@ def caption_shards(
     check: Callable[[], None],
 ) -> Iterator[pa.Table]:  # fmt: skip
     """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
-    hashes, done = _survey(job, tally.passed), _done(folder)
+    hashes, done = None, _done(folder)
+    if not is_hub(job["source"]):  # which is streamed, and not counted before
+        ids = (derive_seed(item.id, bits=64) for item in read_job(job, tally.passed))
+        hashes = np.fromiter(ids, np.uint64)
     tally.looked = tally.made = len(done)
     if hashes is None or not np.isin(hashes, done).all():
         with _ray(workers), Progress("captions", None if hashes is None else len(hashes)) as bar:
@@ -69,13 +66,6 @@ def caption_shards(
                 check()
     _drop_repeats(folder)
     return _shards(folder)
-
-
-def _survey(job: Mapping[str, Any], passed: Counter[str]) -> np.ndarray | None:
-    """64-bit hashes of the ids of all images, in order; None for a data set that is streamed from the hub."""
-    if is_hub(job["source"]):
-        return None
-    return np.fromiter((derive_seed(item.id, bits=64) for item in read_job(job, passed)), np.uint64)
 
 
 def _done(folder: str) -> np.ndarray:
@@ -109,8 +99,7 @@ def _drop_repeats(folder: str) -> None:
 
 
 def _write_shard(url: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, buffer := io.BytesIO(), compression="zstd", write_page_checksum=True)
     write_file(url, buffer.getvalue())
 
 
@@ -135,10 +124,8 @@ def _ray(workers: int) -> Iterator[None]:
         except Exception as error:  # Ray raises many kinds, bare Exception among them
             ray.shutdown()
             if attempt == _STARTS - 1:
-                raise UserError(
-                    f"Ray could not be started or reached ({error}). On a loaded machine run again later; for a "
-                    "cluster check RAY_ADDRESS."
-                ) from error
+                told = f"Ray could not be started or reached ({error}). On a loaded machine run again later;"
+                raise UserError(f"{told} for a cluster check RAY_ADDRESS.") from error
     try:
         yield
     finally:
@@ -200,8 +187,7 @@ class _Actor:
     @cached_property
     def idle(self) -> SimpleQueue[Backend]:
         """Captioners that have nothing to do: one, or two of a server, which is asked about two batches at once."""
-        backend = self.model.open(self.stack)
-        queue: SimpleQueue[Backend] = SimpleQueue()
+        queue, backend = SimpleQueue(), self.model.open(self.stack)
         queue.put(backend)
         if isinstance(backend, EndpointBackend):
             queue.put(EndpointBackend(backend.config))

@@ -48,24 +48,14 @@ def test_training_data_names_the_files_of_a_folder(captions, images, tmp_path):
     written = export.write_llamafactory(captions, file)
     assert written == [f"8 rows, image paths below {images} (media_dir)", "left out: 1, cut or loops"]
     first = read_rows(file)[0]
-    assert first.messages[0].content == "<image>Please describe this image in detail."
-    assert first.messages[1].content.startswith("p000.png 0 ")
-    assert first.id == "p000.png#0" and first.images == ("p000.png",)
+    assert [turn.content for turn in first.messages] == ["<image>Please describe this image in detail.",
+                                                         next(export.read_captions(captions))["caption"]]  # fmt: skip
+    assert (first.id, first.images) == ("p000.png#0", ("p000.png",))
     assert not any(example.images == ("p002.png",) for example in read_rows(file))
     assert export.write_llamafactory(captions, file, sound_only=False)[0].startswith("9 rows")
     entry = json.loads((file.parent / "dataset_info.json").read_text())["train"]
     assert entry["file_name"] == file.name and entry["formatting"] == "sharegpt"
     assert set(entry["columns"].values()) < set(lines(file)[0])
-
-
-def test_paths_start_at_the_media_folder(captions, tmp_path):
-    file = tmp_path / "train.jsonl"
-    export.write_llamafactory(captions, file, media=tmp_path)
-    assert read_rows(file)[0].images == ("images/p000.png",)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(UserError, match=r"image .*images/p000\.png is outside the media folder .*elsewhere"):
-        export.write_llamafactory(captions, file, media=tmp_path / "elsewhere")
-    assert read_rows(file)[0].images == ("images/p000.png",)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "drawn", "list"])
@@ -139,7 +129,7 @@ def test_sets_that_do_not_say_where_their_images_are_or_lost_them_are_refused(ca
     assert written[0].startswith("2 rows") and written[2:] == [f"set aside: 1, {export.MISSING}"]
 
 
-def test_samples_are_seeded_nested_and_in_order(captions, tmp_path):
+def test_samples_are_seeded_nested_in_order_and_of_whole_images(captions, images, tmp_path):
     def drawn(n, seed):
         out = tmp_path / f"sample-{n}-{seed}.parquet"
         assert export.sample(captions, out, n, seed) == n
@@ -152,11 +142,8 @@ def test_samples_are_seeded_nested_and_in_order(captions, tmp_path):
     assert len(lines(tmp_path / "s.jsonl")) == 5
     with pytest.raises(UserError, match="has 9 images, fewer than the 10 asked for"):
         export.sample(captions, tmp_path / "x.parquet", 10)
-
-
-def test_all_captions_of_an_image_are_in_a_sample_or_none(images, tmp_path):
-    caption_source(images, tmp_path / "set.parquet", Scripted(), Sampling(16, n=2))
-    assert export.sample(tmp_path / "set.parquet", tmp_path / "s.parquet", 4) == 8
+    caption_source(images, tmp_path / "two.parquet", Scripted(), Sampling(16, n=2))
+    assert export.sample(tmp_path / "two.parquet", tmp_path / "s.parquet", 4) == 8
     assert [row["index"] for row in export.read_captions(tmp_path / "s.parquet")] == [0, 1] * 4
 
 
@@ -318,7 +305,11 @@ def test_the_command_exports(captions, release, tmp_path):
     out = tmp_path / "train.jsonl"
     status, said, _ = told("export", captions, "--out", out, "--media", tmp_path, "--prompt", "Say.")
     assert status == 0 and f"8 rows, image paths below {tmp_path}" in said
-    assert read_rows(out)[0].messages[0].content == "<image>Say."
+    first = read_rows(out)[0]
+    assert first.messages[0].content == "<image>Say." and first.images == ("images/p000.png",)
+    (tmp_path / "no").mkdir()
+    error = told("export", captions, "--out", out, "--media", tmp_path / "no")[2]
+    assert "images/p000.png is outside the media folder" in error and read_rows(out)[0] == first
     assert told("export", captions, "--out", out, "--all")[0] == 0 and len(lines(out)) == 9
     status, said, _ = told("export", release, release, "--out", tmp_path / "r.parquet", "--limit", 2)
     assert status == 0 and "4 captions" in said

@@ -214,8 +214,7 @@ def test_two_actors_are_as_fast_as_two_unrelated_jobs(tmp_path):
     for number, item in enumerate(read_source("mini-world:rl:1600")):
         item.open().save(halves[number % 2] / f"{number:04d}.png")
     ratios, told = [], []
-    for number in range(3):
-        home = tmp_path / str(number)
+    for home in (tmp_path / str(number) for number in range(3)):
         home.mkdir()
         jobs = [(half, home / f"{half.name}.parquet", home / "apart.txt", 0) for half in halves]
         apart = rate(jobs, home / "apart.txt", home)

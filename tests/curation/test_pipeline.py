@@ -27,12 +27,11 @@ from caprl_utils.records import Question, text_key
 class FakeWriter:
     """Writes five questions about the facts that `truth` knows; `broken` ids fail."""
 
-    name = "fake writer"
-    model_hash = "writer"
+    name, model_hash = "fake writer", "writer"
 
-    def __init__(self, items: Sequence[ImageItem], broken: Iterable[str] = ()) -> None:
+    def __init__(self, items: Sequence[ImageItem]) -> None:
         self.meta = {item.id: item.meta for item in items}
-        self.broken = set(broken)
+        self.broken: set[str] = set()
         self.asked: list[str] = []
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -47,20 +46,19 @@ class FakeWriter:
         """One leaking question where there is one, then sound ones."""
         meta = self.meta[image_id]
         pairs = [*list(meta["known"].items())[:1], *meta["facts"].items()][:5]
-        blocks = []
+        text = ""
         for number, (key, value) in enumerate(pairs, start=1):
             options = [value, f"not {value}", "something else", "nothing"]
-            blocks.append(
-                f"**{number}. What is the {key}?**{prompts.format_options(options)}\n**Answer:** A) {value}"
+            text += (
+                f"**{number}. What is the {key}?**{prompts.format_options(options)}\n**Answer:** A) {value}\n"
             )
-        return "\n".join(blocks)
+        return text
 
 
 class FakeReader:
     """Answers from the truth: facts with the image, known things always, the rest ` unknown`."""
 
-    name = "fake reader"
-    model_hash = "reader"
+    name, model_hash = "fake reader", "reader"
 
     def __init__(self, items: Sequence[ImageItem]) -> None:
         self.facts = {item.id: item.meta["facts"] for item in items}
@@ -81,10 +79,7 @@ class FakeReader:
             value = self.facts[image_id].get(key)
         if value is None:
             return "unknown"
-        for option in options:
-            if text_key(option[2:]) == text_key(value):
-                return option[0]
-        return value
+        return next((option[0] for option in options if text_key(option[2:]) == text_key(value)), value)
 
 
 @pytest.fixture
