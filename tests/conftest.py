@@ -71,14 +71,9 @@ def real_profile(tmp_path, qwen_vlm, qwen_reader):
     def make(name, **more):
         base = load_profile(name)
         readers = ("reward_reader", "prism_reader")
-        models = {
-            role: {
-                "path": str(qwen_reader if role in readers else qwen_vlm),
-                "batch_size": 4,
-                "max_pixels": 50_176,
-            }
-            for role in base.models.named()
-        }
+        folders = {role: qwen_reader if role in readers else qwen_vlm for role in base.models.named()}
+        small = {"batch_size": 4, "max_pixels": 50_176}
+        models = {role: {"path": str(folder)} | small for role, folder in folders.items()}
         prism = {
             "paths": copies(tmp_path / "data", 2), "num_samples": 4, "captions_per_image": 1, "caption_max_tokens": 8,
             "evaluation_files": str(tmp_path / "data" / "files"), "bootstrap_draws": 200,

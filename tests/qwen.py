@@ -83,12 +83,8 @@ def save_vlm(folder: Path, width: int = 64, seed: int = 0) -> Path:
         "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": width, "window_size": 112,
         "fullatt_block_indexes": [1],
     }  # fmt: skip
-    config = hf.Qwen2_5_VLConfig(
-        text_config=_text(width) | {"rope_parameters": rope},
-        vision_config=vision,
-        tie_word_embeddings=True,
-        **IDS,
-    )
+    text = _text(width) | {"rope_parameters": rope}
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **IDS)
     _save(hf.Qwen2_5_VLForConditionalGeneration(config), folder)
     return add_processor(folder)
 

@@ -49,12 +49,11 @@ def assemble(profile: Profile) -> dict[str, Path]:
     Raises UserError when several nodes should train and this is no Slurm job, before hours of captions and data.
     """
     llamafactory.check_nodes(profile.pretraining)
-    folders = {}
+    home, folders = paths.RUNS / profile.name / "vlm_init", {}
     for setting in profile.pretraining.settings:
         for seed in seeds_of(profile.pretraining, setting):
-            name = seeded(setting, seed)
-            folders[name] = paths.RUNS / profile.name / "vlm_init" / name
-            assembly.assemble(setting, folders[name], profile.seed if seed is None else seed)
+            folder = folders[seeded(setting, seed)] = home / seeded(setting, seed)
+            assembly.assemble(setting, folder, profile.seed if seed is None else seed)
     return folders
 
 

@@ -81,7 +81,7 @@ def train(
             env = llamafactory.environment(profile, run.folder / _CACHE)
             watch = _watch(training, model, run.folder, on_step)
             llamafactory.run(config, log, env, watch, profile.pretraining.nodes)
-            _finish(run, profile, training, model, data, work, log)
+            _finish(run, profile, training, model, data)
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)
         return run.result
@@ -110,11 +110,9 @@ def _watch(training: Training, model: Path, folder: Path, on_step: OnStep) -> Ca
     return watch
 
 
-def _finish(
-    run: Run, profile: Profile, training: Training, model: Path, data: DataSet, work: Path, log: Path
-) -> None:
+def _finish(run: Run, profile: Profile, training: Training, model: Path, data: DataSet) -> None:
     """Check what trained, keep the model and the curve, write the record: in this order."""
-    trains = TRAINS[training.stage]
+    work, log, trains = run.folder / "work", run.folder / "train.log", TRAINS[training.stage]
     if (counted := assert_trainable(log, model, trains)) is None:
         raise UserError(f"{shown(log)} does not say how many parameters trained")
     moved = changes(model, work)
@@ -155,14 +153,12 @@ def _keep_model(work: Path, final: Path) -> None:
 
 
 def last_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None; broken ones are deleted."""
-    whole = [None]
-    for checkpoint in checkpoints_in(folder):
+    """The newest whole checkpoint, or None; broken ones after it are deleted."""
+    for checkpoint in reversed(checkpoints_in(folder)):
         if is_whole(checkpoint):
-            whole.append(checkpoint)
-        else:
-            shutil.rmtree(checkpoint)
-    return whole[-1]
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -11,24 +11,23 @@ from caprl_utils.mini.zoo.models import build_language_model, build_processor, b
 sys.path.insert(0, str(Path(__file__).parent))  # the fake server lies beside its tests
 
 
-@pytest.fixture(scope="session")
-def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vlm")
-    model = build_vlm(seed=1)
+def _saved(model, processor, folder: Path) -> Path:
     prepare_generation(model)
     model.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _saved(build_vlm(seed=1), build_processor(), tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reader")
-    model = build_language_model(seed=2)
-    prepare_generation(model)
-    model.save_pretrained(folder)
-    build_processor().tokenizer.save_pretrained(folder)
-    return folder
+    return _saved(
+        build_language_model(seed=2), build_processor().tokenizer, tmp_path_factory.mktemp("reader")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -29,40 +29,26 @@ GREEDY = Sampling(max_tokens=9)
 
 def backend(*servers: FakeServer, **settings) -> EndpointBackend:
     urls = [server.url for server in servers] or ["http://127.0.0.1:9/v1"]
-    return EndpointBackend(
-        ModelConfig(path="fake", backend="endpoint", base_urls=urls, batch_size=16, **settings)
-    )
+    given = {"backend": "endpoint", "base_urls": urls, "batch_size": 16} | settings
+    return EndpointBackend(ModelConfig(path="fake", **given))
 
 
 def requests(count: int, prefix: str = "") -> list[Request]:
     return [Request(f"r{i}", f"{prefix}prompt {i}") for i in range(count)]
 
 
-def test_completions_come_in_the_order_asked():
-    with FakeServer() as server:
-        found = backend(server).generate(requests(50), Sampling(max_tokens=9, n=2))
-    assert [(c.id, c.index) for c in found] == [(f"r{i}", k) for i in range(50) for k in range(2)]
-    assert all(c.error is None and c.num_tokens == 12 and c.finish_reason == "stop" for c in found)
-    assert len({c.text for c in found}) == 100
-
-
-def test_a_faulty_way_gives_the_same_rows(tmp_path):
+def test_completions_come_in_the_order_asked_and_a_faulty_way_gives_the_same(tmp_path):
     sampling = Sampling(max_tokens=9, n=2)
     with FakeServer() as server, FakeServer(share=0.2) as faulty, RowStore(tmp_path / "rows.jsonl") as store:
         expected = backend(server).generate(requests(150), sampling)
         for done in backend(faulty).stream(requests(150), sampling):
             store.append({"id": f"{done.id}#{done.index}", "text": done.text})
+    assert [(c.id, c.index) for c in expected] == [(f"r{i}", k) for i in range(150) for k in range(2)]
+    assert all(c.error is None and c.num_tokens == 12 and c.finish_reason == "stop" for c in expected)
+    assert len({c.text for c in expected}) == 300
     assert set(faulty.faults) == {*FAULTS, None} and faulty.faults[None] == len(expected) == 300
     rows = [(row["id"], row["text"]) for row in RowStore(tmp_path / "rows.jsonl").read()]
     assert sorted(rows) == sorted((f"{c.id}#{c.index}", c.text) for c in expected)
-
-
-def test_a_refused_request_is_one_error_and_not_retried():
-    with FakeServer() as server:
-        bad, *good = backend(server).generate([Request("bad", "refuse me"), *requests(3)], GREEDY)
-        assert bad.finish_reason == "error" and bad.text is None and "prompt too long" in bad.error
-        assert [c.error for c in good] == [None] * 3
-        assert max(server.attempts.values()) == 1
 
 
 def test_the_server_is_kept_full_and_never_overfull(monkeypatch):
@@ -159,19 +145,23 @@ def test_images_and_prefill_are_sent_as_vllm_takes_them():
     assert client.chat_body(Request("r1", "What?", seed=3), Sampling(5), 2)["seed"] == 483350808
 
 
-def test_an_answer_without_text_and_an_unreadable_image_fail_alone(tmp_path):
-    Image.effect_noise((64, 64), 80).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-900])
-    asked = [
-        Request("cut", "What?", Image.open(tmp_path / "cut.png")),
+def test_what_is_refused_has_no_text_or_cannot_be_read_fails_alone_and_once(tmp_path):
+    file = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 80).save(file)
+    file.write_bytes(file.read_bytes()[:-900])
+    bad = [
+        Request("cut", "What?", Image.open(file)),
         Request("null", "say nothing"),
-        *requests(2),
+        Request("no", "refuse me"),
     ]
     with FakeServer() as server:
-        cut, null, *good = backend(server).generate(asked, GREEDY)
-        assert backend(server).choice_logprobs(asked[::3], [" A"]) == [None, [-65.0]]
-    assert (cut.text, null.text) == (None, None) and [c.error for c in good] == [None] * 2
-    assert "image cannot be read" in cut.error and "gave no text" in null.error
+        *found, first, second = backend(server).generate([*bad, *requests(2)], GREEDY)
+        assert max(server.attempts.values()) == 1
+        assert backend(server).choice_logprobs([bad[0], *requests(1)], [" A"]) == [None, [-65.0]]
+    assert first.error is second.error is None
+    assert [(c.text, c.finish_reason) for c in found] == [(None, "error")] * 3
+    for done, said in zip(found, ("image cannot be read", "gave no text", "prompt too long"), strict=True):
+        assert said in done.error
 
 
 def test_no_image_beyond_the_pixel_limit_is_sent():

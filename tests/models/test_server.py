@@ -46,9 +46,7 @@ def test_the_command_line_on_gpus(model, monkeypatch):
     monkeypatch.setattr(server, "visible_gpus", lambda: ["0", "1", "2", "3", "4", "5"])
     monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="81559\n81559\n"))
     line = server.command(model, 8123, server.Options("0.0.0.0", more=("--enable-sleep-mode",)))
-    assert (
-        "--enforce-eager" not in line and "--max-num-seqs" not in line and line[-1] == "--enable-sleep-mode"
-    )
+    assert not {"--enforce-eager", "--max-num-seqs"} & {*line} and line[-1] == "--enable-sleep-mode"
     assert flag(line, "--tensor-parallel-size") == "1" and flag(line, "--host") == "0.0.0.0"
     for name, gpus in (("Qwen/Qwen2.5-VL-72B-Instruct", "4"), ("Qwen/Qwen2.5-VL-7B-Instruct", "1")):
         assert flag(server.command(ModelConfig(path=name), 8123), "--tensor-parallel-size") == gpus

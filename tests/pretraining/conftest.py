@@ -3,10 +3,27 @@
 import pytest
 
 from caprl_utils.hashing import file_hash
-from caprl_utils.pretraining import data
+from caprl_utils.pretraining import data, llamafactory
 from caprl_utils.records import about_image
 
 STEPS, BATCH = 6, 2
+MISSING = "no .venv-llamafactory: make setup-llamafactory"
+REAL = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not llamafactory.ENVIRONMENT.is_dir(), reason=MISSING),
+]
+"""Marks of tests that run the real LLaMA-Factory."""
+
+
+class WordCounter:
+    """A token a word, a token for every 28 x 28 pixels."""
+
+    def image_tokens(self, width, height):
+        return (width // 28) * (height // 28)
+
+    def text_tokens(self, example):
+        return sum(len(message.content.split()) for message in example.messages)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data
 from caprl_utils.records import about_image, mark_in
+from tests.pretraining.conftest import WordCounter
 
 TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?", "The answer is 42")]
 
@@ -48,6 +49,8 @@ BAD = {
     "empty": (GOOD | {"messages": [GOOD["messages"][0], {"role": "assistant", "content": " "}]}, "no text"),
     "null": (GOOD | {"messages": [{"role": "user", "content": None}]}, "valid string"),
     "other form": (GOOD | {"messages": [{"from": "human"}]}, "Field required"),
+    "no images": (GOOD | {"images": []}, "(id x): 1 <image> for 0 images"),
+    "two images": (GOOD | {"images": ["a.png", "b.png"]}, "(id x): 1 <image> for 2 images"),
     "no form": ({"id": 1}, "conversations"),
     "no object": ([1], "neither"),
     "a name": ("x", ""),
@@ -107,20 +110,13 @@ def test_whatever_bytes_a_file_has_rows_or_one_message_come_out(tmp_path_factory
 
 @pytest.mark.parametrize("mark", ["<video>", "<audio>", "<image>"])
 def test_a_mark_that_stands_for_no_medium_sets_the_row_aside(tmp_path, mark):
-    rows = [
-        about_image(name, "x.png", [("?", text)]) for name, text in (("r0", "A cat."), ("r1", f"A {mark}."))
-    ]
+    texts = {"r0": "A cat.", "r1": f"A {mark}."}
+    rows = [about_image(name, "x.png", [("?", text)]) for name, text in texts.items()]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(row.model_dump_json() for row in rows))
     good, bad = data.read_rows(file)
     assert good == rows[0] and isinstance(bad, data.BadRow) and mark in bad and "(id r1)" in bad
     assert mark_in(f"A {mark}.") == mark and mark_in("A cat.") is None
-
-
-@pytest.mark.parametrize("images", [[], ["a.png", "b.png"]])
-def test_images_without_their_marks_set_the_row_aside(tmp_path, images):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD | {"images": images}))
-    assert data.read_rows(tmp_path / "rows.jsonl") == [f"row 1 (id x): 1 <image> for {len(images)} images"]
 
 
 def test_files_and_sets_that_cannot_be_read_are_named(tmp_path):
@@ -139,16 +135,6 @@ def test_a_larger_sample_holds_the_smaller(small, large, seed):
     small, large = sorted((small, large))
     assert set(data.sample(rows, small, seed)) <= set(data.sample(rows, large, seed))
     assert len(data.sample(rows, large, seed)) == large
-
-
-class WordCounter:
-    """A token a word, a token for every 28 x 28 pixels."""
-
-    def image_tokens(self, width, height):
-        return (width // 28) * (height // 28)
-
-    def text_tokens(self, example):
-        return sum(len(message.content.split()) for message in example.messages)
 
 
 def row(name, answer="one two"):
@@ -180,10 +166,6 @@ def test_a_photo_on_its_side_counts_upright(media):
     assert data.image_size(media / "side.jpg") == (90, 120)
 
 
-def test_tokens_are_counted(media):
-    assert check([row("good")], media) == ({}, {"model": 30}, {"model": 30})
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -194,9 +176,7 @@ def test_tokens_are_counted(media):
 )  # fmt: skip
 def test_a_row_that_would_stop_the_training_is_named(media, name, said):
     bad, longest, _ = check([row("good"), row(name)], media)
-    assert (
-        list(bad) == [1] and said in bad[1] and bad[1].startswith(f"row {name}: ") and longest["model"] == 30
-    )
+    assert [*bad] == [1] and said in bad[1] and bad[1].startswith(f"row {name}: ") and longest["model"] == 30
     with pytest.raises(UserError, match=f"row {name}: "):
         data.refuse([*bad.values()], 2, "align", 0.0)
     data.refuse([*bad.values()], 2, "align", 0.5)
@@ -207,8 +187,9 @@ def test_each_image_is_opened_once_for_all_models(media, monkeypatch):
     plain = data.image_size
     monkeypatch.setattr(data, "image_size", lambda path: opened.append(path.name) or plain(path))
     counters = {"one": WordCounter(), "other": WordCounter()}
-    _, _, total = data.token_budgets([row("good"), row("photo.jpg")], media, counters, 64)
+    _, longest, total = data.token_budgets([row("good"), row("photo.jpg")], media, counters, 64)
     assert opened == ["good.png", "photo.jpg"] and total == dict.fromkeys(counters, 30 + 54)
+    assert longest == dict.fromkeys(counters, 54)
 
 
 def test_llama_factory_resizes_before_the_processor():

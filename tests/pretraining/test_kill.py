@@ -13,15 +13,9 @@ from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import llamafactory, stage
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init.assembly import assemble
-from tests.pretraining.conftest import BATCH, STEPS, dataset
+from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
-    ),
-]
+pytestmark = REAL
 KILLED_AT = 4
 SETTINGS = {"qwen2_5_vl": "mini-qwen-3b", "llava": "mini-internlm-clip"}
 
@@ -67,6 +61,6 @@ def kill_at(work, step):
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(
             psutil.NoSuchProcess
-        ):  # the guard dies with what it guards, and the other way round
+        ):  # the guard dies with what it guards, and it with the guard
             if any("llamafactory-cli" in part for part in child.cmdline()):
                 child.kill()

@@ -18,15 +18,9 @@ from caprl_utils.pretraining import data, llamafactory, stage
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.records import about_image
 from caprl_utils.schema import ModelConfig
-from tests.pretraining.conftest import BATCH, STEPS, dataset
+from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
-    ),
-]
+pytestmark = REAL
 SOME = data.DataSet("rows", Path("folder"), Path("media"), {"hash": "hash", "rows": 10_000})
 PROBE = Path(__file__).with_name("lf_probe.py")
 
@@ -51,9 +45,8 @@ def small_profile():
 
 def write_yaml(folder, settings, name, model, rows):
     config = folder / "train.yaml"
-    values = llamafactory.stage_arguments(
-        settings, Training("t", "any", name, None), model, rows, 0, folder / "out"
-    )
+    training = Training("t", "any", name, None)
+    values = llamafactory.stage_arguments(settings, training, model, rows, 0, folder / "out")
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     return config
 
@@ -62,13 +55,8 @@ def probe(kind, config, *overrides, distributed=False):
     env = {"PYTHONPATH": str(llamafactory.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     env["HF_DATASETS_CACHE"] = str(config.parent / "cache")
     if distributed:
-        env |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29613",
-        }
+        env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}
     python = llamafactory.ENVIRONMENT / "bin" / "python"
     done = subprocess.run(
         [str(python), str(PROBE), kind, str(config), *overrides],
@@ -93,9 +81,8 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
     assert read["batch"] * read["accumulation"] * world == chosen.batch_size
     assert read["cutoff_len"] == settings.cutoff_tokens and read["max_pixels"] == settings.max_pixels
     assert read["schedule"] == "cosine" and 0.1 in (read["warmup_ratio"], read["warmup_steps"])
-    assert read["frozen"] == [
-        part not in llamafactory.TRAINS[name] for part in ("vision_tower", "projector", "language_model")
-    ]
+    parts = ("vision_tower", "projector", "language_model")
+    assert read["frozen"] == [part not in llamafactory.TRAINS[name] for part in parts]
     assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
     assert read["liger"] == (settings.gpus_per_node > 0 and llamafactory._installed("liger_kernel"))
     assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
@@ -134,14 +121,12 @@ def test_pictures_are_seen_as_they_were_captioned(small_model, tmp_path):
     examples = [save("clear.png", Image.new("RGBA", (80, 60))), save("deep.png", grey),
                 save("side.jpg", Image.new("RGB", (120, 90)), exif=exif)]  # fmt: skip
     data.write_rows(tmp_path, "sft", examples)
-    config = write_yaml(
-        tmp_path, small_profile().pretraining, "sft", small_model, dataset((tmp_path, examples))
-    )
-    clear, deep, side = probe("look", config)
+    checked = dataset((tmp_path, examples))
+    seen = probe("look", write_yaml(tmp_path, small_profile().pretraining, "sft", small_model, checked))
+    clear, deep, side = seen
     assert clear["corner"] == [255] * 3 and 120 < deep["mean"][0] < 135 and side["size"] == [90, 120]
-    assert [data.image_size(tmp_path / row.images[0]) for row in examples] == [
-        tuple(seen["size"]) for seen in (clear, deep, side)
-    ]
+    ours = [data.image_size(tmp_path / row.images[0]) for row in examples]
+    assert ours == [tuple(one["size"]) for one in seen]
 
 
 def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
@@ -151,17 +136,12 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     Image.effect_noise((640, 480), 90).convert("RGB").save(folder / "photo.jpg")
     examples = [about_image(str(i), "photo.jpg", [("What is it?", "Noise, 42 %.")]) for i in range(2)]
     data.write_rows(folder, "sft", examples)
-    sizes = {
-        "num_rows": 2,
-        "batch_size": 2,
-        "micro_batch_size": 2,
-        "num_epochs": 2,
-    }  # the first step only warms up
+    # two epochs, since the first step only warms up
+    sizes = {"num_rows": 2, "batch_size": 2, "micro_batch_size": 2, "num_epochs": 2}
     profile = load_profile("mini", {"pretraining": {"sft": sizes, "cutoff_tokens": 2048, "parallel_runs": 1,
                                                     "max_pixels": 1024 * 28 * 28}})  # fmt: skip
-    made = stage.train(
-        profile, Training("real", "mini-qwen-3b", "sft", None), qwen_vlm, dataset((folder, examples))
-    )
+    training = Training("real", "mini-qwen-3b", "sft", None)
+    made = stage.train(profile, training, qwen_vlm, dataset((folder, examples)))
     assert made["values"]["steps"] == 2 and all(moved > 0 for moved in made["values"]["moved"].values())
     home = stage.folder_of(profile, "real")
     encoded = probe("encode", home / "train.yaml")
@@ -170,9 +150,8 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     counter = data.TokenCounter(AutoProcessor.from_pretrained(qwen_vlm), profile.pretraining.max_pixels)
     assert len(encoded[0]["input_ids"]) == counter.text_tokens(examples[0]) + counter.image_tokens(640, 480)
     backend = open_backend(ModelConfig(path=str(home / "final")), profile)
-    (done,) = backend.generate(
-        [Request("x", "What?", Image.open(folder / "photo.jpg"))], Sampling(max_tokens=3)
-    )
+    request = Request("x", "What?", Image.open(folder / "photo.jpg"))
+    (done,) = backend.generate([request], Sampling(max_tokens=3))
     assert done.error is None
 
 

@@ -4,19 +4,12 @@ import json
 import subprocess
 import sys
 
-import pytest
 from PIL import Image
 
 from caprl_utils import paths
-from caprl_utils.pretraining import llamafactory
+from tests.pretraining.conftest import REAL
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        not llamafactory.ENVIRONMENT.is_dir(), reason="no .venv-llamafactory: make setup-llamafactory"
-    ),
-]
+pytestmark = REAL
 ROWS = 2
 
 
@@ -27,10 +20,7 @@ def write_files(folder) -> str:
     for number in range(ROWS):
         Image.effect_noise((320, 240), 90).convert("RGB").save(media / f"{number}.jpg")
     for name in ("align", "CapRL-1M", "DenseFusion-1M", "sft"):
-        turns = [
-            {"from": "human", "value": "<image>\nWhat is shown?"},
-            {"from": "gpt", "value": f"Noise, of {name}."},
-        ]
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": f"Noise, of {name}."}]
         rows = [{"id": n, "image": f"{n}.jpg", "conversations": turns} for n in range(ROWS)]
         (folder / f"{name}.json").write_text(json.dumps(rows))
     return str(media)
@@ -46,9 +36,7 @@ def hub_of(home, models) -> None:
         (place / "snapshots" / commit).symlink_to(folder)
 
 
-def test_the_notebook_runs_to_its_checks(
-    real_profile, qwen_reader, qwen_vlm, runs_folder, tmp_path, monkeypatch
-):
+def test_it_runs_to_its_checks(real_profile, qwen_reader, qwen_vlm, runs_folder, tmp_path, monkeypatch):
     hub_of(tmp_path / "hf", {"Qwen/Qwen2.5-3B": qwen_reader, "Qwen/Qwen2.5-VL-3B-Instruct": qwen_vlm})
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     data = tmp_path / "pretraining"
@@ -61,15 +49,9 @@ def test_the_notebook_runs_to_its_checks(
     captioner = runs_folder / profile.stem / "rl" / "caprl-seed0"
     captioner.mkdir(parents=True)
     (captioner / "result.json").write_text(json.dumps({"key": "k"}))
-    command = [
-        sys.executable,
-        "-m",
-        "caprl_utils",
-        "run",
-        "04_llamafactory_pretraining",
-        "-p",
-        f"profile={profile}",
-    ]
-    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    command = ["-m", "caprl_utils", "run", "04_llamafactory_pretraining", "-p"]
+    done = subprocess.run(
+        [sys.executable, *command, f"profile={profile}"], cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert (runs_folder / profile.stem / "reports" / "figure4.csv").is_file()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,18 +16,9 @@ from caprl_utils.pretraining.data import DataSet, read_rows
 from caprl_utils.pretraining.prepare import described, image_source
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init import assembly
+from tests.pretraining.conftest import WordCounter
 
 SOME = DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 4})
-
-
-class Counter:
-    """A token a word and 25 an image."""
-
-    def image_tokens(self, width, height):
-        return 25
-
-    def text_tokens(self, example):
-        return sum(len(message.content.split()) for message in example.messages)
 
 
 def profile_of(**changed):
@@ -63,7 +55,7 @@ def captioned(monkeypatch, tmp_path):
         return file
 
     monkeypatch.setattr(prepare, "caption", caption)
-    monkeypatch.setattr(prepare, "_counters", lambda profile, models: dict.fromkeys(models, Counter()))
+    monkeypatch.setattr(prepare, "_counters", lambda profile, models: dict.fromkeys(models, WordCounter()))
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -213,9 +205,8 @@ def test_trainings_wait_for_their_start_and_run_side_by_side(profile):
 
 
 def test_a_failed_training_stops_the_rest():
-    def make(training):
-        raise UserError(f"{training.name} failed")
-
+    make = Mock(side_effect=UserError("s-align failed"))
     trainings = [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")]
     with pytest.raises(UserError, match="align failed"):
         pretrain.in_order(trainings, make, 1)
+    make.assert_called_once_with(trainings[0])

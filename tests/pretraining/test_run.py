@@ -18,6 +18,7 @@ from caprl_utils.pretraining.data import DataSet
 from caprl_utils.pretraining.sets import Training
 
 PAPER = load_profile("paper").pretraining
+ALONE = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
 SOME = DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 10_000})
 
 
@@ -36,12 +37,8 @@ def made(tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "rate", "batch", "frozen"),
-    [
-        ("align", 1e-3, 256, [True, False, True]),
-        ("further", 4e-5, 256, [False] * 3),
-        ("sft", 2e-5, 128, [False] * 3),
-    ],
-)
+    [("align", 1e-3, 256, [True, False, True]), ("further", 4e-5, 256, [False] * 3), ("sft", 2e-5, 128, [False] * 3)],
+)  # fmt: skip
 def test_the_papers_values(stage, rate, batch, frozen, made):
     found = made(stage)
     assert found["learning_rate"] == rate
@@ -55,8 +52,7 @@ def test_the_papers_values(stage, rate, batch, frozen, made):
 
 
 def test_without_deepspeed_a_resume_loads_the_checkpoint_as_the_model(made, tmp_path):
-    alone = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
-    found = made("align", alone, "out/checkpoint-3")
+    found = made("align", ALONE, "out/checkpoint-3")
     assert found["model_name_or_path"] == found["resume_from_checkpoint"] == "out/checkpoint-3"
     assert found["use_cpu"] and "deepspeed" not in found
     sharded = made("align", PAPER, "out/checkpoint-3")
@@ -70,8 +66,7 @@ def test_what_saves_memory_on_gpus_is_used_where_it_is_installed(made, monkeypat
     for package in ("liger_kernel", "flash_attn"):
         (tmp_path / "lib" / "python3.11" / "site-packages" / package).mkdir(parents=True)
     assert made("sft")["enable_liger_kernel"] and made("sft")["flash_attn"] == "fa2"
-    alone = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
-    assert "enable_liger_kernel" not in made("sft", alone)
+    assert "enable_liger_kernel" not in made("sft", ALONE)
 
 
 def test_a_batch_that_does_not_divide_is_refused(made):
@@ -128,10 +123,8 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
 
 
 def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
-    count = "trainable params: 5 || all params: 15"
-    program(
-        monkeypatch, tmp_path, f"#!{{python}}\nimport time\nprint({count!r}, flush=True)\ntime.sleep(300)\n"
-    )
+    said = "print('trainable params: 5 || all params: 15', flush=True)"
+    program(monkeypatch, tmp_path, f"#!{{python}}\nimport time\n{said}\ntime.sleep(300)\n")
     monkeypatch.setattr(stage, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
     log = tmp_path / "train.log"
     log.write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt

@@ -47,10 +47,8 @@ def test_the_newest_whole_checkpoint_is_taken_and_broken_ones_go(tmp_path):
     assert stage.last_whole(tmp_path / "nowhere") is None
 
 
-FILES = (
-    "trainer_state.json", "processor_config.json", "model.safetensors",
-    "optimizer.pt", "rng_state.pth", "config.json",
-)  # fmt: skip
+JSON = ("trainer_state.json", "processor_config.json", "config.json")
+FILES = (*JSON, "model.safetensors", "optimizer.pt", "rng_state.pth")
 
 
 @pytest.mark.parametrize("name", FILES)
