@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
 
+from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict
 
 from caprl_utils import paths
@@ -28,9 +28,6 @@ from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 CHUNK_IMAGES = 64  # images of one seed; ours
 MIN_REPEATS = 4  # ours: lists repeat a phrase two or three times, loops do so for the rest of the caption

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+from PIL.Image import Image
 
 from caprl_utils import prompts
 from caprl_utils.hashing import derive_seed
 from caprl_utils.letters import read_letter
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_TOKENS = 10  # author script: the reward LLM's; their filter's 4 are too few for an answer in words (ours)
 NONE = "None of the above"  # author script: a fifth option where the image is shown

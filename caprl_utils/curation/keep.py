@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from caprl_utils.curation.extract import QuestionSet
@@ -26,10 +29,6 @@ from caprl_utils.paths import shown
 from caprl_utils.records import ImageQA, Question, text_key
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import Curation
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 QA_FILE, LEAKING_FILE, QUESTIONS_FILE = "qa.parquet", "leaking.parquet", "questions.parquet"
 _QA_ROWS, _QUESTION_ROWS = 100, 5000  # rows of a row group: images are large
@@ -110,8 +109,6 @@ def qa_schema() -> pa.Schema:
 @cache
 def questions_schema() -> pa.Schema:
     """Arrow schema of questions.parquet; `truth` is what the image source knows, if it knows its images."""
-    import pyarrow as pa
-
     text, number, real = pa.string(), pa.int32(), pa.float64()
     return pa.schema(
         [
@@ -128,9 +125,6 @@ def table_writer(
     path: Path, schema: pa.Schema, group_rows: int
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds a row to a parquet file; the file appears under its name only when it is complete."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = []
 
     def flush() -> None:
@@ -153,8 +147,6 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
 
     Raises UserError naming file and row for a row that is not in that form.
     """
-    import pyarrow.parquet as pq
-
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_QA_ROWS):
@@ -198,8 +190,6 @@ def write_tables(
 
 
 def _counts(questions: Path) -> dict[str, Any]:
-    import pandas as pd
-
     columns = ["image_id", "verdict", "truth", "open_correct", "unparsed"]
     rows = pd.read_parquet(questions, columns=columns, dtype_backend="pyarrow")
     kept = rows["verdict"] == Verdict.KEPT.value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from PIL import Image, ImageDraw
 
 from caprl_utils import prompts
@@ -13,9 +14,6 @@ from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import measured
 from caprl_utils.curation.pipeline import Job
 from caprl_utils.images import ImageItem
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _CELL, _CAPTION = 140, 16  # pixels
 
@@ -41,8 +39,6 @@ def written_about(job: Job, image_id: str) -> str:
 
 def rejections(job: Job) -> pd.DataFrame:
     """Every rejected piece: image, reason and text."""
-    import pandas as pd
-
     rows = job.rows(pipeline.EXTRACTED).read(QuestionSet)
     pieces = [(row.id, piece.reason, piece.text) for row in rows for piece in row.rejected]
     return pd.DataFrame(pieces, columns=["image", "reason", "text"])
@@ -50,8 +46,6 @@ def rejections(job: Job) -> pd.DataFrame:
 
 def accuracies(job: Job) -> pd.DataFrame:
     """Every answered question with its accuracies, before any verdict."""
-    import pandas as pd
-
     rows = job.rows(pipeline.ANSWERED).read(QuestionSet)
     return pd.DataFrame(measured(row.id, question) for row in rows for question in row.questions)
 
