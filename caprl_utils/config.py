@@ -71,9 +71,7 @@ def load_assembly(name: str | Path, overrides: Mapping[str, Any] | None = None) 
     return _checked(Assembly, values, file, _nested(overrides or {}))
 
 
-def parse_overrides(
-    items: Sequence[str], option: str = "--set", example: str = "rl.steps=10"
-) -> dict[str, Any]:
+def parse_overrides(items: Sequence[str], option: str = "--set", example: str = "rl.steps=10") -> dict:
     """["rl.steps=10"] -> {"rl.steps": 10}; values are read as YAML, 1e-5 too. Raises UserError without "="."""
     values = {}
     for item in items:

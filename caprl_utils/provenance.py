@@ -95,6 +95,4 @@ def check_environment() -> None:
             problems.append(f"{name} is missing")
     if problems:
         told = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
-        raise UserError(
-            f"the environment of {sys.executable} is not the locked one: {told}. Run `make setup`."
-        )
+        raise UserError(f"environment {sys.executable} is not the locked one: {told}. Run `make setup`.")

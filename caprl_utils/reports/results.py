@@ -77,9 +77,7 @@ class Measured:
         """Reward and length over each of its trainings. Raises UserError where one has none."""
         label, many = self.row.label, len(self.trainings) > 1
         numbered = enumerate(self.trainings, 1)
-        return [
-            _read_curve(file, f"{label}, training {number}" if many else label) for number, file in numbered
-        ]
+        return [_read_curve(file, f"{label}, training {n}" if many else label) for n, file in numbered]
 
 
 @dataclass(frozen=True)
