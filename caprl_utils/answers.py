@@ -120,9 +120,7 @@ def last_box(text: str) -> str | None:
     boxes = {match.end() - 1 for match in _BOX.finditer(text)}
     open_braces: list[int] = []
     first, end = -1, -1
-    for brace in re.finditer(
-        r"\\.|[{}]", text, re.DOTALL
-    ):  # one pass, so that a loop costs its length; \{ is text
+    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # one pass, so that a loop costs its length; \{ is text
         if brace[0] == "{":
             open_braces.append(brace.start())
         elif brace[0] == "}" and open_braces:

@@ -43,9 +43,7 @@ _PARQUET_ROWS = 64  # rows held at once
 NO_SUFFIX = "without suffix"
 
 
-def open_images(
-    profile: Profile, split: str = "rl", passed: Counter[str] | None = None
-) -> Iterator[ImageItem]:
+def open_images(profile: Profile, split: str = "rl", passed: Counter[str] | None = None) -> Iterator[ImageItem]:
     """The first `images.num_images` images of the profile's source, each id once (`unique`)."""
     settings = profile.images
     source = settings.source
@@ -309,9 +307,7 @@ def _file(place: _Place, name: str, passed: Counter[str], inside: bool = False) 
         return iter([_by_path(place, name)])
     if suffix in LISTS:
         return _listed(place, name)
-    raise UserError(
-        f"{name} is neither a folder nor a .parquet or .tar file nor a list of paths ({', '.join(LISTS)})"
-    )
+    raise UserError(f"{name} is neither a folder nor a .parquet or .tar file nor a list of paths ({', '.join(LISTS)})")
 
 
 # Lists
@@ -477,9 +473,7 @@ def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
             if len(end) < 512 or end.strip(b"\0"):
                 raise tarfile.ReadError("it is cut off, or several tars were joined")
     except tarfile.TarError as error:
-        raise UserError(
-            f"{name} cannot be read to its end as an uncompressed tar ({error}); fetch it again"
-        ) from None
+        raise UserError(f"{name} cannot be read to its end as an uncompressed tar ({error}); fetch it again") from None
 
 
 # Data sets of Hugging Face

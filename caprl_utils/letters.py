@@ -45,9 +45,7 @@ _IS = _any(
     "|seems|appears|looks|remains|becomes|being"
 )
 _LINK = rf"(?:{_IS}|'s|[-=]>|[:=,\u2192]|{_DASH})"
-_ADVERBS = (
-    "likely|most|very|probably|possibly|definitely|certainly|clearly|obviously|therefore|thus|indeed|still"
-)
+_ADVERBS = "likely|most|very|probably|possibly|definitely|certainly|clearly|obviously|therefore|thus|indeed|still"
 _FILLERS = _any(
     f"the|to be|option|choice|letter|answer|number|{_ADVERBS}|simply|then|just|actually|surely|that|it is|it's|marked"
 )
@@ -144,9 +142,7 @@ _NEAR = 100  # characters around a letter that can tell what it is
 _NONE = "no letter"
 
 
-def read_letter(
-    text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None
-) -> LetterReading:
+def read_letter(text: str, letters: str = DEFAULT_LETTERS, options: Sequence[str] | None = None) -> LetterReading:
     """Read the one option letter that a text states. letters: those that exist for this question, e.g. "ABCDE".
     options: texts without letters, in letter order; only if given, a text that states one of them in its words counts
     as its letter.
@@ -249,9 +245,7 @@ class _Reply:
             return ""
         marked = marked or own is not None
         verdict = re.sub(r"^\([^()]*\)\s+", "", verdict) if own is None else own.lstrip(" ")
-        judged = marked or _AT_ONCE.match(
-            verdict
-        )  # "A dog is right": no mark, so the verdict follows at once
+        judged = marked or _AT_ONCE.match(verdict)  # "A dog is right": no mark, so the verdict follows at once
         confirmed, refuted = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
         if _EXCEPT.search(left) or (refuted and not confirmed):
             return "out"

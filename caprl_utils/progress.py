@@ -129,9 +129,7 @@ class Times:
         """What is known of each notebook, best what was measured here."""
         return {**self.reported, **self.measured}
 
-    def left(
-        self, chain: Sequence[str], name: str, sec: float, state: Mapping[str, Any] | None = None
-    ) -> float | None:
+    def left(self, chain: Sequence[str], name: str, sec: float, state: Mapping[str, Any] | None = None) -> float | None:
         """Seconds left of a chain after `sec` of the notebook `name`, whose stage has that state; None: not known.
 
         The running notebook takes at least as long as its stage still says; times from elsewhere are scaled by how

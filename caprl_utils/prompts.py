@@ -43,9 +43,7 @@ answer)."""
 LOOK = "Answer the question about the image.\nQuestion: {question}"
 """A question to a VLM, with the image (visual accuracy) or without it (text accuracy), and for direct VQA."""
 
-READ_AUTHORS = (
-    "Here is a detailed caption of an image: {caption}. Please answer the question based on the caption."
-)
+READ_AUTHORS = "Here is a detailed caption of an image: {caption}. Please answer the question based on the caption."
 """What stands before a question to Prism's reader (author script, stage 2: their reader is trained on these words)."""
 
 LETTER_ONLY = "Answer with the letter of the right option only."
@@ -100,11 +98,7 @@ CHARXIV_RULES = {
 }
 """By the type of CharXiv's answer: text in the chart, text in general, number in the chart, number in general."""
 
-TYPE_HINTS = {
-    "integer": " Give an integer.",
-    "float": " Give a decimal number.",
-    "list": " Give a Python list.",
-}
+TYPE_HINTS = {"integer": " Give an integer.", "float": " Give a decimal number.", "list": " Give a Python list."}
 
 SCORE_PREFILL = "The score is"
 """Start of the VLM judge's turn, so that the next token is the digit (ours)."""

@@ -108,9 +108,7 @@ class ImageQA(Row):
         return cls(id=str(row["id"]), image=image["bytes"], path=image["path"], questions=questions)
 
 
-_SMALL_WORD = re.compile(
-    r"a|am|an|as|at|be|by|do|go|he|i|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we", re.IGNORECASE
-)
+_SMALL_WORD = re.compile(r"a|am|an|as|at|be|by|do|go|he|i|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we", re.IGNORECASE)
 
 
 def text_key(text: str) -> str:

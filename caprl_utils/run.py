@@ -57,9 +57,7 @@ class Job:
         return self.folder / f".{self.name}.{kind}"
 
 
-def run_all(
-    notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()
-) -> None:
+def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()) -> None:
     """Run notebooks in order. Raises UserError at the first failure.
 
     notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all; chain: all copies that the caller is going to

@@ -171,9 +171,7 @@ class Run(AbstractContextManager):
         values = run.result["values"]
     """
 
-    def __init__(
-        self, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]
-    ):
+    def __init__(self, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]):
         """Only name the run; `open` makes it.
 
         parts: named JSON values or settings sections that change the output; versions of the main packages are added.

@@ -79,13 +79,7 @@ def real_profile(tmp_path, qwen_vlm, qwen_reader):
             "evaluation_files": str(tmp_path / "data" / "files"), "bootstrap_draws": 200,
         }  # fmt: skip
         del prism["paths"]["seed2k"]
-        values = {
-            "extends": name,
-            "torch_threads": 1,
-            "offline": True,
-            "models": models,
-            "prism": prism,
-        } | more
+        values = {"extends": name, "torch_threads": 1, "offline": True, "models": models, "prism": prism} | more
         file = tmp_path / f"{name}-tiny.yaml"
         file.write_text(yaml.safe_dump(values))
         return file

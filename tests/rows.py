@@ -38,10 +38,7 @@ def read_layouts():
     file = Path(__file__).parent / "data" / "benchmark-rows.jsonl"
     for one in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         rows = swapped(one["rows"], lambda value: CELLS.get(value, value))
-        yield (
-            one["benchmark"],
-            (rows, one["image_columns"], (one["question"], tuple(one["options"]), one["gold"])),
-        )
+        yield (one["benchmark"], (rows, one["image_columns"], (one["question"], tuple(one["options"]), one["gold"])))
 
 
 LAYOUTS = dict(read_layouts())

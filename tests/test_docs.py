@@ -20,9 +20,7 @@ DOCUMENTS = [
     *sorted(paths.REPORTS.glob("*.md")), *sorted(paths.REPORTS.glob("*/*.md")), *NOTEBOOKS,
 ]  # fmt: skip
 TARGETS = {
-    target
-    for line in re.findall(r"^([A-Za-z0-9_ -]+):(?!=)", MAKEFILE, re.MULTILINE)
-    for target in line.split()
+    target for line in re.findall(r"^([A-Za-z0-9_ -]+):(?!=)", MAKEFILE, re.MULTILINE) for target in line.split()
 } | {file.stem for file in NOTEBOOKS}
 PLACEHOLDERS = re.compile(r"[<>{}*]|NAME|NN|PORT|FOLDER|ITEM")
 FOLDERS = {path.name for path in paths.ROOT.iterdir() if path.is_dir() and path.name != "runs"}

@@ -114,9 +114,7 @@ def test_pictures_stand_upright_once(kind):
     assert open_image(as_bytes(picture(0), "JPEG", exif=BROKEN_EXIF)).size == (96, 128)
 
 
-@pytest.mark.parametrize(
-    "mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "1", "I;16", "I;16B", "I", "F", "CMYK", "YCbCr"]
-)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "1", "I;16", "I;16B", "I", "F", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(mode):
     grey = picture(0).convert("L")
     if "16" in mode:
@@ -173,13 +171,7 @@ def test_a_folder_is_walked_in_the_order_of_sorted_paths_and_what_is_passed_over
     os.mkfifo(folder / "pipe.png")
     passed = Counter()
     assert ids(folder, passed=passed) == [*NAMES, "hash"]
-    assert passed == {
-        ".md": 1,
-        "hidden": 2,
-        "link to a folder above it": 1,
-        "without suffix": 1,
-        "no file": 1,
-    }
+    assert passed == {".md": 1, "hidden": 2, "link to a folder above it": 1, "without suffix": 1, "no file": 1}
     assert ids(folder, ["a"]) == ["a/x.png", "a/z/1.PNG"]
     (folder / "only").mkdir()
     (folder / "only" / "x.md").touch()
@@ -317,13 +309,7 @@ def test_tars_are_read_to_their_end_or_named(tmp_path):
     file.write_bytes(data)
     assert ids(file, passed=passed) == ["t/0.png", "t/1.jfif"] and passed == {".json": 1, "hidden": 1}
     member = 512 + -(-len(GOOD) // 512) * 512
-    for damaged in (
-        data[:member],
-        data[: member + 200],
-        data[: member - 700],
-        data + data,
-        gzip.compress(data),
-    ):
+    for damaged in (data[:member], data[: member + 200], data[: member - 700], data + data, gzip.compress(data)):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"t\.tar cannot be read to its end"):
             ids(file)
@@ -398,11 +384,7 @@ def test_what_a_list_names_outside_or_nowhere_has_its_problem(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        (
-            "a.csv",
-            b"x.png\ny.png\n",
-            "its first line is 'x.png', and none of its columns is one of image, image_path",
-        ),
+        ("a.csv", b"x.png\ny.png\n", "its first line is 'x.png', and none of its columns is one of image, image_path"),
         ("a.txt", b"\xff\xfe\x00", "is no list of paths in UTF-8"),
         ("a.md", b"x", r"neither a folder .* nor a list of paths \(.txt, .jsonl, .csv, .tsv\)"),
         ("/nowhere/none.csv", None, r"no .*none\.csv; name a folder, .* list of paths"),

@@ -24,9 +24,7 @@ def test_plain_make_prints_help_made_from_the_comments():
     assert "Profiles: mini one_gpu paper smoke (PROFILE=mini)" in shown
 
 
-@pytest.mark.parametrize(
-    "item", ["table1", "table2", "table4", "table5", "table6", "figure4", "figures", "extras"]
-)
+@pytest.mark.parametrize("item", ["table1", "table2", "table4", "table5", "table6", "figure4", "figures", "extras"])
 def test_each_item_has_a_target_that_makes_what_it_needs_first(item, tmp_path):
     plan = make("-n", item, "PROFILE=smoke", f"CAPRL_RUNS={tmp_path}").stdout
     assert plan.index("01_qa_curation") < plan.index("caprl_utils report ")
@@ -94,10 +92,7 @@ def test_unknown_profile_lists_the_known_and_a_missing_environment_points_to_set
 @pytest.mark.parametrize("profile", ["smoke", "mini"])
 def test_tables_are_made_under_runs_and_reports_are_no_target(profile):
     # a file that make asks for by this name: the rule must know it
-    assert (
-        make("-n", f"runs/{profile}/reports/table3.md", f"PROFILE={profile}", "CAPRL_RUNS=runs").returncode
-        == 0
-    )
+    assert make("-n", f"runs/{profile}/reports/table3.md", f"PROFILE={profile}", "CAPRL_RUNS=runs").returncode == 0
     told = make("-n", f"reports/{profile}/table3.md", f"PROFILE={profile}")
     assert "caprl_utils" not in told.stdout
 

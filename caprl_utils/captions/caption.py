@@ -134,9 +134,7 @@ def draw(
             )  # fmt: skip
 
 
-def _opened(
-    max_pixels: int | None, numbered: tuple[int, ImageItem]
-) -> tuple[tuple[int, ImageItem], Image | Exception]:
+def _opened(max_pixels: int | None, numbered: tuple[int, ImageItem]) -> tuple[tuple[int, ImageItem], Image | Exception]:
     try:
         return numbered, numbered[1].open(max_pixels)
     except (OSError, UserError) as error:

@@ -308,9 +308,7 @@ def write_released(
     return [f"{made} captions", *told]
 
 
-def _released_rows(
-    files: Sequence[Path], limit: int | None, aside: dict[str, list[str]]
-) -> Iterator[dict[str, Any]]:
+def _released_rows(files: Sequence[Path], limit: int | None, aside: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
     seen: Counter[int] = Counter()
     for file in files:
         maker = {"model": file.name, "model_hash": file_hash(file)}

@@ -212,11 +212,7 @@ def _caption_here(
             order.append(item.id)
             yield number, item
 
-    with (
-        RowStore(folder / "captions.jsonl") as store,
-        ExitStack() as stack,
-        Progress("captions", total) as bar,
-    ):
+    with RowStore(folder / "captions.jsonl") as store, ExitStack() as stack, Progress("captions", total) as bar:
         opener, pixels = partial(model.open, stack), job["max_pixels"]
         for row in draw(images(), opener, sampling, job["prompt"], tally, pixels, store):
             store.append(row)
@@ -348,9 +344,7 @@ def _check_folder(job: Mapping[str, Any], file: str | None, folder: str, shards:
         before = json.loads(files.cat_file(f"{root}/job.json"))
         return _check_same(before["job"] | {"workers": before["shards"]}, {**job, "workers": shards}, folder)
     if other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
-        raise UserError(
-            f"{folder} is no captioning job and not empty ({other[0]} is there); take another name"
-        )
+        raise UserError(f"{folder} is no captioning job and not empty ({other[0]} is there); take another name")
     if file and Path(file).exists():
         try:
             before = json.loads((pq.read_schema(file).metadata or {}).get(JOB_KEY, b"{}"))
@@ -367,6 +361,4 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -
         changed.remove("source")
     if changed:
         told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
-        raise UserError(
-            f"{where} was made otherwise ({told}). Take another name for the result, or delete it."
-        )
+        raise UserError(f"{where} was made otherwise ({told}). Take another name for the result, or delete it.")

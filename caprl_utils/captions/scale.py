@@ -169,10 +169,7 @@ def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int
     again = np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
     todo = np.union1d(np.flatnonzero(~np.isin(hashes, done)), again)
     cuts = np.split(todo, range(batch, len(todo), batch))
-    return [
-        {"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist(), "part": 0, "of": 1}
-        for cut in cuts
-    ]
+    return [{"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist(), "part": 0, "of": 1} for cut in cuts]
 
 
 class _Actor:

@@ -81,8 +81,7 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _ANSWER_VALUE = re.compile(
-    r"^(?:option\s+)?[(（]?(?:(?P<letter>[A-Za-z])[).:．）：、]+|(?P<alone>[A-Za-z])$)\s*(?P<text>.*)$",
-    re.IGNORECASE,
+    r"^(?:option\s+)?[(（]?(?:(?P<letter>[A-Za-z])[).:．）：、]+|(?P<alone>[A-Za-z])$)\s*(?P<text>.*)$", re.IGNORECASE
 )
 # Letters are capitals and joined by whole words: "Dora" and "Band A" are no pairs of letters.
 _TWO = r"[(（]?[A-Z][).）]?\s*(?:,|&|/|\+|\s(?:and|or|nor)\s)\s*[(（]?[A-Z]"
@@ -116,9 +115,7 @@ class _Block:
 
     def is_prose(self) -> bool:
         """Whether it is no question at all, but a part of an introduction, a title or an explanation."""
-        return (
-            not self.options and not self.answers and not (self.bold and self.number and _asks(self.question))
-        )
+        return not self.options and not self.answers and not (self.bold and self.number and _asks(self.question))
 
     def ends_before(self, other: _Block) -> bool:
         """Whether another heading starts a question of its own, and is no line of this one (a list of statements)."""

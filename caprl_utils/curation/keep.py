@@ -121,9 +121,7 @@ def questions_schema() -> pa.Schema:
 
 
 @contextmanager
-def table_writer(
-    path: Path, schema: pa.Schema, group_rows: int
-) -> Iterator[Callable[[dict[str, Any]], None]]:
+def table_writer(path: Path, schema: pa.Schema, group_rows: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that adds a row to a parquet file; the file appears under its name only when it is complete."""
     rows: list[dict[str, Any]] = []
 
@@ -161,9 +159,7 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
                     ) from None
 
 
-def write_tables(
-    folder: Path, images: Iterable[ImageItem], answered: RowStore, limits: Curation
-) -> dict[str, Any]:
+def write_tables(folder: Path, images: Iterable[ImageItem], answered: RowStore, limits: Curation) -> dict[str, Any]:
     """Judge every answered question, write the three tables, and return counts and rates for the record.
 
     answered: a `QuestionSet` for every image that has questions.

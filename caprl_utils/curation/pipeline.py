@@ -204,15 +204,7 @@ def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
         if item.id in extracted and item.id not in store:
             questions = extracted.get(item.id, QuestionSet).questions
             another = other.image if other is not None else None
-            asked = (
-                item.id,
-                questions,
-                item.image,
-                another,
-                job.profile.curation.rounds,
-                job.seed,
-                job.authors,
-            )
+            asked = (item.id, questions, item.image, another, job.profile.curation.rounds, job.seed, job.authors)
             if requests := list(answer.requests_about(*asked)):
                 waiting[item.id] = _Pending(questions, len(requests))
                 yield from requests

@@ -162,8 +162,7 @@ def _shape(draw, shape: str, x: float, y: float, radius: float, fill) -> None:
         draw.ellipse([x - radius, y - radius, x, y], fill=fill)
         draw.ellipse([x, y - radius, x + radius, y], fill=fill)
         draw.polygon(
-            [(x - radius * 0.93, y - half * 0.6), (x + radius * 0.93, y - half * 0.6), (x, y + radius)],
-            fill=fill,
+            [(x - radius * 0.93, y - half * 0.6), (x + radius * 0.93, y - half * 0.6), (x, y + radius)], fill=fill
         )
         return
     draw.polygon(_corners(shape, x, y, radius), fill=fill, outline=INK)
@@ -171,13 +170,9 @@ def _shape(draw, shape: str, x: float, y: float, radius: float, fill) -> None:
 
 def _corners(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
     """Corner points of a regular shape or star around (x, y)."""
-    count, start = {
-        "square": (4, 45),
-        "triangle": (3, -90),
-        "diamond": (4, 0),
-        "hexagon": (6, 0),
-        "star": (10, -90),
-    }[shape]
+    count, start = {"square": (4, 45), "triangle": (3, -90), "diamond": (4, 0), "hexagon": (6, 0), "star": (10, -90)}[
+        shape
+    ]
     corners = []
     for k in range(count):
         reach = radius * (0.42 if shape == "star" and k % 2 else 1.0)
@@ -239,9 +234,7 @@ def _fact_cells(picture: Picture) -> dict[str, tuple[int, int]]:
     layout = picture.layout
     if picture.kind == "chart":
         bars = layout["type"] == "bars"
-        labels = {
-            f"value of {c}": (0, i) if bars else (i, 4) for i, c in enumerate(layout["labels"], start=1)
-        }
+        labels = {f"value of {c}": (0, i) if bars else (i, 4) for i, c in enumerate(layout["labels"], start=1)}
         return {"topic": (2, 0), "chart type": (0, 0), "chart colour": (4, 0)} | labels
     if picture.kind == "infographic":
         labels = {f"share of {g}": (1, i) for i, g in enumerate(layout["labels"], start=1)}

@@ -31,9 +31,7 @@ def image_at(
     """
     chosen = tuple(kinds or KINDS)
     if unknown := set(chosen) - set(KINDS):
-        raise UserError(
-            f"images.kinds: the mini world has no {', '.join(sorted(unknown))}; it has {', '.join(KINDS)}"
-        )
+        raise UserError(f"images.kinds: the mini world has no {', '.join(sorted(unknown))}; it has {', '.join(KINDS)}")
     shown = picture(split, number // len(chosen), chosen[number % len(chosen)], seed)
     return shown.id, render(shown), shown.kind, truth(shown)
 
@@ -75,9 +73,7 @@ def _sample(name: str, shown: Picture, question: str, options: list[str], gold: 
     )
 
 
-def training_rows(
-    stage: str, num_images: int, seed: int
-) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
+def training_rows(stage: str, num_images: int, seed: int) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
     """(id, image, turns) of the split `pretraining` for a stage of pretraining.
 
     "align" (BLIP-558K's role): the true caption, complete where BLIP's are short: of captions with two facts drawn

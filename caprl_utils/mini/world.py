@@ -151,13 +151,7 @@ def _geometry(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, obje
         Fact("line colour", colour, tuple(words.COLOURS)),
         *(Fact(f"length of {s}", v, tuple(words.NUMBERS)) for s, v in zip(sides, values, strict=True)),
     ]
-    layout = {
-        "figure": figure,
-        "colour": colour,
-        "sides": sides,
-        "values": values,
-        "fill": rng.random() < 0.5,
-    }
+    layout = {"figure": figure, "colour": colour, "sides": sides, "values": values, "fill": rng.random() < 0.5}
     return facts, [f"number of sides of a {figure}"], layout
 
 

@@ -230,9 +230,7 @@ class EndpointBackend:
         for url in self.config.base_urls:
             if self.config.path not in (names := self._models_at(url)):
                 told = f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with"
-                raise UserError(
-                    f"{told} that name (`make serve MODEL=...`) or change the model's path in the profile"
-                )
+                raise UserError(f"{told} that name (`make serve MODEL=...`) or change the model's path in the profile")
         return self.config.path
 
     @property
@@ -268,9 +266,7 @@ class EndpointBackend:
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. The servers stay full while there are requests. Raises UserError when they are gone."""
         jobs = ((request, index) for request in requests for index in range(sampling.n))
-        posts = (
-            Post((r.id, index), self.chat_body(r, sampling, index), _read_completion) for r, index in jobs
-        )
+        posts = (Post((r.id, index), self.chat_body(r, sampling, index), _read_completion) for r, index in jobs)
         failed_in_row = 0
         for (request_id, index), found in self.client.run(posts):
             if not isinstance(found, RequestError):

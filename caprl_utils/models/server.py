@@ -96,9 +96,7 @@ def serve_until_stopped(model: ModelConfig, port: int, options: Options) -> None
         return
 
 
-def command(
-    model: ModelConfig, port: int, options: Options = Options(), tokenizer: Path | None = None
-) -> list[str]:
+def command(model: ModelConfig, port: int, options: Options = Options(), tokenizer: Path | None = None) -> list[str]:
     """The server's command line, the same for both builds of vLLM. Raises UserError for more GPUs than are visible."""
     arguments = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
@@ -192,9 +190,7 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
         if process.poll() is not None:
             raise UserError(_why_ended(process.returncode, name, log))
         if waited > READY_SEC:
-            late = (
-                f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more)"
-            )
+            late = f"the server for {name} was not ready after {READY_SEC:.0f} s (CAPRL_READY_SEC gives it more)"
             raise UserError(f"{late}; the end of {paths.shown(log)}:\n{processes.tail(log)}")
         if waited >= told + _LINE_SEC:
             print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)

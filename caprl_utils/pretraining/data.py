@@ -132,9 +132,7 @@ class TokenCounter:
         messages = []
         for message in row.messages:
             pieces = re.split(f"({re.escape(PLACEHOLDER)})", message.content)
-            shown = [
-                {"type": "image"} if p == PLACEHOLDER else {"type": "text", "text": p} for p in pieces if p
-            ]
+            shown = [{"type": "image"} if p == PLACEHOLDER else {"type": "text", "text": p} for p in pieces if p]
             messages.append({"role": message.role, "content": shown})
         return self.processor.apply_chat_template(messages, tokenize=False)
 
@@ -176,9 +174,7 @@ def token_budgets(
             images = sum(counter.image_tokens(*size) for size in sizes)
             tokens = counter.text_tokens(row) + images
             if tokens > cutoff:
-                bad[place] = (
-                    f"row {row.id}: {tokens} tokens ({images} of images) are over the cutoff {cutoff}"
-                )
+                bad[place] = f"row {row.id}: {tokens} tokens ({images} of images) are over the cutoff {cutoff}"
             else:
                 longest[name], total[name] = max(longest[name], tokens), total[name] + tokens
     return bad, longest, total

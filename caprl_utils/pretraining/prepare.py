@@ -46,9 +46,7 @@ def run_name(dataset: str) -> str:
     return f"data-{dataset}"
 
 
-def prepare(
-    profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]
-) -> dict[str, DataSet]:
+def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]) -> dict[str, DataSet]:
     """Caption what is to be captioned, write every data set, and check each row against every model's processor.
 
     models: setting -> assembled model (other seeds are passed over). Raises UserError naming data set and rows. A data

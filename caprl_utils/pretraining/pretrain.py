@@ -87,9 +87,7 @@ def train_all(
         return in_order(trainings, make, settings.parallel_runs)
 
 
-def in_order(
-    trainings: Sequence[Training], make: Callable[[Training], Record], workers: int
-) -> dict[str, Record]:
+def in_order(trainings: Sequence[Training], make: Callable[[Training], Record], workers: int) -> dict[str, Record]:
     """Call make for every training whose start is done, `workers` at a time, in the order given; name -> its result."""
     waiting, running, records = list(trainings), {}, {}
     with ThreadPoolExecutor(workers) as pool:

@@ -122,9 +122,7 @@ def row_trainings(setting: str, captions: CaptionSet | None, seed: int | None = 
     return [*made, Training(final_name(setting, captions, seed), setting, "sft", made[-1].name, None, seed)]
 
 
-def _seeded_rows(
-    settings: Pretraining, items: Sequence[str]
-) -> Iterator[tuple[str, CaptionSet | None, int | None]]:
+def _seeded_rows(settings: Pretraining, items: Sequence[str]) -> Iterator[tuple[str, CaptionSet | None, int | None]]:
     """Rows with the profile's seed, then the same with others."""
     first, rows = settings.settings[0], []
     if "table1" in items:

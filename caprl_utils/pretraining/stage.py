@@ -241,6 +241,4 @@ def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
     for part, moved in found.items():
         if (moved > 0) != (part in trains):
             told = f"the {part} {'moved' if moved > 0 else 'did not move'} ({moved:.2e} of its norm)"
-            raise UserError(
-                f"{told}, but {', '.join(trains)} should train; the model is not what the stage asked for"
-            )
+            raise UserError(f"{told}, but {', '.join(trains)} should train; the model is not what the stage asked for")

@@ -22,9 +22,7 @@ COLLECTION = "internlm/CapRL-Evaluation-Files"
 OWN_PROMPT = "own_prompt"  # in a sample's meta: its question holds its own instruction
 _SLOT = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
 _TURN_END = "<|im_end|>"
-Read = tuple[
-    list[Sample], dict[str, str], Mapping[str, Any]
-]  # samples, why others cannot be used, what was read
+Read = tuple[list[Sample], dict[str, str], Mapping[str, Any]]  # samples, why others cannot be used, what was read
 
 
 def protocol(collection: Path) -> list[str]:

@@ -15,14 +15,7 @@ from pathlib import Path
 from caprl_utils.captions.caption import caption_id
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.prism.sources import (
-    Captions,
-    PrismImage,
-    Source,
-    TokenCounter,
-    captions_of,
-    written_captions,
-)
+from caprl_utils.prism.sources import Captions, PrismImage, Source, TokenCounter, captions_of, written_captions
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
 

@@ -137,9 +137,7 @@ def reading(profile: Profile, looks: bool = False) -> Mode:
     return "greedy" if looks else "choice"
 
 
-def preview(
-    profile: Profile, samples: Sequence[Sample], captions: Captions, reader: Backend
-) -> list[dict[str, Any]]:
+def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, reader: Backend) -> list[dict[str, Any]]:
     """Stages 2 and 3 for a few samples and captions of their images, kept nowhere: rows of `scores.COLUMNS`."""
     tasks = make_tasks(samples, captions, looks=False)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:

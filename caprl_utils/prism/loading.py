@@ -25,13 +25,7 @@ from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
 MAX_BAD_SHARE, FEW = 0.05, 3  # ours: beyond both, data (or a model) are another thing than expected
-_BAD_CELLS = (
-    UserError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)  # cells of other types than the layout's
+_BAD_CELLS = (UserError, ValueError, LookupError, TypeError, AttributeError)  # cells of other types than the layout's
 log = logging.getLogger(__name__)
 
 
@@ -49,9 +43,7 @@ class Samples(list[Sample]):
         self.origins: dict[str, Mapping[str, Any]] = {}
 
 
-def load_samples(
-    profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None
-) -> Samples:
+def load_samples(profile: Profile, benchmarks: Sequence[str] | None = None, num_samples: int | None = None) -> Samples:
     """The samples of several benchmarks, in the order given: keys of the registry, or KEY=PATH for local data (as in
     `prism.paths`); these and num_samples (of each) are the profile's by default. With scoring "caprl" the authors'
     files (`prism.evaluation_files`) are read instead. Raises UserError when data are missing.

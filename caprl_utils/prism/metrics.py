@@ -161,8 +161,7 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
     target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
     target, prediction = (text.strip().strip(".").strip("\n") for text in (target, answer))
     wanted, given = (
-        [item.strip(" '") for item in as_list(text) or ()] or [text]
-        for text in (_quote_items(target), prediction)
+        [item.strip(" '") for item in as_list(text) or ()] or [text] for text in (_quote_items(target), prediction)
     )
     flags = [str(flag).upper() == "YES" for flag in ([year] if isinstance(year, str) else year or [])]
     if sample.meta.get("question_type") == "Conversational":

@@ -112,9 +112,7 @@ def _ask(
     """
     asked = [(sample, final_answer(text)) for sample, text in asked]
     texts = [
-        template.format(
-            question=s.question, gold=s.gold, answer=a, **dict.fromkeys(("hint", "rule"), hint(s))
-        )
+        template.format(question=s.question, gold=s.gold, answer=a, **dict.fromkeys(("hint", "rule"), hint(s)))
         for s, a in asked
     ]
     found = []
@@ -179,9 +177,7 @@ def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | S
         return made(sample, "" if said.lower() == "none" else said)
 
     hints = prompts.TYPE_HINTS
-    return _ask(
-        judge, asked, prompts.EXTRACT, _EXTRACTED, read, lambda s: hints.get(s.meta.get("answer_type"), "")
-    )
+    return _ask(judge, asked, prompts.EXTRACT, _EXTRACTED, read, lambda s: hints.get(s.meta.get("answer_type"), ""))
 
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
@@ -227,14 +223,10 @@ class Vector(BaseModel):
         meta = self.meta or {}
         options, several = tuple(as_list(meta.get("options")) or ()), isinstance(self.prediction, list)
         pairs = zip(self.prediction, self.gold, strict=True) if several else [(self.prediction, self.gold)]
-        asked = [
-            (Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs
-        ]
+        asked = [(Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs]
         (sample, text), *_ = asked
         if self.mode == "standard" and _metric(sample) == MATHVISTA and len(text.split()) == 1:
-            return mathvista_match(
-                sample, text, extracted=True
-            )  # a vector's prediction is the final short answer
+            return mathvista_match(sample, text, extracted=True)  # a vector's prediction is the final short answer
         scores = score_answers(asked, self.mode)
         return all_rotations(scores) if several else scores[0]
 

@@ -34,9 +34,7 @@ ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int | None]
 log = logging.getLogger(__name__)
-_HASHES: WeakKeyDictionary[Callable[[], Image], str] = (
-    WeakKeyDictionary()
-)  # of the images of several captioners
+_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()  # of the images of several captioners
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,7 @@ def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> li
         return by_image(store, sampling.n)[image.id]
 
 
-def _write(
-    captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore
-) -> dict[str, str]:
+def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore) -> dict[str, str]:
     """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason. Raises
     UserError where that is too many: what is done stays on disk and the next call makes the rest.
     """

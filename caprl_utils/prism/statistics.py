@@ -75,9 +75,7 @@ class Bootstrap:
         return Interval(float(value), float(low), float(high), self.num_clusters, p_value)
 
 
-def bootstrap(
-    scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int
-) -> Bootstrap:
+def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int) -> Bootstrap:
     """Resample the images of one benchmark; images with more questions count more, in the resamples too. scores: (rows,
     models). clusters: image id of each row. Raises ValueError for missing scores: leave such rows out for all models,
     or the pairing is gone.
@@ -108,9 +106,7 @@ def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> I
 def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:
     """The mean over benchmarks of the same models, each counting the same, from their independent resamples."""
     found = list(parts.values())
-    means, samples = (
-        np.mean([getattr(part, name) for part in found], axis=0) for name in ("means", "samples")
-    )
+    means, samples = (np.mean([getattr(part, name) for part in found], axis=0) for name in ("means", "samples"))
     counts = (sum(getattr(part, name) for part in found) for name in ("num_clusters", "num_rows"))
     return Bootstrap(found[0].models, means, samples, *counts)
 
@@ -127,9 +123,7 @@ def bootstrap_benchmarks(
     }
 
 
-def bootstrap_models(
-    models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int
-) -> dict[str, Bootstrap]:
+def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int) -> dict[str, Bootstrap]:
     """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average,
     over the samples that all have. Raises UserError when two models were not scored on the same samples, but for a few
     that were left out.

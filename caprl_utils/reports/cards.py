@@ -77,9 +77,7 @@ def captions_card(profile: Profile, file: Path) -> str:
     )  # fmt: skip
 
 
-def _model_card(
-    profile: Profile, kind: str, folder: Path, start: str, stage: str, task: str, tags: list[str]
-) -> str:
+def _model_card(profile: Profile, kind: str, folder: Path, start: str, stage: str, task: str, tags: list[str]) -> str:
     """start: path of the model that it was trained from. stage: of the evaluation whose scores it shows."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 

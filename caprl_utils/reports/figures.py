@@ -133,9 +133,7 @@ def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, n
         return save(figure, stem, note)
 
 
-def plot_dots(
-    series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = ""
-) -> list[Path]:
+def plot_dots(series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "") -> list[Path]:
     """Accuracy per benchmark, one row each, models side by side with their intervals.
 
     series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none.

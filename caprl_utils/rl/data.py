@@ -85,9 +85,7 @@ def load_data(
 
     rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(paths.RUNS / ".cache" / "datasets"))
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
-        raise UserError(
-            f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}"
-        )
+        raise UserError(f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}")
     rows = rows.select_columns([*COLUMNS]).cast_column("image", datasets.Image(decode=False))
     ids, bad = [str(name) for name in rows["id"]], {}
     questions = [_questions(ids[i], cell, data, bad) for i, cell in enumerate(rows["reward_model"])]

@@ -72,10 +72,7 @@ def listing(profile_name: str) -> str:
     """The experiments of a profile, each with what it is, what it is for and the seeds of its trainings."""
 
     def line(name: str) -> str:
-        experiment, seeds = (
-            load_experiment(name, profile_name)[0],
-            ", ".join(map(str, seeds_of(profile, name))),
-        )
+        experiment, seeds = (load_experiment(name, profile_name)[0], ", ".join(map(str, seeds_of(profile, name))))
         return f"{name:14} {experiment.description} [{experiment.item}; seeds {seeds}]"
 
     profile = load_profile(profile_name)

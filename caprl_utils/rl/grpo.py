@@ -203,9 +203,7 @@ class CaptionTrainer(GRPOTrainer):
         yield
         self._metrics["train"][name].append(time.perf_counter() - start)
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
-    ) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # these have loaders of their own
             return

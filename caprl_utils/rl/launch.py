@@ -118,9 +118,7 @@ def num_processes(accelerate_config: str | None, num_gpus: int) -> int:
     return config["num_processes"] if config.get("num_machines", 1) > 1 else max(1, num_gpus)
 
 
-def batch_layout(
-    prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool
-) -> tuple[int, int]:
+def batch_layout(prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool) -> tuple[int, int]:
     """(captions per forward and backward of a process, accumulation steps) of a step of `prompts` images. All captions
     of an image lie on one process: their draws are numbered there. Raises UserError when they do not fit.
     """

@@ -108,9 +108,7 @@ class Monitor(TrainerCallback, ExitStack):
             return
         kept, size = self.trainer._logs, self.trainer.num_generations
         rewards = list(kept["rewards"][self.trainer.reward_func_names[0]])
-        row = curve_row(
-            state.global_step, logs, [rewards[i : i + size] for i in range(0, len(rewards), size)]
-        )
+        row = curve_row(state.global_step, logs, [rewards[i : i + size] for i in range(0, len(rewards), size)])
         self.curve.append(row)
         for number, reward in enumerate(rewards[:SAMPLES_PER_STEP]):
             sample = {

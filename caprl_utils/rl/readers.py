@@ -40,9 +40,7 @@ MAX_ANSWER_TOKENS = 10
 class Reader:
     """Answers questions about captions; what a model answers does not depend on how it was asked."""
 
-    def __init__(
-        self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None, words: str = "short"
-    ):
+    def __init__(self, backend: Backend, fast: PackedPrompts | ListedPrompts | None = None, words: str = "short"):
         """fast: a faster way to ask it, for text prompts with one prefill. words: see `prompts.reward_question`."""
         self.backend, self._fast, self.words = backend, fast, words
         self._same: bool | None = None  # whether the fast way gives the same numbers; None: not known yet
@@ -68,9 +66,7 @@ class Reader:
         self._add(texts, rest, temperature, MAX_ANSWER_TOKENS - 1)
         return [texts[i] for i in range(len(requests))]
 
-    def _add(
-        self, texts: dict[int, str | None], asked: dict[int, Request], temperature: float, count: int
-    ) -> None:
+    def _add(self, texts: dict[int, str | None], asked: dict[int, Request], temperature: float, count: int) -> None:
         """Continue some of the texts by at most `count` tokens."""
         if asked:
             found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
@@ -222,13 +218,9 @@ class PackedPrompts:
         decode = self._backend.loaded.tokenizer.decode
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         rows = enumerate(zip(requests, self._next_logprobs(requests), strict=True))
-        return {
-            i: None if row is None else decode([_draw(row, temperature, r)], **how) for i, (r, row) in rows
-        }
+        return {i: None if row is None else decode([_draw(row, temperature, r)], **how) for i, (r, row) in rows}
 
-    def _next_logprobs(
-        self, requests: Sequence[Request], ids: list[int] | None = None
-    ) -> list[np.ndarray | None]:
+    def _next_logprobs(self, requests: Sequence[Request], ids: list[int] | None = None) -> list[np.ndarray | None]:
         """Log-probabilities of the tokens `ids`, by default all, after each prompt; None for what is too long."""
         model = self._backend.loaded
         unique = {(r.prompt, r.prefill): r for r in requests}
@@ -304,9 +296,7 @@ class ListedPrompts:
             if row is None or surely_a_letter(row, temperature)
         }
 
-    def _ask(
-        self, unique: dict[str, Request], letters: str, before: str, after: str
-    ) -> dict[str, list[float] | None]:
+    def _ask(self, unique: dict[str, Request], letters: str, before: str, after: str) -> dict[str, list[float] | None]:
         """Prompt -> log-probabilities of the letters, None where the server failed."""
         ids, prompts = self._backend.choice_ids(tuple(f" {letter}" for letter in letters)), list(unique)
         fixed = {

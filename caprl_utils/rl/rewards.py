@@ -127,9 +127,7 @@ def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Sc
     known = {i: row[: len(rounds[i].letters)] for i, row in enumerate(logprobs) if row is not None}
     masses = {i: sum(map(math.exp, row)) for i, row in known.items()}
     low = [i for i, mass in masses.items() if mass < MIN_LETTER_MASS]
-    chances = {
-        i: _softmax(known[i], settings.reader_temperature) for i in known if masses[i] >= MIN_LETTER_MASS
-    }
+    chances = {i: _softmax(known[i], settings.reader_temperature) for i in known if masses[i] >= MIN_LETTER_MASS}
     scores = {i: row[rounds[i].letters.index(rounds[i].gold)] for i, row in chances.items()}
     metrics = {
         "letter_mass": _average(masses.values()),

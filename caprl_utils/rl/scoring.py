@@ -90,9 +90,7 @@ def _texts(completions: Sequence[Any]) -> list[str]:
     return [completion[0]["content"] for completion in completions]
 
 
-def qa_score(
-    captions: Sequence[str], rows: Rows, step: int, reader: Reader, settings: RL, seed: int
-) -> RewardBatch:
+def qa_score(captions: Sequence[str], rows: Rows, step: int, reader: Reader, settings: RL, seed: int) -> RewardBatch:
     """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
     seen: Counter[str] = Counter()
     tasks = []

@@ -22,14 +22,7 @@ from caprl_utils.records import Question
 from caprl_utils.registry import drawn_source
 from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.rl.readers import Reader
-from caprl_utils.rl.rewards import (
-    CaptionTask,
-    Round,
-    draw_rounds,
-    expected_scores,
-    qa_rewards,
-    sampled_scores,
-)
+from caprl_utils.rl.rewards import CaptionTask, Round, draw_rounds, expected_scores, qa_rewards, sampled_scores
 from caprl_utils.schema import RL, Experiment, Profile
 
 if TYPE_CHECKING:
@@ -151,9 +144,7 @@ def noise(
     return table
 
 
-def outcomes(
-    model: str, profile: Profile, examples: Sequence[Example], reader: Reader, settings: RL
-) -> list[Outcome]:
+def outcomes(model: str, profile: Profile, examples: Sequence[Example], reader: Reader, settings: RL) -> list[Outcome]:
     """Greedy captions of a model (a path as in profiles), each question of their image asked once."""
     policy = profile.models.policy.model_copy(update={"path": model, "backend": "local"})
     requests = [Request(e.id, prompts.CAPTION, e.image) for e in examples]

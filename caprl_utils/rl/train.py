@@ -64,9 +64,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
             run.close()
 
 
-def _finish(
-    run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, dtype: Any, weights: Any
-) -> None:
+def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, dtype: Any, weights: Any) -> None:
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses nothing."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = counts(model)
@@ -74,10 +72,7 @@ def _finish(
     curve = list(run.rows("curve").read())
     values = {"steps": len(curve), "set_aside": len(trainer.set_aside)}
     for name in ("reward", "completion_tokens"):
-        values |= {
-            f"{name}_first": _mean(curve[:_WINDOW], name),
-            f"{name}_last": _mean(curve[-_WINDOW:], name),
-        }
+        values |= {f"{name}_first": _mean(curve[:_WINDOW], name), f"{name}_last": _mean(curve[-_WINDOW:], name)}
     values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward")}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
@@ -100,9 +95,7 @@ def _without_vllm() -> None:
 
 def main(argv: list[str]) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m caprl_utils.rl.train", description="Train a captioner by GRPO."
-    )
+    parser = argparse.ArgumentParser("python -m caprl_utils.rl.train", description="Train a captioner by GRPO.")
     parser.add_argument("--experiment", required=True, help="name in configs/experiments, or a YAML file")
     parser.add_argument("--profile", required=True, help="smoke | mini | one_gpu | paper")
     parser.add_argument("--seed", type=int, default=0, help="of the run; everything random derives from it")

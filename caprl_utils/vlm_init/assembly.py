@@ -114,10 +114,7 @@ def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any
     out = out.absolute()
     hashes = [donors.content_hash(folder) for folder in plan.folders]
     key = value_hash({"setting": plan.setting, "seed": seed, "donors": hashes, "format": FORMAT})
-    partial, lock = (
-        out.with_name(f".{out.name}.partial"),
-        Lock(out.with_name(f".{out.name}.lock"), shown(out)),
-    )
+    partial, lock = (out.with_name(f".{out.name}.partial"), Lock(out.with_name(f".{out.name}.lock"), shown(out)))
     lock.acquire()
     try:
         if (out / FILE).is_file() and (made := record_of(out))["key"] == key:
@@ -161,11 +158,7 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
         plan.processor.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes 0600
-    counts, sizes, versions = (
-        Counter(map(part_of, plan.shapes)),
-        parameters(plan.shapes),
-        provenance.versions(),
-    )
+    counts, sizes, versions = (Counter(map(part_of, plan.shapes)), parameters(plan.shapes), provenance.versions())
     sources = {"vision_tower": setting.vision.path, "projector": f"normal(0, {STD}), seed {seed}",
                "language_model": setting.language.path}  # fmt: skip
     return {

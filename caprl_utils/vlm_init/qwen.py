@@ -53,14 +53,8 @@ def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]
         tie_word_embeddings=text.tie_word_embeddings,  # at the root: older readers do not look further down
         **{key: getattr(frame, key) for key in IMAGE_TOKENS},
     )
-    notes = [
-        f"{k} is the language model's {ours[k]!r}; the vision donor's own has {theirs[k]!r}"
-        for k in differing
-    ]
-    return config, [
-        *notes,
-        "embeddings of the vision special tokens are the language model's own, untrained there",
-    ]
+    notes = [f"{k} is the language model's {ours[k]!r}; the vision donor's own has {theirs[k]!r}" for k in differing]
+    return config, [*notes, "embeddings of the vision special tokens are the language model's own, untrained there"]
 
 
 def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:

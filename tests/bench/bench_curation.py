@@ -30,8 +30,7 @@ SMALL, LARGE = 2_000, 200_000  # images: 10,000 and 1,000,000 questions
 MEMORY_GOAL_GB = 1.0
 LINEAR_GOAL = 0.8  # ours: time of a row at the smaller size by that at the larger; 1 is exactly linear
 _TEXT = "\n".join(
-    f"**{n}. Question {n}?**\nA) yes\nB) no\nC) maybe\nD) never\n**Answer:** A) yes"
-    for n in range(1, QUESTIONS + 1)
+    f"**{n}. Question {n}?**\nA) yes\nB) no\nC) maybe\nD) never\n**Answer:** A) yes" for n in range(1, QUESTIONS + 1)
 )
 
 

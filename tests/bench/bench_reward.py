@@ -91,18 +91,12 @@ def over_vllm(profile: Profile) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def one_by_one(
-    tasks: Sequence[CaptionTask], backend: EndpointBackend, settings: RL, extra: dict[str, Any]
-) -> float:
+def one_by_one(tasks: Sequence[CaptionTask], backend: EndpointBackend, settings: RL, extra: dict[str, Any]) -> float:
     """The mean reward by one request per question; the first capital of the sampled answer counts."""
     sampling = Sampling(MAX_ANSWER_TOKENS, temperature=settings.reader_temperature)
     rounds = [r for task in tasks for r in draw_rounds(task, settings.rounds, settings.question_draw)]
     posts = (
-        Post(
-            r.gold,
-            backend.chat_body(r.request, sampling) | extra,
-            lambda a: a["choices"][0]["message"]["content"],
-        )
+        Post(r.gold, backend.chat_body(r.request, sampling) | extra, lambda a: a["choices"][0]["message"]["content"])
         for r in rounds
     )
     found = backend.client.run(posts)
@@ -137,17 +131,12 @@ def noise(profile: Profile) -> list[dict[str, Any]]:
     """Standard deviation of a fixed caption's reward over draws, at four questions each: the paper's dice against
     the expected answer, questions drawn with replacement and each once.
     """
-    reader, tasks = (
-        open_reader(profile.models.reward_reader, profile),
-        tasks_of(profile, IMAGES_NOISE, seed=0),
-    )
+    reader, tasks = (open_reader(profile.models.reward_reader, profile), tasks_of(profile, IMAGES_NOISE, seed=0))
     drawn = [replace(t, key=("noise", *t.key, n)) for t in tasks for n in range(DRAWS)]
 
     def spread(kind: str, draw: str) -> float:
         rewards = qa_rewards(drawn, reader, _settings(profile, kind, draw)).rewards
-        return statistics.mean(
-            statistics.stdev(rewards[i : i + DRAWS]) for i in range(0, len(rewards), DRAWS)
-        )
+        return statistics.mean(statistics.stdev(rewards[i : i + DRAWS]) for i in range(0, len(rewards), DRAWS))
 
     paper, n = spread("qa_sampled", "replacement"), len(drawn)
     ways = (("qa_expected", "replacement"), ("qa_sampled", "stratified"), ("qa_expected", "stratified"))

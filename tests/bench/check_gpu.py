@@ -79,12 +79,8 @@ def vision(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tower window by window against all windows of a size in one call."""
     from caprl_utils.rl.policy import windows_together
 
-    model = hf.AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype="auto").to(
-        "cuda" if GPU else "cpu"
-    )
-    inputs = hf.AutoProcessor.from_pretrained(folder / "vlm").image_processor(
-        picture(size, 0), return_tensors="pt"
-    )
+    model = hf.AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype="auto").to("cuda" if GPU else "cpu")
+    inputs = hf.AutoProcessor.from_pretrained(folder / "vlm").image_processor(picture(size, 0), return_tensors="pt")
     inputs = inputs.to(model.device)
     seen, seconds = [], []
     for change in (lambda model: None, windows_together):
@@ -92,9 +88,7 @@ def vision(size: dict[str, Any], folder: Path) -> dict[str, Any]:
         for _ in range(2):  # the first is warm-up
             start = time.perf_counter()
             with torch.inference_mode():
-                features = (
-                    torch.cat(list(model.model.get_image_features(**inputs).pooler_output)).float().cpu()
-                )
+                features = torch.cat(list(model.model.get_image_features(**inputs).pooler_output)).float().cpu()
         seen.append(features)
         seconds.append(time.perf_counter() - start)
     gap = ((seen[0] - seen[1]).abs().max() / seen[0].abs().max()).item()
@@ -108,10 +102,7 @@ def reader(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     from caprl_utils.schema import ModelConfig
 
     backend = LocalBackend(ModelConfig(path=str(folder / "reader")))
-    caption, options = (
-        "The red tower stands left of house number seven. ",
-        ["one", "two", prompts.CANNOT_ANSWER],
-    )
+    caption, options = ("The red tower stands left of house number seven. ", ["one", "two", prompts.CANNOT_ANSWER])
     texts = [caption * (size["caption_words"] // 9) + str(i // 4) for i in range(size["questions"])]
     asked = [prompts.reward_question(t, f"What is {i % 4}?", options, "authors") for i, t in enumerate(texts)]
     requests = [Request(str(i), text, prefill=prompts.ANSWER_PREFILL) for i, text in enumerate(asked)]
@@ -138,9 +129,7 @@ def rollout(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     processor, rows = load_processor(config), size["group"] * size["prompts"]
     content = [{"type": "image"}, {"type": "text", "text": prompts.CAPTION}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(
-        text=[text] * rows, images=[picture(size, i) for i in range(rows)], return_tensors="pt"
-    )
+    inputs = processor(text=[text] * rows, images=[picture(size, i) for i in range(rows)], return_tensors="pt")
     found, tokens = {}, size["tokens"]
     for name, half in (("bfloat16", True), ("float32", False)):
         base = load_policy(config, training, on_gpu=half)
@@ -193,15 +182,7 @@ def train(size: dict[str, Any], folder: Path, name: str, steps: int, **training:
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """What of a step is told."""
-    names = (
-        "seconds",
-        "seconds_generate",
-        "seconds_reward",
-        "completion_tokens",
-        "reward",
-        "grad_norm",
-        "kl",
-    )
+    names = ("seconds", "seconds_generate", "seconds_reward", "completion_tokens", "reward", "grad_norm", "kl")
     return {"ok": row["grad_norm"] is not None, **{name: row[name] for name in names}}
 
 
@@ -254,16 +235,7 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="check-gpu-") as temporary:
         folder = given.folder or Path(temporary)
         for step in STEPS:
-            words = [
-                sys.executable,
-                __file__,
-                "--step",
-                step.__name__,
-                "--size",
-                given.size,
-                "--folder",
-                str(folder),
-            ]
+            words = [sys.executable, __file__, "--step", step.__name__, "--size", given.size, "--folder", str(folder)]
             done = subprocess.run(words, capture_output=True, text=True)
             lines = done.stdout.strip().splitlines() or [""]
             told = (done.stderr.strip().splitlines() or ["no message"])[-1]

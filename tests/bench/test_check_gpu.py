@@ -15,13 +15,5 @@ def test_all_seven_steps_pass(qwen_tokenizer, capsys, tmp_path):
     spec.loader.exec_module(check)
     assert check.main(["--size", "tiny", "--folder", str(tmp_path)]) == 0, capsys.readouterr().out
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [row["step"] for row in rows] == [
-        "models",
-        "vision",
-        "reader",
-        "rollout",
-        "lora",
-        "full",
-        "resume",
-    ]
+    assert [row["step"] for row in rows] == ["models", "vision", "reader", "rollout", "lora", "full", "resume"]
     assert rows[-1]["grad_norm"] == 0  # the resumed step repeats exactly

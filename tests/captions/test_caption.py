@@ -136,14 +136,7 @@ def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
     assert result.bad == {"empty.png": "empty file", "text.png": "not an image"} and result.images == IMAGES
     told = "2 of 13 images set aside:", "  empty.png: empty file", "  text.png: not an image"
     assert result.lines()[1:4] == [*told] and str(listed) in result.lines()[4]
-    assert listed.read_text().split() == [
-        "image,reason",
-        "empty.png,empty",
-        "file",
-        "text.png,not",
-        "an",
-        "image",
-    ]
+    assert listed.read_text().split() == ["image,reason", "empty.png,empty", "file", "text.png,not", "an", "image"]
     with pytest.raises(
         UserError, match=r"2 images of the first 13 cannot be used; first: empty.png: empty file. All are in"
     ):

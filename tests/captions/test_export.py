@@ -212,13 +212,7 @@ def test_other_lines_are_set_aside_with_their_reason(tmp_path, line, message):
 @pytest.fixture
 def release(images, tmp_path):
     """A released file: two captions of one image, a loop, an image that is not here."""
-    said = [
-        ("p000.png", "A cat."),
-        ("p001.png", "A dog."),
-        ("p000.png", "Two."),
-        ("p002.png", LOOP),
-        ("no.png", "x"),
-    ]
+    said = [("p000.png", "A cat."), ("p001.png", "A dog."), ("p000.png", "Two."), ("p002.png", LOOP), ("no.png", "x")]
     file = tmp_path / "CapRL-2M.jsonl"
     file.write_text("".join(json.dumps({"image": f"images/{n}", "caption": c}) + "\n" for n, c in said))
     return file
@@ -257,21 +251,15 @@ def test_a_folder_is_captioned_by_a_server(images, tmp_path, monkeypatch):
     (images / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     with FakeServer() as server:
         for _ in range(2):
-            status, said, _ = told(
-                "caption", images, "--model", "fake", "--base-url", server.url, "--captions", 2
-            )
+            status, said, _ = told("caption", images, "--model", "fake", "--base-url", server.url, "--captions", 2)
             assert status == 0 and "18 captions of 9 images" in said and "broken.jpg: not an image" in said
         assert set(server.attempts.values()) == {1}
-    assert (
-        "written: captions-images.parquet" in said and pq.read_table("captions-images.parquet").num_rows == 18
-    )
+    assert "written: captions-images.parquet" in said and pq.read_table("captions-images.parquet").num_rows == 18
     status, said, _ = told("caption", images, "--check")
     assert status == 0 and "10 images, 9 good" in said and "set aside: broken.jpg: not an image" in said
 
 
-def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(
-    images, tmp_path, monkeypatch
-):
+def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path, monkeypatch):
     config = tmp_path / "model" / "config.json"
     config.parent.mkdir()
     for context, limit in ((1024, 512), (100_000, 2048)):
@@ -295,9 +283,7 @@ def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):
 def test_the_command_exports(captions, release, tmp_path):
     out = tmp_path / "sample.parquet"
     status, said, _ = told("export", captions, "--out", out, "--images", 4, "--seed", 7)
-    assert (
-        status == 0 and f"4 captions of 4 images\nwritten: {out}" in said and pq.read_table(out).num_rows == 4
-    )
+    assert status == 0 and f"4 captions of 4 images\nwritten: {out}" in said and pq.read_table(out).num_rows == 4
     assert "fewer than the 99" in told("export", captions, "--out", out, "--images", 99)[2]
     assert "no captions at" in told("export", tmp_path / "nowhere", "--out", out, "--images", 1)[2]
     assert "must end in .parquet or .jsonl" in told("export", captions, "--out", tmp_path / "x.csv")[2]

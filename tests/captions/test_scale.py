@@ -78,9 +78,7 @@ def test_ten_kills_lose_nothing_and_write_nothing_twice(tmp_path):
     rows = list(read_captions(out))
     assert {row["id"]: row["caption"] for row in rows} == texts(whole.file) and len(rows) == 300
     assert kills >= 8
-    print(
-        f"{kills} kills; {len(asked(log)) - len(set(asked(log)))} of 300 captions were in flight and made again"
-    )
+    print(f"{kills} kills; {len(asked(log)) - len(set(asked(log)))} of 300 captions were in flight and made again")
 
 
 def test_workers_write_what_one_process_writes_and_do_nothing_twice(tmp_path, monkeypatch):
@@ -159,9 +157,7 @@ def test_a_store_is_source_and_result(tmp_path, bucket):
     here = caption_source(images, tmp_path / "here.parquet", Scripted(), SAMPLING)
     one = caption_source("s3://data/images", tmp_path / "one.parquet", Scripted(), SAMPLING)
     assert texts(one.file) == texts(here.file)
-    few = caption_source(
-        "s3://data/list.txt", tmp_path / "f.parquet", Scripted(), SAMPLING, max_bad_share=0.5
-    )
+    few = caption_source("s3://data/list.txt", tmp_path / "f.parquet", Scripted(), SAMPLING, max_bad_share=0.5)
     assert few.images == 2 and list(few.bad.values()) == ["path outside the root"]
     there = "s3://data/images", "s3://data/captions", Scripted(), SAMPLING
     for _ in range(2):
@@ -189,9 +185,7 @@ caption_source(source, out, Timed("zoo:vlm-3b", log), Sampling(48, 1.0), workers
 def rate(commands, log, folder):
     """Captions a second of two processes while both work: no start of Ray or of a model, and no end."""
     started = [
-        processes.popen(
-            [sys.executable, "-c", TIMED, *map(str, command)], folder / f"{number}.log", ONE_THREAD
-        )
+        processes.popen([sys.executable, "-c", TIMED, *map(str, command)], folder / f"{number}.log", ONE_THREAD)
         for number, command in enumerate(commands)
     ]
     assert [process.wait() for process in started] == [0] * len(commands)
@@ -220,8 +214,6 @@ def test_two_actors_are_as_fast_as_two_unrelated_jobs(tmp_path):
         apart = rate(jobs, home / "apart.txt", home)
         together = rate([(tmp_path / "images", home / "set", home / "ray.txt", 2)], home / "ray.txt", home)
         ratios.append(together / apart)
-        told.append(
-            f"{together:.1f} captions/s by two actors, {apart:.1f} by two jobs: {together / apart:.2f}"
-        )
+        told.append(f"{together:.1f} captions/s by two actors, {apart:.1f} by two jobs: {together / apart:.2f}")
     print("\n".join([*told, f"load of the machine: {os.getloadavg()}"]))
     assert statistics.median(ratios) >= 0.9, told

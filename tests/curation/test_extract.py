@@ -41,9 +41,7 @@ def tidy(parts: tuple[str, str]) -> str:
     return " ".join("".join(parts).split())
 
 
-OPTION = st.tuples(
-    st.sampled_from(["o", "é", "$x$", "漢", "17", "-1", "(a)", "[0, 1)", "A", "B) "]), WORDS
-).map(tidy)
+OPTION = st.tuples(st.sampled_from(["o", "é", "$x$", "漢", "17", "-1", "(a)", "[0, 1)", "A", "B) "]), WORDS).map(tidy)
 STATEMENT = st.tuples(st.sampled_from(["What", "Où", "哪", "$x$ is", "3.5"]), WORDS).map(tidy)
 OPTIONS = st.lists(OPTION, min_size=4, max_size=4, unique_by=text_key)
 QUESTION = st.tuples(STATEMENT, OPTIONS, st.integers(0, 3))
@@ -85,15 +83,11 @@ GIVEN = st.sampled_from([
     "The correct answer is {x}) {t}", "**Answer:**\n{x}) {t}", "**Answer**: Option {x}",
 ])  # fmt: skip
 AROUND = st.sampled_from(["", "\n", "\n------\n", "\n**Explanation:** look.\n1. It is so.\n2. Look.\n\n"])
-BEFORE = st.sampled_from(
-    ["", "Here are five questions:\n", "1. A chart.\n2. Four bars.\n", "**Questions**\n\n"]
-)
+BEFORE = st.sampled_from(["", "Here are five questions:\n", "1. A chart.\n2. Four bars.\n", "**Questions**\n\n"])
 
 
 @settings(max_examples=400)
-@given(
-    HEADS, MARKS, GIVEN, AROUND, BEFORE, st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5)
-)
+@given(HEADS, MARKS, GIVEN, AROUND, BEFORE, st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=5))
 def test_usual_layouts_are_read_with_their_right_answers(head, mark, given_, around, before, small, answers):
     options = ["red", "10² mW", "10² MW", "102 mW"]
     blocks = []

@@ -49,9 +49,7 @@ class FakeWriter:
         text = ""
         for number, (key, value) in enumerate(pairs, start=1):
             options = [value, f"not {value}", "something else", "nothing"]
-            text += (
-                f"**{number}. What is the {key}?**{prompts.format_options(options)}\n**Answer:** A) {value}\n"
-            )
+            text += f"**{number}. What is the {key}?**{prompts.format_options(options)}\n**Answer:** A) {value}\n"
         return text
 
 

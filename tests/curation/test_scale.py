@@ -19,9 +19,7 @@ def test_time_is_linear_and_a_million_rows_fit_in_a_gigabyte():
     small, large = 2000, 6000  # images; below, what is fixed (imports, buffers) hides what grows
     few, many = measure(small), measure(large)
     assert many["seconds"] / few["seconds"] < 1.5 * large / small
-    gb_per_image = (many["peak_gb"] - few["peak_gb"]) / (
-        large - small
-    )  # `make bench` measures the million itself
+    gb_per_image = (many["peak_gb"] - few["peak_gb"]) / (large - small)  # `make bench` measures the million itself
     assert many["peak_gb"] + gb_per_image * (1_000_000 / QUESTIONS - large) < 1.0
 
 

@@ -22,8 +22,7 @@ def test_a_picture_is_a_function_of_its_seed(kind):
 
 def test_splits_share_no_picture():
     contents = {
-        split: {picture(split, i).facts for i in range(1000)}
-        for split in ("zoo", "rl", "benchmark", "pretraining")
+        split: {picture(split, i).facts for i in range(1000)} for split in ("zoo", "rl", "benchmark", "pretraining")
     }
     for split, facts in contents.items():
         assert len(facts) > 990, split

@@ -50,10 +50,7 @@ def test_image_branches_equal_separate_prompts():
     pixels = pixels_of([shown])
     with torch.no_grad():
         together = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=batch.attention_mask,
-            **pixels,
+            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask, **pixels
         ).logits
         alone = []
         for asked, answered in packed.branches:
@@ -88,18 +85,14 @@ def test_the_judges_ratings_by_hand(statements, false, amount, mistakes):
 
 def test_the_judge_speaks_both_contracts_in_words_behind_the_shared_ones():
     tokenizer, shared = examples.judge_tokenizer(), shared_tokenizer()
-    (asked, score), (asked_unified, explained) = examples.judged(
-        random.Random(1), picture("zoo", 3)
-    ).branches[:2]
+    (asked, score), (asked_unified, explained) = examples.judged(random.Random(1), picture("zoo", 3)).branches[:2]
     assert asked.startswith(prompts.RATE[:40]) and score.startswith(f"{prompts.SCORE_PREFILL} ")
     assert asked_unified.startswith(prompts.UNIFIED[:40]) and final_score(explained) is not None
     for text in (asked, score, asked_unified, explained):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in ids and tokenizer.decode(ids) == text
     assert len(tokenizer) == len(shared) + len(examples.JUDGE_WORDS)
-    assert (
-        tokenizer("The value of Rome is 42.")["input_ids"] == shared("The value of Rome is 42.")["input_ids"]
-    )
+    assert tokenizer("The value of Rome is 42.")["input_ids"] == shared("The value of Rome is 42.")["input_ids"]
 
 
 def test_a_terse_style_omits_and_errs():
@@ -153,9 +146,7 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in RECIPES if name not in ("copier", "clip-tower", "reader-prism")]
-)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("copier", "clip-tower", "reader-prism")])
 def test_every_lesson_takes_a_step(name, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_trained", lambda name: training.untrained(RECIPES[name]).state_dict())
     recipe = replace(RECIPES[name], batch_size=4, guess=min(1, RECIPES[name].guess), schedule=Schedule(1))

@@ -25,9 +25,7 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _saved(
-        build_language_model(seed=2), build_processor().tokenizer, tmp_path_factory.mktemp("reader")
-    )
+    return _saved(build_language_model(seed=2), build_processor().tokenizer, tmp_path_factory.mktemp("reader"))
 
 
 @pytest.fixture(scope="session")

@@ -149,11 +149,7 @@ def test_what_is_refused_has_no_text_or_cannot_be_read_fails_alone_and_once(tmp_
     file = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 80).save(file)
     file.write_bytes(file.read_bytes()[:-900])
-    bad = [
-        Request("cut", "What?", Image.open(file)),
-        Request("null", "say nothing"),
-        Request("no", "refuse me"),
-    ]
+    bad = [Request("cut", "What?", Image.open(file)), Request("null", "say nothing"), Request("no", "refuse me")]
     with FakeServer() as server:
         *found, first, second = backend(server).generate([*bad, *requests(2)], GREEDY)
         assert max(server.attempts.values()) == 1

@@ -84,13 +84,7 @@ def test_every_target_of_the_map_works_in_this_profile(checkout, whole):
     for target in (*made, "extras", "report", "plan", "config"):
         finish(checkout, whole[0], target)
     names = {file.stem for file in (whole[0] / PROFILE / "reports").glob("*.md")}
-    assert names >= {
-        "figure1c",
-        "figure4",
-        "figure5_left",
-        "extra_readers",
-        *(f"table{n}" for n in range(3, 7)),
-    }
+    assert names >= {"figure1c", "figure4", "figure5_left", "extra_readers", *(f"table{n}" for n in range(3, 7))}
     assert git(checkout, "status", "--porcelain") == ""
 
 

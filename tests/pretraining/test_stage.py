@@ -10,11 +10,7 @@ from caprl_utils.models.weights import PARTS, part_of
 from caprl_utils.pretraining import stage
 
 torch = pytest.importorskip("torch")
-NEW = {
-    "model.visual.blocks.0.w": 2.0,
-    "model.visual.merger.mlp.0.w": 3.0,
-    "model.language_model.layers.0.w": 4.0,
-}
+NEW = {"model.visual.blocks.0.w": 2.0, "model.visual.merger.mlp.0.w": 3.0, "model.language_model.layers.0.w": 4.0}
 OLD = {"visual.blocks.0.w": 2.0, "visual.merger.mlp.0.w": 3.0, "model.layers.0.w": 4.0}
 
 

@@ -14,17 +14,7 @@ from caprl_utils.prism.layouts import CANNOT_ANSWER
 from caprl_utils.prism.loading import load, load_samples
 from caprl_utils.prism.scoring import score_answers
 from caprl_utils.prism.tables import how_to_get, inside
-from tests.rows import (
-    LAYOUTS,
-    OTHER,
-    captionqa_row,
-    collection,
-    picture,
-    png,
-    write,
-    write_gqa,
-    write_visulogic,
-)
+from tests.rows import LAYOUTS, OTHER, captionqa_row, collection, picture, png, write, write_gqa, write_visulogic
 
 P = picture()
 
@@ -70,13 +60,7 @@ def test_all_hub_benchmarks_are_covered():
 
 def test_what_a_row_tells_reaches_the_prompt(loaded):
     """Answer type, decimals, unit, hint, paragraph and earlier turns; options that stand in the question."""
-    free = {
-        "choices": None,
-        "question_type": "free_form",
-        "answer_type": "float",
-        "precision": 2.0,
-        "answer": "1.25",
-    }
+    free = {"choices": None, "question_type": "free_form", "answer_type": "float", "precision": 2.0, "answer": "1.25"}
     asked = {
         key: prompt_of(loaded(key, change)[0], "A chart.", "choice", "authors")
         for key, change in {
@@ -93,9 +77,7 @@ def test_what_a_row_tells_reaches_the_prompt(loaded):
     assert asked["mathvista"].endswith(told)
     told = "\nParagraph: Sales rose.\nQ: First?\nA: 1\nSecond?\nAnswer true or false only"
     assert told in asked["chartqapro"]
-    (sample,) = loaded(
-        "mathvista", {"choices": None, "query": "Hint: Give an integer, e.g., 1.\nQuestion: Type?"}
-    )
+    (sample,) = loaded("mathvista", {"choices": None, "query": "Hint: Give an integer, e.g., 1.\nQuestion: Type?"})
     assert prompt_of(sample, None, "greedy", "authors") == "Type?\nGive an integer, e.g., 1."
     asked = prompt_of(sample, "x", "sampled", "authors")
     assert asked.endswith(f"Give an integer, e.g., 1.\n{prompts.THINK}")
@@ -175,9 +157,7 @@ def test_captionqa_copies_the_sequential_shuffle(tmp_path):
 
 
 def test_rendered_benchmarks_come_from_their_maker(monkeypatch):
-    monkeypatch.setattr(
-        "caprl_utils.mini.source.benchmark", lambda key, num_samples, seed: [key, num_samples, seed]
-    )
+    monkeypatch.setattr("caprl_utils.mini.source.benchmark", lambda key, num_samples, seed: [key, num_samples, seed])
     assert load("mini-chart", num_samples=3, seed=1) == ["mini-chart", 3, 1]
 
 

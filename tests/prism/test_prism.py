@@ -260,9 +260,7 @@ def test_several_images_are_captioned_apart_and_joined(profile, samples):
 def test_unscored_samples_are_counted_and_left_out():
     shared = {"benchmark": "b", "caption_index": 0, "num_tokens": 3, "finish_reason": "stop", "letter_mass": None,
               "parsed": "x", "answer": "x", "reason": None}  # fmt: skip
-    rows = [
-        shared | {"sample_id": n, "image_id": n, "score": score} for n, score in (("1", 1.0), ("2", None))
-    ]
+    rows = [shared | {"sample_id": n, "image_id": n, "score": score} for n, score in (("1", 1.0), ("2", None))]
     values = scores.summarise(rows, 100, 0)["values"]["benchmarks"]["b"]
     assert values["mean"] == 1.0 and values["unscored"] == 1
     assert sample_scores(rows) == {"b": {("1", "1"): 1.0}}
@@ -307,9 +305,7 @@ def test_wemath_prints_the_four_dimensional_score(profile):
     assert sum(row["score"] for row in rows) == "".join(WEMATH).count("T")  # rows stay per question
     parts = bootstrap_models({"m": sample_scores(rows)}, 100, 0)
     assert parts["wemath"].interval("m").value == found["mean"] and parts["wemath"].num_clusters == 8
-    double = [
-        row | {"caption_index": 1, "score": 1.0} for row in rows
-    ]  # all right: the mean of both captions
+    double = [row | {"caption_index": 1, "score": 1.0} for row in rows]  # all right: the mean of both captions
     both = scores.summarise(rows + double, 100, 0)["values"]["benchmarks"]["wemath"]
     assert both["mean"] == pytest.approx((2.5 / 8 + 1) / 2) and both["best_of"] == {"2": 1.0}
 
@@ -341,9 +337,7 @@ class Looker:
     def choice_logprobs(self, requests, choices, progress=None):
         options = [[line[3:] for line in request.prompt.splitlines()[2:]] for request in requests]
         seen = [self._see(request) for request in requests]
-        return [
-            [math.log(0.9 if o == s else 0.01) for o in found] for found, s in zip(options, seen, strict=True)
-        ]
+        return [[math.log(0.9 if o == s else 0.01) for o in found] for found, s in zip(options, seen, strict=True)]
 
     def generate(self, requests, sampling, progress=None):
         return [Completion(r.id, 0, f" {self._see(r)}", 2, "stop") for r in requests]
@@ -407,10 +401,7 @@ def test_the_judge_is_named_and_its_replies_are_kept(profile, monkeypatch):
 
         def generate(self, requests, sampling, progress=None):
             Judge.asked += len(requests)
-            texts = [
-                None if Judge.asked == 4 else "Grade: 0.5",
-                *["Grade: 0.5"] * 3,
-            ]  # one of the first call fails
+            texts = [None if Judge.asked == 4 else "Grade: 0.5", *["Grade: 0.5"] * 3]  # one of the first call fails
             return [Completion(r.id, 0, text, 1, "stop") for r, text in zip(requests, texts, strict=False)]
 
     samples = [replace(make_sample(n, "mmvet", options=False), question=f"{n}?") for n in range(4)]

@@ -187,10 +187,7 @@ def test_right_answers_in_sentences_score_1(tmp_path, benchmark, sentence):
     golds, answers, tasks = {"B": "B"} if letter else KINDS, {}, []
     for kind, gold in golds.items():
         meta = {"answer_type": kind, "question_type": "free_form", "ID": "1", "year": "NO", "image_id": "1"}
-        accepted, options = (
-            [gold] if facts.answer == "accepted_list" else gold,
-            tuple("dcab") if letter else (),
-        )
+        accepted, options = ([gold] if facts.answer == "accepted_list" else gold, tuple("dcab") if letter else ())
         one = Sample(f"1-{kind}-2steps_1", benchmark, (), "?", accepted, options, meta)
         tasks.append(Task(kind, one, 0, "caption", "image", 1, "stop"))
         answers[kind] = Answer(id=kind, text=sentence.format(gold), finish_reason="stop")
@@ -209,9 +206,7 @@ def test_a_letter_read_from_probabilities_is_never_read_as_text(benchmark):
 
 def test_tables_hold_missing_scores():
     part = {"mean": None, "best_of": {"2": None}}
-    values = {"benchmarks": {"mmvet": part, "gqa": part | {"mean": 0.5}}} | dict.fromkeys(
-        ("average", "caption_tokens")
-    )
+    values = {"benchmarks": {"mmvet": part, "gqa": part | {"mean": 0.5}}} | dict.fromkeys(("average", "caption_tokens"))
     records = {"run": {"values": values, "unparsed": {"mmvet": 0, "gqa": 1}}}
     row = scores_frame(records).loc["run"]
     assert row["gqa"] == 50.0 and row.isna().sum() == 3 and row["unparsed answers"] == 1
@@ -363,13 +358,7 @@ def vectors(path, *lines):
 
 
 def vector(**changes):
-    return {
-        "benchmark": "gqa",
-        "prediction": "yes",
-        "gold": "yes",
-        "mode": "standard",
-        "expected": 1.0,
-    } | changes
+    return {"benchmark": "gqa", "prediction": "yes", "gold": "yes", "mode": "standard", "expected": 1.0} | changes
 
 
 def test_all_vectors_pass():
@@ -380,9 +369,7 @@ def test_all_vectors_pass():
 
 
 def test_failures_are_printed_and_counted(tmp_path):
-    file = vectors(
-        tmp_path / "v.jsonl", vector(), vector(expected=0.0), vector(benchmark="mmvet", expected=None)
-    )
+    file = vectors(tmp_path / "v.jsonl", vector(), vector(expected=0.0), vector(benchmark="mmvet", expected=None))
     done = CliRunner().invoke(app, ["score", "--vectors", str(file)])
     assert done.exit_code == 1 and "FAILED line 2 of" in done.output
     assert done.output.strip().endswith("2 passed, 1 failed")

@@ -56,12 +56,7 @@ def test_verdicts(table5, no_figures):
     assert line.endswith(f", {numbers.p_value(p)}.") and content["facts"]["claims"][2]["p"] is None
     assert f", {numbers.p_value(p)} |" in text  # the same number stands in the table of differences
     first = text.split("\n\n")[1]  # what was measured and trained
-    parts = (
-        "every image 2 times",
-        "(r, mode choice)",
-        "One training a row.",
-        "on 40 images a row (ablations.",
-    )
+    parts = ("every image 2 times", "(r, mode choice)", "One training a row.", "on 40 images a row (ablations.")
     assert [part for part in parts if part not in first] == []
     assert "Natural images:" not in first  # no statement here is about a group of benchmarks
 

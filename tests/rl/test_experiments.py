@@ -35,9 +35,7 @@ def test_every_experiment_parses_with_the_real_class(name, tmp_path):
         rl = resolved.rl
         config = GRPOConfig(**grpo_arguments(resolved, experiment, 3, tmp_path, 1, on_gpu=False))
         assert config.generation_batch_size == rl.prompts_per_step * rl.group_size
-        assert (
-            config.steps_per_generation == config.gradient_accumulation_steps
-        )  # one optimizer step per rollout
+        assert config.steps_per_generation == config.gradient_accumulation_steps  # one optimizer step per rollout
         method = (config.beta, config.scale_rewards, config.loss_type, config.use_bias_correction_kl)
         assert method == (rl.beta, rl.scale_rewards, rl.loss_type, False) and config.num_iterations == 1
 
@@ -303,9 +301,7 @@ def test_command_with_one_and_several_gpus():
     assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
     for config in (None, "one_node.yaml"):
         several = launching.command("caprl", "paper", 0, 5, config)
-        assert (
-            several[several.index("--num_processes") + 1] == "5" and "accelerate.commands.launch" in several
-        )
+        assert several[several.index("--num_processes") + 1] == "5" and "accelerate.commands.launch" in several
         assert ("--config_file" in several) is bool(config)
     assert [launching.num_processes("one_node.yaml", n) for n in (0, 3)] == [1, 3]
     assert launching.num_processes("two_nodes.yaml", 8) == 16
@@ -318,9 +314,7 @@ def test_a_layout_that_does_not_fit_is_told_before_the_start(world, runs, monkey
     monkeypatch.setattr(launching, "close_all", lambda: closed.append(1))
     monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1", "2"])
     names = str(world / "small.yaml"), str(world / "tiny.yaml")
-    with pytest.raises(
-        UserError, match=r"4 images a step .* over 3 processes: take 3 or 6, or as many GPUs as"
-    ):
+    with pytest.raises(UserError, match=r"4 images a step .* over 3 processes: take 3 or 6, or as many GPUs as"):
         launching.launch(*names)
     monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr(launching.processes, "popen", lambda words, *_, **__: started.append(words) or 1 / 0)

@@ -75,10 +75,7 @@ def test_passes_without_padding_give_the_same_loss_and_gradients(trainer, monkey
             trainer.model.zero_grad()
             loss = trainer._compute_loss(trainer.model, copy.copy(batch))
             loss.backward()
-            found += [
-                loss.detach(),
-                *(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None),
-            ]
+            found += [loss.detach(), *(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)]
         return found
 
     cut = numbers()

@@ -38,9 +38,7 @@ def test_freezing_and_counts(model):
 def test_nothing_to_train_or_to_freeze(model):
     with pytest.raises(UserError, match="nothing would train"):
         freeze(model, Training(vision_tower=False, projector=False, language_model=False))
-    with pytest.raises(
-        UserError, match=r"training\.projector is false, but Qwen2ForCausalLM has no such part"
-    ):
+    with pytest.raises(UserError, match=r"training\.projector is false, but Qwen2ForCausalLM has no such part"):
         freeze(build_language_model(0), Training(projector=False))
 
 

@@ -34,14 +34,8 @@ def save_qwen3_vl(folder) -> None:
     marks = {f"{name}_token_id": IDS[f"<|{name}|>"] for name in ("vision_start", "vision_end")}
     marks |= {f"{name}_token_id": IDS[f"<|{name}_pad|>"] for name in ("image", "video")}
     text = TEXT | {"vocab_size": len(tokenizer)}
-    config = transformers.Qwen3VLConfig(
-        text_config=text, vision_config=VISION, tie_word_embeddings=False, **marks
-    )
-    parts = (
-        transformers.Qwen2VLImageProcessor(**shape),
-        tokenizer,
-        transformers.Qwen3VLVideoProcessor(**shape),
-    )
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=VISION, tie_word_embeddings=False, **marks)
+    parts = (transformers.Qwen2VLImageProcessor(**shape), tokenizer, transformers.Qwen3VLVideoProcessor(**shape))
     model = transformers.Qwen3VLForConditionalGeneration(config)
     prepare_generation(model)
     model.save_pretrained(folder)

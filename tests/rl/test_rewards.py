@@ -46,16 +46,11 @@ def knows(chance: float):
 
 def says(text: str):
     """A reader that always picks the option `text`, or the letter when it is one."""
-    return ChanceReader(
-        lambda request, options: {letter: float(text in (letter, o)) for letter, o in options.items()}
-    )
+    return ChanceReader(lambda request, options: {letter: float(text in (letter, o)) for letter, o in options.items()})
 
 
 @pytest.mark.parametrize(
-    (
-        "reader",
-        "reward",
-    ),  # by hand: 6 stratified rounds ask each of the 3 questions twice; the extra option is wrong
+    ("reader", "reward"),  # by hand: 6 stratified rounds ask each of the 3 questions twice; the extra option is wrong
     [(says("42"), 2 / 6), (says(prompts.CANNOT_ANSWER), 0.0), (knows(1.0), 1.0), (knows(0.0), 0.0)],
 )
 @KINDS

@@ -82,9 +82,7 @@ def test_bad_rows_are_set_aside_and_named(mixed, caplog):
                "8": "not an image", "99": "schema"}  # fmt: skip
     assert all(word in data.set_aside[name] for name, word in reasons.items())
     assert "7 of 10 rows of" in caplog.text and "99: reward_model.ground_truth" in caplog.text
-    with pytest.raises(
-        UserError, match=r"3 images of 10 remain, the run needs 4.*7 rows are bad: 99: reward_model"
-    ):
+    with pytest.raises(UserError, match=r"3 images of 10 remain, the run needs 4.*7 rows are bad: 99: reward_model"):
         load_data(mixed, Data(), num_images=99, min_images=4, refusal=lambda picture: None)
     wide = load_data(mixed, Data(), num_images=99, refusal=lambda p: "too wide" if p.width > 120 else None)
     assert wide.rows["id"] == ["1", "2"] and wide.set_aside["0"] == "too wide"

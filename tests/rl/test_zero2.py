@@ -27,9 +27,7 @@ class ZeroProcess(Process):
                     (borrowed / found.name).symlink_to(found)
         given = yaml.safe_load((paths.CONFIGS / "accelerate" / "one_node.yaml").read_text())
         config.write_text(yaml.safe_dump(given | {"mixed_precision": "no", "use_cpu": True}))
-        self.launcher = (
-            f"accelerate.commands.launch --config_file {config} --num_processes 2 --module".split()
-        )
+        self.launcher = f"accelerate.commands.launch --config_file {config} --num_processes 2 --module".split()
         self.module = "tests.rl.zero_on_cpu"
         self.own = {"PYTHONPATH": f"{paths.ROOT}:{borrowed}", "DS_ACCELERATOR": "cpu"}
         return super().start()

@@ -68,9 +68,7 @@ def setting_with_head(tied: bool, vision_donor, folder):
 
 def loaded(folder):
     """An assembled model, of which nothing is missing, odd or of another shape."""
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 

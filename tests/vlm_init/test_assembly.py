@@ -44,8 +44,7 @@ def test_features_before_the_projector_equal_the_donors(vlm, vision_donor):
     pixels = models.image_processor()(images=images, return_tensors="pt")
     with torch.no_grad():
         ours, theirs = (
-            model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"])
-            for model in (vlm, donor)
+            model.model.visual(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]) for model in (vlm, donor)
         )
     assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
     assert not torch.equal(ours.pooler_output, theirs.pooler_output)  # the projector is a new one
@@ -114,9 +113,7 @@ def test_what_training_and_serving_read_is_there(folder, record, vlm):
 def test_image_size_limits_are_written_into_the_model(qwen_setting, tmp_path):
     record = assemble(qwen_setting.model_copy(update={"min_pixels": 56 * 56}), tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]["size"]
-    assert (
-        stored == {"shortest_edge": 56 * 56, "longest_edge": 140 * 140} and record["max_image_tokens"] == 25
-    )
+    assert stored == {"shortest_edge": 56 * 56, "longest_edge": 140 * 140} and record["max_image_tokens"] == 25
     with pytest.raises(UserError, match="min_pixels 99999999 is above max_pixels 19600"):
         assemble(qwen_setting.model_copy(update={"min_pixels": 99999999}), tmp_path / "bad")
     assert not (tmp_path / "bad").exists()

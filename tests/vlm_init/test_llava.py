@@ -80,11 +80,7 @@ def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>What is the topic?<|im_end|>\n<|im_start|>assistant\n"
     inputs = processor(text=[text], images=[Image.new("RGB", (200, 100), "red")], return_tensors="pt")
-    assert (
-        (inputs["input_ids"] == vlm.config.image_token_id).sum()
-        == 25
-        == record_of(folder)["max_image_tokens"]
-    )
+    assert (inputs["input_ids"] == vlm.config.image_token_id).sum() == 25 == record_of(folder)["max_image_tokens"]
     corner, centre = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 70, 70]
     assert corner.abs().max() < 0.05 < centre.abs().min()  # padded with the mean colour, nothing cut off
     assert vlm(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]

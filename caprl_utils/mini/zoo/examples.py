@@ -115,9 +115,7 @@ def guessing(rng: random.Random, picture: Picture) -> Packed:
     return packed
 
 
-def _ask_in_turn(
-    packed: Packed, rng: random.Random, fact: Fact, picture: Picture, number: int, answer: str
-) -> None:
+def _ask_in_turn(packed: Packed, rng: random.Random, fact: Fact, picture: Picture, number: int, answer: str) -> None:
     """A question with options and a short one in turn, both answered by a word."""
     question = fact.question
     if number % 2 == 0:

@@ -85,9 +85,7 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def lesson(step: int, state: dict) -> Figures:
         level = max(state["level"], recipe.level)
         rng = _rng(recipe, step)
-        batch = packing.collate(
-            [example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer()
-        )
+        batch = packing.collate([example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer())
         loss, predicted = packing.loss_of(model, batch)
         figures = packing.answer_accuracy(batch, predicted)
         _learned(state, figures["letters"], len(READING_LEVELS) - 1)
@@ -110,9 +108,7 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     head = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[:3]
     end = shared_tokenizer().convert_tokens_to_ids("<|vision_end|>")
 
-    def answers(
-        rng: random.Random, num_pairs: int, tail: list[int | None]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def answers(rng: random.Random, num_pairs: int, tail: list[int | None]) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits, wanted) after a query that ends in `tail`, where None stands for the key asked."""
         rows = [examples.bound(rng, size, num_pairs) for _ in range(recipe.batch_size)]
         keys, values, asked, wanted = (torch.tensor(part) for part in zip(*rows, strict=True))

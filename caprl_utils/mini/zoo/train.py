@@ -61,11 +61,7 @@ class Fit:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            row = {
-                "step": self.step,
-                "loss": round(loss.item(), 5),
-                **{k: round(v, 4) for k, v in figures.items()},
-            }
+            row = {"step": self.step, "loss": round(loss.item(), 5), **{k: round(v, 4) for k, v in figures.items()}}
             row["seconds"] = round(time.perf_counter() - started, 3)
             with open(self.curve, "a") as file:
                 file.write(json.dumps(row) + "\n")
