@@ -157,13 +157,14 @@ lint: environment ## style, also of the notebooks, and which room imports which
 	$(dir $(PY))lint-imports --no-cache
 
 test-fast: environment ## unit tests, offline
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
 	$(PY) -m pytest -m integration $(TESTS)
 
-test-engines: TESTS := tests/models/test_vllm.py tests/pretraining/test_llamafactory.py tests/rl tests/vlm_init
-test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
+test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_04.py tests/rl \
+	tests/vlm_init tests/prism/test_real_profiles.py tests/curation/test_notebook_01.py tests/bench/test_check_gpu.py
+test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL, and what the sizes that need GPUs run
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.
 test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
