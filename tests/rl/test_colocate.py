@@ -1,6 +1,7 @@
 """Captions sampled by a real vLLM in the training's process: it reads what is trained on, and gives its numbers."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -17,15 +18,21 @@ def plain_linear(layer, remove_weight):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """vLLM's engine as the server has it on a CPU, in this process; what it is asked is kept."""
+    """vLLM's engine as the server has it on a CPU, in this process; what it leaves there goes with the test."""
     import trl.generation.vllm_generation as trls
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
+    before = dict(os.environ)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # a CPU's weights are packed after loading and cannot be pushed again; a GPU's stay as they are
     monkeypatch.setattr("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm", plain_linear)
     how = {"enforce_eager": True, "dtype": "float32", "enable_chunked_prefill": False}
     monkeypatch.setattr(trls, "LLM", functools.partial(LLM, **how))
+    yield
+    cleanup_dist_env_and_memory()
+    os.environ.clear()
+    os.environ.update(before)  # TRL sets RANK and others, which every process started later would take for its own
 
 
 def test_colocated_vllm_reads_the_same_prompt_and_gives_the_same_log_probabilities(
