@@ -1,9 +1,10 @@
-"""Notebook 04, whole, with the settings of one_gpu: tiny models under its hub ids, data files as a user has them."""
+"""Notebook 04, whole, with the settings of one_gpu and paper: tiny models under their hub ids, a user's data files."""
 
 import json
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 from caprl_utils import paths
@@ -36,12 +37,22 @@ def hub_of(home, models) -> None:
         (place / "snapshots" / commit).symlink_to(folder)
 
 
-def test_it_runs_to_its_checks(real_profile, qwen_reader, qwen_vlm, runs_folder, tmp_path, monkeypatch):
+# of paper without Slurm: one pair of models on one node
+ONE_PAIR = {"settings": ["qwen2.5-3b"], "items": ["figure4"], "nodes": 1, "deepspeed": None}
+
+
+@pytest.mark.parametrize(("name", "less"), [("one_gpu", {}), ("paper", ONE_PAIR)])
+def test_it_runs_to_its_checks(name, less, real_profile, qwen_reader, qwen_vlm, runs_folder, tmp_path, monkeypatch):
     hub_of(tmp_path / "hf", {"Qwen/Qwen2.5-3B": qwen_reader, "Qwen/Qwen2.5-VL-3B-Instruct": qwen_vlm})
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     data = tmp_path / "pretraining"
-    stage = {"num_rows": ROWS, "batch_size": ROWS, "num_epochs": 2}  # the first step only warms up
-    profile = real_profile("one_gpu", pretraining={
+    stage = {
+        "num_rows": ROWS,
+        "batch_size": ROWS,
+        "micro_batch_size": ROWS,
+        "num_epochs": 2,
+    }  # the first step only warms up
+    profile = real_profile(name, pretraining=less | {
         "media_folder": write_files(data), "gpus_per_node": 0, "precision": "float32",
         "align": stage | {"data": str(data / "align.json")}, "sft": stage | {"data": str(data / "sft.json")},
         "further": stage | {"data": str(data / "{name}.json"), "num_rows_large": ROWS, "growth": []},
