@@ -83,6 +83,11 @@ def peek(data: bytes | Path | Any) -> Image.Image:
     return opened
 
 
+def is_strip(size: tuple[int, int]) -> bool:
+    """Whether a picture of this width and height is too narrow for the models."""
+    return max(size) > MAX_ASPECT * min(size)
+
+
 def has_picture_name(name: str) -> bool:
     """Whether a file's suffix is that of a picture, of one that cannot be opened here too."""
     return posixpath.splitext(name)[1].lower() in _formats()[1]
@@ -99,7 +104,7 @@ def _formats() -> tuple[list[str], frozenset[str]]:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """RGB pixels of any picture of Pillow, as `open_image` gives them; an RGB picture is returned itself."""
-    turn = _TURNS.get(_orientation(image))
+    turn = _TURNS.get(orientation(image))
     shown = image if turn is None else image.transpose(turn)
     if shown.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(shown, dtype=np.float64))
@@ -114,7 +119,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return shown
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """EXIF's: 1 stands upright, 5 and more lie on their side."""
     with suppress(Exception):  # broken EXIF data: as if there were none
         return image.getexif().get(0x0112, 1)
     return 1
@@ -155,7 +161,7 @@ def is_plain(opened: Image.Image) -> bool:
     if opened.format not in _PLAIN_FORMATS or opened.mode not in ("RGB", "L", "P", "1"):
         return False
     moves = opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1
-    return not (moves or opened.has_transparency_data or _orientation(opened) in _TURNS)
+    return not (moves or opened.has_transparency_data or orientation(opened) in _TURNS)
 
 
 def encode(image: Image.Image) -> tuple[bytes, str]:
@@ -197,9 +203,8 @@ class ImageItem:
             if error.reason == BadImage.NOT_AN_IMAGE and suffix in _UNKNOWN_HERE:
                 raise BadImageError(error.reason, f"{suffix} is not opened here; convert it to PNG") from None
             raise
-        width, height = opened.size
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise BadImageError(BadImage.TOO_NARROW, f"{width} x {height}")
+        if is_strip(opened.size):
+            raise BadImageError(BadImage.TOO_NARROW, f"{opened.width} x {opened.height}")
         if opened.format not in ("MPO", "TIFF") and getattr(opened, "n_frames", 1) > 1:
             raise BadImageError(BadImage.ANIMATED, f"{opened.n_frames} frames")
         return _pixels(opened, max_pixels, data)

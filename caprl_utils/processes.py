@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error
 from caprl_utils.paths import ROOT
 
@@ -53,6 +54,16 @@ def popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**os.environ, **(env or {})}, preexec_fn=lambda: die_with_parent(parent),
             )  # fmt: skip
+
+
+def require_slurm(nodes: int, asked: str, script: str) -> None:
+    """Raise UserError unless this runs in a Slurm job of that many nodes. asked: by what. script: starts such a job."""
+    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
+    if found != str(nodes) or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"{asked}: srun starts the training on each, so this has to run in a Slurm job of {nodes} nodes (here: "
+            f"{found}) with MASTER_ADDR and MASTER_PORT set; {script} does so"
+        )
 
 
 def listed_gpus() -> list[list[str]]:

@@ -12,18 +12,16 @@ import math
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import ExifTags
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.images import MAX_ASPECT, BadImageError, in_threads, peek
+from caprl_utils.images import MAX_ASPECT, BadImageError, in_threads, is_strip, orientation, peek
 from caprl_utils.paths import shown
 from caprl_utils.progress import track
 from caprl_utils.records import PLACEHOLDER, Conversation, register
@@ -200,12 +198,10 @@ def _sizes(media: Path, row: Conversation) -> list[tuple[int, int]] | str:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image that can be decoded, upright. Raises ValueError with what is wrong."""
-    turned = False
     try:
         with peek(path) as image:
             width, height = image.size
-            with suppress(Exception):  # broken EXIF data say nothing
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            turned = orientation(image) >= 5
             image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
             image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
     except FileNotFoundError:
@@ -214,6 +210,6 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"image {shown(path)}: {error}") from None
     except Exception as error:  # decoders raise what they like on broken files
         raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
-    if max(width, height) > MAX_ASPECT * min(width, height):
+    if is_strip((width, height)):
         raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
     return (height, width) if turned else (width, height)

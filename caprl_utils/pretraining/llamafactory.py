@@ -121,12 +121,9 @@ def command(config: Path, nodes: int = 1) -> list[str]:
 
 def check_nodes(settings: Pretraining) -> None:
     """Raise UserError when several nodes should train and this is no job of Slurm's that has as many."""
-    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
-    if settings.nodes > 1 and (found != str(settings.nodes) or "MASTER_ADDR" not in os.environ):
-        raise UserError(
-            f"pretraining.nodes is {settings.nodes}: srun starts LLaMA-Factory on each, so this runs in a Slurm job of "
-            f"{settings.nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT: configs/slurm/llamafactory.slurm"
-        )
+    if settings.nodes > 1:
+        asked = f"pretraining.nodes is {settings.nodes}"
+        processes.require_slurm(settings.nodes, asked, "configs/slurm/llamafactory.slurm")
 
 
 def environment(profile: Profile, cache: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils.errors import UserError
+from caprl_utils.files import text_lines
 from caprl_utils.prism.benchmarks import Benchmark, load_registry
 from caprl_utils.prism.tables import StoredImage, inside
 from caprl_utils.records import Sample
@@ -62,12 +63,11 @@ def authors_samples(facts: Benchmark, place: Path | None) -> Read:
 
 
 def _records(file: Path) -> Iterator[Any]:
-    text = file.read_text(encoding="utf-8-sig")
     try:
         if file.suffix == ".jsonl":
-            yield from (json.loads(line) for line in text.split("\n") if line.strip())
+            yield from (json.loads(line) for _, line in text_lines(file))
             return
-        data = json.loads(text)
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(data, list):

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.errors import UserError, did_you_mean
-from caprl_utils.images import MAX_ASPECT, BadImageError, open_image
+from caprl_utils.images import BadImageError, is_strip, open_image
 from caprl_utils.prism.benchmarks import Benchmark
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class StoredImage:
             image = open_image(self.read())
         except (BadImageError, ValueError, OSError) as error:  # ValueError: base64 text that is none
             raise UserError(f"{self.where}: {error}") from error
-        if max(image.size) > MAX_ASPECT * min(image.size):
+        if is_strip(image.size):
             raise UserError(f"{self.where}: {image.width} x {image.height} pixels, models refuse such strips")
         return image
 

@@ -6,7 +6,6 @@ It tells its progress by a file, its steps by curve.jsonl, its end by result.jso
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 import threading
@@ -150,13 +149,7 @@ def command(experiment: str, profile: str, seed: int, num_gpus: int, layout: str
     how = ["--config_file", str(paths.CONFIGS / "accelerate" / layout)] if layout else []
     if nodes == 1:
         return [*start, *how, "--num_processes", str(max(1, num_gpus)), "--module", *module]
-    found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
-    if found != str(nodes) or "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"configs/accelerate/{layout} is for {nodes} nodes: srun starts the training on each, so this "
-            f"has to run in a Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; "
-            "configs/slurm/grpo.slurm does so"
-        )
+    processes.require_slurm(nodes, f"configs/accelerate/{layout} is for {nodes} nodes", "configs/slurm/grpo.slurm")
     # what only a task of srun knows
     node = "--machine_rank $SLURM_NODEID --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT"
     each = [f'exec "$@" {node} {shlex.join([*how, "--module", *module])}', "bash", *start]
