@@ -1,13 +1,15 @@
 """Images with known facts: a seed gives a picture's content, its facts and every text that is true of it.
 
-A picture is one of five kinds. Its facts all read "The <key> is <value>."; a question about a fact asks "What is the
-<key>?". The caption repeats the words of the question before the value, the form that a small reader can learn
-(reports/lab-log.md).
+A picture is one of five kinds; its facts agree with each other (shares make 100 percent, totals are sums, opposite
+sides are equal). A fact is told in three phrasings and asked in two; some follow from others (the largest, a range),
+and one of every picture is so common that it can be guessed (`Fact.usual`): a question about it leaks.
 """
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,39 +17,58 @@ from caprl_utils.hashing import derive_seed
 from caprl_utils.mini import vocabulary as words
 
 KINDS = ("chart", "infographic", "document", "scene", "geometry")
+UNSEEN = ("chart-type", "chart-pairs", "chart-labels")
+"""Charts that no training shows: pies, labels never seen with their topic, six or seven labels."""
 SPLITS = ("zoo", "zoo-held-out", "rl", "benchmark", "pretraining")
+GUESSED = 0.75
+"""Share of pictures in which a skewed fact has its usual value."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One true statement: "The ``key`` is ``value``." ``options`` are all values it could have had."""
+    """One true statement: relation, whom it is about ("" where it is the picture), value, and all possible values."""
 
-    key: str
+    relation: str
+    head: str
     value: str
-    options: tuple[str, ...]
+    options: tuple[str, ...] = field(repr=False)
+    usual: bool = False
 
     @property
-    def sentence(self) -> str:
-        return f"The {self.key} is {self.value}."
+    def key(self) -> str:
+        return f"{self.relation} {self.head}".rstrip()
 
     @property
-    def question(self) -> str:
-        return f"What is the {self.key}?"
+    def word(self) -> str:
+        """The one word (or phrase) that the value belongs to."""
+        return self.head or self.relation
+
+    def sentence(self, form: int = 0) -> str:
+        """The fact as a sentence, in one of three phrasings."""
+        return words.RELATIONS[self.relation].statements[form].format(h=self.head, v=self.value) + "."
+
+    def question(self, form: int = 0) -> str:
+        """The fact as a question, in one of two phrasings."""
+        return words.RELATIONS[self.relation].questions[form].format(h=self.head)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """The content of one image: ``facts`` that a caption can tell, ``known`` ones that anybody can guess."""
+    """The content of one image: its facts in reading order, and what the renderer needs."""
 
     id: str
     kind: str
     facts: tuple[Fact, ...]
-    known: tuple[Fact, ...]
     layout: dict[str, object] = field(default_factory=dict, hash=False)
+
+    @property
+    def known(self) -> tuple[Fact, ...]:
+        """Facts that can be guessed without looking."""
+        return tuple(fact for fact in self.facts if fact.usual)
 
 
 def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> Picture:
-    """Picture ``index`` of a split; kinds take turns unless one is named.
+    """Picture ``index`` of a split; kinds take turns unless one (also of `UNSEEN`) is named.
 
     Splits have seeds of their own, so that benchmarks never show a training image.
     """
@@ -55,108 +76,231 @@ def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> P
         raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     kind = kind or KINDS[index % len(KINDS)]
     rng = random.Random(derive_seed("mini-world", seed, split, kind, index))
-    facts, known_keys, layout = _MAKERS[kind](rng)
-    known = tuple(known_fact(key) for key in known_keys)
-    return Picture(f"{split}-{kind}-{index:06d}", kind, tuple(facts), known, layout)
+    plain = kind.partition("-")[0]
+    facts, layout = _chart(rng, kind) if plain == "chart" else _MAKERS[kind](rng)
+    return Picture(f"{split}-{kind}-{index:06d}", plain, tuple(facts), layout | {"seed": rng.randrange(2**31)})
 
 
-def known_fact(key: str) -> Fact:
-    """The fact of :data:`caprl_utils.mini.vocabulary.KNOWLEDGE` with this key."""
-    relation = key.rsplit(" ", 1)[0]
-    values = {value for other, value in words.KNOWLEDGE.items() if other.rsplit(" ", 1)[0] == relation}
-    if relation == "number of sides of a":
-        values |= {"two", "eight"}
-    return Fact(key, words.KNOWLEDGE[key], tuple(sorted(values)))
+def caption(facts: Sequence[Fact], kind: str, forms: Sequence[int] | None = None) -> str:
+    """Caption of a picture of ``kind`` that tells ``facts`` in the order given, each in its phrasing (the first)."""
+    told = (fact.sentence(form) for fact, form in zip(facts, forms or [0] * len(facts), strict=True))
+    return " ".join([f"{words.INTRODUCTION[kind]}.", *told])
 
 
-def caption(facts: Sequence[Fact], kind: str) -> str:
-    """Caption of a picture of ``kind`` that tells ``facts`` in the order given."""
-    return " ".join([f"{words.INTRODUCTION[kind]}.", *(fact.sentence for fact in facts)])
+@functools.lru_cache
+def _grammar() -> list[tuple[str, re.Pattern[str]]]:
+    """(relation, pattern with groups h and v) of every phrasing."""
+    found = []
+    for relation, forms in words.RELATIONS.items():
+        for form in forms.statements:
+            pattern = re.escape(form).replace(r"\{h\}", "(?P<h>[A-Za-z]+)").replace(r"\{v\}", "(?P<v>[A-Za-z0-9]+)")
+            found.append((relation, re.compile(pattern)))
+    return found
+
+
+def statements(text: str) -> list[tuple[str, str] | None]:
+    """(key, value) of every sentence of a caption after its introduction; None for what is no sentence of the world."""
+    told = []
+    for sentence in filter(None, (part.strip() for part in text.split("."))):
+        if sentence in words.INTRODUCTION.values():
+            continue
+        hits = ((relation, pattern.fullmatch(sentence)) for relation, pattern in _grammar())
+        told.append(next((_told(relation, hit) for relation, hit in hits if hit), None))
+    return told
+
+
+def _told(relation: str, hit: re.Match[str]) -> tuple[str, str] | None:
+    head = hit.groupdict().get("h") or ""
+    if head and head not in words.HEADS:
+        return None
+    return f"{relation} {head}".rstrip(), hit["v"]
 
 
 def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact], count: int = 3) -> list[str]:
     """Wrong options of a question: first the values that other facts of the picture have, then any other value."""
-    near = [o.value for o in others if o.value != fact.value and o.value in fact.options]
-    near = rng.sample(sorted(set(near)), min(len(set(near)), rng.choice((1, 2, count))))
+    shown = {o.value for o in others} | {o.head for o in others}
+    near = sorted(v for v in shown if v != fact.value and v in fact.options)
+    near = rng.sample(near, min(len(near), rng.choice((1, 2, count))))
     rest = [v for v in fact.options if v != fact.value and v not in near]
-    return (near + rng.sample(rest, count))[:count]
+    return (near + rng.sample(rest, min(len(rest), count)))[:count]
 
 
-def _numbers(rng: random.Random, count: int) -> list[str]:
-    return rng.sample(words.NUMBERS, count)
+# The five kinds
 
 
-def _chart(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, object]]:
-    kind, topic = rng.choice(words.CHART_TYPES), rng.choice(words.CHART_TOPICS)
-    colour, cities = rng.choice(list(words.COLOURS)), rng.sample(words.CITIES, 4)
-    values = _numbers(rng, 4)
+def _alone(relation: str, value: str, options: Sequence[str]) -> Fact:
+    return Fact(relation, "", value, tuple(options))
+
+
+def _skewed(rng: random.Random, relation: str, table: dict) -> Fact:
+    value = table["usual"] if rng.random() < GUESSED else rng.choice(table["others"])
+    return Fact(relation, "", value, (table["usual"], *table["others"]), usual=True)
+
+
+def _extremes(pairs: dict[str, str], options: Sequence[str]) -> list[Fact]:
+    """The largest and the smallest of what a picture shows."""
+    ranked = sorted(pairs, key=lambda name: int(pairs[name]))
+    return [_alone("largest", ranked[-1], options), _alone("smallest", ranked[0], options)]
+
+
+def _numbers(low: int, high: int, step: int = 5) -> list[str]:
+    return [str(n) for n in range(low, high + 1, step)]
+
+
+def unseen_pair(topic: str, label: str) -> bool:
+    """Whether this topic and this label never stand in one chart of any training (one pair in eight)."""
+    return derive_seed("pair", topic, label) % 8 == 0
+
+
+def _labels(rng: random.Random, topic: str, count: int, unseen: bool) -> list[str]:
+    return rng.sample([city for city in words.CITIES if unseen_pair(topic, city) == unseen], count)
+
+
+def _chart(rng: random.Random, kind: str) -> tuple[list[Fact], dict[str, object]]:
+    topics = [t for t in words.CHART_TOPICS if sum(unseen_pair(t, c) for c in words.CITIES) > 2]
+    topic = rng.choice(topics if kind == "chart-pairs" else words.CHART_TOPICS)
+    shape = "pie" if kind == "chart-type" else rng.choice(words.CHART_TYPES[:4])
+    head = [_alone("chart type", shape, words.CHART_TYPES), _alone("topic", topic, words.CHART_TOPICS)]
+    if kind == "chart" and shape != "area" and rng.random() < 0.3:
+        more, layout = _several_series(rng, topic)
+    else:
+        count = rng.choice((6, 7)) if kind == "chart-labels" else 3 if kind == "chart-pairs" else rng.choice((3, 4, 5))
+        more, layout = _one_series(rng, shape, _labels(rng, topic, count, kind == "chart-pairs"))
+    unit = Fact("unit", "", "percent", ("percent", *words.UNITS["others"]), True) if shape == "pie" else _skewed(
+        rng, "unit", words.UNITS)  # fmt: skip
+    return [*head, unit, *more], layout | {"type": shape, "topic": topic, "unit": unit.value}
+
+
+def _one_series(rng: random.Random, shape: str, labels: list[str]) -> tuple[list[Fact], dict[str, object]]:
+    printed = shape == "pie" or rng.random() < 0.5
+    if shape == "pie":
+        values = _parts(rng, len(labels))
+    else:
+        values = rng.sample(_numbers(10, 95) if printed else _numbers(10, 90, 10), len(labels))
+    trend = rng.choice(words.TRENDS) if shape in ("line", "area") else "mixed"
+    if trend != "mixed":
+        values = sorted(values, key=int, reverse=trend == "falling")
+    rising = [int(a) < int(b) for a, b in zip(values, values[1:], strict=False)]
+    trend = "rising" if all(rising) else "mixed" if any(rising) else "falling"
+    facts = [Fact("value of", c, v, tuple(_numbers(10, 95))) for c, v in zip(labels, values, strict=True)]
+    facts += _extremes(dict(zip(labels, values, strict=True)), words.CITIES)
+    if shape in ("line", "area"):
+        facts.append(_alone("trend", trend, words.TRENDS))
+    else:
+        between = str(max(map(int, values)) - min(map(int, values)))
+        facts.append(_alone("range", between, _numbers(5, 85)))
+    return facts, {"labels": labels, "values": [values], "printed": printed, "colours": [rng.choice([*words.COLOURS])]}
+
+
+def _several_series(rng: random.Random, topic: str) -> tuple[list[Fact], dict[str, object]]:
+    """Two or three series: their colours, and who leads at each label."""
+    labels = _labels(rng, topic, rng.choice((2, 3)), False)
+    series = rng.sample(words.SERIES, rng.choice((2, 2, 3)))
+    colours = rng.sample([*words.COLOURS], len(series))
+    values = [rng.sample(_numbers(10, 90, 10), len(series)) for _ in labels]  # of one label: all different
+    facts = [Fact("colour of", s, c, tuple(words.COLOURS)) for s, c in zip(series, colours, strict=True)]
+    for label, row in zip(labels, values, strict=True):
+        facts.append(Fact("leader in", label, series[row.index(max(row, key=int))], tuple(words.SERIES)))
+    by_series = [list(column) for column in zip(*values, strict=True)]
+    return facts, {"labels": labels, "values": by_series, "printed": False, "series": series, "colours": colours}
+
+
+def _parts(rng: random.Random, count: int) -> list[str]:
+    """Different multiples of five that make 100."""
+    while True:
+        cuts = sorted(rng.sample(range(5, 100, 5), count - 1))
+        parts = [b - a for a, b in zip([0, *cuts], [*cuts, 100], strict=True)]
+        if len(set(parts)) == count:
+            return [str(part) for part in parts]
+
+
+def _infographic(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+    topic, colour, year = rng.choice(words.GOODS_TOPICS), rng.choice([*words.COLOURS]), rng.choice(words.YEARS)
+    goods = rng.sample(words.GOODS, rng.choice((3, 4)))
+    shares, region = _parts(rng, len(goods)), _skewed(rng, "region", words.REGIONS)
     facts = [
-        Fact("chart type", kind, tuple(words.CHART_TYPES)),
-        Fact("topic", topic, tuple(words.CHART_TOPICS)),
-        Fact("chart colour", colour, tuple(words.COLOURS)),
-        *(Fact(f"value of {c}", v, tuple(words.NUMBERS)) for c, v in zip(cities, values, strict=True)),
+        _alone("topic", topic, words.GOODS_TOPICS),
+        _alone("header colour", colour, tuple(words.COLOURS)),
+        _alone("year", year, words.YEARS),
+        *(Fact("share of", g, s, tuple(_numbers(5, 85))) for g, s in zip(goods, shares, strict=True)),
+        *_extremes(dict(zip(goods, shares, strict=True)), words.GOODS),
+        region,
     ]
-    layout = {"type": kind, "topic": topic, "colour": colour, "labels": cities, "values": values}
-    return facts, [f"country of {c}" for c in cities], layout
+    return facts, {"topic": topic, "colour": colour, "year": year, "labels": goods, "values": shares,
+                   "region": region.value}  # fmt: skip
 
 
-def _infographic(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, object]]:
-    topic, goods, values = rng.choice(words.GOODS_TOPICS), rng.sample(words.GOODS, 4), _numbers(rng, 4)
-    colour = rng.choice(list(words.COLOURS))
+def _document(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+    kind, currency = rng.choice(words.DOCUMENT_TYPES), _skewed(rng, "currency", words.CURRENCIES)
+    fields = rng.sample([("name", words.NAMES), ("city", words.CITIES), ("month", words.MONTHS)], 2)
+    told = [_alone(key, rng.choice(options), options) for key, options in fields]
+    items = rng.sample(words.ITEMS, rng.choice((2, 3)))
+    prices = rng.sample(_numbers(5, 50), len(items))
+    total = str(sum(map(int, prices)))
     facts = [
-        Fact("topic", topic, tuple(words.GOODS_TOPICS)),
-        Fact("header colour", colour, tuple(words.COLOURS)),
-        *(Fact(f"share of {g}", v, tuple(words.NUMBERS)) for g, v in zip(goods, values, strict=True)),
+        _alone("document type", kind, words.DOCUMENT_TYPES),
+        *told,
+        *(Fact("price of", i, p, tuple(_numbers(5, 50))) for i, p in zip(items, prices, strict=True)),
+        _alone("total", total, _numbers(15, 135)),
+        currency,
     ]
-    layout = {"topic": topic, "colour": colour, "labels": goods, "values": values, "style": rng.randrange(3)}
-    return facts, [f"source of {g}" for g in goods], layout
+    return facts, {"type": kind, "fields": [(f.relation, f.value) for f in told], "labels": items, "values": prices,
+                   "total": total, "currency": currency.value}  # fmt: skip
 
 
-def _document(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, object]]:
-    doc, city, month = rng.choice(words.DOCUMENT_TYPES), rng.choice(words.CITIES), rng.choice(words.MONTHS)
-    total, room = _numbers(rng, 2)
-    fields = [
-        Fact("name", rng.choice(words.NAMES), tuple(words.NAMES)),
-        Fact("city", city, tuple(words.CITIES)),
-        Fact("month", month, tuple(words.MONTHS)),
-        Fact("total", total, tuple(words.NUMBERS)),
-        Fact("room", room, tuple(words.NUMBERS)),
-    ]
-    fields = rng.sample(fields, 4)
-    facts = [Fact("document type", doc, tuple(words.DOCUMENT_TYPES)), *fields]
-    shown = {f.value for f in fields}
-    known = [k for k, v in ((f"country of {city}", city), (f"season of {month}", month)) if v in shown]
-    layout = {"type": doc, "fields": [(f.key, f.value) for f in fields], "style": rng.randrange(3)}
-    return facts, known, layout
-
-
-def _scene(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, object]]:
-    shapes = [rng.choice(words.SHAPES) for _ in words.POSITIONS]
-    colours = [rng.choice(list(words.COLOURS)) for _ in words.POSITIONS]
-    facts = []
-    for position, shape, colour in zip(words.POSITIONS, shapes, colours, strict=True):
-        facts.append(Fact(f"{position} shape", shape, tuple(words.SHAPES)))
-        facts.append(Fact(f"{position} colour", colour, tuple(words.COLOURS)))
-    jitter = [(rng.uniform(-4, 4), rng.uniform(-4, 4), rng.uniform(0.85, 1.1)) for _ in words.POSITIONS]
-    layout = {"shapes": shapes, "colours": colours, "jitter": jitter, "background": rng.randrange(4)}
-    return facts, [f"number of sides of a {s}" for s in shapes if s in words.SIDES], layout
-
-
-def _geometry(rng: random.Random) -> tuple[list[Fact], list[str], dict[str, object]]:
-    figure, colour = rng.choice(words.FIGURES), rng.choice(list(words.COLOURS))
-    sides = ["AB", "BC", "CA"] if figure == "triangle" else ["AB", "BC", "CD", "DA"]
-    values = _numbers(rng, len(sides))
+def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+    """Three or four shapes, one of them perhaps two or three times, over ground and sky."""
+    sky, ground = _skewed(rng, "sky", words.SKIES), rng.choice(words.GROUNDS)
+    shapes = rng.sample([*words.SHAPES], rng.choice((3, 4)))
+    colours = [rng.choice([*words.COLOURS]) for _ in shapes]
+    counts = [rng.choice((1, 1, 2, 3)) if number == 0 else 1 for number in range(len(shapes))]
+    objects = [s for s, n in zip(shapes, counts, strict=True) for _ in range(n)]
+    rng.shuffle(objects)  # from left to right
+    biggest = rng.choice([s for s, n in zip(shapes, counts, strict=True) if n == 1])
+    named = tuple(words.SHAPES)
     facts = [
-        Fact("figure", figure, tuple(words.FIGURES)),
-        Fact("line colour", colour, tuple(words.COLOURS)),
-        *(Fact(f"length of {s}", v, tuple(words.NUMBERS)) for s, v in zip(sides, values, strict=True)),
+        sky,
+        _alone("ground", ground, words.GROUNDS),
+        *(Fact("colour of", s, c, tuple(words.COLOURS)) for s, c in zip(shapes, colours, strict=True)),
+        Fact("number of", words.SHAPES[shapes[0]], words.COUNTS[counts[0] - 1], tuple(words.COUNTS[:4])),
+        _alone("leftmost shape", objects[0], named),
+        _alone("rightmost shape", objects[-1], named),
+        _alone("biggest shape", biggest, named),
     ]
-    layout = {"figure": figure, "colour": colour, "sides": sides, "values": values, "fill": rng.random() < 0.5}
-    return facts, [f"number of sides of a {figure}"], layout
+    return facts, {"sky": sky.value, "ground": ground, "objects": objects, "biggest": biggest,
+                   "colours": dict(zip(shapes, colours, strict=True))}  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[random.Random], tuple[list[Fact], list[str], dict[str, object]]]] = {
-    "chart": _chart,
+def _geometry(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+    figure, colour = rng.choice(words.FIGURES), rng.choice([*words.COLOURS])
+    a, b = sorted(rng.sample(_numbers(20, 60), 2), key=int)
+    if figure == "triangle":  # the third side is longer than the difference of the others, shorter than their sum
+        c = rng.choice([n for n in _numbers(20, 60) if int(b) - int(a) < int(n) < int(a) + int(b) and n not in (a, b)])
+        names, sides = ["AB", "BC", "CA"], [a, b, c]
+    else:
+        names = ["AB", "BC", "CD", "DA"]
+        sides = {"rectangle": [b, a, b, a], "square": [a, a, a, a], "kite": [a, b, b, a]}[figure]
+    angles = {"triangle": "none", "kite": "none", "rectangle": "four", "square": "four"}[figure]
+    if figure == "triangle" and rng.random() < 0.5:  # 3, 4, 5 times five or ten: right at B
+        factor = rng.choice((5, 10))
+        sides, angles = [str(3 * factor), str(4 * factor), str(5 * factor)], "one"
+    total = str(sum(map(int, sides)))
+    unit = _skewed(rng, "unit", words.LENGTHS)
+    facts = [
+        _alone("figure", figure, words.FIGURES),
+        _alone("line colour", colour, tuple(words.COLOURS)),
+        *(Fact("length of", n, s, tuple(_numbers(15, 65))) for n, s in zip(names, sides, strict=True)),
+        _alone("perimeter", total, _numbers(60, 240)),
+        _alone("number of right angles", angles, words.RIGHT_ANGLES),
+        unit,
+    ]
+    if figure == "triangle":
+        facts.insert(-1, _alone("longest side", names[sides.index(max(sides, key=int))], words.SIDES))
+    return facts, {"figure": figure, "colour": colour, "sides": names, "values": sides, "angles": angles,
+                   "unit": unit.value, "fill": rng.random() < 0.5}  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[random.Random], tuple[list[Fact], dict[str, object]]]] = {
     "infographic": _infographic,
     "document": _document,
     "scene": _scene,
