@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
            "<|image_pad|>", "<|video_pad|>", "<unk>"]  # fmt: skip
+FINAL = "\nFinal Score:"
+"""Before the number of UnifiedReward's reply (`rl.judges` reads it)."""
 WORD_PATTERN = r" ?[A-Za-z]+| ?[0-9]+|\n| |[^\sA-Za-z0-9]"
 CHAT_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message['role'] + '\n' }}
@@ -34,46 +36,46 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 
 
 def prompt_phrases() -> list[str]:
-    """Phrases that become one token each, the longest first."""
-    read_head, read_middle, read_tail = re.split(r"\{caption\}|\{question\}", prompts.READ)
+    """Phrases of prompts that become one token each."""
+    read_head, read_middle, _ = re.split(r"\{caption\}|\{question\}", prompts.READ)
     look_head = prompts.LOOK.split("{question}")[0]
+    rate_head = prompts.RATE.split("{caption}")[0]
+    unified_head, unified_tail = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
     options = [f"\n{letter})" for letter in prompts.LETTERS]
     numbered = [f"**{n}." for n in range(1, 6)]
-    keys = ["value of", "share of", "length of", "country of", "season of", "source of", "number of sides of a",
-            "chart type", "chart colour", "header colour", "line colour", "document type",
-            *place_keys()]  # fmt: skip
-    phrases = [prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, look_head, prompts.ANSWER_PREFILL,
-               f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, ". The", "What is the", " What is the", "?**",
-               "\n**Answer:**", "system\n", "user\n", "assistant\n", "You are a helpful assistant.",
-               *options, *numbered, *words.INTRODUCTION.values(), *(f" {key}" for key in keys), read_tail]  # fmt: skip
-    return sorted({p for p in phrases if p.strip()}, key=lambda p: (-len(p), p))
+    return [prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, look_head, rate_head, unified_head,
+            unified_tail, FINAL, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL,
+            f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, "?**", "\n**Answer:**", "system\n", "user\n",
+            "assistant\n", "You are a helpful assistant.", *options, *numbered]  # fmt: skip
 
 
-def place_keys() -> list[str]:
-    """Keys of a scene, "top left shape" and so on: one token each, so that every key ends in a token of its own."""
-    return [f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour")]
+def grammar_phrases() -> list[str]:
+    """What stands between the words of sentences and questions, one token each, and names of several words."""
+    phrases = {f" {name}" for name in words.ALONE if " " in name} | {*words.INTRODUCTION.values(), " is"}
+    for relation, forms in words.RELATIONS.items():
+        for sentence in forms.statements:
+            phrases.update(_between(f". {sentence}", relation))
+        for question in forms.questions:
+            phrases.update(_between(question, relation))
+            phrases.update(_between(f" {question}", relation))
+    return sorted(phrases)
 
 
-def told_keys() -> dict[str, str]:
-    """Last words of keys, with the " is" that follows them in a caption -> without it, as a question has them.
-
-    Fused, so that in a caption the value stands right after its key (reports/lab-log.md).
-    """
-    last = [*words.CITIES, *words.GOODS, "AB", "BC", "CD", "DA", "CA",
-            "topic", "name", "city", "month", "total", "room",
-            "figure", "chart type", "chart colour", "header colour", "line colour",
-            "document type", *place_keys()]  # fmt: skip
-    return {f" {word} is": f" {word}" for word in last}
+def _between(template: str, relation: str) -> list[str]:
+    """The stretches of a template around its head and value (or, without a head, around the relation's name)."""
+    places = r" \{[hv]\}" if "{h}" in template else rf" \{{v\}}| {relation}"
+    return [piece for piece in re.split(places, template) if len(piece.strip()) > 1]
 
 
 def _words() -> list[str]:
     """Single words and marks: everything the mini world can say beyond the phrases."""
-    values = {word for value in words.KNOWLEDGE.values() for word in value.split()}
-    lists = [words.NUMBERS, words.COLOURS, words.SHAPES, words.CITIES, words.MONTHS, words.GOODS, words.NAMES,
-             words.CHART_TOPICS, words.CHART_TYPES, words.GOODS_TOPICS, words.DOCUMENT_TYPES, words.FIGURES,
-             values, ["two", "eight", "AB", "BC", "CD", "DA", "CA", "topic", "name", "city", "month", "total", "room",
-                      "shape", "colour", "figure", "is", "unknown", "The", "score", "image", "caption"],
-             prompts.LETTERS, [str(n) for n in range(1, 10)]]  # fmt: skip
+    skewed = [words.UNITS, words.SKIES, words.REGIONS, words.CURRENCIES, words.LENGTHS]
+    lists = [words.NUMBERS, words.COUNTS, words.YEARS, words.COLOURS, words.HEADS, words.MONTHS, words.NAMES,
+             words.CHART_TOPICS, words.CHART_TYPES, words.TRENDS, words.GOODS_TOPICS, words.DOCUMENT_TYPES,
+             words.GROUNDS, words.FIGURES, words.RIGHT_ANGLES, *([t["usual"], *t["others"]] for t in skewed),
+             [name for name in words.ALONE if " " not in name],
+             ["unknown", "The", "score", "image", "caption"], prompts.LETTERS,
+             [str(n) for n in range(1, 10)]]  # fmt: skip
     flat = sorted({word for group in lists for word in group})
     return [*(f" {w}" for w in flat), *flat, "\n", " ", *".,:?!*()[]{}-/%'\"\\$_=+#<>|"]
 
@@ -83,13 +85,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = [*SPECIAL, *prompt_phrases(), *_words(), *told_keys()]
-    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    phrases = sorted({*prompt_phrases(), *grammar_phrases()}, key=lambda p: (-len(p), p))
+    ids = {token: i for i, token in enumerate(dict.fromkeys([*SPECIAL, *phrases, *_words()]))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(p, normalized=False) for p in [*prompt_phrases(), *told_keys()]])
+    tokenizer.add_tokens([AddedToken(p, normalized=False) for p in phrases])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -91,7 +91,7 @@ def _alone(key: str) -> Relation:
 ALONE = ["chart type", "topic", "unit", "largest", "smallest", "range", "trend", "header colour", "year", "region",
          "document type", "name", "city", "month", "total", "currency", "sky", "ground", "leftmost shape",
          "rightmost shape", "biggest shape", "figure", "line colour", "perimeter", "longest side",
-         "number of right angles"]  # fmt: skip
+         "right angle count"]  # fmt: skip
 RELATIONS: dict[str, Relation] = {
     "value of": _about("value of", "has a value of", "How high is {h}?"),
     "leader in": _about("leader in", "has as leader", "Who leads in {h}?"),

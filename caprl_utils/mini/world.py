@@ -182,13 +182,13 @@ def _one_series(rng: random.Random, shape: str, labels: list[str]) -> tuple[list
         values = sorted(values, key=int, reverse=trend == "falling")
     rising = [int(a) < int(b) for a, b in zip(values, values[1:], strict=False)]
     trend = "rising" if all(rising) else "mixed" if any(rising) else "falling"
-    facts = [Fact("value of", c, v, tuple(_numbers(10, 95))) for c, v in zip(labels, values, strict=True)]
+    facts = [Fact("value of", c, v, tuple(_numbers(5, 95))) for c, v in zip(labels, values, strict=True)]
     facts += _extremes(dict(zip(labels, values, strict=True)), words.CITIES)
     if shape in ("line", "area"):
         facts.append(_alone("trend", trend, words.TRENDS))
     else:
         between = str(max(map(int, values)) - min(map(int, values)))
-        facts.append(_alone("range", between, _numbers(5, 85)))
+        facts.append(_alone("range", between, _numbers(5, 90)))
     return facts, {"labels": labels, "values": [values], "printed": printed, "colours": [rng.choice([*words.COLOURS])]}
 
 
@@ -255,20 +255,21 @@ def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
     colours = [rng.choice([*words.COLOURS]) for _ in shapes]
     counts = [rng.choice((1, 1, 2, 3)) if number == 0 else 1 for number in range(len(shapes))]
     objects = [s for s, n in zip(shapes, counts, strict=True) for _ in range(n)]
-    rng.shuffle(objects)  # from left to right
+    rng.shuffle(objects)  # from left to right, as the facts are told
+    order = sorted(shapes, key=objects.index)
+    colour_of = dict(zip(shapes, colours, strict=True))
     biggest = rng.choice([s for s, n in zip(shapes, counts, strict=True) if n == 1])
     named = tuple(words.SHAPES)
     facts = [
         sky,
         _alone("ground", ground, words.GROUNDS),
-        *(Fact("colour of", s, c, tuple(words.COLOURS)) for s, c in zip(shapes, colours, strict=True)),
+        *(Fact("colour of", s, colour_of[s], tuple(words.COLOURS)) for s in order),
         Fact("number of", words.SHAPES[shapes[0]], words.COUNTS[counts[0] - 1], tuple(words.COUNTS[:4])),
         _alone("leftmost shape", objects[0], named),
         _alone("rightmost shape", objects[-1], named),
         _alone("biggest shape", biggest, named),
     ]
-    return facts, {"sky": sky.value, "ground": ground, "objects": objects, "biggest": biggest,
-                   "colours": dict(zip(shapes, colours, strict=True))}  # fmt: skip
+    return facts, {"sky": sky.value, "ground": ground, "objects": objects, "biggest": biggest, "colours": colour_of}
 
 
 def _geometry(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
@@ -291,7 +292,7 @@ def _geometry(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
         _alone("line colour", colour, tuple(words.COLOURS)),
         *(Fact("length of", n, s, tuple(_numbers(15, 65))) for n, s in zip(names, sides, strict=True)),
         _alone("perimeter", total, _numbers(60, 240)),
-        _alone("number of right angles", angles, words.RIGHT_ANGLES),
+        _alone("right angle count", angles, words.RIGHT_ANGLES),
         unit,
     ]
     if figure == "triangle":
