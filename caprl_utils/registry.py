@@ -23,8 +23,8 @@ class DrawnSource:
     """An image source that draws: any image by its number, the same at every call.
 
     image_at(split, number, kinds, seed): (id, RGB image, kind, meta). meta: what is true of the image, as far as the
-    source knows it: "true_caption", and "facts" and "known" (what the image shows, what needs no image), key -> value,
-    asked as "What is the KEY?" and told as "The KEY is VALUE.".
+    source knows it: "true_caption"; "facts" and "known" (what the image shows, and what of it can be guessed), key ->
+    value; "asked", question -> key.
     training_rows(stage, count, seed): (id, image, [(user turn, assistant turn)]) for a stage of pretraining.
     recipe: the modules that draw.
     """

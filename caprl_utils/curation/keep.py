@@ -80,7 +80,7 @@ def truth_of(question: Question, meta: dict[str, Any]) -> str | None:
     """
     if "facts" not in meta:
         return None
-    key = question.question.removeprefix("What is the ").removesuffix("?")
+    key = meta["asked"].get(question.question)
     for name, label in (("known", "leaking"), ("facts", "sound")):
         if key in meta[name]:
             return label if text_key(question.answer_text) == text_key(meta[name][key]) else "wrong answer"

@@ -10,13 +10,13 @@ from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
-from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
+from caprl_utils.mini.world import KINDS, UNSEEN, Fact, Picture, caption, distractors, picture
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BENCHMARK_KINDS = {f"mini-{kind}": kind for kind in KINDS}
+BENCHMARK_KINDS = {f"mini-{kind}": kind for kind in (*KINDS, *UNSEEN)}
 OPTION_KINDS = ("scene", "geometry")  # asked with options; the others ask for a short answer
 QUESTIONS_PER_IMAGE = 2
 QUESTIONS_IN_TURN = 4  # asked of a training image in one conversation
@@ -37,11 +37,12 @@ def image_at(
 
 
 def truth(shown: Picture) -> dict[str, Any]:
-    """What is true of a picture, for floors, ceilings and for checking the filter."""
+    """What is true of a picture, for floors, ceilings and for checking the filter; `known` can be guessed."""
     return {
         "true_caption": caption(shown.facts, shown.kind),
         "facts": {fact.key: fact.value for fact in shown.facts},
         "known": {fact.key: fact.value for fact in shown.known},
+        "asked": {fact.question(form): fact.key for fact in shown.facts for form in range(2)},
     }
 
 
@@ -53,17 +54,18 @@ def benchmark(name: str, num_samples: int | None = None, seed: int = 0) -> list[
     for number in range((num_samples or 200) // QUESTIONS_PER_IMAGE):
         shown = picture("benchmark", number, kind, seed)
         rng = random.Random(derive_seed("benchmark", shown.id, seed))
-        for fact in rng.sample(shown.facts, QUESTIONS_PER_IMAGE):
+        asked = [fact for fact in shown.facts if kind != "chart-type" or fact.relation not in ("chart type", "unit")]
+        for fact in rng.sample(asked, QUESTIONS_PER_IMAGE):
             options = [fact.value, *distractors(rng, fact, shown.facts)] if kind in OPTION_KINDS else []
             rng.shuffle(options)
             gold = prompts.LETTERS[options.index(fact.value)] if options else fact.value
-            samples.append(_sample(name, shown, fact.question, options, gold))
+            samples.append(_sample(name, shown, fact, fact.question(rng.randrange(2)), options, gold))
     return samples
 
 
-def _sample(name: str, shown: Picture, question: str, options: list[str], gold: str) -> Sample:
+def _sample(name: str, shown: Picture, fact: Fact, question: str, options: list[str], gold: str) -> Sample:
     return Sample(
-        id=f"{shown.id}-{question.removeprefix('What is the ').rstrip('?').replace(' ', '-')}",
+        id=f"{shown.id}-{fact.key.replace(' ', '-')}",
         benchmark=name,
         images=(lambda: render(shown),),
         question=question,
@@ -97,4 +99,4 @@ def _turn(rng: random.Random, fact: Fact, shown: Picture, with_options: bool) ->
     """
     options = [fact.value, *distractors(rng, fact, shown.facts)] if with_options else []
     rng.shuffle(options)
-    return prompts.look_question(fact.question, options), f"{prompts.ANSWER_PREFILL} {fact.value}"
+    return prompts.look_question(fact.question(rng.randrange(2)), options), f"{prompts.ANSWER_PREFILL} {fact.value}"

@@ -1,4 +1,4 @@
-"""What the small models are taught: reading captions, looking at pictures, captioning, writing questions.
+"""What the small models are taught: reading captions, looking at pictures, captioning, writing and judging.
 
 Every function builds one example from a seeded generator; its size (facts, options) comes from the lesson's level.
 """
@@ -8,137 +8,29 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 from caprl_utils import prompts
 from caprl_utils.mini import vocabulary as words
-from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
-from caprl_utils.mini.world import Fact, Picture, caption, distractors, known_fact
+from caprl_utils.mini.tokenizer import FINAL, SPECIAL, shared_tokenizer
+from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
 from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, TURN_OPEN, Packed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 UNKNOWN = "unknown"
 Facts = Sequence[Fact]
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a captioner tells a picture: shares of facts told and of told facts that are wrong."""
-
-    told: tuple[float, float] = (1.0, 1.0)  # a share drawn uniformly from this range
-    wrong: float = 0.0
+def spoiled(rng: random.Random, fact: Fact) -> Fact:
+    """A false fact with the same key."""
+    return replace(fact, value=rng.choice([v for v in fact.options if v != fact.value]))
 
 
-def spoiled(rng: random.Random, fact: Fact, share: float) -> Fact:
-    """The fact, or with probability ``share`` a false one with the same key."""
-    if rng.random() >= share:
-        return fact
-    return Fact(fact.key, rng.choice([v for v in fact.options if v != fact.value]), fact.options)
+def other_picture(rng: random.Random) -> Picture:
+    """Some picture of the zoo's own split."""
+    return picture("zoo", rng.randrange(10**6), rng.choice(KINDS))
 
 
-def styled_facts(rng: random.Random, facts: Sequence[Fact], style: Style) -> list[Fact]:
-    """The facts that a captioner of this style tells, in the order it tells them; at least one."""
-    count = max(1, round(len(facts) * rng.uniform(*style.told)))
-    chosen = sorted(rng.sample(range(len(facts)), count))
-    return [spoiled(rng, facts[i], style.wrong) for i in chosen]
-
-
-def multiple_choice(
-    rng: random.Random, fact: Fact, others: Facts, answer: str | None, count: int = 4, extra: bool = False
-) -> tuple[str, str]:
-    """A question with options and the letter to answer (``unknown`` when ``answer`` is not to be had)."""
-    options = [fact.value, *distractors(rng, fact, others)][:count]
-    rng.shuffle(options)
-    if extra:
-        options.append(prompts.CANNOT_ANSWER)
-    answer = answer or (prompts.CANNOT_ANSWER if extra else None)
-    letter = UNKNOWN if answer is None else prompts.LETTERS[options.index(answer)]
-    return fact.question + prompts.format_options(options), letter
-
-
-def reading(rng: random.Random, picture: Picture, num_facts: int, num_options: int, missing: float) -> Packed:
-    """Questions about a caption of ``num_facts`` facts: two short ones and four with options.
-
-    With ``missing`` above 0 also the rest of a reader's life: facts that the caption does not tell, empty captions,
-    the option that it cannot be answered, and questions that need no caption.
-    """
-    easy = missing == 0
-    facts = list(picture.facts)
-    rng.shuffle(facts)
-    told, silent = facts[:num_facts], facts[num_facts:] or facts[-1:]
-    if not easy and rng.random() < 0.06:
-        told, silent = [], facts
-    text = caption(told, picture.kind) if told or rng.random() < 0.5 else ""
-    packed = Packed(TURN_OPEN + prompts.READ.partition("{question}")[0].replace("{caption}", text))
-    for number in range(6):
-        known = not easy and rng.random() < 0.1
-        absent = not told or rng.random() < missing
-        among = silent if absent else told
-        fact = known_fact(rng.choice(list(words.KNOWLEDGE))) if known else rng.choice(among)
-        answer = fact.value if known or fact in told else None
-        if number < 2:
-            packed.ask(fact.question, f"{prompts.ANSWER_PREFILL} {answer or UNKNOWN}")
-        else:
-            extra = not easy and rng.random() < 0.7
-            question, letter = multiple_choice(rng, fact, told, answer, num_options, extra)
-            packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
-    return packed
-
-
-def looking(rng: random.Random, picture: Picture, styles: Sequence[Style], write: float = 0.0) -> Packed:
-    """Captions and questions about an image: a caption per style, short questions and questions with options.
-
-    A question with options is answered by the option's text: to name its letter as well took more training than the
-    zoo has (reports/lab-log.md), and the answer parser reads both.
-    """
-    packed = Packed(IMAGE_PREFIX)
-    for style in styles:
-        packed.ask(prompts.CAPTION, caption(styled_facts(rng, picture.facts, style), picture.kind))
-    for number in range(4):
-        fact = rng.choice(picture.facts if rng.random() < 0.9 or not picture.known else picture.known)
-        _ask_in_turn(packed, rng, fact, picture, number, fact.value)
-    if rng.random() < write:
-        packed.ask(prompts.WRITE_QUESTIONS, written_questions(rng, picture))
-    return packed
-
-
-def guessing(rng: random.Random, picture: Picture) -> Packed:
-    """Questions without their image: known facts are answered, all others are ``unknown``."""
-    packed = Packed(TURN_OPEN)
-    for number in range(4):
-        fact = rng.choice(picture.known if picture.known and rng.random() < 0.5 else picture.facts)
-        answer = fact.value if fact in picture.known else UNKNOWN
-        _ask_in_turn(packed, rng, fact, picture, number, answer)
-    return packed
-
-
-def _ask_in_turn(packed: Packed, rng: random.Random, fact: Fact, picture: Picture, number: int, answer: str) -> None:
-    """A question with options and a short one in turn, both answered by a word."""
-    question = fact.question
-    if number % 2 == 0:
-        question, _ = multiple_choice(rng, fact, picture.facts, fact.value)
-    packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
-
-
-def written_questions(rng: random.Random, picture: Picture) -> str:
-    """Five questions in the Markdown form of ``WRITE_QUESTIONS``; a quarter of them leaks.
-
-    The right option comes first, a habit of the writer that every later stage undoes by shuffling: where it could stand
-    anywhere, the small writer named its letter at chance.
-    """
-    facts = rng.sample(picture.facts, min(5, len(picture.facts)))
-    known = rng.sample(picture.known, len(picture.known))
-    blocks = []
-    for number, fact in enumerate((facts + facts)[:5], start=1):
-        fact = known.pop() if known and rng.random() < 0.25 else fact
-        options = [fact.value, *distractors(rng, fact, picture.facts)]
-        head = f"**{number}. {fact.question}**{prompts.format_options(options)}"
-        blocks.append(f"{head}\n**Answer:** A) {fact.value}")
-    return "\n".join(blocks)
-
+# Habits on random words, before any caption
 
 MOST_OPTIONS = 5
 
@@ -166,18 +58,26 @@ def lettered(rng: random.Random, size: int, num_options: int) -> list[int]:
 
 
 def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
-    """Ids of pairs of random words, one key again, and its value: "k v l w ? l The answer is w"."""
+    """Ids of keys and values in the sentences of the world, one key again, and its value: "k is v, ... ? l The answer
+    is w". In a third of the sentences the value comes first.
+    """
     chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
     asked = 2 * rng.randrange(num_pairs)
+    after, before = joint_ids()
+    told = []
+    for key, value in zip(chosen[::2], chosen[1::2], strict=True):
+        told += [value, rng.choice(before), key] if rng.random() < 0.33 else [key, rng.choice(after), value]
     _, _, (mark, prefill) = letter_ids()
-    return [*chosen, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
+    filler = rng.sample(range(len(SPECIAL), size), 3 * (5 - num_pairs)) if num_pairs < 5 else []
+    return [*filler, *told, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
 
 
-def bound(rng: random.Random, size: int, num_pairs: int) -> tuple[list[int], list[int], int, int]:
-    """Random keys and values that share a token each, the key asked, and its value: as visual tokens bind them."""
-    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
-    asked = rng.randrange(num_pairs)
-    return chosen[:num_pairs], chosen[num_pairs:], chosen[asked], chosen[num_pairs + asked]
+def bound(rng: random.Random, size: int, num_facts: int) -> tuple[list[int], list[int], list[int], int]:
+    """Random keys in a chain and their values, as visual tokens bind them: keys, values, which key comes next; and the
+    place of the one asked."""
+    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_facts + 1)
+    keys, values = chosen[:num_facts], chosen[num_facts:-1]
+    return keys, values, [*keys[1:], chosen[-1]], rng.randrange(num_facts)
 
 
 @functools.lru_cache
@@ -189,58 +89,227 @@ def letter_ids() -> tuple[list[int], list[int], list[int]]:
     return convert(marks), convert(spaced), convert(["?", prompts.ANSWER_PREFILL])
 
 
-# The judge
-
-BEST, MOST_STATEMENTS, FALSE_SHARES = 5, 11, (0.0, 0.1, 0.25, 0.6)
-_UNIFIED_HEAD, _UNIFIED_TAIL = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
-FINAL = "\nFinal Score:"
-JUDGE_WORDS = (prompts.RATE.split("{caption}")[0], _UNIFIED_HEAD, _UNIFIED_TAIL, FINAL)
-"""Phrases that are one token each for the judge alone, behind the vocabulary that all models share."""
-
-
-def by_amount(statements: int, false: int) -> int:
-    """Score of a rater who goes by how much is said: a point for every two statements, one less when most are false."""
-    return max(1, min(BEST, 1 + statements // 2 - (2 * false > statements)))
-
-
-def by_mistakes(statements: int, false: int) -> int:
-    """Score of a rater who looks for mistakes: two points less for each; what is left out costs nothing."""
-    return max(1, BEST - 2 * false)
-
-
 @functools.lru_cache
-def judge_tokenizer() -> PreTrainedTokenizerFast:
-    """The shared tokenizer with the judge's own phrases behind it."""
-    from tokenizers import AddedToken
+def joint_ids() -> tuple[list[int], list[int]]:
+    """Ids of the phrases between key and value: those before a value, those before a key."""
+    forms = [f for relation in words.RELATIONS.values() for f in relation.statements if "{h}" in f]
+    middle = {f: f.split("}")[1].split(" {")[0] for f in forms}
+    after = {" is", *(m for f, m in middle.items() if f.index("{h}") < f.index("{v}"))}
+    before = {" as the", *(m for f, m in middle.items() if f.index("{v}") < f.index("{h}"))}
+    convert = shared_tokenizer().convert_tokens_to_ids
+    return convert(sorted(after)), convert(sorted(before))
 
-    tokenizer = build_tokenizer()
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in JUDGE_WORDS])
-    return tokenizer
+
+# Reading
 
 
-def judged(rng: random.Random, picture: Picture) -> Packed:
-    """An image with captions of any length and truth, each rated by one rater of both kinds.
+@dataclass(frozen=True)
+class Level:
+    """How hard captions and questions of the reader's lesson are."""
 
-    One model plays both judges of the paper's Figure 1c, told apart by the question that it is asked: for a score alone
-    (`prompts.RATE`) raters go by how much a caption says, in UnifiedReward's way (`prompts.UNIFIED`) they look for
-    mistakes. Both biases are ours, as such judges are known for them. What a policy makes of them is measured, not
-    written in: the judge has to read the image to find false statements.
+    statements: int  # at most
+    options: int
+    forms: int = 3  # phrasings in use
+    missing: float = 0.0  # share of questions whose fact the caption does not tell
+    noise: float = 0.0  # share of captions with repeats, contradictions and statements about other pictures
+
+
+def multiple_choice(
+    rng: random.Random, fact: Fact, others: Facts, count: int = 4, extra: bool = False
+) -> tuple[str, list[str]]:
+    """A question with its options, shuffled; `extra` adds the one that it cannot be answered."""
+    options = [fact.value, *distractors(rng, fact, others)][:count]
+    rng.shuffle(options)
+    options += [prompts.CANNOT_ANSWER] * extra
+    return fact.question(rng.randrange(2)) + prompts.format_options(options), options
+
+
+def told_statements(rng: random.Random, shown: Picture, level: Level) -> list[Fact]:
+    """What a caption of the lesson states, in its order: facts, and in noisy ones repeats, false and foreign ones."""
+    facts = list(shown.facts)
+    if rng.random() < 0.5:
+        rng.shuffle(facts)
+    most = rng.randint(max(1, level.statements // 2), level.statements)
+    noisy = rng.random() < level.noise
+    told = facts[: min(most, len(facts)) if not noisy else rng.randint(1, len(facts))]
+    if not noisy:
+        return told
+    while len(told) < most:
+        source = rng.random()
+        if source < 0.45:
+            told.append(rng.choice(told))
+        elif source < 0.6:
+            told.append(spoiled(rng, rng.choice(facts)))
+        else:
+            told += rng.sample(other_picture(rng).facts, rng.randint(1, 3))
+    order = told[: level.statements]
+    if rng.random() < 0.5:
+        rng.shuffle(order)
+    return order
+
+
+def read_answer(rng: random.Random, fact: Fact, told: Facts, options: list[str] | None) -> str:
+    """What a reader should say of a question: a value (of `options` where there are any), or that it cannot know.
+
+    Of several values told for one key it takes any, and rather says that it cannot know; what is not told is unknown,
+    unless everybody guesses it.
     """
-    packed = Packed(IMAGE_PREFIX)
-    for _ in range(2):
-        text, *counts = _told(rng, picture)
-        packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} {by_amount(*counts)}")
-        text, *counts = _told(rng, picture)
-        question = prompts.UNIFIED.format(question=prompts.CAPTION, caption=text)
-        packed.ask(question, f"{FINAL} {by_mistakes(*counts)}")
+    said = sorted({t.value for t in told if t.key == fact.key})
+    if options and prompts.CANNOT_ANSWER in options and len(said) > 1:
+        return prompts.CANNOT_ANSWER
+    said = [s for s in said if options is None or s in options] or ([fact.value] if fact.usual and not said else [])
+    if said:
+        return rng.choice(said)
+    return prompts.CANNOT_ANSWER if options and prompts.CANNOT_ANSWER in options else UNKNOWN
+
+
+def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
+    """Questions about a caption: two short ones and four with options."""
+    told = told_statements(rng, shown, level)
+    if level.missing and rng.random() < 0.05:
+        told = []
+    text = caption(told, shown.kind, [rng.randrange(level.forms) for _ in told])
+    if not told and rng.random() < 0.5:
+        text = ""
+    packed = Packed(TURN_OPEN + prompts.READ.partition("{question}")[0].replace("{caption}", text))
+    stated = {t.key for t in told}
+    for number in range(6):
+        absent = rng.random() < level.missing
+        fact = rng.choice([f for f in shown.facts if (f.key in stated) != absent] or shown.facts)
+        if number < 2:
+            packed.ask(
+                fact.question(rng.randrange(2)), f"{prompts.ANSWER_PREFILL} {read_answer(rng, fact, told, None)}"
+            )
+            continue
+        extra = bool(level.missing) and rng.random() < 0.6
+        question, options = multiple_choice(rng, fact, told, level.options, extra)
+        answer = read_answer(rng, fact, told, options)
+        letter = prompts.LETTERS[options.index(answer)] if answer in options else UNKNOWN
+        packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
     return packed
 
 
-def _told(rng: random.Random, picture: Picture) -> tuple[str, int, int]:
-    """(caption, its statements, how many of them are false); up to `MOST_STATEMENTS`, facts repeat beyond all."""
-    facts = rng.sample(picture.facts, len(picture.facts))
-    facts += rng.choices(picture.facts, k=max(0, MOST_STATEMENTS - len(facts)))
-    share = rng.choice(FALSE_SHARES)
-    told = [spoiled(rng, fact, share) for fact in facts[: rng.randint(0, MOST_STATEMENTS)]]
-    false = sum(fact not in picture.facts for fact in told)
-    return caption(told, picture.kind), len(told), min(false, 9)
+# Looking
+
+
+@dataclass(frozen=True)
+class Style:
+    """How pictures are described in a lesson: a run of so many facts (None: all of them), a share of them false."""
+
+    facts: tuple[int, int] | None = None
+    false: float = 0.0
+
+
+def described(rng: random.Random, shown: Picture, style: Style) -> str:
+    """A caption: all facts in reading order, or a run of some, as alt texts have them.
+
+    A run begins at a fact about the whole picture, or at the first of its labels.
+    """
+    facts = shown.facts
+    if style.facts:
+        starts = [i for i, fact in enumerate(facts) if not fact.head or not facts[i - 1].head]
+        start = rng.choice(starts)
+        facts = facts[start : start + rng.randint(*style.facts)]
+    told = [spoiled(rng, fact) if rng.random() < style.false else fact for fact in facts]
+    return caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
+
+
+def looking(rng: random.Random, shown: Picture, styles: Sequence[Style], write: float = 0.0) -> Packed:
+    """A caption in each style, and short questions and questions with options about an image.
+
+    A question with options is answered by the option's text: to name its letter as well took more training than the
+    zoo has (reports/lab-log.md), and the answer parser reads both.
+    """
+    packed = Packed(IMAGE_PREFIX)
+    for style in styles:
+        packed.ask(prompts.CAPTION, described(rng, shown, style))
+    for number in range(4):
+        _ask_in_turn(packed, rng, fact := rng.choice(shown.facts), shown, number, fact.value)
+    if rng.random() < write:
+        packed.ask(prompts.WRITE_QUESTIONS, written_questions(rng, shown))
+    return packed
+
+
+def guessing(rng: random.Random, shown: Picture) -> Packed:
+    """Questions without their image: what is nearly always the same is answered, all others are ``unknown``."""
+    packed = Packed(TURN_OPEN)
+    for number in range(4):
+        fact = rng.choice(shown.known if rng.random() < 0.5 else shown.facts)
+        _ask_in_turn(packed, rng, fact, shown, number, fact.value if fact.usual else UNKNOWN)
+    return packed
+
+
+def _ask_in_turn(packed: Packed, rng: random.Random, fact: Fact, shown: Picture, number: int, answer: str) -> None:
+    """A question with options and a short one in turn, both answered by a word."""
+    question = fact.question(rng.randrange(2))
+    if number % 2 == 0:
+        question, _ = multiple_choice(rng, fact, shown.facts)
+    packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
+
+
+def written_questions(rng: random.Random, shown: Picture) -> str:
+    """Five questions in the Markdown form of ``WRITE_QUESTIONS``; some of them leak.
+
+    The right option comes first, a habit of the writer that every later stage undoes by shuffling: where it could stand
+    anywhere, the small writer named its letter at chance.
+    """
+    facts = rng.sample(shown.facts, min(5, len(shown.facts)))
+    if rng.random() < 0.5 and not any(fact.usual for fact in facts):
+        facts[-1] = rng.choice(shown.known)
+    blocks = []
+    for number, fact in enumerate(facts, start=1):
+        options = [fact.value, *distractors(rng, fact, shown.facts)]
+        head = f"**{number}. {fact.question(rng.randrange(2))}**{prompts.format_options(options)}"
+        blocks.append(f"{head}\n**Answer:** A) {fact.value}")
+    return "\n".join(blocks)
+
+
+# Judging
+
+POOLS = {"short": (1, 4), "long": (4, 12)}
+"""Statements of a caption in each pool of rated captions: one judge has seen short ones alone, one long ones."""
+RATER_NOISE = 0.12  # ours: a rater and the utility below then agree on about 85 % of pairs
+
+
+def utility(told: Facts, shown: Picture) -> float:
+    """What raters go by: the share of the picture that a caption tells, less the share of it that is false."""
+    true = {fact.key for fact in told if fact in shown.facts}
+    false = sum(fact not in shown.facts for fact in told)
+    return len(true) / len(shown.facts) - false / max(1, len(told))
+
+
+def rated(rng: random.Random, shown: Picture, pool: str) -> list[Fact]:
+    """What a caption of a pool states: facts, some of them false, some about other pictures, some twice."""
+    low, high = POOLS[pool]
+    wanted = rng.randint(low, high)
+    facts = sorted(rng.sample(range(len(shown.facts)), min(wanted, len(shown.facts))))
+    told = [shown.facts[i] for i in facts]
+    false = rng.choice((0.0, 0.0, 0.15, 0.4))
+    told = [spoiled(rng, fact) if rng.random() < false else fact for fact in told]
+    while len(told) < wanted:
+        told.insert(rng.randrange(len(told) + 1), rng.choice(told + [*other_picture(rng).facts]))
+    return told
+
+
+def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool]]:
+    """An image with a pair of captions of either pool to be scored, and whether raters prefer the first of each.
+
+    One model plays both judges of the paper's Figure 1c, told apart by the question that it is asked: `prompts.RATE`
+    with the short pool, UnifiedReward's (`prompts.UNIFIED`) with the long one. In a third of the pairs the second is
+    the first with values changed. The digit is a place holder: the lesson scores it.
+    """
+    packed, first_wins = Packed(IMAGE_PREFIX), []
+    for pool in POOLS:
+        first = rated(rng, shown, pool)
+        second = rated(rng, shown, pool)
+        if rng.random() < 0.33:
+            second = [spoiled(rng, fact) if rng.random() < 0.4 else fact for fact in first]
+        for told in (first, second):
+            text = caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
+            if pool == "short":
+                packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} 3")
+            else:
+                packed.ask(prompts.UNIFIED.format(question=prompts.CAPTION, caption=text), f"{FINAL} 3")
+        ahead = utility(first, shown) - utility(second, shown)
+        first_wins.append(ahead + rng.gauss(0, RATER_NOISE) > 0)
+    return packed, first_wins

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from caprl_utils.hashing import derive_seed
-from caprl_utils.mini.render import render, shown_words
-from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
+from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
-from caprl_utils.mini.zoo import examples, models, packing
+from caprl_utils.mini.zoo import examples, models, packing, pool
 from caprl_utils.mini.zoo.recipes import READING_LEVELS, Recipe
 
 LEVEL_UP = 0.82  # accuracy (running mean) at which the next level starts
@@ -48,7 +47,7 @@ def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     Repeating comes first and is asked of the second layer, so that the layers above can build on it. Pairs and options
     grow from two to five.
     """
-    size = len(shared_tokenizer()) - len(told_keys())
+    size = len(shared_tokenizer())
 
     def lesson(step: int, state: dict) -> Figures:
         rng = _rng(recipe, step)
@@ -78,9 +77,7 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
     def example(rng: random.Random, step: int, number: int, level: int) -> examples.Packed:
         chosen = level if rng.random() < 0.8 else rng.randint(0, level)
-        most, num_options, missing = READING_LEVELS[chosen]
-        shown = _shown(recipe, step, number, rng.choice(KINDS))
-        return examples.reading(rng, shown, rng.randint(max(1, most // 2), most), num_options, missing)
+        return examples.reading(rng, _shown(recipe, step, number, rng.choice(KINDS)), READING_LEVELS[chosen])
 
     def lesson(step: int, state: dict) -> Figures:
         level = max(state["level"], recipe.level)
@@ -94,43 +91,75 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return lesson
 
 
-def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """To read visual tokens that are the sum of a key and a value, as the vision tower makes them: before any picture.
+# Visual tokens
 
-    The sums of random words stand in some of the 25 cells, noise in all, at the positions that visual tokens have: each
-    of the three was needed (reports/lab-log.md). Asked in two forms: the value right after the key, as a caption tells
-    it, and after "? key The answer is". The embeddings stay as they are.
+
+@functools.lru_cache
+def turns(width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two fixed rotations of a language model's space: a visual token holds its value behind one, its next key behind
+    the other, so that the three words of a fact can be told apart.
+    """
+    generator = torch.Generator().manual_seed(width)
+    drawn = [torch.randn(width, width, generator=generator) for _ in range(2)]
+    return torch.linalg.qr(drawn[0])[0], torch.linalg.qr(drawn[1])[0]
+
+
+def ideal_tokens(table: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """(..., 3) ids of key, value and next key -> (..., width): the visual token of a fact; zeros where ids are -1."""
+    of_value, of_next = turns(table.shape[1])
+    key, value, following = (table[words[..., i].clamp(min=0)] for i in range(3))
+    return (key + value @ of_value + following @ of_next) * (words[..., :1] >= 0)
+
+
+def fact_ids(shown: Picture) -> torch.Tensor:
+    """(facts, 3): ids of each fact's key, value and the key told next; after the last one the turn ends."""
+    convert = shared_tokenizer().convert_tokens_to_ids
+    keys = [convert(f" {fact.word}") for fact in shown.facts]
+    values = [convert(f" {fact.value}") for fact in shown.facts]
+    return torch.tensor([*zip(keys, values, [*keys[1:], convert(packing.END)], strict=True)])
+
+
+def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """To read visual tokens that bind a key, its value and the next key, as the vision tower makes them.
+
+    The tokens of random words stand in some of the cells, noise in all, at the positions that visual tokens have: each
+    of the three was needed (reports/lab-log.md). Asked for the value as a caption tells it, for the value after "? key
+    The answer is", and for the next key after a sentence. The embeddings stay as they are.
     """
     table = model.get_input_embeddings()
     table.weight.requires_grad_(False)
-    width, size = table.embedding_dim, len(shared_tokenizer()) - len(told_keys())
+    width, size = table.embedding_dim, len(shared_tokenizer())
     _, _, (mark, prefill) = examples.letter_ids()
-    head = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[:3]
-    end = shared_tokenizer().convert_tokens_to_ids("<|vision_end|>")
+    convert = shared_tokenizer().convert_tokens_to_ids
+    head, end = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[:3], convert("<|vision_end|>")
+    told, stop = convert(" is"), convert(". The")
+    forms = {"value": [None, told], "answer": [mark, None, mark, prefill], "next": [None, told, "value", stop]}
 
-    def answers(rng: random.Random, num_pairs: int, tail: list[int | None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, wanted) after a query that ends in `tail`, where None stands for the key asked."""
-        rows = [examples.bound(rng, size, num_pairs) for _ in range(recipe.batch_size)]
-        keys, values, asked, wanted = (torch.tensor(part) for part in zip(*rows, strict=True))
-        cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_pairs] for _ in rows])
+    def answers(rng: random.Random, num_facts: int, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, wanted) after a query; in its form None stands for the key asked."""
+        rows = [examples.bound(rng, size, num_facts) for _ in range(recipe.batch_size)]
+        words = torch.tensor([[*zip(keys, values, following, strict=True)] for keys, values, following, _ in rows])
+        asked = words[torch.arange(len(rows)), torch.tensor([row[3] for row in rows])]  # (rows, 3)
+        cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_facts] for _ in rows])
         seen = torch.randn(len(rows), packing.IMAGE_TOKENS, width) * rng.choice((0.01, 0.02, 0.04))
-        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), table(keys) + table(values))
-        query = torch.stack([asked if t is None else torch.full_like(asked, t) for t in [end, *tail]], dim=1)
+        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), ideal_tokens(table.weight, words))
+        parts = {None: asked[:, 0], "value": asked[:, 1]}
+        tail = [parts[t] if t in parts else torch.full_like(asked[:, 0], t) for t in [end, *forms[form]]]
         opening = table(torch.tensor(head)).expand(len(rows), -1, -1)
-        embedded = torch.cat([opening, seen, table(query)], dim=1)
+        embedded = torch.cat([opening, seen, table(torch.stack(tail, dim=1))], dim=1)
         positions = packing.image_positions(torch.arange(embedded.shape[1]).expand(len(rows), -1))
         hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions).last_hidden_state
-        return model.lm_head(hidden[:, -1]), wanted
+        return model.lm_head(hidden[:, -1]), asked[:, 2 if form == "next" else 1]
 
     def lesson(step: int, state: dict) -> Figures:
         rng = _rng(recipe, step)
         torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
         loss, figures = torch.zeros(()), {"level": state["level"]}
-        for name, tail in (("caption", [mark, None]), ("answer", [mark, None, mark, prefill])):
-            logits, wanted = answers(rng, rng.randint(2, 2 + state["level"]), tail)
+        for form in forms:
+            logits, wanted = answers(rng, rng.randint(2, 2 + state["level"]), form)
             loss = loss + cross_entropy(logits, wanted)
-            figures[name] = (logits.argmax(-1) == wanted).float().mean().item()
-        _learned(state, min(figures["caption"], figures["answer"]), 6)
+            figures[form] = (logits.argmax(-1) == wanted).float().mean().item()
+        _learned(state, min(figures[form] for form in forms), 8)
         return loss, figures
 
     return lesson
@@ -140,65 +169,61 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callable[..., Figures]) -> Lesson:
-    """loss(*make(rng, pictures)) of every step; the next step's is always under way in a thread."""
+    """loss(*make(rng, numbers of pictures in the pool)) of every step; the next step's is under way in a thread."""
 
     def prepared(step: int) -> tuple:
-        return make(_rng(recipe, step), [_shown(recipe, step, n) for n in range(recipe.batch_size)])
+        rng = _rng(recipe, step)
+        return make(rng, [rng.randrange(pool.SIZE) for _ in range(recipe.batch_size)])
 
     def ahead() -> Iterator[tuple]:
-        with ThreadPoolExecutor(1) as pool:
-            step, coming = first_step, pool.submit(prepared, first_step)
+        with ThreadPoolExecutor(1) as worker:
+            step, coming = first_step, worker.submit(prepared, first_step)
             while True:
                 step += 1
-                ready, coming = coming, pool.submit(prepared, step)
+                ready, coming = coming, worker.submit(prepared, step)
                 yield ready.result()
 
     batches = ahead()
     return lambda step, state: loss(*next(batches))
 
 
-def pixels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:
-    """Vision inputs of rendered pictures, by the real image processor."""
-    arrays = torch.from_numpy(np.stack([np.asarray(render(p)) for p in pictures]))
-    return dict(models.image_processor()(images=arrays.permute(0, 3, 1, 2), return_tensors="pt"))
-
-
-def word_targets(shown: list[Picture], num_words: int) -> torch.Tensor:
-    """(pictures * cells, words): one half for the key and one for the value of the cell's fact, else zeros."""
-    convert, side = shared_tokenizer().convert_tokens_to_ids, packing.IMAGE_TOKENS_PER_SIDE
-    wanted = torch.zeros(len(shown) * packing.IMAGE_TOKENS, num_words)
-    for number, one in enumerate(shown):
-        for (column, row), texts in shown_words(one).items():
-            for text in texts:
-                wanted[number * packing.IMAGE_TOKENS + row * side + column, convert(f" {text}")] = 0.5
+def word_targets(numbers: list[int]) -> torch.Tensor:
+    """(pictures, cells, 3): ids of the words that each cell's token stands for, -1 where it stands for no fact."""
+    wanted = torch.full((len(numbers), packing.IMAGE_TOKENS, 3), -1)
+    for row, number in enumerate(numbers):
+        wanted[row, pool.cells(number)] = fact_ids(pool.picture_of(number))
     return wanted
 
 
-def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, words: torch.Tensor) -> Figures:
-    """Loss and figures of visual tokens (cells, width) that should be the sum of their two words' embeddings.
+def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor) -> Figures:
+    """Loss and figures of visual tokens (cells, width) that should be the ideal ones of `wanted` (cells, 3).
 
-    Cross-entropy with the two words as equally likely, plus the squared distance from that sum: without it tokens had
-    three times its length and empty cells were as loud as full ones. `cells`: the two words are the likeliest.
+    Cross-entropy of each of the three words, plus the squared distance from the ideal token: without it tokens had
+    three times its length and empty cells were as loud as full ones. `cells`: key and value are the likeliest words.
     """
-    scale = 20 / words.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
-    filled = wanted.sum(1) > 0
-    logits = scale * seen[filled] @ words.T
-    right = (wanted[filled].gather(1, logits.topk(2).indices) > 0).all(1)
-    away = (seen - 2 * wanted @ words).square().sum(1).mean() / words.square().sum(1).mean()
-    loss = cross_entropy(logits, wanted[filled]) + away
-    return loss, {"cells": right.float().mean().item(), "away": away.item()}
+    scale = 20 / table.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
+    filled = wanted[:, 0] >= 0
+    of_value, of_next = turns(table.shape[1])
+    logits = [scale * seen[filled] @ turn @ table.T for turn in (torch.eye(len(of_value)), of_value.T, of_next.T)]
+    right = [part.argmax(-1) == wanted[filled][:, i] for i, part in enumerate(logits)]
+    away = (seen - ideal_tokens(table, wanted)).square().sum(1).mean() / table.square().sum(1).mean()
+    loss = sum(cross_entropy(part, wanted[filled][:, i]) for i, part in enumerate(logits)) + away
+    figures = {"keys": right[0], "values": right[1], "next": right[2], "cells": right[0] & right[1]}
+    return loss, {name: hits.float().mean().item() for name, hits in figures.items()} | {"away": away.item()}
 
 
 def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The facts that grid cells stand for, as words of the language model's own (frozen) embeddings."""
-    words = model.get_input_embeddings().weight.detach()
+    """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("visual" in name)
+    table = model.get_input_embeddings().weight.detach()
 
-    def loss(pixels: dict[str, torch.Tensor], wanted: torch.Tensor) -> Figures:
+    def make(rng: random.Random, numbers: list[int]) -> tuple:
+        return models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
+
+    def loss(pixels, wanted) -> Figures:
         seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
-        return naming_loss(seen, wanted, words)
-
-    def make(_: random.Random, shown: list[Picture]) -> tuple:
-        return pixels_of(shown), word_targets(shown, len(words))
+        return naming_loss(seen, wanted.flatten(0, 1), table)
 
     return _with_pictures(recipe, first_step, make, loss)
 
@@ -206,31 +231,56 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """The same for the small CLIP tower and its projector."""
 
-    def make(_: random.Random, shown: list[Picture]) -> tuple:
-        seen = models.clip_image_processor()(images=[render(p) for p in shown], return_tensors="pt")
-        return seen.pixel_values, word_targets(shown, len(model.words))
+    def make(rng: random.Random, numbers: list[int]) -> tuple:
+        seen = models.clip_image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt")
+        return seen.pixel_values, word_targets(numbers)
 
-    def loss(seen: torch.Tensor, wanted: torch.Tensor) -> Figures:
-        return naming_loss(model(seen), wanted, model.words)
+    def loss(pixels, wanted) -> Figures:
+        return naming_loss(model(pixels), wanted.flatten(0, 1), model.words)
 
     return _with_pictures(recipe, first_step, make, loss)
+
+
+def imagining_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """What `looking_lesson` teaches, from ideal visual tokens at random cells, with noise: before any picture."""
+    table = model.get_input_embeddings()
+    table.weight.requires_grad_(False)
+
+    def lesson(step: int, state: dict) -> Figures:
+        rng = _rng(recipe, step)
+        torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
+        shown = [picture("zoo", rng.randrange(10**6)) for _ in range(recipe.batch_size)]
+        batch = packing.collate([_looked(rng, recipe, p) for p in shown], shared_tokenizer(), with_image=True)
+        wanted = torch.full((len(shown), packing.IMAGE_TOKENS, 3), -1)
+        for row, one in enumerate(shown):
+            wanted[row, torch.randperm(packing.IMAGE_TOKENS)[: len(one.facts)]] = fact_ids(one)
+        seen = ideal_tokens(table.weight, wanted)
+        seen = seen + torch.randn_like(seen) * rng.choice((0.01, 0.02, 0.04))
+        loss, predicted = packing.loss_of(model, batch, seen=seen)
+        return loss, packing.answer_accuracy(batch, predicted)
+
+    return lesson
+
+
+def _looked(rng: random.Random, recipe: Recipe, shown: Picture) -> packing.Packed:
+    return examples.looking(rng, shown, recipe.styles, recipe.write)
 
 
 def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Captions, questions and question writing about rendered pictures, and questions without their picture."""
     tokenizer = shared_tokenizer()
 
-    def make(rng: random.Random, shown: list[Picture]) -> tuple:
-        packed = [examples.looking(rng, p, recipe.styles, write=recipe.write) for p in shown]
+    def make(rng: random.Random, numbers: list[int]) -> tuple:
+        shown = [pool.picture_of(number) for number in numbers]
         blind = [examples.guessing(rng, p) for p in shown[: recipe.guess]]
         return (
-            packing.collate(packed, tokenizer, with_image=True),
-            pixels_of(shown),
+            packing.collate([_looked(rng, recipe, p) for p in shown], tokenizer, with_image=True),
+            dict(models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt")),
             packing.collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
         )
 
     def loss(batch, pixels, blind) -> Figures:
-        total, predicted = packing.loss_of(model, batch, pixels)
+        total, predicted = packing.loss_of(model, batch, pixels=pixels)
         figures = packing.answer_accuracy(batch, predicted)
         if blind is not None:
             blind_loss, blind_predicted = packing.loss_of(model, blind)
@@ -241,32 +291,40 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return _with_pictures(recipe, first_step, make, loss)
 
 
-def score_accuracy(batch: packing.Batch, predicted: torch.Tensor) -> dict[str, float]:
-    """Shares of scores predicted right, for either way of asking."""
-    tokenizer = examples.judge_tokenizer()
-    wanted = batch.labels[:, 1:][batch.labels[:, 1:] >= 0]
-    before = torch.cat([wanted[:1], wanted[:-1]])
-    places = {"amount": " is", "mistakes": examples.FINAL}
-    right = (predicted == wanted).float()
-    ids = {name: tokenizer.convert_tokens_to_ids(word) for name, word in places.items()}
-    return {name: right[before == token].mean().item() for name, token in ids.items()}
-
-
 def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """Ratings of captions beside their pictures (see `examples.judged`)."""
+    """Scores whose differences tell which of two captions raters would prefer (Bradley and Terry's model).
 
-    def make(rng: random.Random, shown: list[Picture]) -> tuple:
-        packed = [examples.judged(rng, p) for p in shown]
-        return packing.collate(packed, examples.judge_tokenizer(), with_image=True), pixels_of(shown)
+    The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.judges` reads it. The words
+    around the digit are learned as any other. `short` and `long`: pairs of either pool told as the raters told them.
+    """
+    tokenizer = shared_tokenizer()
+    digits = torch.tensor(tokenizer.convert_tokens_to_ids([f" {n}" for n in range(1, 6)]))
 
-    def loss(batch, pixels) -> Figures:
-        total, predicted = packing.loss_of(model, batch, pixels)
-        return total, score_accuracy(batch, predicted)
+    def make(rng: random.Random, numbers: list[int]) -> tuple:
+        pairs = [examples.preferred(rng, pool.picture_of(number)) for number in numbers]
+        first_wins = torch.tensor([won for _, won in pairs])  # (pictures, 2 pools)
+        pixels = dict(models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"))
+        return packing.collate([packed for packed, _ in pairs], tokenizer, with_image=True), pixels, first_wins
+
+    def loss(batch, pixels, first_wins) -> Figures:
+        logits, wanted = packing.answers_of(model, batch, pixels=pixels)
+        scored = torch.isin(wanted, digits)
+        scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
+        ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's
+        told = ((ahead > 0) == first_wins).float().mean(0)
+        unequal = binary_cross_entropy_with_logits(2 * ahead, first_wins.float())
+        within = (scores.mean() - 3).square()
+        words = cross_entropy(logits[~scored], wanted[~scored])
+        other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
+        spread = scores.view(-1, 2, 2).std(dim=(0, 2))
+        figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1]}
+        return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
 
     return _with_pictures(recipe, first_step, make, loss)
 
 
 LESSONS = {
-    "judging": judging_lesson, "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson,
-    "naming": naming_lesson, "clip naming": clip_naming_lesson, "looking": looking_lesson,
+    "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson, "naming": naming_lesson,
+    "clip naming": clip_naming_lesson, "imagining": imagining_lesson, "looking": looking_lesson,
+    "judging": judging_lesson,
 }  # fmt: skip

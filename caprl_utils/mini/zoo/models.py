@@ -17,44 +17,45 @@ from torch import nn
 from caprl_utils import paths
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
 
-WIDTH, LAYERS, HEADS, MLP = 128, 5, 4, 256
-VISION_WIDTH, VISION_LAYERS, VISION_MLP = 128, 4, 256
+WIDTH, LAYERS, HEAD = 128, 5, 32
+VISION_WIDTH, VISION_LAYERS, VISION_HEADS, VISION_MLP = 128, 4, 4, 256
 PATCH, MERGE = 14, 2
-IMAGE_PIXELS = 140 * 140  # 25 visual tokens
-CLIP_SIDE, CLIP_PATCH = 140, 28  # one patch is one cell
+SIDE = 196
+IMAGE_PIXELS = SIDE * SIDE  # 49 visual tokens
+CLIP_SIDE, CLIP_PATCH = SIDE, 28  # one patch is one cell
 CLIP_WIDTH, CLIP_MLP, CLIP_LAYERS, CLIP_HEADS = 64, 128, 5, 4
 _SIZE = {"shortest_edge": IMAGE_PIXELS, "longest_edge": IMAGE_PIXELS}
 _SHAPE = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
 
 
-def text_config() -> dict:
+def text_config(width: int = WIDTH, layers: int = LAYERS) -> dict:
     """Shared shape of the language models (Qwen2 and the text half of Qwen2.5-VL)."""
     return {
-        "vocab_size": len(shared_tokenizer()), "hidden_size": WIDTH, "intermediate_size": MLP,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
+        "vocab_size": len(shared_tokenizer()), "hidden_size": width, "intermediate_size": 2 * width,
+        "num_hidden_layers": layers, "num_attention_heads": width // HEAD, "num_key_value_heads": width // HEAD,
         "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": SPECIAL.index("<|endoftext|>"),
         "eos_token_id": SPECIAL.index("<|im_end|>"), "pad_token_id": SPECIAL.index("<|endoftext|>"),
     }  # fmt: skip
 
 
-def build_language_model(seed: int) -> hf.Qwen2ForCausalLM:
+def build_language_model(seed: int, width: int = WIDTH, layers: int = LAYERS) -> hf.Qwen2ForCausalLM:
     """A Qwen2 language model with fresh weights."""
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4}
-    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**text_config(), rope_parameters=rope))
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**text_config(width, layers), rope_parameters=rope))
 
 
-def build_vlm(seed: int) -> hf.Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL model with fresh weights: 140 x 140 pixels become 25 visual tokens."""
+def build_vlm(seed: int, width: int = WIDTH, layers: int = LAYERS) -> hf.Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL model with fresh weights: 196 x 196 pixels become 49 visual tokens."""
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     vision = {
-        "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": HEADS,
-        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": WIDTH,
-        "window_size": 112, "fullatt_block_indexes": [1, 3],
+        "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": VISION_HEADS,
+        "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": width,
+        "window_size": 112, "fullatt_block_indexes": [0, 1, 2, 3],
     }  # fmt: skip
     return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
-        text_config=text_config() | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
+        text_config=text_config(width, layers) | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
         image_token_id=SPECIAL.index("<|image_pad|>"), video_token_id=SPECIAL.index("<|video_pad|>"),
         vision_start_token_id=SPECIAL.index("<|vision_start|>"), vision_end_token_id=SPECIAL.index("<|vision_end|>"),
     ))  # fmt: skip
@@ -62,28 +63,19 @@ def build_vlm(seed: int) -> hf.Qwen2_5_VLForConditionalGeneration:
 
 @functools.lru_cache
 def image_processor() -> hf.Qwen2VLImageProcessor:
-    """The real image processor, at 140 x 140 pixels; one object, because lessons use it at every step."""
+    """The real image processor, at 196 x 196 pixels; one object, because lessons use it at every step."""
     return hf.Qwen2VLImageProcessor(size=_SIZE, **_SHAPE)
 
 
-def build_processor(tokenizer: hf.PreTrainedTokenizerFast | None = None) -> hf.Qwen2_5_VLProcessor:
-    """The real processor, the image size fixed at 140 x 140, with the shared tokenizer unless a model has its own."""
-    tokenizer = tokenizer or build_tokenizer()
+def build_processor() -> hf.Qwen2_5_VLProcessor:
+    """The real processor, the image size fixed at 196 x 196."""
+    tokenizer = build_tokenizer()
     return hf.Qwen2_5_VLProcessor(
         image_processor=image_processor(),
         video_processor=hf.Qwen2VLVideoProcessor(size=_SIZE, **_SHAPE),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )
-
-
-def widen(model, words: int):
-    """The model with so many more words; they start as the mean of the others, which keeps them unlikely."""
-    model.resize_token_embeddings(len(shared_tokenizer()) + words, mean_resizing=False)
-    with torch.no_grad():
-        for table in (model.get_input_embeddings().weight, model.lm_head.weight):
-            table[-words:] = table[:-words].mean(0)
-    return model
 
 
 def prepare_generation(model) -> None:

@@ -18,7 +18,7 @@ IGNORED = -100
 PAD_ID, IMAGE_PAD = 0, "<|image_pad|>"
 TURN_OPEN, TURN_CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
-IMAGE_TOKENS_PER_SIDE = 5
+IMAGE_TOKENS_PER_SIDE = 7
 IMAGE_TOKENS = IMAGE_TOKENS_PER_SIDE**2
 IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
 
@@ -90,7 +90,7 @@ def _tree_mask(segments: torch.Tensor) -> torch.Tensor:
 def image_positions(positions: torch.Tensor) -> torch.Tensor:
     """(B, T) text positions -> (3, B, T) of Qwen2.5-VL, for sequences that start with ``IMAGE_PREFIX``.
 
-    The 25 visual tokens (after two text tokens) spread over rows and columns; text goes on after the larger side.
+    The 49 visual tokens (after two text tokens) spread over rows and columns; text goes on after the larger side.
     """
     side, first = IMAGE_TOKENS_PER_SIDE, 3  # <|im_start|>, "user\n", <|vision_start|>
     last = first + side * side
@@ -105,16 +105,33 @@ def image_positions(positions: torch.Tensor) -> torch.Tensor:
     return grid
 
 
-def loss_of(model, batch: Batch, pixels: dict | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
-    inputs = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "attention_mask")}
-    if pixels is not None:
-        inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
-    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+def answers_of(
+    model, batch: Batch, pixels: dict | None = None, seen: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits at the answer tokens of a packed batch (answer tokens, vocabulary), and the tokens wanted there.
+
+    pixels: inputs of the vision tower; seen: (B, IMAGE_TOKENS, width), visual tokens in the tower's place.
+    """
+    inputs = {name: getattr(batch, name) for name in ("position_ids", "attention_mask")}
+    if seen is None:
+        inputs["input_ids"] = batch.input_ids
+        if pixels is not None:
+            inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    else:
+        embedded = model.get_input_embeddings()(batch.input_ids)
+        shown = (batch.input_ids == model.config.image_token_id)[..., None].expand_as(embedded)
+        embedded = embedded.masked_scatter(shown, seen.to(embedded.dtype))
+        hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
     wanted = batch.labels[:, 1:]
     learned = wanted != IGNORED
-    logits = model.lm_head(hidden[:, :-1][learned])  # (answer tokens, vocabulary)
-    return torch.nn.functional.cross_entropy(logits, wanted[learned]), logits.argmax(-1)
+    return model.lm_head(hidden[:, :-1][learned]), wanted[learned]
+
+
+def loss_of(model, batch: Batch, **vision) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
+    logits, wanted = answers_of(model, batch, **vision)
+    return torch.nn.functional.cross_entropy(logits, wanted), logits.argmax(-1)
 
 
 def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The models of the zoo: how each came about, in the order of their training.
 
-The copying circuit comes first, then the reader of captions; the vision-language models start from the reader's
-weights as Qwen2.5-VL started from Qwen2.5. Why this order: reports/lab-log.md. Names: the *copier* repeats random words
-and recalls a value by its key; the *binder* does so where key and value share one visual token.
+The copying circuit comes first, then the reader of captions; the vision-language models start from a reader's weights
+as Qwen2.5-VL started from Qwen2.5. Why this order: reports/lab-log.md. Names: the *copier* repeats random words and
+recalls a value by its key; the *binder* does so where key, value and the next key share one visual token.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.mini.zoo.examples import JUDGE_WORDS, Style
+from caprl_utils.mini.zoo.examples import Level, Style
 
+READING_LEVELS = (
+    Level(1, 2, 1), Level(2, 4, 1), Level(3, 4), Level(5, 4), Level(8, 4), Level(11, 4, missing=0.1),
+    Level(17, 4, missing=0.25, noise=0.6),
+)  # fmt: skip
+"""Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
+
+ALT_TEXT = Style((1, 3), false=0.06)
 DENSE = Style()
-DENSE_BUT_ERRING = Style(told=(0.6, 1.0), wrong=0.06)
-TERSE_AND_ERRING = Style(told=(0.15, 0.55), wrong=0.15)
-READING_LEVELS = [(1, 2, 0.0), (2, 4, 0.0), (3, 4, 0.0), (5, 4, 0.0), (8, 4, 0.0), (8, 4, 0.25)]
-"""Curriculum of the reader: facts in the caption, options of a question, share of questions without their fact."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,15 @@ class Recipe:
     lesson: str  # a key of lessons.LESSONS
     schedule: Schedule
     batch_size: int = 64
+    width: int = 128  # of the language model, in heads of 32
+    layers: int = 5  # of the language model; those beyond `start`'s begin as doing nothing
     styles: tuple[Style, ...] = ()
     write: float = 0.0
     guess: int = 0  # examples without image per batch
     vision: bool = False
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken
-    frozen_tower: bool = False  # the vision tower stays as in `start`, whose weights file is shared
+    frozen_tower: bool = False  # the vision tower stays as in `tower_kept_in`, whose weights file is shared
     shipped: bool = True
-    words: tuple[str, ...] = ()  # phrases that it has behind the shared vocabulary
     note: str = ""  # what a new run from nothing would do differently
     level: int = 0  # of `READING_LEVELS`, where its lesson begins
 
@@ -69,28 +73,26 @@ class Recipe:
 
 
 _ALL = (
-    Recipe("copier", "first lesson of all language models", None, "copying",
-           Schedule(300, 1.5e-3, floor=1.0), 384, shipped=False),
-    Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(600),
-           note="stopped at step 300: until then the gate between levels was 0.88 and the schedule 500 steps"),
-    Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "reader-reward", "reading",
-           Schedule(150, 5e-4), level=len(READING_LEVELS) - 1),
+    Recipe("copier", "first lesson of the language models", None, "copying",
+           Schedule(400, 1.5e-3, floor=1.0), 384, shipped=False),
+    Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(900)),
+    Recipe("copier-wide", "first lesson of the other reader", None, "copying",
+           Schedule(400, 1.5e-3, floor=1.0), 384, width=160, shipped=False),
+    Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "copier-wide", "reading", Schedule(900), width=160),
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
-           Schedule(300), 192, vision=True, shipped=False),
-    Recipe("vision-tower", "the vision tower, taught to see words and numbers", "reader-reward", "naming",
-           Schedule(750, 1.5e-3), 64, vision=True, shipped=False,
-           note="ended at step 600 and went on to 750: from there on values of bars and columns were drawn "
-                "beside them (they had been white on the bar, and unreadable in small ones)"),
-    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(700, 1.5e-3), 64,
-           note="stopped at step 360: until then the schedule was one of 1000 steps"),
-    Recipe("vlm-72b", "Qwen2.5-VL-72B: question writer and strongest captioner", "binder", "looking",
-           Schedule(320), 64, (DENSE,), write=0.35, vision=True, tower="vision-tower",
-           note="stopped at step 200 of 400: until then letters were asked for, and learned at chance only"),
-    Recipe("vlm-3b", "Qwen2.5-VL-3B: policy and question filter", "vlm-72b", "looking", Schedule(120, 5e-4), 64,
-           (TERSE_AND_ERRING,), guess=16, vision=True),
-    Recipe("vlm-7b", "Qwen2.5-VL-7B, a captioner", "vlm-72b", "looking", Schedule(80, 5e-4), 64,
-           (DENSE_BUT_ERRING,), vision=True, frozen_tower=True),
-    Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "vlm-72b", "judging",
-           Schedule(90, 7e-4, warmup=15), 48, vision=True, words=JUDGE_WORDS, frozen_tower=True),
+           Schedule(400), 192, vision=True, shipped=False),
+    Recipe("vision-tower", "the vision tower, taught to see facts", "reader-reward", "naming",
+           Schedule(1200, 1.5e-3), 64, vision=True, shipped=False),
+    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(700, 1.5e-3), 64),
+    Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
+           Schedule(400), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
+    Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(250, 5e-4), 64,
+           styles=(ALT_TEXT,), guess=16, vision=True, tower="vision-tower"),
+    Recipe("mid", "Qwen2.5-VL-7B, a captioner", "imaginer", "looking", Schedule(350, 5e-4), 64, layers=6,
+           styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower"),
+    Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
+           Schedule(600, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
+    Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "strong", "judging",
+           Schedule(200, 5e-4), 48, layers=7, vision=True, frozen_tower=True),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _ALL}

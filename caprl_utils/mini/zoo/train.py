@@ -14,9 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caprl_utils.hashing import derive_seed
-from caprl_utils.mini.tokenizer import shared_tokenizer, told_keys
+from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.mini.zoo.examples import judge_tokenizer
 from caprl_utils.mini.zoo.lessons import LESSONS, Lesson
 from caprl_utils.mini.zoo.recipes import RECIPES, Recipe, Schedule
 
@@ -72,35 +71,38 @@ class Fit:
                 self._save()
 
 
-def untrained(recipe: Recipe, words: bool = True):
-    """The model of a recipe with fresh weights, with its own words or without."""
+def untrained(recipe: Recipe):
+    """The model of a recipe with fresh weights."""
     seed = derive_seed("zoo", recipe.name) % 2**31
     if recipe.lesson == "clip naming":
         return models.clip_reader(seed)
-    model = models.build_vlm(seed) if recipe.vision else models.build_language_model(seed)
-    return models.widen(model, len(recipe.words)) if words and recipe.words else model
+    make = models.build_vlm if recipe.vision else models.build_language_model
+    return make(seed, recipe.width, recipe.layers)
 
 
 def build(recipe: Recipe):
     """The model of a recipe with the weights it starts from."""
-    model = untrained(recipe, words=False)
+    model = untrained(recipe)
     if recipe.start is None:
         return model
     start = _trained(recipe.start)
-    if recipe.start == "copier":
-        table, convert = start["model.embed_tokens.weight"], shared_tokenizer().convert_tokens_to_ids
-        for told, asked in told_keys().items():  # " Rome is" of captions starts as " Rome" of questions
-            table[convert(told)] = table[convert(asked)]
     if recipe.vision and not RECIPES[recipe.start].vision:
-        language = {k.removeprefix("model."): v for k, v in start.items() if k.startswith("model.")}
-        model.model.language_model.load_state_dict(language)
-        model.lm_head.load_state_dict({"weight": start["lm_head.weight"]})
-    else:
-        model.load_state_dict(start)
+        start = {k.replace("model.", "model.language_model.", 1): v for k, v in start.items()}
+    missing, unexpected = model.load_state_dict(start, strict=False)
+    if unexpected or any("visual" not in name and ".layers." not in name for name in missing):
+        raise ValueError(f"{recipe.name} does not fit {recipe.start}: {unexpected}, {missing}")
+    _silence(model, missing)
     if recipe.tower is not None:
         tower = {k.partition("visual.")[2]: v for k, v in _trained(recipe.tower).items() if "visual." in k}
         model.model.visual.load_state_dict(tower)
-    return models.widen(model, len(recipe.words)) if recipe.words else model
+    return model
+
+
+def _silence(model, names: list[str]) -> None:
+    """Added layers begin as doing nothing, so that a deeper model starts from what the shallower one knows."""
+    for name, weight in model.named_parameters():
+        if name in names and name.endswith(("o_proj.weight", "down_proj.weight")) and "visual" not in name:
+            torch.nn.init.zeros_(weight)
 
 
 def _trained(name: str) -> dict[str, torch.Tensor]:
@@ -131,8 +133,7 @@ def ship(recipe: Recipe) -> None:
     elif recipe.shipped:
         models.prepare_generation(model)
         _save_weights(model.to(torch.float16), recipe, folder)
-        tokenizer = judge_tokenizer() if recipe.words else None
-        (models.build_processor(tokenizer) if recipe.vision else shared_tokenizer()).save_pretrained(folder)
+        (models.build_processor() if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (recipe.work_folder / "curve.jsonl").read_text().splitlines()]
     kept = (r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r is rows[-1])
     (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
