@@ -73,7 +73,7 @@ class Relation:
 
 
 def _about(key: str, having: str, asked: str) -> Relation:
-    """A relation with a head: "The value of Rome is 40", "Rome has a value of 40", "We read 40 as the value of Rome"."""
+    """A relation with a head: "The value of Rome is 40", "Rome has a value of 40", "We read 40 as the value of ..."."""
     return Relation(
         (f"The {key} {{h}} is {{v}}", f"{{h}} {having} {{v}}", f"We read {{v}} as the {key} {{h}}"),
         (f"What is the {key} {{h}}?", asked),

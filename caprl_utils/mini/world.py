@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini import vocabulary as words
@@ -180,7 +181,7 @@ def _one_series(rng: random.Random, shape: str, labels: list[str]) -> tuple[list
     trend = rng.choice(words.TRENDS) if shape in ("line", "area") else "mixed"
     if trend != "mixed":
         values = sorted(values, key=int, reverse=trend == "falling")
-    rising = [int(a) < int(b) for a, b in zip(values, values[1:], strict=False)]
+    rising = [int(a) < int(b) for a, b in pairwise(values)]
     trend = "rising" if all(rising) else "mixed" if any(rising) else "falling"
     facts = [Fact("value of", c, v, tuple(_numbers(5, 95))) for c, v in zip(labels, values, strict=True)]
     facts += _extremes(dict(zip(labels, values, strict=True)), words.CITIES)

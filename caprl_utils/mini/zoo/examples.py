@@ -287,7 +287,7 @@ def rated(rng: random.Random, shown: Picture, pool: str) -> list[Fact]:
     false = rng.choice((0.0, 0.0, 0.15, 0.4))
     told = [spoiled(rng, fact) if rng.random() < false else fact for fact in told]
     while len(told) < wanted:
-        told.insert(rng.randrange(len(told) + 1), rng.choice(told + [*other_picture(rng).facts]))
+        told.insert(rng.randrange(len(told) + 1), rng.choice([*told, *other_picture(rng).facts]))
     return told
 
 

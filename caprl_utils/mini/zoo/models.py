@@ -55,7 +55,8 @@ def build_vlm(seed: int, width: int = WIDTH, layers: int = LAYERS) -> hf.Qwen2_5
         "window_size": 112, "fullatt_block_indexes": [0, 1, 2, 3],
     }  # fmt: skip
     return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
-        text_config=text_config(width, layers) | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=False,
+        text_config=text_config(width, layers) | {"rope_parameters": rope}, vision_config=vision,
+        tie_word_embeddings=False,
         image_token_id=SPECIAL.index("<|image_pad|>"), video_token_id=SPECIAL.index("<|video_pad|>"),
         vision_start_token_id=SPECIAL.index("<|vision_start|>"), vision_end_token_id=SPECIAL.index("<|vision_end|>"),
     ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""Pictures of the zoo's split, drawn once for all lessons: charts cost more to draw than a small model to look at them."""
+"""Pictures of the zoo's split, drawn once for all lessons: a chart costs more to draw than a small model to look at."""
 
 from __future__ import annotations
 
