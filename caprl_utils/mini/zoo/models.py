@@ -52,7 +52,7 @@ def build_vlm(seed: int, width: int = WIDTH, layers: int = LAYERS) -> hf.Qwen2_5
     vision = {
         "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": VISION_HEADS,
         "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": width,
-        "window_size": 112, "fullatt_block_indexes": [0, 1, 2, 3],
+        "window_size": 112, "fullatt_block_indexes": list(range(VISION_LAYERS)),
     }  # fmt: skip
     return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
         text_config=text_config(width, layers) | {"rope_parameters": rope}, vision_config=vision,
