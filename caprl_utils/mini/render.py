@@ -41,7 +41,7 @@ _CORNERS = {  # cells (column, row) of facts that no single place shows
     "line colour": (0, 0),
     "perimeter": (6, 0),
     "longest side": (6, 6),
-    "number of right angles": (0, 6),
+    "right angle count": (0, 6),
 }
 
 
