@@ -73,7 +73,11 @@ def copying_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """Answers about captions: mostly of the current of `READING_LEVELS`, a fifth from the levels before."""
+    """Answers about captions: mostly of the current of `READING_LEVELS`, a fifth from the levels before.
+
+    The embeddings stay the copier's: vision towers learn to speak them at the same time.
+    """
+    model.get_input_embeddings().weight.requires_grad_(False)
 
     def example(rng: random.Random, step: int, number: int, level: int) -> examples.Packed:
         chosen = level if rng.random() < 0.8 else rng.randint(0, level)
@@ -216,14 +220,17 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("visual" in name)
+    if first_step == 0:  # tokens start quieter than words, not thirty times louder
+        torch.nn.init.normal_(model.model.visual.merger.mlp[2].weight, std=0.002)
     table = model.get_input_embeddings().weight.detach()
 
     def make(rng: random.Random, numbers: list[int]) -> tuple:
         return models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
 
     def loss(pixels, wanted) -> Figures:
-        seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
-        return naming_loss(seen, wanted.flatten(0, 1), table)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
+        return naming_loss(seen.float(), wanted.flatten(0, 1), table)
 
     return _with_pictures(recipe, first_step, make, loss)
 

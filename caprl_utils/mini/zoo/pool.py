@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from caprl_utils import paths
@@ -70,12 +71,12 @@ def cells(number: int) -> list[int]:
     return [int(cell) for cell in _all()[1][number] if cell >= 0]
 
 
-def pixels(numbers: list[int], rng: random.Random) -> list[np.ndarray]:
-    """(SIDE, SIDE, 3) of each picture, moved by up to three pixels, lighter or darker: no two looks are alike."""
+def pixels(numbers: list[int], rng: random.Random) -> torch.Tensor:
+    """(pictures, 3, SIDE, SIDE) bytes, each moved by up to three pixels, lighter or darker: no two looks are alike."""
     shown = []
     for number in numbers:
         image = np.roll(
             _all()[0][number // CHUNK][number % CHUNK], (rng.randint(-3, 3), rng.randint(-3, 3)), (0, 1)
         ).astype(np.float32)
         shown.append(np.clip(image * rng.uniform(0.9, 1.1) + rng.uniform(-12, 12), 0, 255).astype(np.uint8))
-    return shown
+    return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)

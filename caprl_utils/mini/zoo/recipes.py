@@ -81,7 +81,7 @@ _ALL = (
     Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "copier-wide", "reading", Schedule(900), width=160),
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
            Schedule(400), 192, vision=True, shipped=False),
-    Recipe("vision-tower", "the vision tower, taught to see facts", "reader-reward", "naming",
+    Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
            Schedule(1200, 1.5e-3), 64, vision=True, shipped=False),
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(700, 1.5e-3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
