@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -14,7 +15,8 @@ from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo import examples, models, packing, pool
-from caprl_utils.mini.zoo.recipes import READING_LEVELS, Recipe
+from caprl_utils.mini.zoo.recipes import READING_LEVELS, RECIPES, Recipe
+from caprl_utils.progress import track
 
 LEVEL_UP = 0.82  # accuracy (running mean) at which the next level starts
 Figures = tuple[torch.Tensor, dict[str, float]]
@@ -173,11 +175,11 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callable[..., Figures]) -> Lesson:
-    """loss(*make(rng, numbers of pictures in the pool)) of every step; the next step's is under way in a thread."""
+    """loss(*make(rng, numbers of pictures in the pool, step)) of every step; a thread is one step ahead."""
 
     def prepared(step: int) -> tuple:
         rng = _rng(recipe, step)
-        return make(rng, [rng.randrange(pool.SIZE) for _ in range(recipe.batch_size)])
+        return make(rng, [rng.randrange(pool.SIZE) for _ in range(recipe.batch_size)], step)
 
     def ahead() -> Iterator[tuple]:
         with ThreadPoolExecutor(1) as worker:
@@ -224,7 +226,7 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         torch.nn.init.normal_(model.model.visual.merger.mlp[2].weight, std=0.002)
     table = model.get_input_embeddings().weight.detach()
 
-    def make(rng: random.Random, numbers: list[int]) -> tuple:
+    def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
         return models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
 
     def loss(pixels, wanted) -> Figures:
@@ -238,7 +240,7 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """The same for the small CLIP tower and its projector."""
 
-    def make(rng: random.Random, numbers: list[int]) -> tuple:
+    def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
         seen = models.clip_image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt")
         return seen.pixel_values, word_targets(numbers)
 
@@ -263,7 +265,7 @@ def imagining_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
             wanted[row, torch.randperm(packing.IMAGE_TOKENS)[: len(one.facts)]] = fact_ids(one)
         seen = ideal_tokens(table.weight, wanted)
         seen = seen + torch.randn_like(seen) * rng.choice((0.01, 0.02, 0.04))
-        loss, predicted = packing.loss_of(model, batch, seen=seen)
+        loss, predicted = packing.loss_of(model, batch, seen)
         return loss, packing.answer_accuracy(batch, predicted)
 
     return lesson
@@ -273,21 +275,44 @@ def _looked(rng: random.Random, recipe: Recipe, shown: Picture) -> packing.Packe
     return examples.looking(rng, shown, recipe.styles, recipe.write)
 
 
+@functools.lru_cache(maxsize=1)
+def _seen_by(tower: str) -> np.ndarray:
+    """(pool, IMAGE_TOKENS, width): what a trained tower makes of every picture of the pool, computed once and kept."""
+    file = RECIPES[tower].work_folder / "seen.npy"
+    if not file.exists():
+        model = models.build_vlm(0)
+        model.load_state_dict(torch.load(file.with_name("model.pt"), weights_only=True))
+        rows = []
+        for first in track(range(0, pool.SIZE, 60), f"{tower} looks"):
+            pixels = models.image_processor()(images=pool.pixels(range(first, first + 60), None), return_tensors="pt")
+            with torch.no_grad():
+                rows += [tokens.half().numpy() for tokens in model.model.get_image_features(**pixels).pooler_output]
+        np.save(file, np.stack(rows))
+    return np.load(file, mmap_mode="r")
+
+
+def _seen(recipe: Recipe, numbers: list[int], step: int) -> torch.Tensor:
+    """(pictures, IMAGE_TOKENS, width): visual tokens of pictures of the pool, never twice the same."""
+    tokens = torch.from_numpy(np.stack([_seen_by(recipe.tower)[number] for number in numbers])).float()
+    generator = torch.Generator().manual_seed(derive_seed("seen", recipe.name, step) % 2**31)
+    return tokens + 0.1 * tokens.std() * torch.randn(tokens.shape, generator=generator)
+
+
 def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Captions, questions and question writing about rendered pictures, and questions without their picture."""
     tokenizer = shared_tokenizer()
 
-    def make(rng: random.Random, numbers: list[int]) -> tuple:
+    def make(rng: random.Random, numbers: list[int], step: int) -> tuple:
         shown = [pool.picture_of(number) for number in numbers]
         blind = [examples.guessing(rng, p) for p in shown[: recipe.guess]]
         return (
             packing.collate([_looked(rng, recipe, p) for p in shown], tokenizer, with_image=True),
-            dict(models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt")),
+            _seen(recipe, numbers, step),
             packing.collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
         )
 
-    def loss(batch, pixels, blind) -> Figures:
-        total, predicted = packing.loss_of(model, batch, pixels=pixels)
+    def loss(batch, seen, blind) -> Figures:
+        total, predicted = packing.loss_of(model, batch, seen)
         figures = packing.answer_accuracy(batch, predicted)
         if blind is not None:
             blind_loss, blind_predicted = packing.loss_of(model, blind)
@@ -307,14 +332,14 @@ def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     tokenizer = shared_tokenizer()
     digits = torch.tensor(tokenizer.convert_tokens_to_ids([f" {n}" for n in range(1, 6)]))
 
-    def make(rng: random.Random, numbers: list[int]) -> tuple:
+    def make(rng: random.Random, numbers: list[int], step: int) -> tuple:
         pairs = [examples.preferred(rng, pool.picture_of(number)) for number in numbers]
         first_wins = torch.tensor([won for _, won in pairs])  # (pictures, 2 pools)
-        pixels = dict(models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"))
-        return packing.collate([packed for packed, _ in pairs], tokenizer, with_image=True), pixels, first_wins
+        batch = packing.collate([packed for packed, _ in pairs], tokenizer, with_image=True)
+        return batch, _seen(recipe, numbers, step), first_wins
 
-    def loss(batch, pixels, first_wins) -> Figures:
-        logits, wanted = packing.answers_of(model, batch, pixels=pixels)
+    def loss(batch, seen, first_wins) -> Figures:
+        logits, wanted = packing.answers_of(model, batch, seen)
         scored = torch.isin(wanted, digits)
         scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
         ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's

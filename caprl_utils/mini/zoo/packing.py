@@ -105,32 +105,28 @@ def image_positions(positions: torch.Tensor) -> torch.Tensor:
     return grid
 
 
-def answers_of(
-    model, batch: Batch, pixels: dict | None = None, seen: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def answers_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits at the answer tokens of a packed batch (answer tokens, vocabulary), and the tokens wanted there.
 
-    pixels: inputs of the vision tower; seen: (B, IMAGE_TOKENS, width), visual tokens in the tower's place.
+    seen: (B, IMAGE_TOKENS, width), the visual tokens of sequences that start with ``IMAGE_PREFIX``.
     """
     inputs = {name: getattr(batch, name) for name in ("position_ids", "attention_mask")}
-    if seen is None:
-        inputs["input_ids"] = batch.input_ids
-        if pixels is not None:
-            inputs |= pixels | {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).long()}
-        hidden = model.model(**inputs, use_cache=False).last_hidden_state
-    else:
-        embedded = model.get_input_embeddings()(batch.input_ids)
-        shown = (batch.input_ids == model.config.image_token_id)[..., None].expand_as(embedded)
-        embedded = embedded.masked_scatter(shown, seen.to(embedded.dtype))
-        hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
+    text, embedded = model.model, model.get_input_embeddings()(batch.input_ids)
+    if seen is not None:
+        text, first = (
+            model.model.language_model,
+            len(shared_tokenizer()(IMAGE_PREFIX.partition(IMAGE_PAD)[0]).input_ids),
+        )
+        embedded = torch.cat([embedded[:, :first], seen, embedded[:, first + IMAGE_TOKENS :]], dim=1)
+    hidden = text(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
     wanted = batch.labels[:, 1:]
     learned = wanted != IGNORED
     return model.lm_head(hidden[:, :-1][learned]), wanted[learned]
 
 
-def loss_of(model, batch: Batch, **vision) -> tuple[torch.Tensor, torch.Tensor]:
+def loss_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
-    logits, wanted = answers_of(model, batch, **vision)
+    logits, wanted = answers_of(model, batch, seen)
     return torch.nn.functional.cross_entropy(logits, wanted), logits.argmax(-1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -71,12 +72,13 @@ def cells(number: int) -> list[int]:
     return [int(cell) for cell in _all()[1][number] if cell >= 0]
 
 
-def pixels(numbers: list[int], rng: random.Random) -> torch.Tensor:
-    """(pictures, 3, SIDE, SIDE) bytes, each moved by up to three pixels, lighter or darker: no two looks are alike."""
+def pixels(numbers: Sequence[int], rng: random.Random | None) -> torch.Tensor:
+    """(pictures, 3, SIDE, SIDE) bytes; with a generator each is moved by up to three pixels, and lighter or darker."""
     shown = []
     for number in numbers:
-        image = np.roll(
-            _all()[0][number // CHUNK][number % CHUNK], (rng.randint(-3, 3), rng.randint(-3, 3)), (0, 1)
-        ).astype(np.float32)
-        shown.append(np.clip(image * rng.uniform(0.9, 1.1) + rng.uniform(-12, 12), 0, 255).astype(np.uint8))
+        image = _all()[0][number // CHUNK][number % CHUNK]
+        if rng:
+            moved = np.roll(image, (rng.randint(-3, 3), rng.randint(-3, 3)), (0, 1)).astype(np.float32)
+            image = np.clip(moved * rng.uniform(0.9, 1.1) + rng.uniform(-12, 12), 0, 255).astype(np.uint8)
+        shown.append(image)
     return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)

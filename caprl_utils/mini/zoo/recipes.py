@@ -57,8 +57,7 @@ class Recipe:
     write: float = 0.0
     guess: int = 0  # examples without image per batch
     vision: bool = False
-    tower: str | None = None  # the recipe whose vision tower and patch merger are taken
-    frozen_tower: bool = False  # the vision tower stays as in `tower_kept_in`, whose weights file is shared
+    tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
     shipped: bool = True
     note: str = ""  # what a new run from nothing would do differently
     level: int = 0  # of `READING_LEVELS`, where its lesson begins
@@ -93,6 +92,8 @@ _ALL = (
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
            Schedule(600, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
     Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "strong", "judging",
-           Schedule(200, 5e-4), 48, layers=7, vision=True, frozen_tower=True),
+           Schedule(200, 5e-4), 48, layers=7, vision=True, tower="vision-tower"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _ALL}
+TOWER_HOME = "base"
+"""The model whose folder holds the vision tower that all of them share; the others have a link to it."""

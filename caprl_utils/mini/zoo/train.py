@@ -17,7 +17,7 @@ from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
 from caprl_utils.mini.zoo.lessons import LESSONS, Lesson
-from caprl_utils.mini.zoo.recipes import RECIPES, Recipe, Schedule
+from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe, Schedule
 
 TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SAVE_EVERY = 100  # steps
@@ -112,7 +112,7 @@ def _trained(name: str) -> dict[str, torch.Tensor]:
 def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
     """Train one recipe (or its first ``steps``) in ``folder``; returns the model."""
     model = build(recipe)
-    if recipe.frozen_tower:
+    if recipe.tower:
         model.model.visual.requires_grad_(False)
     fit = Fit(model, folder or recipe.work_folder, recipe.schedule)
     fit.run(LESSONS[recipe.lesson](model, recipe, fit.step), steps or recipe.schedule.steps)
@@ -140,7 +140,8 @@ def ship(recipe: Recipe) -> None:
     record = {
         "name": recipe.name, "role": recipe.role, "starts_from": recipe.start, "vision_tower_from": recipe.tower,
         "lesson": recipe.lesson, "steps": recipe.schedule.steps, "learning_rate": recipe.schedule.learning_rate,
-        "batch_size": recipe.batch_size, "styles": [vars(s) for s in recipe.styles],
+        "batch_size": recipe.batch_size, "width": recipe.width, "layers": recipe.layers,
+        "styles": [vars(s) for s in recipe.styles],
         "parameters": sum(p.numel() for p in model.parameters()),
         "minutes": round(sum(r["seconds"] for r in rows) / 60, 1), "last_figures": rows[-1],
     } | ({"note": recipe.note} if recipe.note else {})  # fmt: skip
@@ -158,8 +159,8 @@ def _save_weights(model, recipe: Recipe, folder: Path) -> None:
     parts = {TOWER_FILE: tower, LANGUAGE_FILE: {k: v for k, v in whole.items() if k not in tower}}
     for name, tensors in parts.items():
         (folder / name).unlink(missing_ok=True)
-        if name == TOWER_FILE and recipe.frozen_tower:
-            os.symlink(Path("..") / recipe.start / name, folder / name)
+        if name == TOWER_FILE and recipe.name != TOWER_HOME:
+            os.symlink(Path("..") / TOWER_HOME / name, folder / name)
         else:
             save_file(tensors, folder / name, metadata={"format": "pt"})
     places = {key: name for name, tensors in parts.items() for key in tensors}
