@@ -11,10 +11,8 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from safetensors import safe_open
 from torch import nn
 
-from caprl_utils import paths
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
 
 WIDTH, LAYERS, HEAD = 128, 5, 32
@@ -110,12 +108,6 @@ class ClipReader(nn.Module):
         """(B, 3, side, side) -> (B * cells, width of the language model)."""
         hidden = self.tower(pixel_values, output_hidden_states=True).hidden_states[-2]
         return self.projector(hidden[:, 1:]).flatten(0, 1)
-
-
-def clip_reader(seed: int) -> ClipReader:
-    """A fresh tower that is to speak the words of zoo:reader-reward."""
-    with safe_open(f"{paths.resolve_model('zoo:reader-reward')}/model.safetensors", "pt") as weights:
-        return ClipReader(seed, weights.get_tensor("model.embed_tokens.weight").float())
 
 
 @functools.lru_cache

@@ -115,7 +115,7 @@ def answers_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[t
     if seen is not None:
         text, first = (
             model.model.language_model,
-            len(shared_tokenizer()(IMAGE_PREFIX.partition(IMAGE_PAD)[0]).input_ids),
+            len(shared_tokenizer()(IMAGE_PREFIX.split(IMAGE_PAD)[0]).input_ids),
         )
         embedded = torch.cat([embedded[:, :first], seen, embedded[:, first + IMAGE_TOKENS :]], dim=1)
     hidden = text(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state

@@ -82,7 +82,7 @@ _ALL = (
            Schedule(400), 192, vision=True, shipped=False),
     Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
            Schedule(1200, 1.5e-3), 64, vision=True, shipped=False),
-    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", None, "clip naming", Schedule(700, 1.5e-3), 64),
+    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
     Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(250, 5e-4), 64,

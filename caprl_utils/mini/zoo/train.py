@@ -75,7 +75,7 @@ def untrained(recipe: Recipe):
     """The model of a recipe with fresh weights."""
     seed = derive_seed("zoo", recipe.name) % 2**31
     if recipe.lesson == "clip naming":
-        return models.clip_reader(seed)
+        return models.ClipReader(seed, _trained(recipe.start)["model.embed_tokens.weight"])
     make = models.build_vlm if recipe.vision else models.build_language_model
     return make(seed, recipe.width, recipe.layers)
 
@@ -83,7 +83,7 @@ def untrained(recipe: Recipe):
 def build(recipe: Recipe):
     """The model of a recipe with the weights it starts from."""
     model = untrained(recipe)
-    if recipe.start is None:
+    if recipe.start is None or recipe.lesson == "clip naming":  # a CLIP tower only learns to speak its start's words
         return model
     start = _trained(recipe.start)
     if recipe.vision and not RECIPES[recipe.start].vision:
