@@ -118,7 +118,7 @@ class _Chart:
             return self._axes(self._wide(size) + 16, bottom, SIZE - 22, top), size, False
         left = 54 if scaled else 12
         size = self._size(self.labels, (SIZE - 12 - left) / count - 7, 24)
-        if turned := size < 17:
+        if turned := size < 17 * FACES[self.face][2]:
             size = self._size(self.labels, SIZE, 21)
         return self._axes(left, 18 + (self._wide(size) if turned else size), SIZE - 12, top), size, turned
 

@@ -156,19 +156,18 @@ def _framed(rng: random.Random, layout: dict) -> tuple[list[Point], list[tuple[s
     lengths = list(zip(layout["sides"], layout["values"], strict=True))[:shown]
     words = [(letter, 25, "") for letter in "ABCD"[: len(shape)]]
     words += [(f"{value} {layout['unit']}", 26, f"length of {side}") for side, value in lengths]
-    turns = [turn + rng.uniform(-10, 10) for turn in rng.sample((0, 90, 180, 270), 4)]
-    for length in range(310, 100, -10):
-        for turn in turns:
-            corners = [turned((x * length / reach, y * length / reach), turn) for x, y in shape]
-            boxes = _boxes(corners, [widest([text], size) + 4 for text, size, _ in words])
-            left, top, right, bottom = (
-                f(side) for f, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True)
-            )
-            if max(right - left, bottom - top) < SIZE - 12 and not overlap(boxes):
-                dx, dy = (SIZE - left - right) / 2, (SIZE - top - bottom) / 2
-                moved = [(a + dx, b + dy, c + dx, d + dy) for a, b, c, d in boxes]
-                return [(x + dx, y + dy) for x, y in corners], [(*w, box) for w, box in zip(words, moved, strict=True)]
-    raise AssertionError(f"no room for {layout}")
+    widths = [widest([text], size) + 4 for text, size, _ in words]
+    turns = [turn + rng.uniform(-10, 10) for turn in (*rng.sample((0, 90, 180, 270), 4), 45, 135, 225, 315)]
+    tried = ((length, turn) for some in (turns[:4], turns[4:]) for length in range(310, 130, -10) for turn in some)
+    for length, turn in tried:
+        corners = [turned((x * length / reach, y * length / reach), turn) for x, y in shape]
+        boxes = _boxes(corners, widths)
+        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+        dx, dy = (SIZE - min(lefts) - max(rights)) / 2, (SIZE - min(tops) - max(bottoms)) / 2
+        if min(min(lefts) + dx, min(tops) + dy) > 6 and not overlap(boxes):
+            break
+    moved = [(a + dx, b + dy, c + dx, d + dy) for a, b, c, d in boxes]
+    return [(x + dx, y + dy) for x, y in corners], [(*word, box) for word, box in zip(words, moved, strict=True)]
 
 
 def _boxes(corners: list[Point], widths: list[float]) -> list[Box]:
