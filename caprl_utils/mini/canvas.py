@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -65,13 +64,6 @@ def overlap(boxes: Iterable[Box]) -> float:
         max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
         for a, b in combinations(boxes, 2)
     )
-
-
-def turned(point: Point, degrees: float, centre: Point = (0, 0)) -> Point:
-    """A point after a turn, counterclockwise as one sees it, around a centre (y points down)."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = point[0] - centre[0], point[1] - centre[1]
-    return centre[0] + cos * x + sin * y, centre[1] - sin * x + cos * y
 
 
 @dataclass

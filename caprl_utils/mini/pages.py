@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 import random
 
 from PIL import Image, ImageChops, ImageDraw
@@ -131,9 +130,7 @@ def document(layout: dict) -> Canvas:
         y = 92 + 34 * number
         end = page.text((LEFT, y), f"{key.capitalize()}:", 24, key, face, "lm", (85, 85, 85))
         page.text((max(112, end + 10), y), value, 26, "", face, "lm")
-    y = _table(page, rng, layout, face)
-    if y < SIZE - 44:
-        _signature(page.pen, rng, y)
+    _table(page, rng, layout, face)
     if rng.random() < 0.6:
         _stamp(page.pen, rng)
     slant, desk = rng.choice((0, 1, 1)) * rng.uniform(-2, 2), rng.choice(((150, 140, 130), (90, 95, 100)))
@@ -177,8 +174,8 @@ def _letterhead(page: Canvas, rng: random.Random, kind: str, face: str) -> None:
     page.text(at, title, fit([title], 260, 36, face), "document type", face, anchor, ink)
 
 
-def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> int:
-    """Items, prices and their total, the currency above or below; returns where the table ends."""
+def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> None:
+    """Items, prices and their total; the currency above or below."""
     pen, y, step, below, striped = page.pen, 148, 34, rng.random() < 0.5, rng.random() < 0.4
     pen.rectangle([LEFT - 6, y, RIGHT + 6, y + 30], fill=(215, 215, 210))
     page.text((LEFT, y + 15), rng.choice(("Item", "Goods")), 22, "", face, "lm")
@@ -198,15 +195,6 @@ def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> int:
     if below:
         words = rng.choice(("All in {}", "Paid in {}", "Prices in {}", "Currency: {}")).format(layout["currency"])
         page.text((LEFT, y + 58), words, 24, "currency", face, "lm")
-    return y + (72 if below else 42)
-
-
-def _signature(pen: ImageDraw.ImageDraw, rng: random.Random, top: int) -> None:
-    """Loops of blue ink."""
-    y, reach, turn = (top + SIZE) / 2, min(14, (SIZE - top) / 2 - 10), rng.uniform(0.1, 0.15)
-    points = [(RIGHT - 120 + t / 2 + 9 * math.cos(turn * t), y + reach * math.sin(turn * t) * (1 - t / 300))
-              for t in range(220)]  # fmt: skip
-    pen.line(points, fill=(40, 50, 130), width=3)
 
 
 def _stamp(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
