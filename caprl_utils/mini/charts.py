@@ -49,12 +49,10 @@ class _Chart:
         self.words = []  # (matplotlib's text, key)
 
     def drawn(self) -> Canvas:
-        import numpy as np
-
         self._titles()
         (self._pie if self.kind == "pie" else self._marks)()
         self.canvas.draw()
-        shown = Canvas(Image.fromarray(np.ascontiguousarray(np.asarray(self.canvas.buffer_rgba())[..., :3])))
+        shown = Canvas(Image.frombuffer("RGBA", (SIZE, SIZE), self.canvas.buffer_rgba()).convert("RGB"))
         for text, key in self.words:
             box = text.get_window_extent()
             shown.note(text.get_text(), (box.x0, SIZE - box.y1, box.x1, SIZE - box.y0), key)
@@ -92,22 +90,21 @@ class _Chart:
         """Columns, bars, lines or an area, with a scale where the values are not printed."""
         printed, peak, bars = self.layout["printed"], max(map(max, self.values)), self.kind == "bars"
         scaled, lined = not printed or self.rng.random() < 0.4, self.kind in ("line", "area")
-        high = max(
-            self.rng.choice((100, math.ceil(peak / 20) * 20)) if scaled else 0, peak * (1.2 if printed else 1.04)
-        )
+        scale = self.rng.choice((100, math.ceil(peak / 20) * 20)) if scaled else 0
+        high = max(scale, peak * (1.2 if printed else 1.04))  # with room for a value at the end
         axes, size, turned = self._framed(scaled)
-        names = axes.set_yticks if bars else axes.set_xticks
-        labels = names(range(len(self.labels)), self.labels, size=size, **({"rotation": 90} if turned else {}))
+        along, across = (axes.set_yticks, axes.set_xticks) if bars else (axes.set_xticks, axes.set_yticks)
+        labels = along(range(len(self.labels)), self.labels, size=size, rotation=90 if turned else 0)
         key = "leader in" if self.series else "value of"
         self.words += [(tick.label1, f"{key} {label}") for tick, label in zip(labels, self.labels, strict=True)]
         ticks = [*range(0, int(high) + 1, 20)] if scaled else []
-        scale = (axes.set_xticks if bars else axes.set_yticks)(ticks, map(str, ticks), size=self._size(["100"], 46, 19))
-        self.words += [(tick.label1, "") for tick in scale]
+        numbers = across(ticks, map(str, ticks), size=self._size(["100"], 46, 19))
+        self.words += [(tick.label1, "") for tick in numbers]
         axes.tick_params(length=0, pad=5)
         axes.grid(scaled, axis="x" if bars else "y")
         low = -0.12 * high if printed and lined else 0  # room for a value under its point
-        axes.set(xlim=(low, high), ylim=(len(self.labels) - 0.5, -0.5)) if bars else axes.set(
-            ylim=(low, high), xlim=(-0.5, len(self.labels) - 0.5))  # fmt: skip
+        limits = (-0.5, len(self.labels) - 0.5), (low, high)
+        axes.set(ylim=limits[0][::-1], xlim=limits[1]) if bars else axes.set(xlim=limits[0], ylim=limits[1])
         (self._lines if lined else self._bars)(axes)
 
     def _framed(self, scaled: bool):
@@ -133,7 +130,7 @@ class _Chart:
             places = [place - whole / 2 + wide * (number + 0.5) for place in range(len(values))]
             marks = (axes.barh if self.kind == "bars" else axes.bar)(places, values, wide, color=colour, zorder=2)
             if self.layout["printed"]:
-                inside = inside and min(values) * 3.5 > max(values)
+                inside = inside and min(values) * 3.5 > max(values) and len(values) < 6
                 ink = _rgb(ink_on(COLOURS[self.layout["colours"][0]]) if inside else INK)
                 texts = axes.bar_label(marks, label_type="center" if inside else "edge", padding=3, color=ink)
                 self.words += [(text, "") for text in texts]

@@ -176,7 +176,8 @@ def _letterhead(page: Canvas, rng: random.Random, kind: str, face: str) -> None:
 
 def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> None:
     """Items, prices and their total; the currency above or below."""
-    pen, y, step, below, striped = page.pen, 148, 34, rng.random() < 0.5, rng.random() < 0.4
+    pen, y, below, striped = page.pen, 148, rng.random() < 0.5, rng.random() < 0.4
+    step = min(48, (118 if below else 152) // len(layout["labels"]))
     pen.rectangle([LEFT - 6, y, RIGHT + 6, y + 30], fill=(215, 215, 210))
     page.text((LEFT, y + 15), rng.choice(("Item", "Goods")), 22, "", face, "lm")
     page.text((RIGHT, y + 15), "Price" if below else f"in {layout['currency']}", 23, "" if below else "currency", face,
