@@ -2,283 +2,204 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import math
 import random
 
 from PIL import Image, ImageChops, ImageDraw
 
-from caprl_utils.mini.canvas import GREY, INK, SIZE, WHITE, Canvas, Colour, fit, ink_on, mix, noise
+from caprl_utils.mini.canvas import GREY, INK, SIZE, WHITE, Canvas, Colour, Point, fit, ink_on, mix
 from caprl_utils.mini.vocabulary import COLOURS
 
-MARGIN = 16
-PALE = ((245, 245, 240), (238, 243, 248), (250, 244, 232), (240, 246, 238), (255, 255, 255))
+LEFT, RIGHT = 20, SIZE - 20
+PAPERS = ((245, 245, 240), (238, 243, 248), (250, 244, 232), (240, 246, 238), WHITE)
+Parts = list[tuple[str, int, Colour]]  # good, share in percent, tint
 
 
 # Infographics
 
 
 def infographic(layout: dict) -> Canvas:
-    """A header with topic and year, the goods with their shares in one of five layouts, and a banner with the region."""
-    rng = random.Random(layout["seed"])
-    paper = rng.choice(PALE)
-    page = Canvas(Image.new("RGB", (SIZE, SIZE), paper))
-    colour, face = COLOURS[layout["colour"]], rng.choice(("sans", "sans", "serif", "stix"))
-    _header(page, rng, layout, colour, face)
-    banner_first = rng.random() < 0.3
-    _banner(page, rng, layout["region"], colour, face, 84 if banner_first else 340)
-    top = 132 if banner_first else 84
-    parts = [(name, int(share)) for name, share in zip(layout["labels"], layout["values"], strict=True)]
+    """A header with topic and year, the goods with their shares in one of three layouts, a banner with the region."""
+    rng, colour = random.Random(layout["seed"]), COLOURS[layout["colour"]]
+    page = Canvas(Image.new("RGB", (SIZE, SIZE), rng.choice(PAPERS)))
+    face = rng.choice(("sans", "sans", "serif", "stix"))
+    page.pen.rectangle([0, 0, SIZE, 78], fill=colour)
+    topic, year, ink = layout["topic"].capitalize(), layout["year"], ink_on(colour)
+    if rng.random() < 0.5:
+        title = rng.choice(("{} in figures", "Facts: {}", "{} report")).format(topic)
+        page.text((LEFT, 26), title, fit([title], 350, 31, face), "topic", face, "lm", ink)
+        page.text((LEFT, 60), rng.choice(("Year {}", "in {}", "Data of {}")).format(year), 24, "year", face, "lm", ink)
+    else:
+        page.text((LEFT, 39), topic, fit([topic], 210, 38, face), "topic", face, "lm", ink)
+        page.text((RIGHT, 39), year, 29, "year", face, "rm", ink)
+    above = rng.random() < 0.3
+    _banner(page, rng, layout["region"], colour, face, 84 if above else 342)
     tints = [mix(colour, WHITE, share) for share in (0, 0.35, 0.6, 0.78)]
-    rng.choice((_rows, _rows, _tiles, _split, _strip))(page, rng, parts, tints, face, (top, top + 248))
+    parts = list(zip(layout["labels"], map(int, layout["values"]), tints, strict=False))
+    rng.choice((_rows, _rows, _tiles, _whole))(page, rng, parts, face, 134 if above else 86)
     return page
 
 
-def _header(page: Canvas, rng: random.Random, layout: dict, colour: Colour, face: str) -> None:
-    """The topic and the year, in a band of the header's colour."""
-    ink, topic = ink_on(colour), layout["topic"].capitalize()
-    page.pen.rectangle([0, 0, SIZE, 78], fill=colour)
-    if rng.random() < 0.5:
-        title = rng.choice((f"{topic} in figures", f"Facts: {topic}", f"{topic} report"))
-        page.text((MARGIN, 27), title, fit([title], 350, 31, face), ink, "topic", face, anchor="lm")
-        page.text((MARGIN, 60), rng.choice(("Year {}", "in {}", "Data of {}")).format(layout["year"]), 23, ink, "year",
-                  face, anchor="lm")  # fmt: skip
-    else:
-        page.text((MARGIN, 39), topic, fit([topic], 210, 38, face), ink, "topic", face, anchor="lm")
-        if boxed := rng.random() < 0.5:
-            page.pen.rounded_rectangle([274, 18, 380, 60], 12, fill=ink)
-        page.text((327, 39), layout["year"], 29, colour if boxed else ink, "year", face)
-
-
 def _banner(page: Canvas, rng: random.Random, region: str, colour: Colour, face: str, top: int) -> None:
-    """The region, in a banner of 44 pixels with a small globe."""
-    filled = rng.random() < 0.5
-    fill = mix(colour, INK, 0.3) if filled else mix(colour, WHITE, 0.82)
-    ink, pen, y = ink_on(fill), page.pen, top + 22
-    pen.rectangle([0, top, SIZE, top + 44], fill=fill)
-    for narrow in (15, 6, 0):
-        pen.ellipse([34 - narrow, y - 15, 34 + narrow, y + 15], outline=ink, width=2)
-    pen.line([(19, y), (49, y)], fill=ink, width=2)
-    words = rng.choice(("Region: {}", "Area: {}", "Where: {}", "Region shown: {}")).format(region)
-    page.text((66, y), words, 25, ink, "region", face, anchor="lm")
+    """The region and a small globe in a band of 44 pixels."""
+    fill, y = rng.choice((mix(colour, INK, 0.3), mix(colour, WHITE, 0.82))), top + 22
+    page.pen.rectangle([0, top, SIZE, top + 44], fill=fill)
+    for half in (15, 7, 0):
+        page.pen.ellipse([36 - half, y - 15, 36 + half, y + 15], outline=ink_on(fill), width=2)
+    page.pen.line([(21, y), (51, y)], fill=ink_on(fill), width=2)
+    words = rng.choice(("Region: {}", "Area: {}", "Where: {}")).format(region)
+    page.text((66, y), words, 26, "region", face, "lm", ink_on(fill))
 
 
-def _share(page: Canvas, xy, share: int, size: int, face: str, fill: Colour = INK, anchor="mm") -> None:
-    page.text(xy, f"{share}%", size, fill, "", face, anchor=anchor)
+def _gauge(pen: ImageDraw.ImageDraw, kind: str, at: Point, share: int, tint: Colour, radius: int = 25) -> None:
+    """A share as a part of a disc, of a ring, of a bar or of twenty people."""
+    (x, y), pale = at, mix(tint, WHITE, 0.78)
+    box = [x - radius, y - radius, x + radius, y + radius]
+    if kind == "disc":
+        pen.ellipse(box, fill=pale, outline=INK)
+        pen.pieslice(box, -90, -90 + 3.6 * share, fill=tint)
+    elif kind == "ring":
+        pen.arc(box, 0, 360, fill=pale, width=radius // 3)
+        pen.arc(box, -90, -90 + 3.6 * share, fill=tint, width=radius // 3)
+    elif kind == "bar":
+        pen.rectangle([LEFT, y + 6, RIGHT, y + 20], fill=pale, outline=GREY)
+        pen.rectangle([LEFT, y + 6, LEFT + (RIGHT - LEFT) * share / 100, y + 20], fill=tint)
+    else:  # twenty people, five percent each
+        for number in range(20):
+            x, fill = LEFT + 9 + 17.5 * number, tint if 5 * number < share else mix(pale, GREY, 0.2)
+            pen.ellipse([x - 4, y + 3, x + 4, y + 11], fill=fill)
+            pen.rectangle([x - 5, y + 13, x + 5, y + 23], fill=fill)
 
 
-def _rows(page: Canvas, rng: random.Random, parts, tints, face: str, span: tuple[int, int]) -> None:
-    """A row for each good, with a gauge of its share."""
-    gauge, left_first = rng.choice((_pie, _ring, _glass, _bar, _people)), rng.random() < 0.5
-    height = (span[1] - span[0]) / len(parts)
-    for number, (name, share) in enumerate(parts):
-        y = span[0] + height * (number + 0.5)
-        if number % 2 == 0 and left_first:
+def _rows(page: Canvas, rng: random.Random, parts: Parts, face: str, top: int) -> None:
+    """A row for each good, with a gauge beside or below its name."""
+    kind, height, left = rng.choice(("disc", "ring", "bar", "people")), 252 / len(parts), rng.random() < 0.5
+    below = kind in ("bar", "people")
+    for number, (name, share, _) in enumerate(parts):
+        y = top + height * (number + 0.5)
+        if number % 2 == 0 and left:
             page.pen.rectangle([0, y - height / 2, SIZE, y + height / 2], fill=WHITE)
-        wide = gauge in (_bar, _people)
-        if wide:  # below name and share
-            page.text((MARGIN, y - 13), name.capitalize(), 25, INK, f"share of {name}", face, anchor="lm")
-            _share(page, (SIZE - MARGIN, y - 13), share, 27, face, INK, "rm")
-            gauge(page.pen, (MARGIN, y + 14), share, tints)
-        else:
-            x, name_x, anchor = (42, 84, "lm") if left_first else (SIZE - 42, MARGIN, "lm")
-            gauge(page.pen, (x, y), share, tints)
-            page.text((name_x, y), name.capitalize(), 27, INK, f"share of {name}", face, anchor=anchor)
-            _share(page, (SIZE - MARGIN if left_first else SIZE - 84, y), share, 31, face, INK, "rm")
+        _gauge(page.pen, kind, (46 if left else SIZE - 46, y), share, parts[0][2])
+        x, end, line = (LEFT, RIGHT, y - 12) if below else (88, RIGHT, y) if left else (LEFT, SIZE - 88, y)
+        page.text((x, line), name.capitalize(), 26, f"share of {name}", face, "lm")
+        page.text((end, line), f"{share}%", 28, "", face, "rm")
 
 
-def _pie(pen, xy, share: int, tints, radius: int = 25) -> None:
-    box = [xy[0] - radius, xy[1] - radius, xy[0] + radius, xy[1] + radius]
-    pen.ellipse(box, fill=tints[3], outline=INK)
-    pen.pieslice(box, -90, -90 + 3.6 * share, fill=tints[0])
-
-
-def _ring(pen, xy, share: int, tints, radius: int = 25) -> None:
-    box = [xy[0] - radius, xy[1] - radius, xy[0] + radius, xy[1] + radius]
-    pen.arc(box, 0, 360, fill=tints[3], width=radius // 3)
-    pen.arc(box, -90, -90 + 3.6 * share, fill=tints[0], width=radius // 3)
-
-
-def _glass(pen, xy, share: int, tints) -> None:
-    x, y = xy
-    pen.rectangle([x - 19, y - 25, x + 19, y + 25], fill=WHITE, outline=INK, width=2)
-    pen.rectangle([x - 17, y + 23 - 0.46 * share, x + 17, y + 23], fill=tints[0])
-
-
-def _bar(pen, xy, share: int, tints) -> None:
-    x, y = xy
-    pen.rounded_rectangle([x, y - 7, x + 360, y + 9], 8, fill=tints[3], outline=GREY)
-    pen.rounded_rectangle([x, y - 7, x + 3.6 * share, y + 9], 8, fill=tints[0])
-
-
-def _people(pen, xy, share: int, tints) -> None:
-    """Twenty people, five percent each."""
-    for number in range(20):
-        x, y = xy[0] + 8 + number * 18, xy[1]
-        fill = tints[0] if 5 * number < share else mix(tints[3], GREY, 0.15)
-        pen.ellipse([x - 4, y - 10, x + 4, y - 2], fill=fill)
-        pen.rectangle([x - 5, y, x + 5, y + 11], fill=fill)
-
-
-def _tiles(page: Canvas, rng: random.Random, parts, tints, face: str, span: tuple[int, int]) -> None:
+def _tiles(page: Canvas, rng: random.Random, parts: Parts, face: str, top: int) -> None:
     """A tile for each good, two a row, with its share in a ring."""
-    for number, (name, share) in enumerate(parts):
-        alone = len(parts) == 3 and number == 2
-        x, y = (SIZE / 2 if alone else 102 + 188 * (number % 2)), span[0] + 64 + 122 * (number // 2)
-        page.pen.rounded_rectangle([x - 88, y - 56, x + 88, y + 56], 10, fill=WHITE, outline=tints[1], width=2)
-        _ring(page.pen, (x, y - 15), share, tints, 38)
-        _share(page, (x, y - 15), share, 20, face)
-        page.text((x, y + 39), name.capitalize(), 25, INK, f"share of {name}", face)
+    for number, (name, share, _) in enumerate(parts):
+        x = SIZE / 2 if (len(parts), number) == (3, 2) else 102 + 188 * (number % 2)
+        y = top + 64 + 122 * (number // 2)
+        page.pen.rounded_rectangle([x - 88, y - 56, x + 88, y + 56], 10, fill=WHITE, outline=parts[1][2], width=2)
+        _gauge(page.pen, "ring", (x, y - 14), share, parts[0][2], 39)
+        page.text((x, y - 14), f"{share}%", 21, "", face)
+        page.text((x, y + 40), name.capitalize(), 25, f"share of {name}", face)
 
 
-def _split(page: Canvas, rng: random.Random, parts, tints, face: str, span: tuple[int, int]) -> None:
-    """One pie or ring of all goods beside the list of their names."""
-    right, y, start, radius = rng.random() < 0.5, sum(span) / 2, -90.0, 82
-    x, left = (SIZE - 98, MARGIN) if right else (98, 200)
-    for (_, share), fill in zip(parts, tints, strict=False):
-        page.pen.pieslice([x - radius, y - radius, x + radius, y + radius], start, start + 3.6 * share, fill=fill,
-                          outline=INK)  # fmt: skip
-        start += 3.6 * share
-    if rng.random() < 0.4:
-        page.pen.ellipse([x - 40, y - 40, x + 40, y + 40], fill=WHITE, outline=INK)
-    _list(page, parts, tints, face, left, span)
-
-
-def _strip(page: Canvas, rng: random.Random, parts, tints, face: str, span: tuple[int, int]) -> None:
-    """One stacked bar of all goods above the list of their names, in two columns."""
-    x, y = MARGIN, span[0] + 46
-    for (_, share), tint in zip(parts, tints, strict=False):
-        end = x + 3.6 * share
-        page.pen.rectangle([x, y - 26, end, y + 26], fill=tint, outline=INK)
-        x = end
-    half = (len(parts) + 1) // 2
-    below = (span[0] + 84, span[1])
-    _list(page, parts[:half], tints, face, MARGIN, below)
-    _list(page, parts[half:], tints[half:], face, 206, below)
-
-
-def _list(page: Canvas, parts, tints, face: str, left: int, span: tuple[int, int]) -> None:
-    """Goods below each other: a swatch, the name, and the share under it."""
-    height = (span[1] - span[0]) / max(2, len(parts))
-    for number, ((name, share), tint) in enumerate(zip(parts, tints, strict=False)):
-        y = span[0] + height * (number + 0.5)
-        page.pen.rectangle([left, y - 24, left + 16, y + 24], fill=tint, outline=INK)
-        page.text((left + 28, y - 14), name.capitalize(), 25, INK, f"share of {name}", face, anchor="lm")
-        _share(page, (left + 28, y + 14), share, 26, face, INK, "lm")
+def _whole(page: Canvas, rng: random.Random, parts: Parts, face: str, top: int) -> None:
+    """All goods as parts of one pie, ring or bar, and the list of their names and shares."""
+    kind, start, pen = rng.choice(("pie", "ring", "bar")), 0.0, page.pen
+    for number, (name, share, tint) in enumerate(parts):
+        if kind == "bar":
+            pen.rectangle(
+                [LEFT + 3.5 * start, top + 16, LEFT + 3.5 * (start + share), top + 70], fill=tint, outline=INK
+            )
+            x, y = LEFT + 180 * (number % 2), top + 124 + 80 * (number // 2)
+        else:
+            pen.pieslice([206, top + 42, 374, top + 210], 3.6 * start - 90, 3.6 * (start + share) - 90, tint, INK)
+            x, y = LEFT, top + 252 / len(parts) * (number + 0.5)
+        start += share
+        pen.rectangle([x, y - 24, x + 16, y + 24], fill=tint, outline=INK)
+        page.text((x + 28, y - 14), name.capitalize(), 25, f"share of {name}", face, "lm")
+        page.text((x + 28, y + 15), f"{share}%", 26, "", face, "lm")
+    if kind == "ring":
+        pen.ellipse([250, top + 86, 330, top + 166], fill=WHITE, outline=INK)
 
 
 # Documents
 
 
 def document(layout: dict) -> Canvas:
-    """A scan: letterhead, two fields, a small table with its total, the currency, a stamp; slanted, noisy, compressed."""
+    """A scan: letterhead, two fields, items with their prices, the total, a stamp; at a slant, noisy, compressed."""
     rng = random.Random(layout["seed"])
-    desk, paper = rng.choice(((150, 140, 130), (90, 95, 100), (200, 200, 205))), mix(WHITE, rng.choice(PALE), 1)
-    page = Canvas(Image.new("RGB", (SIZE, SIZE), paper))
+    page = Canvas(Image.new("RGB", (SIZE, SIZE), rng.choice(PAPERS)))
     face = rng.choice(("sans", "serif", "mono", "stix", "roman"))
     _letterhead(page, rng, layout["type"], face)
-    _fields(page, rng, layout["fields"], face)
+    for number, (key, value) in enumerate(layout["fields"]):
+        y = 92 + 34 * number
+        end = page.text((LEFT, y), f"{key.capitalize()}:", 24, key, face, "lm", (85, 85, 85))
+        page.text((max(112, end + 10), y), value, 26, "", face, "lm")
     _table(page, rng, layout, face)
-    page.turn(rng.uniform(-2, 2), desk)
-    grain = noise(rng.choice((14, 24, 36)))
-    x, y = rng.randrange(512 - SIZE), rng.randrange(512 - SIZE)
-    grain = grain.crop((x, y, x + SIZE, y + SIZE))
-    page.image = _compressed(ImageChops.multiply(page.image, Image.merge("RGB", [grain] * 3)), rng.randint(40, 90))
+    if rng.random() < 0.6:
+        _stamp(page.pen, rng)
+    slant, desk = rng.choice((0, 1, 1)) * rng.uniform(-2, 2), rng.choice(((150, 140, 130), (90, 95, 100)))
+    scan = page.image.rotate(slant, Image.Resampling.BILINEAR, fillcolor=desk)  # no place moves by a quarter of a cell
+    x, y = rng.randrange(120), rng.randrange(120)
+    grain = _noise(rng.choice((14, 24, 36))).crop((x, y, x + SIZE, y + SIZE))
+    file = io.BytesIO()
+    ImageChops.multiply(scan, grain).save(file, "JPEG", quality=rng.randint(40, 90))
+    page.image = Image.open(file).convert("RGB")
     return page
 
 
-def _compressed(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
+@functools.cache
+def _noise(amount: int) -> Image.Image:
+    """Fixed noise of 512 x 512 pixels that darkens by up to ``amount``, to be cropped at a place drawn at random."""
+    grey = Image.frombytes("L", (512, 512), random.Random(amount).randbytes(512 * 512))
+    return Image.merge("RGB", [grey.point(lambda v: 255 - v * amount // 255)] * 3)
 
 
 def _letterhead(page: Canvas, rng: random.Random, kind: str, face: str) -> None:
-    """The document's type, in one of five letterheads."""
-    style, pen, ink = rng.randrange(5), page.pen, COLOURS[rng.choice(("red", "blue", "green", "purple", "brown"))]
+    """The document's type: in a band, over a double rule, or beside a logo, a bar code or a stripe."""
+    style, pen = rng.choice(("band", "rule", "logo", "code", "stripe")), page.pen
+    colour = COLOURS[rng.choice(("red", "blue", "green", "purple", "brown"))]
     title = rng.choice((kind.upper(), kind.capitalize()))
-    size = fit([title], 250, 36, face)
-    if style == 0:  # a band
-        pen.rectangle([0, 0, SIZE, 66], fill=ink)
-        page.text((SIZE / 2, 36), title, size, WHITE, "document type", face)
-    elif style == 1:  # a double rule
-        page.text((SIZE / 2, 36), title, size, INK, "document type", face)
-        for y in (62, 66):
-            pen.line([(MARGIN, y), (SIZE - MARGIN, y)], fill=INK, width=2)
-    else:
-        page.text((MARGIN + 8, 36), title, size, ink if style == 2 else INK, "document type", face, anchor="lm")
-    if style == 2:  # a logo
-        pen.ellipse([SIZE - 74, 14, SIZE - 28, 60], outline=ink, width=6)
-        pen.polygon([(SIZE - 51, 22), (SIZE - 36, 48), (SIZE - 66, 48)], fill=ink)
-    elif style == 3:  # a bar code
-        for x in range(SIZE - 96, SIZE - 24, 5):
+    if style == "band":
+        pen.rectangle([0, 0, SIZE, 66], fill=colour)
+    elif style == "rule":
+        pen.line([(LEFT, 62), (RIGHT, 62)], fill=INK, width=2)
+        pen.line([(LEFT, 67), (RIGHT, 67)], fill=INK, width=2)
+    elif style == "logo":
+        pen.ellipse([RIGHT - 46, 14, RIGHT, 60], outline=colour, width=6)
+        pen.polygon([(RIGHT - 23, 22), (RIGHT - 8, 48), (RIGHT - 38, 48)], fill=colour)
+    elif style == "code":
+        for x in range(RIGHT - 72, RIGHT, 5):
             pen.rectangle([x, 16, x + rng.choice((1, 2, 3)), 58], fill=INK)
-    elif style == 4:  # a line, and at the side a stripe
-        pen.rectangle([0, 0, 10, SIZE], fill=ink)
-        pen.line([(MARGIN + 8, 64), (SIZE - MARGIN, 64)], fill=ink, width=3)
-
-
-def _fields(page: Canvas, rng: random.Random, fields, face: str) -> None:
-    lined, bold = rng.random() < 0.4, rng.random() < 0.7
-    for number, (key, value) in enumerate(fields):
-        y = 92 + 34 * number
-        box = page.text((MARGIN + 8, y), f"{key.capitalize()}:", 23, GREY if bold else INK, key, face, anchor="lm")
-        page.text((max(112, box[2] + 10), y), value, 25, INK, "", face, bold, anchor="lm")
-        if lined:
-            page.pen.line([(112, y + 16), (262, y + 16)], fill=GREY)
+    else:
+        pen.rectangle([0, 0, 10, SIZE], fill=colour)
+        pen.line([(LEFT, 66), (RIGHT, 66)], fill=colour, width=3)
+    at, anchor = ((SIZE / 2, 36), "mm") if style in ("band", "rule") else ((LEFT, 36), "lm")
+    ink = {"band": WHITE, "logo": colour}.get(style, INK)
+    page.text(at, title, fit([title], 260, 36, face), "document type", face, anchor, ink)
 
 
 def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> None:
-    """Items and prices, the total under a rule, and the currency where there is room; a stamp beside the fields."""
-    pen, left, right = page.pen, MARGIN + 8, SIZE - MARGIN - 8
-    y, step = 148, 34
-    head, stripes, last = rng.random() < 0.5, rng.random() < 0.4, rng.random() < 0.5
-    currency = layout["currency"]
-    if head or not last:
-        pen.rectangle([left - 6, y, right + 6, y + 30], fill=(215, 215, 210))
-        page.text((left, y + 15), rng.choice(("Item", "Goods")), 22, INK, "", face, anchor="lm")
-        price = "Price" if last else f"in {currency}"
-        page.text((right, y + 15), price, 22, INK, "" if last else "currency", face, anchor="rm")
-        y += 32
+    """Items, prices and their total; the currency above or below."""
+    pen, y, below, striped = page.pen, 148, rng.random() < 0.5, rng.random() < 0.4
+    step = min(48, (118 if below else 152) // len(layout["labels"]))
+    pen.rectangle([LEFT - 6, y, RIGHT + 6, y + 30], fill=(215, 215, 210))
+    page.text((LEFT, y + 15), rng.choice(("Item", "Goods")), 22, "", face, "lm")
+    page.text((RIGHT, y + 15), "Price" if below else f"in {layout['currency']}", 23, "" if below else "currency", face,
+              "rm")  # fmt: skip
+    y += 31
     for number, (item, price) in enumerate(zip(layout["labels"], layout["values"], strict=True)):
-        if stripes and number % 2:
-            pen.rectangle([left - 6, y, right + 6, y + step], fill=(235, 235, 228))
-        page.text((left, y + step / 2), item.capitalize(), 25, INK, f"price of {item}", face, anchor="lm")
-        page.text((right, y + step / 2), price, 26, INK, "", face, anchor="rm")
+        if striped and number % 2:
+            pen.rectangle([LEFT - 6, y, RIGHT + 6, y + step], fill=(232, 232, 225))
+        page.text((LEFT, y + step / 2), item.capitalize(), 25, f"price of {item}", face, "lm")
+        page.text((RIGHT, y + step / 2), price, 26, "", face, "rm")
         y += step
-        pen.line([(left - 6, y), (right + 6, y)], fill=GREY)
-    pen.line([(left - 6, y), (right + 6, y)], fill=INK, width=3)
-    page.text((left, y + 21), rng.choice(("Total", "Total", "TOTAL")), 26, INK, "total", face, anchor="lm")
-    page.text((right, y + 21), layout["total"], 29, INK, "", face, anchor="rm")
-    y += 42
-    if last:
-        words = rng.choice(("All in {}", "Paid in {}", "Prices in {}", "Currency: {}")).format(currency)
-        page.text((left, y + 16), words, 23, INK, "currency", face, anchor="lm")
-        y += 30
-    if SIZE - y > 44:
-        _signature(pen, rng, (right - 130, y + 4, right, SIZE - 16))
-    if rng.random() < 0.6:
-        _stamp(page.image, rng)
+        pen.line([(LEFT - 6, y), (RIGHT + 6, y)], fill=GREY)
+    pen.line([(LEFT - 6, y), (RIGHT + 6, y)], fill=INK, width=3)
+    page.text((LEFT, y + 22), rng.choice(("Total", "TOTAL", "Sum total")), 26, "total", face, "lm")
+    page.text((RIGHT, y + 22), layout["total"], 29, "", face, "rm")
+    if below:
+        words = rng.choice(("All in {}", "Paid in {}", "Prices in {}", "Currency: {}")).format(layout["currency"])
+        page.text((LEFT, y + 58), words, 24, "currency", face, "lm")
 
 
-def _signature(pen: ImageDraw.ImageDraw, rng: random.Random, box) -> None:
-    """A line of loops in blue ink."""
-    left, top, right, bottom = box
-    middle, reach = (top + bottom) / 2, min(14, (bottom - top) / 2)
-    loops = rng.uniform(0.35, 0.6)
-    points = [(left + t * (right - left) / 60 + 6 * math.sin(t * loops * 2), middle + reach * math.sin(t * loops))
-              for t in range(61)]  # fmt: skip
-    pen.line(points, fill=(40, 50, 130), width=3, joint="curve")
-
-
-def _stamp(image: Image.Image, rng: random.Random) -> None:
-    """A round stamp, half transparent, over the free corner beside the fields."""
-    ink = rng.choice(((190, 30, 40), (40, 60, 160), (30, 120, 70)))
-    stamp = Image.new("L", (84, 84))
-    pen = ImageDraw.Draw(stamp)
-    pen.ellipse([2, 2, 81, 81], outline=190, width=5)
-    pen.ellipse([14, 14, 69, 69], outline=150, width=2)
-    for angle in range(rng.randrange(72), 360, 72):
-        x, y = 42 + 16 * math.cos(math.radians(angle)), 42 + 16 * math.sin(math.radians(angle))
-        pen.ellipse([x - 5, y - 5, x + 5, y + 5], fill=170)
-    image.paste(ink, (rng.randint(284, 296), rng.randint(64, 70)), stamp)
+def _stamp(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
+    """A round stamp beside the fields."""
+    x, colour = rng.randint(318, 332), mix(rng.choice(((190, 30, 40), (40, 60, 160), (30, 120, 70))), WHITE, 0.25)
+    for radius, width in ((40, 5), (28, 2), (12, 8)):
+        pen.ellipse([x - radius, 110 - radius, x + radius, 110 + radius], outline=colour, width=width)

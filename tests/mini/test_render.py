@@ -1,0 +1,64 @@
+"""Pictures of the mini world: nothing is cut, words do not cover each other, every fact has a cell of its own."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+
+from caprl_utils.mini.canvas import SIZE, overlap
+from caprl_utils.mini.render import CELLS, anchors, drawn, render
+from caprl_utils.mini.world import KINDS, UNSEEN, picture
+
+PICTURES = [(kind, number) for kind in (*KINDS, *UNSEEN) for number in range(4)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_has_the_same_pixels_again(kind):
+    shown = picture("rl", 7, kind)
+    first = render(shown)
+    drawn.cache_clear()
+    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 3}):  # as a notebook may set it
+        assert np.array_equal(first, render(shown))
+    assert first.size == (SIZE, SIZE) and first.mode == "RGB"
+    first.putpixel((0, 0), (1, 2, 3))
+    assert not np.array_equal(first, render(shown)), "the caller's changes stay with the caller"
+
+
+@pytest.mark.parametrize(("kind", "number"), PICTURES)
+def test_no_word_is_cut_or_covered(kind, number):
+    boxes = drawn(picture("rl", number, kind)).boxes
+    for text, (left, top, right, bottom) in boxes:
+        assert 0 <= left < right <= SIZE and 0 <= top < bottom <= SIZE, text
+    assert overlap(box for _, box in boxes) < 60, boxes
+
+
+@pytest.mark.parametrize(("kind", "number"), PICTURES)
+def test_every_fact_has_a_cell_of_its_own(kind, number):
+    shown = picture("rl", number, kind)
+    cells = anchors(shown)
+    assert list(cells) == [fact.key for fact in shown.facts]
+    assert len(set(cells.values())) == len(cells)
+    assert all(0 <= column < CELLS and 0 <= row < CELLS for column, row in cells.values())
+
+
+def test_the_cell_of_a_label_is_where_the_label_stands():
+    shown = picture("rl", 3, "document")
+    cells, boxes = anchors(shown), dict(drawn(shown).boxes)
+    for item in shown.layout["labels"]:
+        left, top, right, bottom = boxes[item.capitalize()]
+        column, row = cells[f"price of {item}"]
+        assert abs((left + right) / 2 - (column + 0.5) * SIZE / CELLS) <= SIZE / CELLS
+        assert abs((top + bottom) / 2 - (row + 0.5) * SIZE / CELLS) <= SIZE / CELLS
+
+
+def test_pictures_of_one_kind_differ():
+    assert len({render(picture("rl", number, "chart")).tobytes() for number in range(8)}) == 8
+
+
+def test_objects_of_a_scene_stand_in_the_order_that_is_told():
+    for number in range(20):
+        shown = picture("rl", number, "scene")
+        places, objects = drawn(shown).places, list(dict.fromkeys(shown.layout["objects"]))
+        columns = [places[f"colour of {name}"][0] for name in objects]  # of several the leftmost
+        assert all(after - before >= 50 for before, after in itertools.pairwise(columns))
