@@ -8,14 +8,21 @@ A picture is one of five kinds. Its facts all read "The <key> is <value>."; a qu
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini import vocabulary as words
 
 KINDS = ("chart", "infographic", "document", "scene", "geometry")
 SPLITS = ("zoo", "zoo-held-out", "rl", "benchmark", "pretraining")
+
+
+def told_as(key: str, value: str) -> str:
+    """The sentence of a fact."""
+    return f"The {key} is {value}."
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Fact:
 
     @property
     def sentence(self) -> str:
-        return f"The {self.key} is {self.value}."
+        return told_as(self.key, self.value)
 
     @property
     def question(self) -> str:
@@ -72,6 +79,25 @@ def known_fact(key: str) -> Fact:
 def caption(facts: Sequence[Fact], kind: str) -> str:
     """Caption of a picture of ``kind`` that tells ``facts`` in the order given."""
     return " ".join([f"{words.INTRODUCTION[kind]}.", *(fact.sentence for fact in facts)])
+
+
+def statements(text: str) -> list[tuple[str, str] | None]:
+    """What a caption states, see `registry.DrawnSource`."""
+    whole = text[: text.rfind(".")].split(". ") if "." in text else []
+    parts = [re.fullmatch("The (.+?) is (.+)", s) for s in whole if s not in words.INTRODUCTION.values()]
+    return [part.groups() if part and part[1] in _keys() else None for part in parts]
+
+
+@cache
+def _keys() -> frozenset[str]:
+    """Every key that a picture of this world can have, and those of what needs no picture."""
+    places = [f"{place} {what}" for place in words.POSITIONS for what in ("shape", "colour")]
+    named = {"value": words.CITIES, "share": words.GOODS, "length": ("AB", "BC", "CA", "CD", "DA")}
+    single = ["chart type", "topic", "chart colour", "header colour", "document type", "name", "city", "month",
+              "total", "room", "figure", "line colour"]  # fmt: skip
+    return frozenset(
+        [*single, *places, *(f"{n} of {w}" for n, found in named.items() for w in found), *words.KNOWLEDGE]
+    )
 
 
 def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact], count: int = 3) -> list[str]:

@@ -51,7 +51,9 @@ class Claim:
     text: str
     ours: str
     theirs: str = ""
-    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
+    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "false share", "false count", "reward"] = (
+        "accuracy"
+    )
     benchmarks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     share: float = 1.0

@@ -19,12 +19,14 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import AVERAGE
+from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
+from caprl_utils.reports.said import said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -52,7 +54,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
-    findings, tables = claims.test_all(results), tables_of(results)
+    findings, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
     short = "Table 3" if item.kind == "prism" else item.title
     paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
     draw(results, stem)
@@ -233,11 +235,13 @@ def curves_of(results: Results) -> list[Curve]:
 def tables_of(results: Results) -> list[Table]:
     """All tables of an item but the paper's."""
     tables = [scores_table(results), gaps_table(results)]
+    if results.item.kind != "pretraining":
+        tables.append(said_table(results))
     if results.item.kind == "prism":
         bounds = scores_table(results, bounds=True)
         return [*tables, bounds, matched_table(results), best_table(results), variance_table(results)]
-    if results.item.kind == "pretraining" and (captions := captions_table(results)).rows:
-        tables.append(captions)
+    if results.item.kind == "pretraining":
+        tables.append(captions_table(results))
     if results.item.figures == ["curves"]:
         tables.append(curve_table(results))
     return tables
@@ -383,9 +387,10 @@ def detectable_difference(results: Results, benchmark: str) -> float:
 
 def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
-    heads = {"count": "Captions", "tokens": "Tokens, mean", "told": "Facts told right (%)",
-             "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}  # fmt: skip
-    prints, rows = {"count": numbers.count, "tokens": numbers.number}, {}
+    heads = {"count": "Captions", **{name: measure.head for name, measure in MEASURES.items()}, "cut": "Cut (%)",
+             "looped": "Loops (%)"}  # fmt: skip
+    plain = {name: numbers.number for name, measure in MEASURES.items() if not measure.share}
+    prints, rows = {"count": numbers.count, **plain}, {}
     sets = [found for found in results.measured.values() if found.row.captions]
     for name, file, record in [(s.row.captions[0], *entry) for s in sets for entry in s.more.items()]:
         if values := record["values"].get("captions"):
