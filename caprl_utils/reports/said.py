@@ -5,7 +5,7 @@ from __future__ import annotations
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
 from caprl_utils.prism.told import MEASURES, Measure, by_image
 from caprl_utils.reports import numbers
-from caprl_utils.reports.items import texts
+from caprl_utils.reports.items import budget_label, texts
 from caprl_utils.reports.numbers import Cell, Table
 from caprl_utils.reports.results import Results, shared
 
@@ -53,3 +53,42 @@ def _gap(measure: Measure, found: Interval) -> str:
         return numbers.gap(found.value, found.low, found.high)
     first, *ends = numbers.numbers([found.value, found.low, found.high], measure.decimals)
     return f"{'+' if found.value > 0 else ''}{first} [{', '.join(ends)}]"
+
+
+def budget_table(results: Results) -> Table:
+    """The race at equal length: the average of every captioner under each token budget, of joined captions, and how
+    far ours is ahead.
+    """
+    budgets = sorted({found.row.budget for found in results.measured.values() if found.row.budget})
+    there, (ours, theirs) = results.measured, results.item.pairs[0]
+    labels = [label for label, found in there.items() if not found.row.bound]
+    rows = [(name, [*(_average(results, budget_label(name, n)) for n in budgets), _average(results, name)])
+            for name in labels]  # fmt: skip
+    joined = next((name for name, found in there.items() if found.row.runs[0].endswith("-joined")), None)
+    if joined:
+        rows.append((joined, [*[Cell(numbers.MISSING)] * len(budgets), _average(results, joined)]))
+    sides = [*((budget_label(ours, n), budget_label(theirs, n)) for n in budgets), (ours, theirs)]
+    rows.append((f"{ours} − {theirs}", [_average(results, *pair) for pair in sides]))
+    length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
+    heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
+    notes = [texts()["notes"]["budgets"].format(joined=length)]
+    return Table(
+        "budgets",
+        "At equal length: accuracy (%) with 95 % interval",
+        "Captioner",
+        heads,
+        rows if budgets else [],
+        notes,
+    )
+
+
+def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
+    """Average accuracy of a row, or of a comparison the difference; a dash where one was not evaluated."""
+    sides = [side for side in (ours, theirs) if side]
+    if not results.measured.keys() >= {*sides}:
+        return Cell(numbers.MISSING)
+    found = results.difference(ours, theirs) if theirs else results.interval(ours, AVERAGE)
+    text = f"{numbers.percent(found.value)} {numbers.interval((found.low, found.high))}"
+    text = numbers.gap(found.value, found.low, found.high) if theirs else text
+    sources = tuple(source for side in sides for source in results.measured[side].sources(AVERAGE))
+    return Cell(text, found.value, (found.low, found.high), sources)
