@@ -5,7 +5,7 @@ Every other module looks a name up here and imports no plug-in itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -24,13 +24,17 @@ class DrawnSource:
 
     image_at(split, number, kinds, seed): (id, RGB image, kind, meta). meta: what is true of the image, as far as the
     source knows it: "true_caption"; "facts" and "known" (what the image shows, and what of it can be guessed), key ->
-    value; "asked", question -> key.
+    value; "asked", question -> key; "world", the source's name.
     training_rows(stage, count, seed): (id, image, [(user turn, assistant turn)]) for a stage of pretraining.
+    statements(caption): what each sentence states, (key, value), or None for a sentence of no known form; neither the
+    introduction nor a sentence that was cut off is one. sentence(key, value): the sentence that states it.
     recipe: the modules that draw.
     """
 
     image_at: Callable[[str, int, Sequence[str] | None, int], tuple[str, Image, str, dict[str, Any]]]
     training_rows: Callable[[str, int, int], Iterator[tuple[str, Image, list[tuple[str, str]]]]]
+    statements: Callable[[str], list[tuple[str, str] | None]]
+    sentence: Callable[[str, str], str]
     recipe: tuple[str, ...]
 
 
@@ -48,6 +52,11 @@ def drawn_source(source: str) -> DrawnSource | None:
     """The source of this name ("NAME" or "NAME:SPLIT:..."), or None: then it is read from files."""
     _load_plugins()
     return SOURCES.get(source.partition(":")[0])
+
+
+def world_of(meta: Mapping[str, Any]) -> DrawnSource | None:
+    """The source that drew an image and knows its facts, by the image's (or sample's) meta; None for any other."""
+    return drawn_source(meta["world"]) if "facts" in meta else None
 
 
 def made_model(path: str) -> Path | None:

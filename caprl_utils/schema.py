@@ -166,6 +166,9 @@ class Prism(Settings):
     captions_per_image: int = setting(4, "author script", ge=1)
     caption_temperature: float = setting(1.0, "author script", ge=0)
     caption_max_tokens: int = setting(2048, "author script", ge=1)
+    token_budgets: list[Annotated[int, Field(ge=1)]] = setting(
+        [], "ours: captions are also read cut to so many tokens, a race at equal length"
+    )
     scoring: Literal["standard", "caprl"] = setting(
         "standard", "ours: each benchmark's own metric on greedy answers (caprl: author script, sampled)"
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from typing import Any
 
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict
@@ -150,11 +151,16 @@ def failure_message(what: str, failed: Mapping[str, str], total: int, store: Row
     )
 
 
-def token_counter(model: ModelConfig) -> Callable[[str], int]:
-    """A function that counts a text's tokens as this model's captions are counted, the end of turn included."""
+def tokenizer_of(model: ModelConfig) -> Any:
+    """A model's tokenizer, without its weights."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(paths.resolve_model(model.path), revision=model.revision)
+    return AutoTokenizer.from_pretrained(paths.resolve_model(model.path), revision=model.revision)
+
+
+def token_counter(model: ModelConfig) -> Callable[[str], int]:
+    """A function that counts a text's tokens as this model's captions are counted, the end of turn included."""
+    tokenizer = tokenizer_of(model)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
 

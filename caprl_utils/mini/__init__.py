@@ -5,10 +5,9 @@ It enters itself into `caprl_utils.registry` and configs/benchmarks.yaml; nothin
 
 from functools import partial
 
-from caprl_utils.mini import source
+from caprl_utils.mini import source, world
 from caprl_utils.registry import MODELS, SOURCES, DrawnSource
 
-NAME = "mini-world"
 _DRAWN_BY = tuple(f"{__name__}.{name}" for name in ("source", "world", "render", "vocabulary"))
 _MADE_FROM_THE_ZOO = ("language-72b", "language-7b", "language-internlm")
 
@@ -19,5 +18,5 @@ def _made(name: str):
     return donors.folder(name)
 
 
-SOURCES[NAME] = DrawnSource(source.image_at, source.training_rows, _DRAWN_BY)
+SOURCES[source.NAME] = DrawnSource(source.image_at, source.training_rows, world.statements, world.told_as, _DRAWN_BY)
 MODELS.update({f"zoo:{name}": partial(_made, f"zoo:{name}") for name in _MADE_FROM_THE_ZOO})

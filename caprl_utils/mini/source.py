@@ -16,6 +16,7 @@ from caprl_utils.records import Sample
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NAME = "mini-world"
 BENCHMARK_KINDS = {f"mini-{kind}": kind for kind in (*KINDS, *UNSEEN)}
 OPTION_KINDS = ("scene", "geometry")  # asked with options; the others ask for a short answer
 QUESTIONS_PER_IMAGE = 2
@@ -39,6 +40,7 @@ def image_at(
 def truth(shown: Picture) -> dict[str, Any]:
     """What is true of a picture, for floors, ceilings and for checking the filter; `known` can be guessed."""
     return {
+        "world": NAME,
         "true_caption": caption(shown.facts, shown.kind),
         "facts": {fact.key: fact.value for fact in shown.facts},
         "known": {fact.key: fact.value for fact in shown.known},

@@ -99,10 +99,16 @@ def _grammar() -> list[tuple[str, re.Pattern[str]]]:
     return found
 
 
+def told_as(key: str, value: str) -> str:
+    """The sentence that states a fact, in its first phrasing."""
+    relation = key if key in words.ALONE else key.rpartition(" ")[0]
+    return words.RELATIONS[relation].statements[0].format(h=key.removeprefix(relation).strip(), v=value) + "."
+
+
 def statements(text: str) -> list[tuple[str, str] | None]:
-    """(key, value) of every sentence of a caption after its introduction; None for what is no sentence of the world."""
+    """What a caption states, see `registry.DrawnSource`."""
     told = []
-    for sentence in filter(None, (part.strip() for part in text.split("."))):
+    for sentence in text[: text.rfind(".")].split(". ") if "." in text else []:
         if sentence in words.INTRODUCTION.values():
             continue
         hits = ((relation, pattern.fullmatch(sentence)) for relation, pattern in _grammar())

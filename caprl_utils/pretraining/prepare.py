@@ -22,6 +22,7 @@ from caprl_utils.pretraining import data
 from caprl_utils.pretraining.data import BadRow, DataSet, TokenCounter
 from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, rows_of
 from caprl_utils.pretraining.stage import STAGE, folder_of
+from caprl_utils.prism import told
 from caprl_utils.prism.evaluate import trained_captioner
 from caprl_utils.progress import track
 from caprl_utils.records import Conversation, about_image, mark_in
@@ -32,7 +33,9 @@ from caprl_utils.schema import ModelConfig, Profile
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RECIPE = ["caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data"]  # with what draws the images
+RECIPE = [  # with what draws the images
+    "caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data", "caprl_utils.prism.told",
+]  # fmt: skip
 _MEDIA = "media"
 
 
@@ -227,28 +230,19 @@ def _unfit(row: Mapping[str, Any] | None) -> str | None:
     return "holds a mark of a medium" if mark_in(row["caption"]) else None
 
 
-def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float]:
-    """Captions of rendered images: mean length in the captioner's tokens, told (share of the images' facts told right),
-    wrong (share of the captions' statements, each counted once), cut and looped (shares of the captions).
+def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float | None]:
+    """Captions of rendered images: their number, every measure of `prism.told`, shares cut and looped.
 
     known: what is true of an image (see `registry.DrawnSource`) with its row.
     """
-    sums = Counter()
-    for meta, row in known:
-        if row is None:
-            continue
-        facts, guessed = ({f"The {k} is {v}." for k, v in meta[of].items()} for of in ("facts", "known"))
-        sentences = map(str.strip, row["caption"].replace(". ", ".\n").split("\n"))
-        said = {s for s in sentences if s.startswith("The ")}  # not the one that introduces it
-        sums.update(
-            count=1, tokens=row["num_tokens"], cut=row["finish_reason"] == "length", looped=row["looped"],
-            facts=len(facts), right=len(facts & said), said=len(said), wrong=len(said - facts - guessed),
-        )  # fmt: skip
-    many = max(1, sums["count"])
-    return {
-        "count": sums["count"], "tokens": sums["tokens"] / many, "told": sums["right"] / max(1, sums["facts"]),
-        "wrong": sums["wrong"] / max(1, sums["said"]), "cut": sums["cut"] / many, "looped": sums["looped"] / many,
-    }  # fmt: skip
+    rows = [(row, told.counts(row["caption"], meta)) for meta, row in known if row is not None]
+    shares = {
+        "cut": [row["finish_reason"] == "length" for row, _ in rows],
+        "looped": [row["looped"] for row, _ in rows],
+    }
+    means = {name: sum(found) / max(1, len(rows)) for name, found in shares.items()}
+    measured = told.summary(found | {"num_tokens": row["num_tokens"]} for row, found in rows)
+    return {"count": len(rows), **measured, **means}
 
 
 def _image_folder(profile: Profile, images: str, source: DrawnSource) -> str:

@@ -32,6 +32,7 @@ from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scoring import Judge
 from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, images_of, model_captions
 from caprl_utils.records import Sample
+from caprl_utils.registry import world_of
 from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import ModelConfig, Profile
 
@@ -39,6 +40,7 @@ STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
         "answers", "caprl", "controls", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
+        "told",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
     "caprl_utils.letters", "caprl_utils.prompts",
@@ -71,7 +73,8 @@ def evaluate(
         "asked": [profile.prompts, asks], "samples": samples_hash(samples), "seed": profile.seed,
         "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
     }  # fmt: skip
-    with Run.open(profile, stage, name, parts, RECIPE) as run:
+    worlds = {module for sample in samples if (world := world_of(sample.meta)) for module in world.recipe}
+    with Run.open(profile, stage, name, parts, [*RECIPE, *sorted(worlds)]) as run:
         if run.complete:
             return run.result
         asked = [sample for sample in samples if not source.looks or len(sample.images) == 1]

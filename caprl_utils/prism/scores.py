@@ -21,6 +21,7 @@ from caprl_utils.answers import Letter
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
+from caprl_utils.prism import told
 from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.metrics import Score, all_rotations, prediction
@@ -35,7 +36,7 @@ TIED = "equally likely"
 LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
 COLUMNS = (
     "benchmark", "sample_id", "group", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
-    "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason",
+    "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason", *told.COLUMNS,
 )  # fmt: skip
 _LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
 
@@ -101,6 +102,7 @@ def _row(unit: Sequence[Task], answers: Sequence[Answer], verdict: Score, scorin
         "answer": json.dumps([answer.text for answer in answers]) if several else answers[0].text,
         "letter_mass": min((a.letter_mass for a in answers if a.letter_mass is not None), default=None),
         "parsed": verdict.parsed, "score": verdict.value, "reason": verdict.reason,
+        **told.counts(task.caption, sample.meta),
     }  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def write_samples(path: Path, rows: Sequence[Mapping[str, Any]], model: str) -> 
     import pyarrow.parquet as pq
 
     kinds = {"caption_index": pa.int64(), "num_tokens": pa.int64(), "options": pa.list_(pa.string())}
-    kinds |= {"letter_mass": pa.float64(), "score": pa.float64()}
+    kinds |= {"letter_mass": pa.float64(), "score": pa.float64(), **dict.fromkeys(told.COLUMNS, pa.int64())}
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     table = pa.Table.from_pylist([{**row, "model": model} for row in rows], schema=schema)
     buffer = io.BytesIO()

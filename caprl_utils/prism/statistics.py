@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import accumulate
 from math import comb, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 POWER = 0.8
 AVERAGE = "average"
-LENGTH_TOLERANCE = 0.1  # ours: captions within a tenth count as equally long
 _BLOCK_VALUES = 2_000_000  # weights held at once: 16 MB as float64
 
 Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of the sample
@@ -213,64 +212,3 @@ def best_of_n(scores: Sequence[float], n: int) -> float:
     """
     ranked = sorted(scores)
     return sum(value * comb(rank, n - 1) for rank, value in enumerate(ranked)) / comb(len(ranked), n)
-
-
-class Matched(NamedTuple):
-    """Resampled means of "ours" and "theirs" per benchmark (and of `AVERAGE`, if every benchmark has pairs), caption
-    pairs per benchmark, and their share of all that could be.
-    """
-
-    parts: Mapping[str, Bootstrap]
-    pairs: Mapping[str, int]
-    share: float
-
-
-def length_matched(
-    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], draws: int, seed: int
-) -> Matched:
-    """Compare only captions of equal length: is the gain more than length? (ours)
-
-    Captions of one image are paired, nearest lengths first, each once, when their tokens differ by at most
-    `LENGTH_TOLERANCE` of the longer; others are left out. ours, theirs: rows of samples.parquet.
-    """
-    left, right = _by_sample(ours), _by_sample(theirs)
-    found: dict[str, list[tuple[str, tuple[float, float]]]] = {}
-    possible = 0
-    for benchmark, image, sample in sorted(left.keys() & right.keys()):
-        both = left[benchmark, image, sample], right[benchmark, image, sample]
-        possible += min(map(len, both))
-        if pairs := [(image, pair) for pair in _equal_length(*both)]:
-            found.setdefault(benchmark, []).extend(pairs)
-    tables = {}
-    for name, pairs in found.items():
-        images, scores = zip(*sorted(pairs), strict=True)
-        tables[name] = scores, images
-    parts = bootstrap_benchmarks(tables, ["ours", "theirs"], draws, seed)
-    if parts and len(parts) == len({row["benchmark"] for row in ours}):
-        parts[AVERAGE] = macro_average(parts)
-    counts = {name: len(pairs) for name, pairs in found.items()}
-    return Matched(parts, counts, sum(counts.values()) / possible if possible else 0.0)
-
-
-def _by_sample(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[tuple[int, float]]]:
-    """(benchmark, image, sample) -> (tokens, score) of its captions; rows without either are left out."""
-    found: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
-    for row in rows:
-        if row["num_tokens"] is not None and row["score"] is not None:
-            key = (row["benchmark"], row["image_id"], row["sample_id"])
-            found.setdefault(key, []).append((row["num_tokens"], row["score"]))
-    return found
-
-
-def _equal_length(
-    left: Sequence[tuple[int, float]], right: Sequence[tuple[int, float]]
-) -> Iterator[tuple[float, float]]:
-    """Score pairs of captions of equal length, nearest first, each caption once."""
-    pairs = product(enumerate(left), enumerate(right))
-    gaps = [(abs(a - b), i, j, max(a, b)) for (i, (a, _)), (j, (b, _)) in pairs]
-    used_left, used_right = set(), set()
-    for gap, i, j, longer in sorted(gaps):
-        if gap <= LENGTH_TOLERANCE * longer and i not in used_left and j not in used_right:
-            used_left.add(i)
-            used_right.add(j)
-            yield left[i][1], right[j][1]

@@ -15,7 +15,8 @@ from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.files import note_access
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, holm
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, holm
+from caprl_utils.prism.told import MEASURES, by_image
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
@@ -24,6 +25,7 @@ from caprl_utils.reports.results import Results, keys_of, shared
 from caprl_utils.schema import Profile
 
 MARGIN = 0.01  # ours: a gain of less than one point counts as none
+_UNITS = {"tokens": (1, " tokens"), "false count": (2, " statements a caption"), "reward": (3, "")}  # decimals, unit
 WINDOW_STEPS = 10  # steps at either end of a training curve that are compared
 P_LEVEL = 0.05  # of corrected p-values; verdicts go by the interval
 _Z95 = 1.959964
@@ -53,7 +55,7 @@ class Finding:
     def line(self, pairs: Sequence[tuple[str, str]]) -> str:
         """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
         claim, text = self.claim, printed(self.claim.kind, self.value, self.low, self.high, self.p)
-        if claim.theirs and (claim.kind == "tokens" or (claim.ours, claim.theirs) not in pairs):
+        if claim.theirs and (claim.kind in MEASURES or (claim.ours, claim.theirs) not in pairs):
             text = f"{claim.subtraction}: {text}"
         reason = f" {claim.built_in[0].upper()}{claim.built_in[1:]}." if claim.built_in else ""
         return f"- {claim.text}: **{self.verdict}**, {text}.{reason}"
@@ -70,9 +72,9 @@ class Finding:
 
 def printed(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
     """A claim's difference with its unit and interval, and its p-value if it has one."""
-    if kind in ("tokens", "reward"):
-        first, *ends = numbers.numbers([value, low, high], decimals=1 if kind == "tokens" else 3)
-        unit = " tokens" if kind == "tokens" else ""
+    if kind in _UNITS:
+        decimals, unit = _UNITS[kind]
+        first, *ends = numbers.numbers([value, low, high], decimals)
         return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
     text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
     return text if p is None else f"{text}, {numbers.p_value(p)}"
@@ -111,8 +113,10 @@ def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Fin
     stated = claim.kind == "accuracy" and not claim.built_in
     p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if stated else None
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
-    keys = [("caption_tokens",)] if claim.kind == "tokens" else [keys_of(name) for name in groups]
-    sources = tuple(source for side in sides for key in keys for source in side.sources(*key))
+    if claim.kind in MEASURES:
+        sources = tuple(source for side in sides for source in side.samples(MEASURES[claim.kind].column))
+    else:
+        sources = tuple(source for side in sides for name in groups for source in side.sources(*keys_of(name)))
     runs = tuple(len(side.records) for side in sides)
     return Finding(claim, gap.value, gap.low, gap.high, word, runs, gap.num_clusters, sources=sources, p=p)
 
@@ -128,11 +132,13 @@ def _test_reward(claim: Claim, results: Results) -> Finding | None:
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
-    if claim.kind == "tokens":  # resampled by image, as the scores are
+    if claim.kind in MEASURES:  # resampled by image, as the scores are
         shares = {claim.ours: claim.share, claim.theirs: 1.0}
-        lengths = {label: caption_tokens(results.measured[label].rows, shares[label]) for label in shares}
-        draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
-        return bootstrap_models(shared(lengths)[0], draws, seed)[AVERAGE].difference(claim.ours, claim.theirs)
+        found = {label: by_image(results.measured[label].rows, claim.kind, shares[label]) for label in shares}
+        draws, seed, common = results.profile.prism.bootstrap_draws, results.profile.seed, shared(found)[0]
+        if not any(common.values()):  # the facts of these images are not known
+            return None
+        return bootstrap_models(common, draws, seed)[AVERAGE].difference(claim.ours, claim.theirs)
     if claim.kind != "larger gain":
         return results.difference(claim.ours, claim.theirs, claim.benchmarks)
     groups = (claim.benchmarks, claim.others)  # how much more ours gains on the first than on the second
@@ -156,20 +162,6 @@ def verdict(low: float, high: float, kind: str = "accuracy") -> str:
     else:
         yes, no = low > 0, high < 0
     return SUPPORTED if yes else NOT_SUPPORTED if no else UNDECIDED
-
-
-def caption_tokens(rows: Sequence[Mapping[str, Any]], factor: float) -> dict[str, Scores]:
-    """Benchmark -> (image, image) -> mean tokens of its captions, times `factor`."""
-    found: dict[str, dict[tuple[str, str], dict[tuple[str, int], int]]] = {}
-    for row in rows:
-        if row["num_tokens"] is not None:
-            image = (row["image_id"], row["image_id"])
-            captions = found.setdefault(row["benchmark"], {}).setdefault(image, {})
-            captions[row["caption"] or "", row["caption_index"]] = row["num_tokens"]
-    return {
-        name: {key: factor * sum(captions.values()) / len(captions) for key, captions in images.items()}
-        for name, images in found.items()
-    }
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
@@ -272,7 +264,7 @@ def _csv_line(row: Statement) -> list[Any]:
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     """The paper's percentages of ours and theirs: averages, means of the claim's benchmarks, of two groups gains."""
-    if item.paper is None or claim.kind in ("tokens", "reward"):
+    if item.paper is None or claim.kind in (*MEASURES, "reward"):
         return None
     values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
     ours, theirs = (values.get(labels.get(label)) for label in (claim.ours, claim.theirs))
@@ -305,7 +297,8 @@ def test_text(claim: Claim) -> str:
     if claim.kind == "reward":
         return f"reward of {claim.ours}, last minus first steps, above 0"
     gain = "gain in accuracy, first minus second group of benchmarks"
-    what = {"tokens": "tokens per caption", "larger gain": gain}.get(claim.kind, "accuracy")
+    measured = {kind: measure.head.lower() for kind, measure in MEASURES.items()}
+    what = {**measured, "larger gain": gain}.get(claim.kind, "accuracy")
     limit = {"no gain": f"below {MARGIN:.0%}", "as good": f"above −{MARGIN:.0%}"}.get(claim.kind, "above 0")
     where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
     return f"{what}{where}: {claim.subtraction} {limit}"

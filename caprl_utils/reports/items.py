@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import note_access
 from caprl_utils.pretraining import prepare, sets
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
+from caprl_utils.prism.controls import budget_run
 from caprl_utils.rl import experiments
 from caprl_utils.rl.launch import run_name
 from caprl_utils.schema import Profile
@@ -41,6 +42,7 @@ class Row:
     captions: tuple[str, str] | None = None  # (name, run) of the caption set that it was trained on
     paper: tuple[str, ...] | None = None  # labels of its row in the item's CSV of reports/paper
     bound: bool = False  # a floor, ceiling or control
+    budget: int | None = None  # tokens that its captions are cut to
     setting: str = ""  # of the pretraining
 
 
@@ -51,7 +53,9 @@ class Claim:
     text: str
     ours: str
     theirs: str = ""
-    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "reward"] = "accuracy"
+    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "false share", "false count", "reward"] = (
+        "accuracy"
+    )
     benchmarks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     share: float = 1.0
@@ -139,6 +143,8 @@ def _listed(profile: Profile, name: str, told: Mapping | None = None, **entry: A
     """An item of configs/reports.yaml. Raises UserError for a key that none of its parts has."""
     try:
         entry["rows"] = [_row(profile, **row) for row in entry["rows"]]
+        if entry.get("kind") == "prism":
+            entry["rows"] += _under_budgets(profile, entry["rows"])
         entry["claims"] = [_claim(profile, **claim) for claim in entry["claims"]]
         entry["pairs"] = [tuple(pair) for pair in entry["pairs"]]
         if told:
@@ -162,6 +168,22 @@ def _row(
         tuple(f"rl/{name}" for name in names) if trained is not None else (),
         paper=(paper,) if paper else None, bound=bound,
     )  # fmt: skip
+
+
+def _under_budgets(profile: Profile, rows: Sequence[Row]) -> list[Row]:
+    """The rows of captioners again, their captions cut to each of the profile's token budgets."""
+    return [
+        replace(
+            row, label=budget_label(row.label, count), runs=tuple(budget_run(run, count) for run in row.runs),
+            paper=None, bound=True, budget=count,
+        )
+        for row in rows if not row.bound for count in profile.prism.token_budgets
+    ]  # fmt: skip
+
+
+def budget_label(label: str, count: int) -> str:
+    """Label of a row whose captions are cut to so many tokens."""
+    return f"{label}, first {count} tokens"
 
 
 def _claim(profile: Profile, groups: Sequence[str] = (), built_in: bool = False, **more: Any) -> Claim:

@@ -193,7 +193,7 @@ def load(profile: Profile, item: Item) -> Results:
         told = "no question was scored in all of its rows; the records say why (unscored)"
         raise UserError(f"{item.name}: {told}")
     parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
-    missing_of = {label: one.missing for label, one in found.items() if one.missing}
+    missing_of = {label: one.missing for label, one in found.items() if one.missing and not one.row.budget}
     return Results(profile, item, measured, parts, missing_of, left_out)
 
 

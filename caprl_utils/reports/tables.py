@@ -19,17 +19,18 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import AVERAGE
+from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
+from caprl_utils.reports.said import budget_table, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
 BASE, CAPRL = "3B (base)", "CapRL-3B"  # rows of Table 3
-LEAST_PAIRS = 10  # ours: an interval from fewer pairs of captions says nothing
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
 GAPS = "Difference in percentage points with 95 % interval"
 
@@ -52,7 +53,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
-    findings, tables = claims.test_all(results), tables_of(results)
+    findings, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
     short = "Table 3" if item.kind == "prism" else item.title
     paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
     draw(results, stem)
@@ -126,7 +127,7 @@ def _measuring(results: Results) -> dict[str, Any]:
 
 def _trainings(results: Results) -> dict[str, Any]:
     """How many trainings stand behind a row, on how many images, with which seeds."""
-    found = {label: m.trainings for label, m in results.measured.items() if m.trainings}
+    found = {label: m.trainings for label, m in results.measured.items() if m.trainings and not m.row.bound}
     counts = {label: len(records) for label, records in found.items()}
     records = [record for group in found.values() for record in group.values()]
     few, sizes = results.profile.ablations.num_images, {record["n"] for record in records}
@@ -233,11 +234,13 @@ def curves_of(results: Results) -> list[Curve]:
 def tables_of(results: Results) -> list[Table]:
     """All tables of an item but the paper's."""
     tables = [scores_table(results), gaps_table(results)]
+    if results.item.kind != "pretraining":
+        tables.append(said_table(results))
     if results.item.kind == "prism":
         bounds = scores_table(results, bounds=True)
-        return [*tables, bounds, matched_table(results), best_table(results), variance_table(results)]
-    if results.item.kind == "pretraining" and (captions := captions_table(results)).rows:
-        tables.append(captions)
+        return [*tables, budget_table(results), bounds, best_table(results), variance_table(results)]
+    if results.item.kind == "pretraining":
+        tables.append(captions_table(results))
     if results.item.figures == ["curves"]:
         tables.append(curve_table(results))
     return tables
@@ -247,6 +250,7 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     """Accuracy with interval of every row, and its training. bounds: of floors, ceilings and controls instead."""
     item = results.item
     shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
+    shown = {label: found for label, found in shown.items() if not found.row.budget}
     columns = [_score_column(results, list(shown.values()), name) for name in results.groups]
     more = [_more_cells(item, found).values() for found in shown.values()]
     rows = [(label, [*(column[n] for column in columns), *more[n]]) for n, label in enumerate(shown)]
@@ -340,7 +344,7 @@ def gaps_table(results: Results) -> Table:
             shown = f"{text} {numbers.interval(bounds, signed=True)}{p}"
             sources = [results.measured[label].sources(*keys_of(name)) for label in (ours, theirs)]
             cells[name] = Cell(shown, gap.value, bounds, sources[0] + sources[1])
-        rows.append((f"{ours.removeprefix('control: ')} − {theirs}", list(cells.values())))
+        rows.append((f"{ours} − {theirs}".replace("control: ", ""), list(cells.values())))
     name = "differences" if table3 else f"{results.item.name}_gaps"
     notes = _under_gaps(results, len(adjusted) > len(results.pairs))
     return Table(name, GAPS, "Comparison", results.heads, rows, notes)
@@ -383,9 +387,10 @@ def detectable_difference(results: Results, benchmark: str) -> float:
 
 def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
-    heads = {"count": "Captions", "tokens": "Tokens, mean", "told": "Facts told right (%)",
-             "wrong": "Statements wrong (%)", "cut": "Cut (%)", "looped": "Loops (%)"}  # fmt: skip
-    prints, rows = {"count": numbers.count, "tokens": numbers.number}, {}
+    heads = {"count": "Captions", **{name: measure.head for name, measure in MEASURES.items()}, "cut": "Cut (%)",
+             "looped": "Loops (%)"}  # fmt: skip
+    plain = {name: numbers.number for name, measure in MEASURES.items() if not measure.share}
+    prints, rows = {"count": numbers.count, **plain}, {}
     sets = [found for found in results.measured.values() if found.row.captions]
     for name, file, record in [(s.row.captions[0], *entry) for s in sets for entry in s.more.items()]:
         if values := record["values"].get("captions"):
@@ -408,30 +413,6 @@ def curve_table(results: Results) -> Table:
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
-
-
-def matched_table(results: Results) -> Table:
-    """Table 3's differences again, on captions of equal length alone; a dash where there are no pairs."""
-    ours, theirs = (results.measured[side].rows for side in (CAPRL, BASE))
-    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
-    matched = statistics.length_matched(ours, theirs, draws, seed)
-    tolerance, share = f"{statistics.LENGTH_TOLERANCE:.0%}", numbers.percent(matched.share)
-    notes = [_note("length_matched", tolerance=tolerance, share=share, least=LEAST_PAIRS)]
-    caption = "Difference in percentage points between captions of equal length"
-    rows = [(f"{CAPRL} − {BASE}", [_matched_cell(results, matched, name) for name in results.groups])]
-    return Table("length_matched", caption, "Comparison", results.heads, rows, notes)
-
-
-def _matched_cell(results: Results, matched: statistics.Matched, name: str) -> Cell:
-    if name not in matched.parts:
-        return Cell(numbers.MISSING)
-    gap = matched.parts[name].difference("ours", "theirs")
-    fewest = min(matched.pairs.values()) if name == AVERAGE else matched.pairs[name]
-    bounds = (gap.low, gap.high) if fewest >= LEAST_PAIRS else None
-    shown = f" {numbers.interval(bounds, signed=True)}" if bounds else ""
-    num_pairs = matched.pairs.get(name, sum(matched.pairs.values()))
-    sources = tuple(s for side in (CAPRL, BASE) for s in results.measured[side].samples(name))
-    return Cell(f"{numbers.difference(gap.value)}{shown}, {num_pairs} pairs", gap.value, bounds, sources)
 
 
 def best_table(results: Results) -> Table:

@@ -88,7 +88,7 @@ def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile,
     assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
     assert found["rows"] == 6 and found["set_aside"] == []
     assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
-    assert (found["captions"]["tokens"], found["captions"]["told"], found["captions"]["wrong"]) == (4, 0, 0)
+    assert (found["captions"]["tokens"], found["captions"]["told"], found["captions"]["statements"]) == (4, 0, 0.1)
 
 
 def test_how_true_captions_are_is_measured():
@@ -104,7 +104,8 @@ def test_how_true_captions_are_is_measured():
     found = described(drawn)
     told = len({fact.sentence for fact in first.facts}) + 1
     assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))
-    assert found["wrong"] == pytest.approx(1 / (told + 1)) and found["count"] == 2 and found["tokens"] == 10
+    assert found["false share"] == pytest.approx(2 / (told + 2)) and found["repeats"] == 0  # garbled, no known thing
+    assert found["false count"] == 1 and found["count"] == 2 and found["tokens"] == 10
 
 
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):

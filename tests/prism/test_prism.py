@@ -9,12 +9,13 @@ from typer.testing import CliRunner
 
 from caprl_utils import paths, prompts
 from caprl_utils.__main__ import app
+from caprl_utils.captions.caption import tokenizer_of
 from caprl_utils.config import SET_ENV, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism import scores
-from caprl_utils.prism.controls import controls, cut, image_itself, other_image_captions, true_captions
+from caprl_utils.prism.controls import controls, image_itself, other_image_captions, true_captions
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
 from caprl_utils.prism.statistics import bootstrap_models
@@ -192,43 +193,47 @@ def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
 
 def test_floors_and_ceilings(profile, samples):
     evaluate(profile, "base", Captioner(), Reader(), samples)
-    base = paths.RUNS / "smoke" / "prism" / "base"
-    found = controls(samples, base, [], lambda text: len(text.split()))
+    found = controls(with_budgets(profile, []), samples, {"base": profile.models.policy}, "base", ["base"])
     values = {name: evaluate(profile, name, s, Reader(), samples)["values"] for name, s in found.items()}
     empty = values["floor-empty"]
     assert empty["benchmarks"]["mini-document"]["mean"] == empty["caption_tokens"] == 0.0
     assert empty["benchmarks"]["mini-scene"]["mean"] == pytest.approx(0.3)  # says A throughout
     true = values["ceiling-true-facts"]
-    assert (true["average"], true["caption_tokens"]) == (1.0, 8.0)
+    assert true["average"] == 1.0 and true["caption_tokens"] > 4
     assert values["floor-other-image"]["average"] == pytest.approx(0.0)  # neighbours differ in colour
 
 
-def test_longer_captions_are_cut_to_the_length_of_the_shorter(profile, samples):
+def test_captions_are_cut_to_budgets_and_joined_to_the_length_of_longer_ones(profile, samples):
     class Wordy(Captioner):
         model_hash = "w0"
 
         def _one(self, request, index):
-            short = super()._one(request, index)
-            return replace(short, text=f"This is a scene. It is nice and large. {short.text}", num_tokens=16)
+            return replace(super()._one(request, index), num_tokens=17)
 
-    evaluate(profile, "base", Captioner(), Reader(), samples)
-    evaluate(profile, "wordy", Wordy(), Reader(), samples)
-    folder = paths.RUNS / "smoke" / "prism"
-    found = controls(samples, folder / "base", [folder / "wordy"], lambda text: len(text.split()))
-    assert list(found) == ["floor-empty", "floor-other-image", "wordy-cut", "ceiling-true-facts"]
-    record = evaluate(profile, "wordy-cut", found["wordy-cut"], Reader(), samples)
-    rows = read_samples(folder / "wordy-cut")
-    assert {row["caption"] for row in rows} == {"This is a scene."}  # the second sentence does not fit
-    assert record["values"]["caption_tokens"] == 4.0
+    for name, captioner in (("base", Captioner(told=0.5)), ("wordy", Wordy())):
+        evaluate(profile, name, captioner, Reader(), samples)
+    named = {"base": profile.models.policy, "wordy": profile.models.policy}
+    found = controls(profile, samples, named, "base", ["wordy"])
+    assert list(found)[2:5] == ["base-joined", "ceiling-true-facts", "base-first-16"] and len(found) == 10
+    record = evaluate(profile, "base-joined", found["base-joined"], Reader(), samples)
+    (told,) = {r["caption"] for r in read_samples(folder_of("base-joined")) if r["image_id"] == "mini-scene/img0"}
+    assert told == "This is a scene. The colour is red. This is a scene. The colour is red."  # 15 of 17 tokens
+    assert record["values"]["caption_tokens"] == pytest.approx((15 + 7) / 2)  # the others have no more to join
+    short = controls(with_budgets(profile, [4]), samples, named, "base", ["wordy"])
+    evaluate(profile, "wordy-first-4", short["wordy-first-4"], Reader(), samples)
+    rows = [row for row in read_samples(folder_of("wordy-first-4")) if row["image_id"] == "mini-scene/img0"]
+    whole = tokenizer_of(profile.models.policy)("This is a scene. The colour is red.")["input_ids"]
+    assert tokenizer_of(profile.models.policy).decode(whole[:4]) == rows[0]["caption"] != ""
+    assert rows[0]["num_tokens"] == 4 and rows[0]["finish_reason"] == "length"
+    assert {row["num_tokens"] for row in read_samples(folder_of("base"))} == {4, 8}  # the first run is as it was
 
 
-@pytest.mark.parametrize(
-    ("text", "num_words", "kept"),
-    [("One two. Three four. Five.", 4, "One two. Three four."), ("One two three. Four.", 2, "One two"),
-     ("One two.", 9, "One two."), ("", 3, "")],
-)  # fmt: skip
-def test_cut(text, num_words, kept):
-    assert cut(text, num_words) == kept
+def folder_of(run):
+    return paths.RUNS / "smoke" / "prism" / run
+
+
+def with_budgets(profile, budgets):
+    return profile.model_copy(update={"prism": profile.prism.model_copy(update={"token_budgets": budgets})})
 
 
 def test_letters_equally_likely_share_the_score_and_are_counted(profile, samples):

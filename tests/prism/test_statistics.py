@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism import statistics
-from caprl_utils.prism.statistics import best_of_n, bootstrap_models, holm, length_matched, macro_average
+from caprl_utils.prism.statistics import best_of_n, bootstrap_models, holm, macro_average
 
 
 def bootstrap(scores, clusters, models, draws=5, seed=0):
@@ -121,16 +121,3 @@ def test_differences_are_paired_by_image():
 def test_models_of_other_samples_are_refused():
     with pytest.raises(UserError, match="a and b were not scored on the same samples"):
         bootstrap_models({"a": {"b": {("i", "s"): 1.0}}, "b": {"b": {("i", "other"): 1.0}}}, 100, 0)
-
-
-def test_length_matching_pairs_the_nearest():
-    def rows(*captions):
-        shared = {"benchmark": "b", "image_id": "i", "sample_id": "s"}
-        return [shared | {"num_tokens": tokens, "score": score} for tokens, score in captions]
-
-    ours, theirs = rows((100, 1.0), (20, 0.0), (50, 1.0)), rows((21, 1.0), (52, 0.0), (60, 0.0))
-    matched = length_matched(ours, theirs, 100, 0)
-    assert matched.pairs == {"b": 2} and matched.share == pytest.approx(2 / 3)
-    assert matched.parts["b"].difference("ours", "theirs").value == pytest.approx(0.0)  # 0-1 and 1-0
-    assert matched.parts["average"].means == pytest.approx([0.5, 0.5])
-    assert length_matched(ours[:1], theirs, 100, 0).parts == {}

@@ -84,7 +84,7 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
     assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
-    assert "| [Table 3: caption quality in the Prism framework](table3.md) | 13 |" in text
+    assert "| [Table 3: caption quality in the Prism framework](table3.md) | 15 |" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {line["item"]: line for line in csv.DictReader(file)}
     assert float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3)

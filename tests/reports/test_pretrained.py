@@ -9,6 +9,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.pretraining.prepare import dataset_of, run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
+from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import page, tables, trace
 from caprl_utils.reports.items import figure4
 from caprl_utils.reports.numbers import from_record_path, look_up
@@ -18,7 +19,7 @@ RIGHT = {"vanilla": 4, "sharegpt4v-1m": 6, "densefusion-1m": 8, "caprl-1m": 12, 
          "caprl-sharegpt4v-1m": 11, "caprl-densefusion-1m": 12, "densefusion-1m-x0.5": 7,
          "caprl-1m-x0.5": 9}  # fmt: skip
 RECIPE = ["caprl_utils.errors"]
-CAPTIONS = {"count": 10, "tokens": 12.3, "told": 0.6, "wrong": 0.2, "cut": 0.0, "looped": 0.1}
+CAPTIONS = {"count": 10, **dict.fromkeys(MEASURES, 0.6), "tokens": 12.3, "cut": 0.0, "looped": 0.1}
 ITEMS = ("table1", "table2", "figure4")
 
 
@@ -125,8 +126,9 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     assert f"runs/mini/pretraining/{setting}-caprl-1m-further-seed1/result.json" in files
     told = f"Two trainings a row in setting {setting}, one training a row in setting {', '.join(others)}: how much"
     assert told in gaps["notes"][0] and "averaged question by question" in gaps["notes"][0]
-    printed = [cell["text"] for cell in captions["rows"][0]["cells"]]
-    assert printed == ["10", "12.3", "60.0", "20.0", "0.0", "10.0"]
+    printed = dict(zip(captions["columns"], (cell["text"] for cell in captions["rows"][0]["cells"]), strict=True))
+    assert printed["Captions"] == "10" and printed["Tokens"] == "12.3" and printed["Facts told (%)"] == "60.0"
+    assert (printed["Cut (%)"], printed["Loops (%)"]) == ("0.0", "10.0")
 
 
 def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):

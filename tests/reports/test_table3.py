@@ -1,4 +1,4 @@
-"""Table 3 from runs with known scores: values, differences, floors, equal lengths, best of n, variance."""
+"""Table 3 from runs with known scores: values, differences, floors, equal length, best of n, variance."""
 
 import json
 
@@ -122,24 +122,28 @@ def test_a_record_that_disagrees_with_its_rows_is_refused(finished, results_of):
         tables.scores_table(results_of(finished))
 
 
-def test_equal_lengths_are_compared_alone(profile, prism_run, trained, results_of, cell, monkeypatch):
-    prism_run("base-3b", right=8, tokens=20)
-    trained("caprl", right=14, tokens=21)
-    table = tables.matched_table(results_of(profile))
-    found = cell(table, PAIR, "Average")
-    assert found.value == pytest.approx(0.3) and found.text.endswith("160 pairs")
-    assert "100.0 % of the captions" in table.notes[0]
-    monkeypatch.setattr(tables, "LEAST_PAIRS", 81)
-    table = tables.matched_table(results_of(profile))
-    for column in ("Mini Chart", "Average"):  # an average over benchmarks without intervals has none either
-        found = cell(table, PAIR, column)
-        assert found.interval is None and found.text in ("+30.0, 80 pairs", "+30.0, 160 pairs")
+def test_captions_are_compared_at_equal_length(finished, prism_run, results_of, cell):
+    for name, right in (("base-3b", 6), ("caprl-seed0", 9)):
+        prism_run(f"{name}-first-16", right, tokens=16.0)
+    prism_run("base-3b-joined", right=11, tokens=39.0)
+    results = results_of(finished)
+    table = tables.budget_table(results)
+    assert table.columns == ["First 16 tokens", "Whole captions"] and "39.0" in table.notes[0]
+    joined = "control: base captions joined to CapRL's length"
+    assert list(dict(table.rows)) == ["3B (base)", "72B", "CapRL-3B", joined, PAIR]
+    assert cell(table, "3B (base)", "First 16 tokens").value == pytest.approx(0.3)
+    assert cell(table, "72B", "First 16 tokens").text == cell(table, joined, "First 16 tokens").text == "–"
+    gap = cell(table, PAIR, "First 16 tokens")
+    assert gap.value == pytest.approx(0.15) and gap.interval[0] > 0 and len(gap.sources) == 2
+    found = cell(tables.gaps_table(results), "CapRL-3B − base captions joined to CapRL's length", "Average")
+    assert found.value == pytest.approx(0.15) and ", p" in found.text
+    assert joined in dict(tables.scores_table(results, bounds=True).rows)
+    text = json.dumps(tables.write(finished, "table3"))
+    assert "seeds 0, 0" not in text and "first 24 tokens" not in text
 
 
 def test_best_of_n_variance_and_the_smallest_difference(finished, results_of, cell):
     results = results_of(finished)
-    found = cell(tables.matched_table(results), PAIR, "Mini Chart")
-    assert found.value is None and found.text == "–"  # no captions of equal length
     table = tables.best_table(results)
     assert table.columns == ["Mean", "Best of 2"]
     assert cell(table, "72B", "Best of 2").value == pytest.approx(0.9)
@@ -150,13 +154,6 @@ def test_best_of_n_variance_and_the_smallest_difference(finished, results_of, ce
     assert cell(table, "CapRL-3B", "Between training seeds").text == "–"
     # 12 of 40 images differ by 1: sd 0.464; (1.96 + 0.84) * 0.464 / sqrt(40)
     assert tables.detectable_difference(results, "mini-chart") == pytest.approx(0.2056, abs=1e-3)
-
-
-def test_captions_cut_to_the_bases_length_are_compared_with_it(finished, prism_run, results_of, cell):
-    prism_run("caprl-seed0-cut", right=10)
-    table = tables.gaps_table(results_of(finished))
-    found = cell(table, "CapRL-3B cut to the base's length − 3B (base)", "Average")
-    assert found.value == pytest.approx(0.1) and ", p" in found.text
 
 
 def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures):

@@ -69,7 +69,7 @@ def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_
 
 def test_the_command_that_makes_a_run():
     made = {
-        ("prism", "caprl-seed0-cut"): "make 05_prism_evaluation PROFILE=mini",
+        ("prism", "caprl-seed0-first-16"): "make 05_prism_evaluation PROFILE=mini",
         ("prism", "base-3b"): "make 05_prism_evaluation PROFILE=mini",
         ("rl", "rounds_8-seed0"): "caprl train rounds_8 --profile mini",
         ("pretraining", "mini-qwen-3b-vanilla-sft"): "make 04_llamafactory_pretraining PROFILE=mini",

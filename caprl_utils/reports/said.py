@@ -1,0 +1,94 @@
+"""Tables of what captions say: measured against the known facts of rendered images, and at equal length."""
+
+from __future__ import annotations
+
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
+from caprl_utils.prism.told import MEASURES, Measure, by_image
+from caprl_utils.reports import numbers
+from caprl_utils.reports.items import budget_label, texts
+from caprl_utils.reports.numbers import Cell, Table
+from caprl_utils.reports.results import Results, shared
+
+
+def said_table(results: Results) -> Table:
+    """Every measure of what captions say with its interval, rows as in the item and then its comparisons; without rows
+    where no facts are known.
+    """
+    labels = [
+        label for label, found in results.measured.items()
+        if not found.row.bound and any(row["facts"] is not None for row in found.rows)
+    ]  # fmt: skip
+    parts = {name: _resampled(results, labels, name) for name in MEASURES} if labels else {}
+    rows = [(label, [_cell(results, name, part, label) for name, part in parts.items()]) for label in labels]
+    pairs = [pair for pair in results.pairs if {*pair} <= {*labels}]
+    rows += [(" − ".join(pair), [_cell(results, name, part, *pair) for name, part in parts.items()]) for pair in pairs]
+    heads = [measure.head for measure in MEASURES.values()]
+    name = f"{results.item.name}_said"
+    return Table(name, "What the captions say", "Captions of", heads, rows, [texts()["notes"]["said"]])
+
+
+def _resampled(results: Results, labels: list[str], measure: str) -> Bootstrap | None:
+    """A measure's average over the benchmarks, resampled by image; None where there is nothing to measure."""
+    values = shared({label: by_image(results.measured[label].rows, measure) for label in labels})[0]
+    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
+    return bootstrap_models(values, draws, seed)[AVERAGE] if all(values.values()) else None
+
+
+def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs: str | None = None) -> Cell:
+    """A row's value, its interval beside the raw number alone; or a difference, with its interval in print."""
+    if part is None:
+        return Cell(numbers.MISSING)
+    measure, found = MEASURES[name], part.difference(ours, theirs) if theirs else part.interval(ours)
+    sources = [s for side in (ours, theirs) if side for s in results.measured[side].samples(measure.column)]
+    text = _gap(measure, found) if theirs else _plain(measure, found.value)
+    return Cell(text, found.value, (found.low, found.high), tuple(sources))
+
+
+def _plain(measure: Measure, value: float) -> str:
+    return numbers.percent(value) if measure.share else numbers.numbers([value], measure.decimals)[0]
+
+
+def _gap(measure: Measure, found: Interval) -> str:
+    if measure.share:
+        return numbers.gap(found.value, found.low, found.high)
+    first, *ends = numbers.numbers([found.value, found.low, found.high], measure.decimals)
+    return f"{'+' if found.value > 0 else ''}{first} [{', '.join(ends)}]"
+
+
+def budget_table(results: Results) -> Table:
+    """The race at equal length: the average of every captioner under each token budget, of joined captions, and how
+    far ours is ahead.
+    """
+    budgets = sorted({found.row.budget for found in results.measured.values() if found.row.budget})
+    there, (ours, theirs) = results.measured, results.item.pairs[0]
+    labels = [label for label, found in there.items() if not found.row.bound]
+    rows = [(name, [*(_average(results, budget_label(name, n)) for n in budgets), _average(results, name)])
+            for name in labels]  # fmt: skip
+    joined = next((name for name, found in there.items() if found.row.runs[0].endswith("-joined")), None)
+    if joined:
+        rows.append((joined, [*[Cell(numbers.MISSING)] * len(budgets), _average(results, joined)]))
+    sides = [*((budget_label(ours, n), budget_label(theirs, n)) for n in budgets), (ours, theirs)]
+    rows.append((f"{ours} − {theirs}", [_average(results, *pair) for pair in sides]))
+    length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
+    heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
+    notes = [texts()["notes"]["budgets"].format(joined=length)]
+    return Table(
+        "budgets",
+        "At equal length: accuracy (%) with 95 % interval",
+        "Captioner",
+        heads,
+        rows if budgets else [],
+        notes,
+    )
+
+
+def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
+    """Average accuracy of a row, or of a comparison the difference; a dash where one was not evaluated."""
+    sides = [side for side in (ours, theirs) if side]
+    if not results.measured.keys() >= {*sides}:
+        return Cell(numbers.MISSING)
+    found = results.difference(ours, theirs) if theirs else results.interval(ours, AVERAGE)
+    text = f"{numbers.percent(found.value)} {numbers.interval((found.low, found.high))}"
+    text = numbers.gap(found.value, found.low, found.high) if theirs else text
+    sources = tuple(source for side in sides for source in results.measured[side].sources(AVERAGE))
+    return Cell(text, found.value, (found.low, found.high), sources)
