@@ -1,6 +1,6 @@
 """Donors of the mini world for assembled models: the zoo's own, and language models rewritten from it.
 
-Qwen2.5's part is played by the language half of a zoo VLM, without its patch merger. One that has met nothing but
+Qwen2.5's part is played by the language half of a zoo captioner, without its patch merger. One that has met nothing but
 text would be nearer to the paper; whether tables of this size could teach it to read visual tokens was not tried.
 """
 
@@ -108,8 +108,8 @@ def _internlm2_config(given: dict, bias: bool) -> dict:
 
 
 REWRITTEN = {
-    "zoo:language-72b": ("zoo:vlm-72b", write_language_half),
-    "zoo:language-7b": ("zoo:vlm-7b", write_language_half),
-    "zoo:language-internlm": ("zoo:language-72b", write_internlm2),
+    "zoo:language-base": ("zoo:base", write_language_half),
+    "zoo:language-mid": ("zoo:mid", write_language_half),
+    "zoo:language-internlm": ("zoo:language-base", write_internlm2),
 }
 """Donor -> (what it is made from, how)."""

@@ -194,22 +194,22 @@ def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
 
 @dataclass(frozen=True)
 class Style:
-    """How pictures are described in a lesson: a run of so many facts (None: all of them), a share of them false."""
+    """How pictures are described in a lesson: all facts, or a short run that ends after each with probability `stop`."""
 
-    facts: tuple[int, int] | None = None
-    false: float = 0.0
+    stop: float | None = None
+    false: float = 0.0  # share of the facts told
 
 
 def described(rng: random.Random, shown: Picture, style: Style) -> str:
     """A caption: all facts in reading order, or a run of some, as alt texts have them.
 
-    A run begins at a fact about the whole picture, or at the first of its labels.
+    A run begins at a fact about the whole picture, or at the first of its labels; it has at most five.
     """
     facts = shown.facts
-    if style.facts:
-        starts = [i for i, fact in enumerate(facts) if not fact.head or not facts[i - 1].head]
-        start = rng.choice(starts)
-        facts = facts[start : start + rng.randint(*style.facts)]
+    if style.stop:
+        start = rng.choice([i for i, fact in enumerate(facts) if not fact.head or not facts[i - 1].head])
+        length = next((n for n in range(1, 5) if rng.random() < style.stop), 5)
+        facts = facts[start : start + length]
     told = [spoiled(rng, fact) if rng.random() < style.false else fact for fact in facts]
     return caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
 

@@ -20,7 +20,7 @@ READING_LEVELS = (
 )  # fmt: skip
 """Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
 
-ALT_TEXT = Style((1, 3), false=0.06)
+ALT_TEXT = Style(stop=0.45, false=0.06)
 DENSE = Style()
 
 
