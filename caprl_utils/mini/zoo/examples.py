@@ -194,7 +194,7 @@ def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
 
 @dataclass(frozen=True)
 class Style:
-    """How pictures are described in a lesson: all facts, or a short run that ends after each with probability `stop`."""
+    """How a lesson describes pictures: all facts, or a short run that ends after each with probability `stop`."""
 
     stop: float | None = None
     false: float = 0.0  # share of the facts told
