@@ -10,8 +10,6 @@ from caprl_utils.mini.canvas import SIZE, overlap
 from caprl_utils.mini.render import CELLS, anchors, drawn, render
 from caprl_utils.mini.world import KINDS, UNSEEN, picture
 
-PICTURES = [(kind, number) for kind in (*KINDS, *UNSEEN) for number in range(4)]
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_has_the_same_pixels_again(kind):
@@ -25,21 +23,17 @@ def test_a_picture_has_the_same_pixels_again(kind):
     assert not np.array_equal(first, render(shown)), "the caller's changes stay with the caller"
 
 
-@pytest.mark.parametrize(("kind", "number"), PICTURES)
-def test_no_word_is_cut_or_covered(kind, number):
-    boxes = drawn(picture("rl", number, kind)).boxes
-    for text, (left, top, right, bottom) in boxes:
-        assert 0 <= left < right <= SIZE and 0 <= top < bottom <= SIZE, text
-    assert overlap(box for _, box in boxes) < 60, boxes
-
-
-@pytest.mark.parametrize(("kind", "number"), PICTURES)
-def test_every_fact_has_a_cell_of_its_own(kind, number):
-    shown = picture("rl", number, kind)
-    cells = anchors(shown)
-    assert list(cells) == [fact.key for fact in shown.facts]
-    assert len(set(cells.values())) == len(cells)
-    assert all(0 <= column < CELLS and 0 <= row < CELLS for column, row in cells.values())
+@pytest.mark.parametrize("kind", (*KINDS, *UNSEEN))
+def test_no_word_is_cut_or_covered_and_every_fact_has_a_cell_of_its_own(kind):
+    for shown in (picture("rl", number, kind) for number in range(4)):
+        boxes = drawn(shown).boxes
+        for text, (left, top, right, bottom) in boxes:
+            assert 0 <= left < right <= SIZE and 0 <= top < bottom <= SIZE, text
+        assert overlap(box for _, box in boxes) < 60, boxes
+        cells = anchors(shown)
+        assert list(cells) == [fact.key for fact in shown.facts]
+        assert len(set(cells.values())) == len(cells)
+        assert all(0 <= column < CELLS and 0 <= row < CELLS for column, row in cells.values())
 
 
 def test_the_cell_of_a_label_is_where_the_label_stands():
@@ -53,7 +47,7 @@ def test_the_cell_of_a_label_is_where_the_label_stands():
 
 
 def test_pictures_of_one_kind_differ():
-    assert len({render(picture("rl", number, "chart")).tobytes() for number in range(8)}) == 8
+    assert len({render(picture("rl", number, "chart")).tobytes() for number in range(4)}) == 4
 
 
 def test_objects_of_a_scene_stand_in_the_order_that_is_told():
