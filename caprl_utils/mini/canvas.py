@@ -12,30 +12,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 392  # pixels, both ways; the models see half of it
 INK, WHITE, GREY = (25, 25, 25), (255, 255, 255), (110, 110, 110)
-FACES = {
-    "sans": ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", 1.0),
-    "serif": ("DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", 1.0),
-    "mono": ("DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", 1.0),
-    "stix": ("STIXGeneral.ttf", "STIXGeneralBol.ttf", 1.14),
-    "roman": ("cmss10.ttf", "cmb10.ttf", 1.1),
-}
-"""Regular, bold and what makes the sizes alike: fonts that matplotlib brings along, the same on every machine."""
+FACES = {"sans": "DejaVuSans-Bold.ttf", "serif": "DejaVuSerif-Bold.ttf", "mono": "DejaVuSansMono-Bold.ttf"}
+"""Fonts that matplotlib brings along, the same on every machine."""
+SIZES = (17, 20, 23, 27, 33)
+"""Of letters, in pixels. Few sizes, and places in steps of `STEP` (half a patch of the vision towers): what a tower of
+half a million parameters can learn to read in an hour (reports/lab-log.md)."""
+STEP = 14
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
-def font_file(face: str, bold: bool = True) -> Path:
+@functools.lru_cache
+def font(size: int, face: str = "sans") -> ImageFont.FreeTypeFont:
     import matplotlib
 
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FACES[face][bold]
-
-
-@functools.lru_cache
-def font(size: int, face: str = "sans", bold: bool = True) -> ImageFont.FreeTypeFont:
-    # the basic layout: the other needs a library that some machines lack
-    return ImageFont.truetype(font_file(face, bold), size * FACES[face][2], layout_engine=ImageFont.Layout.BASIC)
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / FACES[face]
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)  # the other needs a further library
 
 
 def widest(texts: Iterable[str], size: float = 1, face: str = "sans") -> float:
@@ -44,8 +38,14 @@ def widest(texts: Iterable[str], size: float = 1, face: str = "sans") -> float:
 
 
 def fit(texts: Iterable[str], width: float, most: float, face: str = "sans") -> int:
-    """The largest size, at most ``most``, at which every text is at most ``width`` pixels wide."""
-    return int(min(most, width / widest(texts, 1, face)))
+    """The largest of `SIZES`, at most ``most``, at which every text is at most ``width`` pixels wide."""
+    room = min(most, width / widest(texts, 1, face))
+    return max((size for size in SIZES if size <= room), default=SIZES[0])
+
+
+def stepped(pixels: float) -> int:
+    """The nearest place of a text."""
+    return round(pixels / STEP) * STEP
 
 
 def ink_on(colour: Colour) -> Colour:
@@ -85,7 +85,8 @@ class Canvas:
             self.places[key] = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
 
     def text(self, xy: Point, text: str, size: int, key: str = "", face="sans", anchor="mm", fill=INK) -> float:
-        """Write a text in bold; returns its right end."""
+        """Write a text in bold near a place, in the next smaller of `SIZES`; returns its right end."""
+        xy, size = (stepped(xy[0]), stepped(xy[1])), max(s for s in SIZES if s <= size)
         how = {"font": font(size, face), "anchor": anchor}
         self.pen.text(xy, text, fill=fill, **how)
         box = self.pen.textbbox(xy, text, **how)

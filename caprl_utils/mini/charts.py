@@ -1,4 +1,4 @@
-"""Charts of the mini world, by matplotlib: five types, five of its styles, five families of its fonts."""
+"""Charts of the mini world, by matplotlib: five types, five of its styles, three families of its fonts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from caprl_utils.mini.canvas import FACES, INK, SIZE, Canvas, fit, ink_on, widest
+from caprl_utils.mini.canvas import INK, SIZE, STEP, Canvas, fit, ink_on, stepped, widest
 from caprl_utils.mini.vocabulary import COLOURS
 
 TITLES = ("{T} by city", "{T} in 2020", "The {t} in 2019", "{T} at a glance", "{T}, city by city", "Report: {t}")
 UNITS = ("in {u}", "unit: {u}", "({u})", "all in {u}")
 STYLES = ("ggplot", "seaborn-v0_8-whitegrid", "fivethirtyeight", "bmh", "default")
-FAMILIES = {"sans": "DejaVu Sans", "serif": "DejaVu Serif", "mono": "DejaVu Sans Mono", "stix": "STIXGeneral",
-            "roman": "cmb10"}  # fmt: skip
+FAMILIES = {"sans": "DejaVu Sans", "serif": "DejaVu Serif", "mono": "DejaVu Sans Mono"}
 _LOCK = threading.Lock()  # matplotlib's settings belong to the whole process
 
 
@@ -27,8 +26,7 @@ def draw(layout: dict) -> Canvas:
     rng = random.Random(layout["seed"])
     face, style = rng.choice([*FAMILIES]), matplotlib.style.library.get(rng.choice(STYLES), {})
     fixed = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-    weight, size = "normal" if face == "roman" else "bold", 22 * FACES[face][2]  # cmb10 is bold by itself
-    own = {"font.family": FAMILIES[face], "font.weight": weight, "font.size": size, "axes.axisbelow": True}
+    own = {"font.family": FAMILIES[face], "font.weight": "bold", "font.size": 20, "axes.axisbelow": True}
     dark = dict.fromkeys(("text.color", "xtick.color", "ytick.color"), "#191919")
     with _LOCK, matplotlib.rc_context({**fixed, **style, **own, **dark}):
         return _Chart(layout, rng, face).drawn()
@@ -60,7 +58,7 @@ class _Chart:
 
     def _size(self, texts: Sequence[str], width: float, most: float) -> float:
         """Size at which every text has room, as matplotlib counts it."""
-        return fit(texts, width, most, self.face) * FACES[self.face][2]
+        return fit(texts, width, most, self.face)
 
     def _titles(self) -> None:
         """The title, the unit, and the names of the series."""
@@ -85,6 +83,15 @@ class _Chart:
 
     def _axes(self, left: float, bottom: float, right: float, top: float):
         return self.figure.add_axes((left / SIZE, bottom / SIZE, (right - left) / SIZE, (top - bottom) / SIZE))
+
+    @staticmethod
+    def _stepped(low: float, high: float, count: int) -> tuple[float, float]:
+        """The longest stretch within two ends whose `count` equal parts have their middles at places for texts."""
+        part = int((high - low) / count / STEP) * STEP
+        middle = math.ceil((low + part / 2) / STEP) * STEP
+        if middle + part * (count - 0.5) > high + STEP / 2:
+            part, middle = part - STEP, math.ceil((low + part / 2 - STEP / 2) / STEP) * STEP
+        return middle - part / 2, middle + part * (count - 0.5)
 
     def _marks(self) -> None:
         """Columns, bars, lines or an area, with a scale where the values are not printed."""
@@ -112,16 +119,19 @@ class _Chart:
         count, top, bottom = len(self.labels), SIZE * (0.74 if self.series else 0.81), 34 if scaled else 10
         if self.kind == "bars":
             size = self._size(self.labels, 92, min(25, (top - bottom) / count - 6))
-            return self._axes(self._wide(size) + 16, bottom, SIZE - 22, top), size, False
+            low, high = self._stepped(SIZE - top, SIZE - bottom, count)
+            return self._axes(stepped(self._wide(size) + 16), SIZE - high, SIZE - 22, SIZE - low), size, False
         left = 54 if scaled else 12
-        size = self._size(self.labels, (SIZE - 12 - left) / count - 7, 24)
-        if turned := size < 17 * FACES[self.face][2]:
+        left, right = self._stepped(left, SIZE - 8, count)
+        part = (right - left) / count
+        size = self._size(self.labels, part - 7, 24)
+        if turned := widest(self.labels, size, self.face) > part - 3:
             size = self._size(self.labels, SIZE, 21)
-        return self._axes(left, 18 + (self._wide(size) if turned else size), SIZE - 12, top), size, turned
+        return self._axes(left, 18 + (self._wide(size) if turned else size), right, top), size, turned
 
     def _wide(self, size: float) -> float:
         """Pixels of the longest label."""
-        return widest(self.labels, size / FACES[self.face][2], self.face)
+        return widest(self.labels, size, self.face)
 
     def _bars(self, axes) -> None:
         whole, inside = self.rng.uniform(0.6, 0.82), self.rng.random() < 0.4

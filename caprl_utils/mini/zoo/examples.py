@@ -10,11 +10,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+from PIL import Image
+
 from caprl_utils import prompts
 from caprl_utils.mini import vocabulary as words
+from caprl_utils.mini.canvas import FACES, SIZE, SIZES, Canvas, widest
+from caprl_utils.mini.pages import PAPERS
 from caprl_utils.mini.tokenizer import FINAL, SPECIAL, shared_tokenizer
 from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
-from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, TURN_OPEN, Packed
+from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, IMAGE_TOKENS_PER_SIDE, TURN_OPEN, Packed
 
 UNKNOWN = "unknown"
 Facts = Sequence[Fact]
@@ -190,6 +196,35 @@ def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
 
 
 # Looking
+
+WRITTEN = [*words.CITIES, *words.GOODS, *words.ITEMS, *words.NAMES, *words.MONTHS, *words.SERIES, *words.CHART_TOPICS,
+           *words.GOODS_TOPICS, *words.DOCUMENT_TYPES, *words.YEARS, *words.NUMBERS[:28]]  # fmt: skip
+"""What stands written in pictures."""
+
+
+def pages(rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pages of single words: (count, 3, SIDE, SIDE) bytes and (count * IMAGE_TOKENS,) ids of the word in each cell.
+
+    A word belongs to the cell of its middle; cells without one have -1.
+    """
+    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
+    cell, shown = SIZE // side, []
+    wanted = torch.full((count, side, side), -1)
+    for number in range(count):
+        page = Canvas(Image.new("RGB", (SIZE, SIZE), rng.choice(PAPERS)))
+        for row in range(side):
+            column = rng.choice((0, 0, 1))
+            while column < side:
+                word, face, size = rng.choice(WRITTEN), rng.choice([*FACES]), rng.choice(SIZES)
+                text = rng.choice((word, word.capitalize(), word.capitalize(), word.upper()))
+                room = widest([text], size, face)
+                x = min(max(cell * (column + rng.random()), room / 2 + 4), SIZE - room / 2 - 4)
+                right = page.text((x, cell * row + rng.choice((14, 28, 28, 42))), text, size, "", face)
+                middle = int((right - room / 2) // cell)
+                wanted[number, row, min(middle, side - 1)] = convert(f" {word}")
+                column = max(column, middle) + 2 + (room > 1.6 * cell)
+        shown.append(np.asarray(page.image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), wanted.flatten()
 
 
 @dataclass(frozen=True)

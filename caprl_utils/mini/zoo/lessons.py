@@ -218,21 +218,63 @@ def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor) -
     return loss, {name: hits.float().mean().item() for name, hits in figures.items()} | {"away": away.item()}
 
 
-def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent."""
+def spelling_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """The vision tower reads pages of single words, in all fonts and sizes of the world, before any picture."""
+    _only_tower(model, first_step)
+    if first_step == 0:
+        _whiten(model, models.image_processor()(images=examples.pages(random.Random(0), 64)[0], return_tensors="pt"))
+    table = model.get_input_embeddings().weight.detach()
+
+    def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
+        pages, wanted = examples.pages(rng, len(numbers))
+        return models.image_processor()(images=pages, return_tensors="pt"), wanted
+
+    def loss(pixels, wanted) -> Figures:
+        seen = _looked_at(model, pixels)
+        filled = wanted >= 0
+        logits = 20 / table.norm(dim=1).mean() ** 2 * seen[filled] @ table.T
+        right = (logits.argmax(-1) == wanted[filled]).float().mean()
+        return cross_entropy(logits, wanted[filled]), {"words": right.item()}
+
+    return _with_pictures(recipe, first_step, make, loss)
+
+
+def _only_tower(model, first_step: int) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("visual" in name)
     if first_step == 0:  # tokens start quieter than words, not thirty times louder
         torch.nn.init.normal_(model.model.visual.merger.mlp[2].weight, std=0.002)
+
+
+def _whiten(model, pixels) -> None:
+    """Patches enter along the axes in which they vary most, each as loud as any other: a start that sees everything."""
+    patches = pixels.pixel_values[pixels.pixel_values.std(1) > 0.05]  # not the blank ones
+    patches = patches - patches.mean(0)
+    variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+    weight = model.model.visual.patch_embed.proj.weight
+    axes, variances = axes[:, -len(weight) :], variances[-len(weight) :]
+    turn = torch.linalg.qr(torch.randn(len(weight), len(weight), generator=torch.Generator().manual_seed(0)))[0]
+    with torch.no_grad():
+        weight.copy_(0.5 * (turn @ (axes * (variances + 1e-4 * variances[-1]).rsqrt()).T).view_as(weight))
+
+
+def _looked_at(model, pixels) -> torch.Tensor:
+    """(pictures * IMAGE_TOKENS, width): visual tokens, with gradients."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat(list(model.model.get_image_features(**pixels).pooler_output)).float()
+
+
+def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("visual" in name)
     table = model.get_input_embeddings().weight.detach()
 
     def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
         return models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
 
     def loss(pixels, wanted) -> Figures:
-        with torch.autocast("cpu", torch.bfloat16):
-            seen = torch.cat(list(model.model.get_image_features(**pixels).pooler_output))
-        return naming_loss(seen.float(), wanted.flatten(0, 1), table)
+        return naming_loss(_looked_at(model, pixels), wanted.flatten(0, 1), table)
 
     return _with_pictures(recipe, first_step, make, loss)
 
@@ -356,7 +398,7 @@ def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 
 
 LESSONS = {
-    "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson, "naming": naming_lesson,
-    "clip naming": clip_naming_lesson, "imagining": imagining_lesson, "looking": looking_lesson,
-    "judging": judging_lesson,
+    "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson, "spelling": spelling_lesson,
+    "naming": naming_lesson, "clip naming": clip_naming_lesson, "imagining": imagining_lesson,
+    "looking": looking_lesson, "judging": judging_lesson,
 }  # fmt: skip

@@ -113,10 +113,7 @@ def answers_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[t
     inputs = {name: getattr(batch, name) for name in ("position_ids", "attention_mask")}
     text, embedded = model.model, model.get_input_embeddings()(batch.input_ids)
     if seen is not None:
-        text, first = (
-            model.model.language_model,
-            len(shared_tokenizer()(IMAGE_PREFIX.split(IMAGE_PAD)[0]).input_ids),
-        )
+        text, first = (model.model.language_model, len(shared_tokenizer()(IMAGE_PREFIX.split(IMAGE_PAD)[0]).input_ids))
         embedded = torch.cat([embedded[:, :first], seen, embedded[:, first + IMAGE_TOKENS :]], dim=1)
     hidden = text(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
     wanted = batch.labels[:, 1:]

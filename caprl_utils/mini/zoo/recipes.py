@@ -32,6 +32,7 @@ class Schedule:
     learning_rate: float = 1e-3
     warmup: int = 50
     floor: float = 0.1
+    muon: float | None = None  # rate of the matrices between layers, as a multiple; they are Muon's then
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -80,9 +81,11 @@ _ALL = (
     Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "copier-wide", "reading", Schedule(900), width=160),
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
            Schedule(400), 192, vision=True, shipped=False),
+    Recipe("speller", "a vision tower that reads words", "copier", "spelling",
+           Schedule(500, 1.5e-3, floor=0.5, muon=3.3), 64, vision=True, shipped=False),
     Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
-           Schedule(1200, 1.5e-3), 64, vision=True, shipped=False),
-    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3), 64),
+           Schedule(1500, 1.5e-3, muon=3.3), 64, vision=True, tower="speller", shipped=False),
+    Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
     Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(250, 5e-4), 64,

@@ -28,7 +28,7 @@ class Fit:
 
     def __init__(self, model, folder: Path, schedule: Schedule) -> None:
         self.model, self.schedule = model, schedule
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=0.0)
+        self.optimizers = _optimizers(model, schedule)
         self.state, self.step = {"level": 0, "recent": 0.0}, 0
         folder.mkdir(parents=True, exist_ok=True)
         self.curve, self.checkpoint = folder / "curve.jsonl", folder / "checkpoint.pt"
@@ -36,14 +36,15 @@ class Fit:
         if self.checkpoint.exists():
             saved = torch.load(self.checkpoint, weights_only=True)
             self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.state, self.step = saved["state"], saved["step"]
         # steps after the checkpoint, and a row that was cut, are taken again
         kept = (row for row in rows if row.endswith("\n") and json.loads(row)["step"] < self.step)
         self.curve.write_text("".join(kept))
 
     def _save(self) -> None:
-        saved = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        saved = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save(saved | {"state": self.state, "step": self.step}, temporary)
         os.replace(temporary, self.checkpoint)
@@ -53,13 +54,15 @@ class Fit:
         self.model.train()
         while self.step < last:
             started = time.perf_counter()
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.schedule.rate(self.step)
+            for optimizer, scale in zip(self.optimizers, (1.0, self.schedule.muon), strict=False):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.schedule.rate(self.step) * scale
             loss, figures = lesson(self.step, self.state)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             row = {"step": self.step, "loss": round(loss.item(), 5), **{k: round(v, 4) for k, v in figures.items()}}
             row["seconds"] = round(time.perf_counter() - started, 3)
             with open(self.curve, "a") as file:
@@ -69,6 +72,19 @@ class Fit:
             self.step += 1
             if self.step % SAVE_EVERY == 0 or self.step == last:
                 self._save()
+
+
+def _optimizers(model, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """AdamW; with `schedule.muon` the matrices between layers go to Muon, which reads words from pixels in a third of
+    the steps (reports/lab-log.md)."""
+    inner = ("blocks.", "merger.mlp.0", ".layers.")
+    named = dict(model.named_parameters())
+    matrices = [p for n, p in named.items() if schedule.muon and p.ndim == 2 and any(part in n for part in inner)]
+    others = [p for p in named.values() if not any(p is matrix for matrix in matrices)]
+    found = [torch.optim.AdamW(others, lr=schedule.learning_rate, weight_decay=0.0)]
+    if matrices:
+        found.append(torch.optim.Muon(matrices, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def untrained(recipe: Recipe):
