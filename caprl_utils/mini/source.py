@@ -59,19 +59,19 @@ def benchmark(name: str, num_samples: int | None = None, seed: int = 0) -> list[
             options = [fact.value, *distractors(rng, fact, shown.facts)] if kind in OPTION_KINDS else []
             rng.shuffle(options)
             gold = prompts.LETTERS[options.index(fact.value)] if options else fact.value
-            samples.append(_sample(name, shown, fact.question, options, gold))
+            samples.append(_sample(name, shown, fact, options, gold))
     return samples
 
 
-def _sample(name: str, shown: Picture, question: str, options: list[str], gold: str) -> Sample:
+def _sample(name: str, shown: Picture, fact: Fact, options: list[str], gold: str) -> Sample:
     return Sample(
-        id=f"{shown.id}-{question.removeprefix('What is the ').rstrip('?').replace(' ', '-')}",
+        id=f"{shown.id}-{fact.key.replace(' ', '-')}",
         benchmark=name,
         images=(lambda: render(shown),),
-        question=question,
+        question=fact.question,
         options=tuple(options),
         gold=gold,
-        meta=truth(shown) | {"image_id": shown.id},
+        meta=truth(shown) | {"image_id": shown.id, "asks": fact.key},
     )
 
 

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
+from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import texts
+from caprl_utils.reports.readers import TITLES, Point
 from caprl_utils.reports.results import Curve, Results, title_of
+from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -196,6 +199,28 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         axes.minorticks_off()
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save(figure, stem, counted(results))
+
+
+def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, stem: Path) -> list[Path]:
+    """Table 3: accuracy of each reader from true captions, by their length and by what was invented beside the truth.
+
+    found: role -> probe -> what came out (`readers.points`).
+    """
+    filled = [TRUE, *map(repeated, lengths(profile))]
+    mixed = {0: TRUE, **{count: with_invented(count) for count in INVENTED}}
+    with styled():
+        figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
+        for (role, probes), look in zip(found.items(), looks([*found]), strict=True):
+            of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
+            for axes, row in ((left, of_length), (right, [(n, probes[name].whole) for n, name in mixed.items()])):
+                places, parts = zip(*row, strict=True)
+                line = {"marker": look.marker, "label": TITLES[role], **look.of_line()}
+                axes.plot(places, [100 * part.value for part in parts], **line)
+                axes.vlines(places, *_bounds(parts), color=look.colour, linewidth=1)
+        left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
+        right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        return save(figure, stem, f"profile {profile.name}; average over the benchmarks")
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
