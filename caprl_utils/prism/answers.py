@@ -3,7 +3,7 @@
 `choice` takes of questions with options the letter of highest probability after "The answer is" (one forward pass;
 `letter_mass` tells how much probability letters have at all); others are read as in `greedy`: temperature 0 after the
 same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting. `words` shows
-no options and takes the one that a reader without letters means (`outside`).
+no options and takes the one that a reader without letters means (`outside`); only for questions with options.
 """
 
 from __future__ import annotations
@@ -82,8 +82,7 @@ def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
     if mode == "sampled":
         return Manner("", AUTHORS, "")
     if mode == "words":
-        letters = prompts.LETTERS[: len(sample.options)]
-        return Manner(letters, SHORT, prompts.WORDS_PREFILL, one_line=True, by_words=True)
+        return Manner(prompts.LETTERS[: len(sample.options)], prefill=prompts.WORDS_PREFILL, by_words=True)
     if mode == "choice" and sample.options:
         return Manner(prompts.LETTERS[: len(sample.options)])
     if wording == "short":
@@ -166,7 +165,7 @@ def _ask(
     """Task id and answer, or the reason why there is none."""
     images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
     requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
-    if how.letters and how.by_words:
+    if how.by_words:
         for request, place in zip(
             requests, reader.choose(requests, [task.sample.options for task in tasks]), strict=True
         ):

@@ -1,7 +1,6 @@
-"""A gallery of captions: images, what several captioners wrote, which questions were hit and missed.
+"""A gallery of captions (notebook 00): images, what was written about them, which questions were hit and missed.
 
-`write` makes one HTML file that needs nothing else (images as data URIs, no request to anywhere), most disagreement
-first. `write_examples` and `folder_items` serve the quick start.
+`write` makes one HTML file that needs nothing else: images as data URIs, no script, no request to anywhere.
 """
 
 from __future__ import annotations
@@ -9,13 +8,11 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.images import as_rgb, open_image
 from caprl_utils.models.base import Backend
@@ -30,52 +27,40 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+_PAGE = "font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem"
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
 _COLOURS = {True: "#1b6e3c", False: "#a8322a"}
 Rows = Sequence[Mapping[str, Any]]  # of samples.parquet
 
 
 def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """One item per image: captions and scores of every captioner, most disagreement first.
+    """One item per image, with the captions of every captioner.
 
-    rows: label -> rows of an evaluation. Items hold `id`, `benchmark`, `open`, `captions` (label -> texts), `questions`
-    (question, options, gold, scores and answers by label), `score` (label -> mean), `disagreement`. Raises UserError
-    for an evaluation of other samples.
+    rows: label -> rows of an evaluation. Items hold `id`, `open`, `captions` (label -> texts) and `questions`
+    (question, options, gold, scores and answers by label).
     """
     items: dict[str, dict[str, Any]] = {}
     questions: dict[tuple[str, str], dict[str, Any]] = {}
     for sample in samples:
         first = image_ids(sample)[0]
-        item = items.setdefault(first, _item(first, sample.benchmark, sample.images[0]))
+        item = items.setdefault(first, _item(first, sample.images[0]))
         gold = sample.gold if isinstance(sample.gold, str) else ", ".join(map(str, sample.gold))
         question = {"question": sample.question, "options": list(sample.options), "gold": gold}
         questions[sample.benchmark, sample.id] = question | {"scores": {}, "answers": {}}
         item["questions"].append(questions[sample.benchmark, sample.id])
     for label, found in rows.items():
         for row in found:
-            question = questions.get((row["benchmark"], row["sample_id"]))
-            if question is None:
-                place = f"sample {row['sample_id']} of {row['benchmark']}"
-                raise UserError(f"{label}: {place} is not in the gallery")
+            question = questions[row["benchmark"], row["sample_id"]]
             texts = items[row["image_id"]]["captions"]
             if row["caption"] is not None and row["caption_index"] >= len(texts.get(label, [])):
                 texts.setdefault(label, []).append(row["caption"])
             question["scores"].setdefault(label, []).append(row["score"])
             question["answers"].setdefault(label, []).append(row["answer"])
-    for item in items.values():
-        for label in rows:
-            given = [score for question in item["questions"] for score in question["scores"].get(label, [])]
-            if known := [score for score in given if score is not None]:
-                item["score"][label] = sum(known) / len(known)
-        means = item["score"].values()
-        item["disagreement"] = max(means, default=0.0) - min(means, default=0.0)
-    return sorted(items.values(), key=lambda item: (-item["disagreement"], item["id"]))
+    return [*items.values()]
 
 
-def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str, Any]:
-    empty = {"captions": {}, "questions": [], "score": {}, "disagreement": 0.0}
-    return {"id": image_id, "benchmark": benchmark, "open": image, **empty}
+def _item(image_id: str, image: Callable[[], Image]) -> dict[str, Any]:
+    return {"id": image_id, "open": image, "captions": {}, "questions": []}
 
 
 def data_uri(image: Image) -> str:
@@ -88,18 +73,14 @@ def data_uri(image: Image) -> str:
 
 
 def write(items: Rows, file: Path, title: str) -> Path:
-    """Write the gallery of `collect`'s items as one HTML file; the same items give the same bytes."""
-    labels = list(dict.fromkeys(label for item in items for label in (*item["score"], *item["captions"])))
-    content = [{k: v for k, v in i.items() if k != "open"} | {"image": data_uri(i["open"]())} for i in items]
-    data = json.dumps({"title": title, "labels": labels, "items": content}, ensure_ascii=False)
-    page = TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
-    # "</" would end the script element; JSON allows the slash to be escaped
-    write_atomic(file, page.replace("{{data}}", data.replace("</", "<\\/")))
+    """Write the cards of all items as one HTML file; the same items give the same bytes."""
+    head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+    write_atomic(file, f"{head}<body style='{_PAGE}'><h1>{html.escape(title)}</h1>{cards(items)}</body>")
     return file
 
 
 def cards(items: Rows) -> str:
-    """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with hit or miss."""
+    """Items as plain HTML: image, first caption of each captioner, questions with hit or miss."""
     page = ""
     for item in items:
         page += "<div style='display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px'>"
@@ -137,12 +118,12 @@ def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str,
             if len(files) == num_images:
                 continue
             files[image_id] = f"{sample.benchmark}/{image_id.rpartition('/')[2]}.png"
-            _save(sample.images[0](), folder / files[image_id])
+            save_png(sample.images[0](), folder / files[image_id])
         found.setdefault(files[image_id], []).append(sample)
     return found
 
 
-def _save(image: Image, path: Path) -> None:
+def save_png(image: Image, path: Path) -> None:
     """Write a PNG; one that is there already keeps its time, by which captioning knows its images."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -166,5 +147,5 @@ def folder_items(
     given = {i: written_captions(i, texts[file], label, lambda text: None) for i, file in files.items()}
     rows = preview(profile, samples, given, reader) if samples and reader else []
     items = {files[item["id"]]: item for item in collect(samples, {label: rows})}
-    empty = {file: _item(file, "", partial(open_image, folder / file)) for file in texts}
+    empty = {file: _item(file, partial(open_image, folder / file)) for file in texts}
     return [(empty | items)[f] | {"id": f, "captions": {label: found}} for f, found in texts.items()]

@@ -23,7 +23,7 @@ from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 ROLE = "outside_reader"
-QUESTIONS = 30  # ours: the first of each benchmark; with a model of 135M parameters five minutes on two cores
+QUESTIONS = 50  # ours: the first with options of each benchmark; 135M parameters take some five minutes on two cores
 HOW_TO_GET = (
     "no reader from outside: `make setup` fetches SmolLM2-135M-Instruct, and any other text model is read by "
     'make extras SET="models.outside_reader.path=FOLDER_OR_HUB_ID"'
@@ -31,13 +31,13 @@ HOW_TO_GET = (
 
 
 class WordsReader:
-    """A `Backend` for mode "words": any text model of transformers."""
+    """Any text model of transformers as the reader of mode "words"; questions without options it cannot take."""
 
     def __init__(self, profile: Profile, folder: str) -> None:
         """folder: of the model, or its hub id."""
         config = profile.models[ROLE]
         self._backend = LocalBackend(config.model_copy(update={"path": folder}))
-        self.name, self.generate, self.stream = config.path, self._backend.generate, self._backend.stream
+        self.name = config.path
 
     @property
     def model_hash(self) -> str:
@@ -53,7 +53,8 @@ class WordsReader:
             for row in open_rows:
                 left = [ids[row][place] for place in alive[row]]
                 common = next(n for n, tokens in enumerate(zip(*left, strict=False)) if len({*tokens}) > 1)
-                asked.append(replace(requests[row], prefill=requests[row].prefill + tokenizer.decode(left[0][:common])))
+                begun = tokenizer.decode(left[0][:common], clean_up_tokenization_spaces=False)
+                asked.append(replace(requests[row], prefill=requests[row].prefill + begun))
                 nexts.append({place: ids[row][place][common] for place in alive[row]})
             for row, tokens, best in zip(open_rows, nexts, self._likeliest(asked, nexts), strict=True):
                 alive[row] = [place for place, token in tokens.items() if token == best]
@@ -89,7 +90,7 @@ def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
         return []
     reader, every, samples = WordsReader(profile, folder), load_samples(profile), []
     for name in profile.prism.benchmarks:
-        samples += [sample for sample in every if sample.benchmark == name][:QUESTIONS]
+        samples += [sample for sample in every if sample.benchmark == name and sample.options][:QUESTIONS]
     home = paths.RUNS / profile.name / "prism"
     sources = {run: _kept(home / run) for run in runs if (home / run / "result.json").is_file()}
     sources |= {"floor-empty": empty_captions()}

@@ -115,25 +115,33 @@ def counted(results: Results) -> str:
     return f"profile {results.profile.name}, {over}"
 
 
-def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
-    """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts."""
+def plot_curves(
+    curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "",
+    false: Sequence[Sequence[float]] = (),
+) -> list[Path]:  # fmt: skip
+    """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts. false:
+    of each curve, false statements a caption at every step, if known.
+    """
+    shown = {"Reward": [curve.rewards for curve in curves], "Tokens a caption": [curve.lengths for curve in curves]}
+    shown |= {"False a caption": false} if false else {}
     with styled():
-        figure, (left, right) = new_grid(2, 2, 2.9)
-        for curve, look in zip(curves, looks([curve.label for curve in curves]), strict=True):
-            for axes, values in ((left, curve.rewards), (right, curve.lengths)):
+        figure, panels = new_grid(len(shown), len(shown), 2.9)
+        for axes, (title, series) in zip(panels, shown.items(), strict=True):
+            for curve, values, look in zip(curves, series, looks([curve.label for curve in curves]), strict=True):
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
-        step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
-        left.set(title="Reward", xlabel=step, ylim=(0, 1.03))  # a full reward stays inside the frame
-        right.set(title="Caption length (tokens)", xlabel=step)
+            axes.set(title=title, xlabel="training step")
+        left, right = panels[:2]
+        left.set(ylim=(0, 1.03))  # a full reward stays inside the frame
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
             place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
             right.annotate(f"cut at {limit}", (0.01, limit), **place)
-        right.set_ylim(bottom=0)
+        for axes in panels[1:]:
+            axes.set_ylim(bottom=0)
         if len(curves) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return save(figure, stem, note)
+        return save(figure, stem, f"{note}; heavy: centred mean of {SMOOTH_STEPS} steps".removeprefix("; "))
 
 
 def plot_dots(series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "") -> list[Path]:

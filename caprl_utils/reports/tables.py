@@ -27,7 +27,7 @@ from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.readers import points, readers_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, said_table
+from caprl_utils.reports.said import budget_table, false_over_steps, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -210,7 +210,9 @@ def draw(results: Results, stem: Path) -> None:
         if kind == "curves":
             step, name = main_training(results.profile), results.profile.name
             note = f"profile {name}, a step: {step.group_size} captions of each of {step.prompts_per_step} images"
-            figures.plot_curves(curves_of(results), target, step.max_completion_tokens, note)
+            curves = curves_of(results)
+            false = false_over_steps(results.profile, curves)
+            figures.plot_curves(curves, target, step.max_completion_tokens, note, false)
         elif kind == "dots":
             shown = [label for label, found in results.measured.items() if not found.row.bound]
             groups = [*results.scored, AVERAGE]
