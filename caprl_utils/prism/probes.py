@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
-from caprl_utils import paths
 from caprl_utils.captions.caption import token_counter
 from caprl_utils.hashing import code_hashes, derive_seed
 from caprl_utils.models.base import open_backend
 from caprl_utils.prism.evaluate import evaluate
-from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.sources import Captions, PrismImage, Source, TokenCounter, image_ids, written_captions
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
@@ -58,15 +56,6 @@ def probe(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, A
         return None
     reader = open_backend(profile.models[role], profile)
     return evaluate(profile, role, _source(profile, known), reader, known, stage=STAGE)
-
-
-def means(profile: Profile, role: str) -> dict[str, float]:
-    """Probe -> accuracy of a finished run in percent, over all questions, for a look."""
-    rows, found = read_samples(paths.RUNS / profile.name / STAGE / role), {}
-    for place, name in enumerate(names(profile)):
-        scores = [row["score"] for row in rows if row["caption_index"] == place and row["score"] is not None]
-        found |= {name: 100 * sum(scores) / len(scores)} if scores else {}
-    return found
 
 
 def _source(profile: Profile, samples: Sequence[Sample]) -> Source:
