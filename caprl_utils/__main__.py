@@ -259,7 +259,7 @@ def report(
 
     found = settings_of(profile, overrides)
     if train:
-        page.train(found, items)
+        items = page.train(found, items)
     for file in page.publish(found) if publish else page.write_all(found, items):
         print(paths.shown(file))
 

@@ -20,6 +20,9 @@ CAPTION = "Please describe this image in detail."
 ANSWER_PREFILL = "The answer is"
 """Start of the assistant's turn for every question (author code), so that the first new token is `` A``."""
 
+WORDS_PREFILL = "It is"
+"""The same for a reader that is asked for words instead of letters (ours: SmolLM2-135M goes on with the value)."""
+
 CANNOT_ANSWER = "Can not answer based on the caption"
 """The extra option of the reward (paper, section 3.2); always last, never shuffled (author code)."""
 

@@ -80,6 +80,7 @@ class Models(Settings):
     captioner_72b: ModelConfig | None = _role("Qwen/Qwen2.5-VL-72B-Instruct", "paper, Table 3; or None", 8000)
     reward_reader: ModelConfig = _role("Qwen/Qwen2.5-3B-Instruct", "paper: answers from the caption", 8003)
     prism_reader: ModelConfig = _role("internlm/CapRL-Eval-3B", "author script: stage 2 of Prism", 8004)
+    outside_reader: ModelConfig | None = setting(None, "ours: reads in `make extras` what none of ours wrote for")
     vlm_judge: ModelConfig = _role("Qwen/Qwen2.5-VL-3B-Instruct", "paper, Figure 1c: rates from 1 to 5", 8005)
     reward_judge: ModelConfig = _role("CodeGoat24/UnifiedReward-2.0-qwen-3b", "paper, Figure 1c", 8006)
 

@@ -73,7 +73,7 @@ def _sample(name: str, shown: Picture, fact: Fact, question: str, options: list[
         question=question,
         options=tuple(options),
         gold=gold,
-        meta=truth(shown) | {"image_id": shown.id},
+        meta=truth(shown) | {"image_id": shown.id, "asks": fact.key},
     )
 
 

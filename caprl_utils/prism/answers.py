@@ -2,7 +2,8 @@
 
 `choice` takes of questions with options the letter of highest probability after "The answer is" (one forward pass;
 `letter_mass` tells how much probability letters have at all); others are read as in `greedy`: temperature 0 after the
-same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting.
+same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting. `words` shows
+no options and takes the one that a reader without letters means (`outside`); only for questions with options.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 
-Mode = Literal["choice", "greedy", "sampled"]
+Mode = Literal["choice", "greedy", "sampled", "words"]
 Wording = Literal["short", "authors"]  # of prompts, see `Profile.prompts`
 CHUNK_QUESTIONS = 256
 MINI = Sampling(max_tokens=32)  # ours: the mini world's answers, which end by themselves
@@ -73,12 +74,15 @@ class Manner:
     sampling: Sampling = MINI
     prefill: str = prompts.ANSWER_PREFILL
     one_line: bool = False
+    by_words: bool = False  # letters stand for options that the reader is not shown
 
 
 def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
     """How this question is answered."""
     if mode == "sampled":
         return Manner("", AUTHORS, "")
+    if mode == "words":
+        return Manner(prompts.LETTERS[: len(sample.options)], prefill=prompts.WORDS_PREFILL, by_words=True)
     if mode == "choice" and sample.options:
         return Manner(prompts.LETTERS[: len(sample.options)])
     if wording == "short":
@@ -91,6 +95,8 @@ def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
 
 def prompt_of(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> str:
     """The question as it is put; with the authors' scorer a reader is asked for the layout that the scorer reads."""
+    if mode == "words":
+        return prompts.read_question(caption, sample.question)
     if wording == "short":
         if caption is None:
             return prompts.look_question(sample.question, sample.options)
@@ -159,6 +165,13 @@ def _ask(
     """Task id and answer, or the reason why there is none."""
     images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
     requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
+    if how.by_words:
+        for request, place in zip(
+            requests, reader.choose(requests, [task.sample.options for task in tasks]), strict=True
+        ):
+            letter = how.letters[place]
+            yield request.id, Answer(id=request.id, text=letter, letters=letter, finish_reason="stop")
+        return
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
         for request, row in zip(requests, rows, strict=True):

@@ -55,16 +55,18 @@ def evaluate(
     samples: Sequence[Sample],
     captions_run: str | None = None,
     stage: str = STAGE,
+    mode: Mode | None = None,
 ) -> dict[str, Any]:
     """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name>; returns its record.
 
     In it: answers.jsonl, samples.parquet (`scores.COLUMNS`), result.json. captioner: a model or a `Source`. reader: a
     text-only model; for `image_itself` a VLM. captions_run: name of the captions' run, which several readers can share.
+    mode: of reading, by default the profile's.
     Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
     own = isinstance(captioner, Source)
     source = captioner if own else model_captions(profile, captioner, captions_run or name)
-    settings, mode = profile.prism, reading(profile, source.looks)
+    settings, mode = profile.prism, mode or reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
     asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
     parts = {

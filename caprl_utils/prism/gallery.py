@@ -1,7 +1,6 @@
-"""A gallery of captions: images, what several captioners wrote, which questions were hit and missed.
+"""A gallery of captions (notebook 00): images, what was written about them, which questions were hit and missed.
 
-`write` makes one HTML file that needs nothing else (images as data URIs, no request to anywhere), most disagreement
-first. `write_examples` and `folder_items` serve the quick start.
+`write` makes one HTML file that needs nothing else: images as data URIs, no script, no request to anywhere.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.images import as_rgb, open_image
 from caprl_utils.models.base import Backend
@@ -30,52 +26,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
+_PAGE = "font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem"
 _COLOURS = {True: "#1b6e3c", False: "#a8322a"}
-Rows = Sequence[Mapping[str, Any]]  # of samples.parquet
-
-
-def collect(samples: Sequence[Sample], rows: Mapping[str, Rows]) -> list[dict[str, Any]]:
-    """One item per image: captions and scores of every captioner, most disagreement first.
-
-    rows: label -> rows of an evaluation. Items hold `id`, `benchmark`, `open`, `captions` (label -> texts), `questions`
-    (question, options, gold, scores and answers by label), `score` (label -> mean), `disagreement`. Raises UserError
-    for an evaluation of other samples.
-    """
-    items: dict[str, dict[str, Any]] = {}
-    questions: dict[tuple[str, str], dict[str, Any]] = {}
-    for sample in samples:
-        first = image_ids(sample)[0]
-        item = items.setdefault(first, _item(first, sample.benchmark, sample.images[0]))
-        gold = sample.gold if isinstance(sample.gold, str) else ", ".join(map(str, sample.gold))
-        question = {"question": sample.question, "options": list(sample.options), "gold": gold}
-        questions[sample.benchmark, sample.id] = question | {"scores": {}, "answers": {}}
-        item["questions"].append(questions[sample.benchmark, sample.id])
-    for label, found in rows.items():
-        for row in found:
-            question = questions.get((row["benchmark"], row["sample_id"]))
-            if question is None:
-                place = f"sample {row['sample_id']} of {row['benchmark']}"
-                raise UserError(f"{label}: {place} is not in the gallery")
-            texts = items[row["image_id"]]["captions"]
-            if row["caption"] is not None and row["caption_index"] >= len(texts.get(label, [])):
-                texts.setdefault(label, []).append(row["caption"])
-            question["scores"].setdefault(label, []).append(row["score"])
-            question["answers"].setdefault(label, []).append(row["answer"])
-    for item in items.values():
-        for label in rows:
-            given = [score for question in item["questions"] for score in question["scores"].get(label, [])]
-            if known := [score for score in given if score is not None]:
-                item["score"][label] = sum(known) / len(known)
-        means = item["score"].values()
-        item["disagreement"] = max(means, default=0.0) - min(means, default=0.0)
-    return sorted(items.values(), key=lambda item: (-item["disagreement"], item["id"]))
-
-
-def _item(image_id: str, benchmark: str, image: Callable[[], Image]) -> dict[str, Any]:
-    empty = {"captions": {}, "questions": [], "score": {}, "disagreement": 0.0}
-    return {"id": image_id, "benchmark": benchmark, "open": image, **empty}
 
 
 def data_uri(image: Image) -> str:
@@ -87,43 +40,11 @@ def data_uri(image: Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def write(items: Rows, file: Path, title: str) -> Path:
-    """Write the gallery of `collect`'s items as one HTML file; the same items give the same bytes."""
-    labels = list(dict.fromkeys(label for item in items for label in (*item["score"], *item["captions"])))
-    content = [{k: v for k, v in i.items() if k != "open"} | {"image": data_uri(i["open"]())} for i in items]
-    data = json.dumps({"title": title, "labels": labels, "items": content}, ensure_ascii=False)
-    page = TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", html.escape(title))
-    # "</" would end the script element; JSON allows the slash to be escaped
-    write_atomic(file, page.replace("{{data}}", data.replace("</", "<\\/")))
+def write(cards: Sequence[str], file: Path, title: str) -> Path:
+    """Write cards as one HTML file; the same cards give the same bytes."""
+    head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(title)}</title>"
+    write_atomic(file, f"{head}<body style='{_PAGE}'><h1>{html.escape(title)}</h1>{''.join(cards)}</body>")
     return file
-
-
-def cards(items: Rows) -> str:
-    """A few items as plain HTML for a notebook: image, first caption of each captioner, questions with hit or miss."""
-    page = ""
-    for item in items:
-        page += "<div style='display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px'>"
-        page += f"<img alt='{html.escape(item['id'])}' src='{data_uri(item['open']())}' style='width:168px'>"
-        page += "<div style='max-width:640px'>"
-        for label, (text, *_) in item["captions"].items():
-            page += f"<p style='margin:2px 0'><b>{html.escape(label)}</b>: {html.escape(text)}</p>"
-        page += f"<ul style='margin:6px 0'>{''.join(map(_card_question, item['questions']))}</ul></div></div>"
-    return page
-
-
-def _card_question(question: Mapping[str, Any]) -> str:
-    marks = []
-    for label, scores in question["scores"].items():
-        hits = sum(score == 1 for score in scores)
-        answers = ", ".join(dict.fromkeys(str(answer) for answer in question["answers"][label]))
-        text = html.escape(f"{label} {hits}/{len(scores)} ({answers})")
-        marks.append(f"<span style='color:{_COLOURS[hits * 2 > len(scores)]}'>{text}</span>")
-    option = gold_option(question["gold"], question["options"])
-    gold = html.escape(question["gold"] + (f") {option}" if option else ""))
-    return f"<li>{html.escape(question['question'])} <b>{gold}</b>: {'; '.join(marks)}</li>"
-
-
-# --- the quick start (notebook 00) ---
 
 
 def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str, list[Sample]]:
@@ -137,12 +58,12 @@ def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str,
             if len(files) == num_images:
                 continue
             files[image_id] = f"{sample.benchmark}/{image_id.rpartition('/')[2]}.png"
-            _save(sample.images[0](), folder / files[image_id])
+            save_png(sample.images[0](), folder / files[image_id])
         found.setdefault(files[image_id], []).append(sample)
     return found
 
 
-def _save(image: Image, path: Path) -> None:
+def save_png(image: Image, path: Path) -> None:
     """Write a PNG; one that is there already keeps its time, by which captioning knows its images."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -150,21 +71,40 @@ def _save(image: Image, path: Path) -> None:
         write_atomic(path, buffer.getvalue())
 
 
-def folder_items(
-    profile: Profile, captions: pd.DataFrame, folder: Path, label: str,
-    questions: Mapping[str, Sequence[Sample]], reader: Backend | None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Items for the captioned images of a folder, in the order of the captions.
+def cards_of(
+    profile: Profile, captions: pd.DataFrame, folder: Path, questions: Mapping[str, Sequence[Sample]],
+    reader: Backend | None,
+) -> list[str]:  # fmt: skip
+    """A card in HTML for each captioned image of a folder, in the order of the captions: image, first caption, and of
+    its questions, if any, how many captions gave `reader` the right answer.
 
-    captions: a captions file. label: what the captioner is called. questions: about some of the images, by file (see
-    `write_examples`); `reader` answers them from the captions alone.
+    captions: a captions file. questions: about some of the images, by file (see `write_examples`).
     """
     texts = captions.sort_values("index").groupby("image_id")["caption"].apply(list).to_dict()
-    asked = {file: found for file, found in questions.items() if file in texts}
-    files = {image_ids(sample)[0]: file for file, found in asked.items() for sample in found}
-    samples = [sample for found in asked.values() for sample in found]
-    given = {i: written_captions(i, texts[file], label, lambda text: None) for i, file in files.items()}
-    rows = preview(profile, samples, given, reader) if samples and reader else []
-    items = {files[item["id"]]: item for item in collect(samples, {label: rows})}
-    empty = {file: _item(file, "", partial(open_image, folder / file)) for file in texts}
-    return [(empty | items)[f] | {"id": f, "captions": {label: found}} for f, found in texts.items()]
+    samples = [sample for file, found in questions.items() if file in texts for sample in found]
+    files = {image_ids(sample)[0]: file for file, found in questions.items() for sample in found}
+    given = {i: written_captions(i, texts[f], "", lambda text: None) for i, f in files.items() if f in texts}
+    answered: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for row in preview(profile, samples, given, reader) if samples and reader else []:
+        answered.setdefault(files[row["image_id"]], {}).setdefault(row["sample_id"], []).append(row)
+    return [_card(file, folder / file, found[0], answered.get(file, {}).values()) for file, found in texts.items()]
+
+
+def _card(name: str, file: Path, caption: str, questions: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    """One image; questions: the rows of each, one for each caption."""
+    image = f"<img alt='{html.escape(name)}' src='{data_uri(open_image(file))}' style='width:168px'>"
+    style = "display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px"
+    asked = "".join(map(_question, questions))
+    told = f"<p style='margin:2px 0'>{html.escape(caption)}</p><ul style='margin:6px 0'>{asked}</ul>"
+    return f"<div style='{style}'>{image}<div style='max-width:640px'>{told}</div></div>"
+
+
+def _question(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A question with its right answer, and what the reader made of it."""
+    first, hits = rows[0], sum(row["score"] == 1 for row in rows)
+    option = gold_option(first["gold"], first["options"])
+    answers = ", ".join(dict.fromkeys(str(row["answer"]) for row in rows))
+    gold = html.escape(first["gold"] + (f") {option}" if option else ""))
+    told = html.escape(f"{hits}/{len(rows)} ({answers})")
+    mark = f"<span style='color:{_COLOURS[hits * 2 > len(rows)]}'>{told}</span>"
+    return f"<li>{html.escape(first['question'])} <b>{gold}</b>: {mark}</li>"

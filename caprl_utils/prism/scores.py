@@ -253,15 +253,3 @@ def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     frame["tokens per caption"] = [found["caption_tokens"] for found in values.values()]
     frame["unparsed answers"] = [sum(record["unparsed"].values()) for record in records.values()]
     return frame
-
-
-def best_of_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per run and benchmark: the mean over captions beside the best of n."""
-    import pandas as pd
-
-    rows = {
-        (name, key): {"mean": part["mean"], **{f"best of {k}": v for k, v in part["best_of"].items()}}
-        for name, record in records.items()
-        for key, part in record["values"]["benchmarks"].items()
-    }
-    return 100 * pd.DataFrame(rows, dtype=float).T

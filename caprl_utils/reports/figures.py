@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
+from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import texts
+from caprl_utils.reports.readers import TITLES, Point
 from caprl_utils.reports.results import Curve, Results, title_of
+from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,25 +115,33 @@ def counted(results: Results) -> str:
     return f"profile {results.profile.name}, {over}"
 
 
-def plot_curves(curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "") -> list[Path]:
-    """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts."""
+def plot_curves(
+    curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "",
+    false: Sequence[Sequence[float]] = (),
+) -> list[Path]:  # fmt: skip
+    """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts. false:
+    of each curve, false statements a caption at every step, if known.
+    """
+    shown = {"Reward": [curve.rewards for curve in curves], "Tokens a caption": [curve.lengths for curve in curves]}
+    shown |= {"False a caption": false} if false else {}
     with styled():
-        figure, (left, right) = new_grid(2, 2, 2.9)
-        for curve, look in zip(curves, looks([curve.label for curve in curves]), strict=True):
-            for axes, values in ((left, curve.rewards), (right, curve.lengths)):
+        figure, panels = new_grid(len(shown), len(shown), 2.9)
+        for axes, (title, series) in zip(panels, shown.items(), strict=True):
+            for curve, values, look in zip(curves, series, looks([curve.label for curve in curves]), strict=True):
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
-        step = f"training step (heavy: centred mean of {SMOOTH_STEPS})"
-        left.set(title="Reward", xlabel=step, ylim=(0, 1.03))  # a full reward stays inside the frame
-        right.set(title="Caption length (tokens)", xlabel=step)
+            axes.set(title=title, xlabel="training step")
+        left, right = panels[:2]
+        left.set(ylim=(0, 1.03))  # a full reward stays inside the frame
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
             place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
             right.annotate(f"cut at {limit}", (0.01, limit), **place)
-        right.set_ylim(bottom=0)
+        for axes in panels[1:]:
+            axes.set_ylim(bottom=0)
         if len(curves) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return save(figure, stem, note)
+        return save(figure, stem, f"{note}; heavy: centred mean of {SMOOTH_STEPS} steps".removeprefix("; "))
 
 
 def plot_dots(series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "") -> list[Path]:
@@ -196,6 +207,28 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         axes.minorticks_off()
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save(figure, stem, counted(results))
+
+
+def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, stem: Path) -> list[Path]:
+    """Table 3: accuracy of each reader from true captions, by their length and by what was invented beside the truth.
+
+    found: role -> probe -> what came out (`readers.points`).
+    """
+    filled = [TRUE, *map(repeated, lengths(profile))]
+    mixed = {0: TRUE, **{count: with_invented(count) for count in INVENTED}}
+    with styled():
+        figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
+        for (role, probes), look in zip(found.items(), looks([*found]), strict=True):
+            of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
+            for axes, row in ((left, of_length), (right, [(n, probes[name].whole) for n, name in mixed.items()])):
+                places, parts = zip(*row, strict=True)
+                line = {"marker": look.marker, "label": TITLES[role], **look.of_line()}
+                axes.plot(places, [100 * part.value for part in parts], **line)
+                axes.vlines(places, *_bounds(parts), color=look.colour, linewidth=1)
+        left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
+        right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        return save(figure, stem, f"profile {profile.name}; average over the benchmarks")
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:

@@ -83,7 +83,7 @@ class Item:
     told: str = ""
     told_pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     paper: str | None = None  # CSV of reports/paper
-    figures: Sequence[Literal["dots", "curves", "growth", "sets"]] = ()
+    figures: Sequence[Literal["dots", "curves", "growth", "sets", "readers"]] = ()
     notes: Sequence[str] = ()
 
     @property

@@ -23,26 +23,38 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
-from caprl_utils.reports import cards, claims, numbers, tables
+from caprl_utils.prism import outside
+from caprl_utils.reports import cards, claims, examples, numbers, tables
 from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
+OUTSIDE = "extra_outside"  # the item that needs a reader which none of ours trained
 PUBLISHED = "mini"  # the profile whose items README's map lists
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
 
 
-def train(profile: Profile, names: Sequence[str]) -> None:
-    """Make the trainings of notebook 03 behind items (without names: all). Raises UserError where there are none."""
+def train(profile: Profile, names: Sequence[str]) -> list[str]:
+    """Make the trainings of notebook 03 behind items (without names: all), and let a reader from outside read; returns
+    the items, without its own where there is no such reader. Raises UserError where there is no training.
+    """
     experiments = [name for item in chosen(profile, names) for name in item.experiments]
     if names and not experiments:
         what = f"no training of notebook 03 stands behind {', '.join(names)}"
         raise UserError(f"{what}; make it: make {names[0]}")
     prepare_process(profile)
     run_all(profile.name, experiments)
+    if OUTSIDE not in names:
+        return list(names)
+    rows = (row for item in chosen(profile, [OUTSIDE]) for row in item.rows)
+    runs = [Path(run).name.removesuffix(f"-by-{outside.ROLE}") for row in rows for run in row.runs]
+    if outside.read_outside(profile, runs):
+        return list(names)
+    print(outside.HOW_TO_GET)
+    return [name for name in names if name != OUTSIDE]
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
@@ -50,6 +62,8 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
     names = [*tables.write_all(profile, names), "claims"]
     write_claims(profile)
     written = [paths.reports_of(profile.name) / f"{name}.md" for name in names]
+    if "table3" in names and (page := examples.write(profile)):
+        written.append(page)
     return [*written, write_html(profile), *cards.write_all(profile)]
 
 
@@ -80,7 +94,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
 def write_html(profile: Profile) -> Path:
     """Write report.html into the report folder; returns it. Raises UserError without any, or a figure."""
     folder, known = paths.reports_of(profile.name), items(profile)
-    files = {name: folder / f"{name}.md" for name in ("claims", *known)}
+    files = {name: folder / f"{name}.md" for name in ("claims", examples.NAME, *known)}
     if not any(file.is_file() for file in files.values()):
         raise UserError(f"no report in {paths.shown(folder)}; run `make reproduce PROFILE={profile.name}`")
     missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
@@ -105,7 +119,7 @@ def html_of(file: Path) -> str:
 def _chapter(file: Path) -> tuple[str, Markup]:
     """(title, HTML without it) of a Markdown report, its figures inside."""
     note_access(file)
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     tokens, title = parser.parse(file.read_text(encoding="utf-8")), ""
     if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
         title, tokens = tokens[1].content, tokens[3:]
@@ -143,7 +157,8 @@ def data_uri(file: Path) -> str:
     """A figure as an address that holds it. Raises UserError when it is missing."""
     if not file.is_file():
         raise UserError(f"the figure {paths.shown(file)} is missing; make its report again")
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    kind = {".svg": "svg+xml", ".png": "png"}[file.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _commits(*reports: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access
+from caprl_utils.prism import probes
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, macro_average
@@ -111,6 +112,16 @@ class Results:
     def pairs(self) -> list[tuple[str, str]]:
         """Those of the item's comparisons whose rows were measured."""
         return [pair for pair in self.item.pairs if self.measured.keys() >= {*pair}]
+
+    @cached_property
+    def readers(self) -> dict[str, Measured]:
+        """Role -> what that reader made of the probes of Table 3's page (`prism.probes`), where that was tried."""
+        home = paths.RUNS / self.profile.name
+        runs = {role: f"{probes.STAGE}/{role}" for role in probes.ROLES if self.item.kind == "prism"}
+        return {
+            role: Measured(Row(role, (run,)), _records(home, [run]), (read_samples(home / run),), {}, {}, ())
+            for role, run in runs.items() if _there(self.profile, [run])
+        }  # fmt: skip
 
     def interval(self, label: str, benchmark: str) -> Interval:
         """Mean and 95 % interval of a row."""

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
+from caprl_utils.files import note_access
+from caprl_utils.image_sources import open_images
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
-from caprl_utils.prism.told import MEASURES, Measure, by_image
+from caprl_utils.prism.told import MEASURES, Measure, by_image, counts, false
+from caprl_utils.registry import drawn_source
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import budget_label, texts
-from caprl_utils.reports.numbers import Cell, Table
-from caprl_utils.reports.results import Results, shared
+from caprl_utils.reports.numbers import Cell, Table, from_record_path
+from caprl_utils.reports.results import Curve, Results, shared
+from caprl_utils.schema import Profile
 
 
 def said_table(results: Results) -> Table:
@@ -92,3 +99,20 @@ def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
     text = numbers.gap(found.value, found.low, found.high) if theirs else text
     sources = tuple(source for side in sides for source in results.measured[side].sources(AVERAGE))
     return Cell(text, found.value, (found.low, found.high), sources)
+
+
+def false_over_steps(profile: Profile, curves: Sequence[Curve]) -> list[list[float]]:
+    """False statements a caption at every step of each training, by the captions that are kept of it (the group of one
+    image); empty where none are kept or the facts of the images are not known.
+    """
+    files = [from_record_path(curve.file).with_name("samples.jsonl") for curve in curves]
+    if not drawn_source(profile.images.source) or not all(file.is_file() for file in files):
+        return []
+    metas, found = {image.id: image.meta for image in open_images(profile)}, []
+    for curve, file in zip(curves, files, strict=True):
+        note_access(file)
+        by_step: dict[int, list[int]] = {}
+        for row in map(json.loads, file.read_bytes().splitlines()):
+            by_step.setdefault(row["step"], []).append(false(counts(row["caption"], metas[row["image_id"]])))
+        found.append([sum(by_step[step]) / len(by_step[step]) for step in curve.steps])
+    return found

@@ -25,8 +25,9 @@ from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
+from caprl_utils.reports.readers import points, readers_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, said_table
+from caprl_utils.reports.said import budget_table, false_over_steps, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -74,7 +75,7 @@ def _runs_of(results: Results) -> list[dict[str, Any]]:
     """The runs behind an item: record, key, commit, seeds, hashes."""
     kept = ("key", "commit", "dirty", "seeds", "hashes")
     records: dict[str, Any] = {}
-    for found in results.measured.values():
+    for found in (*results.measured.values(), *results.readers.values()):
         records |= {**found.records, **found.trainings, **found.more}
     return [{"file": file, **{key: records[file].get(key) for key in kept}} for file in sorted(records)]
 
@@ -101,7 +102,8 @@ def _markdown(results: Results, tables: list, findings: list, paper: Table | Non
         numbers=numbers, warning=claims.SMOKE_WARNING, margin=f"{claims.MARGIN:.0%}",
         title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
         kinds={finding.claim.kind for finding in findings}, groups=_groups(results) if by_group else (),
-        captioners=_captioners(profile) if prism else "", training=main_training(profile), **_measuring(results),
+        captioners=_captioners(profile) if prism else "", probed=results.readers, training=main_training(profile),
+        **_measuring(results),
         **_trainings(results), **(_words(results, facts) if prism else {}),
     )  # fmt: skip
 
@@ -208,7 +210,9 @@ def draw(results: Results, stem: Path) -> None:
         if kind == "curves":
             step, name = main_training(results.profile), results.profile.name
             note = f"profile {name}, a step: {step.group_size} captions of each of {step.prompts_per_step} images"
-            figures.plot_curves(curves_of(results), target, step.max_completion_tokens, note)
+            curves = curves_of(results)
+            false = false_over_steps(results.profile, curves)
+            figures.plot_curves(curves, target, step.max_completion_tokens, note, false)
         elif kind == "dots":
             shown = [label for label, found in results.measured.items() if not found.row.bound]
             groups = [*results.scored, AVERAGE]
@@ -217,6 +221,9 @@ def draw(results: Results, stem: Path) -> None:
             figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
         elif kind == "growth":
             figures.plot_growth(results, target)
+        elif kind == "readers" and results.readers:
+            found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
+            figures.plot_readers(found, results.profile, target)
         elif kind == "sets":
             pairs = {label: _pairs(found) for label, found in results.measured.items()}
             figures.plot_sets(results, pairs, target)
@@ -238,7 +245,8 @@ def tables_of(results: Results) -> list[Table]:
         tables.append(said_table(results))
     if results.item.kind == "prism":
         bounds = scores_table(results, bounds=True)
-        return [*tables, budget_table(results), bounds, best_table(results), variance_table(results)]
+        more = best_table(results), variance_table(results)
+        return [*tables, budget_table(results), bounds, readers_table(results), *more]
     if results.item.kind == "pretraining":
         tables.append(captions_table(results))
     if results.item.figures == ["curves"]:

@@ -1,78 +1,18 @@
-"""The gallery: items by disagreement, one file with nothing from outside."""
+"""The gallery: what captioners wrote, one file with nothing from outside."""
 
-import json
 import re
 
 import pandas as pd
-import pytest
 from PIL import Image
 
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import gallery
-from caprl_utils.records import Sample
-
-
-def make_samples(count):
-    def image(n):
-        return lambda: Image.new("RGB", (32, 24), (n % 256, 0, 99))
-
-    return [
-        Sample(f"s{n}", "mini-chart", (image(n),), f"What is value {n}?", "42", meta={"image_id": f"img{n}"})
-        for n in range(count)
-    ]
-
-
-def make_rows(samples, scores):
-    shared = {"benchmark": "mini-chart", "answer": "42"}
-    return [
-        shared | {"sample_id": s.id, "image_id": f"mini-chart/img{n}", "caption_index": index, "score": scores[n],
-                  "caption": f"The value is 42. </script><b> {index}"}
-        for n, s in enumerate(samples) for index in range(2)
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def items():
-    samples = make_samples(3)
-    rows = {"base": make_rows(samples, [0.0, 1.0, 0.0]), "CapRL": make_rows(samples, [1.0, 1.0, 0.0])}
-    return gallery.collect(samples, rows)
-
-
-def test_most_disagreement_comes_first(items):
-    assert [item["id"] for item in items] == ["mini-chart/img0", "mini-chart/img1", "mini-chart/img2"]
-    assert items[0]["disagreement"] == 1.0 and items[0]["score"] == {"base": 0.0, "CapRL": 1.0}
-    assert len(items[0]["captions"]["base"]) == 2
-    assert items[0]["questions"][0]["scores"] == {"base": [0.0, 0.0], "CapRL": [1.0, 1.0]}
-
-
-def test_the_page_stands_alone_and_is_the_same_each_time(items, tmp_path):
-    first = gallery.write(items, tmp_path / "a.html", "Captions <1>").read_bytes()
-    assert first == gallery.write(items, tmp_path / "b.html", "Captions <1>").read_bytes()
-    page = first.decode()
-    assert "<title>Captions &lt;1&gt;</title>" in page
-    assert not re.findall(r"(?:https?:)?//\w", re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page))
-    block = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1]
-    data = json.loads(block)
-    assert data["labels"] == ["base", "CapRL"] and len(data["items"]) == 3
-    assert data["items"][0]["captions"]["base"][0].startswith("The value is 42. </script><b>")
 
 
 def test_large_images_become_small(tmp_path):
     uri = gallery.data_uri(Image.new("RGB", (3000, 1500), "red"))
     assert uri.startswith("data:image/webp;base64,") and len(uri) < 5000
-
-
-def test_cards_escape_what_models_wrote(items):
-    text = gallery.cards(items[:1])
-    assert "<b>base</b>" in text and "&lt;/script&gt;" in text and "0/2" in text and "2/2" in text
-
-
-def test_a_run_on_other_samples_is_refused(items):
-    rows = make_rows(make_samples(3), [1.0, 1.0, 1.0])
-    with pytest.raises(UserError, match="sample s2 of mini-chart is not in the gallery"):
-        gallery.collect(make_samples(2), {"more": rows})
 
 
 class Knows:
@@ -108,14 +48,17 @@ def test_examples_are_written_once_and_asked_about(tmp_path):
     gallery.write_examples(profile, tmp_path, 4)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in files} == times
     one = {files[0]: questions[files[0]]}
-    items = gallery.folder_items(profile, captions_of(files), tmp_path, "mine", one, Knows(one[files[0]]))
-    assert [item["id"] for item in items] == files
-    assert items[0]["score"] == {"mine": 1.0} and items[1]["score"] == {}
-    assert [item["captions"]["mine"] for item in items] == [["all is told"], *[["little"]] * 3]
+    cards = gallery.cards_of(profile, captions_of(files), tmp_path, one, Knows(one[files[0]]))
+    assert len(cards) == 4 and "all is told" in cards[0] and "little" in cards[1] and "<li>" not in cards[1]
+    assert cards[0].count("<li>") == len(one[files[0]]) and "1/1 (" in cards[0]
 
 
-def test_images_without_questions_have_captions_only(tmp_path):
+def test_the_page_stands_alone_and_is_the_same_each_time(tmp_path):
     Image.new("RGB", (30, 20), "red").save(tmp_path / "a.png")
-    items = gallery.folder_items(load_profile("smoke"), captions_of(["a.png"]), tmp_path, "mine", {}, None)
-    page = gallery.write(items, tmp_path / "page.html", "mine").read_text()
-    assert '"labels": ["mine"]' in page and "all is told" in page and "all is told" in gallery.cards(items)
+    captions = captions_of(["a.png"]).assign(caption="all </script><b> is told")
+    cards = gallery.cards_of(load_profile("smoke"), captions, tmp_path, {}, None)
+    first = gallery.write(cards, tmp_path / "a.html", "Captions <1>").read_bytes()
+    assert first == gallery.write(cards, tmp_path / "b.html", "Captions <1>").read_bytes()
+    page = first.decode()
+    assert "<title>Captions &lt;1&gt;</title>" in page and page.count("<img") == 1 and "all &lt;/script" in page
+    assert not re.findall(r"(?:https?:)?//\w", re.sub(r"data:image/\w+;base64,[\w+/=]+", "", page))

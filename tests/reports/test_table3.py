@@ -7,9 +7,12 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
+from caprl_utils.prism import probes
+from caprl_utils.prism.scores import write_samples
 from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.runs import load_result
+from caprl_utils.reports.readers import readers_table
+from caprl_utils.runs import Run, load_result
 
 PAIR = "CapRL-3B − 3B (base)"
 
@@ -166,3 +169,28 @@ def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(fin
         tables.write(profile, "table3")
         text = (paths.reports_of("mini") / "table3.md").read_text()
         assert ("All captioners have 2.1 million parameters" in text) == said
+
+
+def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_of, cell):
+    names = probes.names(finished)
+    rows = [
+        {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
+         "caption": name, "num_tokens": 10 + index, "finish_reason": "stop", "question": "", "gold": "7",
+         "options": ["7", "8"] if benchmark == "mini-scene" else [], "answer": "7", "letter_mass": None, "parsed": "7",
+         "score": float(n % 10 < index), "reason": None}
+        for benchmark in ("mini-chart", "mini-scene") for n in range(20) for index, name in enumerate(names)
+        if benchmark == "mini-scene" or name != probes.OPTIONS
+    ]  # fmt: skip
+    with Run.open(finished, "readers", "prism_reader", {"r": 1}, ["caprl_utils.errors"]) as run:
+        write_samples(run.folder / "samples.parquet", rows, "probes")
+        run.finish(values={}, n=20, unit="sample")
+    content = tables.write(finished, "table3")
+    table = readers_table(results_of(finished))
+    assert [label for label, _ in table.rows] == names and len(table.columns) == 3
+    found = cell(table, "complete true facts", "Reader of the evaluation")
+    assert found.value == pytest.approx(0.2) and found.interval[0] < 0.2 < found.interval[1]
+    assert cell(table, probes.OPTIONS, "Reader of the evaluation").text == "–"
+    assert cell(table, probes.OPTIONS, "Reader of the evaluation, questions with options").value == pytest.approx(0.9)
+    assert cell(table, "nothing", "Tokens").text == "10.0"
+    assert (paths.reports_of("mini") / "table3_readers.svg").is_file()
+    assert "runs/mini/readers/prism_reader/result.json" in {run["file"] for run in content["runs"]}

@@ -1,0 +1,83 @@
+"""The page of examples: pictures and what the captioners of Table 3 wrote about them, every statement checked.
+
+For rendered pictures, whose facts are known. The first pictures of each benchmark in turn, the first caption of each:
+none is chosen for what it says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from caprl_utils import paths
+from caprl_utils.files import write_atomic
+from caprl_utils.prism.gallery import save_png
+from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.scores import read_samples
+from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.told import counts, false, kind_of
+from caprl_utils.records import Sample
+from caprl_utils.registry import world_of
+from caprl_utils.reports import numbers
+from caprl_utils.reports.items import items
+from caprl_utils.reports.numbers import Cell, Table
+from caprl_utils.schema import Profile
+
+NAME = "examples"
+NUM_PICTURES = 12
+CAPTIONERS = ("3B (base)", "CapRL-3B", "72B")  # rows of Table 3
+
+
+def write(profile: Profile) -> Path | None:
+    """Write examples.md and its pictures from the kept captions; None where runs are missing or facts not known."""
+    runs = {row.label: paths.RUNS / profile.name / row.runs[0] for row in items(profile)["table3"].rows}
+    captions = {label: _first_captions(runs[label]) for label in CAPTIONERS if (runs[label] / "result.json").is_file()}
+    if not captions or not all(captions.values()):
+        return None
+    folder, rows = paths.reports_of(profile.name), []
+    for sample in _in_turn(load_samples(profile), set.intersection(*map(set, captions.values()))):
+        image_id = image_ids(sample)[0]
+        file = f"{NAME}/{re.sub(r'[^A-Za-z0-9-]+', '-', image_id)}.png"
+        save_png(sample.images[0](), folder / file)
+        told = [Cell(marked(found[image_id], sample.meta)) for found in captions.values()]
+        rows.append((f"![{sample.meta['true_caption']}]({file})", told))
+    table = Table(NAME, "First captions", "Picture", list(captions), rows, words=True)
+    page = numbers.fill("examples.md", profile=profile, table=table, number=len(rows))
+    write_atomic(folder / f"{NAME}.md", page)
+    return folder / f"{NAME}.md"
+
+
+def _first_captions(run: Path) -> dict[str, str]:
+    """Image id -> first caption, of images with known facts."""
+    rows = read_samples(run)
+    return {row["image_id"]: row["caption"] for row in rows if row["caption_index"] == 0 and row["facts"] is not None}
+
+
+def _in_turn(samples: Sequence[Sample], captioned: set[str]) -> Iterator[Sample]:
+    """A sample of each of the first captioned images, the benchmarks in turn."""
+    by_benchmark: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        if (image_id := image_ids(sample)[0]) in captioned:
+            by_benchmark.setdefault(sample.benchmark, {}).setdefault(image_id, sample)
+    turns = (one for row in zip_longest(*(found.values() for found in by_benchmark.values())) for one in row if one)
+    return (sample for sample, _ in zip(turns, range(NUM_PICTURES), strict=False))
+
+
+def marked(caption: str, meta: Mapping[str, Any]) -> str:
+    """A caption in Markdown behind a summary: false statements bold, those made before struck through."""
+    world, seen, parts = world_of(meta), set(), []
+    for sentence in re.split(r"(?<=[.!?]) ", caption):
+        statement = next(iter(world.statements(sentence)), ())  # neither introduction nor a cut sentence is one
+        text = re.sub(r"([\\`*_~\[\]<>])", r"\\\1", sentence)
+        if statement == ():
+            parts.append(text)
+        elif statement in seen:
+            parts.append(f"~~{text}~~")
+        else:
+            parts.append(text if kind_of(statement, meta) == "true" else f"**{text}**")
+        seen |= {statement} - {(), None}
+    found = counts(caption, meta)
+    return f"*{found['told']} of {found['facts']} facts, {false(found)} false.* {' '.join(parts)}"

@@ -1,0 +1,66 @@
+"""Captions of known truth for readers: what each says, and a reader that finds what is told."""
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.models.base import Completion
+from caprl_utils.prism import probes
+from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.scores import read_samples
+from caprl_utils.prism.told import counts
+
+
+class Literal:
+    """Answers with what the caption says of the question's key, if it says one thing."""
+
+    name = model_hash = "literal"
+
+    def _told(self, request):
+        caption, _, question = request.prompt.partition("\nQuestion: What is the ")
+        key = question.partition("?")[0]
+        return {part.partition(" is ")[2].rstrip(".") for part in caption.split(". ") if f"The {key} is " in part}
+
+    def generate(self, requests, sampling):
+        texts = [told.pop() if len(told := self._told(r)) == 1 else "unknown" for r in requests]
+        return [Completion(r.id, 0, f" {text}", 2, "stop") for r, text in zip(requests, texts, strict=True)]
+
+    def choice_logprobs(self, requests, choices):
+        rows = []
+        for request in requests:
+            told = self._told(request)
+            options = [line[3:] for line in request.prompt.splitlines() if line[1:3] == ") "]
+            rows.append([-0.1 if told == {option} else -3.0 for option in options])
+        return rows
+
+
+def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
+    profile = load_profile("smoke")
+    samples = load_samples(profile)
+    monkeypatch.setattr(probes, "open_backend", lambda *unused: Literal())
+    record = probes.probe(profile, "prism_reader", samples)
+    assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 10
+    scores = {}
+    for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
+        scores.setdefault(probes.names(profile)[row["caption_index"]], []).append(100 * row["score"])
+    means = {name: sum(found) / len(found) for name, found in scores.items()}
+    full = {name for name in means if name.startswith(("true", "complete"))}
+    assert {means[name] for name in full} == {100.0} and len(full) == 7
+    assert means["nothing"] < 50 and means["every option of every question"] == pytest.approx(25)
+    meta = {f"{s.benchmark}/{s.meta['image_id']}": s.meta for s in samples}
+    for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
+        name = probes.names(profile)[row["caption_index"]]
+        found = counts(row["caption"], meta[row["image_id"]])
+        if name in full:
+            assert found["told"] == found["facts"] and found["wrong"] == found["garbled"] == 0, name
+        if name.endswith(" invented"):
+            assert found["not_shown"] == int(name.split()[3]) and found["repeats"] == 0
+        if name.startswith("true facts repeated"):
+            assert row["num_tokens"] <= int(name.split()[4]) and found["not_shown"] == 0
+        if name == "nothing":
+            assert row["caption"] == "" and row["num_tokens"] == 0
+    assert probes.lengths(profile) == [32, 48, 64]
+
+
+def test_without_known_facts_there_is_nothing_to_probe():
+    assert probes.probe(load_profile("smoke"), "prism_reader", []) is None

@@ -1,0 +1,100 @@
+"""What captions say, in reports: the table, the statements, the curve over a training, the page of examples."""
+
+import json
+
+import pytest
+
+from caprl_utils import paths
+from caprl_utils.config import load_profile
+from caprl_utils.image_sources import open_images
+from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.scores import summarise, write_samples
+from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.told import counts
+from caprl_utils.reports import examples, page, tables
+from caprl_utils.reports.results import Curve
+from caprl_utils.reports.said import false_over_steps, said_table
+from caprl_utils.runs import Run
+
+META = {"world": "mini-world", "facts": {"topic": "sales", "chart colour": "red"}, "known": {}}
+BASE = "This is a chart. The topic is sales."
+OURS = "This is a chart. The topic is sales. The topic is sales. The chart colour is blue."
+
+
+def run_of(profile, name, texts):
+    """A Prism run with these captions (image id -> caption, meta) of each image; every second question is right."""
+    rows = [
+        {"benchmark": image.partition("/")[0], "sample_id": f"s{n}", "image_id": image, "caption_index": 0,
+         "caption": caption, "num_tokens": len(caption.split()), "finish_reason": "stop", "question": "", "options": [],
+         "gold": "7", "answer": "7", "letter_mass": None, "parsed": "7", "score": float(n % 2), "reason": None,
+         "group": None, "model": name, **counts(caption, meta)}
+        for n, (image, (caption, meta)) in enumerate(texts.items())
+    ]  # fmt: skip
+    with Run.open(profile, "prism", name, {"r": 1}, ["caprl_utils.errors"]) as run:
+        write_samples(run.folder / "samples.parquet", rows, name)
+        reader = {"name": "r", "mode": "choice"}
+        run.finish(**summarise(rows, 500, 0), unit="sample", captions_per_image=1, reader=reader)
+
+
+@pytest.fixture
+def told(finished):
+    """Base and CapRL with captions of known facts: CapRL tells as much, and more that is false or said before."""
+    images = [f"mini-chart/i{n}" for n in range(8)]
+    for name, text in (("base-3b", BASE), ("caprl-seed0", OURS)):
+        run_of(finished, name, {image: (text, META) for image in images})
+    for name in ("base-72b", "floor-empty"):
+        run_of(finished, name, {image: (text, META) for image in images})
+    return finished
+
+
+def test_the_table_and_the_statements(told, results_of, cell):
+    results = results_of(told)
+    table = said_table(results)
+    assert [label for label, _ in table.rows][:3] == ["3B (base)", "72B", "CapRL-3B"]
+    assert cell(table, "CapRL-3B", "Facts told (%)").text == "50.0"
+    assert cell(table, "CapRL-3B", "False (%)").value == pytest.approx(1 / 3)
+    assert cell(table, "CapRL-3B", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
+    gap = cell(table, "CapRL-3B − 3B (base)", "False a caption")
+    assert gap.text == "+1.00 [1.00, 1.00]" and gap.sources[0].key == "wrong" and len(gap.sources) == 2
+    found = {one["kind"]: one for one in tables.write(told, "table3")["facts"]["claims"]}
+    assert found["false share"]["value"] == pytest.approx(-1 / 3) and found["false count"]["value"] == -1.0
+    assert found["false count"]["verdict"] == "not supported"
+    assert "-1.00 statements a caption" in (paths.reports_of("mini") / "table3.md").read_text()
+
+
+def test_false_statements_over_a_training_are_of_the_kept_captions(finished):
+    image = next(open_images(finished))
+    key = next(iter(image.meta["facts"]))
+    folder = paths.RUNS / "mini" / "rl" / "caprl-seed0"
+    rows = [{"step": step, "image_id": image.id, "caption": f"The {key} is {'this' if step > 1 else ''}."}
+            for step in (1, 1, 2, 2)]  # fmt: skip
+    rows[2]["caption"] = f"The {key} is {image.meta['facts'][key]}."
+    curve = Curve("CapRL", [1, 2], [0.1, 0.2], [5.0, 6.0], "runs/mini/rl/caprl-seed0/curve.jsonl")
+    assert false_over_steps(finished, [curve]) == []  # none kept
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert false_over_steps(finished, [curve]) == [[1.0, 0.5]]
+
+
+def test_the_page_of_examples_marks_every_statement(finished, no_figures):
+    profile = load_profile("mini", {"prism.num_samples": 6})
+    samples = {image_ids(sample)[0]: sample for sample in load_samples(profile)}
+    texts = {
+        name: (f"{s.meta['true_caption']} The sugar is <b>. The sugar is <b>.", s.meta) for name, s in samples.items()
+    }
+    assert examples.write(profile) is None  # these captions are of other pictures
+    for name in ("base-3b", "caprl-seed0", "base-72b"):
+        run_of(profile, name, texts)
+    file = examples.write(profile)
+    text = file.read_text()
+    assert text.count("| ![") == 12 and len(list((file.parent / "examples").glob("*.png"))) == 12
+    assert "facts, 2 false.* This is a" in text and "**The sugar is \\<b\\>.**" in text
+    said = examples.marked("The topic is sales. The topic is sales. The topic is prices. The topic", META)
+    assert (
+        said
+        == "*1 of 2 facts, 1 false.* The topic is sales. ~~The topic is sales.~~ **The topic is prices.** The topic"
+    )
+    html = page.html_of(file)
+    assert "data:image/png;base64" in html and "<s>" in html and "<strong>" in html
+    before = {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
+    examples.write(profile)
+    assert before == {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
