@@ -135,7 +135,7 @@ trace: environment ## a printed number back to its run: make trace ITEM="table3 
 
 ##@ Use
 serve: environment ## serve MODEL (zoo:NAME, a folder, a hub id) with vLLM at PORT until Ctrl-C (ARGS: more options)
-	@test -n "$(MODEL)" || { echo "error: name a model, for example: make serve MODEL=zoo:vlm-3b" >&2; exit 1; }
+	@test -n "$(MODEL)" || { echo "error: name a model, for example: make serve MODEL=zoo:base" >&2; exit 1; }
 	@$(PY) -m caprl_utils serve "$(MODEL)" $(if $(PORT),--port $(PORT)) $(ARGS)
 
 ##@ Look and check

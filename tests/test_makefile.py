@@ -78,7 +78,7 @@ def test_a_table_that_is_gone_makes_its_notebook_run_again(tmp_path):
 
 
 def test_serve_says_what_it_needs():
-    assert "make serve MODEL=zoo:vlm-3b" in make("serve").stderr
+    assert "make serve MODEL=zoo:base" in make("serve").stderr
     done = make("serve", "MODEL=zoo:nothing")
     assert done.returncode != 0 and "no model 'zoo:nothing'" in done.stderr and "Traceback" not in done.stderr
 

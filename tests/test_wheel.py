@@ -61,10 +61,10 @@ def test_a_folder_is_captioned_and_a_captioner_scored_from_any_folder(caprl):
     for number in range(4):
         _, image, _, _ = drawn_source("mini-world").image_at("rl", number, None, 0)
         image.save(images / f"{number}.png")
-    caprl("caption", str(images), "--model", "zoo:vlm-72b", "--out", "captions.parquet", "--max-tokens", "64")
+    caprl("caption", str(images), "--model", "zoo:strong", "--out", "captions.parquet", "--max-tokens", "64")
     captions = pd.read_parquet(caprl.folder / "captions.parquet")
     assert len(captions) == 4 and captions["caption"].str.len().min() > 0
 
-    told = caprl("score", "zoo:vlm-72b", "--benchmark", "mini-chart", "--profile", "smoke")
+    told = caprl("score", "zoo:strong", "--benchmark", "mini-chart", "--profile", "smoke")
     assert "mini-chart" in told
     assert Path(caprl.folder / "runs").is_dir()

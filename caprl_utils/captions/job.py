@@ -1,6 +1,6 @@
 """Caption a whole source into parquet, in this process or, with workers, under Ray (`scale`).
 
-    result = caption_source("images/", "captions.parquet", "zoo:vlm-3b", Sampling(max_tokens=256))
+    result = caption_source("images/", "captions.parquet", "zoo:base", Sampling(max_tokens=256))
 
 Beside NAME.parquet stands NAME.parquet.work with the job's record and the rows so far; with workers the shards.
 """
@@ -91,7 +91,7 @@ def token_limit(model: ModelConfig) -> int:
             except Exception as error:  # no network, no such model, no permission, no id
                 raise UserError(
                     f"the model {path} is not on this machine and cannot be fetched ({type(error).__name__}). Name a "
-                    "folder, a server (--base-url), or for a trial --model zoo:vlm-3b, which is here."
+                    "folder, a server (--base-url), or for a trial --model zoo:base, which is here."
                 ) from None
         text = AutoConfig.from_pretrained(path, revision=model.revision).get_text_config()
         context = getattr(text, "max_position_embeddings", None)

@@ -9,7 +9,7 @@ from caprl_utils.mini import source, world
 from caprl_utils.registry import MODELS, SOURCES, DrawnSource
 
 _DRAWN_BY = tuple(f"{__name__}.{name}" for name in ("source", "world", "render", "vocabulary"))
-_MADE_FROM_THE_ZOO = ("language-72b", "language-7b", "language-internlm")
+_MADE_FROM_THE_ZOO = ("language-base", "language-mid", "language-internlm")
 
 
 def _made(name: str):

@@ -40,7 +40,7 @@ Chat = tuple[str, int]  # prompt, output tokens
 
 def rows() -> list[dict[str, Any]]:
     """Output tokens per second of the three on one server. Raises UserError when the server does not start."""
-    model = load_profile("mini").models.policy.model_copy(update={"path": "zoo:vlm-3b"})
+    model = load_profile("mini").models.policy.model_copy(update={"path": "zoo:base"})
     with serve(model, options=Options(max_model_len=512)) as server:
         return compare(server.config, COUNT, harness.ROUNDS)
 

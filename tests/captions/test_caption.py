@@ -317,14 +317,14 @@ def test_who_runs_a_model(monkeypatch):
     url = ModelConfig(path="m", backend="endpoint", base_urls=["http://x/v1"])
     monkeypatch.setattr("caprl_utils.models.server.serve", serve)
     for model, engine, names, wanted in [
-        (url, None, ["H100"], "EndpointBackend"), ("zoo:vlm-3b", None, [], "LocalBackend"),
-        ("zoo:vlm-3b", "transformers", ["H100"], "LocalBackend"), ("zoo:vlm-3b", "vllm", [], "EndpointBackend"),
-        ("zoo:vlm-3b", None, ["H100"], "EndpointBackend"),
+        (url, None, ["H100"], "EndpointBackend"), ("zoo:base", None, [], "LocalBackend"),
+        ("zoo:base", "transformers", ["H100"], "LocalBackend"), ("zoo:base", "vllm", [], "EndpointBackend"),
+        ("zoo:base", None, ["H100"], "EndpointBackend"),
     ]:  # fmt: skip
         monkeypatch.setattr(captioning, "visible_gpus", lambda names=names: names)
         with ExitStack() as stack:
             assert type(Model(model, engine, 2).open(stack)).__name__ == wanted
-    assert served == [("zoo:vlm-3b", 2), "ended"] * 2
+    assert served == [("zoo:base", 2), "ended"] * 2
 
 
 # loops

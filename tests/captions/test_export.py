@@ -266,7 +266,7 @@ def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had
         config.write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": context}))
         assert job.token_limit(ModelConfig(path=str(config.parent))) == limit
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
-    assert "or for a trial --model zoo:vlm-3b" in told("caption", images, "--model", "no/such-model")[2]
+    assert "or for a trial --model zoo:base" in told("caption", images, "--model", "no/such-model")[2]
 
 
 def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):

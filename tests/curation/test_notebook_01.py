@@ -22,7 +22,7 @@ def test_the_notebook_runs_to_its_checks(name, real_profile, runs_folder, tmp_pa
         image.save(folder / f"{image_id}.png")
     file = real_profile(
         name,
-        models={"question_writer": {"path": "zoo:vlm-72b"}, "question_filter": {"path": "zoo:vlm-3b"}},
+        models={"question_writer": {"path": "zoo:strong"}, "question_filter": {"path": "zoo:base"}},
         prompts="short",  # the words that zoo models know
         images={"source": str(folder), "num_images": IMAGES},
         curation={"max_tokens": 160},

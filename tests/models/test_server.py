@@ -59,10 +59,10 @@ def test_the_command_line_on_gpus(model, monkeypatch):
 def test_options_of_vllms_own_are_passed_on(monkeypatch):
     seen = []
     monkeypatch.setattr(server, "serve_until_stopped", lambda *given: seen.append(given))
-    line = "serve zoo:vlm-3b --host 0.0.0.0 --port 8001 --max-pixels 4096 -- --enable-sleep-mode --max-num-seqs 8"
+    line = "serve zoo:base --host 0.0.0.0 --port 8001 --max-pixels 4096 -- --enable-sleep-mode --max-num-seqs 8"
     app(line.split(), standalone_mode=False)
     ((config, port, options),) = seen
-    assert (config.path, port, options.host) == ("zoo:vlm-3b", 8001, "0.0.0.0")
+    assert (config.path, port, options.host) == ("zoo:base", 8001, "0.0.0.0")
     assert options.more == ("--mm-processor-kwargs", '{"max_pixels": 4096}', "--enable-sleep-mode",
                             "--max-num-seqs", "8")  # fmt: skip
 

@@ -185,7 +185,7 @@ def test_rows_of_a_user_are_told_apart_by_their_place_and_bad_ones_set_aside(cap
 def test_without_the_trained_captioner_its_notebook_is_named(profile):
     with pytest.raises(UserError, match="make 03_caprl_rl_training PROFILE=smoke"):
         prepare._captioner(profile, sets.CAPRL)
-    assert prepare._captioner(profile, "densefusion").path == "zoo:vlm-7b"
+    assert prepare._captioner(profile, "densefusion").path == "zoo:mid"
 
 
 def test_trainings_wait_for_their_start_and_run_side_by_side(profile):

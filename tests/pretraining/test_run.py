@@ -176,7 +176,7 @@ def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_fold
     for name in names:
         final = stage.folder_of(profile, name) / "final"
         final.parent.mkdir(parents=True)
-        final.symlink_to(paths.ZOO / "vlm-3b")
+        final.symlink_to(paths.ZOO / "base")
     seen = []
     told = lambda self, count=1, note=None: seen.append((self.label, note))  # noqa: E731
     monkeypatch.setattr(pretrain.Progress, "update", told)

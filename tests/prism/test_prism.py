@@ -465,12 +465,12 @@ def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
 @pytest.mark.integration
 def test_score_command_loads_models_and_benchmarks(monkeypatch):
     monkeypatch.setenv(SET_ENV, "")  # the command sets it for the processes that it starts
-    command = ["score", "zoo:vlm-3b", "--benchmark", "mini-scene", "--num-samples", "4", "--set",
+    command = ["score", "zoo:base", "--benchmark", "mini-scene", "--num-samples", "4", "--set",
                "prism.caption_max_tokens=4", "--set", "prism.captions_per_image=1", "--profile", "smoke"]  # fmt: skip
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0 and first.stdout.splitlines()[1].split()[0] == "mini-scene", first.output
     direct = CliRunner().invoke(app, [*command, "--direct"])
-    assert direct.exit_code == 0 and direct.stdout.splitlines()[-1].endswith("vqa/zoo-vlm-3b")
+    assert direct.exit_code == 0 and direct.stdout.splitlines()[-1].endswith("vqa/zoo-base")
 
 
 def test_what_a_key_covers():

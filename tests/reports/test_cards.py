@@ -48,7 +48,7 @@ def questions(profile):
 @pytest.fixture
 def captions(profile):
     """A set of three captions of two images."""
-    row = {"image_id": "a", "num_tokens": 10, "finish_reason": "stop", "looped": False, "model": "zoo:vlm-3b"}
+    row = {"image_id": "a", "num_tokens": 10, "finish_reason": "stop", "looped": False, "model": "zoo:base"}
     row["model_hash"] = "abc"
     rows = [row, row | {"num_tokens": 20}, row | {"image_id": "b", "num_tokens": 30, "looped": True}]
     file = paths.RUNS / profile.name / "pretraining" / "captions" / "sharegpt4v-by-caprl.parquet"
@@ -76,7 +76,7 @@ def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_and_limits(profil
     assert card.data.base_model is None  # zoo models are not on the hub
     scores = {result.dataset_type: result.metric_value for result in card.data.eval_results}
     assert scores == {"mini-chart": 70.0, "mini-scene": 70.0}
-    for part in ("`zoo:vlm-3b`", "318 images of", "12, 8 captions per image", "0.250 to 0.700", "**Seeds:** 0",
+    for part in ("`zoo:base`", "318 images of", "12, 8 captions per image", "0.250 to 0.700", "**Seeds:** 0",
                  "| Mini Chart | 70.0 [", "## Limits", load_result(captioner)["key"][:16]):  # fmt: skip
         assert part in text, part
     assert str(paths.RUNS) not in text and "None" not in text
@@ -88,9 +88,9 @@ def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, vlm, quest
     told = {
         text: ("Not evaluated.", "configs/vlm_init/mini-qwen-3b.yaml", "sft; trained: projector", "2.000 to 0.500"),
         cards.qa_card(profile, questions): (
-            "318 kept of 320", "902 kept of 1,245", "answered without the image 291", "`zoo:vlm-72b`",
+            "318 kept of 320", "902 kept of 1,245", "answered without the image 291", "`zoo:strong`",
         ),
-        cards.captions_card(profile, captions): ("3 of 2 images", "`zoo:vlm-3b` (abc)", "20.0", "a loop 1, stop 2"),
+        cards.captions_card(profile, captions): ("3 of 2 images", "`zoo:base` (abc)", "20.0", "a loop 1, stop 2"),
     }  # fmt: skip
     for card, parts in told.items():
         assert [part for part in parts if part not in card] == []

@@ -85,7 +85,7 @@ def test_table_1_has_the_values_and_the_verdicts(pretrained):
     assert {claim["verdict"] for claim in content["facts"]["claims"]} == {"supported"}
     text, summary = (paths.reports_of("mini") / "table1.md").read_text(), content["facts"]["summary"]
     assert "40 questions about 40 images in each of the 2 benchmarks" in text
-    assert "bear the names of the paper's" in text and "zoo:vlm-7b" in text and "59.7" in text
+    assert "bear the names of the paper's" in text and "zoo:mid" in text and "59.7" in text
     assert summary.startswith("CapRL-1M against Vanilla: ")
     assert all(setting in summary for setting in pretrained.pretraining.settings)
 

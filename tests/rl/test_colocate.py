@@ -40,7 +40,7 @@ def test_colocated_vllm_reads_the_same_prompt_and_gives_the_same_log_probabiliti
 ):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=6)
-    policy = {"path": "zoo:vlm-3b", "max_pixels": 12_000}  # pictures are larger
+    policy = {"path": "zoo:base", "max_pixels": 12_000}  # pictures are larger
     how = {"rollout": "vllm_colocate", "vllm_memory_share": 0.2}
     trainer = opened({"policy": policy}, {"steps": 2, "max_completion_tokens": 24}, **how)
     read, inner = [], trainer.vllm_generation.llm.generate

@@ -176,7 +176,7 @@ def test_the_loop_trains_and_evaluates_each_once(scripted):
     ]  # fmt: skip
     assert trained == [("short", 0), ("rounds_1", 0)]
     assert evaluated[:2] == [
-        ("base-3b", "base-3b", "zoo:vlm-3b"), ("base-3b-by-reward_reader", "base-3b", "zoo:vlm-3b")
+        ("base-3b", "base-3b", "zoo:base"), ("base-3b-by-reward_reader", "base-3b", "zoo:base")
     ]  # fmt: skip
     assert sorted(evaluated[2:]) == [
         ("rounds_1-seed0", "rounds_1-seed0", "final"), ("short-seed0", "short-seed0", "final"),

@@ -12,7 +12,7 @@ from tests.rl.conftest import write_questions
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 ROLES = {
-    "policy": "vlm-3b", "captioner_7b": "vlm-7b", "question_writer": "vlm-72b", "question_filter": "vlm-3b",
+    "policy": "base", "captioner_7b": "mid", "question_writer": "strong", "question_filter": "base",
     "reward_reader": "reader-reward", "prism_reader": "reader-prism", "vlm_judge": "judge", "reward_judge": "judge",
 }  # fmt: skip
 
