@@ -16,7 +16,7 @@ from torch import nn
 from caprl_utils.mini.tokenizer import SPECIAL, build_tokenizer, shared_tokenizer
 
 WIDTH, LAYERS, HEAD = 128, 5, 32
-VISION_WIDTH, VISION_LAYERS, VISION_HEADS, VISION_MLP = 128, 4, 4, 256
+VISION_WIDTH, VISION_LAYERS, VISION_HEADS, VISION_MLP = 128, 6, 4, 256
 PATCH, MERGE = 14, 2
 SIDE = 196
 IMAGE_PIXELS = SIDE * SIDE  # 49 visual tokens
@@ -43,14 +43,16 @@ def build_language_model(seed: int, width: int = WIDTH, layers: int = LAYERS) ->
     return hf.Qwen2ForCausalLM(hf.Qwen2Config(**text_config(width, layers), rope_parameters=rope))
 
 
-def build_vlm(seed: int, width: int = WIDTH, layers: int = LAYERS) -> hf.Qwen2_5_VLForConditionalGeneration:
+def build_vlm(
+    seed: int, width: int = WIDTH, layers: int = LAYERS, vision_layers: int = VISION_LAYERS
+) -> hf.Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL model with fresh weights: 196 x 196 pixels become 49 visual tokens."""
     torch.manual_seed(seed)
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
     vision = {
-        "depth": VISION_LAYERS, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": VISION_HEADS,
+        "depth": vision_layers, "hidden_size": VISION_WIDTH, "intermediate_size": VISION_MLP, "num_heads": VISION_HEADS,
         "patch_size": PATCH, "spatial_merge_size": MERGE, "temporal_patch_size": 2, "out_hidden_size": width,
-        "window_size": 112, "fullatt_block_indexes": list(range(VISION_LAYERS)),
+        "window_size": 112, "fullatt_block_indexes": list(range(vision_layers)),
     }  # fmt: skip
     return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(
         text_config=text_config(width, layers) | {"rope_parameters": rope}, vision_config=vision,

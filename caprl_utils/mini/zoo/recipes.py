@@ -58,6 +58,7 @@ class Recipe:
     write: float = 0.0
     guess: int = 0  # examples without image per batch
     vision: bool = False
+    vision_layers: int = 6
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
     shipped: bool = True
     note: str = ""  # what a new run from nothing would do differently
@@ -82,10 +83,13 @@ _ALL = (
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
            Schedule(300, muon=3.0), 128, vision=True, shipped=False),
     Recipe("speller", "a vision tower that reads words", "copier", "spelling",
-           Schedule(400, 1.5e-3, floor=0.5, muon=3.3), 64, vision=True, shipped=False,
+           Schedule(400, 1.5e-3, floor=0.5, muon=3.3), 64, vision=True, vision_layers=4, shipped=False,
            note="its schedule was one of 500 steps; stopped at 400"),
+    Recipe("namer", "a vision tower that begins to see facts", "copier", "naming",
+           Schedule(800, 1.5e-3, muon=3.3), 64, vision=True, vision_layers=4, tower="speller", shipped=False,
+           note="its schedule was one of 1,500 steps; stopped at 800, when labels were read and far values were not"),
     Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
-           Schedule(1500, 1.5e-3, muon=3.3), 64, vision=True, tower="speller", shipped=False),
+           Schedule(3000, 1.5e-3, muon=3.3), 64, vision=True, tower="namer", shipped=False),
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),

@@ -92,8 +92,9 @@ def untrained(recipe: Recipe):
     seed = derive_seed("zoo", recipe.name) % 2**31
     if recipe.lesson == "clip naming":
         return models.ClipReader(seed, _trained(recipe.start)["model.embed_tokens.weight"])
-    make = models.build_vlm if recipe.vision else models.build_language_model
-    return make(seed, recipe.width, recipe.layers)
+    if recipe.vision:
+        return models.build_vlm(seed, recipe.width, recipe.layers, recipe.vision_layers)
+    return models.build_language_model(seed, recipe.width, recipe.layers)
 
 
 def build(recipe: Recipe):
@@ -104,20 +105,19 @@ def build(recipe: Recipe):
     start = _trained(recipe.start)
     if recipe.vision and not RECIPES[recipe.start].vision:
         start = {k.replace("model.", "model.language_model.", 1): v for k, v in start.items()}
-    missing, unexpected = model.load_state_dict(start, strict=False)
-    if unexpected or any("visual" not in name and ".layers." not in name for name in missing):
-        raise ValueError(f"{recipe.name} does not fit {recipe.start}: {unexpected}, {missing}")
-    _silence(model, missing)
-    if recipe.tower is not None:
-        tower = {k.partition("visual.")[2]: v for k, v in _trained(recipe.tower).items() if "visual." in k}
-        model.model.visual.load_state_dict(tower)
+    _take_over(model, {k: v for k, v in start.items() if "visual." not in k}, ".layers.")
+    tower = _trained(recipe.tower) if recipe.tower else start
+    _take_over(model, {k: v for k, v in tower.items() if "visual." in k}, ".blocks.")
     return model
 
 
-def _silence(model, names: list[str]) -> None:
-    """Added layers begin as doing nothing, so that a deeper model starts from what the shallower one knows."""
+def _take_over(model, weights: dict[str, torch.Tensor], layers: str) -> None:
+    """Load weights; added layers begin as doing nothing, so that a deeper model knows what the shallower one knew."""
+    if unexpected := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise ValueError(f"weights that do not fit: {unexpected}")
+    silent = ("o_proj.weight", "attn.proj.weight", "attn.proj.bias", "down_proj.weight", "down_proj.bias")
     for name, weight in model.named_parameters():
-        if name in names and name.endswith(("o_proj.weight", "down_proj.weight")) and "visual" not in name:
+        if weights and layers in name and name not in weights and name.endswith(silent):
             torch.nn.init.zeros_(weight)
 
 
