@@ -76,7 +76,7 @@ MEASURES: Mapping[str, Measure] = {
     "false count": Measure("False a caption", "wrong", false, decimals=2),
     "not shown": Measure("Of things not shown (%)", "not_shown", lambda r: r["not_shown"], lambda r: r["statements"]),
     "repeats": Measure("Repeats (%)", "repeats", lambda row: row["repeats"], lambda row: row["statements"]),
-    "contradict": Measure("Captions against themselves (%)", "contradictions", lambda row: row["contradictions"] > 0),
+    "contradict": Measure("Contradict themselves (%)", "contradictions", lambda row: row["contradictions"] > 0),
     "tokens": Measure("Tokens", "num_tokens", lambda row: row["num_tokens"], decimals=1),
 }
 

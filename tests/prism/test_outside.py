@@ -88,7 +88,7 @@ def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_
     not (FOLDER.is_dir() and importlib.util.find_spec("gguf")), reason="no SmolLM2 (make setup), or no package gguf"
 )
 def test_smollm2_reads_true_captions_and_guesses_without(monkeypatch):
-    monkeypatch.setattr(outside, "QUESTIONS", 16)
+    monkeypatch.setattr(outside, "QUESTIONS", 32)
     profile = load_profile("mini", {"prism.benchmarks": ["mini-scene", "mini-geometry"]})
     outside.read_outside(profile, [])
     means = {}
