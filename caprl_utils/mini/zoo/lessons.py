@@ -111,10 +111,10 @@ def turns(width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ideal_tokens(table: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """(..., 3) ids of key, value and next key -> (..., width): the visual token of a fact; zeros where ids are -1."""
+    """(..., 3) ids of key, value and next key -> (..., width): their visual token; an id of -1 adds nothing."""
+    told = table[words.clamp(min=0)] * (words[..., None] >= 0)  # (..., 3, width)
     of_value, of_next = turns(table.shape[1])
-    key, value, following = (table[words[..., i].clamp(min=0)] for i in range(3))
-    return (key + value @ of_value + following @ of_next) * (words[..., :1] >= 0)
+    return told[..., 0, :] + told[..., 1, :] @ of_value + told[..., 2, :] @ of_next
 
 
 def fact_ids(shown: Picture) -> torch.Tensor:
@@ -194,9 +194,13 @@ def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callab
 
 
 def word_targets(numbers: list[int]) -> torch.Tensor:
-    """(pictures, cells, 3): ids of the words that each cell's token stands for, -1 where it stands for no fact."""
+    """(pictures, cells, 3): ids of the words that each cell's token stands for, -1 where there is none.
+
+    The cell of a fact has its three words; one in which a value stands written has that, ready to be copied.
+    """
     wanted = torch.full((len(numbers), packing.IMAGE_TOKENS, 3), -1)
     for row, number in enumerate(numbers):
+        wanted[row, :, 1] = pool.written(number)
         wanted[row, pool.cells(number)] = fact_ids(pool.picture_of(number))
     return wanted
 
@@ -205,17 +209,22 @@ def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor) -
     """Loss and figures of visual tokens (cells, width) that should be the ideal ones of `wanted` (cells, 3).
 
     Cross-entropy of each of the three words, plus the squared distance from the ideal token: without it tokens had
-    three times its length and empty cells were as loud as full ones. `cells`: key and value are the likeliest words.
+    three times its length and empty cells were as loud as full ones. `written`: of values in cells of their own.
     """
     scale = 20 / table.norm(dim=1).mean() ** 2  # a token equal to its word's embedding is then sure of it
-    filled = wanted[:, 0] >= 0
     of_value, of_next = turns(table.shape[1])
-    logits = [scale * seen[filled] @ turn @ table.T for turn in (torch.eye(len(of_value)), of_value.T, of_next.T)]
-    right = [part.argmax(-1) == wanted[filled][:, i] for i, part in enumerate(logits)]
+    fact = wanted[:, 0] >= 0
     away = (seen - ideal_tokens(table, wanted)).square().sum(1).mean() / table.square().sum(1).mean()
-    loss = sum(cross_entropy(part, wanted[filled][:, i]) for i, part in enumerate(logits)) + away
-    figures = {"keys": right[0], "values": right[1], "next": right[2], "cells": right[0] & right[1]}
-    return loss, {name: hits.float().mean().item() for name, hits in figures.items()} | {"away": away.item()}
+    loss, figures = away, {"away": away.item()}
+    for place, (name, turn) in enumerate((("keys", None), ("values", of_value.T), ("next", of_next.T))):
+        filled = wanted[:, place] >= 0
+        logits = scale * (seen[filled] if turn is None else seen[filled] @ turn) @ table.T
+        loss = loss + cross_entropy(logits, wanted[filled, place])
+        right = (logits.argmax(-1) == wanted[filled, place]).float()
+        figures[name] = right[fact[filled]].mean().item()
+        if name == "values":
+            figures["written"] = right[~fact[filled]].mean().item()
+    return loss, figures
 
 
 def spelling_lesson(model, recipe: Recipe, first_step: int) -> Lesson:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import torch
 from PIL import Image
 
 from caprl_utils import paths
-from caprl_utils.mini.render import anchors, render
+from caprl_utils.mini.canvas import SIZE as SIZE_DRAWN
+from caprl_utils.mini.render import anchors, drawn, render
+from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo.models import SIDE
-from caprl_utils.mini.zoo.packing import IMAGE_TOKENS_PER_SIDE
+from caprl_utils.mini.zoo.packing import IMAGE_TOKENS, IMAGE_TOKENS_PER_SIDE
 from caprl_utils.progress import track
 
 SIZE, CHUNK = 24_000, 400
@@ -29,9 +32,12 @@ def picture_of(number: int) -> Picture:
 
 
 def _draw(chunk: int) -> None:
-    """Draw one chunk into its file: pixels (CHUNK, SIDE, SIDE, 3) and the facts' cells (CHUNK, _MOST_FACTS)."""
+    """Draw one chunk into its files: pixels (CHUNK, SIDE, SIDE, 3), the facts' cells (CHUNK, _MOST_FACTS), and ids of
+    the values that stand written in other cells (CHUNK, cells).
+    """
     pixels = np.zeros((CHUNK, SIDE, SIDE, 3), np.uint8)
     cells = np.full((CHUNK, _MOST_FACTS), -1, np.int8)
+    written = np.full((CHUNK, IMAGE_TOKENS), -1, np.int16)
     for row in range(CHUNK):
         shown = picture_of(chunk * CHUNK + row)
         pixels[row] = np.asarray(render(shown).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -39,10 +45,25 @@ def _draw(chunk: int) -> None:
         for place, fact in enumerate(shown.facts):
             column, line = places[fact.key]
             cells[row, place] = line * IMAGE_TOKENS_PER_SIDE + column
+        for cell, word in _values(shown):
+            written[row, cell] = shared_tokenizer().convert_tokens_to_ids(f" {word}")
+        written[row, cells[row][cells[row] >= 0]] = -1
     np.save(_file(chunk, "cells"), cells)
+    np.save(_file(chunk, "written"), written)
     temporary = _file(chunk).with_suffix(".tmp.npy")
     np.save(temporary, pixels)
     temporary.rename(_file(chunk))
+
+
+def _values(shown: Picture) -> Iterator[tuple[int, str]]:
+    """(cell, word) of the values of facts that stand written in a picture, by the middle of each word."""
+    values = {fact.value.lower(): fact.value for fact in shown.facts}
+    for text, (left, top, right, bottom) in drawn(shown).boxes:
+        for hit in re.finditer(r"[A-Za-z]+|[0-9]+", text):
+            if value := values.get(hit[0].lower()):
+                x = left + (right - left) * (hit.start() + hit.end()) / 2 / len(text)
+                column, line = (int(at * IMAGE_TOKENS_PER_SIDE // SIZE_DRAWN) for at in (x, (top + bottom) / 2))
+                yield line * IMAGE_TOKENS_PER_SIDE + column, value
 
 
 def _file(chunk: int, what: str = "pixels") -> Path:
@@ -59,17 +80,22 @@ def draw(processes: int = 2) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _all() -> tuple[list[np.ndarray], np.ndarray]:
-    """Pixels by chunk, left in their files, and all cells (SIZE, _MOST_FACTS)."""
+def _all() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Pixels by chunk, left in their files, facts' cells (SIZE, _MOST_FACTS) and written values (SIZE, cells)."""
     draw()
     chunks = range(SIZE // CHUNK)
-    cells = np.concatenate([np.load(_file(chunk, "cells")) for chunk in chunks])
-    return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells
+    cells, written = (np.concatenate([np.load(_file(n, what)) for n in chunks]) for what in ("cells", "written"))
+    return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells, written
 
 
 def cells(number: int) -> list[int]:
     """The cell of each fact of a picture, in the order of its facts."""
     return [int(cell) for cell in _all()[1][number] if cell >= 0]
+
+
+def written(number: int) -> torch.Tensor:
+    """(cells,): ids of values that stand written in a picture where no fact has its cell, else -1."""
+    return torch.from_numpy(_all()[2][number].astype(np.int64))
 
 
 def pixels(numbers: Sequence[int], rng: random.Random | None) -> torch.Tensor:

@@ -89,7 +89,7 @@ _ALL = (
            Schedule(800, 1.5e-3, muon=3.3), 64, vision=True, vision_layers=4, tower="speller", shipped=False,
            note="its schedule was one of 1,500 steps; stopped at 800, when labels were read and far values were not"),
     Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
-           Schedule(3000, 1.5e-3, muon=3.3), 64, vision=True, tower="namer", shipped=False),
+           Schedule(3000, 1e-3, muon=2.5), 64, vision=True, tower="namer", shipped=False),
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
