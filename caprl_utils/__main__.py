@@ -247,7 +247,7 @@ def _short(value: object) -> str:
 
 @app.command()
 def report(
-    items: Annotated[list[str], Argument(help="table1 ... extra_dice; default: all there are.")] = [],
+    items: Annotated[list[str], Argument(help="table1 ... extra_readers; default: all there are.")] = [],
     train: Annotated[bool, Option("--train", help="First make the trainings that the items need.")] = False,
     publish: Annotated[bool, Option("--publish", help="Copy them into reports/ and README.")] = False,
     profile: ProfileOption = "mini",

@@ -19,7 +19,7 @@ PRISM_BENCHMARKS = [
 ABLATIONS = [
     "judge_vlm", "judge_unified", "short", "rounds_1", "rounds_2", "rounds_8", "questions_1", "questions_2",
     "questions_3", "leaking", "refined", "documents", "natural", "images_10", "images_30", "length_term",
-    "expected", "replacement", "other_reader",
+    "other_reader",
 ]  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -148,13 +148,19 @@ class Ablations(Settings):
     experiments: list[str] = setting(ABLATIONS, "ours: names in configs/experiments, each trained once")
     steps: int | None = setting(None, "ours: of experiments with size `ablation`; None takes rl.steps", ge=1)
     num_images: int = setting(20_000, "paper: of the trainings of Tables 4 and 6 and Figure 5 left", ge=1)
-    more_seeds: dict[str, list[int]] = setting({}, "ours: experiment -> seeds of further trainings")
+    seeds: list[int] | dict[str, list[int]] = setting(
+        {}, "ours: of every experiment's trainings, or of those named; others take the first of rl.seeds"
+    )
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine's cores", False, ge=1)
 
     @model_validator(mode="after")
-    def _seeds_are_of_experiments(self) -> "Ablations":
-        if unknown := sorted(self.more_seeds.keys() - {*ABLATIONS, *self.experiments}):
-            raise ValueError(f"more_seeds names {unknown[0]!r}, which is none of ablations.experiments")
+    def _seeds_are_sound(self) -> "Ablations":
+        by_name = isinstance(self.seeds, dict)
+        if unknown := sorted({*self.seeds} - {*ABLATIONS, *self.experiments}) if by_name else ():
+            raise ValueError(f"seeds names {unknown[0]!r}, which is none of ablations.experiments")
+        for seeds in self.seeds.values() if by_name else [self.seeds]:
+            if not seeds or len({*seeds}) != len(seeds):
+                raise ValueError(f"seeds {seeds} holds none, or one twice")
         return self
 
 
@@ -230,8 +236,8 @@ class Pretraining(Settings):
     align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
         {}, "ours: setting -> what its alignment does differently; the paper's three are trained alike"
     )
-    more_seeds: dict[str, list[NonNegativeInt]] = setting(
-        {}, "ours: setting -> further seeds, each for the order of data and the projector's start"
+    more_seeds: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] = setting(
+        {}, "ours: further seeds of all rows, or of a setting's, for the order of data and the projector's start"
     )
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")
@@ -246,13 +252,18 @@ class Pretraining(Settings):
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
     max_bad_share: float = setting(0.01, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
 
+    def further_seeds(self, setting: str) -> list[int]:
+        """Seeds of a setting's trainings beside the profile's own."""
+        return self.more_seeds.get(setting, []) if isinstance(self.more_seeds, dict) else self.more_seeds
+
     @model_validator(mode="after")
     def _sound(self) -> "Pretraining":
         known = {*self.settings, *(file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml"))}
-        for key in ("align_of", "more_seeds"):
-            if unknown := [name for name in getattr(self, key) if name not in known]:
+        further = {name: self.further_seeds(name) for name in self.settings}
+        for key, named in (("align_of", self.align_of), ("more_seeds", self.more_seeds)):
+            if unknown := [name for name in named if isinstance(named, dict) and name not in known]:
                 raise ValueError(f"{key} names no setting: {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-        for name, seeds in self.more_seeds.items():
+        for name, seeds in further.items():
             if len(set(seeds)) != len(seeds):
                 raise ValueError(f"more_seeds of {name}, {seeds}, holds one seed twice")
         if self.nodes > 1 and self.parallel_runs > 1:
@@ -282,8 +293,8 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _more_seeds_are_others(self) -> "Profile":
-        for name, seeds in self.pretraining.more_seeds.items():
-            if self.seed in seeds:
+        for name in self.pretraining.settings:
+            if self.seed in self.pretraining.further_seeds(name):
                 raise ValueError(f"pretraining.more_seeds of {name}: {self.seed} is the profile's own seed")
         return self
 

@@ -86,7 +86,7 @@ def seeded(name: str, seed: int | None) -> str:
 
 def seeds_of(settings: Pretraining, setting: str) -> list[int | None]:
     """Seeds of a setting's trainings: the profile's (None), then those of more_seeds."""
-    return [None, *settings.more_seeds.get(setting, ())]
+    return [None, *settings.further_seeds(setting)]
 
 
 def final_name(setting: str, captions: CaptionSet | None, seed: int | None = None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ COLUMNS = (
     "benchmark", "sample_id", "group", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
     "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason", *told.COLUMNS,
 )  # fmt: skip
+_ASKED_OFTEN = 8  # ours: from so few answers on the commonest says something
 _LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
 
 
@@ -176,7 +178,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[
     keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
     average, tokens = (_mean([v[key] for v in values.values()]) for key in ("mean", "caption_tokens"))
     return {
-        "values": {"benchmarks": values, "average": average, "caption_tokens": tokens},
+        "values": {"benchmarks": values, "average": average, "caption_tokens": tokens, "said": _said_in(rows)},
         "n": {name: found["num_samples"] for name, found in values.items()},
         "unparsed": {name: found["unparsed"] for name, found in values.items()},
         "intervals": _intervals(rows, draws, seed),
@@ -192,6 +194,13 @@ def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict
         parts.pop(AVERAGE, None)
     found = {name: part.interval("model") for name, part in parts.items()}
     return {name: [interval.low, interval.high] for name, interval in found.items()}
+
+
+def _said_in(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Every measure of what captions say: means over images, then over benchmarks; None where they cannot be taken."""
+    found = {name: told.by_image(rows, name).values() for name in told.MEASURES}
+    means = {name: [_mean([*images.values()]) for images in parts] for name, parts in found.items()}
+    return {name: _mean(parts) for name, parts in means.items()}
 
 
 def _values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,6 +240,36 @@ def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         told = re.search(rf"(?<!\w){wanted}(?!\w)", row["caption"] or "", re.IGNORECASE)
         kinds.append(names[0] if row["score"] == 1 else names[1] if told else names[2])
     return {name: kinds.count(name) / len(kinds) for name in names} if kinds else {}
+
+
+def most_frequent(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as a guesser scores that looks at nothing: it says the commonest answer that other images have to such a
+    question, of several as common the first in the alphabet (ours: a floor). Such a question: the same text where it
+    is asked `_ASKED_OFTEN` times, else the same words of those that a tenth of the benchmark's questions share.
+    """
+    found = []
+    for name in dict.fromkeys(row["benchmark"] for row in rows):
+        asked = [row for row in rows if row["benchmark"] == name]
+        kinds = _kinds([row["question"] for row in asked])
+        golds = [gold_option(row["gold"], row["options"]) or row["gold"] for row in asked]
+        common, own = defaultdict(Counter), defaultdict(Counter)
+        for row, gold in zip(asked, golds, strict=True):
+            common[kinds[row["question"]]][gold] += 1
+            own[kinds[row["question"]], row["image_id"]][gold] += 1
+        for row, gold in zip(asked, golds, strict=True):
+            kind = kinds[row["question"]]
+            others = common[kind] - own[kind, row["image_id"]]
+            guess = max(sorted(row["options"] or others), key=others.__getitem__, default=None)
+            found.append({**row, "score": None if row["score"] is None else float(guess == gold)})
+    return found
+
+
+def _kinds(questions: Sequence[str]) -> dict[str, str]:
+    """Question -> its kind."""
+    texts, words = Counter(questions), Counter(word for text in questions for word in {*text.split()})
+    shared = {word for word, many in words.items() if many >= len(questions) / 10}
+    often = {text for text, many in texts.items() if many >= _ASKED_OFTEN}
+    return {text: text if text in often else " ".join(w for w in text.split() if w in shared) for text in texts}
 
 
 def gold_option(gold: str, options: Sequence[str]) -> str | None:

@@ -1,16 +1,17 @@
-"""Statistics for the tables: the image is the unit, models are compared on the same images.
+"""Statistics for the tables: images and trainings are drawn, models are compared on the same images and seeds.
 
-Paired cluster bootstrap over images, percentile interval: all questions of an image are drawn together, one resample of
-a benchmark's images serves all models. Benchmarks are resampled independently; their average counts each the same.
+Paired cluster bootstrap over images: all questions of an image are drawn together, one resample of a benchmark's images
+serves all models. Benchmarks are resampled independently; their average counts each the same. What trainings with
+another seed add is a variance beside it (`Bootstrap.contrast`), of the comparison itself or pooled (`Spread`).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import comb, sqrt
+from math import comb, inf, sqrt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.95
-POWER = 0.8
 AVERAGE = "average"
+OWN_SPREAD = 5  # trainings from which on a comparison has a spread of its own
 _BLOCK_VALUES = 2_000_000  # weights held at once: 16 MB as float64
 
 Scores = Mapping[tuple[str, str], float]  # (image id, sample id) -> score of the sample
+Columns = Mapping[int | None, str]  # seed -> model of a row; {None: model} was not trained
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its percentile interval at `LEVEL`, in the unit of the scores (0 to 1), over so many images.
-    p_value: two-sided bootstrap p of "no difference", only for differences.
+    """A value with its interval at `LEVEL`, in the unit of the scores (0 to 1), over so many images.
+    p_value: two-sided p of "no difference" (or of another null). trainings: behind it on the side that has fewer, pairs
+    where both sides are trained; None where nothing was trained.
     """
 
     value: float
@@ -40,6 +43,59 @@ class Interval:
     high: float
     num_clusters: int
     p_value: float | None = None
+    trainings: int | None = None
+
+
+class Spread(NamedTuple):
+    """How much trainings differ that differ in their seed alone, pooled over rows: variance of a training's value, and
+    half that of a difference paired by seed, in which what a seed does to all rows is gone; degrees of freedom of each.
+    """
+
+    single: float
+    single_df: int
+    paired: float
+    paired_df: int
+
+
+def pooled(blocks: Iterable[Mapping[Any, Mapping[int, float]]]) -> Spread | None:
+    """The spread over rows (seed -> value of each) in blocks that share what a seed decides; None where no row has two
+    trainings. paired: what is left in each block beside its rows and its seeds (two-way layout, least squares).
+    """
+    tables = [[(row, seed, v) for row, found in rows.items() for seed, v in found.items()] for rows in blocks]
+    single, paired = (_residual(tables, factors) for factors in ((0,), (0, 1)))
+    if not single[1]:
+        return None
+    return Spread(*single, *(paired if paired[1] else single))
+
+
+def _residual(tables: Iterable[Sequence[tuple]], factors: Sequence[int]) -> tuple[float, int]:
+    """(mean square, degrees of freedom) that an additive model of these columns leaves in the last, over all tables."""
+    squares, df = 0.0, 0
+    for cells in filter(None, tables):
+        levels = [(factor, level) for factor in factors for level in dict.fromkeys(cell[factor] for cell in cells)]
+        design = np.array([[cell[factor] == level for factor, level in levels] for cell in cells], dtype=float)
+        values = np.array([cell[-1] for cell in cells])
+        fit, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+        squares += float(np.sum((values - design @ fit) ** 2))
+        df += len(values) - int(rank)
+    return (squares / df if df else 0.0), df
+
+
+def t_interval(
+    value: float, within: float, between: float, df: float, null: float = 0.0, side: int = 0
+) -> tuple[float, float, float]:
+    """(low, high, p) from a variance that is known well (over images, steps) and one with `df` degrees of freedom (over
+    trainings), by Student's t with those of their sum after Satterthwaite (1946). side: 1 or -1 asks for p of "above"
+    or "below the null" alone, doubled: under 0.05 where the interval ends beyond the null.
+    """
+    from scipy.stats import t
+
+    error = sqrt(within + between)
+    df = df * (within + between) ** 2 / between**2 if between else inf
+    half = float(t.ppf((1 + LEVEL) / 2, df)) * error
+    distance = (value - null) / max(error, 1e-12)
+    tail = float(t.sf(side * distance if side else abs(distance), df))
+    return value - half, value + half, min(1.0, 2 * tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +111,59 @@ class Bootstrap:
     num_rows: int
 
     def interval(self, model: str) -> Interval:
-        """The model's mean with its interval."""
-        place = self.models.index(model)
-        return self._interval(self.means[place], self.samples[:, place])
+        """The model's mean with its percentile interval over images."""
+        return self.contrast({None: model})
 
     def difference(self, model: str, baseline: str) -> Interval:
-        """model - baseline, paired by image. p: twice the smaller tail share at zero, counting the observed sample as
-        one more draw; at most 1.
-        """
-        a, b = self.models.index(model), self.models.index(baseline)
-        samples = self.samples[:, a] - self.samples[:, b]
-        tail = min(np.sum(samples <= 0), np.sum(samples >= 0))
-        p_value = float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
-        return self._interval(self.means[a] - self.means[b], samples, p_value)
+        """model - baseline, paired by image, over images alone."""
+        return self.contrast({None: model}, {None: baseline})
 
-    def _interval(self, value: float, samples: np.ndarray, p_value: float | None = None) -> Interval:
-        low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Interval(float(value), float(low), float(high), self.num_clusters, p_value)
+    def contrast(
+        self, ours: Columns, theirs: Columns | None = None, spread: Spread | None = None, null: float = 0.0,
+        side: int = 0,
+    ) -> Interval:  # fmt: skip
+        """Mean of a row's models, minus that of theirs: paired by image, and by seed where both have one. Of trained
+        models over images and seeds (`t_interval`): the variance between trainings is the comparison's own from
+        `OWN_SPREAD` pairs on, else pooled; without either, and where nothing was trained, over images alone.
+        """
+        sides = [ours] if theirs is None else [ours, theirs]
+        trained = [columns for columns in sides if None not in columns]
+        common = sorted(set.intersection(*map(set, trained))) if trained else []
+        chosen = [[c[seed] for seed in common] if common and None not in c else [*c.values()] for c in sides]
+        places = [[self.models.index(model) for model in models] for models in chosen]
+        means, draws = ([table[..., place] for place in places] for table in (self.means, self.samples))
+        if theirs is None:
+            means, draws = [*means, np.zeros(1)], [*draws, np.zeros((1, 1))]
+        value, samples = float(means[0].mean() - means[1].mean()), draws[0].mean(axis=1) - draws[1].mean(axis=1)
+        counts = [len(place) for columns, place in zip(sides, places, strict=True) if None not in columns]
+        between = _between(means[0] - means[1] if common else None, counts, spread) if trained else None
+        within = float(np.var(samples))
+        test = t_interval(value, within, *between, null, side) if between else _percentiles(samples, null, side)
+        p_value = None if theirs is None else test[2]
+        return Interval(value, *test[:2], self.num_clusters, p_value, min(counts, default=None))
+
+
+def _between(paired: np.ndarray | None, counts: Sequence[int], spread: Spread | None) -> tuple[float, int] | None:
+    """(variance that trainings bring to a contrast, degrees of freedom); None where there is nothing to tell it from.
+    paired: values seed by seed, if they were paired. counts: trainings of each trained side.
+    """
+    if paired is not None and len(paired) >= OWN_SPREAD:
+        return float(np.var(paired, ddof=1)) / len(paired), len(paired) - 1
+    if spread is None:
+        return None
+    if paired is not None and len(counts) == 2:
+        return 2 * spread.paired / len(paired), spread.paired_df
+    return spread.single * sum(1 / count for count in counts), spread.single_df
+
+
+def _percentiles(samples: np.ndarray, null: float, side: int) -> tuple[float, float, float]:
+    """(low, high, p) over images alone; p: twice the share of draws beyond the null (the smaller of both, or that of
+    `side`), counting the observed sample as one more draw; at most 1.
+    """
+    tails = {1: np.sum(samples <= null), -1: np.sum(samples >= null)}
+    tail = tails[side] if side else min(tails.values())
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
 
 
 def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int) -> Bootstrap:
@@ -161,49 +253,14 @@ def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str)
     return pd.DataFrame(rows, index=list(gaps), columns=["difference", "low", "high", "p"])
 
 
-def minimum_detectable_difference(gaps: Scores) -> float:
-    """The smallest true difference that a paired comparison of these images finds with power `POWER`, by the normal
-    approximation (z(level) + z(power)) * sd / sqrt(n). gaps: differences of samples, of at least two images.
-    """
-    from scipy.stats import norm
-
-    by_image: dict[str, list[float]] = {}
-    for (image, _), gap in gaps.items():
-        by_image.setdefault(image, []).append(gap)
-    means = [sum(found) / len(found) for found in by_image.values()]
-    factor = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
-    return float(factor * np.std(means, ddof=1) / sqrt(len(means)))
-
-
-class VarianceParts(NamedTuple):
-    """Variance of one score by its source; None where the data cannot show it (one draw, one training seed), 0 for an
-    estimate that comes out negative.
-    """
-
-    items: float | None
-    captions: float | None
-    seeds: float | None
-
-
-def variance_components(scores: Any) -> VarianceParts:
-    """Variance by items, training seeds and caption draws of a balanced design, by the method of moments. Captions are
-    nested in (item, seed); items and seeds are crossed, their interaction counts into captions. scores: (items, seeds,
-    captions), any of the last two may be 1.
+def variance_components(scores: Any) -> tuple[float, float | None]:
+    """Variance of one score between items and between the captions of one, by the method of moments; 0 for an estimate
+    that comes out negative, None where there is one caption. scores: (items, captions).
     """
     table = np.asarray(scores, dtype=float)
-    num_items, num_seeds, num_captions = table.shape
-    cell_means = table.mean(axis=2)  # (items, seeds)
-    item_means, seed_means = cell_means.mean(axis=1), cell_means.mean(axis=0)
-    captions = float(table.var(axis=2, ddof=1).mean()) if num_captions > 1 else None
-    residual = (captions or 0.0) / num_captions
-    if num_seeds > 1 and num_items > 1:
-        left = cell_means - item_means[:, None] - seed_means[None, :] + cell_means.mean()
-        residual = float((left**2).sum() / ((num_items - 1) * (num_seeds - 1)))
-
-    def between(means: np.ndarray, others: int) -> float | None:
-        return max(0.0, float(means.var(ddof=1)) - residual / others) if len(means) > 1 else None
-
-    return VarianceParts(between(item_means, num_seeds), captions, between(seed_means, num_items))
+    captions = float(table.var(axis=1, ddof=1).mean()) if table.shape[1] > 1 else None
+    items = float(table.mean(axis=1).var(ddof=1)) - (captions or 0.0) / table.shape[1]
+    return max(0.0, items), captions
 
 
 def best_of_n(scores: Sequence[float], n: int) -> float:

@@ -97,7 +97,7 @@ def by_image(rows: Iterable[Mapping[str, Any]], measure: str, factor: float = 1.
     for row in rows:
         if row["num_tokens" if measure == "tokens" else "facts"] is not None:
             captions = found.setdefault(row["benchmark"], {}).setdefault((row["image_id"],) * 2, {})
-            captions[row["model"], row["caption_index"]] = row
+            captions[row.get("model"), row["caption_index"]] = row
     how, means = MEASURES[measure], {}
     for name, images in found.items():
         sums = {image: [sum(map(f, rows.values())) for f in (how.part, how.whole)] for image, rows in images.items()}

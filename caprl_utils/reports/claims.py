@@ -1,72 +1,77 @@
 """Statements of the paper, each tested on our runs by an interval (`verdict`), never by a look; and the page of all.
 
-What a profile's models have built in is no finding: its verdict is `BY_CONSTRUCTION`. The p-values beside verdicts of
-accuracy are corrected after Holm over the item's tests and decide nothing.
+What a profile's models cannot test is `NOT_TESTABLE`, with the reason; what rests on one training is undecided. The
+page counts facts: a statement that repeats another's is linked to it. Beside each p stands the one corrected after
+Holm over all facts; it decides nothing.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from caprl_utils import paths
 from caprl_utils.files import note_access
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models, holm
-from caprl_utils.prism.told import MEASURES, by_image
+from caprl_utils.prism.statistics import AVERAGE, Interval, holm, t_interval
+from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
-from caprl_utils.reports.results import Results, keys_of, shared
+from caprl_utils.reports.results import Results, keys_of
+from caprl_utils.reports.said import measure_of, resampled
 from caprl_utils.schema import Profile
 
-MARGIN = 0.01  # ours: a gain of less than one point counts as none
 _UNITS = {"tokens": (1, " tokens"), "false count": (2, " statements a caption"), "reward": (3, "")}  # decimals, unit
 WINDOW_STEPS = 10  # steps at either end of a training curve that are compared
+LEAST_TRAININGS = 2  # on each trained side of a verdict
 P_LEVEL = 0.05  # of corrected p-values; verdicts go by the interval
-_Z95 = 1.959964
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
-BY_CONSTRUCTION, NOT_RUN = "by construction", "not run"
-VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, BY_CONSTRUCTION, NOT_RUN)
+NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN = "no difference", "not testable here", "not run"
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN)
+ONE_TRAINING = "one training"
+_BEYOND = {"as good": 1, "no gain": -1}  # kinds that ask for more than minus, or less than plus, the margin
 _CSV = ["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high", "p",
-        "images", "steps", "verdict"]  # fmt: skip
+        "p_corrected", "images", "steps", "trainings_ours", "trainings_theirs", "verdict", "reason",
+        "same_as"]  # fmt: skip
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim and what the data say about it; the interval is over images or steps."""
+    """A claim and what the data say about it; the interval is over trainings, and images or steps."""
 
     claim: Claim
-    value: float
-    low: float
-    high: float
+    found: Interval
     verdict: str
-    runs: tuple[int, ...]  # evaluated runs of ours and of theirs (of a reward, trainings)
-    images: int | None = None
+    reason: str  # of a verdict that the interval does not give
+    trainings: tuple[int, ...]  # of ours and of theirs; 0: it was not trained
     steps: int | None = None
     sources: tuple[Source, ...] = ()  # of the compared numbers
-    p: float | None = None  # corrected, of accuracy alone
 
     def line(self, pairs: Sequence[tuple[str, str]]) -> str:
         """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
-        claim, text = self.claim, printed(self.claim.kind, self.value, self.low, self.high, self.p)
+        claim, found = self.claim, self.found
+        text = printed(claim.kind, found.value, found.low, found.high, found.p_value)
         if claim.theirs and (claim.kind in MEASURES or (claim.ours, claim.theirs) not in pairs):
             text = f"{claim.subtraction}: {text}"
-        reason = f" {claim.built_in[0].upper()}{claim.built_in[1:]}." if claim.built_in else ""
-        return f"- {claim.text}: **{self.verdict}**, {text}.{reason}"
+        reason = f" ({self.reason})" if self.reason else ""
+        linked = f" The same fact as {claim.same_as}, and counted there." if claim.same_as else ""
+        return f"- {claim.text}: **{self.verdict}**{reason}, {text}.{linked}"
 
     def as_json(self) -> dict[str, Any]:
         """Raw values."""
-        claim = {key: getattr(self.claim, key) for key in ("text", "kind", "ours", "theirs")}
+        claim, found = self.claim, self.found
         return {
-            **claim, "value": self.value, "interval": [self.low, self.high], "p": self.p, "verdict": self.verdict,
-            "reason": self.claim.built_in, "runs": list(self.runs), "images": self.images, "steps": self.steps,
-            "sources": [asdict(source) for source in self.sources],
+            **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
+            "value": found.value, "interval": [found.low, found.high], "p": found.p_value, "verdict": self.verdict,
+            "reason": self.reason, "trainings": list(self.trainings), "images": found.num_clusters or None,
+            "steps": self.steps, "sources": [asdict(source) for source in self.sources],
         }  # fmt: skip
 
 
@@ -75,93 +80,90 @@ def printed(kind: str, value: float, low: float, high: float, p: float | None = 
     if kind in _UNITS:
         decimals, unit = _UNITS[kind]
         first, *ends = numbers.numbers([value, low, high], decimals)
-        return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
-    text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
+        text = f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
+    else:
+        text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
     return text if p is None else f"{text}, {numbers.p_value(p)}"
 
 
-Test = tuple[frozenset[str], tuple[str, ...]]  # what is compared, and on which benchmarks; () is the average
-
-
-def test_of(ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Test:
-    """The test of a pair, or of the claim on it: one and the same, whichever stands first."""
-    return frozenset((ours, theirs)), tuple(benchmarks)
-
-
-def corrected(results: Results) -> dict[Test, float]:
-    """p-values after Holm over an item's tests: its pairs on the average, and claims of accuracy not built in."""
-    stated = [c for c in results.item.claims if c.kind == "accuracy" and not c.built_in]
-    asked = [*((*pair, ()) for pair in results.pairs), *((c.ours, c.theirs, c.benchmarks) for c in stated)]
-    known = [test for test in asked if all(side in results.measured for side in test[:2])]
-    return holm({test_of(*test): results.difference(*test).p_value for test in known})
+def margin(kind: str) -> float | None:
+    """Within what a difference counts as none, in the unit of a kind of claims; None for those that name no margin."""
+    shares = kind not in _UNITS
+    return texts()["margins"].get("accuracy" if shares else kind, {}).get("within")
 
 
 def test_all(results: Results) -> list[Finding]:
     """What the data say about an item's claims, those left out whose runs are not there or too short."""
-    adjusted = corrected(results)
-    found = [_test(claim, results, adjusted) for claim in results.item.claims]
+    found = [(_test_reward if claim.kind == "reward" else _test)(claim, results) for claim in results.item.claims]
     return [finding for finding in found if finding is not None]
 
 
-def _test(claim: Claim, results: Results, adjusted: Mapping[Test, float]) -> Finding | None:
-    if claim.kind == "reward":
-        return _test_reward(claim, results)
+def _test(claim: Claim, results: Results) -> Finding | None:
     sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
-    word = BY_CONSTRUCTION if claim.built_in else verdict(gap.low, gap.high, claim.kind)
-    stated = claim.kind == "accuracy" and not claim.built_in
-    p = adjusted.get(test_of(claim.ours, claim.theirs, claim.benchmarks)) if stated else None
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
     if claim.kind in MEASURES:
         sources = tuple(source for side in sides for source in side.samples(MEASURES[claim.kind].column))
     else:
         sources = tuple(source for side in sides for name in groups for source in side.sources(*keys_of(name)))
-    runs = tuple(len(side.records) for side in sides)
-    return Finding(claim, gap.value, gap.low, gap.high, word, runs, gap.num_clusters, sources=sources, p=p)
+    counts = tuple(0 if None in side.columns else len(side.columns) for side in sides)
+    return _finding(claim, gap, counts, sources=sources)
 
 
 def _test_reward(claim: Claim, results: Results) -> Finding | None:
-    """By the first training of the row."""
+    """Last minus first steps, over steps and trainings. What rewards of other rows vary by is on other scales."""
     side = results.measured.get(claim.ours)
-    curve = side.curves[0] if side and side.trainings else None
-    if curve is None or (risen := rise(curve.rewards)) is None:
+    curves = side.curves if side and side.trainings else []
+    rises = [rise(curve.rewards) for curve in curves]
+    if not rises or None in rises:
         return None
-    sources = (Source(curve.file, "reward"),)
-    return Finding(claim, *risen, verdict(*risen[1:]), (1,), steps=len(curve.rewards), sources=sources)
+    values, variances = zip(*rises, strict=True)
+    many = len(rises)
+    between = float(np.var(values, ddof=1)) / many if many > 1 else 0.0
+    test = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
+    sources = tuple(Source(curve.file, "reward") for curve in curves)
+    found = Interval(value, *test[:2], 0, test[2], many)
+    return _finding(claim, found, (many,), len(curves[0].rewards), sources)
+
+
+def _finding(claim: Claim, found: Interval, *facts: Any, **more: Any) -> Finding:
+    if claim.not_testable:
+        return Finding(claim, replace(found, p_value=None), NOT_TESTABLE, claim.not_testable, *facts, **more)
+    return Finding(claim, found, *verdict(found, claim.kind), *facts, **more)
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
-    if claim.kind in MEASURES:  # resampled by image, as the scores are
-        shares = {claim.ours: claim.share, claim.theirs: 1.0}
-        found = {label: by_image(results.measured[label].rows, claim.kind, shares[label]) for label in shares}
-        draws, seed, common = results.profile.prism.bootstrap_draws, results.profile.seed, shared(found)[0]
-        if not any(common.values()):  # the facts of these images are not known
-            return None
-        return bootstrap_models(common, draws, seed)[AVERAGE].difference(claim.ours, claim.theirs)
+    sides, beyond = (claim.ours, claim.theirs), _BEYOND.get(claim.kind, 0)
+    if claim.kind in MEASURES:
+        part = resampled(results, sides, claim.kind, (claim.share, 1.0))
+        return part and results.contrast(part, *sides, results.spread(measure_of(claim.kind)))
     if claim.kind != "larger gain":
-        return results.difference(claim.ours, claim.theirs, claim.benchmarks)
+        null = -beyond * margin(claim.kind)
+        return results.difference(*sides, claim.benchmarks, null=null, side=beyond)
     groups = (claim.benchmarks, claim.others)  # how much more ours gains on the first than on the second
     if not all(any(name in results.parts for name in group) for group in groups):
         return None
     first, second = (results.part_of(group) for group in groups)
-    both = Bootstrap(
-        first.models, first.means - second.means, first.samples - second.samples,
-        first.num_clusters + second.num_clusters, first.num_rows + second.num_rows,
+    values = [results.mean_on(group) for group in groups]
+    both = replace(
+        first, means=first.means - second.means, samples=first.samples - second.samples,
+        num_clusters=first.num_clusters + second.num_clusters, num_rows=first.num_rows + second.num_rows,
     )  # fmt: skip
-    return both.difference(claim.ours, claim.theirs)
+    return results.contrast(both, *sides, results.spread(lambda record: values[0](record) - values[1](record)))
 
 
-def verdict(low: float, high: float, kind: str = "accuracy") -> str:
-    """By the 95 % interval: a difference lies above zero; "no gain" ends below `MARGIN`, "as good" begins above minus
-    that. Not supported: it lies on the other side of zero."""
-    if kind == "no gain":
-        yes, no = high < MARGIN, low > 0
-    elif kind == "as good":
-        yes, no = low > -MARGIN, high < 0
-    else:
-        yes, no = low > 0, high < 0
-    return SUPPORTED if yes else NOT_SUPPORTED if no else UNDECIDED
+def verdict(found: Interval, kind: str = "accuracy") -> tuple[str, str]:
+    """(verdict, reason) by the 95 % interval: a difference lies above zero; "no gain" ends below the margin, "as good"
+    begins above minus that. Not supported: it lies on the other side of zero. No difference: within the margin.
+    """
+    if found.trainings is not None and found.trainings < LEAST_TRAININGS:
+        return UNDECIDED, ONE_TRAINING
+    low, high, near = found.low, found.high, margin(kind)
+    yes = {"no gain": lambda: high < near, "as good": lambda: low > -near}.get(kind, lambda: low > 0)()
+    no = low > 0 if kind == "no gain" else high < 0
+    equal = near is not None and -near < low and high < near
+    return (SUPPORTED if yes else NOT_SUPPORTED if no else NO_DIFFERENCE if equal else UNDECIDED), ""
 
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
@@ -169,16 +171,13 @@ def ends(values: Sequence[float]) -> tuple[float, float]:
     return _mean(values[:WINDOW_STEPS]), _mean(values[-WINDOW_STEPS:])
 
 
-def rise(rewards: Sequence[float]) -> tuple[float, float, float] | None:
-    """(last minus first, low, high): means over `WINDOW_STEPS` at either end, steps independent; None below four."""
+def rise(rewards: Sequence[float]) -> tuple[float, float] | None:
+    """(last minus first, its variance): means over `WINDOW_STEPS` at either end, steps independent; None below four."""
     width = min(WINDOW_STEPS, len(rewards) // 2)
     if width < 2:
         return None
-    parts = (rewards[:width], rewards[-width:])
-    first, last = map(_mean, parts)
-    spread = sum(sum((r - _mean(part)) ** 2 for r in part) / (width - 1) / width for part in parts)
-    value, half = last - first, _Z95 * math.sqrt(spread)
-    return value, value - half, value + half
+    first, last = rewards[:width], rewards[-width:]
+    return _mean(last) - _mean(first), float(np.var(first, ddof=1) + np.var(last, ddof=1)) / width
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -187,13 +186,16 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Statement:
-    """One line of the page: a claim of an item, what the item's report says of it (None: not run), and where there."""
+    """One line of the page: a claim of an item, what the item's report says of it (None: not run), and where there.
+    corrected: its p after Holm over all facts.
+    """
 
     id: str
     item: Item
     claim: Claim
     found: Mapping[str, Any] | None = None
     place: Source | None = None
+    corrected: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -205,25 +207,31 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
     runs: dict[str, Mapping[str, Any]] = {}
     by_item = [(i, _statements(profile, i, folder, runs)) for i in items(profile).values() if not i.ours]
     rows = [row for _, group in by_item for row in group]
-    supported, given = ([row for row in rows if row.verdict == word] for word in (SUPPORTED, BY_CONSTRUCTION))
-    reasons = dict.fromkeys(row.claim.built_in for row in given)
+    ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
+    corrected = holm({name: p for name, p in ps.items() if p is not None})
+    rows = [replace(row, corrected=corrected.get(row.id)) for row in rows]
+    supported = [row for row in rows if row.verdict == SUPPORTED and not row.claim.same_as]
     facts = {
-        "profile": profile.name,
-        "counts": {word: sum(row.verdict == word for row in rows) for word in VERDICTS},
-        "supported_one_training": [row.id for row in supported if max(row.found["runs"]) == 1],
-        "supported_large_p": [row.id for row in supported if (row.found.get("p") or 0.0) >= P_LEVEL],
+        "profile": profile.name, "statements": len(rows), "counts": counted(rows), "tests": len(corrected),
+        "supported_large_p": [row.id for row in supported if row.corrected >= P_LEVEL],
         "printed_averages": all_average_notes(),
-    }
-    table = claims_table(rows)
-    overview = [*((item.name, item.title, group) for item, group in by_item if group), ("", "All", rows)]
+    }  # fmt: skip
+    overview = [(item.name, item.title, [row for row in rows if row.item is item]) for item, _ in by_item]
+    reasons = dict.fromkeys(row.found["reason"] for row in rows if row.verdict == NOT_TESTABLE)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=table, overview=overview,
-        built_in={reason: [row.id for row in given if row.claim.built_in == reason] for reason in reasons},
-        cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margin=f"{MARGIN:.0%}", window=WINDOW_STEPS,
-        level=P_LEVEL,
+        "claims.md", profile=profile, facts=facts, table=(table := claims_table(rows)), counted=counted,
+        overview=[*(entry for entry in overview if entry[2]), ("", "All", rows)],
+        reasons={reason: [r.id for r in rows if r.found and r.found["reason"] == reason] for reason in reasons},
+        cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margins=texts()["margins"], window=WINDOW_STEPS,
+        level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
     content = {"facts": facts, "tables": [table.as_json()], "runs": [runs[file] for file in sorted(runs)]}
     return content, numbers.csv_text([_CSV, *map(_csv_line, rows)]), text
+
+
+def counted(rows: Sequence[Statement]) -> dict[str, int]:
+    """Facts by verdict: statements that repeat another's fact are not among them."""
+    return {word: sum(row.verdict == word and not row.claim.same_as for row in rows) for word in VERDICTS}
 
 
 def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[Statement]:
@@ -237,19 +245,20 @@ def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[
             there[found["text"]] = (found, Source(report, f"facts/claims/{place}"))
         if any(claim.text in there for claim in item.claims):
             runs |= {run["file"]: run for run in content["runs"]}
-    short = item.title.split(":")[0]
     numbered = enumerate(item.claims, 1)
-    return [Statement(f"{short} ({n})", item, claim, *there.get(claim.text, ())) for n, claim in numbered]
+    return [Statement(f"{item.short} ({n})", item, claim, *there.get(claim.text, ())) for n, claim in numbered]
 
 
 def claims_table(rows: Sequence[Statement]) -> Table:
     """The page's one table; every number with the runs it was compared from."""
-    heads = ["Statement", "Verdict", "Difference, 95 % interval, p", "The paper's numbers", "Our test", "n"]
+    heads = [
+        "Statement", "Verdict", "Difference, 95 % interval, p", "Corrected", "The paper's numbers", "Our test", "n",
+    ]  # fmt: skip
     body = []
     for row in rows:
-        decided, gap, count = _found_cells(row)
+        decided, gap, p, count = _found_cells(row)
         of_paper, test = Cell(paper_text(row.item, row.claim)), Cell(test_text(row.claim))
-        body.append((row.id, [Cell(row.claim.text), decided, gap, of_paper, test, count]))
+        body.append((row.id, [Cell(row.claim.text), decided, gap, p, of_paper, test, count]))
     return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
 
 
@@ -257,9 +266,10 @@ def _csv_line(row: Statement) -> list[Any]:
     claim, found = row.claim, row.found or {}
     means = [round(mean, 2) for mean in paper_means(row.item, claim) or ()] or [None, None]
     low, high = found.get("interval", (None, None))
-    over = [found.get(key) for key in ("p", "images", "steps")]
-    told = [row.id, claim.text, *means, claim.kind, claim.ours, claim.theirs]
-    return [*told, found.get("value"), low, high, *over, row.verdict]
+    trainings = [*found.get("trainings", ()), None, None][:2]
+    told = [row.id, claim.text, *means, claim.kind, claim.ours, claim.theirs, found.get("value"), low, high]
+    over = [found.get("p"), row.corrected, found.get("images"), found.get("steps"), *trainings]
+    return [*told, *over, row.verdict, found.get("reason"), claim.same_as]
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
@@ -299,26 +309,28 @@ def test_text(claim: Claim) -> str:
     gain = "gain in accuracy, first minus second group of benchmarks"
     measured = {kind: measure.head.lower() for kind, measure in MEASURES.items()}
     what = {**measured, "larger gain": gain}.get(claim.kind, "accuracy")
-    limit = {"no gain": f"below {MARGIN:.0%}", "as good": f"above −{MARGIN:.0%}"}.get(claim.kind, "above 0")
+    near, beyond = margin(claim.kind), _BEYOND.get(claim.kind)
+    limit = f"{'above −' if beyond > 0 else 'below '}{near:.0%}" if beyond else "above 0"
     where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
     return f"{what}{where}: {claim.subtraction} {limit}"
 
 
-def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell]:
-    """Verdict, difference, and over how much."""
-    found = row.found
+def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell, Cell]:
+    """Verdict, difference, corrected p, and over how much."""
+    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
+    dash = Cell(numbers.MISSING)
     if found is None:
-        return Cell(NOT_RUN), Cell(numbers.MISSING), Cell(numbers.MISSING)
+        return Cell(f"{NOT_RUN}{linked}"), dash, dash, dash
     bounds = tuple(found["interval"])
     sources = tuple(Source(**source) for source in found.get("sources", []))
-    text = printed(found["kind"], found["value"], *bounds, found.get("p"))
-    what, count = "steps", f"{found['steps']} steps of one training"
-    if found["images"] is not None:
-        ours, theirs = found["runs"]
-        what, count = "images", f"{numbers.count(found['images'])} images; {ours} against {theirs} evaluated"
-    place, key = row.place.file, row.place.key
+    text = printed(found["kind"], found["value"], *bounds, found["p"])
+    what = "steps" if found["images"] is None else "images"
+    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
+    reason = f": {ONE_TRAINING}" if found["reason"] == ONE_TRAINING else ""
+    verdict, p, many = (Source(row.place.file, f"{row.place.key}/{key}") for key in ("verdict", "p", what))
     return (
-        Cell(f"**{row.verdict}**", row.verdict, None, (Source(place, f"{key}/verdict"),)),
+        Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, (verdict,)),
         Cell(text, found["value"], bounds, sources),
-        Cell(count, found[what], None, (Source(place, f"{key}/{what}"),)),
+        dash if row.corrected is None else Cell(numbers.p_value(row.corrected), row.corrected, None, (p,)),
+        Cell(count, found[what], None, (many,)),
     )

@@ -181,7 +181,7 @@ def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]
         images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():
             if not benchmarks or any(b in results.parts for b in benchmarks):
-                part = results.part_of(benchmarks).interval(label)
+                part = results.interval(label, *benchmarks)
                 lines.setdefault(name, []).append((images, part.value, part.low, part.high))
     return {name: sorted(points) for name, points in lines.items()}
 

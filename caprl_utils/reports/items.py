@@ -36,7 +36,8 @@ class Row:
     """One row. Runs are named "<stage>/<run>", a folder under runs/<profile>."""
 
     label: str
-    runs: tuple[str, ...]  # evaluations, one for each training seed; scores are averaged sample by sample
+    runs: tuple[str, ...]  # evaluations, one for each of `seeds`
+    seeds: tuple[int, ...] = ()  # of its trainings; none: it was not trained
     trainings: tuple[str, ...] = ()  # one for each seed
     more: tuple[str, ...] = ()  # further runs behind it
     captions: tuple[str, str] | None = None  # (name, run) of the caption set that it was trained on
@@ -44,6 +45,9 @@ class Row:
     bound: bool = False  # a floor, ceiling or control
     budget: int | None = None  # tokens that its captions are cut to
     setting: str = ""  # of the pretraining
+
+
+GUESSER = Row("floor: the most frequent answer to each kind of question", ())  # see prism.scores.most_frequent
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Claim:
     benchmarks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     share: float = 1.0
-    built_in: str = ""  # why its outcome is no finding with the profile's models
+    not_testable: str = ""  # why the profile's models cannot test it
+    same_as: str = ""  # "table3 (1)": the statement whose fact it repeats
 
     @property
     def subtraction(self) -> str:
@@ -85,6 +90,11 @@ class Item:
     paper: str | None = None  # CSV of reports/paper
     figures: Sequence[Literal["dots", "curves", "growth", "sets", "readers"]] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def short(self) -> str:
+        """ "Table 3"."""
+        return self.title.split(":")[0]
 
     @property
     def notebook(self) -> str:
@@ -115,8 +125,8 @@ def texts() -> Mapping[str, Any]:
     return read_yaml(FILE)
 
 
-def about_models(profile: Profile) -> Mapping[str, str]:
-    """What must be said of a profile's models: "licence", "limits", "data", and "captioners" and "built_in" if any."""
+def about_models(profile: Profile) -> Mapping[str, Any]:
+    """What must be said of a profile's models: "licence", "limits", "data", and "captioners", "not_testable" if any."""
     found = [model.path for role, model in profile.models.named().items() if role in CAPTIONERS]
     return next(entry for entry in texts()["models"] if all(fnmatch(path, entry["path"]) for path in found))
 
@@ -127,7 +137,20 @@ def items(profile: Profile) -> dict[str, Item]:
     listed = {name: _listed(profile, name, **entry) for name, entry in texts()["items"].items()}
     made = [table1(profile), table2(profile), figure4(profile)]
     found = {item.name: item for item in [*made, *listed.values()]}
+    found = {
+        name: replace(item, claims=[_linked(claim, found) for claim in item.claims]) for name, item in found.items()
+    }
     return dict(sorted(found.items(), key=lambda entry: (entry[1].ours, entry[0][0] == "f", entry[0])))
+
+
+def _linked(claim: Claim, known: Mapping[str, Item]) -> Claim:
+    """A claim whose `same_as` reads as a page names it: "Table 3 (1)". Raises UserError where no such statement is."""
+    if not claim.same_as:
+        return claim
+    name, number = claim.same_as.rstrip(")").split(" (")
+    if name not in known or not 0 < int(number) <= len(known[name].claims):
+        raise UserError(f"{paths.shown(FILE)}: {claim.text!r} is the same as {claim.same_as}, which is no statement")
+    return replace(claim, same_as=f"{known[name].short} ({number})")
 
 
 def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
@@ -159,14 +182,11 @@ def _row(
     profile: Profile, label: str, trained: str | None = None, run: str = experiments.BASE_RUN,
     read_by: str = "prism_reader", paper: str | None = None, bound: bool = False,
 ) -> Row:  # fmt: skip
-    main = profile.rl.seeds
-    names = [run.format(seed=seed, first=main[0]) for seed in (main if "{seed}" in run else main[:1])]
-    if trained is not None:
-        names = [run_name(trained, seed) for seed in experiments.seeds_of(profile, trained)]
+    seeds = experiments.seeds_of(profile, trained or experiments.MAIN) if trained or "{seed}" in run else ()
+    names = [run_name(trained, seed) if trained else run.format(seed=seed) for seed in seeds] or [run]
     return Row(
-        label, tuple(f"prism/{experiments.prism_name(name, read_by)}" for name in names),
-        tuple(f"rl/{name}" for name in names) if trained is not None else (),
-        paper=(paper,) if paper else None, bound=bound,
+        label, tuple(f"prism/{experiments.prism_name(name, read_by)}" for name in names), tuple(seeds),
+        tuple(f"rl/{name}" for name in names) if trained else (), paper=(paper,) if paper else None, bound=bound,
     )  # fmt: skip
 
 
@@ -186,10 +206,15 @@ def budget_label(label: str, count: int) -> str:
     return f"{label}, first {count} tokens"
 
 
-def _claim(profile: Profile, groups: Sequence[str] = (), built_in: bool = False, **more: Any) -> Claim:
+def _claim(profile: Profile, groups: Sequence[str] = (), **more: Any) -> Claim:
     first, second = ([tuple(texts()["groups"][name]) for name in groups] + [(), ()])[:2]
-    reason = about_models(profile).get("built_in", "") if built_in else ""
-    return Claim(benchmarks=first, others=second, built_in=reason, **more)
+    reason, same_as = _reason(profile, more.pop("not testable", "")), more.pop("same as", "")
+    return Claim(benchmarks=first, others=second, not_testable=reason, same_as=same_as, **more)
+
+
+def _reason(profile: Profile, name: str) -> str:
+    """Why statements marked with this name cannot be tested by the profile's models; "" where they can."""
+    return about_models(profile).get("not_testable", {}).get(name, "")
 
 
 def table1(profile: Profile) -> Item:
@@ -202,12 +227,13 @@ def table1(profile: Profile) -> Item:
         first[setting] = (ours, f"{prefix}{VANILLA}")
         for theirs in (VANILLA, sets.SHAREGPT4V.name, DENSEFUSION.name):
             pairs.append((ours, f"{prefix}{theirs}"))
-            claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1]))
+            reason = _reason(profile, theirs)
+            claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1], not_testable=reason))
         pairs.append((f"{prefix}{sets.CAPRL_5M.name}", ours))
         claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
     return Item(
-        "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, [row.label for row in rows], claims,
-        "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
+        "table1", "Table 1: VLMs pretrained on caption sets", [*rows, GUESSER], pairs, [row.label for row in rows],
+        claims, "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
         paper="table1_pretraining.csv", notes=[texts()["caption_sets"]],
     )  # fmt: skip
 
@@ -217,11 +243,14 @@ def table2(profile: Profile) -> Item:
     setting = profile.pretraining.settings[0]
     swapped = ((sets.CAPRL_SHAREGPT4V, sets.SHAREGPT4V), (sets.CAPRL_DENSEFUSION, DENSEFUSION))
     pairs = [(ours.name, theirs.name) for ours, theirs in swapped]
-    claims = [Claim(f"On the images of {pair[1]}, CapRL's captions are better", *pair) for pair in pairs]
+    claims = [
+        Claim(f"On the images of {pair[1]}, CapRL's captions are better", *pair, not_testable=_reason(profile, pair[1]))
+        for pair in pairs
+    ]
     rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
     return Item(
-        "table2", "Table 2: the same images, other captions", rows, pairs, [row.label for row in rows], claims,
-        "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
+        "table2", "Table 2: the same images, other captions", [*rows, GUESSER], pairs, [row.label for row in rows],
+        claims, "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
         paper="table2_image_sources.csv", notes=[texts()["caption_sets"], f"Setting {setting}."],
     )  # fmt: skip
 
@@ -232,26 +261,21 @@ def figure4(profile: Profile) -> Item:
     growing = [*sets.growth_sets(profile.pretraining), *sets.FIGURE_4]
     rows = [_pretrained(profile, setting, captions) for captions in (None, *growing)]
     labels = [row.label for row in rows[1:]]
-    pairs = [(ours, theirs) for theirs, ours in zip(labels[::2], labels[1::2], strict=True)]
-    claims = [Claim(f"{ours} is better than {theirs}", ours, theirs) for ours, theirs in pairs]
     none_to_all = {base.name: (base.name, VANILLA) for base in (CAPRL_1M, DENSEFUSION)}
-    claims.append(Claim("CapRL's pairs are better than none", *none_to_all[CAPRL_1M.name]))
-    pairs += none_to_all.values()
+    stated = [
+        (f"{ours} is better than {theirs}", ours, theirs) for theirs, ours in zip(*[iter(labels)] * 2, strict=True)
+    ]
+    stated.append(("CapRL's pairs are better than none", *none_to_all[CAPRL_1M.name]))
     if smaller := [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]:
-        pairs.append((CAPRL_1M.name, smaller[0]))
-        claims.append(Claim("More of CapRL's pairs are better than fewer", *pairs[-1]))
+        stated.append(("More of CapRL's pairs are better than fewer", CAPRL_1M.name, smaller[0]))
     counted = table1(profile).claims if "table1" in profile.pretraining.items else []
-    places = {(claim.ours, claim.theirs): number for number, claim in enumerate(counted, 1)}
-    same = {claim: (f"{setting}, {claim.ours}", f"{setting}, {claim.theirs}") for claim in claims}
-    there = {claim: places[pair] for claim, pair in same.items() if pair in places}
-    notes = [texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]]
-    if there:
-        same = "; ".join(f"{claim.subtraction} as Table 1 ({number})" for claim, number in there.items())
-        notes.append(f"Comparisons of the same runs are stated and counted once: {same}.")
+    same = {(claim.ours, claim.theirs): f"table1 ({number})" for number, claim in enumerate(counted, 1)}
+    claims = [Claim(*told, same_as=same.get(tuple(f"{setting}, {side}" for side in told[1:]), "")) for told in stated]
+    pairs = dict.fromkeys([*((claim.ours, claim.theirs) for claim in claims), *none_to_all.values()])
     return Item(
-        "figure4", "Figure 4: growing caption sets", rows, pairs, [row.label for row in rows],
-        [claim for claim in claims if claim not in there], "pretraining", told="no pairs to all:",
-        told_pairs=none_to_all, figures=["sets"], notes=notes,
+        "figure4", "Figure 4: growing caption sets", rows, list(pairs), [row.label for row in rows], claims,
+        "pretraining", told="no pairs to all:", told_pairs=none_to_all, figures=["sets"],
+        notes=[texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]],
     )  # fmt: skip
 
 
@@ -264,6 +288,7 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
     paper = texts()["settings"].get(setting)
     return Row(
         f"{prefix}{name}{share}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
+        tuple(profile.seed if seed is None else seed for seed in seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
         None if captions is None else (name, f"pretraining/{prepare.run_name(captions.slug)}"),

@@ -54,7 +54,7 @@ def difference(value: float) -> str:
 def differences(values: Sequence[float]) -> list[str]:
     """Differences of shares that are read beside each other."""
     texts = _distinct([100 * _exact(value) for value in values], 1, anchors=(0,))
-    return [f"+{text}" if _exact(value) > 0 else text for value, text in zip(values, texts, strict=True)]
+    return [f"+{text}" if value > EQUAL_BELOW else text for value, text in zip(values, texts, strict=True)]
 
 
 def interval(bounds: Sequence[float] | None, signed: bool = False) -> str:

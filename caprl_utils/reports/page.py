@@ -175,7 +175,20 @@ def readme_map() -> str:
         [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(item.name)]
         for item in of_paper
     ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, [":---"] * 7, *rows))
+    return "\n".join(["| " + " | ".join(row) + " |" for row in (heads, [":---"] * 7, *rows)] + _facts_counted())
+
+
+def _facts_counted() -> list[str]:
+    """How many facts of the paper's statements have which verdict, a paragraph below the map."""
+    file = paths.REPORTS / PUBLISHED / "claims.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
+    if "tests" not in facts:
+        return []
+    told = ", ".join(f"{number} {word}" for word, number in facts["counts"].items() if number)
+    firm = facts["counts"][claims.SUPPORTED] - len(facts["supported_large_p"])
+    counted = f"{facts['statements']} statements of the paper are {sum(facts['counts'].values())} facts"
+    corrected = f"of the supported {firm} also after correction for {facts['tests']} tests"
+    return ["", f"{counted}: {told}; {corrected} ([claims](reports/{PUBLISHED}/claims.md))."]
 
 
 def _printed(item: Item) -> str:

@@ -1,10 +1,10 @@
-"""What was measured: the runs behind an item's rows, resampled together; a row's seeds are averaged by sample."""
+"""What was measured: the runs behind an item's rows, resampled together, and how much trainings differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access
-from caprl_utils.prism import probes
+from caprl_utils.prism import probes, statistics
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.scores import read_samples, sample_scores
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models, macro_average
-from caprl_utils.reports.items import Item, Row
+from caprl_utils.prism.scores import most_frequent, read_samples, sample_scores
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Columns, Interval, Scores, Spread, macro_average
+from caprl_utils.reports.items import Item, Row, items
 from caprl_utils.reports.numbers import Source, from_record_path, look_up, record_path
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
+Kin = Sequence[tuple[Row, Mapping[int, Mapping[str, Any]]]]  # as `kindred` finds them: row, seed -> record
+Value = Callable[[Mapping[str, Any]], float | None]  # of the record of an evaluation
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the runs of one row say. rows_of_runs: samples.parquet of each. missing: runs that are not there."""
+    """What the runs of one row say. columns: training seed -> run ({None: run} of a row that was not trained).
+    rows_of_runs: samples.parquet of each. missing: runs that are not there.
+    """
 
     row: Row
+    columns: Columns
     records: Records
     rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]
     trainings: Records
@@ -51,10 +56,10 @@ class Measured:
         """Rows of all runs together."""
         return [row for rows in self.rows_of_runs for row in rows]
 
-    @cached_property
-    def scores(self) -> Mapping[str, Any]:
-        """Benchmark -> (image, sample) -> score."""
-        return sample_scores(self.rows)
+    @property
+    def by_run(self) -> dict[str, Sequence[Mapping[str, Any]]]:
+        """Run -> its rows."""
+        return dict(zip(self.columns.values(), self.rows_of_runs, strict=True))
 
     @property
     def training_seeds(self) -> list[int]:
@@ -63,7 +68,7 @@ class Measured:
     def mean_of(self, *keys: str) -> float | None:
         """Mean over the runs of a value of their records; None where one misses it."""
         values = [look_up(record, "/".join(("values", *keys))) for record in self.records.values()]
-        return None if None in values else sum(values) / len(values)
+        return None if None in values or not values else sum(values) / len(values)
 
     def sources(self, *keys: str) -> tuple[Source, ...]:
         """Where those values stand."""
@@ -83,12 +88,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """The rows of an item that were measured, and their resampled means."""
+    """The rows of an item that were measured, and the resampled means of their runs."""
 
     profile: Profile
     item: Item
     measured: Mapping[str, Measured]
     parts: Mapping[str, Bootstrap]  # benchmark that all rows have scores in, or "average" over these -> means
+    kin: Kin
     missing: Mapping[str, Sequence[str]]  # label -> runs that are not there
     left_out: Mapping[str, int]  # benchmark -> samples that some row lacks
 
@@ -116,25 +122,52 @@ class Results:
     @cached_property
     def readers(self) -> dict[str, Measured]:
         """Role -> what that reader made of the probes of Table 3's page (`prism.probes`), where that was tried."""
-        home = paths.RUNS / self.profile.name
         runs = {role: f"{probes.STAGE}/{role}" for role in probes.ROLES if self.item.kind == "prism"}
-        return {
-            role: Measured(Row(role, (run,)), _records(home, [run]), (read_samples(home / run),), {}, {}, ())
-            for role, run in runs.items() if _there(self.profile, [run])
-        }  # fmt: skip
+        found = {role: _measure(self.profile, Row(role, (run,))) for role, run in runs.items()}
+        return {role: reader for role, reader in found.items() if reader.records}
 
-    def interval(self, label: str, benchmark: str) -> Interval:
-        """Mean and 95 % interval of a row."""
-        return self.parts[benchmark].interval(label)
+    @property
+    def questions(self) -> tuple[Source, ...]:
+        """Where the right answers stand."""
+        return next(iter(self.measured.values())).samples("gold")
 
-    def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = ()) -> Interval:
-        """Paired difference of two rows on the average, or on the mean of those of `benchmarks` that were measured."""
-        return self.part_of(benchmarks).difference(ours, theirs)
+    def interval(self, label: str, *benchmarks: str) -> Interval:
+        """Mean and 95 % interval of a row on the average, or on the mean of some benchmarks; within 0 and 1."""
+        found = self.contrast(self.part_of(benchmarks), label, None, self.spread(self.mean_on(benchmarks)))
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+    def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = (), **null: float) -> Interval:
+        """Difference of two rows, paired by image and seed, on the average or on the mean of those of `benchmarks` that
+        were measured. null: see `Bootstrap.contrast`.
+        """
+        spread = self.spread(self.mean_on(benchmarks))
+        return self.contrast(self.part_of(benchmarks), ours, theirs, spread, **null)
+
+    def contrast(
+        self, part: Bootstrap, ours: str, theirs: str | None, spread: Spread | None, **null: float
+    ) -> Interval:  # fmt: skip
+        """A row, or its difference from another, on any means of the rows' runs. spread: of these."""
+        other = self.measured[theirs].columns if theirs else None
+        return part.contrast(self.measured[ours].columns, other, spread, **null)
 
     def part_of(self, benchmarks: Sequence[str] = ()) -> Bootstrap:
         """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
         found = {name: self.parts[name] for name in benchmarks if name in self.parts}
         return macro_average(found) if found else self.parts[AVERAGE]
+
+    def mean_on(self, benchmarks: Sequence[str] = ()) -> Value:
+        """What `part_of` is the mean of, read from a record."""
+        names = [name for name in benchmarks if name in self.scored] or self.scored
+
+        def value(record: Mapping[str, Any]) -> float | None:
+            means = [record["values"]["benchmarks"].get(name, {}).get("mean") for name in names]
+            return None if None in means else sum(means) / len(means)
+
+        return value
+
+    def spread(self, value: Value) -> Spread | None:
+        """How much a value differs between trainings with another seed, over all rows of the kind."""
+        return spread_of(self.kin, value)
 
     def notes(self) -> list[str]:
         """What has no score, so that no number here is of it."""
@@ -174,13 +207,33 @@ def _there(profile: Profile, runs: Sequence[str]) -> list[str]:
 
 
 def missing_runs(profile: Profile, item: Item) -> list[str]:
-    """Evaluations without which the item cannot be shown, "<stage>/<run>"; some seeds do where a table says which."""
-    found = []
-    for row in item.rows:
-        if row.label in item.needed or (item.kind == "rl" and not row.trainings):
-            there = _there(profile, row.runs)
-            found += [] if there and item.kind == "prism" else [run for run in row.runs if run not in there]
+    """Evaluations without which the item cannot be shown, "<stage>/<run>"; of a trained row one seed does."""
+    rows = [row for row in item.rows if row.label in item.needed or (item.kind == "rl" and not row.seeds)]
+    return [run for row in rows if not _there(profile, row.runs) for run in row.runs]
+
+
+def kindred(profile: Profile, kind: str) -> Kin:
+    """Every row of every item whose trainings are of this kind, each training once, with its evaluations that are
+    there: the rows over which is pooled how much seeds matter.
+    """
+    of_kind = [item for item in items(profile).values() if (item.kind == "pretraining") == (kind == "pretraining")]
+    rows: dict[tuple[str, ...], Row] = {}
+    for row in (row for item in of_kind for row in item.rows if row.seeds and not row.bound):
+        rows.setdefault(row.trainings or row.runs, row)
+    home, found = paths.RUNS / profile.name, []
+    for row in rows.values():
+        there = [(seed, run) for seed, run in zip(row.seeds, row.runs, strict=True) if _there(profile, [run])]
+        found.append((row, {seed: load_result(home / run) for seed, run in there}))
     return found
+
+
+def spread_of(kin: Kin, value: Value) -> Spread | None:
+    """How much a value differs between trainings with another seed. Rows of one setting share what a seed decides."""
+    blocks: dict[str, dict[int, dict[int, float]]] = {}
+    for place, (row, records) in enumerate(kin):
+        found = {seed: value(record) for seed, record in records.items()}
+        blocks.setdefault(row.setting, {})[place] = {seed: v for seed, v in found.items() if v is not None}
+    return statistics.pooled(blocks.values())
 
 
 def listed(runs: Sequence[str]) -> str:
@@ -192,34 +245,34 @@ def listed(runs: Sequence[str]) -> str:
 def load(profile: Profile, item: Item) -> Results:
     """Read the runs of an item and resample their scores. Raises UserError naming what is missing and how to make it.
 
-    Rows without runs are left out, if the item can do without. Table 3 takes the seeds there are, other items need all.
+    Rows without runs are left out, if the item can do without; of a row's seeds those are taken that are there.
     """
     if missing := missing_runs(profile, item):
         command = f"make {item.target} PROFILE={profile.name}"
         raise UserError(f"{item.name} needs {listed(missing)}; make them: {command}")
-    found = {row.label: _measure(profile, item, row) for row in item.rows}
+    found = {row.label: _measure(profile, row) for row in item.rows if row.runs}
     measured = {label: one for label, one in found.items() if one.records}
-    scores, left_out = shared({label: one.scores for label, one in measured.items()})
+    for row in (row for row in item.rows if not row.runs):  # the guesser, on the first row's questions
+        questions = next(iter(measured.values())).rows_of_runs[0]
+        measured[row.label] = Measured(row, {None: row.label}, {}, (most_frequent(questions),), {}, {}, ())
+    by_run = {run: sample_scores(rows) for one in measured.values() for run, rows in one.by_run.items()}
+    scores, left_out = shared(by_run)
     if not any(scores.values()):
         told = "no question was scored in all of its rows; the records say why (unscored)"
         raise UserError(f"{item.name}: {told}")
-    parts = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
+    parts = statistics.bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
     missing_of = {label: one.missing for label, one in found.items() if one.missing and not one.row.budget}
-    return Results(profile, item, measured, parts, missing_of, left_out)
+    return Results(profile, item, measured, parts, kindred(profile, item.kind), missing_of, left_out)
 
 
-def _measure(profile: Profile, item: Item, row: Row) -> Measured:
+def _measure(profile: Profile, row: Row) -> Measured:
     home, there = paths.RUNS / profile.name, _there(profile, row.runs)
-    if there and len(there) < len(row.runs) and item.kind != "prism":
-        told = f"{len(there)} of {len(row.runs)} training seeds were evaluated"
-        raise UserError(f"{row.label}: {told}; make the rest: make {item.target} PROFILE={profile.name}")
-    trainings = row.trainings if there else ()
-    if item.kind == "prism":
-        trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
-    captions = _there(profile, (row.captions or ())[1:])
+    columns = {seed: run for seed, run in zip(row.seeds or [None], row.runs, strict=True) if run in there}
+    trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
+    more = _there(profile, [*row.more, *(row.captions or ())[1:]]) if there else []
     return Measured(
-        row, _records(home, there), tuple(read_samples(home / run) for run in there), _records(home, trainings),
-        _records(home, [*row.more, *captions] if there else []),
+        row, columns, _records(home, there), tuple(read_samples(home / run) for run in there),
+        _records(home, trainings), _records(home, more),
         [Path(run).name for run in row.runs if run not in there],
     )  # fmt: skip
 

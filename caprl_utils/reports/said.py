@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
 
 from caprl_utils.files import note_access
 from caprl_utils.image_sources import open_images
@@ -25,7 +27,7 @@ def said_table(results: Results) -> Table:
         label for label, found in results.measured.items()
         if not found.row.bound and any(row["facts"] is not None for row in found.rows)
     ]  # fmt: skip
-    parts = {name: _resampled(results, labels, name) for name in MEASURES} if labels else {}
+    parts = {name: resampled(results, labels, name) for name in MEASURES} if labels else {}
     rows = [(label, [_cell(results, name, part, label) for name, part in parts.items()]) for label in labels]
     pairs = [pair for pair in results.pairs if {*pair} <= {*labels}]
     rows += [(" − ".join(pair), [_cell(results, name, part, *pair) for name, part in parts.items()]) for pair in pairs]
@@ -34,18 +36,28 @@ def said_table(results: Results) -> Table:
     return Table(name, "What the captions say", "Captions of", heads, rows, [texts()["notes"]["said"]])
 
 
-def _resampled(results: Results, labels: list[str], measure: str) -> Bootstrap | None:
-    """A measure's average over the benchmarks, resampled by image; None where there is nothing to measure."""
-    values = shared({label: by_image(results.measured[label].rows, measure) for label in labels})[0]
-    draws, seed = results.profile.prism.bootstrap_draws, results.profile.seed
-    return bootstrap_models(values, draws, seed)[AVERAGE] if all(values.values()) else None
+def resampled(results: Results, labels: Sequence[str], measure: str, factors: Sequence[float] = ()) -> Bootstrap | None:
+    """A measure's average over the benchmarks for every run of some rows, resampled by image; None where there is
+    nothing to measure. factors: of the rows.
+    """
+    values = {}
+    for label, factor in zip_longest(labels, factors, fillvalue=1.0):
+        runs = results.measured[label].by_run.items()
+        values |= {run: by_image(rows, measure, factor) for run, rows in runs}
+    common, draws = shared(values)[0], results.profile.prism.bootstrap_draws
+    return bootstrap_models(common, draws, results.profile.seed)[AVERAGE] if all(common.values()) else None
+
+
+def measure_of(name: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Reads a measure's average from a run's record."""
+    return lambda record: record["values"].get("said", {}).get(name)
 
 
 def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs: str | None = None) -> Cell:
     """A row's value, its interval beside the raw number alone; or a difference, with its interval in print."""
     if part is None:
         return Cell(numbers.MISSING)
-    measure, found = MEASURES[name], part.difference(ours, theirs) if theirs else part.interval(ours)
+    measure, found = MEASURES[name], results.contrast(part, ours, theirs, results.spread(measure_of(name)))
     sources = [s for side in (ours, theirs) if side for s in results.measured[side].samples(measure.column)]
     text = _gap(measure, found) if theirs else _plain(measure, found.value)
     return Cell(text, found.value, (found.low, found.high), tuple(sources))

@@ -83,13 +83,12 @@ def _runs_of(results: Results) -> list[dict[str, Any]]:
 def _facts(results: Results) -> dict[str, Any]:
     """What Table 3 says in words besides."""
     base = next(iter(results.measured[BASE].records.values()))
-    gap, measured = results.difference(CAPRL, BASE), results.measured.items()
+    measured = results.measured.items()
     return {
         "num_samples": {name: base["n"][name] for name in results.groups if name != AVERAGE},
         "missing": results.missing,
         "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
-        "gain": gap.value, "gain_interval": [gap.low, gap.high], "verdict": claims.verdict(gap.low, gap.high),
-    }  # fmt: skip
+    }
 
 
 def _markdown(results: Results, tables: list, findings: list, paper: Table | None, facts: Mapping) -> str:
@@ -99,7 +98,7 @@ def _markdown(results: Results, tables: list, findings: list, paper: Table | Non
     by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
     return numbers.fill(
         "item.md", item=item, profile=profile, tables=tables, findings=findings, paper=paper, facts=facts,
-        numbers=numbers, warning=claims.SMOKE_WARNING, margin=f"{claims.MARGIN:.0%}",
+        numbers=numbers, warning=claims.SMOKE_WARNING, margins=texts()["margins"],
         title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
         kinds={finding.claim.kind for finding in findings}, groups=_groups(results) if by_group else (),
         captioners=_captioners(profile) if prism else "", probed=results.readers, training=main_training(profile),
@@ -128,14 +127,14 @@ def _measuring(results: Results) -> dict[str, Any]:
 
 
 def _trainings(results: Results) -> dict[str, Any]:
-    """How many trainings stand behind a row, on how many images, with which seeds."""
-    found = {label: m.trainings for label, m in results.measured.items() if m.trainings and not m.row.bound}
-    counts = {label: len(records) for label, records in found.items()}
-    records = [record for group in found.values() for record in group.values()]
-    few, sizes = results.profile.ablations.num_images, {record["n"] for record in records}
+    """How many trainings stand behind a row, and on how many images."""
+    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
+    counts = {label: len(found.columns) for label, found in trained.items()}
+    few = results.profile.ablations.num_images
+    sizes = {record["n"] for found in trained.values() for record in found.trainings.values()}
     return {
         "counts": counts, "least": min(counts.values(), default=1), "few": few, "sizes": sizes,
-        "most": max(sizes - {few}, default=None), "seeds": [seed for r in records for seed in r["seeds"]],
+        "most": max(sizes - {few}, default=None),
     }  # fmt: skip
 
 
@@ -147,7 +146,7 @@ def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
         for c in curves_of(results)
     ]
     unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
-    above = [title_of(k) for k in results.scored if results.parts[k].difference(CAPRL, BASE).low > 0]
+    above = [title_of(k) for k in results.scored if results.difference(CAPRL, BASE, [k]).low > 0]
     return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
 
 
@@ -289,7 +288,7 @@ def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -
     values, cells = [_score(results, found, benchmark) for found in shown], []
     for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
         part = results.interval(found.row.label, benchmark)
-        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark))
+        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or results.questions
         cells.append(Cell(f"{text} {numbers.interval(bounds)}", value, bounds, sources))
     return cells
 
@@ -315,8 +314,9 @@ def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     """Column -> what is told of a row besides its scores."""
     first = next(iter(found.trainings.values()), None)
     if item.kind == "pretraining":
-        cells = {"Trainings": Cell(str(len(found.records)), len(found.records))}
-        facts = {"Caption pairs": (_pairs(found), "n")}
+        trained = len(found.records) or None
+        cells = {"Trainings": Cell(numbers.count(trained), trained)}
+        facts = {"Caption pairs": (_pairs(found) if trained else None, "n")}
     else:
         tokens, sources = found.mean_of("caption_tokens"), found.sources("caption_tokens")
         cells, facts = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, sources)}, {}
@@ -336,16 +336,15 @@ def _pairs(found: Measured) -> int:
 
 
 def gaps_table(results: Results) -> Table:
-    """Paired differences with Holm's p: of the average over the item's tests, in Table 3 also over the benchmarks."""
+    """Differences with p; in Table 3 also of single benchmarks, after Holm over these."""
     table3 = results.item.kind == "prism"
-    adjusted = claims.corrected(results)
     rows = []
     for ours, theirs in results.pairs:
-        gaps = {name: results.parts[name].difference(ours, theirs) for name in (*results.scored, AVERAGE)}
+        gaps = {name: results.difference(ours, theirs, [name]) for name in (*results.scored, AVERAGE)}
         values = [gap.value for gap in gaps.values()]
         texts = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
         ps = statistics.holm({name: gaps[name].p_value for name in results.scored}) if table3 else {}
-        ps[AVERAGE] = adjusted[claims.test_of(ours, theirs)]
+        ps[AVERAGE] = gaps[AVERAGE].p_value
         cells = dict.fromkeys(results.groups, Cell(numbers.MISSING))
         for (name, gap), text in zip(gaps.items(), texts, strict=True):
             bounds, p = (gap.low, gap.high), f", {numbers.p_value(ps[name])}" if name in ps else ""
@@ -354,43 +353,25 @@ def gaps_table(results: Results) -> Table:
             cells[name] = Cell(shown, gap.value, bounds, sources[0] + sources[1])
         rows.append((f"{ours} − {theirs}".replace("control: ", ""), list(cells.values())))
     name = "differences" if table3 else f"{results.item.name}_gaps"
-    notes = _under_gaps(results, len(adjusted) > len(results.pairs))
+    notes = [_note("gaps") + (_note("single") if table3 else ""), *_spread_note(results)]
     return Table(name, GAPS, "Comparison", results.heads, rows, notes)
 
 
-def _under_gaps(results: Results, more_tests: bool) -> list[str]:
-    """more_tests: there are others than the table's rows."""
-    if results.item.kind == "prism":
-        smallest = [detectable_difference(results, name) for name in results.scored]
-        low, high = numbers.percent(min(smallest)), numbers.percent(max(smallest))
-        return [_note("differences"), _note("detectable", low=low, high=high)]
-    if results.item.kind == "pretraining":
-        return [f"{_note('gaps')}. {_trainings_of_settings(results)}"]
-    return [_note("gaps") + (_note("more_tests") if more_tests else "") + _note("one_training")]
+def _spread_note(results: Results) -> list[str]:
+    """How much trainings differ on the average, with the degrees of freedom, if anything was trained."""
+    if not any(found.row.seeds for found in results.measured.values()):
+        return []
+    if (spread := results.spread(results.mean_on())) is None:
+        return [_note("no_spread")]
+    single, paired = numbers.percent(sqrt(spread.single)), numbers.percent(sqrt(2 * spread.paired))
+    rows = sum(len(records) > 1 for _, records in results.kin)
+    kind = "pretraining" if results.item.kind == "pretraining" else "reinforcement learning"
+    facts = {"single_df": spread.single_df, "paired_df": spread.paired_df, "own": statistics.OWN_SPREAD}
+    return [_note("spread", single=single, paired=paired, rows=rows, kind=kind, **facts)]
 
 
 def _note(name: str, **values: Any) -> str:
     return texts()["notes"][name].format(**values)
-
-
-def _trainings_of_settings(results: Results) -> str:
-    """How many trainings stand behind the rows of VLMs, and what that means for the intervals."""
-    words = {1: "one training", 2: "two trainings", 3: "three trainings"}
-    counts = {found.row.setting: len(found.records) for found in results.measured.values()}
-    told, different = [], sorted(set(counts.values()), reverse=True)
-    for many in different:
-        names = ", ".join(name for name, number in counts.items() if number == many)
-        where = f" in setting {names}" if len(different) > 1 else ""
-        told.append(f"{words.get(many, f'{many} trainings')} a row{where}")
-    text = ", ".join(told) + _note("other_seeds") + (_note("averaged") if different[0] > 1 else "")
-    return text[0].upper() + text[1:]
-
-
-def detectable_difference(results: Results, benchmark: str) -> float:
-    """Smallest true difference of CapRL from base that a benchmark's images show with 80 % power."""
-    ours, theirs = (results.measured[label].scores[benchmark] for label in (CAPRL, BASE))
-    gaps = {key: ours[key] - theirs[key] for key in ours if key in theirs}
-    return statistics.minimum_detectable_difference(gaps)
 
 
 def captions_table(results: Results) -> Table:
@@ -440,31 +421,26 @@ def best_table(results: Results) -> Table:
 
 
 def variance_table(results: Results) -> Table:
-    """Standard deviation of single scores by source, in points: questions, captions of one, training seeds."""
+    """Standard deviation of single scores by source, in points: questions, captions of one."""
     rows = []
     for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
-        parts = statistics.variance_components(_score_array(found))
-        values = [None if v is None else sqrt(v) for v in (parts.items, parts.captions, parts.seeds)]
-        printed = [numbers.percent(v) for v in values]
-        if parts.seeds == 0:  # an estimate below zero is given as 0, which is no measurement of "none"
-            printed[-1] = f"not above the noise ({len(found.records)} trainings)"
-        rows.append((label, _cells(printed, values, [found.samples("score")] * 3)))
+        parts = statistics.variance_components(_score_array(found.rows_of_runs[0]))
+        values = [None if part is None else sqrt(part) for part in parts]
+        rows.append((label, _cells([numbers.percent(v) for v in values], values, [found.samples("score")] * 2)))
     notes = [_note("variance")]
     if len(found.records) > 1:
         averages = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
         names = [Path(file).parent.name for file in found.records]
         each = ", ".join(f"{text} ({name})" for name, text in zip(names, averages, strict=True))
         notes.append(f"Averages of the trainings of {CAPRL}: {each}.")
-    heads = ["Between questions", "Between captions", "Between training seeds"]
     caption = "Where scores vary: standard deviation in percentage points"
-    return Table("variance", caption, "Captioner", heads, rows, notes)
+    return Table("variance", caption, "Captioner", ["Between questions", "Between captions"], rows, notes)
 
 
-def _score_array(found: Measured) -> list[list[list[float]]]:
-    """Scores as (questions, training seeds, captions)."""
-    by_run: list[dict[tuple[str, str], list[float]]] = [{} for _ in found.rows_of_runs]
-    for captions, rows in zip(by_run, found.rows_of_runs, strict=True):
-        for row in sorted(rows, key=lambda row: row["caption_index"]):
-            if row["score"] is not None:
-                captions.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
-    return [[run[key] for run in by_run] for key in sorted(by_run[0]) if all(key in run for run in by_run)]
+def _score_array(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Scores of one run as (questions, captions), of the questions that have all."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in (row for row in rows if row["score"] is not None):
+        found.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
+    most = max(map(len, found.values()))
+    return [scores for _, scores in sorted(found.items()) if len(scores) == most]

@@ -57,10 +57,9 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
 
 
 def seeds_of(profile: Profile, experiment: str) -> list[int]:
-    """Seeds of an experiment's trainings: all of rl.seeds for the main one, else the first and ablations.more_seeds."""
-    seeds = profile.rl.seeds
-    more = seeds if experiment == MAIN else profile.ablations.more_seeds.get(experiment, ())
-    return list(dict.fromkeys([seeds[0], *more]))
+    """Seeds of an experiment's trainings: rl.seeds for the main one, else ablations.seeds or the first of rl.seeds."""
+    main, others = profile.rl.seeds, profile.ablations.seeds
+    return main if experiment == MAIN else others.get(experiment, main[:1]) if isinstance(others, dict) else others
 
 
 def of_table_3(profile: Profile) -> list[str]:

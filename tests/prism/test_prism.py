@@ -264,11 +264,28 @@ def test_several_images_are_captioned_apart_and_joined(profile, samples):
 
 def test_unscored_samples_are_counted_and_left_out():
     shared = {"benchmark": "b", "caption_index": 0, "num_tokens": 3, "finish_reason": "stop", "letter_mass": None,
-              "parsed": "x", "answer": "x", "reason": None}  # fmt: skip
+              "parsed": "x", "answer": "x", "reason": None, "facts": None}  # fmt: skip
     rows = [shared | {"sample_id": n, "image_id": n, "score": score} for n, score in (("1", 1.0), ("2", None))]
     values = scores.summarise(rows, 100, 0)["values"]["benchmarks"]["b"]
     assert values["mean"] == 1.0 and values["unscored"] == 1
     assert sample_scores(rows) == {"b": {("1", "1"): 1.0}}
+
+
+def test_the_guesser_says_the_commonest_answer_of_other_images():
+    """Nine questions of one text, three of another kind (one with options); an image never counts for itself."""
+    golds = ["red", "red", "red", "blue", "blue", "blue", "blue", "green"]
+    asked = [("What colour?", gold, ()) for gold in golds]
+    asked += [("What is the value of Rome?", "7", ()), ("What is the value of Oslo?", "7", ())]
+    asked += [("What is the value of Bern?", "B", ("9", "7"))]
+    rows = [
+        {"benchmark": "b", "image_id": f"i{n}", "sample_id": "s", "caption_index": 0, "question": question,
+         "gold": gold, "options": list(options), "score": 0.0}
+        for n, (question, gold, options) in enumerate(asked)
+    ]  # fmt: skip
+    rows[3]["image_id"] = rows[4]["image_id"]  # two blues on one image leave three reds of others
+    rows.append(rows[7] | {"image_id": "other", "score": None})
+    found = [row["score"] for row in scores.most_frequent(rows)]
+    assert found == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, None]
 
 
 def test_where_answers_are_lost():

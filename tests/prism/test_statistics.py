@@ -83,20 +83,75 @@ def test_holm_by_hand():
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
-def test_minimum_detectable_difference():
-    """sd 1, n = 100: (1.959964 + 0.841621) / 10."""
-    differences = np.array([-1.0, 1.0] * 50) / np.std([-1.0, 1.0] * 50, ddof=1)
-    assert statistics.minimum_detectable_difference(
-        {(f"i{n}", "s"): d for n, d in enumerate(differences)}
-    ) == pytest.approx(0.2801585, abs=1e-6)
-
-
 def test_variance_by_hand_and_parts_that_cannot_be_seen():
-    parts = statistics.variance_components([[[0.0, 1.0]], [[1.0, 1.0]]])
-    assert parts.captions == pytest.approx(0.25)
-    assert parts.items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
-    parts = statistics.variance_components(np.random.default_rng(8).random((20, 1, 1)))
-    assert (parts.captions, parts.seeds) == (None, None) and parts.items is not None
+    items, captions = statistics.variance_components([[0.0, 1.0], [1.0, 1.0]])
+    assert captions == pytest.approx(0.25)
+    assert items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
+    items, captions = statistics.variance_components(np.random.default_rng(8).random((20, 1)))
+    assert captions is None and items > 0
+
+
+def test_the_pooled_spread_by_hand():
+    """Two rows, two seeds: within rows 2 and 8 of squares; the seeds' own part leaves half a square of 1 each."""
+    rows = {"a": {0: 0.0, 1: 2.0}, "b": {0: 5.0, 1: 9.0}, "c": {0: 7.0}}
+    found = statistics.pooled([rows])
+    assert found == pytest.approx(((2 + 8) / 2, 2, 1.0, 1))
+    twice = statistics.pooled([rows, rows])  # blocks add up
+    assert twice == pytest.approx((5.0, 4, 1.0, 2))
+    assert statistics.pooled([{"a": {0: 0.0, 1: 2.0}}]) == pytest.approx((2.0, 1, 2.0, 1))
+    assert statistics.pooled([{"a": {0: 1.0}}, {}]) is None
+
+
+def test_the_t_interval_agrees_with_scipy_and_ends_at_the_null_where_p_is_005():
+    from scipy import stats
+
+    values = np.array([0.1, 0.3, 0.2, 0.5, 0.4])
+    low, high, p = statistics.t_interval(values.mean(), 0.0, values.var(ddof=1) / 5, 4)
+    theirs = stats.ttest_1samp(values, 0.0)
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    assert p == pytest.approx(theirs.pvalue)
+    welch = stats.ttest_ind(values, values[:3] + 1, equal_var=False)  # Satterthwaite of two parts
+    parts = [part.var(ddof=1) / len(part) for part in (values, values[:3])]
+    df = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2)
+    assert welch.df == pytest.approx(df)
+    for side in (0, 1, -1):
+        assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=low, side=side)[2] <= 1
+    low, high, _ = statistics.t_interval(0.2, 0.01, 0.02, 3)
+    assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=low, side=1)[2] == pytest.approx(0.05)
+    assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=high, side=-1)[2] == pytest.approx(0.05)
+    assert statistics.t_interval(0.0, 0.0, 0.0, 3)[2] == 1.0
+
+
+def rows_of(trainings, seed=0):
+    """Columns of rows, with each image's score of each training: (rows, seeds, images)."""
+    rows, seeds, images = trainings.shape
+    part = bootstrap(trainings.reshape(rows * seeds, images).T, range(images), [*map(str, range(rows * seeds))], 300)
+    columns = [{s: str(r * seeds + s) for s in range(seeds)} for r in range(rows)]
+    return part, columns, statistics.pooled([{r: dict(enumerate(trainings[r].mean(axis=1))) for r in range(rows)}])
+
+
+def test_contrasts_pair_by_seed_and_by_image():
+    generator = np.random.default_rng(9)
+    trainings = generator.normal(size=(3, 3, 40))
+    part, (a, b, c), spread = rows_of(trainings)
+    found = part.contrast(a, b, spread)
+    differences = trainings[0] - trainings[1]
+    assert found.value == pytest.approx(differences.mean()) and found.trainings == 3
+    within = differences.mean(axis=0).var() / 40
+    expected = statistics.t_interval(found.value, within, 2 * spread.paired / 3, spread.paired_df)
+    assert (found.low, found.high, found.p_value) == pytest.approx(expected, abs=0.05)
+    alone = {7: a[0]}  # no seed in common with b: both means, not paired by seed
+    value = trainings[0, 0].mean() - trainings[1].mean()
+    assert part.contrast(alone, b, spread).value == pytest.approx(value)
+    only = part.contrast({0: a[0]}, b, spread)  # one seed in common: that alone is compared
+    assert only.value == pytest.approx(differences[0].mean()) and only.trainings == 1
+    base = part.contrast(a, {None: c[0]}, spread)  # not trained: the same at every seed
+    assert base.value == pytest.approx(trainings[0].mean() - trainings[2, 0].mean()) and base.trainings == 3
+    assert part.contrast({None: a[0]}, {None: b[0]}, spread).trainings is None
+    assert part.contrast(a, b, None).low == part.contrast(a, b).low  # without a spread over images alone
+    many, (a, b), spread = rows_of(generator.normal(size=(2, 5, 40)))
+    own = many.contrast(a, b, spread)
+    assert own == many.contrast(a, b)  # from five on the comparison's own
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6))

@@ -8,7 +8,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.files import write_atomic
-from caprl_utils.prism import scores
+from caprl_utils.prism import scores, told
 from caprl_utils.reports import figures
 from caprl_utils.reports.items import items
 from caprl_utils.reports.results import load
@@ -25,7 +25,7 @@ def evaluate(
     unscored: benchmarks, or samples of one (benchmark, number), that have no score.
     """
     shared = {"question": "What is it?", "options": [], "gold": "7", "answer": "7", "letter_mass": None,
-              "parsed": "7", "reason": None, "finish_reason": "stop",
+              "parsed": "7", "reason": None, "finish_reason": "stop", "model": name, **dict.fromkeys(told.COLUMNS),
               "num_tokens": None if tokens is None else int(tokens)}  # fmt: skip
     rows = [
         shared | {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
@@ -42,11 +42,10 @@ def evaluate(
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch, request):
-    """Profile mini, or the test's parameter, with one RL training a row; published reports are the test's own."""
+    """Profile mini, or the test's parameter, with two trainings a row; published reports are the test's own."""
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0]}
-    loaded = load_profile(getattr(request, "param", "mini"), over)
-    return loaded.model_copy(update={"ablations": loaded.ablations.model_copy(update={"more_seeds": {}})})
+    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0, 1], "ablations.seeds": [0, 1]}
+    return load_profile(getattr(request, "param", "mini"), over)
 
 
 @pytest.fixture
@@ -62,9 +61,13 @@ def prism_run(profile):
 
 @pytest.fixture
 def trained(profile, prism_run):
-    """Makes a training with its curve, and its evaluation."""
+    """Makes trainings with these seeds that come out alike, each with its curve and its evaluation."""
 
-    def make(experiment, right, images=40, tokens=20.0, rises=True, seed=0):
+    def make(experiment, right, *more, seeds=(0, 1), **named):
+        for seed in seeds:
+            one(experiment, right, seed, *more, **named)
+
+    def one(experiment, right, seed, images=40, tokens=20.0, rises=True):
         name = f"{experiment}-seed{seed}"
         with Run.open(profile, "rl", name, {"questions": "q"}, RECIPE) as run:
             rows = [

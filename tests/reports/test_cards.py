@@ -62,8 +62,8 @@ def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, vlm, q
         pass  # not finished
     before = (captioner / "result.json").read_bytes()
     assert cards.write_all(profile) == [
-        questions / "README.md", captioner / "README.md", vlm / "README.md",
-        captions.with_name("sharegpt4v-by-caprl.md"),
+        questions / "README.md", captioner / "README.md", captioner.with_name("caprl-seed1") / "README.md",
+        vlm / "README.md", captions.with_name("sharegpt4v-by-caprl.md"),
     ]  # fmt: skip
     assert not (vlm / "final" / "README.md").exists()  # a file in there would change the model's key
     assert (captioner / "result.json").read_bytes() == before

@@ -5,9 +5,12 @@ import json
 import math
 
 import pytest
+from scipy import stats
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
+from caprl_utils.prism.statistics import Interval
 from caprl_utils.reports import claims, page, paper, tables
 from caprl_utils.reports.items import items, texts
 
@@ -38,21 +41,41 @@ def rows_of(content):
     ],
 )
 def test_verdict(kind, supported, not_supported, undecided):
-    words = [claims.verdict(*bounds, kind) for bounds in (supported, not_supported, undecided)]
+    def of(bounds, trainings=2):
+        return claims.verdict(Interval(sum(bounds) / 2, *bounds, 50, trainings=trainings), kind)
+
+    words = [of(bounds)[0] for bounds in (supported, not_supported, undecided)]
     assert words == ["supported", "not supported", "undecided"]
+    assert of((-0.004, 0.006))[0] == ("no difference" if kind == "accuracy" else "supported")
+    assert of(supported, trainings=1) == ("undecided", "one training")
+    assert of(supported, trainings=None)[0] == "supported"  # nothing was trained
 
 
-def test_rise_by_hand():
-    half = 1.959964 * math.sqrt(0.02)  # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
-    assert claims.rise([0.0, 0.2, 0.5, 0.7]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+def test_rise_by_hand(profile, prism_run, trained, results_of):
+    # windows of two: means 0.1 and 0.6, each with variance 0.02 / 2
+    assert claims.rise([0.0, 0.2, 0.5, 0.7]) == pytest.approx((0.5, 0.02))
     assert claims.rise([0.5, 0.6, 0.7]) is None  # too few steps at either end for a spread
+    prism_run("base-3b", right=8)
+    for name in ("judge_vlm", "caprl"):
+        trained(name, 14)
+    file = paths.RUNS / "mini" / "rl" / "caprl-seed1" / "curve.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row | {"reward": row["reward"] * 2}) + "\n" for row in rows))
+    (found,) = [one.found for one in claims.test_all(results_of(profile, "figure1c")) if one.claim.kind == "reward"]
+    # windows of six: the rises are 0.18 and 0.36; steps 0.03 (0.06) apart have variance 0.00315 (0.0126)
+    within, between = 2 * (0.00315 + 0.0126) / 6 / 4, 0.18**2 / 2 / 2
+    df = (within + between) ** 2 / between**2
+    half = stats.t.ppf(0.975, df) * math.sqrt(within + between)
+    assert (found.value, found.trainings) == (pytest.approx(0.27), 2)
+    assert (found.low, found.high) == pytest.approx((0.27 - half, 0.27 + half))
 
 
 def test_larger_gain_needs_both_groups_of_benchmarks(finished, results_of):
     found = results_of(finished)
     claim = next(claim for claim in found.item.claims if claim.kind == "larger gain")
     (finding,) = [one for one in claims.test_all(found) if one.claim == claim]
-    assert finding.value == pytest.approx(0.0) and finding.verdict == "undecided" and finding.images == 80
+    assert finding.found.value == pytest.approx(0.0) and finding.verdict == "undecided"
+    assert finding.found.num_clusters == 80 and finding.found.p_value > 0.9
     del found.parts["mini-scene"]
     assert claim not in [one.claim for one in claims.test_all(found)]
 
@@ -76,13 +99,16 @@ def test_every_setting_of_the_pretraining_is_one_of_the_papers():
 def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     _, content = reported
     counts, rows = content["facts"]["counts"], rows_of(content)
-    assert counts["supported"] >= 3 and counts["not run"] >= 30 and sum(counts.values()) == len(rows)
-    statement, verdict, gap, of_paper, test, count = rows["Table 3 (1)"]
+    assert counts["supported"] >= 1 and counts["not run"] >= 20
+    linked = [row for row in rows.values() if "; the fact of " in row[1]]
+    assert sum(counts.values()) + len(linked) == len(rows) == content["facts"]["statements"]
+    statement, verdict, gap, p, of_paper, test, count = rows["Table 3 (1)"]
     assert statement.startswith("CapRL's captions serve") and of_paper == "48.3 against 39.9 (+8.4)"
     assert test == "accuracy: CapRL-3B − 3B (base) above 0" and verdict == "**supported**"
-    assert gap.startswith("+30.0 points [+") and count == "80 images; 1 against 1 evaluated"
+    assert gap.startswith("+30.0 points [+") and count == "80 images; trainings: 2 against 0" and p == "p < 0.001"
     assert rows["Table 3 (2)"][1] == rows["Table 5 (1)"][1] == "not run"
-    assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][5] == "–"
+    assert rows["Table 5 (1)"][2] == rows["Table 5 (1)"][6] == "–"
+    assert rows["Table 3 (4)"][1] == "**supported**; the fact of Table 3 (1)" and rows["Table 3 (4)"][3] == "–"
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "| [Table 3: caption quality in the Prism framework](table3.md) | 15 |" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
@@ -102,32 +128,53 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows
 
 
-def test_what_the_models_have_built_in_is_counted_apart_with_its_reason(finished, prism_run, no_figures):
-    prism_run("base-7b", right=12, tokens=30.0)
+@pytest.fixture
+def first_claim(monkeypatch):
+    """Gives Table 3's first statement further keys."""
+
+    def change(**keys):
+        item = texts()["items"]["table3"]
+        claims = [{**item["claims"][0], **keys}, *item["claims"][1:]]
+        monkeypatch.setitem(texts(), "items", texts()["items"] | {"table3": {**item, "claims": claims}})
+
+    return change
+
+
+def test_what_the_models_cannot_test_is_counted_apart_with_its_reason(finished, no_figures, first_claim, monkeypatch):
+    first_claim(**{"not testable": "why"})
+    assert not items(finished)["table3"].claims[0].not_testable  # the models have no such reason
+    monkeypatch.setitem(texts()["models"][0], "not_testable", {"why": "they were made so"})
     tables.write(finished, "table3")
     content = page.write_claims(finished)
-    assert content["facts"]["counts"][claims.BY_CONSTRUCTION] == 2
-    _, verdict, gap, *_ = rows_of(content)["Table 3 (12)"]
-    assert verdict == "**by construction**" and gap.startswith("+20.0 points [") and ", p" not in gap
+    assert content["facts"]["counts"]["not testable here"] == 1
+    _, verdict, gap, *_ = rows_of(content)["Table 3 (1)"]
+    assert verdict == "**not testable here**" and gap.startswith("+30.0 points [") and ", p" not in gap
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
-    assert "- Table 3 (12), Table 3 (13): the zoo's captioners are all of one size" in text
-    lines = (paths.reports_of("mini") / "table3.md").read_text().splitlines()
-    (line,) = [line for line in lines if "7B against 3B" in line]
-    assert "7B − 3B (base): +20.0 points" in line and line.endswith("leave facts out and to err.")
-    assert not any(claim.built_in for claim in items(load_profile("paper"))["table3"].claims)
+    assert "- Table 3 (1): they were made so.\n" in text
+    text = (paths.reports_of("mini") / "table3.md").read_text()
+    assert "trained from: **not testable here** (they were made so), +30.0 points" in text
+    assert not any(claim.not_testable for claim in items(load_profile("paper"))["table3"].claims)
 
 
-def test_the_page_says_how_firm_the_supported_are(reported):
+def test_the_same_fact_must_be_a_statement(finished, first_claim):
+    first_claim(**{"same as": "table3 (99)"})
+    with pytest.raises(UserError, match=r"is the same as table3 \(99\), which is no statement"):
+        items(finished)
+
+
+def test_p_is_corrected_over_the_facts_of_all_items(reported, trained):
     profile, _ = reported
+    for name, right in (("rounds_1", 12), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
+        trained(name, right)
+    tables.write(profile, "table5")
     file = paths.reports_of("mini") / "table3.json"
     content = json.loads(file.read_text())
     supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
-    supported[0]["p"], supported[1]["runs"] = 0.06, [2, 1]
+    supported[0]["p"] = 0.03
     file.write_text(json.dumps(content))
-    facts = page.write_claims(profile)["facts"]
-    assert facts["supported_large_p"] == ["Table 3 (1)"]
-    assert len(facts["supported_one_training"]) == len(supported) - 1
-    text, many = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8"), len(supported)
-    assert f"Of the {many} supported statements, {many - 1} rest on no more than one" in text
-    assert "1 have a corrected p of 0.05 or more: Table 3 (1)." in text
-    assert "+30.0 points [" in text and ", p = 0.060 |" in text
+    content = page.write_claims(profile)
+    tested, facts = [row for row in rows_of(content).values() if row[3] != "–"], content["facts"]
+    assert facts["tests"] == len(tested) >= 4 and facts["supported_large_p"] == ["Table 3 (1)"]
+    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
+    assert "1 has a corrected p of 0.05 or more: Table 3 (1)." in text
+    assert "+30.0 points [" in text and ", p = 0.030 | p = " in text

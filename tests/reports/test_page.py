@@ -85,7 +85,7 @@ def test_all_reports_are_written_in_one_go(finished, no_figures):
     with pytest.raises(UserError, match="no training of notebook 03 stands behind table1"):
         page.train(finished, ["table1"])
     names = [file.name for file in page.write_all(finished)]
-    assert names == ["table3.md", "claims.md", "report.html", "README.md"]
+    assert names == ["table3.md", "claims.md", "report.html", "README.md", "README.md"]
 
 
 def test_the_map_is_filled_between_its_marks(readme, profile):
@@ -113,7 +113,8 @@ def test_reports_stay_under_runs_until_they_are_published(readme, finished, no_f
     published = page.publish(finished)
     assert {"table3.md", "claims.md", "report.html", "README.md"} <= {file.name for file in published}
     row = r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"
-    assert re.search(row, readme.read_text(encoding="utf-8"))
+    assert re.search(row, text := readme.read_text(encoding="utf-8"))
+    assert re.search(r"\d+ statements of the paper are \d+ facts: 1 supported, .*of the supported 1 also after", text)
     with pytest.raises(UserError, match="profile smoke none that mean anything"):
         page.publish(load_profile("smoke"))
 

@@ -11,7 +11,7 @@ from caprl_utils.pretraining.prepare import dataset_of, run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import page, tables, trace
-from caprl_utils.reports.items import figure4
+from caprl_utils.reports.items import figure4, texts
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import Run
 
@@ -40,8 +40,11 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def pretrained(profile, vqa_run, made):
-    """Profile mini with all its trainings and their evaluations."""
+def pretrained(profile, vqa_run, made, monkeypatch):
+    """Profile mini with two trainings a row and their evaluations, its models able to test everything."""
+    monkeypatch.setitem(texts()["models"][0], "not_testable", {})
+    more = profile.pretraining.model_copy(update={"more_seeds": [1]})
+    profile = profile.model_copy(update={"pretraining": more})
     if not made.is_dir():
         settings = profile.pretraining
         for training in all_trainings(settings):
@@ -63,7 +66,9 @@ def pretrained(profile, vqa_run, made):
 def test_every_number_of_an_item_has_its_source(name, num_rows, pretrained, no_figures):
     content = tables.write(pretrained, name)
     scores, gaps = content["tables"][:2]
+    floor = scores["rows"].pop() if name != "figure4" else None
     assert len(scores["rows"]) == num_rows and gaps["rows"]
+    assert floor is None or floor["cells"][0]["sources"][0]["file"].endswith("samples.parquet")
     for row in scores["rows"]:
         for cell in row["cells"]:
             for source in cell["sources"]:
@@ -98,20 +103,22 @@ def test_figure_4_stands_in_the_order_of_sizes(pretrained):
     summary = content["facts"]["summary"]
     assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
     # a comparison that Table 1 makes is counted there alone
-    assert [claim["text"] for claim in content["facts"]["claims"]] == [
-        "CapRL-1M x 0.5 is better than DenseFusion-1M x 0.5", "More of CapRL's pairs are better than fewer",
-    ]  # fmt: skip
-    text = (paths.reports_of("mini") / "figure4.md").read_text()
-    assert "CapRL-1M − DenseFusion-1M as Table 1 (3); CapRL-1M − Vanilla as Table 1 (1)" in text
+    assert [claim["same_as"] for claim in content["facts"]["claims"]] == ["", "Table 1 (3)", "Table 1 (1)", ""]
     alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
-    assert [c.theirs for c in figure4(pretrained.model_copy(update={"pretraining": alone})).claims] == [
-        "DenseFusion-1M x 0.5", "DenseFusion-1M", "Vanilla", "CapRL-1M x 0.5",
-    ]  # fmt: skip
+    assert not any(claim.same_as for claim in figure4(pretrained.model_copy(update={"pretraining": alone})).claims)
+
+
+def test_a_floor_stands_beside_the_vlms(pretrained, no_figures):
+    """One question about every image, and one answer: the guesser is right."""
+    content = tables.write(pretrained, "table2")
+    row = content["tables"][0]["rows"][-1]
+    assert row["label"].startswith("floor: the most frequent answer")
+    printed = [cell["text"] for cell in row["cells"]]
+    assert printed[0].startswith("100.0 [") and printed[-2:] == ["–", "–"]
 
 
 def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_run, no_figures):
-    setting, *others = pretrained.pretraining.settings
-    assert pretrained.pretraining.more_seeds == {setting: [1]}
+    setting = pretrained.pretraining.settings[0]
     vqa_run(f"{setting}-caprl-1m-sft-seed1", 8)
     content = tables.write(pretrained, "table1")
     scores, gaps, captions = content["tables"][:3]
@@ -119,13 +126,12 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     ours = rows[f"{setting}, CapRL-1M"]
     assert ours["Average"]["value"] == pytest.approx((12 + 8) / 2 / 20) and ours["Trainings"]["value"] == 2
     assert len(ours["Average"]["sources"]) == len(ours["Caption pairs"]["sources"]) == 2
-    assert rows[f"{others[0]}, CapRL-1M"]["Trainings"]["value"] == 1
     files = {run["file"] for run in content["runs"]}
     for stage, seed in (("vqa", ""), ("vqa", "-seed1"), ("pretraining", ""), ("pretraining", "-seed1")):
         assert f"runs/mini/{stage}/{setting}-caprl-1m-sft{seed}/result.json" in files
     assert f"runs/mini/pretraining/{setting}-caprl-1m-further-seed1/result.json" in files
-    told = f"Two trainings a row in setting {setting}, one training a row in setting {', '.join(others)}: how much"
-    assert told in gaps["notes"][0] and "averaged question by question" in gaps["notes"][0]
+    # nine rows of the first setting, five of each other; 60 and 40 % are SD 14.1 in one of them
+    assert "over the 19 rows of pretraining" in gaps["notes"][1] and "varies by 3.2 points" in gaps["notes"][1]
     printed = dict(zip(captions["columns"], (cell["text"] for cell in captions["rows"][0]["cells"]), strict=True))
     assert printed["Captions"] == "10" and printed["Tokens"] == "12.3" and printed["Facts told (%)"] == "60.0"
     assert (printed["Cut (%)"], printed["Loops (%)"]) == ("0.0", "10.0")
@@ -143,7 +149,7 @@ def test_claims_trace_and_page_take_these_items_as_they_come(pretrained, no_figu
     for name in ITEMS:
         tables.write(pretrained, name)
     counts = page.write_claims(pretrained)["facts"]["counts"]
-    assert counts["supported"] == 16 and counts["not run"] >= 30
+    assert counts["supported"] == 16 and counts["not run"] >= 20
     text = page.write_html(pretrained).read_text(encoding="utf-8")
     assert all(f'<section id="{name}">' in text for name in ("claims", *ITEMS))
     cells = list(trace.cells_of(paths.reports_of("mini")))

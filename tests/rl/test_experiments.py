@@ -128,12 +128,16 @@ def test_main_run_has_all_seeds_others_one_and_those_added():
     profile = load_profile("mini", {"rl.seeds": [3, 4]})
     runs = experiments.planned(profile, ["rounds_1", "caprl", "natural"])
     assert [run.name for run in runs] == [
-        "caprl-seed3", "caprl-seed4", "rounds_1-seed3", "rounds_1-seed1", "natural-seed3"
+        "caprl-seed3", "caprl-seed4", "rounds_1-seed0", "rounds_1-seed1", "natural-seed3"
     ]  # fmt: skip
+    every = load_profile("mini", {"ablations.seeds": [5, 6]})
+    assert experiments.seeds_of(every, "natural") == experiments.seeds_of(every, "short") == [5, 6]
     with pytest.raises(UserError, match=r"no experiment 'round_1'; did you mean rounds_1\?"):
         experiments.planned(profile, ["round_1"])
-    with pytest.raises(UserError, match=r"more_seeds names 'round_1'"):
-        load_profile("mini", {"ablations.more_seeds": {"round_1": [1]}})
+    with pytest.raises(UserError, match=r"seeds names 'round_1'"):
+        load_profile("mini", {"ablations.seeds": {"round_1": [1]}})
+    with pytest.raises(UserError, match=r"\[1, 1\] holds none, or one twice"):
+        load_profile("mini", {"ablations.seeds": [1, 1]})
     assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
 
 
@@ -143,7 +147,7 @@ RECORD = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
 
 def one_seed_each(name):
     profile = load_profile(name)
-    return profile.model_copy(update={"ablations": profile.ablations.model_copy(update={"more_seeds": {}})})
+    return profile.model_copy(update={"ablations": profile.ablations.model_copy(update={"seeds": {}})})
 
 
 @pytest.fixture
