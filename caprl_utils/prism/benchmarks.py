@@ -77,8 +77,8 @@ class Ask(_Facts):
 class Benchmark(_Facts):
     """One benchmark. `tables` are the paper's (3: Prism, 1 and 2: pretraining). `metric` is a code of metrics.METRICS;
     `caprl` is None where the authors' scorer has no file for it. `size`: rows of the split that is scored, or about how
-    many. `loader` ("module:function") makes the samples of a rendered benchmark from (key, num_samples, seed). One
-    without hub and loader is known only from the authors' file.
+    many. `apart`: a held-out split, no part of averages. `loader` ("module:function") makes the samples of a rendered
+    benchmark from (key, num_samples, seed). One without hub and loader is known only from the authors' file.
     """
 
     key: str
@@ -91,6 +91,7 @@ class Benchmark(_Facts):
     answer: AnswerKind
     ask: Ask = Ask()
     metric: str
+    apart: bool = False
     judge: Literal["no", "optional", "needed"] = "no"
     letters: str | None = None
     loader: str | None = None

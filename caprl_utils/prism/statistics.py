@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from caprl_utils.errors import UserError
+from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.loading import too_many
 
 if TYPE_CHECKING:
@@ -215,9 +216,9 @@ def bootstrap_benchmarks(
 
 
 def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int) -> dict[str, Bootstrap]:
-    """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average,
-    over the samples that all have. Raises UserError when two models were not scored on the same samples, but for a few
-    that were left out.
+    """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average
+    (without held-out splits), over the samples that all have. Raises UserError when two models were not scored on the
+    same samples, but for a few that were left out.
     """
     labels = list(models)
     tables = {}
@@ -233,7 +234,9 @@ def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, see
         columns = [[models[label][benchmark][key] for label in labels] for key in keys]
         tables[benchmark] = columns, [image for image, _ in keys]
     parts = bootstrap_benchmarks(tables, labels, draws, seed)
-    return {**parts, AVERAGE: macro_average(parts)}
+    apart = {item.key for item in load_registry().values() if item.apart}
+    usual = {name: part for name, part in parts.items() if name not in apart}
+    return {**parts, AVERAGE: macro_average(usual or parts)}
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
