@@ -40,7 +40,7 @@ def run_of(profile, name, texts):
 def told(finished):
     """Base and CapRL with captions of known facts: CapRL tells as much, and more that is false or said before."""
     images = [f"mini-chart/i{n}" for n in range(8)]
-    for name, text in (("base-3b", BASE), ("caprl-seed0", OURS)):
+    for name, text in (("base-3b", BASE), ("caprl-seed0", OURS), ("caprl-seed1", OURS)):
         run_of(finished, name, {image: (text, META) for image in images})
     for name in ("base-72b", "floor-empty"):
         run_of(finished, name, {image: (text, META) for image in images})
@@ -55,7 +55,7 @@ def test_the_table_and_the_statements(told, results_of, cell):
     assert cell(table, "CapRL-3B", "False (%)").value == pytest.approx(1 / 3)
     assert cell(table, "CapRL-3B", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
     gap = cell(table, "CapRL-3B − 3B (base)", "False a caption")
-    assert gap.text == "+1.00 [1.00, 1.00]" and gap.sources[0].key == "wrong" and len(gap.sources) == 2
+    assert gap.text == "+1.00 [1.00, 1.00]" and gap.sources[0].key == "wrong" and len(gap.sources) == 3
     found = {one["kind"]: one for one in tables.write(told, "table3")["facts"]["claims"]}
     assert found["false share"]["value"] == pytest.approx(-1 / 3) and found["false count"]["value"] == -1.0
     assert found["false count"]["verdict"] == "not supported"
