@@ -43,8 +43,8 @@ def kind_of(statement: tuple[str, str] | None, meta: Mapping[str, Any]) -> str:
     if statement is None:
         return "garbled"
     key, value = statement
-    known = meta["facts"] | meta["known"]
-    return "true" if known.get(key) == value else "wrong" if key in known else "not_shown"
+    facts = meta["facts"]
+    return "true" if facts.get(key) == value else "wrong" if key in facts else "not_shown"
 
 
 def false(row: Counts) -> int:

@@ -4,6 +4,7 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
+from caprl_utils.mini.world import statements
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import probes
 from caprl_utils.prism.loading import load_samples
@@ -16,10 +17,13 @@ class Literal:
 
     name = model_hash = "literal"
 
+    def __init__(self, samples):
+        self.asked = {question: key for sample in samples for question, key in sample.meta["asked"].items()}
+
     def _told(self, request):
-        caption, _, question = request.prompt.partition("\nQuestion: What is the ")
-        key = question.partition("?")[0]
-        return {part.partition(" is ")[2].rstrip(".") for part in caption.split(". ") if f"The {key} is " in part}
+        caption, _, question = request.prompt.partition("Caption: ")[2].partition("\nQuestion: ")
+        key = self.asked[question.partition("\n")[0]]
+        return {value for told, value in filter(None, statements(caption)) if told == key}
 
     def generate(self, requests, sampling):
         texts = [told.pop() if len(told := self._told(r)) == 1 else "unknown" for r in requests]
@@ -37,7 +41,7 @@ class Literal:
 def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
     profile = load_profile("smoke")
     samples = load_samples(profile)
-    monkeypatch.setattr(probes, "open_backend", lambda *unused: Literal())
+    monkeypatch.setattr(probes, "open_backend", lambda *unused: Literal(samples))
     record = probes.probe(profile, "prism_reader", samples)
     assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 10
     scores = {}

@@ -7,8 +7,7 @@ from caprl_utils.mini.world import KINDS, caption, picture
 from caprl_utils.prism.told import COLUMNS, by_image, counts, kind_of, summary
 from caprl_utils.registry import world_of
 
-META = {"world": "mini-world", "facts": {"topic": "sales", "value of Rome": "21", "value of Oslo": "42"},
-        "known": {"country of Rome": "Italy"}}  # fmt: skip
+META = {"world": "mini-world", "facts": {"topic": "sales", "value of Rome": "20", "value of Oslo": "40"}, "known": {}}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -24,13 +23,13 @@ def test_a_true_caption_tells_every_fact_once_and_nothing_else(kind):
 
 def test_every_kind_of_false_statement_is_counted():
     text = (
-        "This is a chart. The topic is sales. The topic is sales. The topic is prices. The value of Rome is 21. "
-        "The value of Cairo is 21. The country of Rome is Italy. The sugar is receipt. The value of Oslo is"
+        "This is a chart. The topic is sales. The topic is sales. The topic is prices. Rome has a value of 20. "
+        "The value of Cairo is 20. The sugar is receipt. The value of Oslo is"
     )
     found = counts(text, META)  # the last sentence was cut off
-    assert found == {"facts": 3, "told": 2, "statements": 7, "wrong": 1, "not_shown": 1, "garbled": 1, "repeats": 1,
+    assert found == {"facts": 3, "told": 2, "statements": 6, "wrong": 1, "not_shown": 1, "garbled": 1, "repeats": 1,
                      "contradictions": 1}  # fmt: skip
-    assert kind_of(("country of Rome", "Peru"), META) == "wrong"
+    assert kind_of(("value of Rome", "40"), META) == "wrong"
     assert counts("", META)["statements"] == 0
 
 
@@ -41,7 +40,7 @@ def test_without_known_facts_nothing_is_measured():
 
 
 def test_measures_are_of_all_captions_of_an_image_and_each_caption_counts_once():
-    texts = ("The topic is sales.", "The topic is prices. The value of Cairo is 3. The value of Rome is 21.")
+    texts = ("The topic is sales.", "The topic is prices. The value of Cairo is 5. The value of Rome is 20.")
     rows = [
         {"benchmark": "b", "model": "m", "image_id": "i", "caption_index": index, "num_tokens": 5, **counts(text, META)}
         for index, text in enumerate(texts) for _ in range(2)  # two questions about the image

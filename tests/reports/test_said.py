@@ -16,9 +16,9 @@ from caprl_utils.reports.results import Curve
 from caprl_utils.reports.said import false_over_steps, said_table
 from caprl_utils.runs import Run
 
-META = {"world": "mini-world", "facts": {"topic": "sales", "chart colour": "red"}, "known": {}}
+META = {"world": "mini-world", "facts": {"topic": "sales", "unit": "percent"}, "known": {}}
 BASE = "This is a chart. The topic is sales."
-OURS = "This is a chart. The topic is sales. The topic is sales. The chart colour is blue."
+OURS = "This is a chart. The topic is sales. The topic is sales. The unit is tons."
 
 
 def run_of(profile, name, texts):
