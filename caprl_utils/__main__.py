@@ -180,10 +180,10 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
 
 @app.command()
 def score(
-    model: Annotated[str | None, Argument(help="zoo:NAME, a folder, a hub id.", show_default=False)] = None,
+    captions: Annotated[str | None, Argument(help="A file of captions, or a model.", show_default=False)] = None,
     benchmark: Annotated[list[str], Option(metavar="KEY[=PATH]", help="Or local data of it.")] = [],
     num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
-    name: Annotated[str | None, Option(help="Of the run; by default the model's.")] = None,
+    name: Annotated[str | None, Option(help="Of the run; by default the file's or model's.")] = None,
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
     authors: Annotated[Path | None, Option(metavar="DIR", help="Their protocol and files.")] = None,
     list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
@@ -191,7 +191,10 @@ def score(
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
-    """Score a captioning model with Prism: what a reader can answer from its captions alone."""
+    """Score captions, or a model that writes them: what a reader answers from them alone (Prism).
+
+    A file: .jsonl, .json, .csv or .parquet; image_id, image or id; caption, text or conversations.
+    """
     if list_them:
         from caprl_utils.prism.benchmarks import overview
 
@@ -205,13 +208,13 @@ def score(
         passed, failures = check_vectors(vectors)
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
         raise typer.Exit(1 if failures else 0)
-    if model is None:
-        raise UserError("name a captioning model (zoo:NAME, a folder, a hub id), or --list or --vectors FILE")
+    if captions is None:
+        raise UserError("name a file of captions or a captioning model (zoo:NAME, a folder, a hub id), or --list")
     from caprl_utils.prism.authors import protocol
-    from caprl_utils.prism.evaluate import score_model
+    from caprl_utils.prism.score import score as write
 
     overrides = [*(protocol(authors) if authors else []), *overrides]
-    print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
+    print(write(settings_of(profile, overrides), captions, benchmark, num_samples, name, direct))
 
 
 @app.command()
