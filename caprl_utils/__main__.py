@@ -306,6 +306,21 @@ def serve(
     serve_until_stopped(config, port, Options(host, max_model_len, gpus, copies, own))
 
 
+@app.command("reward-server")
+def serve_reward(
+    reader: Annotated[str, Argument(help="zoo:NAME, a folder, a hub id, or a vLLM server's URL.")],
+    rounds: Annotated[int, Option(metavar="N", min=1, help="Questions asked of a caption.")] = 4,
+    port: Annotated[int, Option(help="Where it listens.")] = 18889,
+    host: Annotated[str, Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+) -> None:
+    """Answer /get_reward with the QA reward until Ctrl-C, for OpenRLHF and the authors' scripts."""
+    from caprl_utils.rl.service import QAReward, reward_server
+
+    with reward_server(QAReward(reader, rounds=rounds), host, port) as server:
+        print(f"rewards at http://{host}:{server.server_port}/get_reward", flush=True)
+        server.serve_forever()
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
