@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +46,9 @@ def reward(monkeypatch):
     return qa_reward("zoo:reader-reward", rounds=4, question_draw="stratified", reward="qa_expected")
 
 
-def expected(caption: str) -> float:
-    return 0.5 if caption == RIGHT else 0.0  # the extra option always has the same weight as what the caption says
+def near(*values: float | None) -> list:
+    """Rewards; of RIGHT 0.5: the extra option has the same chance as what the caption says."""
+    return [value if value is None else pytest.approx(value, abs=1e-9) for value in values]
 
 
 def test_import_is_quick():
@@ -59,11 +61,10 @@ def test_import_is_quick():
 def test_trl_calls_it_with_plain_and_conversational_completions(reward):
     column, seen = [{"ground_truth": ROWS}] * 4, {}
     captions = [RIGHT, WRONG, "too long", RIGHT]
-    told = [expected(RIGHT), 0.0, None, expected(RIGHT)]
     plain = reward(
         prompts=["x"] * 4, completions=captions, completion_ids=[[1]] * 4, reward_model=column, image=[0] * 4
     )
-    assert plain == [pytest.approx(value) if value else value for value in told]
+    assert plain == near(0.5, 0.0, None, 0.5)
     turns = [[{"role": "assistant", "content": caption}] for caption in captions]
     assert reward(["x"] * 4, turns, reward_model=column, log_metric=seen.__setitem__) == plain
     assert seen["cannot_answer"] > 0 and reward.__name__ == "qa_reward"
@@ -71,7 +72,7 @@ def test_trl_calls_it_with_plain_and_conversational_completions(reward):
 
 def test_a_row_without_readable_questions_has_no_reward(reward, caplog):
     cells = [{"ground_truth": ROWS}, {"ground_truth": []}, {"ground_truth": [ROWS[0] | {"answer": "Z"}]}, None]
-    assert reward(["x"] * 4, [WRONG] * 4, reward_model=cells) == [0.0, None, None, None]
+    assert reward(["x"] * 4, [WRONG] * 4, reward_model=cells) == near(0.0, None, None, None)
     assert len(caplog.messages) == 3 and "'Z'" in caplog.text
 
 
@@ -95,7 +96,7 @@ def test_verl_calls_it(reward):
         "data_source", "solution_str", "ground_truth", "extra_info",
     ]  # fmt: skip
     row = {"data_source": "image_caption_rl", "ground_truth": ROWS, "extra_info": None}
-    assert reward.compute_score(solution_str=RIGHT, **row) == pytest.approx(expected(RIGHT))
+    assert reward.compute_score(solution_str=RIGHT, **row) == pytest.approx(0.5)
     with pytest.raises(UserError, match="no reward for the caption 'too long'"):
         reward.compute_score(solution_str="too long", **row)
 
@@ -115,12 +116,12 @@ def test_calls_of_several_threads_become_batches_and_share_a_failure(reward, mon
     with ThreadPoolExecutor(20) as pool:
         one = pool.submit(reward.compute_score, "", RIGHT, ROWS)
         assert first.wait(20)
-        captions = [RIGHT, *(f"{RIGHT} {i}" for i in range(8)), RIGHT]
+        captions = [RIGHT, *(RIGHT + "!" * i for i in range(1, 9)), RIGHT]
         more = [pool.submit(reward.compute_score, "", caption, ROWS) for caption in captions]
         while len(reward._waiting) < len(more):
-            pass
+            time.sleep(0.01)
         go_on.set()
-        assert [f.result() for f in (one, *more)] == [pytest.approx(expected(RIGHT))] * 11
+        assert [f.result() for f in (one, *more)] == near(*[0.5] * 11)
         assert sizes == [1, 9]  # the same caption is asked once
         for future in [pool.submit(reward.compute_score, "", "broken", ROWS) for _ in range(3)]:
             with pytest.raises(UserError, match="gone"):
@@ -151,7 +152,7 @@ def post(reward):
 def test_a_client_of_the_released_scripts(post):
     """CapRL's OpenRLHF and verl: prompts hold caption and questions; query and labels are empty."""
     status, body = post({"prompts": [[RIGHT, RELEASED], [WRONG, RELEASED]], "query": [], "labels": []})
-    assert status == 200 and body["rewards"] == body["scores"] == [pytest.approx(expected(RIGHT)), 0.0]
+    assert status == 200 and body["rewards"] == body["scores"] == near(0.5, 0.0)
 
 
 def test_a_client_of_openrlhf(post):
@@ -160,14 +161,14 @@ def test_a_client_of_openrlhf(post):
     padded = "<|endoftext|>" + prompt.replace("Please", "<|image_pad|><|image_pad|>Please")
     queries = [f"{prompt}{RIGHT}<|im_end|>\n<|endoftext|>", f"{padded}{WRONG}<|im_end|>"]
     status, body = post({"query": queries, "prompts": [prompt] * 2, "labels": [json.dumps(ROWS)] * 2})
-    assert status == 200 and body["rewards"] == [pytest.approx(expected(RIGHT)), 0.0] and body["extra_logs"] == {}
+    assert status == 200 and body["rewards"] == near(0.5, 0.0) and body["extra_logs"] == {}
 
 
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ({"prompts": [[RIGHT, RELEASED], ["too long", RELEASED]]}, [pytest.approx(0.5), None]),
-        ({"prompts": [[RIGHT, RELEASED], [RIGHT, []]]}, [pytest.approx(0.5), None]),
+        ({"prompts": [[RIGHT, RELEASED], ["too long", RELEASED]]}, near(0.5, None)),
+        ({"prompts": [[RIGHT, RELEASED], [RIGHT, []]]}, near(0.5, None)),
         ({"query": ["a"], "prompts": ["b"], "labels": [ROWS]}, None),
         ({"query": ["a"], "prompts": ["a"], "labels": []}, None),
         ([], None),
@@ -185,7 +186,7 @@ def test_a_port_that_is_taken(post, reward):
 
 @pytest.mark.integration
 def test_plain_trl_trains_the_zoos_base(tmp_path):
-    """TRL's own trainer on two steps; the command serves the same reward to a client."""
+    """TRL's own trainer, two steps."""
     write_questions(tmp_path / "qa.parquet", 4)
     script, folder = Path(__file__).parent / "plain_trl.py", paths.zoo_folder("zoo:vlm-3b")
     command = [sys.executable, script, folder, "zoo:reader-reward", tmp_path / "qa.parquet", tmp_path / "out"]
