@@ -3,13 +3,13 @@
 import json
 import sys
 
-from datasets import Dataset
+from datasets import Dataset, Image
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils import qa_reward
 
 policy, reader, questions, out = sys.argv[1:]
-rows = Dataset.from_parquet(questions)
+rows = Dataset.from_parquet(questions).cast_column("image", Image())
 ask = [{"role": "user", "content": "Please describe this image in detail."}]
 rows = rows.map(lambda row: {"prompt": ask})
 trainer = GRPOTrainer(
