@@ -222,26 +222,32 @@ def train(
     names: Annotated[list[str], Argument(help="Experiments (default: all), table1, table2, figure4.")] = [],
     table3: Annotated[bool, Option("--table3", help="The main one and the judges'.")] = False,
     show: Annotated[bool, Option("--list", help="Show the experiments of the profile, and stop.")] = False,
+    push: Annotated[str | None, Option("--push-to-hub", metavar="REPO", help="Upload the first captioner.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
     """Train captioners by RL, or VLMs on captions, and evaluate them; what is done is read, what stopped goes on."""
     from caprl_utils.notebook import prepare_process
     from caprl_utils.pretraining.pretrain import pretrain
+    from caprl_utils.reports.cards import Hub
     from caprl_utils.rl import experiments
 
     settings = settings_of(profile, overrides)
     if show:
         return print(experiments.listing(profile))
-    prepare_process(settings)
     items = [name for name in names if name in PRETRAINED]
     chosen = [name for name in names if name not in items]
     chosen += experiments.of_table_3(settings) if table3 else []
+    first = experiments.planned(settings, chosen)[0].name
+    hub = Hub(push) if push else None  # before an offline profile shuts the hub out of what trains
+    prepare_process(settings)
     if chosen or not items:  # first: pretraining needs the captioner
         for row in experiments.run_all(profile, chosen):
             print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     for name, record in pretrain(settings, items).items() if items else ():
         print(f"{name}  average {_short(record['values']['average'])}")
+    if hub:
+        print(f"{first}: {hub.push(settings, first)}")
 
 
 def _short(value: object) -> str:
