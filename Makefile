@@ -45,7 +45,7 @@ CHAIN := 01_qa_curation 03_caprl_rl_training 04_llamafactory_pretraining 05_pris
 WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training-with_ablations-True)
 SLICE := $(filter-out 04_%,$(CHAIN))
 # Notebooks that no table needs.
-EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b
+EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b colab_caption_your_images
 # `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
 ORDER := $(if $(filter reproduce,$(MAKECMDGOALS)),$(WHOLE),$(if $(filter slice,$(MAKECMDGOALS)),$(SLICE)))
 # SET="rl.steps=10 ..." overrides settings; a change of it is a change of the inputs.

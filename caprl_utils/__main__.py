@@ -180,10 +180,10 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
 
 @app.command()
 def score(
-    model: Annotated[str | None, Argument(help="zoo:NAME, a folder, a hub id.", show_default=False)] = None,
+    captions: Annotated[str | None, Argument(help="A file of captions, or a model.", show_default=False)] = None,
     benchmark: Annotated[list[str], Option(metavar="KEY[=PATH]", help="Or local data of it.")] = [],
     num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
-    name: Annotated[str | None, Option(help="Of the run; by default the model's.")] = None,
+    name: Annotated[str | None, Option(help="Of the run; by default the file's or model's.")] = None,
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
     authors: Annotated[Path | None, Option(metavar="DIR", help="Their protocol and files.")] = None,
     list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
@@ -191,7 +191,10 @@ def score(
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
-    """Score a captioning model with Prism: what a reader can answer from its captions alone."""
+    """Score captions, or a model that writes them: what a reader answers from them alone (Prism).
+
+    A file: .jsonl, .json, .csv or .parquet; image_id, image or id; caption, text or conversations.
+    """
     if list_them:
         from caprl_utils.prism.benchmarks import overview
 
@@ -205,13 +208,13 @@ def score(
         passed, failures = check_vectors(vectors)
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
         raise typer.Exit(1 if failures else 0)
-    if model is None:
-        raise UserError("name a captioning model (zoo:NAME, a folder, a hub id), or --list or --vectors FILE")
+    if captions is None:
+        raise UserError("name a file of captions or a captioning model (zoo:NAME, a folder, a hub id), or --list")
     from caprl_utils.prism.authors import protocol
-    from caprl_utils.prism.evaluate import score_model
+    from caprl_utils.prism.score import score as write
 
     overrides = [*(protocol(authors) if authors else []), *overrides]
-    print(score_model(settings_of(profile, overrides), model, benchmark, num_samples, name, direct))
+    print(write(settings_of(profile, overrides), captions, benchmark, num_samples, name, direct))
 
 
 @app.command()
@@ -219,26 +222,32 @@ def train(
     names: Annotated[list[str], Argument(help="Experiments (default: all), table1, table2, figure4.")] = [],
     table3: Annotated[bool, Option("--table3", help="The main one and the judges'.")] = False,
     show: Annotated[bool, Option("--list", help="Show the experiments of the profile, and stop.")] = False,
+    push: Annotated[str | None, Option("--push-to-hub", metavar="REPO", help="Upload the first captioner.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
     """Train captioners by RL, or VLMs on captions, and evaluate them; what is done is read, what stopped goes on."""
     from caprl_utils.notebook import prepare_process
     from caprl_utils.pretraining.pretrain import pretrain
+    from caprl_utils.reports.cards import Hub
     from caprl_utils.rl import experiments
 
     settings = settings_of(profile, overrides)
     if show:
         return print(experiments.listing(profile))
-    prepare_process(settings)
     items = [name for name in names if name in PRETRAINED]
     chosen = [name for name in names if name not in items]
     chosen += experiments.of_table_3(settings) if table3 else []
+    first = experiments.planned(settings, chosen)[0].name
+    hub = Hub(push) if push else None  # before an offline profile shuts the hub out of what trains
+    prepare_process(settings)
     if chosen or not items:  # first: pretraining needs the captioner
         for row in experiments.run_all(profile, chosen):
             print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     for name, record in pretrain(settings, items).items() if items else ():
         print(f"{name}  average {_short(record['values']['average'])}")
+    if hub:
+        print(f"{first}: {hub.push(settings, first)}")
 
 
 def _short(value: object) -> str:
@@ -301,6 +310,21 @@ def serve(
         own = ("--mm-processor-kwargs", json.dumps({"max_pixels": max_pixels}), *own)
     config = ModelConfig(path=model, revision=revision, api_key_env=api_key_env)
     serve_until_stopped(config, port, Options(host, max_model_len, gpus, copies, own))
+
+
+@app.command("reward-server")
+def serve_reward(
+    reader: Annotated[str, Argument(help="zoo:NAME, a folder, a hub id, or a vLLM server's URL.")],
+    rounds: Annotated[int, Option(metavar="N", min=1, help="Questions asked of a caption.")] = 4,
+    port: Annotated[int, Option(help="Where it listens.")] = 18889,
+    host: Annotated[str, Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
+) -> None:
+    """Answer /get_reward with the QA reward until Ctrl-C, for OpenRLHF and the authors' scripts."""
+    from caprl_utils.rl.service import QAReward, reward_server
+
+    with reward_server(QAReward(reader, rounds=rounds), host, port) as server:
+        print(f"rewards at http://{host}:{server.server_port}/get_reward", flush=True)
+        server.serve_forever()
 
 
 def main() -> None:

@@ -336,18 +336,21 @@ def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
 
 
 def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
-    """Of a table with a header and any of the usual separators."""
+    table = csv_table(lines)
+    column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
+    if column is None:
+        told = ", ".join(table.fieldnames)[:200]
+        raise UserError(f"{name} names no image: none of its columns ({told}) is one of {', '.join(IMAGE_KEYS)}")
+    yield from ((row[column] or "").strip() or None for row in table)
+
+
+def csv_table(lines: Iterator[str]) -> csv.DictReader[str]:
+    """The rows of a table with a header and any of the usual separators."""
     csv.field_size_limit(2**31 - 1)
     first = next(lines, "")
     table = csv.DictReader(chain([first], lines), delimiter=max(",;\t|", key=first.count))
     table.fieldnames = [cell.strip() for cell in table.fieldnames or ()]
-    column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
-    if column is None:
-        raise UserError(
-            f"{name} names no image: its first line is {first.strip()[:200]!r}, and none of its columns is one of "
-            f"{', '.join(IMAGE_KEYS)}"
-        )
-    yield from ((row[column] or "").strip() or None for row in table)
+    return table
 
 
 def _json_paths(line: str) -> list[str | None]:

@@ -132,6 +132,7 @@ class RL(Settings):
     save_every: int = setting(50, "author script: steps between checkpoints", False, ge=1)
     seeds: list[int] = setting([0], "ours: one training per seed; the paper says nothing", min_length=1)
     preset: str | None = setting(None, "ours: experiment whose training and rl suit this hardware", False)
+    report_to: Literal["wandb", "trackio"] | None = setting(None, "ours: beside TensorBoard's files, or none", False)
 
     @model_validator(mode="after")
     def _enough_images(self) -> "RL":

@@ -1,5 +1,6 @@
 """One list of dependencies, one lock for each environment, and all files that name them agree."""
 
+import re
 import subprocess
 import tomllib
 from importlib import metadata
@@ -86,3 +87,24 @@ def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
     assert provenance.commit.__wrapped__() == {"commit": None, "dirty": None}
     monkeypatch.setattr(paths, "ROOT", unpacked.parent)
     assert provenance.commit.__wrapped__()["commit"] not in (None, ours["commit"])
+
+
+def test_the_workflow_and_the_image_run_commands_that_exist():
+    workflow = yaml.safe_load((paths.ROOT / ".github/workflows/ci.yml").read_text())
+    told = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+    assert told == ["make setup", "make test"]
+    assert [line for line in (paths.ROOT / ".ci/run").read_text().splitlines() if line in told] == told
+
+    lines = [line for line in (paths.ROOT / "Dockerfile").read_text().splitlines() if line]
+    makefile = (paths.ROOT / "Makefile").read_text()
+    targets = re.findall(r"(?:RUN|caprl) make ([a-z-]+)", "\n".join(lines))
+    assert targets == ["reproduce", "setup"] and all(f"\n{target}: " in makefile for target in targets)
+    code = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
+    assert {word for word, _ in code} == {"FROM", "RUN", "WORKDIR", "COPY", "CMD"}
+    python = PYPROJECT["project"]["requires-python"].removeprefix(">=")
+    assert code[0] == ["FROM", f"python:{python}-slim-bookworm"]
+    installs = [rest.split("install.sh ")[1].split() for word, rest in code if "install.sh" in rest]
+    assert installs == [
+        [".venv", "requirements/main-cpu.lock"],
+        [".venv-llamafactory", "requirements/llamafactory.lock"],
+    ]

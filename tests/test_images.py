@@ -384,7 +384,7 @@ def test_what_a_list_names_outside_or_nowhere_has_its_problem(folder):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("a.csv", b"x.png\ny.png\n", "its first line is 'x.png', and none of its columns is one of image, image_path"),
+        ("a.csv", b"x.png\ny.png\n", r"none of its columns \(x.png\) is one of image, image_path"),
         ("a.txt", b"\xff\xfe\x00", "is no list of paths in UTF-8"),
         ("a.md", b"x", r"neither a folder .* nor a list of paths \(.txt, .jsonl, .csv, .tsv\)"),
         ("/nowhere/none.csv", None, r"no .*none\.csv; name a folder, .* list of paths"),

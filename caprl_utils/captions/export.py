@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from caprl_utils.progress import track
 from caprl_utils.records import about_image, mark_in, register
 
 EMPTY, MISSING = "the caption is empty", "no such image below the media folder"
+CAPTION_KEYS = ("caption", "text", "captions")  # ours: where files that we have seen hold captions
 MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance
 RELEASED_KEY = b"released_captions"  # in the parquet file's metadata: no source is known for the images
 _BATCH_ROWS = 4096  # rows in memory at once
@@ -331,13 +332,10 @@ def _parsed(line: bytes) -> tuple[str, str]:
     try:
         row = json.loads(line)
         images = next((row[name] for name in IMAGE_KEYS if row.get(name) is not None), None)
-        turns = row.get("conversations") or row.get("messages") or []
-        said = [turn.get("value") or turn.get("content") for turn in turns
-                if turn.get("from", turn.get("role")) in ("gpt", "assistant")]  # fmt: skip
+        caption = caption_in(row)
     except (ValueError, AttributeError, TypeError):
         raise ValueError("no JSON object of a known form, in UTF-8") from None
     [image, *more] = images if isinstance(images, list) and images else [images]
-    caption = said[-1] if said else row.get("caption")
     if more:
         raise ValueError("a caption of several images")
     if not isinstance(image, str) or not isinstance(caption, str):
@@ -345,3 +343,13 @@ def _parsed(line: bytes) -> tuple[str, str]:
     if not caption.strip():
         raise ValueError(EMPTY)
     return image, caption.strip()
+
+
+def caption_in(row: Mapping[str, Any]) -> Any:
+    """The caption of a row that others wrote: the last reply of LLaVA's `conversations` or sharegpt's `messages`, else
+    what stands under one of `CAPTION_KEYS`; None where it has none.
+    """
+    turns = row.get("conversations") or row.get("messages") or []
+    said = [turn.get("value") or turn.get("content") for turn in turns
+            if turn.get("from", turn.get("role")) in ("gpt", "assistant")]  # fmt: skip
+    return said[-1] if said else next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None)

@@ -228,7 +228,7 @@ class EndpointBackend:
     def served(self) -> str:
         """The model's name, once every server has said that it serves it."""
         for url in self.config.base_urls:
-            if self.config.path not in (names := self._models_at(url)):
+            if self.config.path not in (names := self.models_at(url)):
                 told = f"the server at {url} does not serve {self.config.path!r} but {', '.join(names)}; start it with"
                 raise UserError(f"{told} that name (`make serve MODEL=...`) or change the model's path in the profile")
         return self.config.path
@@ -236,10 +236,10 @@ class EndpointBackend:
     @property
     def context(self) -> int | None:
         """Tokens of prompt and completion that all servers take; None where none tells (only vLLM does)."""
-        told = (self._models_at(url).get(self.served) for url in self.config.base_urls)
+        told = (self.models_at(url).get(self.served) for url in self.config.base_urls)
         return min(filter(None, told), default=None)
 
-    def _models_at(self, url: str) -> dict[str, int | None]:
+    def models_at(self, url: str) -> dict[str, int | None]:
         """The models that a server has, each with its context where it tells."""
         import openai
 

@@ -1,6 +1,6 @@
 """Pseudo-captioners that bound a captioner's score, and controls for length (all ours).
 
-Floors: an empty caption (what the question gives away) and another image's (what a fluent, unrelated text gives away).
+Floors: an empty caption (what the question gives away) and another image's, as long (what fluent text gives away).
 Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image itself (direct VQA).
 Length: captions under a budget of tokens, and short captions joined to the length of long ones.
 """
@@ -13,10 +13,17 @@ from itertools import accumulate, product
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.captions.caption import Caption, caption_id, token_counter, tokenizer_of
+from caprl_utils.captions.caption import Caption, token_counter, tokenizer_of
 from caprl_utils.errors import UserError
-from caprl_utils.paths import shown
-from caprl_utils.prism.sources import Captions, PrismImage, Source, TokenCounter, captions_of, written_captions
+from caprl_utils.prism.sources import (
+    Captions,
+    PrismImage,
+    Source,
+    TokenCounter,
+    captions_of,
+    image_hash,
+    written_captions,
+)
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
 from caprl_utils.schema import ModelConfig, Profile
@@ -44,25 +51,42 @@ def _one_each(name: str, source: str, text_of: Callable[[PrismImage], str], coun
     return Source(name, {"source": source}, captions)
 
 
-def other_image_captions(run_folder: Path) -> Source:
-    """Floor: each image gets the captions of the next image of its benchmark, from a finished Prism run."""
+def other_image_captions(source: Source) -> Source:
+    """Floor, a placebo: each image gets captions of other images of its benchmark, for each of its own the one that is
+    nearest to it in length (characters). Images without a caption get none.
+    """
 
     def captions(images: Sequence[PrismImage]) -> Captions:
-        """Raises UserError for a benchmark of one image, which has no other."""
-        there, moved = captions_of(run_folder), {}
+        """Raises UserError for a benchmark without captions of two different pictures."""
+        own, moved = source.captions(images), {}
         for benchmark in dict.fromkeys(image.benchmark for image in images):
-            ids = [image.id for image in images if image.benchmark == benchmark and image.id in there]
-            if len(ids) < 2:
-                raise UserError(f"{benchmark} has not two images with captions in {shown(run_folder)}")
-            for image_id, other in zip(ids, [*ids[1:], ids[0]], strict=True):
-                moved[image_id] = [
-                    row.model_copy(update={"id": caption_id(image_id, row.index), "image_id": image_id})
-                    for row in there[other]
-                ]
+            there = [image for image in images if image.benchmark == benchmark and image.id in own]
+            pictures = {image.id: image_hash(image.open) for image in there}
+            if len(set(pictures.values())) < 2:
+                raise UserError(f"{benchmark} has not two images with captions of {source.name}")
+            moved |= _nearest({image: own[image] for image in pictures}, pictures)
         return moved
 
-    taken_from = {"source": "other image", "run": load_result(run_folder)["key"]}
-    return Source("another image's caption", taken_from, captions)
+    return Source("another image's caption", {"source": "other image", "of": source.fingerprint}, captions)
+
+
+def captions_of_run(run_folder: Path) -> Source:
+    """The captions of a finished Prism run again."""
+    made_from = {"run": load_result(run_folder)["key"]}
+    return Source(run_folder.name, made_from, lambda images: captions_of(run_folder))
+
+
+def _nearest(own: Captions, pictures: Mapping[str, str]) -> dict[str, list[Caption]]:
+    """Image -> for each of its captions the nearest in length of another picture (`pictures`: image -> its hash)."""
+    rows = sorted((row for rows in own.values() for row in rows), key=lambda row: (len(row.caption), row.index))
+    moved: dict[str, list[Caption]] = {image: [] for image in own}
+    for place, row in enumerate(rows):
+        ways = ((rows[i] for i in way) for way in (range(place - 1, -1, -1), range(place + 1, len(rows))))
+        others = (next((o for o in way if pictures[o.image_id] != pictures[row.image_id]), None) for way in ways)
+        other = min(filter(None, others), key=lambda other: abs(len(other.caption) - len(row.caption)))
+        update = {"id": row.id, "image_id": row.image_id, "index": row.index}
+        moved[row.image_id].append(other.model_copy(update=update))
+    return {image: sorted(found, key=lambda row: row.index) for image, found in moved.items()}
 
 
 def first_tokens(run_folder: Path, model: ModelConfig, count: int) -> Source:
@@ -116,7 +140,7 @@ def controls(
     `trained`. The true facts come only where every sample has them.
     """
     folder = paths.RUNS / profile.name / "prism"
-    found = {"floor-empty": empty_captions(), "floor-other-image": other_image_captions(folder / base)}
+    found = {"floor-empty": empty_captions(), "floor-other-image": other_image_captions(captions_of_run(folder / base))}
     found[f"{base}-joined"] = joined_captions(folder / base, [folder / name for name in trained])
     if all(sample.meta.get("true_caption") for sample in samples):
         found["ceiling-true-facts"] = true_captions(token_counter(captioners[base]))

@@ -13,7 +13,6 @@ is left out, counted and listed; too much of it stops.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,12 +22,10 @@ from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
 from caprl_utils.models.base import Backend, open_backend
-from caprl_utils.notebook import prepare_process
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.controls import image_itself
-from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scoring import Judge
 from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, images_of, model_captions
 from caprl_utils.records import Sample
@@ -188,40 +185,3 @@ def samples_hash(samples: Sequence[Sample]) -> str:
     images = {image.id: image_hash(image.open) for image in images_of(samples)}
     rows = [[s.benchmark, s.id, s.question, [*s.options], s.gold, {**s.meta}, image_ids(s)] for s in samples]
     return value_hash({"rows": rows, "images": images})
-
-
-def score_model(
-    profile: Profile, model: str, benchmarks: Sequence[str], num_samples: int | None, name: str | None, direct: bool
-) -> str:  # fmt: skip
-    """What `caprl score` does: evaluate one model on the benchmarks (the profile's if none; KEY=PATH for local data),
-    by VQA if `direct`. Returns a line a benchmark and where the run stands.
-    """
-    prepare_process(profile)
-    name = name or re.sub(r"[^A-Za-z0-9.-]+", "-", model).strip("-.")
-    samples = load_samples(profile, benchmarks or None, num_samples)
-    asked = profile.models.policy.model_copy(update={"path": model, "revision": None})
-    backend = open_backend(asked, profile)
-    if direct:
-        record = evaluate_vqa(profile, name, backend, samples)
-    else:
-        reader = open_backend(profile.models.prism_reader, profile)
-        record = evaluate(profile, name, backend, reader, samples)
-    return f"{_score_lines(record)}\n{paths.shown(paths.RUNS / profile.name / record['stage'] / name)}"
-
-
-def _score_lines(record: Mapping[str, Any]) -> str:
-    """One line a benchmark: score with interval in percent, questions, answers unread and unscored."""
-    lines = [f"{'':<17} score [95 % interval]   questions  unparsed  unscored  tokens per caption"]
-    values = record["values"]
-    for key, part in (*values["benchmarks"].items(), ("average", {"mean": values["average"]})):
-        mean, interval, tokens = part["mean"], record["intervals"].get(key), part.get("caption_tokens")
-        line = f"{key:<17} " + (f"{100 * mean:5.1f}" if mean is not None else "    -")
-        line += f" [{100 * interval[0]:5.1f}, {100 * interval[1]:5.1f}]" if interval else " " * 15
-        counts = [part.get(name, "") for name in ("num_samples", "unparsed", "unscored")]
-        line += "   {:>9}  {:>8}  {:>8}".format(*counts) + (f"  {tokens:18.1f}" if tokens is not None else "")
-        lines.append(line.rstrip())
-    for what in ("set_aside", "left_out"):
-        reasons = [reason for found in record[what].values() for reason in found.values()]
-        if reasons:
-            lines.append(f"{what.replace('_', ' ')}: {len(reasons)} questions; first: {reasons[0]}")
-    return "\n".join(lines)

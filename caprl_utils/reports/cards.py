@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
+from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models
@@ -44,6 +45,33 @@ def captioner_card(profile: Profile, folder: Path) -> str:
     """Of a captioner trained by reinforcement learning. folder: runs/<profile>/rl/<run>."""
     start, tags = profile.models.policy.path, ["image-captioning", "grpo", "trl", "caprl"]
     return _model_card(profile, "captioner", folder, start, "prism", "image-to-text", tags)
+
+
+class Hub:
+    """A model repository of the hub, private when it is new. Opened before a long training, so that a missing login or
+    right shows at once. Raises UserError when the hub refuses or cannot be reached.
+    """
+
+    def __init__(self, repository: str):
+        from huggingface_hub import HfApi
+
+        self.repository, self.api = repository, HfApi()
+        self._ask("create_repo", repo_id=repository, private=True, exist_ok=True)
+
+    def push(self, profile: Profile, run: str) -> str:
+        """Upload a finished captioner, runs/<profile>/rl/<run>/final, with its card; returns the commit's address."""
+        folder = paths.RUNS / profile.name / "rl" / run
+        card = captioner_card(profile, folder).encode()
+        where = {"repo_id": self.repository, "commit_message": f"{profile.name} {run}"}
+        self._ask("upload_folder", folder_path=folder / "final", **where)
+        return str(self._ask("upload_file", path_or_fileobj=card, path_in_repo="README.md", **where))
+
+    def _ask(self, action: str, **arguments: Any) -> Any:
+        try:
+            return getattr(self.api, action)(**arguments)
+        except Exception as error:  # no login, no right, no network, no such name: the client has a class for each
+            told = f"the hub's {action} for {self.repository} failed: {error}"
+            raise UserError(f"{told}\nLog in by `hf auth login`, or set HF_TOKEN to a token that may write.") from None
 
 
 def vlm_card(profile: Profile, folder: Path) -> str:

@@ -18,7 +18,7 @@ from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
-from caprl_utils.rl.launch import launch, run_name
+from caprl_utils.rl.launch import launch, require_tracker, run_name
 from caprl_utils.schema import Experiment, ModelConfig, Profile
 
 MAIN = "caprl"
@@ -89,6 +89,7 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     runs, workers = planned(profile, names), profile.ablations.parallel_runs
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
+    require_tracker(profile.rl)
     evaluate = _evaluator(profile, swap=SWAPPED[1] in (*profile.ablations.experiments, *names))
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and visible_gpus() else nullcontext()

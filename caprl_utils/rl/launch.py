@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import PROGRESS_ENV, Progress, read_state
 from caprl_utils.rl.data import data_file
 from caprl_utils.runs import Run, load_result
-from caprl_utils.schema import Experiment, Profile
+from caprl_utils.schema import RL, Experiment, Profile
 
 STAGE = "rl"
 RECIPE = [
@@ -55,6 +56,15 @@ def identity(experiment: Experiment, profile: Profile, seed: int) -> tuple[Any, 
         **{part: [model.key_part(), model_hash(model)] for part, model in models.items()},
     }  # fmt: skip
     return profile, STAGE, run_name(experiment.name, seed), parts, RECIPE
+
+
+def require_tracker(rl: RL) -> None:
+    """Raises UserError when the package that `rl.report_to` names is not in this environment."""
+    if rl.report_to and find_spec(rl.report_to) is None:
+        raise UserError(
+            f"rl.report_to={rl.report_to} needs the package {rl.report_to}, which is not installed: "
+            f"{paths.shown(paths.ROOT / '.tools/bin/uv')} pip install --python {sys.executable} {rl.report_to}"
+        )
 
 
 def launch(

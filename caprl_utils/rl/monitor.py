@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
@@ -70,8 +70,8 @@ class Monitor(TrainerCallback, ExitStack):
     manager: on leaving it the files are flushed.
     """
 
-    def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None):
-        """Start to listen to a trainer that goes on from a checkpoint, and to SIGTERM."""
+    def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None, tracker: str | None = None):
+        """Start to listen to a trainer that goes on from a checkpoint, and to SIGTERM. tracker: `rl.report_to`."""
         super().__init__()
         self.folder, self.stopping, self.trainer = folder, False, trainer
         self.writes = trainer.accelerator.is_main_process  # one of the processes that train together
@@ -81,6 +81,9 @@ class Monitor(TrainerCallback, ExitStack):
             self.curve, self.samples = (self.enter_context(rows_until(folder / n, start)) for n in names)
             self.board = self.enter_context(SummaryWriter(folder / "tensorboard", purge_step=start + 1))
             trainer.add_callback(TensorBoardCallback(self.board))
+            trainer.args.run_name = folder.name  # a tracker's name of the run
+            for callback in get_reporting_integration_callbacks(tracker):
+                trainer.add_callback(callback)
             self.progress = self.enter_context(Progress("train", total=trainer.args.max_steps))
             self.progress.update(start)
         trainer.add_callback(self)

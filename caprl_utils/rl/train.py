@@ -19,7 +19,7 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
-from caprl_utils.rl.launch import STAGE, identity, run_name
+from caprl_utils.rl.launch import STAGE, identity, require_tracker, run_name
 from caprl_utils.rl.policy import checkpoint_dtype, counts, last_complete, save_final
 from caprl_utils.runs import Run, checkpoints_in
 from caprl_utils.schema import Experiment, Profile
@@ -52,7 +52,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         state.wait_for_everyone()
         checkpoint = last_complete(folder)
         trainer = open_trainer(experiment, profile, seed, folder)
-        with Monitor(trainer, folder, checkpoint):
+        with Monitor(trainer, folder, checkpoint, profile.rl.report_to):
             if not trainer.fit(checkpoint):
                 return STOPPED
         weights = trainer.whole_weights()
@@ -103,6 +103,7 @@ def main(argv: list[str]) -> int:
     if "LOCAL_RANK" in os.environ:  # a worker of `accelerate launch`, which itself dies with the notebook
         die_with_parent()
     experiment, profile = load_experiment(arguments.experiment, arguments.profile)
+    require_tracker(profile.rl)
     prepare_process(profile)
     if experiment.training.rollout == "transformers":
         _without_vllm()

@@ -1,12 +1,17 @@
 """Cards of finished models and data: what the records say, in the format of the hub."""
 
+from functools import partial
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 from caprl_utils import paths
+from caprl_utils.__main__ import app
 from caprl_utils.config import load_profile
+from caprl_utils.errors import UserError
 from caprl_utils.reports import cards
 from caprl_utils.runs import Run, load_result
 
@@ -101,3 +106,40 @@ def test_models_of_the_hub_are_named_as_base_and_their_licence_is_not_ours(profi
     card = ModelCard(cards.captioner_card(real, captioner))
     assert card.data.base_model == real.models.policy.path and card.data.license == "other"
     assert "licences of the base model" in str(card)
+
+
+class HubStub:
+    """Notes what would go to the hub."""
+
+    def __init__(self):
+        self.calls = []
+
+    def create_repo(self, repo_id, **more):
+        if repo_id == "nobody/there":
+            raise PermissionError("403 Forbidden")
+        self.calls.append(("create", repo_id, more["private"]))
+
+    def upload_folder(self, folder_path, repo_id, commit_message):
+        self.calls.append(("folder", repo_id, folder_path))
+
+    def upload_file(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
+        self.calls.append((path_in_repo, repo_id, path_or_fileobj.decode()))
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+
+def test_a_captioner_goes_to_the_hub_with_its_card_and_a_refusal_shows_before_the_training(
+    profile, captioner, monkeypatch
+):
+    hub, trained = HubStub(), []
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("caprl_utils.rl.experiments.run_all", lambda *asked: trained.append(asked) or [])
+    caprl = partial(CliRunner().invoke, app, catch_exceptions=False)
+    told = caprl(["train", "caprl", "--profile", profile.name, "--push-to-hub", "me/captioner"]).stdout
+    assert told.endswith("caprl-seed0: https://huggingface.co/me/captioner/commit/1\n") and len(trained) == 1
+    assert hub.calls == [
+        ("create", "me/captioner", True), ("folder", "me/captioner", captioner / "final"),
+        ("README.md", "me/captioner", cards.captioner_card(profile, captioner)),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"nobody/there failed: 403 Forbidden\nLog in by `hf auth login`"):
+        caprl(["train", "--profile", profile.name, "--push-to-hub", "nobody/there"])
+    assert len(trained) == 1

@@ -188,6 +188,15 @@ def test_the_loop_trains_and_evaluates_each_once(scripted):
     ]  # fmt: skip
 
 
+def test_a_tracker_that_is_not_installed_shows_before_any_model_loads(scripted, monkeypatch):
+    monkeypatch.setenv("CAPRL_SET", "rl.report_to=wandb")
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    evaluated = scripted(lambda *_: pytest.fail("trains"))
+    with pytest.raises(UserError, match=r"wandb, which is not installed: .*uv pip install --python \S+ wandb$"):
+        experiments.run_all("mini", ["short"])
+    assert evaluated == []
+
+
 def test_a_failed_training_holds_up_no_other(scripted):
     done = []
 

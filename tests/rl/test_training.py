@@ -232,6 +232,21 @@ def test_nan_stops_with_step_and_remedy(logs, tmp_path):
     assert len(monitor.curve) == 0
 
 
+def test_a_tracker_listens_beside_tensorboard(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "trackio"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(package.parent)
+    listening = []
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4),
+        add_callback=lambda callback: listening.append(getattr(callback, "__name__", type(callback).__name__)),
+    )  # fmt: skip
+    with Monitor(trainer, tmp_path / "caprl-seed0", None, "trackio"):
+        pass
+    assert listening == ["TensorBoardCallback", "TrackioCallback", "Monitor"] and trainer.args.run_name == "caprl-seed0"
+
+
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():
     def steps(count: int, repeats: int, seed: int) -> list[list[int]]:
         rows = list(sampler := StepSampler(7, count, prompts=4, group=2, repeats=repeats, seed=seed))

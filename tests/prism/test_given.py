@@ -1,0 +1,143 @@
+"""`caprl score` on files of captions as other people have them, read by a scripted reader."""
+
+import csv
+import io
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from caprl_utils import paths
+from caprl_utils.__main__ import app
+from caprl_utils.config import SET_ENV
+from caprl_utils.errors import UserError
+from caprl_utils.prism import score
+from caprl_utils.prism.controls import other_image_captions
+from caprl_utils.prism.given import given_captions
+from caprl_utils.prism.sources import images_of
+from caprl_utils.runs import load_result
+from tests.prism.test_prism import COLOURS, Captioner, Reader, make_sample
+
+SAMPLES = [make_sample(n) for n in range(8)]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs `caprl score ARGUMENTS` on eight questions about eight images; gives what it prints."""
+    monkeypatch.setenv(SET_ENV, "")
+    opened = {"zoo:x": Captioner(told=0.5)}
+    monkeypatch.setattr(score, "open_backend", lambda model, profile: opened.get(model.path, Reader()))
+    monkeypatch.setattr(score, "load_samples", lambda profile, names, count: SAMPLES[:count])
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, ["score", *map(str, arguments), "--profile", "smoke"])
+        if done.exception:
+            raise done.exception
+        return done.output
+
+    return run
+
+
+def told(number):
+    return f"The colour is {COLOURS[number % 4]}."
+
+
+def llava(numbers):
+    """Rows of a LLaVA training file."""
+    return [
+        {"id": f"{n:09d}", "image": f"vg/images/img{n}.jpg", "conversations": [
+            {"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": told(n)}]}
+        for n in numbers
+    ]  # fmt: skip
+
+
+def test_a_llava_file_is_scored_beside_a_placebo(run, tmp_path):
+    rows = [*llava(range(6)), *llava([0, 99]), {"id": "1", "image": "img7.jpg", "conversations": []}]
+    rows[6]["conversations"][1]["value"] = "It shows something else."  # img0 has two captions
+    file = tmp_path / "peer captions.json"
+    file.write_text(json.dumps(rows))
+    printed = run(file)
+    assert printed.startswith("# peer-captions, read by fake-reader")
+    scored, said = (line.split("|") for line in printed.splitlines() if line.startswith("| mini-scene"))
+    assert scored[2].split()[0] == "100.0"  # without a colour the fake reader says A, right for img0
+    assert scored[3].split()[0] == "58.3"  # red and blue stand twice, and the nearest in length are these
+    assert scored[5].strip() == scored[6].strip() == "6"
+    assert said[2].strip() == "14.3"  # one reply of seven had no likely letter
+    assert said[4].strip() == "0.0" and said[6].strip() == "–"  # spread; these images have no known facts
+    assert "7 captions of 6 images, matched by 'image'" in printed
+    assert "without a caption: 2 of 8 images: mini-scene/img6, mini-scene/img7" in printed
+    assert "left out: 2 questions; first: no caption of its image" in printed
+    assert "set aside: 1 rows without a caption" in printed and "1 rows of other images" in printed
+    folder = paths.RUNS / "smoke" / "prism" / "peer-captions"
+    assert (folder / "score.md").read_text().startswith(printed.rpartition("\n\n")[0])
+    assert load_result(folder)["n"] == {"mini-scene": 6}
+    assert load_result(folder.with_name("peer-captions-placebo"))["captioner"] == "another image's caption"
+
+
+def test_a_model_gets_the_same_page(run):
+    printed = run("zoo:x", "--num-samples", 6)
+    assert "| mini-scene | 83.3 [" in printed and printed.splitlines()[-1].endswith("smoke/prism/zoo-x")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("none.jsonl", "no such file"), ("others.csv", "It names a.png, b.png; its images are mini-scene/img0, mini"),
+     ("torn.json", "is no sound .json file"), ("twice.csv", "'img1.png' and 'x/img1' both mean mini-scene/img1")],
+)  # fmt: skip
+def test_what_cannot_be_matched_is_told_with_examples(name, wrong, run, tmp_path):
+    (tmp_path / "others.csv").write_text("image,caption\na.png,x\nb.png,y\n")
+    (tmp_path / "torn.json").write_text('[{"image": ')
+    (tmp_path / "twice.csv").write_text("image,caption\nimg1.png,x\nx/img1,y\n")
+    with pytest.raises(UserError, match=wrong):
+        run(tmp_path / name)
+    assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
+
+
+def as_csv(rows):
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "write"),
+    [
+        ("a.csv", [{"image_id": "img1", "caption": "one, two"}, {"image_id": "img2", "caption": "b"}], as_csv),
+        ("a.jsonl", [{"question_id": "img1", "prompt": "?", "text": "one, two"}, {"question_id": "img2", "text": "b"}],
+         lambda rows: "\n".join(map(json.dumps, rows))),
+        ("a.json", {"img1": ["one, two"], "mini-scene/img2.png": "b"}, json.dumps),
+        ("a.json", {"info": {}, "annotations": [{"image": "img1.png", "caption": "one, two"},
+                                                {"image": "coco/img2.jpg", "caption": "b"}]}, json.dumps),
+    ],
+)  # fmt: skip
+def test_files_and_names_as_people_have_them(file, rows, write, tmp_path):
+    (tmp_path / file).write_text(write(rows))
+    source, _ = given_captions(tmp_path / file, images_of(SAMPLES))
+    found = {image: [row.caption for row in rows] for image, rows in source.captions([]).items()}
+    assert found == {"mini-scene/img1": ["one, two"], "mini-scene/img2": ["b"]}
+
+
+def test_a_parquet_file_is_read_without_its_pictures(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"id": "img3", "image": {"bytes": b"x", "path": "elsewhere.png"}, "caption": "c"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source, lines = given_captions(tmp_path / "a.parquet", images_of(SAMPLES))
+    assert list(source.captions([])) == ["mini-scene/img3"] and lines == ["1 captions of 1 images, matched by 'id'"]
+
+
+def test_the_same_number_of_another_benchmark_is_not_matched(tmp_path):
+    (tmp_path / "a.csv").write_text("image,caption\nmini-chart/img1.png,x\nmini-scene/img2.png,y\n")
+    source, lines = given_captions(tmp_path / "a.csv", images_of(SAMPLES))
+    assert list(source.captions([])) == ["mini-scene/img2"] and "1 rows of other images" in lines[1]
+
+
+def test_the_placebo_is_the_nearest_in_length_of_another_picture(tmp_path):
+    lengths = {1: 10, 2: 30, 3: 12, 5: 31}
+    rows = [{"image": f"img{n}", "caption": f"{n}" * length} for n, length in lengths.items()]
+    (tmp_path / "a.csv").write_text(as_csv(rows))
+    moved = other_image_captions(given_captions(tmp_path / "a.csv", images_of(SAMPLES))[0]).captions(images_of(SAMPLES))
+    assert {image[-1]: rows[0].caption[0] for image, rows in moved.items()} == {"1": "3", "2": "5", "3": "1", "5": "2"}

@@ -1,0 +1,196 @@
+"""The reward for the trainers of others: TRL itself, verl's call, and clients as the released scripts write them."""
+
+import inspect
+import json
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from caprl_utils import paths, prompts, qa_reward
+from caprl_utils.errors import UserError
+from caprl_utils.rl import service
+from caprl_utils.rl.service import questions_of, reward_server
+from tests.rl.conftest import write_questions
+from tests.rl.reader_fakes import ChanceReader
+
+ROWS = [
+    {"question": "What is the value of Rome?", "choices": ["A) 17", "B) 42", "C) 5"], "answer": "B"},
+    {"question": "What is the topic?", "choices": ["A) sales", "B) rain", "C) cats"], "answer": "A"},
+]
+RELEASED = [
+    ["What is the value of Rome?\n   - A) 17\n   - B) 42\n   - C) 5\n   - E) Can not answer based on the caption", "B"],
+    ["What is the topic?\n   - A) sales  \n   - B) rain\n   - C) cats", " A "],
+]
+RIGHT, WRONG = "The topic is sales; Rome has 42.", "Nothing."
+
+
+def reads_well(request, options):
+    """A reader that answers what the caption says, and fails where the caption is "too long"."""
+    if "too long" in request.prompt:
+        return None
+    caption = request.prompt.split("Question:")[0]
+    return {letter: float(text in caption or text == prompts.CANNOT_ANSWER) for letter, text in options.items()}
+
+
+@pytest.fixture
+def reward(monkeypatch):
+    reader = ChanceReader(reads_well)
+    monkeypatch.setattr(service, "open_reader", lambda model, profile: reader)
+    return qa_reward("zoo:reader-reward", rounds=4, question_draw="stratified", reward="qa_expected")
+
+
+def near(*values: float | None) -> list:
+    """Rewards; of RIGHT 0.5: the extra option has the same chance as what the caption says."""
+    return [value if value is None else pytest.approx(value, abs=1e-9) for value in values]
+
+
+def test_import_is_quick():
+    code = (
+        "import caprl_utils, sys; assert not {'numpy', 'torch', 'pydantic'} & set(sys.modules); caprl_utils.qa_reward"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)
+
+
+def test_trl_calls_it_with_plain_and_conversational_completions(reward):
+    column, seen = [{"ground_truth": ROWS}] * 4, {}
+    captions = [RIGHT, WRONG, "too long", RIGHT]
+    plain = reward(
+        prompts=["x"] * 4, completions=captions, completion_ids=[[1]] * 4, reward_model=column, image=[0] * 4
+    )
+    assert plain == near(0.5, 0.0, None, 0.5)
+    turns = [[{"role": "assistant", "content": caption}] for caption in captions]
+    assert reward(["x"] * 4, turns, reward_model=column, log_metric=seen.__setitem__) == plain
+    assert seen["cannot_answer"] > 0 and reward.__name__ == "qa_reward"
+
+
+def test_a_row_without_readable_questions_has_no_reward(reward, caplog):
+    cells = [{"ground_truth": ROWS}, {"ground_truth": []}, {"ground_truth": [ROWS[0] | {"answer": "Z"}]}, None]
+    assert reward(["x"] * 4, [WRONG] * 4, reward_model=cells) == near(0.0, None, None, None)
+    assert len(caplog.messages) == 3 and "'Z'" in caplog.text
+
+
+def test_the_same_question_in_every_layout():
+    for cell in (ROWS, {"ground_truth": ROWS}, json.dumps(ROWS), RELEASED, [tuple(row) for row in RELEASED]):
+        assert [q.ground_truth() for q in questions_of(cell)] == ROWS
+
+
+def test_asked_again_a_caption_gets_the_same_reward(monkeypatch):
+    reader = ChanceReader(lambda request, options: dict.fromkeys(options, 1.0))
+    monkeypatch.setattr(service, "open_reader", lambda model, profile: reader)
+    reward = qa_reward("a/model", rounds=3)
+    captions = [f"caption {i}" for i in range(40)]
+    alone = [reward.rewards([caption], [ROWS]).rewards[0] for caption in captions]
+    assert reward.rewards(captions, [ROWS] * 40).rewards == alone and len(set(alone)) > 1
+    assert reward.rewards(captions, [ROWS] * 40, step=1).rewards != alone
+
+
+def test_verl_calls_it(reward):
+    assert [*inspect.signature(reward.compute_score).parameters] == [
+        "data_source", "solution_str", "ground_truth", "extra_info",
+    ]  # fmt: skip
+    row = {"data_source": "image_caption_rl", "ground_truth": ROWS, "extra_info": None}
+    assert reward.compute_score(solution_str=RIGHT, **row) == pytest.approx(0.5)
+    with pytest.raises(UserError, match="no reward for the caption 'too long'"):
+        reward.compute_score(solution_str="too long", **row)
+
+
+def test_calls_of_several_threads_become_batches_and_share_a_failure(reward, monkeypatch):
+    sizes, score, first, go_on = [], service.qa_rewards, threading.Event(), threading.Event()
+
+    def slow(tasks, *rest):
+        sizes.append(len(tasks))
+        first.set()
+        assert go_on.wait(20)
+        if any(task.caption == "broken" for task in tasks):
+            raise UserError("the reader is gone")
+        return score(tasks, *rest)
+
+    monkeypatch.setattr(service, "qa_rewards", slow)
+    with ThreadPoolExecutor(20) as pool:
+        one = pool.submit(reward.compute_score, "", RIGHT, ROWS)
+        assert first.wait(20)
+        captions = [RIGHT, *(RIGHT + "!" * i for i in range(1, 9)), RIGHT]
+        more = [pool.submit(reward.compute_score, "", caption, ROWS) for caption in captions]
+        while len(reward._waiting) < len(more):
+            time.sleep(0.01)
+        go_on.set()
+        assert [f.result() for f in (one, *more)] == near(*[0.5] * 11)
+        assert sizes == [1, 9]  # the same caption is asked once
+        for future in [pool.submit(reward.compute_score, "", "broken", ROWS) for _ in range(3)]:
+            with pytest.raises(UserError, match="gone"):
+                future.result()
+
+
+@pytest.fixture
+def post(reward):
+    """Post as the released scripts do; gives status and parsed body."""
+    server = reward_server(reward, "127.0.0.1", 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def call(body) -> tuple[int, dict]:
+        url, data = f"http://127.0.0.1:{server.server_port}/get_reward", json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    call.port = server.server_port
+    yield call
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_client_of_the_released_scripts(post):
+    """CapRL's OpenRLHF and verl: prompts hold caption and questions; query and labels are empty."""
+    status, body = post({"prompts": [[RIGHT, RELEASED], [WRONG, RELEASED]], "query": [], "labels": []})
+    assert status == 200 and body["rewards"] == body["scores"] == near(0.5, 0.0)
+
+
+def test_a_client_of_openrlhf(post):
+    """Its remote reward: query is prompt and response as decoded; a label is what the data set has, as text."""
+    prompt = "<|im_start|>user\nPlease describe this image in detail.<|im_end|>\n<|im_start|>assistant\n"
+    padded = "<|endoftext|>" + prompt.replace("Please", "<|image_pad|><|image_pad|>Please")
+    queries = [f"{prompt}{RIGHT}<|im_end|>\n<|endoftext|>", f"{padded}{WRONG}<|im_end|>"]
+    status, body = post({"query": queries, "prompts": [prompt] * 2, "labels": [json.dumps(ROWS)] * 2})
+    assert status == 200 and body["rewards"] == near(0.5, 0.0) and body["extra_logs"] == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"prompts": [[RIGHT, RELEASED], ["too long", RELEASED]]}, near(0.5, None)),
+        ({"prompts": [[RIGHT, RELEASED], [RIGHT, []]]}, near(0.5, None)),
+        ({"query": ["a"], "prompts": ["b"], "labels": [ROWS]}, None),
+        ({"query": ["a"], "prompts": ["a"], "labels": []}, None),
+        ([], None),
+    ],
+)
+def test_what_fails_is_503_and_never_0(post, body, told):
+    status, answer = post(body)
+    assert status == 503 and answer.get("rewards") == told and (told or answer["error"])
+
+
+def test_a_port_that_is_taken(post, reward):
+    with pytest.raises(UserError, match="choose another --port"):
+        reward_server(reward, "127.0.0.1", post.port)
+
+
+@pytest.mark.integration
+def test_plain_trl_trains_the_zoos_base(tmp_path):
+    """TRL's own trainer, two steps."""
+    write_questions(tmp_path / "qa.parquet", 4)
+    script, folder = Path(__file__).parent / "plain_trl.py", paths.zoo_folder("zoo:base")
+    command = [sys.executable, script, folder, "zoo:reader-reward", tmp_path / "qa.parquet", tmp_path / "out"]
+    done = subprocess.run([*map(str, command)], cwd=paths.ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [row for row in json.loads(done.stdout.splitlines()[-1]) if "reward" in row]
+    assert len(steps) == 2 and all(0 <= row["rewards/qa_reward/mean"] <= 1 for row in steps)
