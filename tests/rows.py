@@ -113,6 +113,8 @@ def copies(folder, count):
     entries = [captionqa_row(f"nat_{n}") for n in range(count)]
     found["captionqa"] = write(folder / "captionqa", entries, [["images"]])
     found["seed2k"] = collection(folder / "files", [{"answer": "B"} for _ in range(count)])
+    for number in range(count):  # different pictures: a placebo needs another one
+        (found["seed2k"] / "bench_image_folder" / f"{number}.png").write_bytes(png((200, number, 10)))
     return {key: str(path) for key, path in found.items()}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from caprl_utils.captions.export import caption_in, read_tables
 from caprl_utils.errors import UserError
+from caprl_utils.files import text_lines
 from caprl_utils.hashing import value_hash
 from caprl_utils.image_sources import IMAGE_KEYS, csv_table
 from caprl_utils.images import has_picture_name
@@ -72,12 +73,11 @@ def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
 
             light = [field.name for field in pq.read_schema(file) if "binary" not in str(field.type)]
             rows = [row for table in read_tables(file, light) for row in table.to_pylist()]
+        elif file.suffix == ".jsonl":
+            rows = [json.loads(line) for _, line in text_lines(file)]
         else:
             with open(file, encoding="utf-8-sig", newline="") as lines:
-                if file.suffix in (".csv", ".tsv"):
-                    rows = list(csv_table(lines))
-                else:
-                    rows = [*map(json.loads, filter(str.strip, lines))] if file.suffix == ".jsonl" else json.load(lines)
+                rows = json.load(lines) if file.suffix == ".json" else list(csv_table(lines))
     except ValueError as error:  # JSON, UTF-8, parquet
         raise UserError(f"{shown(file)} is no sound {file.suffix} file: {error}") from None
     if isinstance(rows, dict):

@@ -65,6 +65,11 @@ def interval(bounds: Sequence[float] | None, signed: bool = False) -> str:
     return f"[{low}, {high}]"
 
 
+def bounded(value: float, low: float, high: float) -> str:
+    """A share with its interval: "41.3 [38.0, 44.3]"."""
+    return f"{percent(value)} {interval((low, high))}"
+
+
 def gap(value: float, low: float, high: float) -> str:
     """A difference with its interval: "+8.4 [+5.6, +11.2]"."""
     return f"{difference(value)} {interval((low, high), signed=True)}"

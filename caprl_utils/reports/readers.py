@@ -10,7 +10,7 @@ from caprl_utils.prism.scores import sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Interval, Scores, bootstrap_models
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import texts
-from caprl_utils.reports.numbers import Cell, Table
+from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.results import Measured, Results
 from caprl_utils.schema import Profile
 
@@ -55,6 +55,14 @@ def _averages(profile: Profile, scores: Mapping[str, Mapping[str, Scores]]) -> d
     return {name: average.interval(name) for name in scores}
 
 
+def _cell(part: Interval | None, sources: tuple[Source, ...]) -> Cell:
+    """An accuracy with its interval; a dash where a probe cannot be asked."""
+    if part is None:
+        return Cell(numbers.MISSING, sources=sources)
+    text = numbers.bounded(part.value, part.low, part.high)
+    return Cell(text, part.value, (part.low, part.high), sources)
+
+
 def readers_table(results: Results) -> Table:
     """Every probe with what both readers made of it."""
     found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
@@ -62,11 +70,8 @@ def readers_table(results: Results) -> Table:
     for name in next(iter(found.values()), {}):
         tokens, cells = next(iter(found.values()))[name].tokens, []
         for role, reader in results.readers.items():
-            for part in (found[role][name].whole, found[role][name].options):
-                text = f"{numbers.percent(part.value)} {numbers.interval((part.low, part.high))}" if part else ""
-                bounds = (part.low, part.high) if part else None
-                value = part.value if part else None
-                cells.append(Cell(text or numbers.MISSING, value, bounds, reader.samples("score")))
+            parts = found[role][name].whole, found[role][name].options
+            cells += [_cell(part, reader.samples("score")) for part in parts]
         rows.append((name, [Cell(numbers.number(tokens), tokens, None, reader.samples("num_tokens")), *cells]))
     heads = [head for role in found for head in (TITLES[role], f"{TITLES[role]}, questions with options")]
     caption = "Are the readers valid? Accuracy (%) with 95 % interval from captions made of known facts"

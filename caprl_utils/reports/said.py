@@ -107,8 +107,7 @@ def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
     if not results.measured.keys() >= {*sides}:
         return Cell(numbers.MISSING)
     found = results.difference(ours, theirs) if theirs else results.interval(ours, AVERAGE)
-    text = f"{numbers.percent(found.value)} {numbers.interval((found.low, found.high))}"
-    text = numbers.gap(found.value, found.low, found.high) if theirs else text
+    text = (numbers.gap if theirs else numbers.bounded)(found.value, found.low, found.high)
     sources = tuple(source for side in sides for source in results.measured[side].sources(AVERAGE))
     return Cell(text, found.value, (found.low, found.high), sources)
 
