@@ -115,7 +115,7 @@ class Level:
 
     statements: int  # at most
     options: int
-    forms: int = 3  # phrasings in use
+    forms: tuple[int, ...] = (0, 1, 2, 2)  # phrasings in use; value before key is learned last
     missing: float = 0.0  # share of questions whose fact the caption does not tell
     noise: float = 0.0  # share of captions with repeats, contradictions and statements about other pictures
 
@@ -174,7 +174,7 @@ def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
     told = told_statements(rng, shown, level)
     if level.missing and rng.random() < 0.05:
         told = []
-    text = caption(told, shown.kind, [rng.randrange(level.forms) for _ in told])
+    text = caption(told, shown.kind, [rng.choice(level.forms) for _ in told])
     if not told and rng.random() < 0.5:
         text = ""
     packed = Packed(TURN_OPEN + prompts.READ.partition("{question}")[0].replace("{caption}", text))

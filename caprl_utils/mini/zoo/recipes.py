@@ -15,7 +15,7 @@ from caprl_utils import paths
 from caprl_utils.mini.zoo.examples import Level, Style
 
 READING_LEVELS = (
-    Level(1, 2, 1), Level(2, 4, 1), Level(3, 4), Level(5, 4), Level(8, 4), Level(11, 4, missing=0.1),
+    Level(1, 2, (0,)), Level(2, 4, (0,)), Level(3, 4), Level(5, 4), Level(8, 4), Level(11, 4, missing=0.1),
     Level(17, 4, missing=0.25, noise=0.6),
 )  # fmt: skip
 """Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
@@ -76,10 +76,12 @@ class Recipe:
 _ALL = (
     Recipe("copier", "first lesson of the language models", None, "copying",
            Schedule(400, 1.5e-3, floor=1.0), 384, shipped=False),
-    Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(900)),
+    Recipe("reader-reward", "Qwen2.5-3B-Instruct, the reward's reader", "copier", "reading", Schedule(1300),
+           note="its first 900 steps had a schedule of their own; the third phrasing came as often as the others"),
     Recipe("copier-wide", "first lesson of the other reader", None, "copying",
            Schedule(400, 1.5e-3, floor=1.0), 384, width=160, shipped=False),
-    Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "copier-wide", "reading", Schedule(900), width=160),
+    Recipe("reader-prism", "CapRL-Eval-3B, the reader of Prism", "copier-wide", "reading", Schedule(1300), width=160,
+           note="as reader-reward"),
     Recipe("binder", "a language model that reads bound tokens", "reader-reward", "binding",
            Schedule(300, muon=3.0), 128, vision=True, shipped=False),
     Recipe("speller", "a vision tower that reads words", "copier", "spelling",
