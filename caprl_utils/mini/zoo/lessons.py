@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from caprl_utils.hashing import derive_seed
+from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo import examples, models, packing, pool
@@ -374,36 +375,52 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return _with_pictures(recipe, first_step, make, loss)
 
 
-def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """Scores whose differences tell which of two captions raters would prefer (Bradley and Terry's model).
+def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
+    """Loss and figures of scores of pairs (`examples.preferred`): their differences should tell which of two captions
+    raters would prefer (Bradley and Terry's model).
 
     The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.judges` reads it. The words
     around the digit are learned as any other. `short` and `long`: pairs of either pool told as the raters told them.
     """
     tokenizer = shared_tokenizer()
     digits = torch.tensor(tokenizer.convert_tokens_to_ids([f" {n}" for n in range(1, 6)]))
+    first_wins = torch.tensor([won for _, won in packed])  # (pictures, 2 pools)
+    batch = packing.collate([one for one, _ in packed], tokenizer, with_image=True)
+    logits, wanted = packing.answers_of(model, batch, seen)
+    scored = torch.isin(wanted, digits)
+    scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
+    ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's
+    told = ((ahead > 0) == first_wins).float().mean(0)
+    unequal = binary_cross_entropy_with_logits(2 * ahead, first_wins.float())
+    within = (scores.mean() - 3).square()
+    words = cross_entropy(logits[~scored], wanted[~scored])
+    other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
+    spread = scores.view(-1, 2, 2).std(dim=(0, 2))
+    figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1]}
+    return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
+
+
+def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
+    """See `judging_loss`."""
 
     def make(rng: random.Random, numbers: list[int], step: int) -> tuple:
-        pairs = [examples.preferred(rng, pool.picture_of(number)) for number in numbers]
-        first_wins = torch.tensor([won for _, won in pairs])  # (pictures, 2 pools)
-        batch = packing.collate([packed for packed, _ in pairs], tokenizer, with_image=True)
-        return batch, _seen(recipe, numbers, step), first_wins
+        return [examples.preferred(rng, pool.picture_of(number)) for number in numbers], _seen(recipe, numbers, step)
 
-    def loss(batch, seen, first_wins) -> Figures:
-        logits, wanted = packing.answers_of(model, batch, seen)
-        scored = torch.isin(wanted, digits)
-        scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
-        ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's
-        told = ((ahead > 0) == first_wins).float().mean(0)
-        unequal = binary_cross_entropy_with_logits(2 * ahead, first_wins.float())
-        within = (scores.mean() - 3).square()
-        words = cross_entropy(logits[~scored], wanted[~scored])
-        other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
-        spread = scores.view(-1, 2, 2).std(dim=(0, 2))
-        figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1]}
-        return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
+    return _with_pictures(recipe, first_step, make, lambda packed, seen: judging_loss(model, packed, seen))
 
-    return _with_pictures(recipe, first_step, make, loss)
+
+@torch.no_grad()
+def held_out_pairs(model, batches: int = 10, pictures: int = 50) -> dict[str, float]:
+    """The figures of `judging_loss` on pictures that no model of the zoo has seen."""
+    found = []
+    for number in range(batches):
+        shown = [picture("zoo-held-out", number * pictures + i) for i in range(pictures)]
+        rng = random.Random(derive_seed("held-out pairs", number))
+        images = torch.from_numpy(np.stack([np.asarray(render(one)) for one in shown])).permute(0, 3, 1, 2)
+        seen = _looked_at(model, models.image_processor()(images=images, return_tensors="pt"))
+        packed = [examples.preferred(rng, one) for one in shown]
+        found.append(judging_loss(model, packed, seen.view(pictures, packing.IMAGE_TOKENS, -1))[1])
+    return {name: round(sum(one[name] for one in found) / batches, 4) for name in found[0]}
 
 
 LESSONS = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.mini.zoo.lessons import LESSONS, Lesson
+from caprl_utils.mini.zoo.lessons import LESSONS, Lesson, held_out_pairs
 from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe, Schedule
 
 TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -144,6 +144,7 @@ def ship(recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = untrained(recipe)
     model.load_state_dict(_trained(recipe.name))
+    pairs = {"held_out_pairs": held_out_pairs(model)} if recipe.lesson == "judging" else {}
     if recipe.lesson == "clip naming":
         models.save_clip_tower(model, folder)
     elif recipe.shipped:
@@ -159,7 +160,7 @@ def ship(recipe: Recipe) -> None:
         "batch_size": recipe.batch_size, "width": recipe.width, "layers": recipe.layers,
         "styles": [vars(s) for s in recipe.styles],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1), "last_figures": rows[-1],
+        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1), "last_figures": rows[-1], **pairs,
     } | ({"note": recipe.note} if recipe.note else {})  # fmt: skip
     (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
 

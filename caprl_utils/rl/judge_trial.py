@@ -1,0 +1,92 @@
+"""Is a judge valid? Pairs of captions made of known facts, of which one is better (ours)."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caprl_utils import prompts
+from caprl_utils.hashing import derive_seed
+from caprl_utils.models.base import open_backend
+from caprl_utils.prism.evaluate import samples_hash
+from caprl_utils.records import Sample
+from caprl_utils.registry import world_of
+from caprl_utils.rl.judges import unified_rewards, vlm_rewards
+from caprl_utils.runs import Run
+from caprl_utils.schema import Profile
+
+STAGE = "judges"
+ROLES = {"vlm_judge": vlm_rewards, "reward_judge": unified_rewards}
+ALL, ONE_WRONG, HALF_WRONG = "all facts", "all, one value wrong", "all, half of the values wrong"
+HALF, TWICE = "half of the facts", "half of the facts, said twice"
+PAIRS = ((ALL, ONE_WRONG), (ALL, HALF_WRONG), (ALL, HALF), (HALF, HALF_WRONG), (HALF, TWICE))
+"""Better and worse caption."""
+
+
+def trial(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
+    """How often the profile's judge of a role scores the better of two captions higher: run judges/<role>.
+
+    Values: "pairs", "better / worse" -> share of the images (a tie is half); "scores", caption -> mean, and its
+    deviation over images. None where facts are not known.
+    """
+    known = {s.meta["image_id"]: s for s in samples if world_of(s.meta)}
+    if not known:
+        return None
+    judge, images = open_backend(profile.models[role], profile), list(known.values())
+    parts = {"judge": judge.model_hash, "samples": samples_hash(images), "prompts": prompts.prompt_hash()}
+    with Run.open(profile, STAGE, role, parts | {"seed": profile.seed}, [__name__, "caprl_utils.rl.judges"]) as run:
+        if run.complete:
+            return run.result
+        made = _captions(profile, known)
+        scores = {}
+        for name in dict.fromkeys(name for pair in PAIRS for name in pair):
+            texts = [captions[name] for captions in made.values()]
+            ids = [f"{name}/{image}" for image in made]
+            scores[name] = ROLES[role](texts, [s.images[0]() for s in images], ids, judge).rewards
+        return run.finish(
+            {"pairs": {" / ".join(pair): _ahead(*(scores[name] for name in pair)) for pair in PAIRS},
+             "scores": {name: _mean_and_deviation(found) for name, found in scores.items()}},
+            n=len(images), unit="image", unparsed=sum(found.count(None) for found in scores.values()),
+            judge=judge.name,
+        )  # fmt: skip
+
+
+def _captions(profile: Profile, known: Mapping[str, Sample]) -> dict[str, dict[str, str]]:
+    """Image -> captions by name. A wrong value is one that another image has for the same thing."""
+    values = defaultdict(set)
+    for sample in known.values():
+        for key, value in sample.meta["facts"].items():
+            values[key].add(value)
+    made = {}
+    for image, sample in known.items():
+        rng, facts = random.Random(derive_seed(profile.seed, "judges", image)), sample.meta["facts"]
+        wrong = {k: rng.choice(sorted(values[k] - {v})) for k, v in facts.items() if values[k] - {v}}
+        made[image] = _variants(sample.meta, wrong, rng.sample([*wrong], len(wrong)))
+    return made
+
+
+def _variants(meta: Mapping[str, Any], wrong: Mapping[str, str], can: Sequence[str]) -> dict[str, str]:
+    """The captions of one image. wrong: key -> a false value; can: these keys in the order in which they are taken."""
+    facts, sentence = meta["facts"], world_of(meta).sentence
+    opening, keys = meta["true_caption"].partition(".")[0], [*facts]
+
+    def told(chosen: Sequence[str], false: Sequence[str] = ()) -> str:
+        return " ".join([f"{opening}.", *(sentence(k, wrong[k] if k in false else facts[k]) for k in chosen)])
+
+    return {
+        ALL: told(keys), ONE_WRONG: told(keys, can[:1]), HALF_WRONG: told(keys, can[: len(keys) // 2]),
+        HALF: told(keys[::2]), TWICE: told([*keys[::2], *keys[::2]]),
+    }  # fmt: skip
+
+
+def _ahead(better: Sequence[float | None], worse: Sequence[float | None]) -> float | None:
+    both = [(a, b) for a, b in zip(better, worse, strict=True) if None not in (a, b)]
+    return sum((a > b) + 0.5 * (a == b) for a, b in both) / len(both) if both else None
+
+
+def _mean_and_deviation(scores: Sequence[float | None]) -> dict[str, float]:
+    found = [score for score in scores if score is not None]
+    return {"mean": statistics.fmean(found), "deviation": statistics.pstdev(found)} if found else {}
