@@ -59,8 +59,9 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
     steps = base.ablations.steps if experiment.size == "ablation" else None
     over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
     over |= _from_command_line(Profile).get("rl", {})
+    started = {} if experiment.start == "policy" else {"models": {"policy": base.models.named()[experiment.start]}}
     try:
-        return experiment, load_profile(profile, {"rl": over})
+        return experiment, load_profile(profile, {"rl": over, **started})
     except UserError as error:
         raise UserError(f"{paths.shown(file)}, section rl, over profile {profile}: {error}") from None
 

@@ -19,7 +19,7 @@ PRISM_BENCHMARKS = [
 ABLATIONS = [
     "judge_vlm", "judge_unified", "short", "rounds_1", "rounds_2", "rounds_8", "questions_1", "questions_2",
     "questions_3", "leaking", "refined", "documents", "natural", "images_10", "images_30", "length_term",
-    "other_reader",
+    "other_reader", "from_mid", "from_strong",
 ]  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -383,6 +383,7 @@ class Experiment(Settings):
     description: str = setting("", "ours: one line for the reader", False)
     item: str = setting("", "what of the paper it belongs to", False)
     size: Literal["main", "ablation"] = setting("main", "ours: `ablation` takes ablations.steps")
+    start: Literal["policy", "captioner_7b", "captioner_72b"] = setting("policy", "ours: the role that is trained")
     rl: dict[str, Any] = setting({}, "values over the profile's section rl")
     data: Data = setting(Data(), "see each key")
     reward: Reward = setting(Reward(), "see each key")

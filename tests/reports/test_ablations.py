@@ -128,7 +128,7 @@ def test_items_name_rows_that_they_have_and_experiments_that_exist(name):
     found = items(load_profile(name))
     assert list(found) == [
         "table1", "table2", "table3", "table4", "table5", "table6", "figure1c", "figure4", "figure5_left",
-        "figure5_right", "extra_length", "extra_outside", "extra_readers",
+        "figure5_right", "extra_length", "extra_outside", "extra_readers", "extra_start",
     ]  # fmt: skip
     for item in found.values():
         labels = {row.label for row in item.rows}
