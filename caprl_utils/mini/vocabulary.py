@@ -73,9 +73,13 @@ class Relation:
 
 
 def _about(key: str, having: str, asked: str) -> Relation:
-    """A relation with a head: "The value of Rome is 40", "Rome has a value of 40", "We read 40 as the value of ..."."""
+    """A relation with a head: "The value of Rome is 40", "Rome has a value of 40", "For Rome the value is 40".
+
+    The head comes first in all three: with the value first, small readers went on to mix up the heads of a picture
+    (reports/lab-log.md).
+    """
     return Relation(
-        (f"The {key} {{h}} is {{v}}", f"{{h}} {having} {{v}}", f"We read {{v}} as the {key} {{h}}"),
+        (f"The {key} {{h}} is {{v}}", f"{{h}} {having} {{v}}", f"For {{h}} the {key.split()[0]} is {{v}}"),
         (f"What is the {key} {{h}}?", asked),
     )
 
