@@ -41,9 +41,9 @@ CAPRL := $(PY) -m caprl_utils
 RUN := $(CAPRL) run --profile $(PROFILE)
 
 # The notebooks in the order in which each needs the ones before it; 03-all is 03 with the trainings of every table.
-CHAIN := 01_qa_curation 03_caprl_rl_training 04_llamafactory_pretraining 05_prism_evaluation 06_tables_and_figures
+CHAIN := 01_qa_curation 03_caprl_rl_training 04_prism_evaluation 05_llamafactory_pretraining 06_tables_and_figures
 WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training-with_ablations-True)
-SLICE := $(filter-out 04_%,$(CHAIN))
+SLICE := $(filter-out 05_%,$(CHAIN))
 # Notebooks that no table needs.
 EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b colab_caption_your_images
 # `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
@@ -162,7 +162,7 @@ test-fast: environment ## unit tests, offline
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
 	$(PY) -m pytest -m integration $(TESTS)
 
-test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_04.py tests/rl \
+test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_05.py tests/rl \
 	tests/vlm_init tests/curation/test_notebook_01.py tests/bench/test_check_gpu.py
 test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL, and what the sizes that need GPUs run
 

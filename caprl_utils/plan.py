@@ -28,13 +28,13 @@ from caprl_utils.schema import Profile
 
 ESTIMATES = paths.CONFIGS / "estimates.yaml"
 CHAIN = [
-    "01_qa_curation", "03_caprl_rl_training", "04_llamafactory_pretraining", "05_prism_evaluation",
+    "01_qa_curation", "03_caprl_rl_training", "04_prism_evaluation", "05_llamafactory_pretraining",
     "06_tables_and_figures",
 ]  # fmt: skip
-ROLES = {  # notebook -> models that it asks; 04 takes its captions from files, or from models that 03 trained
+ROLES = {  # notebook -> models that it asks; 05 takes its captions from files, or from models that 03 trained
     "01": ("question_writer", "question_filter"),
     "03": ("policy", "reward_reader", "vlm_judge", "reward_judge", "prism_reader"),
-    "05": ("policy", "captioner_7b", "captioner_72b", "prism_reader"),
+    "04": ("policy", "captioner_7b", "captioner_72b", "prism_reader"),
 }
 JUDGES = {"vlm_judge": "judge_vlm", "reward_judge": "judge_unified"}  # role -> the experiment that asks it
 _ANSWER_SEC = 2.0
@@ -100,7 +100,7 @@ def _needs(profile: Profile, chain: Sequence[str]) -> list[Need]:
 
 
 def _pretrains(chain: Sequence[str]) -> bool:
-    return any(name.startswith("04_") for name in chain)
+    return any(name.startswith("05_") for name in chain)
 
 
 def _machine(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:

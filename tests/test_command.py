@@ -38,7 +38,7 @@ def test_settings_with_their_sources_and_overrides():
         (["config", "smke"], 1, "did you mean smoke?"),
         (["config", "bogus"], 1, "no profile 'bogus'; known: mini, one_gpu"),
         (["config", "smoke", "--set", "rl.stepz=1"], 1, "did you mean rl.steps?"),
-        (["run", "05_prism", "--profile", "smoke"], 1, "did you mean 05_prism_evaluation?"),
+        (["run", "04_prism", "--profile", "smoke"], 1, "did you mean 04_prism_evaluation?"),
         (["run"], 2, "Missing argument"),
         (["frobnicate"], 2, "No such command"),
     ],

@@ -40,7 +40,7 @@ def test_one_gpu_needs_one_gpu_and_no_server():
 def test_a_server_that_only_an_earlier_notebook_asked_may_be_gone(monkeypatch):
     monkeypatch.setattr(plan, "_have", lambda path, kind: True)
     with pytest.raises(UserError) as told:
-        plan.check(load_profile("paper"), ["05_prism_evaluation", "06_tables_and_figures"])
+        plan.check(load_profile("paper"), ["04_prism_evaluation", "06_tables_and_figures"])
     assert "(prism_reader)" in str(told.value)
     for gone in ("question_writer", "reward_reader", "images.source", "LLaMA-Factory"):
         assert gone not in str(told.value), gone

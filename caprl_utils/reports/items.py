@@ -27,7 +27,7 @@ FILE = paths.CONFIGS / "reports.yaml"
 CAPTIONERS = ("policy", "captioner_7b", "captioner_72b")  # roles of the models compared by size
 Kind = Literal["prism", "rl", "pretraining"]
 NOTEBOOKS: Mapping[Kind, str] = {
-    "prism": "05_prism_evaluation", "rl": "03_caprl_rl_training", "pretraining": "04_llamafactory_pretraining",
+    "prism": "04_prism_evaluation", "rl": "03_caprl_rl_training", "pretraining": "05_llamafactory_pretraining",
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from caprl_utils.rl.launch import launch, require_tracker, run_name
 from caprl_utils.schema import Experiment, ModelConfig, Profile
 
 MAIN = "caprl"
-BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 05 names it
+BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 04 names it
 TABLE_3 = (MAIN, "judge_vlm", "judge_unified")
 SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
 

@@ -185,11 +185,11 @@ def test_the_kernel_is_that_of_this_interpreter_whatever_else_is_registered(run,
 
 def test_what_a_chain_misses_is_told_whole_before_a_kernel_starts(runs_folder, monkeypatch):
     monkeypatch.setattr(plan, "ENVIRONMENT", runs_folder / "none")
-    chain = ["01_qa_curation", "04_llamafactory_pretraining"]
+    chain = ["01_qa_curation", "05_llamafactory_pretraining"]
     with pytest.raises(UserError, match=r"cannot run to its end here(?s:.*)make setup-llamafactory"):
         run_all(chain[:1], load_profile("smoke"), chain=chain)
     with pytest.raises(UserError, match=r"GPUs: 1 at once(?s:.*)model Qwen(?s:.*)benchmark ChartQA"):
-        run_all(["01_qa_curation"], load_profile("one_gpu"), chain=["01_qa_curation", "05_prism_evaluation"])
+        run_all(["01_qa_curation"], load_profile("one_gpu"), chain=["01_qa_curation", "04_prism_evaluation"])
     assert not list(runs_folder.rglob("*.ipynb"))
 
 

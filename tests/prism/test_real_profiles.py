@@ -1,4 +1,4 @@
-"""Notebook 05 as a whole for the profiles of real models, which swap only paths and counts here."""
+"""Notebook 04 as a whole for the profiles of real models, which swap only paths and counts here."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from caprl_utils.runs import load_result
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["one_gpu", "paper"])
-def test_notebook_05_ends(name, real_profile, qwen_vlm, runs_folder):
+def test_notebook_04_ends(name, real_profile, qwen_vlm, runs_folder):
     file = real_profile(name)
     trained = runs_folder / file.stem / "rl" / "caprl-seed0"
     shutil.copytree(qwen_vlm, trained / "final")
     (trained / "result.json").write_text(json.dumps({"values": {"steps": 1}, "key": "k"}))
-    notebook = f"05_prism_evaluation:profile={file}"
+    notebook = f"04_prism_evaluation:profile={file}"
     command = [sys.executable, "-m", "caprl_utils", "run", notebook, "--profile", str(file)]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ def reports(tmp_path, monkeypatch):
 def test_a_cell_is_found_by_words_of_its_row_and_column_and_tells_its_run(reports):
     (cell,) = trace.find("table3 caprl mini-chart", reports)
     told = trace.describe(cell)
-    for part in ("holds    0.5", "mini/prism/caprl-seed0", "c" * 40, "make 05_prism_evaluation PROFILE=mini"):
+    for part in ("holds    0.5", "mini/prism/caprl-seed0", "c" * 40, "make 04_prism_evaluation PROFILE=mini"):
         assert part in told
     assert trace.find("table3 caprl mini-scene", reports) == []  # nothing was measured there
     with pytest.raises(Exception, match=r"table9.*there are: table3"):
@@ -69,10 +69,10 @@ def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_
 
 def test_the_command_that_makes_a_run():
     made = {
-        ("prism", "caprl-seed0-first-16"): "make 05_prism_evaluation PROFILE=mini",
-        ("prism", "base-3b"): "make 05_prism_evaluation PROFILE=mini",
+        ("prism", "caprl-seed0-first-16"): "make 04_prism_evaluation PROFILE=mini",
+        ("prism", "base-3b"): "make 04_prism_evaluation PROFILE=mini",
         ("rl", "rounds_8-seed0"): "caprl train rounds_8 --profile mini",
-        ("pretraining", "mini-qwen-3b-vanilla-sft"): "make 04_llamafactory_pretraining PROFILE=mini",
+        ("pretraining", "mini-qwen-3b-vanilla-sft"): "make 05_llamafactory_pretraining PROFILE=mini",
     }
     assert {run: trace.command("mini", *run) for run in made} == made
 

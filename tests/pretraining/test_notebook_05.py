@@ -1,4 +1,4 @@
-"""Notebook 04, whole, with the settings of one_gpu and paper: tiny models under their hub ids, a user's data files."""
+"""Notebook 05, whole, with the settings of one_gpu and paper: tiny models under their hub ids, a user's data files."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ def test_it_runs_to_its_checks(name, less, real_profile, qwen_reader, qwen_vlm, 
     captioner = runs_folder / profile.stem / "rl" / "caprl-seed0"
     captioner.mkdir(parents=True)
     (captioner / "result.json").write_text(json.dumps({"key": "k"}))
-    command = ["-m", "caprl_utils", "run", "04_llamafactory_pretraining", "-p"]
+    command = ["-m", "caprl_utils", "run", "05_llamafactory_pretraining", "-p"]
     done = subprocess.run(
         [sys.executable, *command, f"profile={profile}"], cwd=paths.ROOT, capture_output=True, text=True
     )
