@@ -17,7 +17,7 @@ def test_a_picture_is_a_function_of_its_seed(kind):
 
 
 def test_splits_share_no_picture():
-    """Figures have few facts, so some come again; drawn at another place, turned and coloured as their own seed says."""
+    """Figures have few facts, so some come again, but drawn by a seed of their own."""
     splits = ("zoo", "rl", "benchmark", "pretraining")
     for kind in KINDS:
         facts = {split: {picture(split, i, kind).facts for i in range(200)} for split in splits}
