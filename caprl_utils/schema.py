@@ -376,21 +376,13 @@ class Assembly(Settings):
     language: Donor = Field(description="gives language model, head and tokenizer")
     vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
     dtype: Dtype = setting("auto", "ours: as the language model's checkpoint")
-    accepted_differences: list[str] = setting(
-        [], "ours: hyperparameters in which the vision donor's own language model may differ"
-    )
-    min_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
     max_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
-    vision_feature_layer: int = setting(-2, "LLaVA-1.5: features of the last layer but one (llava)", le=-1)
     rename_tokens: dict[str, str] = setting({}, "ours: names for reserved tokens, to add none (llava)")
     end_tokens: list[str] = setting(["<|im_end|>", "<|endoftext|>"], "ours: of chat models, of base models")
 
     @model_validator(mode="after")
     def _keys_fit_the_architecture(self) -> "Assembly":
-        own = {"qwen2_5_vl": ("min_pixels", "max_pixels", "accepted_differences"),
-               "llava": ("vision_feature_layer", "rename_tokens")}  # fmt: skip
-        for architecture, names in own.items():
-            strange = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
-            if architecture != self.architecture and strange:
-                raise ValueError(f"{', '.join(strange)} belong(s) to architecture {architecture}")
+        for name, architecture in (("max_pixels", "qwen2_5_vl"), ("rename_tokens", "llava")):
+            if getattr(self, name) and architecture != self.architecture:
+                raise ValueError(f"{name} belongs to architecture {architecture}")
         return self
