@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -309,6 +309,15 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """All folders checkpoint-STEP of a training, whole or not, the oldest first."""
     found = [f for f in folder.glob("checkpoint-*") if f.is_dir() and f.name.count("-") == 1]
     return sorted((f for f in found if f.name.partition("-")[2].isdecimal()), key=step_of)
+
+
+def last_checkpoint(folder: Path, is_whole: Callable[[Path], bool]) -> Path | None:
+    """The newest whole checkpoint, or None; broken ones after it (a kill while saving) are deleted."""
+    for checkpoint in reversed(checkpoints_in(folder)):
+        if is_whole(checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
 
 
 def _read_json(file: Path) -> Any:

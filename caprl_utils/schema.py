@@ -6,7 +6,7 @@ scripts), "author README", or "ours" with the reason. Settings marked `affects_o
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, model_validator
 
 from caprl_utils import paths
 from caprl_utils.errors import did_you_mean
@@ -22,6 +22,15 @@ ABLATIONS = [
     "other_reader", "from_mid", "from_strong",
 ]  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def _each_once(seeds: list[int]) -> list[int]:
+    if len({*seeds}) != len(seeds):
+        raise ValueError(f"{seeds} holds one seed twice")
+    return seeds
+
+
+Seeds = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_each_once)]
 
 
 def setting(default: Any, source: str, affects_output: bool = True, **limits: Any) -> Any:
@@ -130,7 +139,7 @@ class RL(Settings):
     reader_temperature: float = setting(0.6, "author script: the reward LLM", gt=0)
     max_failed_share: float = setting(0.1, "ours: of rewards; more stop training", False, ge=0, le=1)
     save_every: int = setting(50, "author script: steps between checkpoints", False, ge=1)
-    seeds: list[int] = setting([0], "ours: one training per seed; the paper says nothing", min_length=1)
+    seeds: Seeds = setting([0], "ours: one training per seed; the paper says nothing")
     preset: str | None = setting(None, "ours: experiment whose training and rl suit this hardware", False)
     report_to: Literal["wandb", "trackio"] | None = setting(None, "ours: beside TensorBoard's files, or none", False)
 
@@ -138,8 +147,6 @@ class RL(Settings):
     def _enough_images(self) -> "RL":
         if self.num_images < self.prompts_per_step:
             raise ValueError(f"num_images {self.num_images} is below prompts_per_step")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} holds one seed twice")
         return self
 
 
@@ -149,20 +156,8 @@ class Ablations(Settings):
     experiments: list[str] = setting(ABLATIONS, "ours: names in configs/experiments, each trained once")
     steps: int | None = setting(None, "ours: of experiments with size `ablation`; None takes rl.steps", ge=1)
     num_images: int = setting(20_000, "paper: of the trainings of Tables 4 and 6 and Figure 5 left", ge=1)
-    seeds: list[int] | dict[str, list[int]] = setting(
-        {}, "ours: of every experiment's trainings, or of those named; others take the first of rl.seeds"
-    )
+    seeds: Seeds = setting([0], "ours: one training per seed of each of them")
     parallel_runs: int = setting(1, "ours: trainings side by side on one machine's cores", False, ge=1)
-
-    @model_validator(mode="after")
-    def _seeds_are_sound(self) -> "Ablations":
-        by_name = isinstance(self.seeds, dict)
-        if unknown := sorted({*self.seeds} - {*ABLATIONS, *self.experiments}) if by_name else ():
-            raise ValueError(f"seeds names {unknown[0]!r}, which is none of ablations.experiments")
-        for seeds in self.seeds.values() if by_name else [self.seeds]:
-            if not seeds or len({*seeds}) != len(seeds):
-                raise ValueError(f"seeds {seeds} holds none, or one twice")
-        return self
 
 
 class Prism(Settings):
@@ -237,9 +232,7 @@ class Pretraining(Settings):
     align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
         {}, "ours: setting -> what its alignment does differently; the paper's three are trained alike"
     )
-    more_seeds: list[NonNegativeInt] | dict[str, list[NonNegativeInt]] = setting(
-        {}, "ours: further seeds of all rows, or of a setting's, for the order of data and the projector's start"
-    )
+    seeds: Seeds = setting([0], "ours: of every row's trainings: of the order of data and the projector's start")
     further: Further = setting(Further(), "see each key")
     sft: Sft = setting(Sft(), "see each key")
     media_folder: str = setting("data/pretraining/images", "ours: image paths in data files start here")
@@ -253,20 +246,11 @@ class Pretraining(Settings):
     save_every: int = setting(200, "ours: steps between checkpoints", False, ge=1)
     max_bad_share: float = setting(0.01, "ours: rows that may be set aside before a run stops", ge=0, lt=1)
 
-    def further_seeds(self, setting: str) -> list[int]:
-        """Seeds of a setting's trainings beside the profile's own."""
-        return self.more_seeds.get(setting, []) if isinstance(self.more_seeds, dict) else self.more_seeds
-
     @model_validator(mode="after")
     def _sound(self) -> "Pretraining":
         known = {*self.settings, *(file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml"))}
-        further = {name: self.further_seeds(name) for name in self.settings}
-        for key, named in (("align_of", self.align_of), ("more_seeds", self.more_seeds)):
-            if unknown := [name for name in named if isinstance(named, dict) and name not in known]:
-                raise ValueError(f"{key} names no setting: {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-        for name, seeds in further.items():
-            if len(set(seeds)) != len(seeds):
-                raise ValueError(f"more_seeds of {name}, {seeds}, holds one seed twice")
+        if unknown := [name for name in self.align_of if name not in known]:
+            raise ValueError(f"align_of names no setting: {unknown[0]!r}{did_you_mean(unknown[0], known)}")
         if self.nodes > 1 and self.parallel_runs > 1:
             raise ValueError(f"parallel_runs {self.parallel_runs} needs nodes 1: a training has all nodes")
         return self
@@ -291,13 +275,6 @@ class Profile(Settings):
     ablations: Ablations = setting(Ablations(), "see each key")
     prism: Prism = setting(Prism(), "see each key")
     pretraining: Pretraining = setting(Pretraining(), "see each key")
-
-    @model_validator(mode="after")
-    def _more_seeds_are_others(self) -> "Profile":
-        for name in self.pretraining.settings:
-            if self.seed in self.pretraining.further_seeds(name):
-                raise ValueError(f"pretraining.more_seeds of {name}: {self.seed} is the profile's own seed")
-        return self
 
     def content_hash(self) -> str:
         """Hash of all that can change an output, whatever the profile is called."""
@@ -400,21 +377,13 @@ class Assembly(Settings):
     language: Donor = Field(description="gives language model, head and tokenizer")
     vision: Donor = Field(description="gives vision tower and image processor, and for Qwen2.5-VL the frame")
     dtype: Dtype = setting("auto", "ours: as the language model's checkpoint")
-    accepted_differences: list[str] = setting(
-        [], "ours: hyperparameters in which the vision donor's own language model may differ"
-    )
-    min_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
     max_pixels: int | None = setting(None, "ours: the vision donor's own limit (Qwen2.5-VL)", ge=1)
-    vision_feature_layer: int = setting(-2, "LLaVA-1.5: features of the last layer but one (llava)", le=-1)
     rename_tokens: dict[str, str] = setting({}, "ours: names for reserved tokens, to add none (llava)")
     end_tokens: list[str] = setting(["<|im_end|>", "<|endoftext|>"], "ours: of chat models, of base models")
 
     @model_validator(mode="after")
     def _keys_fit_the_architecture(self) -> "Assembly":
-        own = {"qwen2_5_vl": ("min_pixels", "max_pixels", "accepted_differences"),
-               "llava": ("vision_feature_layer", "rename_tokens")}  # fmt: skip
-        for architecture, names in own.items():
-            strange = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
-            if architecture != self.architecture and strange:
-                raise ValueError(f"{', '.join(strange)} belong(s) to architecture {architecture}")
+        for name, architecture in (("max_pixels", "qwen2_5_vl"), ("rename_tokens", "llava")):
+            if getattr(self, name) and architecture != self.architecture:
+                raise ValueError(f"{name} belongs to architecture {architecture}")
         return self

@@ -136,7 +136,7 @@ def test_the_command_line_wins_over_an_experiment(monkeypatch):
         ("architecture: lava", r"own.yaml:\n.*architecture: 'lava'.*did you mean llava\?"),
         ("vision: {path: ''}", r"vision.path: "),
         ("visin: {}", r"unknown key visin .*did you mean vision\?"),
-        ("vision_feature_layer: -1", "vision_feature_layer belong"),
+        ("rename_tokens: {a: b}", "rename_tokens belongs"),
         ("extends: qwen2.5-3", r"no assembly 'qwen2.5-3'; did you mean qwen2.5-3b\?"),
         ("description: a\ndescription: b", "key 'description' stands twice"),
     ],

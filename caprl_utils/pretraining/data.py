@@ -11,7 +11,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +51,12 @@ class BadRow(str):
     """A row that is set aside: a line that names it and says why."""
 
 
-def write_rows(folder: Path, name: str, rows: Iterable[Conversation]) -> int:
-    """Write NAME.jsonl and its entry in dataset_info.json; returns the number of rows. Raises UserError without any."""
-    lines = [row.model_dump_json() for row in rows]
-    if not lines:
+def write_rows(folder: Path, name: str, rows: Sequence[Conversation]) -> None:
+    """Write NAME.jsonl and its entry in dataset_info.json. Raises UserError without any row."""
+    if not rows:
         raise UserError(f"data set {name!r} would be empty; nothing was written to {shown(folder)}")
-    write_atomic(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
+    write_atomic(folder / f"{name}.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
     register(folder / f"{name}.jsonl")
-    return len(lines)
 
 
 def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
@@ -163,8 +161,14 @@ def token_budgets(
     Returns place of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest, and of all.
     """
     bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
-    looked = in_threads(functools.partial(_sizes, media), rows)
-    for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), looked, strict=True)):
+
+    def looked_at(row: Conversation) -> list[tuple[int, int]] | str:
+        try:
+            return [image_size(media / name) for name in row.images]
+        except ValueError as error:
+            return str(error)
+
+    for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), in_threads(looked_at, rows), strict=True)):
         if isinstance(sizes, str):
             bad[place] = f"row {row.id}: {sizes}"
             continue
@@ -186,14 +190,6 @@ def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -
             f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {named}. Mend or remove them, lower "
             "pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets some be left."
         )
-
-
-def _sizes(media: Path, row: Conversation) -> list[tuple[int, int]] | str:
-    """Width and height of a row's images, or what is wrong with one of them."""
-    try:
-        return [image_size(media / name) for name in row.images]
-    except ValueError as error:
-        return str(error)
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -1,51 +1,102 @@
-"""LLaMA-Factory: one YAML a stage from a profile's settings, and its own `llamafactory-cli` run with it and watched."""
+"""One training by LLaMA-Factory: its YAML, its own `llamafactory-cli` run and watched, the checks before and after.
+
+runs/<profile>/pretraining/<name>/ holds train.yaml (what LLaMA-Factory was given), train.log, curve.jsonl (loss per
+step), final/ (the model with its processor) and result.json. While it trains, work/ holds the checkpoints.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
+import shutil
 import time
-from collections.abc import Callable, Mapping
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
+from caprl_utils.hashing import file_hash, folder_hash
+from caprl_utils.models.weights import PARTS, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
 from caprl_utils.pretraining.sets import Training
+from caprl_utils.runs import Run, last_checkpoint
 from caprl_utils.schema import Pretraining, PretrainingStage, Profile
+from caprl_utils.vlm_init.donors import read_config, read_weights
 
+if TYPE_CHECKING:
+    import torch
+
+STAGE = "pretraining"
+RECIPE = ["caprl_utils.pretraining.llamafactory"]
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
 SITE = Path(__file__).parent / "site"
-_ALL = ("vision_tower", "projector", "language_model")
-TRAINS = {"align": ("projector",), "further": _ALL, "sft": _ALL}
+TRAINS = {"align": ("projector",), "further": PARTS, "sft": PARTS}
 """Stage -> the parts that train (paper, appendix F)."""
-STAGES = tuple(TRAINS)
 SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}  # author script
 QWEN, LLAVA = "qwen2_vl", "caprl_llava"
 """Templates: LLaMA-Factory's own, and ours for LLaVA models with ChatML turns (site/sitecustomize.py)."""
-_POLL_SEC = 0.5
+_LOCK, _CACHE, _POLL_SEC = paths.ROOT / "requirements" / "llamafactory.lock", ".datasets", 0.5
+_SHARED = ("cutoff_tokens", "max_pixels", "precision")
+_LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
+_LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
 
 OnStep = Callable[[int, int, float | None], None]
 """(steps done, steps in all, last loss)"""
+
+
+def folder_of(profile: Profile, name: str) -> Path:
+    """The run folder of a training."""
+    return paths.RUNS / profile.name / STAGE / name
+
+
+def train(
+    profile: Profile, training: Training, model: Path, data: DataSet, on_step: OnStep = lambda *_: None
+) -> dict[str, Any]:
+    """Make a training, or what is left of it; returns its record. Raises UserError when LLaMA-Factory fails, or as
+    soon as something else trains than should.
+    """
+    with open_run(profile, training, model, data) as run:
+        if not run.complete:
+            work = run.folder / "work"
+            if (checkpoint := last_checkpoint(work, is_whole)) is None:
+                shutil.rmtree(work, ignore_errors=True)
+            write_atomic(run.folder / "train.yaml", train_yaml(profile, training, model, data, work, checkpoint))
+            counted = run_to_end(profile, training, model, run.folder, on_step)
+            _finish(run, training, model, data, counted)
+        for name in ("work", _CACHE):  # a kill after the record was written leaves them
+            shutil.rmtree(run.folder / name, ignore_errors=True)
+        return run.result
+
+
+def open_run(profile: Profile, training: Training, model: Path, data: DataSet) -> Run:
+    """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
+    settings = profile.pretraining
+    parts = {
+        "stage": stage_of(settings, training.stage, training.setting).key_part(),
+        "shared": {name: getattr(settings, name) for name in _SHARED},
+        "llamafactory": file_hash(_LOCK), "template": file_hash(SITE / "sitecustomize.py"),
+        "seed": training.seed, "start": folder_hash(model), "data": data.values["hash"],
+        "num_rows": data.values["rows"],
+    }  # fmt: skip
+    return Run.open(profile, STAGE, training.name, parts, RECIPE)
+
+
+# What it is given
 
 
 def stage_of(settings: Pretraining, name: str, setting: str | None = None) -> PretrainingStage:
     """The settings of a stage by its name, as the named setting (of Table 1) trains it."""
     stage = getattr(settings, name)
     return stage.model_copy(update=settings.align_of.get(setting, {}) if name == "align" else {})
-
-
-def accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
-    """Forward passes per update. Raises UserError when the batch is no multiple of what fits in one pass."""
-    at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
-    if stage.batch_size % at_once:
-        product = f"{settings.nodes} nodes x {settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}"
-        told = f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({product})"
-        raise UserError(f"{told}; change micro_batch_size")
-    return stage.batch_size // at_once
 
 
 def num_steps(stage: PretrainingStage, num_rows: int) -> int:
@@ -55,23 +106,22 @@ def num_steps(stage: PretrainingStage, num_rows: int) -> int:
 
 def chat_of(model: Path) -> dict[str, str]:
     """How conversations of a model are written: template by its class, no system turn where its own has none."""
-    if json.loads((model / "config.json").read_text(encoding="utf-8"))["model_type"] == "llava":
+    if read_config(model)["model_type"] == "llava":
         return {"template": LLAVA}
     files = [model / name for name in ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")]
     text = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     return {"template": QWEN} | ({} if "You are a helpful assistant" in text else {"default_system": ""})
 
 
-def stage_arguments(
-    settings: Pretraining, training: Training, model: Path, data: DataSet, seed: int, output: Path,
-    checkpoint: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Keys and values of a training's YAML. model: where it starts. checkpoint: where it goes on, loaded as the model
+def train_yaml(
+    profile: Profile, training: Training, model: Path, data: DataSet, work: Path, checkpoint: Path | None = None
+) -> str:
+    """A training's YAML. model: where it starts. work: its output. checkpoint: where it goes on, loaded as the model
     but for DeepSpeed: the trainer itself would load nothing into a Qwen2.5-VL (huggingface/transformers#43701).
     """
-    stage, trains = stage_of(settings, training.stage, training.setting), TRAINS[training.stage]
-    resumed = checkpoint is not None and settings.deepspeed is None
-    arguments: dict[str, Any] = {
+    settings, trains = profile.pretraining, TRAINS[training.stage]
+    stage, resumed = stage_of(settings, training.stage, training.setting), checkpoint and settings.deepspeed is None
+    values: dict[str, Any] = {
         "model_name_or_path": str(checkpoint if resumed else model), "trust_remote_code": False,
         "image_min_pixels": MIN_PIXELS, "image_max_pixels": settings.max_pixels,
         "stage": "sft",  # for captions too: `pt` would pack rows
@@ -81,25 +131,42 @@ def stage_arguments(
         "freeze_language_model": "language_model" not in trains,
         **chat_of(model),
         "dataset": data.name, "dataset_dir": str(data.folder), "media_dir": str(data.media),
-        "cutoff_len": settings.cutoff_tokens, "packing": False, "output_dir": str(output),
+        "cutoff_len": settings.cutoff_tokens, "packing": False, "output_dir": str(work),
         "per_device_train_batch_size": stage.micro_batch_size,
-        "gradient_accumulation_steps": accumulation(settings, stage),
+        "gradient_accumulation_steps": _accumulation(settings, stage),
         "learning_rate": stage.learning_rate, "num_train_epochs": stage.num_epochs, **SCHEDULE,
-        "bf16": settings.precision == "bf16", "seed": seed, "logging_steps": 1, "report_to": "none",
+        "bf16": settings.precision == "bf16", "seed": training.seed, "logging_steps": 1, "report_to": "none",
         "save_steps": min(settings.save_every, num_steps(stage, data.values["rows"])), "save_total_limit": 2,
+        **_layout(settings),
     }  # fmt: skip
+    values |= {} if checkpoint is None else {"resume_from_checkpoint": str(checkpoint)}
+    return f"# {training.name}, profile {profile.name}\n" + yaml.safe_dump(values, sort_keys=False)
+
+
+def _accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
+    """Forward passes per update. Raises UserError when the batch is no multiple of what fits in one pass."""
+    at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
+    if stage.batch_size % at_once:
+        raise UserError(
+            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({settings.nodes} nodes x "
+            f"{settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}); change micro_batch_size"
+        )
+    return stage.batch_size // at_once
+
+
+def _layout(settings: Pretraining) -> dict[str, Any]:
+    """What depends on the machine alone."""
     if settings.gpus_per_node == 0:
-        arguments |= {"use_cpu": True, "disable_gradient_checkpointing": True}
-    else:
-        arguments |= {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
-        # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
-        arguments |= {"enable_liger_kernel": True} if _installed("liger_kernel") else {}
-        arguments |= {"flash_attn": "fa2"} if _installed("flash_attn") else {}
-    if settings.nodes > 1:
-        arguments["data_shared_file_system"] = True  # one process of all reads the rows, not one a node
+        return {"use_cpu": True, "disable_gradient_checkpointing": True}
+    found = {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
+    # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
+    found |= {"enable_liger_kernel": True} if _installed("liger_kernel") else {}
+    found |= {"flash_attn": "fa2"} if _installed("flash_attn") else {}
+    # one process of all reads the rows, not one a node
+    found |= {"data_shared_file_system": True} if settings.nodes > 1 else {}
     if settings.deepspeed is not None:
-        arguments["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
-    return arguments | ({} if checkpoint is None else {"resume_from_checkpoint": str(checkpoint)})
+        found["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
+    return found
 
 
 def _installed(package: str) -> bool:
@@ -107,23 +174,20 @@ def _installed(package: str) -> bool:
     return any(ENVIRONMENT.glob(f"lib/python*/site-packages/{package}"))
 
 
+# Its process
+
+
 def command(config: Path, nodes: int = 1) -> list[str]:
     """The command line. Raises UserError when LLaMA-Factory's environment is not there."""
     program = ENVIRONMENT / "bin" / "llamafactory-cli"
     if not program.is_file():
         raise UserError(f"no {shown(program)}; make it: make setup-llamafactory")
+    words = [str(program), "train", str(config)]
     if nodes == 1:
-        return [str(program), "train", str(config)]
+        return words
     # one torchrun a node; only srun knows which node it is on
-    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1",
-            "bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash", str(program), "train", str(config)]  # fmt: skip
-
-
-def check_nodes(settings: Pretraining) -> None:
-    """Raise UserError when several nodes should train and this is no job of Slurm's that has as many."""
-    if settings.nodes > 1:
-        asked = f"pretraining.nodes is {settings.nodes}"
-        processes.require_slurm(settings.nodes, asked, "configs/slurm/llamafactory.slurm")
+    each = ["bash", "-c", 'NODE_RANK=$SLURM_NODEID exec "$@"', "bash"]
+    return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", *each, *words]
 
 
 def environment(profile: Profile, cache: Path) -> dict[str, str]:
@@ -144,27 +208,159 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
     return found | {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
 
 
-def run(
-    config: Path, log: Path, env: Mapping[str, str], watch: Callable[[], None] = lambda: None, nodes: int = 1
-) -> None:
-    """Train to the end. watch: called twice a second; what it raises ends it. Raises UserError with the log's end."""
-    process = processes.popen(command(config, nodes), log, env, guarded=True)  # torchrun's workers, too
+def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, on_step: OnStep) -> dict[str, int]:
+    """Train by the train.yaml in `folder`; returns how many parameters train, which is checked when LLaMA-Factory has
+    counted them, days before the end. Raises UserError for a wrong count, and with the log's end when it fails.
+    """
+    log, counted, running = folder / "train.log", None, True
+    start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
+    words = command(folder / "train.yaml", profile.pretraining.nodes)
+    process = processes.popen(
+        words, log, environment(profile, folder / _CACHE), guarded=True
+    )  # torchrun's workers, too
     try:
-        while process.poll() is None:
-            watch()
-            time.sleep(_POLL_SEC)
-        watch()
+        while running:
+            running = process.poll() is None
+            _report(folder / "work", on_step)
+            counted = counted or assert_trainable(log, model, TRAINS[training.stage], start)
+            time.sleep(_POLL_SEC if running else 0)
     finally:
         processes.stop(process)
     if process.returncode:
         told = f"llamafactory-cli ended with status {process.returncode}; the end of {shown(log)}:"
         raise UserError(f"{told}\n{processes.tail(log)}\nRun it again to go on from its last checkpoint.")
+    if counted is None:
+        raise UserError(f"{shown(log)} does not say how many parameters trained")
+    return counted
 
 
-def report(output: Path, on_step: OnStep) -> None:
-    """Tell the last line of LLaMA-Factory's step log. output: its output folder."""
+def _report(work: Path, on_step: OnStep) -> None:
+    """Tell the last line of LLaMA-Factory's step log."""
     try:
-        state = json.loads((output / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
+        state = json.loads((work / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
     except (OSError, ValueError):  # not there yet, or half a line
         return
     on_step(state["current_steps"], state["total_steps"], state.get("loss"))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether every file that resuming needs is there and whole: a kill may come while one is written, without a mark.
+
+    DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
+    """
+    names = ["config.json", "tokenizer_config.json", "trainer_state.json", "processor_config.json"]
+    if (checkpoint / "preprocessor_config.json").is_file():
+        names[-1] = "preprocessor_config.json"  # of older versions
+    try:
+        for name in names:
+            json.loads((checkpoint / name).read_text(encoding="utf-8"))
+        read_weights(checkpoint)
+    except (OSError, ValueError, UserError):
+        return False
+    if (checkpoint / "latest").is_file():
+        return True
+    states, randoms = (checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"), checkpoint.glob("rng_state*.pth")
+    return all(map(zipfile.is_zipfile, states)) and any(map(zipfile.is_zipfile, randoms))
+
+
+# What it made
+
+
+def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: Mapping[str, int]) -> None:
+    """Check what trained, keep the model and the curve, write the record: in this order."""
+    work, trains = run.folder / "work", TRAINS[training.stage]
+    moved = changes(model, work)
+    assert_changes(moved, trains)
+    curve = read_curve(work)
+    write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+    _keep_model(work, run.folder / "final")
+    values = {
+        "steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"],
+        "parameters": counted, "moved": moved,
+    }  # fmt: skip
+    run.finish(
+        values=values, n=data.values["rows"], unit="row", seeds=[training.seed],
+        setting=training.setting, training_stage=training.stage, start=shown(model),
+        captions=training.captions.name if training.captions else None, trains=list(trains),
+    )  # fmt: skip
+
+
+def read_curve(work: Path) -> list[dict[str, Any]]:
+    """Loss, learning rate and gradient norm of every step, from the trainer's own state, which outlives resumes."""
+    history = json.loads((work / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
+    curve = [{name: row.get(name) for name in names} for row in history if "loss" in row]
+    # LLaMA-Factory logs some numbers as text
+    return [{name: float(v) if isinstance(v, str) else v for name, v in row.items()} for row in curve]
+
+
+def _keep_model(work: Path, final: Path) -> None:
+    """The model's files without checkpoints and logs, as one rename."""
+    half = final.with_name(".final")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    for file in work.iterdir():
+        if file.is_file() and not file.name.startswith(("train", "all_results", "README", "training_")):
+            os.link(file, half / file.name)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(half, final)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a model, mapped from disk, without the levels in which layouts differ in their names. A tied head is
+    left out. Raises UserError when there are none.
+    """
+    tied = "lm_head.weight" if read_config(folder).get("tie_word_embeddings") else ()
+    found = {name: one for name, one in read_weights(folder).items() if not name.endswith(tied)}
+    return {".".join(part for part in name.split(".") if part not in _LAYOUT): one for name, one in found.items()}
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """Parameters per part."""
+    found = Counter(dict.fromkeys(PARTS, 0))
+    for name, tensor in tensors(folder).items():
+        found[part_of(name)] += tensor.numel()
+    return dict(found)
+
+
+def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> dict[str, int] | None:
+    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train.
+
+    Returns {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
+    """
+    logged = _LOGGED.findall(log.read_bytes()[start:].decode("utf-8", errors="replace"))
+    if not logged:
+        return None
+    trained, everything = (int(text.replace(",", "")) for text in logged[-1])
+    parts = counts(model)
+    wanted, total = sum(parts[part] for part in trains), sum(parts.values())
+    if (trained, everything) != (wanted, total):
+        raise UserError(
+            f"{shown(log)}: {trained:,} of {everything:,} parameters trained, expected {wanted:,} of {total:,} "
+            f"({', '.join(sorted(trains))} of {shown(model)}: {parts})"
+        )
+    return {"trainable": trained, "all": everything}
+
+
+def changes(before: Path, after: Path) -> dict[str, float]:
+    """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same.
+
+    Tensor by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
+    """
+    old, new = tensors(before), tensors(after)
+    if odd := sorted(old.keys() ^ new.keys()):
+        raise UserError(f"{shown(before)} and {shown(after)} hold different tensors, first {odd[0]}")
+    moved, norm = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
+    for name, tensor in old.items():
+        part, first = part_of(name), tensor.double()
+        moved[part] += float((new[name].double() - first).square().sum())
+        norm[part] += float(first.square().sum())
+    return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
+
+
+def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
+    """Raise UserError when a frozen part moved or a part that should train stood still."""
+    for part, moved in found.items():
+        if (moved > 0) != (part in trains):
+            told = f"the {part} {'moved' if moved > 0 else 'did not move'} ({moved:.2e} of its norm)"
+            raise UserError(f"{told}, but {', '.join(trains)} should train; the model is not what the stage asked for")

@@ -6,7 +6,6 @@ runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parque
 from __future__ import annotations
 
 import functools
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,13 @@ from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.hashing import code_hashes, file_hash, value_hash
+from caprl_utils.images import encode
 from caprl_utils.models.base import Sampling
 from caprl_utils.paths import shown
 from caprl_utils.pretraining import data
 from caprl_utils.pretraining.data import BadRow, DataSet, TokenCounter
-from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, rows_of
-from caprl_utils.pretraining.stage import STAGE, folder_of
+from caprl_utils.pretraining.llamafactory import STAGE, folder_of
+from caprl_utils.pretraining.sets import CAPRL, CAPTIONERS, IMAGE_SETS, CaptionSet, Training, model_name
 from caprl_utils.prism import told
 from caprl_utils.prism.evaluate import trained_captioner
 from caprl_utils.progress import track
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 RECIPE = [  # with what draws the images
     "caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data", "caprl_utils.prism.told",
 ]  # fmt: skip
-_MEDIA = "media"
 
 
 def dataset_of(training: Training) -> str:
@@ -52,60 +51,59 @@ def run_name(dataset: str) -> str:
 def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]) -> dict[str, DataSet]:
     """Caption what is to be captioned, write every data set, and check each row against every model's processor.
 
-    models: setting -> assembled model (other seeds are passed over). Raises UserError naming data set and rows. A data
-    set that is there already stays as it is.
+    models: as `pretrain.assemble` gives them; seeds share a processor. Raises UserError naming data set and rows. A
+    data set that is there already stays as it is.
     """
-    models = {name: models[name] for name in profile.pretraining.settings if name in models}
-    wanted = {dataset_of(training): training for training in trainings}
+    settings, wanted = profile.pretraining, {dataset_of(training): training for training in trainings}
+    firsts = {setting: models.get(model_name(setting, settings.seeds[0])) for setting in settings.settings}
+    folders = {setting: folder for setting, folder in firsts.items() if folder is not None}
     # a missing file is named before hours of work on the others
     files = {name: _user_file(profile, training) for name, training in wanted.items()}
-    drawn = source_of(profile, "further") is not None
-    pairs = dict.fromkeys(t.captions.pairs_name for t in trainings if t.captions and drawn)
-    written = {name: caption(profile, name) for name in pairs}
-    counters = functools.cache(lambda: _counters(profile, models))  # loaded when a data set is not there yet
-    of = {name: written.get(t.captions.pairs_name) if t.captions else None for name, t in wanted.items()}
-    return {n: _data_set(profile, t, files[n], of[n], models, counters) for n, t in wanted.items()}
+    pairs = {name: t.captions.pairs_name for name, t in wanted.items() if t.captions and files[name] is None}
+    written = {name: caption(profile, name) for name in dict.fromkeys(pairs.values())}
+    files |= {name: written[of_set] for name, of_set in pairs.items()}
+    counters = functools.cache(lambda: _counters(profile, folders))  # loaded when a data set is not there yet
+    return {name: _data_set(profile, t, files[name], folders, counters) for name, t in wanted.items()}
 
 
-def source_of(profile: Profile, stage: str) -> DrawnSource | None:
+def _source(profile: Profile, stage: str) -> DrawnSource | None:
     """What draws the images of a stage's data; None where they come from a user's file."""
     return drawn_source(getattr(profile.pretraining, stage).data)
 
 
-def _data_set(
-    profile: Profile, training: Training, file: Path | None, captions: Path | None, models: Mapping[str, Path],
-    counters: Callable[[], Mapping[str, TokenCounter]],
-) -> DataSet:  # fmt: skip
-    """Make one data set, or read back what was found when it was made. file: the user's; captions: of our models."""
-    settings, name = profile.pretraining, dataset_of(training)
-    parts = {
-        "rows": training.num_rows(settings),
-        "budget": [settings.cutoff_tokens, settings.max_pixels, settings.max_bad_share],
-        "seed": profile.seed, "prompts": prompts.prompt_hash(),
-        "captions": file_hash(captions) if captions else None, "file": file_hash(file) if file else None,
-        "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
-    }  # fmt: skip
-    source = source_of(profile, training.stage)
-    recipe = [*RECIPE, *(source.recipe if source else ())]
-    with Run.open(profile, STAGE, run_name(name), parts, recipe) as run:
-        media = folder_of(profile, _MEDIA) if file is None else paths.HOME / settings.media_folder
-        if not run.complete:
-            rows, found = _make_rows(profile, training, file, captions, media)
-            values = _write(profile, run.folder, media, name, rows, found, counters())
-            run.finish(values=values, n=values["rows"], unit="row")
-        return DataSet(name, run.folder, media, run.result["values"])
-
-
 def _user_file(profile: Profile, training: Training) -> Path | None:
     """The file of a data set; None where it is rendered. Raises UserError when it is missing."""
-    if source_of(profile, training.stage) is not None:
+    if _source(profile, training.stage) is not None:
         return None
     pattern = getattr(profile.pretraining, training.stage).data
     file = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
     if not file.is_file():
-        told = f"no data file {shown(file)} (pretraining.{training.stage}.data)"
-        raise UserError(f"{told}; `make plan` says what belongs there")
+        named = f"no data file {shown(file)} (pretraining.{training.stage}.data)"
+        raise UserError(f"{named}; `make plan` says what belongs there")
     return file
+
+
+def _data_set(
+    profile: Profile, training: Training, file: Path | None, models: Mapping[str, Path],
+    counters: Callable[[], Mapping[str, TokenCounter]],
+) -> DataSet:  # fmt: skip
+    """Make one data set, or read back what was found when it was made. file: the user's, or captions of our models;
+    None where the rows are rendered.
+    """
+    settings, name, source = profile.pretraining, dataset_of(training), _source(profile, training.stage)
+    parts = {
+        "rows": training.num_rows(settings),
+        "budget": [settings.cutoff_tokens, settings.max_pixels, settings.max_bad_share],
+        "seed": profile.seed, "prompts": prompts.prompt_hash(), "file": file_hash(file) if file else None,
+        "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
+    }  # fmt: skip
+    with Run.open(profile, STAGE, run_name(name), parts, [*RECIPE, *(source.recipe if source else ())]) as run:
+        media = _media(profile) if source else paths.HOME / settings.media_folder
+        if not run.complete:
+            rows, found = _rows(profile, training, file, source)
+            values = _write(profile, run.folder, media, name, rows, found, counters())
+            run.finish(values=values, n=values["rows"], unit="row")
+        return DataSet(name, run.folder, media, run.result["values"])
 
 
 def _processor_hash(folder: Path) -> str:
@@ -131,10 +129,13 @@ def _write(
     bad = [*found["set_aside"], *unfit.values()]
     data.refuse(bad, len(rows) + len(found["set_aside"]), name, settings.max_bad_share)
     kept = [row for place, row in enumerate(rows) if place not in unfit]
-    count = data.write_rows(folder, name, kept)
+    data.write_rows(folder, name, kept)
     images = [[i, (media / i).stat().st_size] for i in sorted({i for row in kept for i in row.images})]
     whole = value_hash([file_hash(folder / f"{name}.jsonl"), images])
-    return {**found, "rows": count, "set_aside": bad, "hash": whole, "longest": longest, "tokens": tokens}
+    return {**found, "rows": len(kept), "set_aside": bad, "hash": whole, "longest": longest, "tokens": tokens}
+
+
+# Captions of rendered images
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:
@@ -163,50 +164,53 @@ def _captioner(profile: Profile, name: str) -> ModelConfig:
 
 def image_source(profile: Profile, images: str) -> str:
     """A rendered image set as `captions` names it; each has a seed of its own, so no two share an image."""
-    where, count = profile.pretraining.further.data, _num_images(profile, images)
-    return f"{where}:{STAGE}:{count}:{_image_seed(profile, images)}"
+    further = profile.pretraining.further
+    return f"{further.data}:{STAGE}:{_num_images(profile, images)}:{_image_seed(profile, images)}"
 
 
 def _num_images(profile: Profile, images: str) -> int:
-    settings = profile.pretraining
-    if images in ("align", "sft"):
-        return getattr(settings, images).num_rows
-    return settings.further.num_rows_large if images == "caprl" else settings.further.num_rows
+    """Of a caption set."""
+    further = profile.pretraining.further
+    return further.num_rows_large if images == "caprl" else further.num_rows
 
 
 def _image_seed(profile: Profile, images: str) -> int:
     return 100 * profile.seed + 1 + IMAGE_SETS.index(images)
 
 
-def _make_rows(
-    profile: Profile, training: Training, file: Path | None, captions: Path | None, media: Path
+# Rows
+
+
+def _rows(
+    profile: Profile, training: Training, file: Path | None, source: DrawnSource | None
 ) -> tuple[list[Conversation], dict[str, Any]]:
-    """The rows of a data set, sampled by the profile's seed, and what the run tells of others. Without file and
-    captions (see `_data_set`) the set is rendered, to `media`.
-    """
-    count, found = training.num_rows(profile.pretraining), {"set_aside": [], "left_out": {}, "captions": None}
-    if file is not None:
+    """The rows of a data set, sampled by the profile's seed, and what the run tells of others. See `_data_set`."""
+    count, stage = training.num_rows(profile.pretraining), training.stage
+    found = {"set_aside": [], "left_out": {}, "captions": None}
+    if source is None:
         drawn = data.read_rows(file, count, profile.seed)
         rows = [row for row in drawn if isinstance(row, Conversation)]
         return rows, found | {"set_aside": [row for row in drawn if isinstance(row, BadRow)]}
     if training.captions is not None:
-        return _captioned(profile, training.captions, captions, media, found)
-    source, seed = source_of(profile, training.stage), _image_seed(profile, training.stage)
-    home = _image_folder(profile, training.stage, source)
-    drawn = track(source.training_rows(training.stage, count, seed), training.stage, count)
-    return [about_image(name, _save(media, home, name, image), turns) for name, image, turns in drawn], found
+        rows, left_out, captions = _captioned(profile, training.captions, file, source)
+        return rows, found | {"left_out": left_out, "captions": captions}
+    save = _saver(profile, stage, source)
+    drawn = track(source.training_rows(stage, count, _image_seed(profile, stage)), stage, count)
+    return [about_image(name, save(name, image), turns) for name, image, turns in drawn], found
 
 
 def _captioned(
-    profile: Profile, chosen: CaptionSet, file: Path, media: Path, found: dict[str, Any]
-) -> tuple[list[Conversation], dict[str, Any]]:
-    """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
+    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource
+) -> tuple[list[Conversation], dict[str, int], dict[str, Any]]:
+    """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do.
+    Returns also reason -> how many were, and `described`.
+    """
     from caprl_utils.captions.export import read_captions
 
-    source, seed = source_of(profile, "further"), _image_seed(profile, chosen.images)
+    save, seed = _saver(profile, chosen.images, source), _image_seed(profile, chosen.images)
+    total = _num_images(profile, chosen.images)
     written = {row["image_id"]: row for row in read_captions(file)}
-    home, total = _image_folder(profile, chosen.images, source), _num_images(profile, chosen.images)
-    numbers = data.sample(range(total), min(rows_of(chosen, profile.pretraining), total), profile.seed)
+    numbers = data.sample(range(total), min(chosen.num_rows(profile.pretraining), total), profile.seed)
     rows, left_out, known = [], Counter(), []
     for number in track(numbers, chosen.slug):
         name, image, _, meta = source.image_at(STAGE, number, None, seed)
@@ -214,9 +218,9 @@ def _captioned(
         known.append((meta, row))
         if reason := _unfit(row):
             left_out[reason] += 1
-            continue
-        rows.append(about_image(name, _save(media, home, name, image), [(prompts.CAPTION, row["caption"])]))
-    return rows, found | {"left_out": dict(left_out), "captions": described(known)}
+        else:
+            rows.append(about_image(name, save(name, image), [(prompts.CAPTION, row["caption"])]))
+    return rows, dict(left_out), described(known)
 
 
 def _unfit(row: Mapping[str, Any] | None) -> str | None:
@@ -236,26 +240,25 @@ def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]
     known: what is true of an image (see `registry.DrawnSource`) with its row.
     """
     rows = [(row, told.counts(row["caption"], meta)) for meta, row in known if row is not None]
-    shares = {
-        "cut": [row["finish_reason"] == "length" for row, _ in rows],
-        "looped": [row["looped"] for row, _ in rows],
-    }
-    means = {name: sum(found) / max(1, len(rows)) for name, found in shares.items()}
     measured = told.summary(found | {"num_tokens": row["num_tokens"]} for row, found in rows)
-    return {"count": len(rows), **measured, **means}
+    cut, looped = sum(row["finish_reason"] == "length" for row, _ in rows), sum(row["looped"] for row, _ in rows)
+    return {"count": len(rows), **measured, "cut": cut / max(1, len(rows)), "looped": looped / max(1, len(rows))}
 
 
-def _image_folder(profile: Profile, images: str, source: DrawnSource) -> str:
-    """Folder of a rendered image set below the media; another seed or another renderer has another."""
-    made_by = [_image_seed(profile, images), code_hashes(source.recipe)]
-    return f"{images}-{value_hash(made_by)[:8]}"
+def _media(profile: Profile) -> Path:
+    return folder_of(profile, "media")
 
 
-def _save(media: Path, images: str, name: str, image: Image) -> str:
-    """Write an image once; returns its path below the media folder."""
-    path = f"{images}/{name}.png"
-    if not (media / path).is_file():
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        write_atomic(media / path, buffer.getvalue())
-    return path
+def _saver(profile: Profile, images: str, source: DrawnSource) -> Callable[[str, Image], str]:
+    """Writes an image of a rendered set once and returns its path below the media; another seed or another renderer has
+    another folder.
+    """
+    made_by = value_hash([_image_seed(profile, images), code_hashes(source.recipe)])[:8]
+
+    def save(name: str, image: Image) -> str:
+        path = f"{images}-{made_by}/{name}.png"
+        if not (_media(profile) / path).is_file():
+            write_atomic(_media(profile) / path, encode(image)[0])
+        return path
+
+    return save

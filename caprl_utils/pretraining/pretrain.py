@@ -9,7 +9,7 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,14 +19,12 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
-from caprl_utils.pretraining import llamafactory
 from caprl_utils.pretraining.data import DataSet
-from caprl_utils.pretraining.llamafactory import num_steps, stage_of
+from caprl_utils.pretraining.llamafactory import folder_of, num_steps, stage_of, train
 from caprl_utils.pretraining.prepare import dataset_of, prepare
-from caprl_utils.pretraining.sets import Training, all_trainings, final_names, seeded, seeds_of
-from caprl_utils.pretraining.stage import folder_of, train
+from caprl_utils.pretraining.sets import Training, all_trainings, final_names, model_name
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
-from caprl_utils.processes import die_with_parent
+from caprl_utils.processes import die_with_parent, require_slurm
 from caprl_utils.progress import PROGRESS_ENV, Progress
 from caprl_utils.schema import Profile
 from caprl_utils.vlm_init import assembly
@@ -34,9 +32,8 @@ from caprl_utils.vlm_init import assembly
 Record = dict[str, Any]
 
 
-def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, Record]:
     """Make what the items need ("table1", "table2", "figure4"; the profile's by default); evaluation name -> record."""
-    items = items or profile.pretraining.items
     trainings = all_trainings(profile.pretraining, items)
     models = assemble(profile)
     train_all(profile, trainings, prepare(profile, trainings, models), models)
@@ -44,16 +41,18 @@ def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, dict[str,
 
 
 def assemble(profile: Profile) -> dict[str, Path]:
-    """Setting, with its seed (of the projector) where that is not the profile's -> folder of its assembled model.
+    """Name of each assembled model (`sets.model_name`) -> its folder; the seed is of the projector.
 
     Raises UserError when several nodes should train and this is no Slurm job, before hours of captions and data.
     """
-    llamafactory.check_nodes(profile.pretraining)
-    home, folders = paths.RUNS / profile.name / "vlm_init", {}
-    for setting in profile.pretraining.settings:
-        for seed in seeds_of(profile.pretraining, setting):
-            folder = folders[seeded(setting, seed)] = home / seeded(setting, seed)
-            assembly.assemble(setting, folder, profile.seed if seed is None else seed)
+    settings, folders = profile.pretraining, {}
+    if settings.nodes > 1:
+        require_slurm(settings.nodes, f"pretraining.nodes is {settings.nodes}", "configs/slurm/llamafactory.slurm")
+    for setting in settings.settings:
+        for seed in settings.seeds:
+            name = model_name(setting, seed)
+            folders[name] = paths.RUNS / profile.name / "vlm_init" / name
+            assembly.assemble(setting, folders[name], seed)
     return folders
 
 
@@ -65,7 +64,6 @@ def train_all(
     data, models: as `prepare` and `assemble` give them. The first that fails is raised, when those that run have ended.
     """
     settings = profile.pretraining
-    llamafactory.check_nodes(settings)
     sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}
     steps = {t.name: num_steps(stage_of(settings, t.stage, t.setting), sizes[t.name]) for t in trainings}
     done, lock = dict.fromkeys(steps, 0), threading.Lock()
@@ -77,8 +75,9 @@ def train_all(
                 if ahead > 0:
                     progress.update(ahead, note=name if loss is None else f"{name} loss {float(loss):.3f}")
 
-        def make(training: Training) -> dict[str, Any]:
-            model = folder_of(profile, training.start) / "final" if training.start else models[training.model]
+        def make(training: Training) -> Record:
+            first = models[model_name(training.setting, training.seed)]
+            model = folder_of(profile, training.start) / "final" if training.start else first
             on_step = functools.partial(at, training.name)
             record = train(profile, training, model, data[dataset_of(training)], on_step)
             on_step(steps[training.name])
@@ -108,37 +107,30 @@ def benchmarks_of(profile: Profile) -> list[str]:
     return [facts.key for facts in benchmarks_of_table(1)]
 
 
-def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Direct VQA of the trainings `names`, on a CPU pretraining.parallel_runs processes; name -> record, in order."""
-    settings = profile.pretraining
-    workers = min(settings.parallel_runs, len(names)) if settings.gpus_per_node == 0 else 1
-    in_turn = ((name, evaluate_one(profile, name)) for name in names)
-    each = _side_by_side(profile, names, workers) if workers > 1 else in_turn
-    records = {}
-    with Progress("evaluations", len(names)) as progress:
-        for name, record in each:
-            records[name] = record
-            progress.update(note=name)
-    return {name: records[name] for name in names}
-
-
-def _side_by_side(profile: Profile, names: Sequence[str], workers: int) -> Iterator[tuple[str, Record]]:
-    """As each ends. The first that fails is raised, when those that run have ended, or that one was killed."""
-    spawn = multiprocessing.get_context("spawn")
+def evaluate(profile: Profile, names: Sequence[str]) -> dict[str, Record]:
+    """Direct VQA of the trainings `names` in processes of their own, on a CPU pretraining.parallel_runs of them; name
+    -> record, in order. The first that fails is raised, when those that run have ended.
+    """
+    settings, parent = profile.pretraining, os.getpid()
+    workers = settings.parallel_runs if settings.gpus_per_node == 0 else 1
     with (
+        Progress("evaluations", len(names)) as progress,
         TemporaryDirectory(prefix="caprl-progress-") as told,
-        ProcessPoolExecutor(workers, spawn, _begin, (profile, os.getpid(), told)) as pool,
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (profile, parent, told)) as pool,
     ):
-        running = {pool.submit(evaluate_one, profile, name): name for name in names}
+        running = {pool.submit(_evaluate, profile, name): name for name in names}
         try:
             for future in as_completed(running):
-                yield running[future], future.result()
+                future.result()
+                progress.update(note=running[future])
         except BrokenProcessPool:
-            told = "the process of an evaluation was ended from outside, as happens where memory is short"
-            advice = f"{workers} run side by side (pretraining.parallel_runs). Run it again to go on."
-            raise UserError(f"{told}: {advice}") from None
+            raise UserError(
+                "the process of an evaluation was ended from outside, as happens where memory is short: "
+                f"{workers} run side by side (pretraining.parallel_runs). Run it again to go on."
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+    return {name: future.result() for future, name in running.items()}
 
 
 def _begin(profile: Profile, parent: int, told: str) -> None:
@@ -148,7 +140,7 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
     prepare_process(profile)
 
 
-def evaluate_one(profile: Profile, name: str) -> dict[str, Any]:
+def _evaluate(profile: Profile, name: str) -> Record:
     """Direct VQA of one training's model; returns the record."""
     from caprl_utils.models.base import open_backend
     from caprl_utils.prism.evaluate import evaluate_vqa

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from caprl_utils.schema import Pretraining
 
-VANILLA = "Vanilla"
-CAPRL = "caprl"
+VANILLA, CAPRL = "Vanilla", "caprl"
+STAGES = ("align", "further", "sft")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class CaptionSet:
         """The captions that it draws from: a smaller set is a sample of the largest with those images."""
         return f"{self.images}-by-{self.captioner}"
 
+    def num_rows(self, settings: Pretraining) -> int:
+        """How many rows it has."""
+        further = settings.further
+        return max(1, round((further.num_rows_large if self.large else further.num_rows) * self.share))
+
 
 SHAREGPT4V = CaptionSet("ShareGPT4V-1M", "sharegpt4v", "sharegpt4v")
 DENSEFUSION = CaptionSet("DenseFusion-1M", "densefusion", "densefusion")
@@ -52,46 +57,29 @@ IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")
 @dataclass(frozen=True)
 class Training:
     """One stage of one row: a run runs/<profile>/pretraining/<name>. start: the training before it; None: the assembled
-    model. captions: of stage "further" only. seed: of the order of its data and of its projector; None: the profile's.
+    model. captions: of stage "further" only. seed: of the order of its data and of its projector.
     """
 
     name: str
     setting: str
     stage: str
-    start: str | None
+    start: str | None = None
     captions: CaptionSet | None = None
-    seed: int | None = None
-
-    @property
-    def model(self) -> str:
-        """Name of the assembled model that it or its first predecessor starts from."""
-        return seeded(self.setting, self.seed)
+    seed: int = 0
 
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
-        own = getattr(settings, self.stage).num_rows
-        return own if self.captions is None else rows_of(self.captions, settings)
+        return self.captions.num_rows(settings) if self.captions else getattr(settings, self.stage).num_rows
 
 
-def rows_of(captions: CaptionSet, settings: Pretraining) -> int:
-    """Rows of a caption set."""
-    further = settings.further
-    return max(1, round((further.num_rows_large if captions.large else further.num_rows) * captions.share))
+def model_name(setting: str, seed: int) -> str:
+    """Name of an assembled model."""
+    return f"{setting}-seed{seed}"
 
 
-def seeded(name: str, seed: int | None) -> str:
-    """A name with its seed; the profile's own seed (None) is not named."""
-    return name if seed is None else f"{name}-seed{seed}"
-
-
-def seeds_of(settings: Pretraining, setting: str) -> list[int | None]:
-    """Seeds of a setting's trainings: the profile's (None), then those of more_seeds."""
-    return [None, *settings.further_seeds(setting)]
-
-
-def final_name(setting: str, captions: CaptionSet | None, seed: int | None = None) -> str:
+def final_name(setting: str, captions: CaptionSet | None, seed: int) -> str:
     """Name of the last training of a row, and of its evaluation."""
-    return seeded(f"{setting}-{VANILLA.lower() if captions is None else captions.slug}-sft", seed)
+    return f"{setting}-{captions.slug if captions else VANILLA.lower()}-sft-seed{seed}"
 
 
 def growth_sets(settings: Pretraining) -> list[CaptionSet]:
@@ -100,35 +88,33 @@ def growth_sets(settings: Pretraining) -> list[CaptionSet]:
     return [replace(base, share=share) for share in shares for base in FIGURE_4]
 
 
-def all_trainings(settings: Pretraining, items: Sequence[str] | None = None) -> list[Training]:
+def all_trainings(settings: Pretraining, items: Sequence[str] = ()) -> list[Training]:
     """All trainings that the items (the settings' own by default) need, each once, after the one it starts from."""
-    rows = _seeded_rows(settings, items or settings.items)
-    found = dict.fromkeys(training for row in rows for training in row_trainings(*row))
-    order = ("align", "further", "sft")
-    return sorted(found, key=lambda t: order.index(t.stage))  # stable: rows stay in order
+    found = dict.fromkeys(training for row in _rows(settings, items) for training in row_trainings(*row))
+    return sorted(found, key=lambda t: STAGES.index(t.stage))  # stable: rows stay in order
 
 
-def final_names(settings: Pretraining, items: Sequence[str] | None = None) -> list[str]:
+def final_names(settings: Pretraining, items: Sequence[str] = ()) -> list[str]:
     """Names of the trainings that are evaluated."""
-    return list(dict.fromkeys(final_name(*row) for row in _seeded_rows(settings, items or settings.items)))
+    return [final_name(*row) for row in _rows(settings, items)]
 
 
-def row_trainings(setting: str, captions: CaptionSet | None, seed: int | None = None) -> list[Training]:
+def row_trainings(setting: str, captions: CaptionSet | None, seed: int) -> list[Training]:
     """The trainings of one row with one seed, in order."""
-    made = [Training(seeded(f"{setting}-align", seed), setting, "align", None, None, seed)]
+    made = [Training(f"{setting}-align-seed{seed}", setting, "align", seed=seed)]
     if captions is not None:
-        name = seeded(f"{setting}-{captions.slug}-further", seed)
+        name = f"{setting}-{captions.slug}-further-seed{seed}"
         made.append(Training(name, setting, "further", made[0].name, captions, seed))
     return [*made, Training(final_name(setting, captions, seed), setting, "sft", made[-1].name, None, seed)]
 
 
-def _seeded_rows(settings: Pretraining, items: Sequence[str]) -> Iterator[tuple[str, CaptionSet | None, int | None]]:
-    """Rows with the profile's seed, then the same with others."""
-    first, rows = settings.settings[0], []
-    if "table1" in items:
-        rows += [(setting, captions) for setting in settings.settings for captions in TABLE_1]
-    for item, chosen in (("table2", TABLE_2), ("figure4", (None, *FIGURE_4, *growth_sets(settings)))):
-        rows += [(first, captions) for captions in chosen if item in items]
-    rows = list(dict.fromkeys(rows))
-    yield from ((*row, None) for row in rows)
-    yield from ((*row, seed) for row in rows for seed in seeds_of(settings, row[0])[1:])
+def _rows(settings: Pretraining, items: Sequence[str]) -> list[tuple[str, CaptionSet | None, int]]:
+    """Setting, caption set and seed of every training that is evaluated, each once, seed after seed."""
+    items, first = items or settings.items, settings.settings[0]
+    shown = {
+        "table1": [(setting, captions) for setting in settings.settings for captions in TABLE_1],
+        "table2": [(first, captions) for captions in TABLE_2],
+        "figure4": [(first, captions) for captions in (None, *FIGURE_4, *growth_sets(settings))],
+    }
+    rows = dict.fromkeys(row for item, of_item in shown.items() if item in items for row in of_item)
+    return [(*row, seed) for seed in settings.seeds for row in rows]

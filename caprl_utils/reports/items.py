@@ -283,12 +283,12 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
     """A row of Tables 1 and 2 and Figure 4: a setting with a caption set (None: Vanilla)."""
     name = VANILLA if captions is None else captions.name
     share = "" if captions is None or captions.share == 1 else f" x {captions.share:g}"
-    seeds = sets.seeds_of(profile.pretraining, setting)
+    seeds = profile.pretraining.seeds
     stages = [training for seed in seeds for training in sets.row_trainings(setting, captions, seed)]
     paper = texts()["settings"].get(setting)
     return Row(
         f"{prefix}{name}{share}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
-        tuple(profile.seed if seed is None else seed for seed in seeds),
+        tuple(seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
         None if captions is None else (name, f"pretraining/{prepare.run_name(captions.slug)}"),

@@ -57,9 +57,8 @@ def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
 
 
 def seeds_of(profile: Profile, experiment: str) -> list[int]:
-    """Seeds of an experiment's trainings: rl.seeds for the main one, else ablations.seeds or the first of rl.seeds."""
-    main, others = profile.rl.seeds, profile.ablations.seeds
-    return main if experiment == MAIN else others.get(experiment, main[:1]) if isinstance(others, dict) else others
+    """Seeds of an experiment's trainings: rl.seeds for the main one, else ablations.seeds."""
+    return profile.rl.seeds if experiment == MAIN else profile.ablations.seeds
 
 
 def of_table_3(profile: Profile) -> list[str]:

@@ -16,20 +16,20 @@ from caprl_utils import paths, provenance
 from caprl_utils.config import load_assembly
 from caprl_utils.files import full_disk_as_user_error, write_json
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.models.weights import PARTS, part_of
+from caprl_utils.models.weights import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Assembly
-from caprl_utils.vlm_init import donors, llava, qwen
+from caprl_utils.vlm_init import donors
+from caprl_utils.vlm_init.architectures import ARCHITECTURES, llama_tensors
 
 if TYPE_CHECKING:
     import torch
 
 FILE = "assembly.json"  # the record of an assembly, in the model folder
-FORMAT = 2  # of the files written; part of the key
+FORMAT = 3  # of the files written; part of the key
 MAX_SHARD = "2GB"
 STD = 0.02  # of the projector; ours: initializer_range of both model classes. The paper says random, and no more
-ARCHITECTURES = {"qwen2_5_vl": qwen, "llava": llava}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def plan_of(setting: Assembly) -> Plan:
     """Open and check the donors of a setting; nothing is written. Raises UserError for what does not fit."""
     kind = ARCHITECTURES[setting.architecture]
     language, vision = folders = tuple(map(donors.donor_folder, (setting.language, setting.vision)))
-    config, notes = kind.combined(setting, *map(donors.read_config, folders))
+    config, notes = kind.config(setting, *map(donors.read_config, folders))
     processor, max_image_tokens = kind.processor(setting, config, *folders)
     ids = processor.tokenizer.get_vocab()
     ends = [ids[token] for token in setting.end_tokens if token in ids]
@@ -77,15 +77,11 @@ def stored_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    shapes = {}
+    stored, shapes = ARCHITECTURES[config.model_type].stored, {}
     for name, parameter in model.named_parameters():  # tied ones stand once
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        for old, new in ARCHITECTURES[config.model_type].STORED.items():
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-                break
-        shapes[name] = tuple(parameter.shape)
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            old = next((start for start in stored if name.startswith(start)), "")
+            shapes[stored.get(old, "") + name.removeprefix(old)] = tuple(parameter.shape)
     return shapes
 
 
@@ -100,7 +96,7 @@ def full_size_config(setting: Assembly) -> Any:
     """
     names = (donor.path.rpartition("/")[2].lower() for donor in (setting.language, setting.vision))
     raw = (json.loads((paths.CONFIGS / "vlm_init" / "public" / f"{name}.json").read_text()) for name in names)
-    return ARCHITECTURES[setting.architecture].combined(setting, *raw)[0]
+    return ARCHITECTURES[setting.architecture].config(setting, *raw)[0]
 
 
 def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any]:
@@ -111,10 +107,9 @@ def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any
     UserError, before anything is written, for donors that do not fit or are damaged, and a folder with something else.
     """
     plan = plan_of(setting if isinstance(setting, Assembly) else load_assembly(setting))
-    out = out.absolute()
-    hashes = [donors.content_hash(folder) for folder in plan.folders]
+    out, hashes = out.absolute(), [model_hash(folder) for folder in plan.folders]
     key = value_hash({"setting": plan.setting, "seed": seed, "donors": hashes, "format": FORMAT})
-    partial, lock = (out.with_name(f".{out.name}.partial"), Lock(out.with_name(f".{out.name}.lock"), shown(out)))
+    partial, lock = out.with_name(f".{out.name}.partial"), Lock(out.with_name(f".{out.name}.lock"), shown(out))
     lock.acquire()
     try:
         if (out / FILE).is_file() and (made := record_of(out))["key"] == key:
@@ -140,9 +135,14 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
     """Write weights, config, generation config (greedy, all ends of turn) and processor; returns what they are."""
+    import torch
     import transformers
+    from safetensors.torch import save
 
-    setting, architecture, dtype = plan.setting, ARCHITECTURES[plan.setting.architecture].CLASS, _dtype(plan)
+    setting, architecture = plan.setting, ARCHITECTURES[plan.setting.architecture].class_name
+    language = Counter(tensor.dtype for name, tensor in plan.tensors.items() if part_of(name) == "language_model")
+    ((commonest, _),) = language.most_common(1)
+    dtype = commonest if setting.dtype == "auto" else getattr(torch, setting.dtype)
     fresh = {name: tensor.to(dtype) for name, tensor in fresh_projector(plan.shapes, seed).items()}
     model, report = getattr(transformers, architecture).from_pretrained(
         None, config=plan.config, state_dict={**plan.tensors, **fresh}, dtype=dtype, output_loading_info=True
@@ -158,27 +158,17 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
         plan.processor.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes 0600
-    counts, sizes, versions = (Counter(map(part_of, plan.shapes)), parameters(plan.shapes), provenance.versions())
+    counts, sizes, versions = Counter(map(part_of, plan.shapes)), parameters(plan.shapes), provenance.versions()
     sources = {"vision_tower": setting.vision.path, "projector": f"normal(0, {STD}), seed {seed}",
                "language_model": setting.language.path}  # fmt: skip
     return {
         "setting": setting.model_dump(mode="json"), "seed": seed, "architecture": architecture,
-        "dtype": str(dtype).removeprefix("torch."), "projector_checksum": _checksum(fresh),
+        "dtype": str(dtype).removeprefix("torch."), "projector_checksum": hashlib.sha256(save(fresh)).hexdigest()[:16],
         "parts": {p: {"source": sources[p], "tensors": counts[p], "parameters": sizes[p]} for p in PARTS},
         "tied_head": plan.config.tie_word_embeddings, "max_image_tokens": plan.max_image_tokens,
         "end_token_ids": plan.end_token_ids, "notes": plan.notes,
         "versions": {name: versions[name] for name in ("torch", "transformers")},
     }  # fmt: skip
-
-
-def _dtype(plan: Plan) -> torch.dtype:
-    """The setting's, or the commonest of the language model's tensors."""
-    import torch
-
-    if plan.setting.dtype != "auto":
-        return getattr(torch, plan.setting.dtype)
-    language = (tensor.dtype for name, tensor in plan.tensors.items() if part_of(name) == "language_model")
-    return Counter(language).most_common(1)[0][0]
 
 
 def fresh_projector(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
@@ -188,26 +178,13 @@ def fresh_projector(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[st
     import torch
 
     drawn = {}
-    for name, shape in shapes.items():
-        if part_of(name) != "projector":
-            continue
-        if len(shape) == 1:
-            drawn[name] = torch.full(shape, 0.0 if name.endswith(".bias") else 1.0)
+    for name in (name for name in shapes if part_of(name) == "projector"):
+        if len(shapes[name]) == 1:
+            drawn[name] = torch.full(shapes[name], 0.0 if name.endswith(".bias") else 1.0)
         else:
             generator = torch.Generator().manual_seed(derive_seed(seed, name))
-            drawn[name] = torch.empty(shape).normal_(0, STD, generator=generator)
+            drawn[name] = torch.empty(shapes[name]).normal_(0, STD, generator=generator)
     return drawn
-
-
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """First 16 hex digits of the SHA-256 over names, shapes and values as stored, sorted by name."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def verify_tensors(folder: Path) -> dict[str, int]:
@@ -234,7 +211,7 @@ def text_differences(folder: Path, input_ids: torch.Tensor, attention_mask: torc
     plan = plan_of(Assembly.model_validate(record_of(folder)["setting"]))
     weights, config = donors.read_weights(plan.folders[0]), plan.config.text_config
     if "model.tok_embeddings.weight" in weights:  # InternLM2's own class is remote code
-        state = llava.llama_tensors(weights, config)
+        state = llama_tensors(weights, config)
         theirs = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     else:
         theirs = AutoModelForCausalLM.from_pretrained(plan.folders[0], dtype=torch.float32)

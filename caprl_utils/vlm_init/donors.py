@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import file_hash, value_hash
 from caprl_utils.paths import shown
 from caprl_utils.registry import made_model
 from caprl_utils.schema import Donor
@@ -57,22 +56,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a donor, as it is. Raises UserError when it is missing or cut."""
     file = folder / "config.json"
     require(file.is_file(), f"{shown(folder)} has no config.json; is it a model folder?")
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{shown(file)} cannot be read ({error}); fetch the model again") from None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a model's tensors, by its index. Raises UserError when there are none."""
-    index, names = folder / INDEX, [SINGLE]
-    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
-    try:
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{shown(index)} cannot be read ({error}); fetch the model again") from None
-    return [folder / name for name in names]
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -80,8 +71,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = {}
-    for file in weight_files(folder):
+    index, tensors = folder / INDEX, {}
+    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
+    names = _read_json(index)["weight_map"].values() if index.is_file() else [SINGLE]
+    for file in sorted({folder / name for name in names}):
         require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; fetch the model again")
         try:
             tensors |= load_file(file)
@@ -91,12 +84,6 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 "the model again (`git lfs pull` in a clone)"
             ) from None
     return tensors
-
-
-def content_hash(folder: Path) -> str:
-    """Hash of the files that hold a model's tensors, and of its config.json."""
-    files = sorted({*weight_files(folder), folder / "config.json"})
-    return value_hash({file.name: file_hash(file) for file in files})
 
 
 # Each changes what a language model computes; a default of a class counts as a value.
@@ -123,11 +110,10 @@ def fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    file = folder / "tokenizer.model"  # InternLM2: sentencepiece, and a class of its own that we do not run
-    told = f"{shown(folder)} has neither tokenizer.json nor tokenizer.model; fetch the model again"
-    require(file.is_file(), told)
     from sentencepiece import sentencepiece_model_pb2
 
+    file = folder / "tokenizer.model"  # InternLM2: sentencepiece, and a class of its own that we do not run
+    require(file.is_file(), f"{shown(folder)} has neither tokenizer.json nor tokenizer.model; fetch the model again")
     pieces = sentencepiece_model_pb2.ModelProto()
     pieces.ParseFromString(file.read_bytes())
     space_first = pieces.normalizer_spec.add_dummy_prefix  # LlamaTokenizer would always put one

@@ -17,7 +17,7 @@ TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?"
 
 def test_written_rows_come_back_and_are_described(tmp_path):
     rows = [about_image(f"image-{i}", f"set/image-{i}.png", TURNS) for i in range(3)]
-    assert data.write_rows(tmp_path, "align", rows) == 3
+    data.write_rows(tmp_path, "align", rows)
     data.write_rows(tmp_path, "sft", rows[:1])
     info = json.loads((tmp_path / "dataset_info.json").read_text())
     assert list(info) == ["align", "sft"]

@@ -10,8 +10,8 @@ import pytest
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
-from caprl_utils.pretraining import llamafactory, stage
-from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining import llamafactory
+from caprl_utils.pretraining.sets import STAGES, Training
 from caprl_utils.vlm_init.assembly import assemble
 from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
 
@@ -27,7 +27,7 @@ def model(request, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", llamafactory.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
     sizes = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
     pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
@@ -35,16 +35,16 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
     profile = load_profile("mini", {"pretraining": changed})
     data = dataset(rows)
     names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
-    homes = [stage.folder_of(profile, run) for run in names]
-    whole, killed = (Training(run, SETTINGS[model.name], name, None) for run in names)
+    homes = [llamafactory.folder_of(profile, run) for run in names]
+    whole, killed = (Training(run, SETTINGS[model.name], name) for run in names)
 
-    undisturbed = stage.train(profile, whole, model, data)
+    undisturbed = llamafactory.train(profile, whole, model, data)
     killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))
     killer.start()
     with pytest.raises(UserError, match="llamafactory-cli ended"):
-        stage.train(profile, killed, model, data)
+        llamafactory.train(profile, killed, model, data)
     killer.join()
-    resumed = stage.train(profile, killed, model, data)
+    resumed = llamafactory.train(profile, killed, model, data)
 
     assert "/checkpoint-" in (homes[1] / "train.yaml").read_text()
     assert resumed["values"] == undisturbed["values"] and resumed["values"]["steps"] == STEPS

@@ -7,15 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import ExifTags, Image
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Request, Sampling, open_backend
-from caprl_utils.pretraining import data, llamafactory, stage
-from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining import data, llamafactory
+from caprl_utils.pretraining.sets import STAGES, Training
 from caprl_utils.records import about_image
 from caprl_utils.schema import ModelConfig
 from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
@@ -43,11 +42,9 @@ def small_profile():
     return load_profile("mini", {"pretraining": changed})
 
 
-def write_yaml(folder, settings, name, model, rows):
-    config = folder / "train.yaml"
-    training = Training("t", "any", name, None)
-    values = llamafactory.stage_arguments(settings, training, model, rows, 0, folder / "out")
-    config.write_text(yaml.safe_dump(values, sort_keys=False))
+def write_yaml(folder, profile, name, model, rows):
+    config, training = folder / "train.yaml", Training("t", "any", name)
+    config.write_text(llamafactory.train_yaml(profile, training, model, rows, folder / "out"))
     return config
 
 
@@ -67,12 +64,12 @@ def probe(kind, config, *overrides, distributed=False):
 
 
 @pytest.mark.parametrize("profile", ["paper", "one_gpu", "mini"])
-@pytest.mark.parametrize("name", llamafactory.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
-    settings = load_profile(profile).pretraining
-    model = {"model_type": "llava" if name == "sft" else "qwen2_5_vl"}
+    profile = load_profile(profile)
+    settings, model = profile.pretraining, {"model_type": "llava" if name == "sft" else "qwen2_5_vl"}
     (tmp_path / "config.json").write_text(json.dumps(model))
-    config = write_yaml(tmp_path, settings, name, tmp_path, SOME)
+    config = write_yaml(tmp_path, profile, name, tmp_path, SOME)
     # a machine without GPU has no bf16 there; everything else is as written
     read = probe("parse", config, "use_cpu=true", distributed=settings.deepspeed is not None)
     chosen = llamafactory.stage_of(settings, name)
@@ -92,11 +89,11 @@ def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(sma
     from transformers import AutoProcessor
 
     _, examples = rows
-    settings = small_profile().pretraining
-    config = write_yaml(tmp_path, settings, "sft", small_model, dataset(rows))
+    profile = small_profile()
+    config = write_yaml(tmp_path, profile, "sft", small_model, dataset(rows))
     encoded = probe("encode", config)
     processor = AutoProcessor.from_pretrained(small_model)
-    counter = data.TokenCounter(processor, settings.max_pixels)
+    counter = data.TokenCounter(processor, profile.pretraining.max_pixels)
     assert len(encoded) == len(examples)
     for row, example in zip(encoded, examples, strict=True):
         image_tokens = counter.image_tokens(140, 140)
@@ -122,7 +119,7 @@ def test_pictures_are_seen_as_they_were_captioned(small_model, tmp_path):
                 save("side.jpg", Image.new("RGB", (120, 90)), exif=exif)]  # fmt: skip
     data.write_rows(tmp_path, "sft", examples)
     checked = dataset((tmp_path, examples))
-    seen = probe("look", write_yaml(tmp_path, small_profile().pretraining, "sft", small_model, checked))
+    seen = probe("look", write_yaml(tmp_path, small_profile(), "sft", small_model, checked))
     clear, deep, side = seen
     assert clear["corner"] == [255] * 3 and 120 < deep["mean"][0] < 135 and side["size"] == [90, 120]
     ours = [data.image_size(tmp_path / row.images[0]) for row in examples]
@@ -140,10 +137,10 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     sizes = {"num_rows": 2, "batch_size": 2, "micro_batch_size": 2, "num_epochs": 2}
     profile = load_profile("mini", {"pretraining": {"sft": sizes, "cutoff_tokens": 2048, "parallel_runs": 1,
                                                     "max_pixels": 1024 * 28 * 28}})  # fmt: skip
-    training = Training("real", "mini-qwen-3b", "sft", None)
-    made = stage.train(profile, training, qwen_vlm, dataset((folder, examples)))
+    training = Training("real", "mini-qwen-3b", "sft")
+    made = llamafactory.train(profile, training, qwen_vlm, dataset((folder, examples)))
     assert made["values"]["steps"] == 2 and all(moved > 0 for moved in made["values"]["moved"].values())
-    home = stage.folder_of(profile, "real")
+    home = llamafactory.folder_of(profile, "real")
     encoded = probe("encode", home / "train.yaml")
     from transformers import AutoProcessor
 
@@ -161,5 +158,5 @@ def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
     (broken / "model.safetensors").write_bytes(b"cut off")
     profile = small_profile()
     with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
-        stage.train(profile, Training("broken", "mini-qwen-3b", "sft", None), broken, dataset(rows))
-    assert paths.shown(stage.folder_of(profile, "broken") / "train.log") in str(error.value)
+        llamafactory.train(profile, Training("broken", "mini-qwen-3b", "sft"), broken, dataset(rows))
+    assert paths.shown(llamafactory.folder_of(profile, "broken") / "train.log") in str(error.value)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import prepare, pretrain, sets, stage
+from caprl_utils.pretraining import llamafactory, prepare, pretrain, sets
 from caprl_utils.pretraining.data import DataSet, read_rows
 from caprl_utils.pretraining.prepare import described, image_source
 from caprl_utils.pretraining.sets import Training
@@ -59,7 +59,7 @@ def captioned(monkeypatch, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    return {"mini-qwen-3b": model}
+    return {"mini-qwen-3b-seed0": model}
 
 
 def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
@@ -132,16 +132,16 @@ def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
 
 
 def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path):
-    seeded, made = load_profile("smoke", {"pretraining.more_seeds": {"mini-qwen-3b": [3]}}), {}
+    seeded, made = load_profile("smoke", {"pretraining.seeds": [0, 3]}), {}
     monkeypatch.setattr(assembly, "assemble", lambda name, out, seed: made.update({out.name: (name, seed)}))
     folders = pretrain.assemble(seeded)
-    assert made == {"mini-qwen-3b": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
+    assert made == {"mini-qwen-3b-seed0": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
+    assert list(folders) == list(made)
     trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
-    both = [trainings["mini-qwen-3b-align"], trainings["mini-qwen-3b-align-seed3"]]
-    assert [training.model for training in both] == list(folders)
+    both = [trainings["mini-qwen-3b-align-seed0"], trainings["mini-qwen-3b-align-seed3"]]
     assert len({prepare.dataset_of(training) for training in both}) == 1
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
-    texts = [stage.train_yaml(seeded, training, tmp_path, SOME, tmp_path, None) for training in both]
+    texts = [llamafactory.train_yaml(seeded, training, tmp_path, SOME, tmp_path) for training in both]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
 
 
@@ -151,7 +151,7 @@ def test_a_row_over_the_limit_stops_before_any_training(captioned):
         prepare.prepare(short, sets.all_trainings(short.pretraining), captioned)
 
 
-ALIGN = Training("a", "mini-qwen-3b", "align", None)
+ALIGN = Training("a", "mini-qwen-3b", "align")
 
 
 def test_a_missing_file_is_named_before_anything_is_captioned(monkeypatch):
@@ -207,7 +207,7 @@ def test_trainings_wait_for_their_start_and_run_side_by_side(profile):
 
 def test_a_failed_training_stops_the_rest():
     make = Mock(side_effect=UserError("s-align failed"))
-    trainings = [Training("s-align", "s", "align", None), Training("s-sft", "s", "sft", "s-align")]
+    trainings = [Training("s-align", "s", "align"), Training("s-sft", "s", "sft", "s-align")]
     with pytest.raises(UserError, match="align failed"):
         pretrain.in_order(trainings, make, 1)
     make.assert_called_once_with(trainings[0])

@@ -9,16 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import llamafactory, pretrain, stage
+from caprl_utils.pretraining import llamafactory, pretrain
 from caprl_utils.pretraining.data import DataSet
 from caprl_utils.pretraining.sets import Training
 
-PAPER = load_profile("paper").pretraining
-ALONE = PAPER.model_copy(update={"deepspeed": None, "nodes": 1, "gpus_per_node": 0})
+ALONE = {"deepspeed": None, "nodes": 1, "gpus_per_node": 0}
 SOME = DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 10_000})
 
 
@@ -27,10 +27,9 @@ def made(tmp_path):
     """A stage's YAML as keys and values."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
 
-    def make(name, settings=PAPER, checkpoint=None):
-        training = Training("t", "qwen2.5-3b", name, None)
-        out = tmp_path / "out"
-        return llamafactory.stage_arguments(settings, training, tmp_path, SOME, 0, out, checkpoint)
+    def make(name, checkpoint=None, **changed):
+        profile, training = load_profile("paper", {"pretraining": changed}), Training("t", "qwen2.5-3b", name)
+        return yaml.safe_load(llamafactory.train_yaml(profile, training, tmp_path, SOME, tmp_path / "out", checkpoint))
 
     return make
 
@@ -52,10 +51,10 @@ def test_the_papers_values(stage, rate, batch, frozen, made):
 
 
 def test_without_deepspeed_a_resume_loads_the_checkpoint_as_the_model(made, tmp_path):
-    found = made("align", ALONE, "out/checkpoint-3")
+    found = made("align", "out/checkpoint-3", **ALONE)
     assert found["model_name_or_path"] == found["resume_from_checkpoint"] == "out/checkpoint-3"
     assert found["use_cpu"] and "deepspeed" not in found
-    sharded = made("align", PAPER, "out/checkpoint-3")
+    sharded = made("align", "out/checkpoint-3")
     assert sharded["model_name_or_path"] == str(tmp_path)
     assert sharded["resume_from_checkpoint"] == "out/checkpoint-3" and sharded["data_shared_file_system"]
 
@@ -66,13 +65,12 @@ def test_what_saves_memory_on_gpus_is_used_where_it_is_installed(made, monkeypat
     for package in ("liger_kernel", "flash_attn"):
         (tmp_path / "lib" / "python3.11" / "site-packages" / package).mkdir(parents=True)
     assert made("sft")["enable_liger_kernel"] and made("sft")["flash_attn"] == "fa2"
-    assert "enable_liger_kernel" not in made("sft", ALONE)
+    assert "enable_liger_kernel" not in made("sft", **ALONE)
 
 
 def test_a_batch_that_does_not_divide_is_refused(made):
-    odd = PAPER.model_copy(update={"gpus_per_node": 7})
     with pytest.raises(UserError, match="batch_size 256 is no multiple of 28"):
-        made("align", odd)
+        made("align", gpus_per_node=7)
 
 
 def test_no_system_turn_where_the_models_template_has_none(tmp_path):
@@ -112,7 +110,8 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
         pretrain.pretrain(paper)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("MASTER_ADDR", "host")
-    llamafactory.check_nodes(paper.pretraining)
+    monkeypatch.setattr(pretrain.assembly, "assemble", lambda *_: None)
+    assert len(pretrain.assemble(paper)) == 3
     started = llamafactory.command(tmp_path / "train.yaml", 2)
     assert started[:2] == ["srun", "--nodes=2"] and started[-2:] == ["train", str(tmp_path / "train.yaml")]
     found = llamafactory.environment(paper, tmp_path)
@@ -125,25 +124,23 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
 def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
     said = "print('trainable params: 5 || all params: 15', flush=True)"
     program(monkeypatch, tmp_path, f"#!{{python}}\nimport time\n{said}\ntime.sleep(300)\n")
-    monkeypatch.setattr(stage, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
-    log = tmp_path / "train.log"
-    log.write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
-    watch = stage._watch(Training("t", "mini-qwen-3b", "align", None), tmp_path, tmp_path, lambda *_: None)
-    start = time.monotonic()
+    monkeypatch.setattr(llamafactory, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
+    (tmp_path / "train.log").write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
+    profile, training, start = load_profile("smoke"), Training("t", "mini-qwen-3b", "align"), time.monotonic()
     with pytest.raises(UserError, match="5 of 15 parameters trained, expected 7 of 15"):
-        llamafactory.run(tmp_path / "train.yaml", log, {}, watch)
+        llamafactory.run_to_end(profile, training, tmp_path, tmp_path, lambda *_: None)
     assert time.monotonic() - start < 60
 
 
 def test_what_a_kill_after_the_record_left_is_removed(tmp_path, runs_folder):
-    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align", None)
+    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align")
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    with stage.open_run(profile, training, model, SOME) as run:
+    with llamafactory.open_run(profile, training, model, SOME) as run:
         run.finish(values={"steps": 1}, n=4, unit="row")
     (run.folder / "work" / "checkpoint-2").mkdir(parents=True)
-    assert stage.train(profile, training, model, SOME)["values"] == {"steps": 1}
+    assert llamafactory.train(profile, training, model, SOME)["values"] == {"steps": 1}
     assert not (run.folder / "work").exists()
 
 
@@ -154,8 +151,8 @@ def test_the_llava_template_is_in_the_key(tmp_path, monkeypatch):
     keys = set()
     for text in ("one", "other"):
         (tmp_path / ".site" / "sitecustomize.py").write_text(text)
-        training = Training("t", "mini-qwen-3b", "align", None)
-        with stage.open_run(load_profile("smoke"), training, tmp_path, SOME) as run:
+        training = Training("t", "mini-qwen-3b", "align")
+        with llamafactory.open_run(load_profile("smoke"), training, tmp_path, SOME) as run:
             keys.add(run.key)
     assert len(keys) == 2
 
@@ -172,9 +169,9 @@ def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_fold
     """With a zoo model in the place of trained ones; the second call reads back."""
     changed = {"prism": {"num_samples": 2, "benchmarks": ["mini-chart"]}}
     profile = load_profile("smoke", changed)
-    names = ["mini-qwen-3b-vanilla-sft", "mini-qwen-3b-caprl-1m-sft", "mini-qwen-3b-densefusion-1m-sft"]
+    names = ["mini-qwen-3b-vanilla-sft-seed0", "mini-qwen-3b-caprl-1m-sft-seed0", "mini-qwen-3b-vanilla-sft-seed1"]
     for name in names:
-        final = stage.folder_of(profile, name) / "final"
+        final = llamafactory.folder_of(profile, name) / "final"
         final.parent.mkdir(parents=True)
         final.symlink_to(paths.ZOO / "base")
     seen = []

@@ -29,34 +29,31 @@ def test_items_share_trainings_and_every_start_comes_before():
 
 def test_rows():
     rows = {t.name: t.num_rows(SETTINGS) for t in sets.all_trainings(SETTINGS)}
-    assert rows["qwen2.5-3b-caprl-5m-further"] == 5_000_000
-    assert rows["qwen2.5-3b-caprl-1m-further"] == 1_000_000
-    assert rows["qwen2.5-3b-caprl-1m-x0.2-further"] == 200_000
-    assert rows["qwen2.5-3b-align"] == 558_000
+    assert rows["qwen2.5-3b-caprl-5m-further-seed0"] == 5_000_000
+    assert rows["qwen2.5-3b-caprl-1m-further-seed0"] == 1_000_000
+    assert rows["qwen2.5-3b-caprl-1m-x0.2-further-seed0"] == 200_000
+    assert rows["qwen2.5-3b-align-seed0"] == 558_000
 
 
-def test_another_seed_repeats_the_trainings_of_its_setting():
-    settings = load_profile("mini", {"pretraining.more_seeds": {"mini-qwen-7b": [5]}}).pretraining
+def test_every_seed_makes_all_trainings():
+    settings = load_profile("mini", {"pretraining.seeds": [0, 5]}).pretraining
     found = {t.name: t for t in sets.all_trainings(settings)}
-    seeds = [t.seed for t in found.values() if t.setting == "mini-qwen-3b"]
-    assert seeds.count(1) == seeds.count(None)
+    seeds = [t.seed for t in found.values()]
+    assert seeds.count(0) == seeds.count(5) == len(seeds) / 2
     further = found["mini-qwen-7b-caprl-1m-further-seed5"]
-    assert further.start == "mini-qwen-7b-align-seed5" and found[further.start].model == "mini-qwen-7b-seed5"
+    assert further.start == "mini-qwen-7b-align-seed5" and found[further.start].seed == 5
     assert found["mini-qwen-7b-caprl-1m-sft-seed5"].start == further.name
     names = sets.final_names(settings, ("table2",))
-    assert names[:5] == [sets.final_name("mini-qwen-3b", captions) for captions in sets.TABLE_2]
-    assert names[5:] == [f"{name}-seed1" for name in names[:5]]
-    assert not any(t.seed for t in sets.all_trainings(load_profile("smoke").pretraining))
+    assert names == [sets.final_name("mini-qwen-3b", captions, seed) for seed in (0, 5) for captions in sets.TABLE_2]
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"more_seeds": {"mini-qwen-3": [1]}}, "no setting: 'mini-qwen-3'; did you mean mini-qwen-3b?"),
         ({"align_of": {"mini-qwen-7": {"num_epochs": 2}}}, "align_of names no setting: 'mini-qwen-7'"),
-        ({"more_seeds": {"mini-qwen-3b": [1, 1]}}, "holds one seed twice"),
-        ({"more_seeds": {"mini-qwen-3b": [0]}}, "0 is the profile's own seed"),
-        ({"more_seeds": {"mini-qwen-3b": [-1]}}, "more_seeds"),
+        ({"seeds": [1, 1]}, "[1, 1] holds one seed twice"),
+        ({"seeds": [-1]}, "pretraining.seeds"),
+        ({"seeds": []}, "pretraining.seeds"),
         ({"nodes": 2}, "parallel_runs 2 needs nodes 1"),
     ],
 )

@@ -43,7 +43,7 @@ def made(tmp_path_factory):
 def pretrained(profile, vqa_run, made, monkeypatch):
     """Profile mini with two trainings a row and their evaluations, its models able to test everything."""
     monkeypatch.setitem(texts()["models"][0], "not_testable", {})
-    more = profile.pretraining.model_copy(update={"more_seeds": [1]})
+    more = profile.pretraining.model_copy(update={"seeds": [0, 1]})
     profile = profile.model_copy(update={"pretraining": more})
     if not made.is_dir():
         settings = profile.pretraining
@@ -127,8 +127,8 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     assert ours["Average"]["value"] == pytest.approx((12 + 8) / 2 / 20) and ours["Trainings"]["value"] == 2
     assert len(ours["Average"]["sources"]) == len(ours["Caption pairs"]["sources"]) == 2
     files = {run["file"] for run in content["runs"]}
-    for stage, seed in (("vqa", ""), ("vqa", "-seed1"), ("pretraining", ""), ("pretraining", "-seed1")):
-        assert f"runs/mini/{stage}/{setting}-caprl-1m-sft{seed}/result.json" in files
+    for stage, seed in (("vqa", 0), ("vqa", 1), ("pretraining", 0), ("pretraining", 1)):
+        assert f"runs/mini/{stage}/{setting}-caprl-1m-sft-seed{seed}/result.json" in files
     assert f"runs/mini/pretraining/{setting}-caprl-1m-further-seed1/result.json" in files
     # nine rows of the first setting, five of each other; 60 and 40 % are SD 14.1 in one of them
     assert "over the 19 rows of pretraining" in gaps["notes"][1] and "varies by 3.2 points" in gaps["notes"][1]

@@ -124,20 +124,15 @@ def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
     assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
 
-def test_main_run_has_all_seeds_others_one_and_those_added():
-    profile = load_profile("mini", {"rl.seeds": [3, 4]})
+def test_the_main_run_has_its_seeds_and_all_others_theirs():
+    profile = load_profile("mini", {"rl.seeds": [3, 4], "ablations.seeds": [5]})
     runs = experiments.planned(profile, ["rounds_1", "caprl", "natural"])
-    assert [run.name for run in runs] == [
-        "caprl-seed3", "caprl-seed4", "rounds_1-seed0", "rounds_1-seed1", "natural-seed3"
-    ]  # fmt: skip
-    every = load_profile("mini", {"ablations.seeds": [5, 6]})
-    assert experiments.seeds_of(every, "natural") == experiments.seeds_of(every, "short") == [5, 6]
+    assert [run.name for run in runs] == ["caprl-seed3", "caprl-seed4", "rounds_1-seed5", "natural-seed5"]
     with pytest.raises(UserError, match=r"no experiment 'round_1'; did you mean rounds_1\?"):
         experiments.planned(profile, ["round_1"])
-    with pytest.raises(UserError, match=r"seeds names 'round_1'"):
-        load_profile("mini", {"ablations.seeds": {"round_1": [1]}})
-    with pytest.raises(UserError, match=r"\[1, 1\] holds none, or one twice"):
-        load_profile("mini", {"ablations.seeds": [1, 1]})
+    for section in ("rl", "ablations"):
+        with pytest.raises(UserError, match=rf"{section}.seeds: \[1, 1\] holds one seed twice"):
+            load_profile("mini", {f"{section}.seeds": [1, 1]})
     assert experiments.of_table_3(load_profile("smoke")) == ["caprl", "judge_vlm"]
 
 
@@ -147,7 +142,7 @@ RECORD = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
 
 def one_seed_each(name):
     profile = load_profile(name)
-    return profile.model_copy(update={"ablations": profile.ablations.model_copy(update={"seeds": {}})})
+    return profile.model_copy(update={"ablations": profile.ablations.model_copy(update={"seeds": [0]})})
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors
-from caprl_utils.vlm_init import llava
+from caprl_utils.vlm_init import architectures
 from caprl_utils.vlm_init.assembly import assemble, record_of, text_differences, verify_tensors
 from caprl_utils.vlm_init.donors import fast_tokenizer, renamed
 from tests.vlm_init.conftest import PADDED, at, llava_of, loaded, same_logits
@@ -36,12 +36,12 @@ def vlm(folder):
 def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
     """The rearrangement of modeling_internlm2.py, written out: 'b q (h gs d) -> b q h gs d', then the last two."""
     raw = json.loads((internlm_donor / "config.json").read_text())
-    config = llava.llama_config(raw)
+    config = architectures.llama_config(raw)
     wqkv = load_file(internlm_donor / "model.safetensors")["model.layers.0.attention.wqkv.weight"]
     hidden = torch.randn(7, raw["hidden_size"])
     heads, groups, width = 2, 2, 32
     fused = (hidden @ wqkv.T).view(7, heads, groups + 2, width)
-    query, key, value = (hidden @ part.T for part in llava.split(wqkv, config))
+    query, key, value = (hidden @ part.T for part in architectures.split(wqkv, config))
     torch.testing.assert_close(query, fused[:, :, :groups].reshape(7, heads * groups * width))
     torch.testing.assert_close(key, fused[:, :, -2].reshape(7, heads * width))
     torch.testing.assert_close(value, fused[:, :, -1].reshape(7, heads * width))
@@ -142,6 +142,6 @@ def test_rope_scaling_that_is_not_known_is_refused():
     shape = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     dynamic = shape | {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    assert llava.llama_config(dynamic).rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+    assert architectures.llama_config(dynamic).rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
     with pytest.raises(UserError, match="rope scaling 'yarn'"):
-        llava.llama_config(shape | {"rope_scaling": {"type": "yarn", "factor": 2.0}})
+        architectures.llama_config(shape | {"rope_scaling": {"type": "yarn", "factor": 2.0}})

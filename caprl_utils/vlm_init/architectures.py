@@ -1,21 +1,22 @@
-"""InternLM2.5 (or another Llama-like model) + CLIP, as LlavaForConditionalGeneration.
+"""The two kinds of model that are put together: config, processor and tensors of each from its two donors.
 
+Qwen2.5-VL: Qwen2.5 + the vision tower of a Qwen2.5-VL. LLaVA: InternLM2.5 (or another Llama-like model) + CLIP.
 Ours, where the paper says nothing: LLaVA-1.5's features and projector; pictures padded to a square, because CLIP's
 centre crop cuts off the sides of charts and documents; ``<image>`` and chat marks on reserved rows of the embedding.
-InternLM2's weights become transformers' own Llama class, the same function without remote code: only the layout differs
-(modeling_internlm2.py; InternLM's tools/convert2llama.py). Dynamic rope scaling is left out: it acts only beyond
-max_position_embeddings (32,768, kept), and transformers and vLLM each have their own reading of it.
+InternLM2's weights become transformers' own Llama class, the same function without remote code (modeling_internlm2.py;
+InternLM's tools/convert2llama.py). Dynamic rope scaling is left out: it acts only beyond max_position_embeddings
+(32,768, kept), and transformers and vLLM each have their own reading of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caprl_utils.paths import shown
 from caprl_utils.schema import Assembly
-from caprl_utils.vlm_init.donors import fast_tokenizer, renamed, require
+from caprl_utils.vlm_init.donors import fast_tokenizer, language_facts, renamed, require
 
 if TYPE_CHECKING:
     import torch
@@ -23,37 +24,87 @@ if TYPE_CHECKING:
 
     from caprl_utils.vlm_init.donors import Tensors
 
-CLASS = "LlavaForConditionalGeneration"
-# Names as the hub's checkpoints have them: vLLM 0.31 reads a CLIP tower under `vision_model.` only, and a model that
-# transformers built itself is saved without that level.
-STORED = {
-    "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
-    "model.vision_tower.": "vision_tower.vision_model.", "model.multi_modal_projector.": "multi_modal_projector.",
-}  # fmt: skip
 IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
-LANGUAGE_CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "mistral": "MistralConfig"}
-_TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
-_INTERNLM_KEPT = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+LANGUAGE_CLASSES = {"internlm2": "LlamaConfig", "llama": "LlamaConfig", "qwen2": "Qwen2Config",
+                    "mistral": "MistralConfig"}  # fmt: skip
 INTERNLM_NAMES = {
     "model.tok_embeddings": "model.embed_tokens", "output": "lm_head", "attention.wo": "self_attn.o_proj",
     "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
     "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
 """Modules of InternLM2 -> Llama's."""
+_SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "hidden_act", "rms_norm_eps", "max_position_embeddings", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+_OF_QWEN = (
+    *_SHAPE, "attention_dropout", "layer_types", "use_sliding_window", "sliding_window", "max_window_layers",
+    "tie_word_embeddings",
+)  # fmt: skip
+_QWENS_MARKS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
 
 
-def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
+def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The vision donor's config with everything of the language model from the language donor's, and notes.
+
+    language, vision: their config.json. Raises UserError for other classes and for what does not fit together.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2Config
+
+    for donor, raw, name in ((setting.language, language, "qwen2"), (setting.vision, vision, "qwen2_5_vl")):
+        kind = raw.get("model_type")
+        require(kind == name, f"{donor.path} is a {kind!r} model; this setting needs {name!r} here")
+    text, frame = Qwen2Config.from_dict(language), Qwen2_5_VLConfig.from_dict(vision)
+    ours, theirs = language_facts(text), language_facts(frame.text_config)
+    theirs["tie_word_embeddings"] = frame.tie_word_embeddings  # the hub's configs tie the head at the root
+    differing = "; ".join(f"{key} {ours[key]!r} and {theirs[key]!r}" for key in ours if ours[key] != theirs[key])
+    require(not differing, f"{setting.language.path} and the language model inside {setting.vision.path} do not fit "
+            f"together: {differing}. Take the vision tower from the Qwen2.5-VL whose language model has the donor's "
+            "size")  # fmt: skip
+    rope = {**text.rope_parameters, "mrope_section": list(frame.text_config.rope_parameters["mrope_section"])}
+    config = Qwen2_5_VLConfig(
+        text_config={key: getattr(text, key) for key in _OF_QWEN} | {"rope_parameters": rope},
+        vision_config=frame.vision_config.to_dict() | {"out_hidden_size": text.hidden_size},
+        tie_word_embeddings=text.tie_word_embeddings,  # at the root: older readers do not look further down
+        **{key: getattr(frame, key) for key in _QWENS_MARKS},
+    )
+    return config, ["embeddings of the vision special tokens are the language model's own, untrained there"]
+
+
+def qwen_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
+    """Processor of the vision donor (its chat template knows images) with the setting's limit, and most image tokens.
+
+    Raises UserError where the language donor's tokenizer lacks tokens of the vision donor's, or gives other ids.
+    """
+    from transformers import Qwen2_5_VLProcessor
+
+    ours, theirs = (fast_tokenizer(folder).get_vocab() for folder in (language, vision))
+    wrong = sorted(token for token, number in theirs.items() if ours.get(token) != number)
+    told = ", ".join(f"{token!r} ({ours.get(token)} and {theirs[token]})" for token in wrong[:5])
+    require(not wrong, f"the tokenizers of {setting.language.path} and {setting.vision.path} do not fit together: "
+            f"{len(wrong)} tokens have other ids, or none in the first: {told}")  # fmt: skip
+    made = Qwen2_5_VLProcessor.from_pretrained(vision)
+    images = made.image_processor
+    most = setting.max_pixels or images.size["longest_edge"]
+    images.size = dict(images.size) | {"longest_edge": most}
+    return made, most // (images.patch_size * images.merge_size) ** 2
+
+
+def qwen_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
+    """All tensors of both donors under the new model's stored names."""
+    tower = {f"visual.{n.partition('visual.')[2]}": tensor for n, tensor in vision.items() if "visual." in n}
+    return {**language, **tower}
+
+
+def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
     """The new model's config from both config.json, and notes. Raises UserError for classes that do not belong here."""
     import transformers
 
     kind, path = language.get("model_type"), setting.language.path
-    require(kind == "internlm2" or kind in LANGUAGE_CLASSES, f"{path} is a {kind!r} model; a LLaVA takes internlm2, "
-            f"{', '.join(LANGUAGE_CLASSES)}")  # fmt: skip
-    native = getattr(transformers, LANGUAGE_CLASSES.get(kind, "LlamaConfig"))
+    require(kind in LANGUAGE_CLASSES, f"{path} is a {kind!r} model; a LLaVA takes {', '.join(LANGUAGE_CLASSES)}")
+    native = getattr(transformers, LANGUAGE_CLASSES[kind])
     text = llama_config(language) if kind == "internlm2" else native.from_dict(language)
     kind, path = vision.get("model_type"), setting.vision.path
     values = vision if kind == "clip_vision_model" else vision.get("vision_config", {})
@@ -61,12 +112,10 @@ def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]
     require(known, f"{path} is a {kind!r} model, not CLIP and none with a CLIP tower")
     drop = ("model_type", "dtype", "torch_dtype", "architectures", "transformers_version")
     tower = transformers.CLIPVisionConfig(**{k: v for k, v in values.items() if k not in drop})
-    layer, layers = setting.vision_feature_layer, tower.num_hidden_layers
-    require(layer >= -layers - 1, f"vision_feature_layer {layer}: the tower of {path} has {layers} layers")
     config = transformers.LlavaConfig(
         text_config=text, vision_config=tower, image_token_index=0,  # set with the tokenizer
         image_seq_length=(tower.image_size // tower.patch_size) ** 2, projector_hidden_act="gelu",
-        vision_feature_select_strategy="default", vision_feature_layer=layer,
+        vision_feature_select_strategy="default", vision_feature_layer=-2,  # as LLaVA-1.5
         tie_word_embeddings=text.tie_word_embeddings,
     )  # fmt: skip
     notes = [f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
@@ -76,7 +125,7 @@ def combined(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]
     return config, notes
 
 
-def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
+def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
     """Processor (the language donor's tokenizer, images padded to a square) and tokens of an image.
 
     The config gets the image token's id. Raises UserError for tokens or sizes that do not fit.
@@ -106,7 +155,7 @@ def processor(setting: Assembly, config: Any, language: Path, vision: Path) -> t
     return made, config.image_seq_length
 
 
-def tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
+def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
     """All tensors of both donors under the new model's stored names. Raises UserError for a donor without a tower."""
     first = "embeddings.class_embedding"
     prefix = next((p for p in _TOWERS if p + first in vision), None)
@@ -118,6 +167,39 @@ def tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.
         **{f"language_model.{name}": tensor for name, tensor in language.items()},
         **{f"vision_tower.vision_model.{name}": tensor for name, tensor in tower.items()},
     }
+
+
+class Architecture(NamedTuple):
+    """One kind: its class in transformers; stored: names in the class -> in the hub's checkpoints; its three parts."""
+
+    class_name: str
+    stored: Mapping[str, str]
+    config: Callable[[Assembly, dict[str, Any], dict[str, Any]], tuple[Any, list[str]]]
+    processor: Callable[[Assembly, Any, Path, Path], tuple[Any, int]]
+    tensors: Callable[[Any, Tensors, Tensors], dict[str, torch.Tensor]]
+
+
+ARCHITECTURES = {
+    "qwen2_5_vl": Architecture(
+        "Qwen2_5_VLForConditionalGeneration",
+        {"model.visual.": "visual.", "model.language_model.": "model."},
+        qwen_config, qwen_processor, qwen_tensors,
+    ),
+    # vLLM 0.31 reads a CLIP tower under `vision_model.` only, and a model that transformers built itself is saved
+    # without that level
+    "llava": Architecture(
+        "LlavaForConditionalGeneration",
+        {
+            "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
+            "model.vision_tower.": "vision_tower.vision_model.",
+            "model.multi_modal_projector.": "multi_modal_projector.",
+        },
+        llava_config, llava_processor, llava_tensors,
+    ),
+}  # fmt: skip
+
+
+# InternLM2 as a Llama
 
 
 def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
@@ -135,7 +217,7 @@ def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
     if kind == "linear":
         rope |= {"rope_type": "linear", "factor": scaling["factor"]}
     return LlamaConfig(
-        **{key: internlm[key] for key in _INTERNLM_KEPT if key in internlm},
+        **{key: internlm[key] for key in _SHAPE if key in internlm},
         attention_bias=bool(internlm.get("bias", False)), mlp_bias=False, rope_parameters=rope,
         tie_word_embeddings=bool(internlm.get("tie_word_embeddings", False)),
     )  # fmt: skip
