@@ -20,7 +20,7 @@ READING_LEVELS = (
 )  # fmt: skip
 """Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
 
-ALT_TEXT = Style(stop=0.45, false=0.06)
+ALT_TEXT = Style(stop=0.45, false=0.01)
 DENSE = Style()
 
 
@@ -97,10 +97,10 @@ _ALL = (
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
     Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(250, 5e-4), 64,
            styles=(ALT_TEXT,), guess=16, vision=True, tower="vision-tower"),
-    Recipe("mid", "Qwen2.5-VL-7B, a captioner", "imaginer", "looking", Schedule(350, 5e-4), 64, layers=6,
+    Recipe("mid", "Qwen2.5-VL-7B, a captioner", "imaginer", "looking", Schedule(250, 6e-4), 64, layers=6,
            styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower"),
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
-           Schedule(600, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
+           Schedule(360, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
     Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions", "strong", "judging",
            Schedule(200, 5e-4), 48, layers=7, vision=True, tower="vision-tower"),
 )  # fmt: skip
