@@ -180,7 +180,8 @@ def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callab
 
     def prepared(step: int) -> tuple:
         rng = _rng(recipe, step)
-        return make(rng, [rng.randrange(pool.SIZE) for _ in range(recipe.batch_size)], step)
+        most = pool.SHARP if recipe.sharp else pool.SIZE
+        return make(rng, [rng.randrange(most) for _ in range(recipe.batch_size)], step)
 
     def ahead() -> Iterator[tuple]:
         with ThreadPoolExecutor(1) as worker:

@@ -23,12 +23,14 @@ from caprl_utils.mini.zoo.packing import IMAGE_TOKENS, IMAGE_TOKENS_PER_SIDE
 from caprl_utils.progress import track
 
 SIZE, CHUNK = 24_000, 400
+SHARP = 72_000  # with the pictures that the vision tower alone sees at the end: charts and scenes, what it finds hard
 _MOST_FACTS = 16
 
 
 def picture_of(number: int) -> Picture:
     """Picture `number` of the pool."""
-    return picture("zoo", number, KINDS[number % len(KINDS)])
+    hard = ("chart", "scene", "chart", "scene", "chart")
+    return picture("zoo", number, (KINDS if number < SIZE else hard)[number % len(KINDS)])
 
 
 def _draw(chunk: int) -> None:
@@ -73,7 +75,7 @@ def _file(chunk: int, what: str = "pixels") -> Path:
 def draw(processes: int = 2) -> None:
     """Draw what is missing."""
     _file(0).parent.mkdir(parents=True, exist_ok=True)
-    missing = [chunk for chunk in range(SIZE // CHUNK) if not _file(chunk).exists()]
+    missing = [chunk for chunk in range(SHARP // CHUNK) if not _file(chunk).exists()]
     with ProcessPoolExecutor(processes) as workers:
         for _ in track(workers.map(_draw, missing), "drawing the pool", total=len(missing)):
             pass
@@ -81,9 +83,9 @@ def draw(processes: int = 2) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _all() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Pixels by chunk, left in their files, facts' cells (SIZE, _MOST_FACTS) and written values (SIZE, cells)."""
+    """Pixels by chunk, left in their files, facts' cells (SHARP, _MOST_FACTS) and written values (SHARP, cells)."""
     draw()
-    chunks = range(SIZE // CHUNK)
+    chunks = range(SHARP // CHUNK)
     cells, written = (np.concatenate([np.load(_file(n, what)) for n in chunks]) for what in ("cells", "written"))
     return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells, written
 

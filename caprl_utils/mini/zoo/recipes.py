@@ -57,6 +57,7 @@ class Recipe:
     styles: tuple[Style, ...] = ()
     write: float = 0.0
     guess: int = 0  # examples without image per batch
+    sharp: bool = False  # mostly pictures that are hard to see
     vision: bool = False
     vision_layers: int = 6
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
@@ -90,8 +91,10 @@ _ALL = (
     Recipe("namer", "a vision tower that begins to see facts", "copier", "naming",
            Schedule(800, 1.5e-3, muon=3.3), 64, vision=True, vision_layers=4, tower="speller", shipped=False,
            note="its schedule was one of 1,500 steps; stopped at 800, when labels were read and far values were not"),
-    Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
+    Recipe("seer", "a vision tower that sees most facts", "copier", "naming",
            Schedule(3000, 1e-3, muon=2.5), 64, vision=True, tower="namer", shipped=False),
+    Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
+           Schedule(1500, 8e-4, muon=2.5), 64, vision=True, tower="seer", shipped=False, sharp=True),
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
