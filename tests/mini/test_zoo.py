@@ -24,6 +24,7 @@ def small_pool(tmp_path, monkeypatch):
     """Eight pictures instead of thousands."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(pool, "SIZE", 8)
+    monkeypatch.setattr(pool, "PARTS", {"all": range(4), "hard": range(6), "fresh": range(4, 8)})
     monkeypatch.setattr(pool, "CHUNK", 4)
     pool._all.cache_clear()
     yield

@@ -175,13 +175,14 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
 # Models that see
 
 
-def _with_pictures(recipe: Recipe, first_step: int, make: Callable, loss: Callable[..., Figures]) -> Lesson:
-    """loss(*make(rng, numbers of pictures in the pool, step)) of every step; a thread is one step ahead."""
+def _with_pictures(
+    recipe: Recipe, first_step: int, make: Callable, loss: Callable[..., Figures], part: str = "fresh"
+) -> Lesson:
+    """loss(*make(rng, numbers of pictures of a part of the pool, step)) of every step; a thread is one step ahead."""
 
     def prepared(step: int) -> tuple:
         rng = _rng(recipe, step)
-        most = pool.SHARP if recipe.sharp else pool.SIZE
-        return make(rng, [rng.randrange(most) for _ in range(recipe.batch_size)], step)
+        return make(rng, [rng.choice(pool.PARTS[part]) for _ in range(recipe.batch_size)], step)
 
     def ahead() -> Iterator[tuple]:
         with ThreadPoolExecutor(1) as worker:
@@ -247,7 +248,7 @@ def spelling_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         right = (logits.argmax(-1) == wanted[filled]).float().mean()
         return cross_entropy(logits, wanted[filled]), {"words": right.item()}
 
-    return _with_pictures(recipe, first_step, make, loss)
+    return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
 
 
 def _only_tower(model, first_step: int) -> None:
@@ -287,7 +288,7 @@ def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def loss(pixels, wanted) -> Figures:
         return naming_loss(_looked_at(model, pixels), wanted.flatten(0, 1), table)
 
-    return _with_pictures(recipe, first_step, make, loss)
+    return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
 
 
 def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
@@ -300,7 +301,7 @@ def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def loss(pixels, wanted) -> Figures:
         return naming_loss(model(pixels), wanted.flatten(0, 1), model.words)
 
-    return _with_pictures(recipe, first_step, make, loss)
+    return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
 
 
 def imagining_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
@@ -330,13 +331,14 @@ def _looked(rng: random.Random, recipe: Recipe, shown: Picture) -> packing.Packe
 
 @functools.lru_cache(maxsize=1)
 def _seen_by(tower: str) -> np.ndarray:
-    """(pool, IMAGE_TOKENS, width): what a trained tower makes of every picture of the pool, computed once and kept."""
+    """(pictures, IMAGE_TOKENS, width): what a trained tower makes of the pool's fresh pictures, once and kept."""
     file = RECIPES[tower].work_folder / "seen.npy"
     if not file.exists():
         model = models.build_vlm(0)
         model.load_state_dict(torch.load(file.with_name("model.pt"), weights_only=True))
         rows = []
-        for first in track(range(0, pool.SIZE, 60), f"{tower} looks"):
+        numbers = pool.PARTS["fresh"]
+        for first in track(range(numbers.start, numbers.stop, 60), f"{tower} looks"):
             pixels = models.image_processor()(images=pool.pixels(range(first, first + 60), None), return_tensors="pt")
             with torch.no_grad():
                 rows += [tokens.half().numpy() for tokens in model.model.get_image_features(**pixels).pooler_output]
@@ -346,7 +348,8 @@ def _seen_by(tower: str) -> np.ndarray:
 
 def _seen(recipe: Recipe, numbers: list[int], step: int) -> torch.Tensor:
     """(pictures, IMAGE_TOKENS, width): visual tokens of pictures of the pool, never twice the same."""
-    tokens = torch.from_numpy(np.stack([_seen_by(recipe.tower)[number] for number in numbers])).float()
+    first = pool.PARTS["fresh"].start
+    tokens = torch.from_numpy(np.stack([_seen_by(recipe.tower)[number - first] for number in numbers])).float()
     generator = torch.Generator().manual_seed(derive_seed("seen", recipe.name, step) % 2**31)
     return tokens + 0.1 * tokens.std() * torch.randn(tokens.shape, generator=generator)
 

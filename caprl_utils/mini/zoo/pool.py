@@ -22,15 +22,19 @@ from caprl_utils.mini.zoo.models import SIDE
 from caprl_utils.mini.zoo.packing import IMAGE_TOKENS, IMAGE_TOKENS_PER_SIDE
 from caprl_utils.progress import track
 
-SIZE, CHUNK = 24_000, 400
-SHARP = 72_000  # with the pictures that the vision tower alone sees at the end: charts and scenes, what it finds hard
+CHUNK = 400
+PARTS = {"all": range(24_000), "hard": range(48_000), "fresh": range(48_000, 72_000)}
+"""Numbers of pictures by who sees them: the vision tower, the tower at the end (more charts and scenes, what it finds
+hard), and language models that look through it: what it knows by heart would teach them to trust it too much."""
+SIZE = PARTS["fresh"].stop
 _MOST_FACTS = 16
 
 
 def picture_of(number: int) -> Picture:
     """Picture `number` of the pool."""
-    hard = ("chart", "scene", "chart", "scene", "chart")
-    return picture("zoo", number, (KINDS if number < SIZE else hard)[number % len(KINDS)])
+    hard = number in PARTS["hard"] and number not in PARTS["all"]
+    kinds = ("chart", "scene", "chart", "scene", "chart") if hard else KINDS
+    return picture("zoo", number, kinds[number % len(KINDS)])
 
 
 def _draw(chunk: int) -> None:
@@ -75,7 +79,7 @@ def _file(chunk: int, what: str = "pixels") -> Path:
 def draw(processes: int = 2) -> None:
     """Draw what is missing."""
     _file(0).parent.mkdir(parents=True, exist_ok=True)
-    missing = [chunk for chunk in range(SHARP // CHUNK) if not _file(chunk).exists()]
+    missing = [chunk for chunk in range(SIZE // CHUNK) if not _file(chunk).exists()]
     with ProcessPoolExecutor(processes) as workers:
         for _ in track(workers.map(_draw, missing), "drawing the pool", total=len(missing)):
             pass
@@ -83,9 +87,9 @@ def draw(processes: int = 2) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _all() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Pixels by chunk, left in their files, facts' cells (SHARP, _MOST_FACTS) and written values (SHARP, cells)."""
+    """Pixels by chunk, left in their files, facts' cells (SIZE, _MOST_FACTS) and written values (SIZE, cells)."""
     draw()
-    chunks = range(SHARP // CHUNK)
+    chunks = range(SIZE // CHUNK)
     cells, written = (np.concatenate([np.load(_file(n, what)) for n in chunks]) for what in ("cells", "written"))
     return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells, written
 

@@ -57,7 +57,7 @@ class Recipe:
     styles: tuple[Style, ...] = ()
     write: float = 0.0
     guess: int = 0  # examples without image per batch
-    sharp: bool = False  # mostly pictures that are hard to see
+    pictures: str = "all"  # that a tower learns from, a key of `pool.PARTS`
     vision: bool = False
     vision_layers: int = 6
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
@@ -94,7 +94,7 @@ _ALL = (
     Recipe("seer", "a vision tower that sees most facts", "copier", "naming",
            Schedule(3000, 1e-3, muon=2.5), 64, vision=True, tower="namer", shipped=False),
     Recipe("vision-tower", "the vision tower, taught to see facts", "copier", "naming",
-           Schedule(1500, 8e-4, muon=2.5), 64, vision=True, tower="seer", shipped=False, sharp=True),
+           Schedule(1500, 8e-4, muon=2.5), 64, vision=True, tower="seer", shipped=False, pictures="hard"),
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
