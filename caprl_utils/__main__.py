@@ -173,9 +173,9 @@ def run(
 @app.command()
 def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
     """Show what a profile needs before it starts: hardware, hours, disk, and what is missing here."""
-    from caprl_utils.plan import lines
+    from caprl_utils.run import plan
 
-    print("\n".join(lines(settings_of(profile, overrides))))
+    print("\n".join(plan(settings_of(profile, overrides))))
 
 
 @app.command()

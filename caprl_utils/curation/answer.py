@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL.Image import Image
 
 from caprl_utils import prompts
+from caprl_utils.answers import read_letter
 from caprl_utils.hashing import derive_seed
-from caprl_utils.letters import read_letter
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question
 

@@ -40,7 +40,7 @@ RECIPE = [
         "told",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
-    "caprl_utils.letters", "caprl_utils.prompts",
+    "caprl_utils.prompts",
 ]  # fmt: skip
 
 

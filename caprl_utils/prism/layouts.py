@@ -9,7 +9,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.answers import DEFAULT_LETTERS
+from caprl_utils.answers import ABCD
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import Benchmark
 from caprl_utils.prism.metrics import as_list, gold_letter, letters_for
@@ -85,7 +85,7 @@ def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
 
 
 def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
-    letter, letters = gold_letter(text), letters_for(options, facts.letters or DEFAULT_LETTERS)
+    letter, letters = gold_letter(text), letters_for(options, facts.letters or ABCD)
     if letter not in letters or len(letter) != 1:
         raise UserError(f"unknown answer {text!r}: a letter of {letters} is needed")
     return letter

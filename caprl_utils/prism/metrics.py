@@ -21,8 +21,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, short_answer, unframed, unwrap_commands
-from caprl_utils.letters import read_letter
+from caprl_utils.answers import ABCD, Letter, final_answer, read_letter, short_answer, unframed, unwrap_commands
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.records import Sample
 
@@ -197,7 +196,7 @@ def _quote_items(text: str) -> str:
 # --- letters ---
 
 
-def letters_for(options: Sequence[str] | None, default: str = DEFAULT_LETTERS) -> str:
+def letters_for(options: Sequence[str] | None, default: str = ABCD) -> str:
     """The letters that exist: as many as there are options, or `default` when the options are not known."""
     return ascii_uppercase[: len(options)] if options else default
 
@@ -215,7 +214,7 @@ def letter_accuracy(sample: Sample, text: str) -> Score:
     """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed. Of questions of
     We-Math and rotations of MMBench `scores` makes the benchmark's score.
     """
-    letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS)
+    letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or ABCD)
     reading = read_letter(text, letters, sample.options)
     if reading.letter is None:
         return Score(0.0, None, reading.reason)
