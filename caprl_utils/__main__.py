@@ -210,7 +210,7 @@ def score(
         raise typer.Exit(1 if failures else 0)
     if captions is None:
         raise UserError("name a file of captions or a captioning model (zoo:NAME, a folder, a hub id), or --list")
-    from caprl_utils.prism.authors import protocol
+    from caprl_utils.prism.loading import protocol
     from caprl_utils.prism.score import score as write
 
     overrides = [*(protocol(authors) if authors else []), *overrides]

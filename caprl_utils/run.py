@@ -41,8 +41,8 @@ from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
 from caprl_utils.pretraining.sets import all_trainings
-from caprl_utils.prism.authors import COLLECTION
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.loading import COLLECTION
 from caprl_utils.processes import die_with_parent, python_path, tail, visible_gpus
 from caprl_utils.progress import PROGRESS_ENV, read_state
 from caprl_utils.registry import drawn_source

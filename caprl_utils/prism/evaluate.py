@@ -25,9 +25,8 @@ from caprl_utils.models.base import Backend, open_backend
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.scoring import Judge
-from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, images_of, model_captions
+from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, image_itself, images_of, model_captions
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
 from caprl_utils.runs import RowStore, Run
@@ -36,7 +35,7 @@ from caprl_utils.schema import ModelConfig, Profile
 STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
-        "answers", "caprl", "controls", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
+        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
         "told",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
@@ -182,6 +181,6 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
 
 def samples_hash(samples: Sequence[Sample]) -> str:
     """Hash of everything of the samples that can change a score: texts, golds and images."""
-    images = {image.id: image_hash(image.open) for image in images_of(samples)}
+    images = {image.id: image_hash(image.load) for image in images_of(samples)}
     rows = [[s.benchmark, s.id, s.question, [*s.options], s.gold, {**s.meta}, image_ids(s)] for s in samples]
     return value_hash({"rows": rows, "images": images})

@@ -17,7 +17,7 @@ from caprl_utils.prompts import LETTERS
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
-    from caprl_utils.prism.tables import Record
+    from caprl_utils.prism.loading import Record
 
 CANNOT_ANSWER = "Cannot answer from the caption"  # CaptionQA's own wording
 _ID_COLUMNS = ("id", "questionId", "question_id", "pid", "sample_index", "index", "data_id", "figure_path")

@@ -9,8 +9,8 @@ from caprl_utils.config import load_profile
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism.benchmarks import load_registry
-from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.sources import image_itself
 from tests.prism.test_prism import Captioner
 from tests.rows import copies
 

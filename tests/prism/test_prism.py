@@ -15,9 +15,16 @@ from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism import score, scores
-from caprl_utils.prism.controls import captions_of_run, controls, image_itself, other_image_captions, true_captions
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
+from caprl_utils.prism.sources import (
+    captions_of_run,
+    controls,
+    image_itself,
+    images_of,
+    other_image_captions,
+    true_captions,
+)  # fmt: skip
 from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
@@ -187,7 +194,9 @@ def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
     assert record["unanswered"] == {"mini-scene/s5-mc#0": "the reader gave no letters"}
     assert evaluate(profile, "base", captioner, reader, samples) == record
     folder = paths.RUNS / "smoke" / "prism" / "base"
-    other = evaluate(profile, "other", other_image_captions(captions_of_run(folder)), Reader(), samples)
+    other = evaluate(
+        profile, "other", other_image_captions(captions_of_run(folder), images_of(samples)), Reader(), samples
+    )
     assert other["left_out"] == record["left_out"]
 
 
@@ -459,7 +468,7 @@ def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv(SET_ENV, "")
     done = CliRunner().invoke(app, ["score", "zoo:x", "--authors", str(folder), "--profile", "smoke"])
     assert done.exit_code == 0, done.output
-    assert "| seed2k    | 50.0 [" in done.output and "no placebo: seed2k has not two images" in done.output
+    assert "| seed2k    | 50.0 [" in done.output and "no placebo: a benchmark has not two pictures" in done.output
     assert "set aside: 1 questions; first: the answer is None" in done.output
     record = load_result(paths.RUNS / "smoke" / "prism" / "zoo-x")
     assert record["captions_per_image"] == 4 and record["scoring"] == "caprl"
