@@ -200,11 +200,8 @@ def score(
 
         return print(overview())
     if vectors:
-        from caprl_utils.prism.caprl import version_warning
         from caprl_utils.prism.scoring import check_vectors
 
-        if warning := version_warning():
-            print(f"warning: {warning}", file=sys.stderr)
         passed, failures = check_vectors(vectors)
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
         raise typer.Exit(1 if failures else 0)

@@ -52,9 +52,7 @@ class Task:
 
 
 class Answer(BaseModel):
-    """What the reader said, a row of answers.jsonl. letters: the likeliest by its probabilities, or all exactly as
-    likely.
-    """
+    """What the reader said, a row of answers.jsonl. letters: the likeliest, or all exactly as likely."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -44,15 +44,9 @@ RECIPE = [
 
 
 def evaluate(
-    profile: Profile,
-    name: str,
-    captioner: Backend | Source,
-    reader: Backend,
-    samples: Sequence[Sample],
-    captions_run: str | None = None,
-    stage: str = STAGE,
-    mode: Mode | None = None,
-) -> dict[str, Any]:
+    profile: Profile, name: str, captioner: Backend | Source, reader: Backend, samples: Sequence[Sample],
+    captions_run: str | None = None, stage: str = STAGE, mode: Mode | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name>; returns its record.
 
     In it: answers.jsonl, samples.parquet (`scores.COLUMNS`), result.json. captioner: a model or a `Source`. reader: a
@@ -60,8 +54,8 @@ def evaluate(
     mode: of reading, by default the profile's.
     Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
-    own = isinstance(captioner, Source)
-    source = captioner if own else model_captions(profile, captioner, captions_run or name)
+    made = isinstance(captioner, Source)
+    source = captioner if made else model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, mode or reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
     asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
@@ -100,13 +94,9 @@ def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[
 
 def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
     """Tasks with an answer; a question with rotations goes whole where one of them has none."""
-
-    def unit(task: Task) -> tuple[Any, ...]:
-        turned = "rotation" in task.sample.meta
-        return task.sample.benchmark, task.image_id if turned else task.id, task.caption_index
-
-    gone = {unit(task) for task in tasks if task.id in failed}
-    return [task for task in tasks if unit(task) not in gone]
+    units = [(t.image_id, t.caption_index) if "rotation" in t.sample.meta else t.id for t in tasks]
+    gone = {unit for unit, task in zip(units, tasks, strict=True) if task.id in failed}
+    return [task for unit, task in zip(units, tasks, strict=True) if unit not in gone]
 
 
 def _left_out(
@@ -148,11 +138,10 @@ def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, rea
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
     """Run name -> captioner of every finished training of the named experiments, seeds in order."""
-    names: list[str] = []
-    for experiment in experiments:
-        found = (paths.RUNS / profile.name / "rl").glob(f"{experiment}-seed*/result.json")
-        names += sorted((file.parent.name for file in found), key=lambda name: (len(name), name))
-    return {name: trained_captioner(profile, name) for name in names}
+    runs = paths.RUNS / profile.name / "rl"
+    found = [[file.parent.name for file in runs.glob(f"{name}-seed*/result.json")] for name in experiments]
+    in_order = (name for names in found for name in sorted(names, key=lambda name: (len(name), name)))
+    return {name: trained_captioner(profile, name) for name in in_order}
 
 
 def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:

@@ -119,9 +119,7 @@ def _refuse(facts: Benchmark, bad: Mapping[str, str], good: int) -> None:
 
 
 def _with_images(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
-    """The samples all of whose images open, and why the others' do not. Every image is opened once, here, so that all
-    models are asked the same questions.
-    """
+    """The samples all of whose images open now, so that all models are asked the same, and why the others' do not."""
     stored = {i: None for sample in samples for i in sample.images if isinstance(i, StoredImage)}
     problems = dict(in_threads(lambda image: (image, image.problem()), stored))
     bad = {s.id: why for s in samples for i in s.images if (why := problems.get(i))}
@@ -165,9 +163,7 @@ def protocol(collection: Path) -> list[str]:
 
 
 def authors_samples(facts: Benchmark, place: Path | None) -> Read:
-    """Samples of a benchmark's file. place: the collection's folder, or the file itself. Raises UserError where there
-    is no such file.
-    """
+    """Samples of a benchmark's file. place: the collection, or the file. Raises UserError where there is none."""
     if facts.caprl is None or facts.caprl.file is None:
         raise UserError(f"{facts.name} has no file in {COLLECTION}")
     file = place / "json_file" / facts.caprl.file if place and place.is_dir() else place
@@ -311,9 +307,7 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of a dataset in arrow format; the columns `images` are read only when an image is opened. root: folder of
-    local data. origin: what was read, for the record.
-    """
+    """Rows of a dataset. images: columns that are read late. root: of local data. origin: for the record."""
 
     data: Dataset
     images: frozenset[str]

@@ -198,9 +198,7 @@ class WordsReader:
 
 
 def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
-    """Let the profile's reader from outside read the first caption of each image of finished Prism runs, and true and
-    empty ones; returns the names of the runs made, none where there is no such reader.
-    """
+    """Let the reader from outside, if there, read finished runs' first captions, true and empty ones; the runs made."""
     config = profile.models.outside_reader
     folder = config and _unpacked(profile, paths.HOME / config.path)
     if folder is None:

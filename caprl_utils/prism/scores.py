@@ -133,9 +133,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
-    """Per benchmark the mean over captions of every sample that has a score; of We-Math of its problem groups. rows: of
-    samples.parquet, also of several runs (training seeds) together.
-    """
+    """Benchmark -> (image, sample) -> mean over captions; of We-Math of its groups. rows: of one run or several."""
     found = _scores_of(rows).items()
     return {name: {key: sum(s) / len(s) for key, s in samples.items()} for name, samples in found}
 

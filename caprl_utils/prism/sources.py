@@ -71,9 +71,7 @@ def _pixel_hash(image: Image) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Gives every image at least one caption. looks: the reader gets the image instead. fingerprint: JSON values that
-    change the captions, for the run's key.
-    """
+    """Gives images captions; looks: the reader sees them instead. fingerprint: JSON values for the run's key."""
 
     name: str
     fingerprint: Mapping[str, Any]
@@ -121,9 +119,7 @@ def draw_captions(profile: Profile, captioner: Backend, image: ImageItem) -> lis
 
 
 def _write(captioner: Backend, sampling: Sampling, images: Sequence[ImageItem], store: RowStore) -> dict[str, str]:
-    """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason. Raises
-    UserError where that is too many: what is done stays on disk and the next call makes the rest.
-    """
+    """Write what is missing; why images got none in `ATTEMPTS` tries. Raises UserError where these are too many."""
     with Progress("captions", len(images) * sampling.n) as bar:
         bar.update(len(store))
         for _ in range(ATTEMPTS):

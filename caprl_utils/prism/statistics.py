@@ -100,9 +100,7 @@ def t_interval(
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Resampled means: `means` (models,), `samples` (draws, models), in the order of `models`; of so many images and
-    samples (of an average their sums).
-    """
+    """Resampled `means` (models,) and `samples` (draws, models), over so many images and rows (an average: sums)."""
 
     models: tuple[str, ...]
     means: np.ndarray
