@@ -35,8 +35,7 @@ from caprl_utils.schema import ModelConfig, Profile
 STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
-        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
-        "told",
+        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics", "told",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
     "caprl_utils.prompts",

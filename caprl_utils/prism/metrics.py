@@ -226,7 +226,9 @@ def letter_or_short(sample: Sample, text: str) -> Score:
 
 
 def all_rotations(scores: Sequence[Score]) -> Score:
-    """MMBench: 1 only if every rotation of the question is answered right."""
+    """MMBench: 1 only if every rotation of the question is answered right; of one answer its own score."""
+    if len(scores) == 1:
+        return scores[0]
     unread = sum(score.parsed is None for score in scores)
     return Score(
         float(all(score.value == 1.0 for score in scores)),

@@ -224,8 +224,7 @@ class Vector(BaseModel):
         (sample, text), *_ = asked
         if self.mode == "standard" and _metric(sample) == MATHVISTA and len(text.split()) == 1:
             return mathvista_match(sample, text, extracted=True)  # a vector's prediction is the final short answer
-        scores = score_answers(asked, self.mode)
-        return all_rotations(scores) if several else scores[0]
+        return all_rotations(score_answers(asked, self.mode))
 
 
 def check_vectors(path: Path) -> tuple[int, list[str]]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -112,10 +111,8 @@ def caption_sampling(profile: Profile) -> Sampling:
 
 def draw_captions(profile: Profile, captioner: Backend, image: ImageItem) -> list[Caption]:
     """A model's captions of one image, sampled as profile.prism says and kept nowhere."""
-    sampling = caption_sampling(profile)
-    with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
-        _write(captioner, sampling, [image], store)
-        return by_image(store, sampling.n)[image.id]
+    rows = draw([(0, image)], lambda: captioner, caption_sampling(profile), prompts.CAPTION, Tally())
+    return sorted(rows, key=lambda row: row.index)
 
 
 def _write(captioner: Backend, sampling: Sampling, images: Sequence[ImageItem], store: RowStore) -> dict[str, str]:
