@@ -173,9 +173,9 @@ def run(
 @app.command()
 def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
     """Show what a profile needs before it starts: hardware, hours, disk, and what is missing here."""
-    from caprl_utils.plan import lines
+    from caprl_utils.run import plan
 
-    print("\n".join(lines(settings_of(profile, overrides))))
+    print("\n".join(plan(settings_of(profile, overrides))))
 
 
 @app.command()
@@ -200,17 +200,14 @@ def score(
 
         return print(overview())
     if vectors:
-        from caprl_utils.prism.caprl import version_warning
         from caprl_utils.prism.scoring import check_vectors
 
-        if warning := version_warning():
-            print(f"warning: {warning}", file=sys.stderr)
         passed, failures = check_vectors(vectors)
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
         raise typer.Exit(1 if failures else 0)
     if captions is None:
         raise UserError("name a file of captions or a captioning model (zoo:NAME, a folder, a hub id), or --list")
-    from caprl_utils.prism.authors import protocol
+    from caprl_utils.prism.loading import protocol
     from caprl_utils.prism.score import score as write
 
     overrides = [*(protocol(authors) if authors else []), *overrides]

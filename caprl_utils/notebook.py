@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths
 from caprl_utils.config import flat, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
+from caprl_utils.runs import commit, versions
 from caprl_utils.schema import Profile
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -66,9 +67,9 @@ def prepare_process(profile: Profile) -> None:
 
 
 def _summary(profile: Profile, seed: int, show: Sequence[str]) -> str:
-    code = provenance.commit()
+    code = commit()
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
-    found = provenance.versions()
+    found = versions()
     named = [f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found]
     about = {
         "profile": f"{profile.name}: {profile.description}", "made for": profile.hardware, "seed": seed,

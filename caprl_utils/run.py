@@ -1,46 +1,238 @@
-"""Run notebooks through papermill. Whether one is out of date is make's decision (Makefile); this runs it.
+"""What a profile needs before it starts (`make plan`), and running its notebooks through papermill.
 
-A notebook runs under a temporary name and gets its own when it has succeeded, dated at its start, so that whatever was
-edited meanwhile is newer; a failed copy is kept as NAME.failed.ipynb. NAME.files lists the records and reports that it
-read or wrote: when one of them is gone, make runs the notebook again.
+Whether a notebook is out of date is make's decision (Makefile). It runs under a temporary name and gets its own when it
+has succeeded, dated at its start, so that whatever was edited meanwhile is newer; a failed copy is kept as
+NAME.failed.ipynb. NAME.files lists the records and reports that it read or wrote: when one is gone, make runs it again.
 """
 
 import os
+import re
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from http.client import HTTPException
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 import papermill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from packaging.utils import canonicalize_name
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from caprl_utils import paths, plan, progress
-from caprl_utils.config import parse_overrides
+from caprl_utils import paths
+from caprl_utils.config import load_assembly, parse_overrides, read_yaml
 from caprl_utils.errors import UserError, did_you_mean
-from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic
+from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
 from caprl_utils.paths import shown
-from caprl_utils.processes import die_with_parent, python_path, tail
-from caprl_utils.progress import Times, duration, read_state
-from caprl_utils.provenance import check_environment
+from caprl_utils.pretraining.llamafactory import ENVIRONMENT
+from caprl_utils.pretraining.pretrain import benchmarks_of
+from caprl_utils.pretraining.sets import all_trainings
+from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.loading import COLLECTION
+from caprl_utils.processes import die_with_parent, python_path, tail, visible_gpus
+from caprl_utils.progress import PROGRESS_ENV, read_state
+from caprl_utils.registry import drawn_source
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Profile
 
-_MESSAGE_LINES = 12
+ESTIMATES = paths.CONFIGS / "estimates.yaml"  # costs of sizes that need GPUs, with their sources
+REPORTED = paths.REPORTS / "bench" / "times.json"  # seconds of each notebook behind the published reports
+REQUIREMENTS = paths.ROOT / "requirements"
+CHAIN = [
+    "01_qa_curation", "03_caprl_rl_training", "04_prism_evaluation", "05_llamafactory_pretraining",
+    "06_tables_and_figures",
+]  # fmt: skip
+ROLES = {  # notebook -> models that it asks; 05 takes its captions from files, or from models that 03 trained
+    "01": ("question_writer", "question_filter"),
+    "03": ("policy", "reward_reader", "vlm_judge", "reward_judge", "prism_reader"),
+    "04": ("policy", "captioner_7b", "captioner_72b", "prism_reader"),
+}
+JUDGES = {"vlm_judge": "judge_vlm", "reward_judge": "judge_unified"}  # role -> the experiment that asks it
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KERNEL_START_SEC = 120  # a loaded machine takes long to import
 _BEAT_SEC, _TERMINAL_BEAT_SEC = 10.0, 1.0
-_SOURCE_WIDTH = 60
+_MESSAGE_LINES, _SOURCE_WIDTH = 12, 60
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+
+
+# What is needed
+
+
+class Need(NamedTuple):
+    """Something that a profile needs. kind: its line in the table. told: what it is and how to get it."""
+
+    kind: str
+    there: bool
+    told: str
+
+
+def plan(profile: Profile) -> list[str]:
+    """Lines for people: a table of what is needed, what of it is missing, what each notebook costs."""
+    needs = _needs(profile, CHAIN)
+    lines = [f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", ""]
+    for kind in dict.fromkeys(need.kind for need in needs):
+        found = [need.there for need in needs if need.kind == kind]
+        here = "here" if all(found) else f"{sum(found)} of {len(found)} here" if len(found) > 1 else "missing"
+        lines.append(f"  {kind:<36} {here}")
+    missing = [f"  - {need.told}" for need in needs if not need.there]
+    return [*lines, "", "missing:" if missing else "nothing is missing", *missing, "", *_steps(profile)]
+
+
+def check(profile: Profile, chain: Sequence[str]) -> None:
+    """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
+    if missing := [f"\n  - {need.told}" for need in _needs(profile, chain) if not need.there]:
+        command = f"make plan PROFILE={profile.name}"
+        raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:{''.join(missing)}")
+
+
+def _steps(profile: Profile) -> Iterator[str]:
+    """A line per notebook: what it costs, or how long it took; the sum last."""
+    costs, times = read_yaml(ESTIMATES).get(profile.name, {}), known_times(profile.name)
+    copies, total = paths.RUNS / profile.name / "notebooks", 0.0
+    for name in CHAIN:
+        sec = max((sec for copy, sec in times.items() if copy.startswith(name)), default=None)
+        needs = "minutes on a CPU" if sec is None else f"{sec / 60:.1f} minutes (measured)"
+        if cost := costs.get(name):
+            needs = f"{cost['gpus']} GPUs at once, {cost['gpu_hours']:,} GPU-hours, {cost['disk_gb']:,} GB of disk"
+        total += sec or 0.0
+        yield f"  {name:<28} {needs}{', made before' if any(copies.glob(f'{name}*.ipynb')) else ''}"
+    if costs:
+        hours = sum(cost["gpu_hours"] for cost in costs.values())
+        yield f"in all: {hours:,} GPU-hours (not measured; sources: {shown(ESTIMATES)})"
+    elif total:
+        yield f"in all: {total / 60:.0f} minutes"
+
+
+def _needs(profile: Profile, chain: Sequence[str]) -> list[Need]:
+    """Each once, of what this chain of notebooks takes: a server that only an earlier one asked may be gone."""
+    pretrains = any(name.startswith("05_") for name in chain)
+    needs = [*_machine(profile, chain, pretrains), *_models(profile, chain, pretrains)]
+    if any(name.startswith("01_") for name in chain):
+        source = profile.images.source
+        there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
+        what = "a folder, a parquet file, webdataset tars or a data set of the hub"
+        needs.append(Need("data", bool(there), f"images {source} (images.source): {what}"))
+    for training in all_trainings(profile.pretraining) if pretrains else ():
+        source = getattr(profile.pretraining, training.stage).data
+        file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
+        told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
+        needs.append(Need("data", drawn_source(source) is not None or file.is_file(), told))
+    return list(dict.fromkeys([*needs, *_benchmarks(profile, benchmarks_of(profile) if pretrains else ())]))
+
+
+def _machine(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator[Need]:
+    costs = read_yaml(ESTIMATES).get(profile.name, {})
+    costs = [cost for name, cost in costs.items() if any(copy.startswith(name) for copy in chain)]
+    if pretrains:
+        told = f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup-llamafactory"
+        yield Need("LLaMA-Factory's environment", ENVIRONMENT.is_dir(), told)
+    if gpus := max((cost["gpus"] for cost in costs), default=0):
+        there = len(visible_gpus())
+        told = f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
+        yield Need(f"GPUs at once: {gpus}", there >= gpus, told)
+    if disk_gb := sum(cost["disk_gb"] for cost in costs):
+        folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
+        free = shutil.disk_usage(folder).free / 1e9
+        told = f"disk: {disk_gb:,} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
+        yield Need(f"disk: {disk_gb:,} GB", free >= disk_gb, told)
+
+
+def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator[Need]:
+    served, loaded = {}, {}  # url -> (role, path); path -> what for
+    asked = {role for copy in chain for role in ROLES.get(copy[:2], ())}
+    asked -= {role for role, name in JUDGES.items() if name not in profile.ablations.experiments}
+    for role, model in profile.models.named().items():
+        if role in asked and model.backend == "endpoint":
+            served |= {url: (role, model.path) for url in model.base_urls if url not in served}
+        elif role in asked:
+            loaded.setdefault(model.path, role)
+    for setting in map(load_assembly, profile.pretraining.settings if pretrains else ()):
+        for donor in (setting.language, setting.vision):
+            loaded.setdefault(donor.path, f"setting {setting.name}")
+    for url, (role, path) in served.items():
+        port = f" PORT={place}" if (place := urlsplit(url).port) else ""
+        yield Need("servers", _answers(url), f"server {url} ({role}): make serve MODEL={path}{port}")
+    for path, purpose in loaded.items():
+        yield Need("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
+
+
+def _benchmarks(profile: Profile, more: Sequence[str]) -> Iterator[Need]:
+    for name in dict.fromkeys([*profile.prism.benchmarks, *more]):
+        benchmark, copy = get_benchmark(name), profile.prism.paths.get(name)
+        if copy is not None:
+            there, told = (paths.HOME / copy).exists(), f"{copy} (prism.paths)"
+        elif benchmark.hub is not None:
+            there = _have(benchmark.hub.id, "dataset")
+            told = f".venv/bin/hf download --repo-type dataset {benchmark.hub.id}"
+        elif benchmark.loader is None:  # known only from the authors' files
+            files = profile.prism.evaluation_files
+            there = bool(files) and (paths.HOME / files).exists()
+            told = f"prism.evaluation_files=DIR with the authors' files ({COLLECTION})"
+        else:
+            continue
+        yield Need("benchmarks", there, f"benchmark {benchmark.name}: {told}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/models", timeout=2.0).close()
+    except HTTPError:
+        pass  # it answers, if only to those with a key
+    except (OSError, ValueError, HTTPException):
+        return False
+    return True
+
+
+def _have(path: str, kind: str) -> bool:
+    """A model of the zoo (in the repository, or made from what is), a folder, or a hub id that was downloaded."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    if path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir():
+        return True
+    return (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "snapshots").is_dir()
+
+
+def requirements(file: str) -> dict[str, str]:
+    """Name -> pinned version ("" where it is not pinned) of a file in requirements/ and those that it includes."""
+    text = (REQUIREMENTS / file).read_text(encoding="utf-8")
+    found = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?(?:==([^\s;\\]+))?", text, re.MULTILINE)
+    names = {canonicalize_name(name): version for name, version in found}
+    for included in re.findall(r"^-r (\S+)", text, re.MULTILINE):
+        names |= requirements(included)
+    return names
+
+
+def check_environment() -> None:
+    """Raise UserError when a direct dependency is missing or has another version than the locks say."""
+    locks, problems = [requirements("main-cpu.lock"), requirements("main-gpu.lock")], []
+    for name in requirements("main.in"):
+        wanted = {lock[name] for lock in locks if name in lock}
+        try:
+            if wanted and (found := metadata.version(name)) not in wanted:
+                problems.append(f"{name} is {found}, the lock says {' or '.join(sorted(wanted))}")
+        except metadata.PackageNotFoundError:
+            problems.append(f"{name} is missing")
+    if problems:
+        told = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
+        raise UserError(f"environment {sys.executable} is not the locked one: {told}. Run `make setup`.")
+
+
+# Running notebooks
 
 
 @dataclass(frozen=True)
@@ -66,12 +258,12 @@ def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (
     jobs = [_job(text, profile, items) for text in notebooks]
     check_environment()
     if jobs[0].name in chain:
-        plan.check(profile, chain[chain.index(jobs[0].name) :])
+        check(profile, chain[chain.index(jobs[0].name) :])
     for job in jobs:
         lock = Lock(job.side_file("lock"), f"{job.name} ({profile.name})")
         lock.acquire()
         try:
-            _run(job, profile, list(chain) or [job.name for job in jobs])
+            _run(job, profile, list(chain) if job.name in chain else [job.name for job in jobs])
         finally:
             lock.release()
 
@@ -103,27 +295,25 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
             hint = f"{did_you_mean(name, known)}; it has: {', '.join(sorted(known))}"
             hint += f"; a setting: --set {name}={value}" if "." in name else ""
             raise UserError(f"{shown(notebook)} has no parameter {name!r}{hint}")
-        kind = _TYPES.get(known[name]["inferred_type_name"])
-        fits = kind is None or value is None or isinstance(value, (float, int) if kind is float else kind)
-        if not fits or (isinstance(value, bool) and kind is not bool):
+        kind = _TYPES.get(known[name]["inferred_type_name"], type(value))
+        if value is not None and type(value) is not kind and (type(value), kind) != (int, float):
             raise UserError(f"{shown(notebook)}: parameter {name} is {kind.__name__}, got {value!r}")
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
     temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"
-    stopped = temporary.exists() or failed.exists()
-    for kind in ("tmp.ipynb", "progress", "access"):
-        job.side_file(kind).unlink(missing_ok=True)
-    access = job.side_file("access")
+    progress, access = job.side_file("progress"), job.side_file("access")
+    for file in (temporary, progress, access):
+        file.unlink(missing_ok=True)
     os.environ |= {  # for the kernel, which inherits it
         "PYTHONPATH": python_path(), "CAPRL_RUNS": str(paths.RUNS), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        progress.PROGRESS_ENV: str(job.side_file("progress")), ACCESS_LOG_ENV: str(access),
+        PROGRESS_ENV: str(progress), ACCESS_LOG_ENV: str(access),
     }  # fmt: skip
     start = time.time()
     try:
-        _execute(job, temporary, Monitor(job, chain, Times.of(profile.name)))
+        _execute(job, temporary, Monitor(job, chain, known_times(profile.name)))
     except UserError as error:
-        if "cells" not in read_state(temporary, {}):
+        if "cells" not in read_state(temporary):
             temporary.unlink(missing_ok=True)
             raise
         os.replace(temporary, failed)
@@ -134,8 +324,8 @@ def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
     os.utime(temporary, (start, start))
     os.replace(temporary, job.folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)
-    if not stopped:  # what goes on where an earlier one was stopped takes less
-        progress.note_time(profile.name, job.name, sec)
+    measured = read_state(_times_file(profile.name))  # a shorter time found some of its results made
+    write_json(_times_file(profile.name), measured | {job.name: max(round(sec, 1), measured.get(job.name, 0.0))})
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
@@ -262,7 +452,7 @@ class Monitor(AbstractContextManager):
     A terminal renews the running line each second; elsewhere (a log file, CI) a line comes every ten seconds.
     """
 
-    def __init__(self, job: Job, chain: Sequence[str], times: Times):
+    def __init__(self, job: Job, chain: Sequence[str], times: Mapping[str, float]):
         self.job, self.chain, self.times = job, chain, times
         cells = papermill.iorw.load_notebook_node(str(job.source)).cells
         self._num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
@@ -295,20 +485,41 @@ class Monitor(AbstractContextManager):
     def _renew(self) -> None:
         """The running cell again, with the state of its stage instead of its source, and the time left of the chain."""
         cell, since = self._running
-        state = read_state(self.job.side_file("progress"), None)
-        state = state if state and state["time"] >= since else None
-        text = f"{' '.join(cell.split()[:2])} {progress.line(state)}" if state else cell
-        left = self.times.left(self.chain, self.job.name, time.monotonic() - self._start, state)
-        if len(self.chain) > 1 and left is not None:
-            text += f" [all: about {max(1, round(left / 60))} min left]"
+        state, text, sec = read_state(self.job.side_file("progress")), cell, time.monotonic() - self._start
+        left = None  # of the stage that runs, by its own pace
+        if state and state["time"] >= since:
+            done, total = state["done"], state["total"]
+            left = state["sec"] / done * (total - done) if total and 0 < done < total else None
+            text = f"{' '.join(cell.split()[:2])} {state['label']} {done}{f'/{total}' if total else ''}"
+            text += f", {state['note']}" if state["note"] else ""
+            text += "" if left is None else f", about {left:.0f} s left"
+        later = self.chain[self.chain.index(self.job.name) :]
+        if len(self.chain) > 1 and all(name in self.times for name in later):
+            first, *others = (self.times[name] for name in later)
+            text += f" [all: about {max(1, round((max(left or 0.0, first - sec) + sum(others)) / 60))} min left]"
         self._print(text, renew=True)
 
     def _print(self, text: str, renew: bool = False) -> None:
         self._last_print = time.monotonic()
         name, chain = self.job.name, self.chain
-        head = f"[{chain.index(name) + 1}/{len(chain)}] " if len(chain) > 1 and name in chain else ""
+        head = f"[{chain.index(name) + 1}/{len(chain)}] " if len(chain) > 1 else ""
         line = f"{head}{name} {duration(self._last_print - self._start):>5}  {text}"
-        if self._terminal:
-            print(f"\r\033[K{line}", end="" if renew else "\n", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        line = f"\r\033[K{line}" if self._terminal else line
+        print(line, end="" if self._terminal and renew else "\n", file=sys.stderr, flush=True)
+
+
+def known_times(profile: str) -> dict[str, float]:
+    """Executed notebook -> seconds from nothing: as measured here, else as published, at this machine's pace."""
+    published, measured = read_state(REPORTED).get(profile, {}), read_state(_times_file(profile))
+    both = published.keys() & measured.keys()
+    pace = sum(measured[name] for name in both) / sum(published[name] for name in both) if both else 1.0
+    return {name: sec * pace for name, sec in published.items()} | measured
+
+
+def _times_file(profile: str) -> Path:
+    return paths.RUNS / profile / "notebooks" / "times.json"
+
+
+def duration(sec: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    return str(timedelta(seconds=int(sec))).removeprefix("0:").removeprefix("0")

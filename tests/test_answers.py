@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caprl_utils.answers import Letter, final_answer, first_capital, short_answer
+from caprl_utils.answers import Letter, final_answer, first_capital, read_letter, short_answer
 from caprl_utils.files import text_lines
-from caprl_utils.letters import read_letter
 
 FILE = Path(__file__).parent / "data" / "letter-replies.jsonl"
 REPLIES = [json.loads(line) for _, line in text_lines(FILE)]

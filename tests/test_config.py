@@ -155,8 +155,8 @@ def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path
     shutil.copytree(paths.ROOT / "caprl_utils", site, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     shutil.copytree(paths.CONFIGS, site / "configs")
     code = (
-        "import sys; from caprl_utils import paths, provenance, runs; from caprl_utils.config import load_profile;"
-        "print(load_profile('mini').name, paths.RUNS, paths.reports_of('mini'), provenance.commit()['commit'],"
+        "import sys; from caprl_utils import paths, runs; from caprl_utils.config import load_profile;"
+        "print(load_profile('mini').name, paths.RUNS, paths.reports_of('mini'), runs.commit()['commit'],"
         "paths.shown(paths.RUNS / 'x'), 'torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site.parent)}

@@ -10,7 +10,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.__main__ import PRETRAINED
 from caprl_utils.config import load_profile, names_of, read_yaml
-from caprl_utils.plan import ESTIMATES
+from caprl_utils.run import ESTIMATES
 from caprl_utils.schema import Experiment
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text(encoding="utf-8")

@@ -10,16 +10,16 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths, run, runs
 from caprl_utils.errors import UserError
-from caprl_utils.provenance import check_environment, direct, pins
+from caprl_utils.run import REQUIREMENTS, check_environment, requirements
 
 LOCKS = ("main-cpu.lock", "main-gpu.lock")
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 
 
-def requirements(name):
-    lines = (line.split("#")[0].strip() for line in (provenance.REQUIREMENTS / name).read_text().splitlines())
+def written(name):
+    lines = (line.split("#")[0].strip() for line in (REQUIREMENTS / name).read_text().splitlines())
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
@@ -29,17 +29,17 @@ def requirements(name):
     + [(f"{name}.in", f"{name}.lock") for name in ("main-cpu", "main-gpu", "llamafactory")],
 )
 def test_lock_answers_every_direct_requirement(source, lock):
-    locked = pins(lock)
-    assert requirements(source)
-    for requirement in requirements(source):
+    locked = requirements(lock)
+    assert written(source)
+    for requirement in written(source):
         version = locked.get(canonicalize_name(requirement.name))
         assert version and requirement.specifier.contains(version), f"{requirement} in {lock}: {version}"
 
 
 def test_both_main_locks_agree_where_both_name_a_package():
-    cpu, gpu = (pins(lock) for lock in LOCKS)
+    cpu, gpu = (requirements(lock) for lock in LOCKS)
     different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
-    assert not different & {*direct(), "numpy", "tokenizers", "huggingface-hub"}
+    assert not different & {*requirements("main.in"), "numpy", "tokenizers", "huggingface-hub"}
 
 
 def test_pyproject_and_conda_take_the_same_lists_and_python():
@@ -54,20 +54,20 @@ def test_pyproject_and_conda_take_the_same_lists_and_python():
     assert PYPROJECT["project"]["requires-python"] == f">={version}"
     makefile = (paths.ROOT / "Makefile").read_text().replace("\\\n\t\t", "").replace("$(UV) ", "uv ")
     for lock in (*LOCKS, "llamafactory.lock"):
-        command = (provenance.REQUIREMENTS / lock).read_text().splitlines()[1].removeprefix("#").strip()
+        command = (REQUIREMENTS / lock).read_text().splitlines()[1].removeprefix("#").strip()
         assert command in makefile and f"--python-version {version}" in command
 
 
 def test_a_wrong_version_and_a_missing_package_point_to_setup(monkeypatch):
     check_environment()  # that of these tests is the locked one
-    found = {name: metadata.version(name) for name in direct() if name != "peft"} | {"trl": "0.1"}
+    found = {name: metadata.version(name) for name in requirements("main.in") if name != "peft"} | {"trl": "0.1"}
 
     def version(name):
         if name not in found:
             raise metadata.PackageNotFoundError(name)
         return found[name]
 
-    monkeypatch.setattr(provenance.metadata, "version", version)
+    monkeypatch.setattr(run.metadata, "version", version)
     with pytest.raises(UserError, match=r"trl is 0\.1, the lock says .*; peft is missing\. Run `make setup`"):
         check_environment()
 
@@ -79,14 +79,14 @@ def test_the_commit_is_that_of_this_repository_alone(tmp_path, monkeypatch):
     author = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
     for arguments in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "other"]):
         subprocess.run(["git", *arguments], cwd=unpacked.parent, check=True)
-    ours = provenance.commit.__wrapped__()
+    ours = runs.commit.__wrapped__()
     monkeypatch.setenv("GIT_DIR", str(unpacked.parent / ".git"))
-    assert provenance.commit.__wrapped__() == ours
+    assert runs.commit.__wrapped__() == ours
     monkeypatch.delenv("GIT_DIR")
     monkeypatch.setattr(paths, "ROOT", unpacked)
-    assert provenance.commit.__wrapped__() == {"commit": None, "dirty": None}
+    assert runs.commit.__wrapped__() == {"commit": None, "dirty": None}
     monkeypatch.setattr(paths, "ROOT", unpacked.parent)
-    assert provenance.commit.__wrapped__()["commit"] not in (None, ours["commit"])
+    assert runs.commit.__wrapped__()["commit"] not in (None, ours["commit"])
 
 
 def test_the_workflow_and_the_image_run_commands_that_exist():

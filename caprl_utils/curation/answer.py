@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from PIL.Image import Image
 
 from caprl_utils import prompts
+from caprl_utils.answers import read_letter
 from caprl_utils.hashing import derive_seed
-from caprl_utils.letters import read_letter
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question
 
@@ -39,9 +39,7 @@ def _probe_id(image_id: str, number: int, view: str, round_: int) -> str:
 
 
 def sampling(authors: bool, seed: int) -> Sampling:
-    """How the filter model answers. authors: temperature 0.1 and penalty 1.05 (author script), else 0.6 (ours: as their
-    reward reader).
-    """
+    """How the filter model answers: at 0.1, penalty 1.05 (author script), or 0.6 (ours: as their reward reader)."""
     temperature, penalty = (0.1, 1.05) if authors else (0.6, 1.0)
     return Sampling(MAX_TOKENS, temperature, repetition_penalty=penalty, seed=seed)
 

@@ -21,7 +21,6 @@ MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
 MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); below it there is nothing to ask
 HASH_SIDE = 16  # ours: 256 bits; the usual 64 cannot tell two charts of one style apart
 MAX_DISTANCE = 8  # ours: bits of 256 in which copies may differ
-_BAND_BITS = 16
 
 
 class Unwanted(StrEnum):
@@ -42,31 +41,24 @@ class DuplicateFinder:
 
     def __init__(self, known: Iterable[tuple[str, str]] = ()) -> None:
         """known: (name, hash) pairs to start from, for example of benchmark images."""
-        self._hashes: list[tuple[str, int]] = []
-        self._bands: list[dict[int, list[int]]] = [{} for _ in range(MAX_DISTANCE + 1)]
+        self._seen: dict[tuple[int, str], list[tuple[str, int]]] = {}
         for name, phash in known:
             self.add(name, phash)
 
     def add(self, name: str, phash: str) -> None:
         """Remember a hash (hex digits)."""
-        value = int(phash, 16)
-        for band, places in zip(self._split(value), self._bands, strict=False):
-            places.setdefault(band, []).append(len(self._hashes))
-        self._hashes.append((name, value))
+        one = name, int(phash, 16)
+        for band in self._bands(phash):
+            self._seen.setdefault(band, []).append(one)
 
     def nearest(self, phash: str) -> str | None:
         """Name of a remembered image that this one copies, or None."""
-        value = int(phash, 16)
-        for band, places in zip(self._split(value), self._bands, strict=False):
-            for name, other in map(self._hashes.__getitem__, places.get(band, ())):
-                if (value ^ other).bit_count() <= MAX_DISTANCE:
-                    return name
-        return None
+        value, there = int(phash, 16), (one for band in self._bands(phash) for one in self._seen.get(band, ()))
+        return next((name for name, other in there if (value ^ other).bit_count() <= MAX_DISTANCE), None)
 
     @staticmethod
-    def _split(value: int) -> list[int]:
-        count = HASH_SIDE * HASH_SIDE // _BAND_BITS
-        return [(value >> (_BAND_BITS * band)) & ((1 << _BAND_BITS) - 1) for band in range(count)]
+    def _bands(phash: str) -> list[tuple[int, str]]:
+        return [(band, phash[-4 * band :][:4]) for band in range(1, MAX_DISTANCE + 2)]
 
 
 def perceptual_hash(image: Image) -> str:
@@ -75,10 +67,7 @@ def perceptual_hash(image: Image) -> str:
 
 
 def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFinder) -> dict[str, Any]:
-    """An image's row: id, kind, width, height, phash, reason (None for a good one) and detail.
-
-    A good one is remembered in `seen`.
-    """
+    """An image's row with the reason why it is set aside; a good one (None) is remembered in `seen`."""
     width, height = item.image.size if item.image is not None else (None, None)
     row = {"id": item.id, "kind": item.kind, "width": width, "height": height, "phash": None}
     if item.problem is not None:

@@ -152,10 +152,7 @@ def _option(line: str) -> re.Match[str] | None:
 
 
 def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], list[Rejection]]:
-    """The questions in a text, and one rejection per piece that is none.
-
-    finish_reason: "length" when the writer was stopped by its token limit.
-    """
+    """The questions in a text, a rejection for each piece that is none. finish_reason: "length" where it was cut."""
     blocks, cut = _blocks(text), finish_reason == "length"
     blocks = [b for b in blocks if not b.is_prose() or (cut and b is blocks[-1] and b.number)]
     if not blocks:
@@ -164,11 +161,10 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
         return [], [Rejection(reason=reason, number=None, text=excerpt)]
     questions: list[Question] = []
     rejected: list[Rejection] = []
-    numbers: set[int] = set()
-    statements: set[str] = set()
+    numbers, statements = set[int](), set[str]()
     for block in blocks:
         last = cut and block is blocks[-1]
-        found = _heading_problem(block, numbers) or _read(block, whole=not last)
+        found = _problem(block, numbers) or _with_answer(block, whole=not last)
         if isinstance(found, Reason) and last:
             found = Reason.CUT_OFF
         if isinstance(found, Question) and text_key(found.question) in statements:
@@ -209,53 +205,34 @@ def _heading(raw: str, line: str) -> _Block | None:
     return _Block(None, line) if whole.startswith("**") and whole.endswith("**") and whole != line else None
 
 
-def _heading_problem(block: _Block, numbers: set[int]) -> Reason | None:
-    if not block.bold:
-        return Reason.NOT_BOLD
-    if block.number is None:
-        return Reason.NO_NUMBER
-    if block.number in numbers:
-        return Reason.NUMBER_REPEATED
-    if not 1 <= block.number <= NUM_QUESTIONS:
-        return Reason.EXTRA_QUESTION
-    if not block.question:
-        return Reason.EMPTY_QUESTION
-    return None
+def _problem(block: _Block, numbers: set[int]) -> Reason | None:
+    """Why a block is no question, whatever its answer says. numbers: of the blocks before it."""
+    letters, texts = [letter for letter, _ in block.options], [text_key(text) for _, text in block.options]
+    checks = [
+        (not block.bold, Reason.NOT_BOLD),
+        (block.number is None, Reason.NO_NUMBER),
+        (block.number in numbers, Reason.NUMBER_REPEATED),
+        (block.number not in range(1, NUM_QUESTIONS + 1), Reason.EXTRA_QUESTION),
+        (not block.question, Reason.EMPTY_QUESTION),
+        (_UNREADABLE.search("\n".join([block.question, *block.lines])), Reason.UNREADABLE),
+        (block.problem, block.problem),
+        (not block.answers, Reason.NO_ANSWER),
+        (len(block.answers) > 1, Reason.SEVERAL_ANSWERS),
+        (len(set(letters)) < len(letters), Reason.LETTER_REPEATED),
+        (len(letters) < len(LETTERS), Reason.MISSING_OPTION),
+        (len(letters) > len(LETTERS), Reason.TOO_MANY_OPTIONS),
+        (letters != [*LETTERS], Reason.WRONG_ORDER),
+        (not all(texts), Reason.EMPTY_OPTION),
+        (len(set(texts)) < len(texts), Reason.OPTIONS_EQUAL),
+        # it would change its meaning when options are shuffled
+        (any(_REFERS.search(text) for _, text in block.options), Reason.OPTION_REFERS),
+    ]
+    return next((reason for is_so, reason in checks if is_so), None)
 
 
-def _read(block: _Block, whole: bool) -> Question | Reason:
-    """The block as a question, or why it is none. whole: the text goes on behind it, so a letter alone is one."""
-    if _UNREADABLE.search("\n".join([block.question, *block.lines])):
-        return Reason.UNREADABLE
-    if block.problem:
-        return block.problem
-    if len(block.answers) != 1:
-        return Reason.SEVERAL_ANSWERS if block.answers else Reason.NO_ANSWER
-    problem = _options_problem(block.options)
-    return problem or _with_answer(block, [text for _, text in block.options], block.answers[0], whole)
-
-
-def _options_problem(options: list[tuple[str, str]]) -> Reason | None:
-    letters = [letter for letter, _ in options]
-    texts = [text for _, text in options]
-    if len(set(letters)) < len(letters):
-        return Reason.LETTER_REPEATED
-    if len(letters) < len(LETTERS):
-        return Reason.MISSING_OPTION
-    if len(letters) > len(LETTERS):
-        return Reason.TOO_MANY_OPTIONS
-    if letters != list(LETTERS):
-        return Reason.WRONG_ORDER
-    if not all(text_key(text) for text in texts):
-        return Reason.EMPTY_OPTION
-    if len({text_key(text) for text in texts}) < len(texts):
-        return Reason.OPTIONS_EQUAL
-    if any(_REFERS.search(text) for text in texts):  # it would change its meaning when options are shuffled
-        return Reason.OPTION_REFERS
-    return None
-
-
-def _with_answer(block: _Block, options: list[str], value: str, whole: bool) -> Question | Reason:
+def _with_answer(block: _Block, whole: bool) -> Question | Reason:
+    """The block as a question, or what is wrong with its answer. whole: text follows, a letter alone is an answer."""
+    options, value = [text for _, text in block.options], block.answers[0]
     if not value:
         return Reason.NO_ANSWER
     if _TWO_LETTERS.match(value) and text_key(value) not in map(text_key, options):

@@ -55,10 +55,7 @@ def verdict(visual: float, text: float, limits: Curation) -> Verdict:
 
 
 def measured(image_id: str, question: Question) -> dict[str, Any]:
-    """An answered question with its accuracies: shares of rounds with the right letter, None without rounds.
-
-    open_correct: without options, the answer was the right option's text.
-    """
+    """An answered question with its shares of right letters, None without rounds. open_correct: without options."""
 
     def accuracy(letters: tuple[str | None, ...]) -> float | None:
         return sum(letter == question.answer for letter in letters) / len(letters) if letters else None
@@ -74,10 +71,7 @@ def measured(image_id: str, question: Question) -> dict[str, Any]:
 
 
 def truth_of(question: Question, meta: dict[str, Any]) -> str | None:
-    """What an image source that knows its images (`registry.DrawnSource`) says about a question.
-
-    "sound", "leaking", "wrong answer" or "unknown fact"; None for a source without knowledge.
-    """
+    """What an image source that knows its images (`registry.DrawnSource`) says about a question; None for others."""
     if "facts" not in meta:
         return None
     key = meta["asked"].get(question.question)
@@ -141,10 +135,7 @@ def table_writer(path: Path, schema: pa.Schema, group_rows: int) -> Iterator[Cal
 
 
 def read_qa(path: Path) -> Iterator[ImageQA]:
-    """Read a file in CapRL-QA-75K's schema, ours or the released one, a few rows at a time.
-
-    Raises UserError naming file and row for a row that is not in that form.
-    """
+    """Rows of a file in CapRL-QA-75K's schema, a few at a time. Raises UserError for a row in another form."""
     number = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_QA_ROWS):
@@ -160,10 +151,7 @@ def read_qa(path: Path) -> Iterator[ImageQA]:
 
 
 def write_tables(folder: Path, images: Iterable[ImageItem], answered: RowStore, limits: Curation) -> dict[str, Any]:
-    """Judge every answered question, write the three tables, and return counts and rates for the record.
-
-    answered: a `QuestionSet` for every image that has questions.
-    """
+    """Judge all questions (a `QuestionSet` an image), write the three tables; counts and rates for the record."""
     with (
         table_writer(folder / QA_FILE, qa_schema(), _QA_ROWS) as add_kept,
         table_writer(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as add_leaking,

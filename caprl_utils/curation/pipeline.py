@@ -27,7 +27,6 @@ from caprl_utils.images import BadImage, ImageItem
 from caprl_utils.models.base import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
-from caprl_utils.records import Question
 from caprl_utils.registry import drawn_source
 from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
@@ -40,6 +39,7 @@ RECIPE = [
     "caprl_utils.models.local", "caprl_utils.models.decoding",
 ]  # fmt: skip
 WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
+Answers = dict[str, Completion | None]  # about an image: request -> what the filter model said, None while it is out
 
 
 @dataclass
@@ -164,40 +164,30 @@ def answer_questions(job: Job) -> None:
     """Have the filter model answer every question with and without its image."""
     if job.run.complete:
         return
-    store, total, rounds = job.rows(ANSWERED), len(job.rows(EXTRACTED)), job.profile.curation.rounds
+    store, extracted, rounds = job.rows(ANSWERED), job.rows(EXTRACTED), job.profile.curation.rounds
     sampling = answer.sampling(job.authors, job.seed)
-    waiting: dict[str, _Pending] = {}
-    with Progress("answer", total) as bar:
+    waiting: dict[str, Answers] = {}
+    with Progress("answer", len(extracted)) as bar:
         bar.update(len(store))
         for completion in job.reader.stream(_unanswered(job, waiting), sampling):
             image_id = answer.image_of(completion.id)
-            pending = waiting[image_id]
-            pending.found[completion.id] = completion
-            if len(pending.found) < pending.count:
+            found = waiting[image_id]
+            found[completion.id] = completion
+            if None in found.values():
                 continue
             del waiting[image_id]
-            if error := next((c.error for c in pending.found.values() if c.error), None):
+            if error := next((c.error for c in found.values() if c.error), None):
                 job.failures.setdefault(ANSWERED, {})[image_id] = error
             else:
-                answered = (
-                    answer.with_answers(image_id, question, pending.found, rounds, job.seed, job.authors)
-                    for question in pending.questions
-                )
-                store.append(QuestionSet(id=image_id, questions=tuple(answered)))
+                questions = extracted.get(image_id, QuestionSet).questions
+                how = (found, rounds, job.seed, job.authors)
+                answered = tuple(answer.with_answers(image_id, question, *how) for question in questions)
+                store.append(QuestionSet(id=image_id, questions=answered))
             bar.update()
-    _end_of_stage(job, ANSWERED, total, "images have unanswered questions")
+    _end_of_stage(job, ANSWERED, len(extracted), "images have unanswered questions")
 
 
-@dataclass
-class _Pending:
-    """The answers about one image while they come in; count: how many were asked for."""
-
-    questions: tuple[Question, ...]
-    count: int
-    found: dict[str, Completion] = field(default_factory=dict)
-
-
-def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
+def _unanswered(job: Job, waiting: dict[str, Answers]) -> Iterator[Request]:
     """Requests for all unanswered images; notes in `waiting` what each image still waits for."""
     store, extracted, other = job.rows(ANSWERED), job.rows(EXTRACTED), None
     for item in job.good_images():
@@ -206,7 +196,7 @@ def _unanswered(job: Job, waiting: dict[str, _Pending]) -> Iterator[Request]:
             another = other.image if other is not None else None
             asked = (item.id, questions, item.image, another, job.profile.curation.rounds, job.seed, job.authors)
             if requests := list(answer.requests_about(*asked)):
-                waiting[item.id] = _Pending(questions, len(requests))
+                waiting[item.id] = {request.id: None for request in requests}
                 yield from requests
             else:
                 store.append(QuestionSet(id=item.id, questions=()))

@@ -9,7 +9,7 @@ no options and takes the one that a reader without letters means (`outside`); on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,10 +19,9 @@ from caprl_utils import prompts
 from caprl_utils.captions.caption import failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.models.base import Backend, Request, Sampling
-from caprl_utils.prism.authors import OWN_PROMPT
+from caprl_utils.models.base import Backend, Completion, Request, Sampling
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.loading import too_many
+from caprl_utils.prism.loading import OWN_PROMPT, too_many
 from caprl_utils.prism.sources import ATTEMPTS
 from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
@@ -53,16 +52,14 @@ class Task:
 
 
 class Answer(BaseModel):
-    """What the reader said, a row of answers.jsonl. letters: the likeliest by its probabilities, or all exactly as
-    likely.
-    """
+    """What the reader said, a row of answers.jsonl. letters: the likeliest, or all exactly as likely."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     text: str
     letters: str = ""
-    finish_reason: str
+    finish_reason: str = "stop"
     letter_mass: float | None = None
 
 
@@ -116,37 +113,27 @@ def answer_all(
     benchmarks go through together. Raises UserError when the reader failed on too many: the finished rows stay and the
     next call makes the rest.
     """
-    failed: dict[str, str] = {}
-    dead = False  # nothing works any more
-    chunks = list(_chunks(tasks, mode, wording))
+    chunks, told = list(_chunks(tasks, mode, wording)), "questions were not answered"
     with Progress("answers", len(tasks)) as progress:
         for attempt in range(ATTEMPTS):
-            failed = {}
+            failed: dict[str, str] = {}
             for number, (how, chunk) in enumerate(chunks):
-                if any(t.id not in store for t in chunk):  # whole chunks, so that a restart draws the same
+                if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
                     texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
                     answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
-                    failed |= _kept(answered, store)
+                    new = {task.id: found for task, found in zip(chunk, answered, strict=True) if task.id not in store}
+                    failed |= {name: found for name, found in new.items() if isinstance(found, str)}
+                    for answer in (found for name, found in new.items() if name not in failed):
+                        store.append(answer)
                 progress.update(0 if attempt else len(chunk))
-                if dead := len(chunk) > 1 and all(task.id in failed for task in chunk):
-                    break
-            if dead or not failed:
+                if len(chunk) > 1 and all(task.id in failed for task in chunk):  # nothing works any more
+                    raise UserError(failure_message(told, failed, len(tasks), store))
+            if not failed:
                 break
-    if failed and (dead or too_many(len(failed), len(tasks))):
-        raise UserError(failure_message("questions were not answered", failed, len(tasks), store))
+    if too_many(len(failed), len(tasks)):
+        raise UserError(failure_message(told, failed, len(tasks), store))
     wanted = {task.id for task in tasks}
     return {row.id: row for row in store.read(Answer) if row.id in wanted}, failed
-
-
-def _kept(answered: Iterable[tuple[str, Answer | str]], store: RowStore) -> dict[str, str]:
-    """Keep the new answers; returns why others are missing."""
-    failed = {}
-    for name, answer in answered:
-        if name not in store and isinstance(answer, str):
-            failed[name] = answer
-        elif name not in store:
-            store.append(answer)
-    return failed
 
 
 def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tuple[Manner, Sequence[Task]]]:
@@ -161,33 +148,32 @@ def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tup
 
 def _ask(
     reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[str], seed: int
-) -> Iterator[tuple[str, Answer | str]]:
-    """Task id and answer, or the reason why there is none."""
+) -> list[Answer | str]:  # fmt: skip
+    """Of each task the answer, or the reason why there is none."""
     images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
     requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
     if how.by_words:
-        for request, place in zip(
-            requests, reader.choose(requests, [task.sample.options for task in tasks]), strict=True
-        ):
-            letter = how.letters[place]
-            yield request.id, Answer(id=request.id, text=letter, letters=letter, finish_reason="stop")
-        return
+        places = reader.choose(requests, [task.sample.options for task in tasks])
+        chosen = zip(requests, (how.letters[place] for place in places), strict=True)
+        return [Answer(id=request.id, text=letter, letters=letter) for request, letter in chosen]
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
-        for request, row in zip(requests, rows, strict=True):
-            told = _likeliest(request.id, row, how.letters) if row else "the reader gave no letters"
-            yield request.id, told
-        return
-    for c in reader.generate(requests, replace(how.sampling, seed=seed)):
-        if c.text is None:
-            yield c.id, c.error or "the reader gave no text"
-        else:  # a reader without prefill may write the same words itself; they are no part of the answer
-            text = c.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
-            text = text.split("\n")[0].strip() if how.one_line else text
-            yield c.id, Answer(id=c.id, text=text, finish_reason=c.finish_reason)
+        return [_likeliest(r.id, row, how.letters) for r, row in zip(requests, rows, strict=True)]
+    return [_said(c, how.one_line) for c in reader.generate(requests, replace(how.sampling, seed=seed))]
 
 
-def _likeliest(task_id: str, logprobs: Sequence[float], letters: str) -> Answer:
+def _likeliest(task_id: str, logprobs: Sequence[float] | None, letters: str) -> Answer | str:
+    if not logprobs:
+        return "the reader gave no letters"
     best, mass = max(logprobs), sum(map(math.exp, logprobs))
     ahead = "".join(letter for letter, value in zip(letters, logprobs, strict=True) if value == best)
-    return Answer(id=task_id, text=ahead[0], letters=ahead, finish_reason="stop", letter_mass=mass)
+    return Answer(id=task_id, text=ahead[0], letters=ahead, letter_mass=mass)
+
+
+def _said(completion: Completion, one_line: bool) -> Answer | str:
+    """A reader without prefill may write the same words itself; they are no part of the answer."""
+    if completion.text is None:
+        return completion.error or "the reader gave no text"
+    text = completion.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
+    text = text.split("\n")[0].strip() if one_line else text
+    return Answer(id=completion.id, text=text, finish_reason=completion.finish_reason)

@@ -8,7 +8,7 @@ CPU time, not the clock, so that a busy machine changes no verdict.
 
 Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1), scale search (Q2),
 golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22). The version of math-verify is part of the
-metric (12% against 12 changes in 0.9.0) and is pinned here. Main thread only: its time limits are signals (Q26).
+metric (12% against 12 changes in 0.9.0) and is pinned by the package. Main thread only: its limits are signals (Q26).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any, Literal
 
 from caprl_utils.prism.metrics import ANLS_THRESHOLD, Score, anls_distance, as_list, relaxed_match
@@ -74,9 +73,7 @@ def symbolic_verdict(answer: str, gold: str) -> tuple[float, str, bool]:
 
 
 def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
-    """Relaxed accuracy of the answer's normalised text over scales and alternatives; with `similarity` (InfoVQA) the
-    larger of it and ANLS.
-    """
+    """Relaxed accuracy over scales and alternatives; with `similarity` (InfoVQA) the larger of it and ANLS."""
     listed = as_list(gold)
     alternatives = [gold] if listed is None else listed
     if not alternatives:
@@ -94,13 +91,6 @@ def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
 
 
 # --- the calls to math-verify as the authors' scorer makes them, but for the clock of their time limit ---
-
-
-def version_warning() -> str | None:
-    """What to tell where another math-verify is installed than the one that defines this scorer."""
-    found = version("math-verify")
-    told = f"math-verify {found} is installed, scoring caprl is defined with {MATH_VERIFY_VERSION}: percentages, units "
-    return None if found == MATH_VERIFY_VERSION else told + "and mixed-case words may be judged otherwise"
 
 
 @lru_cache(maxsize=4096)  # one gold is compared with the answers from several captions

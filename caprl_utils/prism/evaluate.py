@@ -25,9 +25,8 @@ from caprl_utils.models.base import Backend, open_backend
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.scoring import Judge
-from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, images_of, model_captions
+from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, image_itself, images_of, model_captions
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
 from caprl_utils.runs import RowStore, Run
@@ -36,24 +35,17 @@ from caprl_utils.schema import ModelConfig, Profile
 STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
-        "answers", "caprl", "controls", "evaluate", "metrics", "scores", "scoring", "sources", "statistics",
-        "told",
+        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics", "told",
     )),
     "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
-    "caprl_utils.letters", "caprl_utils.prompts",
+    "caprl_utils.prompts",
 ]  # fmt: skip
 
 
 def evaluate(
-    profile: Profile,
-    name: str,
-    captioner: Backend | Source,
-    reader: Backend,
-    samples: Sequence[Sample],
-    captions_run: str | None = None,
-    stage: str = STAGE,
-    mode: Mode | None = None,
-) -> dict[str, Any]:
+    profile: Profile, name: str, captioner: Backend | Source, reader: Backend, samples: Sequence[Sample],
+    captions_run: str | None = None, stage: str = STAGE, mode: Mode | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name>; returns its record.
 
     In it: answers.jsonl, samples.parquet (`scores.COLUMNS`), result.json. captioner: a model or a `Source`. reader: a
@@ -61,8 +53,8 @@ def evaluate(
     mode: of reading, by default the profile's.
     Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
-    own = isinstance(captioner, Source)
-    source = captioner if own else model_captions(profile, captioner, captions_run or name)
+    made = isinstance(captioner, Source)
+    source = captioner if made else model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, mode or reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
     asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
@@ -101,13 +93,9 @@ def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[
 
 def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
     """Tasks with an answer; a question with rotations goes whole where one of them has none."""
-
-    def unit(task: Task) -> tuple[Any, ...]:
-        turned = "rotation" in task.sample.meta
-        return task.sample.benchmark, task.image_id if turned else task.id, task.caption_index
-
-    gone = {unit(task) for task in tasks if task.id in failed}
-    return [task for task in tasks if unit(task) not in gone]
+    units = [(t.image_id, t.caption_index) if "rotation" in t.sample.meta else t.id for t in tasks]
+    gone = {unit for unit, task in zip(units, tasks, strict=True) if task.id in failed}
+    return [task for unit, task in zip(units, tasks, strict=True) if unit not in gone]
 
 
 def _left_out(
@@ -149,11 +137,10 @@ def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, rea
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
     """Run name -> captioner of every finished training of the named experiments, seeds in order."""
-    names: list[str] = []
-    for experiment in experiments:
-        found = (paths.RUNS / profile.name / "rl").glob(f"{experiment}-seed*/result.json")
-        names += sorted((file.parent.name for file in found), key=lambda name: (len(name), name))
-    return {name: trained_captioner(profile, name) for name in names}
+    runs = paths.RUNS / profile.name / "rl"
+    found = [[file.parent.name for file in runs.glob(f"{name}-seed*/result.json")] for name in experiments]
+    in_order = (name for names in found for name in sorted(names, key=lambda name: (len(name), name)))
+    return {name: trained_captioner(profile, name) for name in in_order}
 
 
 def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
@@ -182,6 +169,6 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
 
 def samples_hash(samples: Sequence[Sample]) -> str:
     """Hash of everything of the samples that can change a score: texts, golds and images."""
-    images = {image.id: image_hash(image.open) for image in images_of(samples)}
+    images = {image.id: image_hash(image.load) for image in images_of(samples)}
     rows = [[s.benchmark, s.id, s.question, [*s.options], s.gold, {**s.meta}, image_ids(s)] for s in samples]
     return value_hash({"rows": rows, "images": images})

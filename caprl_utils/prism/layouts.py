@@ -9,7 +9,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils.answers import DEFAULT_LETTERS
+from caprl_utils.answers import ABCD
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import Benchmark
 from caprl_utils.prism.metrics import as_list, gold_letter, letters_for
@@ -17,7 +17,7 @@ from caprl_utils.prompts import LETTERS
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
-    from caprl_utils.prism.tables import Record
+    from caprl_utils.prism.loading import Record
 
 CANNOT_ANSWER = "Cannot answer from the caption"  # CaptionQA's own wording
 _ID_COLUMNS = ("id", "questionId", "question_id", "pid", "sample_index", "index", "data_id", "figure_path")
@@ -27,19 +27,15 @@ _SHARED_IMAGES = ("chartqa", "chartqapro", "mmstar", "realworldqa", "seed", "ai2
 _YES_NO_START = re.compile(  # CaptionQA's own list
     "(?:is|are|was|were|do|does|did|have|has|had|can|could|will|would|should|shall|may|might|must) "
 )
-_HIDDEN = ("ocr",)  # columns that must reach no prompt
 
 
 def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
     """The samples of one row. Raises UserError for a row that cannot be used."""
-    if facts.key == "captionqa":
-        found = captionqa(record, facts)
-    else:
-        layout = LAYOUTS.get(facts.key, lambda record, facts: {})
-        found = [build(record, facts, **layout(record, facts))]
-    for count in (len(sample.options) for sample in found):
-        if count > len(LETTERS) - (facts.key == "captionqa"):
-            raise UserError(f"{count} options; there are letters for {len(LETTERS)}")
+    several = facts.key == "captionqa"
+    own = {} if several or facts.key not in LAYOUTS else LAYOUTS[facts.key](record, facts)
+    found = captionqa(record, facts) if several else [build(record, facts, **own)]
+    if (most := max(len(sample.options) for sample in found)) > len(LETTERS) - several:
+        raise UserError(f"{most} options; there are letters for {len(LETTERS)}")
     return found
 
 
@@ -49,17 +45,14 @@ def build(
 ) -> Sample:  # fmt: skip
     """A sample of a row: what its layout gives, and the rest from the columns that the registry names."""
     columns = facts.columns
-    if options is None:
-        options = _options(record, columns.options)
-    if images is None:  # GQA's are joined later, from their own configuration
-        images = () if facts.hub.images_config else record.images(columns.image[0])
-    if not images and not facts.hub.images_config:
+    options = _options(record, columns.options) if options is None else options
+    if facts.hub.images_config:  # GQA's are joined later, from there
+        images = ()
+    elif not (images := record.images(columns.image[0]) if images is None else images):
         raise UserError(f"column {columns.image[0]!r} holds nothing, an image is needed")
-    shown = [name for name in columns.extra if name not in _HIDDEN]
-    extras = {name: value for name in shown if (value := record.get(name)) is not None}
+    extras = {name: value for name in columns.extra if (value := record.get(name)) is not None}
     id = id or record.first(_ID_COLUMNS) or str(record.index)
-    if "image_id" not in meta:
-        meta["image_id"] = _image_id(record, facts, id, images)
+    extras["image_id"] = meta.get("image_id") or _image_id(record, facts, id, images)
     question = record.text(columns.question[0]) if question is None else question
     gold = _gold(record, facts, options) if gold is None else gold
     return Sample(id, facts.key, images, question, gold, tuple(options), {**extras, **meta})
@@ -85,7 +78,7 @@ def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
 
 
 def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
-    letter, letters = gold_letter(text), letters_for(options, facts.letters or DEFAULT_LETTERS)
+    letter, letters = gold_letter(text), letters_for(options, facts.letters or ABCD)
     if letter not in letters or len(letter) != 1:
         raise UserError(f"unknown answer {text!r}: a letter of {letters} is needed")
     return letter
@@ -152,9 +145,7 @@ def wemath(record: Record, facts: Benchmark) -> dict[str, Any]:
 
 
 def split_options(text: str) -> tuple[str, list[str]]:
-    """What stands before "A. red; B. blue", and these (A to the last without a gap). Raises UserError where not two
-    are.
-    """
+    """What stands before "A. red; B. blue", and these, up to a gap. Raises UserError for fewer than two."""
     marks = []
     for mark in re.finditer(r"(?:^|[;,\n]|\s)\(?([A-J])[.):]\s*", text):
         if mark[1] == ascii_uppercase[len(marks)]:
@@ -218,11 +209,8 @@ LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
 
 def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
     """The questions of an entry, about all its views; options are shuffled later, over all rows in order."""
-    questions = record.get("questions")
-    if not isinstance(questions, list) or not questions:
-        raise UserError("column 'questions' holds no list of questions")
     made = []
-    for number, item in enumerate(questions):
+    for number, item in enumerate(record.get("questions", ())):
         choices, image = [str(choice) for choice in item.get("choices") or []], record.text("id")
         stripped, answer = [choice.strip() for choice in choices], str(item.get("answer") or "").strip()
         if len(choices) > 1 and answer in stripped:  # as the benchmark's own code, before it draws a shuffle
@@ -237,19 +225,16 @@ def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
 
 def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
     """CaptionQA's option order: one generator for all questions; each but yes/no ones first gets `CANNOT_ANSWER`."""
-    generator = random.Random(0)
-    shuffled = []
+    generator, shuffled = random.Random(0), []
     for item in samples:
-        options = list(item.options)
-        extra = not _yes_no(item.question, options)
-        if extra:
-            options.append(CANNOT_ANSWER)
+        extra = not _yes_no(item.question, item.options)
+        options = [*item.options, *([CANNOT_ANSWER] if extra else [])]
         order = list(range(len(options)))
         generator.shuffle(order)
         gold = ascii_uppercase[order.index(ascii_uppercase.index(item.gold))]
         cannot = ascii_uppercase[order.index(len(options) - 1)] if extra else None
-        texts = tuple(options[place] for place in order)
-        shuffled.append(replace(item, gold=gold, options=texts, meta={**item.meta, "cannot_answer": cannot}))
+        meta = {**item.meta, "cannot_answer": cannot}
+        shuffled.append(replace(item, gold=gold, options=tuple(options[place] for place in order), meta=meta))
     return shuffled
 
 

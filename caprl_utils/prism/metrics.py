@@ -21,8 +21,7 @@ from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 
-from caprl_utils.answers import DEFAULT_LETTERS, Letter, final_answer, short_answer, unframed, unwrap_commands
-from caprl_utils.letters import read_letter
+from caprl_utils.answers import ABCD, Letter, final_answer, read_letter, short_answer, unframed, unwrap_commands
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.records import Sample
 
@@ -41,9 +40,7 @@ class Score:
 
 
 def as_list(value: Any) -> list[str] | None:
-    """The items of a list, or of the list that a text writes out (a literal, never evaluated as code, Q16), as texts;
-    None for what is no list.
-    """
+    """The items of a list, or of one that a text writes out (a literal, never code, Q16), as texts; else None."""
     kinds = list if isinstance(value, str) else (list, tuple)
     value = _literal(value) if isinstance(value, str) else value
     return [str(item) for item in value] if isinstance(value, kinds) else None
@@ -128,9 +125,7 @@ def relaxed_accuracy(prediction: str, gold: Any) -> float:
 
 
 def anls_distance(gold: str, prediction: str) -> float:
-    """Edit distance of the lower-cased, space-collapsed strings over the longer raw length, in upper case ("ß" is two)
-    as in the toolkits.
-    """
+    """Edit distance of lower-cased, space-collapsed texts over the longer length in upper case (as the toolkits)."""
     distance = Levenshtein.distance(" ".join(gold.lower().split()), " ".join(prediction.lower().split()))
     return distance / max(len(gold.upper()), len(prediction.upper()), 1)
 
@@ -197,7 +192,7 @@ def _quote_items(text: str) -> str:
 # --- letters ---
 
 
-def letters_for(options: Sequence[str] | None, default: str = DEFAULT_LETTERS) -> str:
+def letters_for(options: Sequence[str] | None, default: str = ABCD) -> str:
     """The letters that exist: as many as there are options, or `default` when the options are not known."""
     return ascii_uppercase[: len(options)] if options else default
 
@@ -212,10 +207,8 @@ def gold_letter(gold: Any) -> str:
 
 
 def letter_accuracy(sample: Sample, text: str) -> Score:
-    """1 if the answer states the gold letter; an unclear answer scores 0 and is counted as unparsed. Of questions of
-    We-Math and rotations of MMBench `scores` makes the benchmark's score.
-    """
-    letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or DEFAULT_LETTERS)
+    """1 for the gold letter; an unclear answer is 0 and unparsed. `scores` makes more of We-Math's and MMBench's."""
+    letters = letters_for(sample.options, get_benchmark(sample.benchmark).letters or ABCD)
     reading = read_letter(text, letters, sample.options)
     if reading.letter is None:
         return Score(0.0, None, reading.reason)
@@ -233,7 +226,9 @@ def letter_or_short(sample: Sample, text: str) -> Score:
 
 
 def all_rotations(scores: Sequence[Score]) -> Score:
-    """MMBench: 1 only if every rotation of the question is answered right."""
+    """MMBench: 1 only if every rotation of the question is answered right; of one answer its own score."""
+    if len(scores) == 1:
+        return scores[0]
     unread = sum(score.parsed is None for score in scores)
     return Score(
         float(all(score.value == 1.0 for score in scores)),
@@ -254,9 +249,7 @@ _NUMBER_PATTERNS = (
 
 
 def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
-    """MMMU's letter search: "(A)", then "A ", then "A.", then option texts in longer answers; the last hit. None where
-    the official code draws a letter.
-    """
+    """MMMU's search: "(A)", "A ", "A.", option texts in longer answers; the last hit. None where its code draws one."""
     for mark in ",.!?;:'":
         response = response.strip(mark)
     response = f" {response} "

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import posixpath
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
-from statistics import fmean, variance
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
+from caprl_utils.captions.export import caption_in
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
+from caprl_utils.hashing import value_hash
+from caprl_utils.image_sources import IMAGE_KEYS
+from caprl_utils.images import ImageItem, has_picture_name
 from caprl_utils.models.base import open_backend
 from caprl_utils.notebook import prepare_process
+from caprl_utils.paths import shown
 from caprl_utils.prism import told
-from caprl_utils.prism.controls import other_image_captions
+from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.evaluate import STAGE, evaluate, evaluate_vqa
-from caprl_utils.prism.given import SUFFIXES, given_captions
-from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.loading import file_rows, load_samples
 from caprl_utils.prism.scores import LOW_MASS, read_samples, sample_scores
-from caprl_utils.prism.sources import images_of, model_captions
+from caprl_utils.prism.sources import Source, images_of, model_captions, other_image_captions, written_captions
 from caprl_utils.prism.statistics import AVERAGE, bootstrap_models
 from caprl_utils.schema import Profile
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Rows = Sequence[Mapping[str, Any]]
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+NAME_KEYS = ("image_id", *IMAGE_KEYS, "question_id", "id")  # ours: the first that names an image of the benchmarks
 _NAMED = 10  # images without a caption named on the page
 _SAID = ("told", "false share", "false count")
 _NOTE = """
@@ -61,14 +71,11 @@ def score(
         own = source.captions(images)
         if without := [image.id for image in images if image.id not in own]:
             lines.append(f"without a caption: {len(without)} of {len(images)} images: {', '.join(without[:_NAMED])}")
-        try:
-            placebo = other_image_captions(source)
-            placebo.captions(images)
-        except UserError as error:
-            lines.append(f"no placebo: {error}")
-        else:
+        if placebo := other_image_captions(source, images):
             evaluate(profile, f"{name}-placebo", placebo, reader, samples)
             others = read_samples(paths.RUNS / profile.name / STAGE / f"{name}-placebo")
+        else:
+            lines.append("no placebo: a benchmark has not two pictures with captions")
     folder = paths.RUNS / profile.name / record["stage"] / name
     parts = [f"# {name}, read by {record['reader']['name']}", *_tables(profile, record, read_samples(folder), others)]
     for what in ("set_aside", "left_out"):
@@ -76,11 +83,13 @@ def score(
             lines.append(f"{what.replace('_', ' ')}: {len(reasons)} questions; first: {reasons[0]}")
     page = "\n\n".join([*parts, *lines])
     write_atomic(folder / "score.md", f"{page}\n{_NOTE}\n")
-    return f"{page}\n\n{paths.shown(folder)}"
+    return f"{page}\n\n{shown(folder)}"
 
 
 def _tables(profile: Profile, record: Mapping[str, Any], rows: Rows, others: Rows) -> Iterator[str]:
     """The scores, and what answers and captions are like, of every benchmark; others: the placebo's rows."""
+    import pandas as pd
+
     values, found = record["values"]["benchmarks"], {"captions": sample_scores(rows), "placebo": sample_scores(others)}
     both = found["captions"].keys() & found["placebo"].keys()
     common = {label: {key: scores[key] for key in values if key in both} for label, scores in found.items()}
@@ -96,33 +105,31 @@ def _tables(profile: Profile, record: Mapping[str, Any], rows: Rows, others: Row
         table.append([key, *cells, *(str(part.get(name, "")) for name in ("num_samples", "num_images"))])
     yield _markdown(table)
     table = [["benchmark", "no letter (%)", "unscored", "spread", "length", *(told.MEASURES[m].head for m in _SAID)]]
-    yield _markdown(table + [[key, *_said([row for row in rows if row["benchmark"] == key])] for key in values])
+    frame = pd.DataFrame(rows).astype({"score": float, "letter_mass": float})
+    yield _markdown(table + [[key, *_said(key, rows, frame[frame["benchmark"] == key])] for key in values])
 
 
-def _said(rows: Rows) -> list[str]:
-    """The second table's cells of one benchmark."""
-    silent = [
-        row["parsed"] is None or (row["letter_mass"] is not None and row["letter_mass"] < LOW_MASS) for row in rows
-    ]
-    texts = {(row["image_id"], row["caption_index"]): row["caption"] for row in rows if row["caption"] is not None}
-    of_image: dict[str, dict[int, list[float]]] = {}
-    for row in (row for row in rows if row["score"] is not None):
-        of_image.setdefault(row["image_id"], {}).setdefault(row["caption_index"], []).append(row["score"])
-    spreads = [variance(map(fmean, captions.values())) for captions in of_image.values() if len(captions) > 1]
-    cells = [f"{100 * fmean(silent):.1f}", str(sum(row["score"] is None for row in rows))]
-    cells += [f"{100 * sqrt(fmean(spreads)):.1f}" if spreads else "–"]
-    cells += [f"{fmean(map(len, texts.values())):.0f}" if texts else "–"]
+def _said(key: str, rows: Rows, frame: pd.DataFrame) -> Iterator[str]:
+    """The second table's cells of one benchmark; frame: its rows."""
+    yield _number(100 * (frame["parsed"].isna() | (frame["letter_mass"] < LOW_MASS)).mean())
+    yield str(frame["score"].isna().sum())
+    of_captions = frame.groupby(["image_id", "caption_index"])["score"].mean()
+    yield _number(100 * of_captions.groupby("image_id").var().mean() ** 0.5)
+    yield _number(frame.drop_duplicates(["image_id", "caption_index"])["caption"].str.len().mean(), 0)
     for name in _SAID:
-        means = [*next(iter(told.by_image(rows, name).values()), {}).values()]
-        share = told.MEASURES[name].share
-        cells.append(f"{fmean(means) * (100 if share else 1):.{1 if share else 2}f}" if means else "–")
-    return cells
+        images, share = told.by_image(rows, name).get(key, {}), told.MEASURES[name].share
+        mean = sum(images.values()) / len(images) if images else math.nan
+        yield _number(100 * mean if share else mean, 1 if share else 2)
 
 
 def _points(value: float | None, interval: Sequence[float] | None) -> str:
     """In percent."""
-    told = "–" if value is None else f"{100 * value:.1f}"
+    told = "–" if value is None else _number(100 * value)
     return told + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+
+
+def _number(value: float, decimals: int = 1) -> str:
+    return "–" if value != value else f"{value:.{decimals}f}"  # NaN: there is none
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -130,3 +137,75 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+# Captions that somebody else made, from a file, matched to the images of benchmarks by what the file calls them
+
+
+def given_captions(file: Path, images: Sequence[ImageItem]) -> tuple[Source, list[str]]:
+    """The captions of a file as a source, and lines for people: how they were matched, what was set aside.
+
+    An image is named under one of `NAME_KEYS`: by its id, with or without the benchmark's name, by its file's name or
+    that without suffix. It may have several captions (see `caption_in`), in rows or in a list. Raises UserError for a
+    file that cannot be read, a benchmark without a caption, and two names that mean one image.
+    """
+    rows, index = list(file_rows(file)), _index([image.id for image in images])
+    named = {key: [(name, row) for row in rows if (name := _name(row.get(key)))] for key in NAME_KEYS}
+    key = next((key for key, some in named.items() if any(_image(name, index) for name, _ in some)), "")
+    found: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, str] = {}
+    aside = Counter({f"without {key!r}": len(rows) - len(named.get(key, ()))})
+    for name, row in named.get(key, ()):
+        said, image = caption_in(row), _image(name, index)
+        texts = [text.strip() for text in (said if isinstance(said, list) else [said]) if isinstance(text, str)]
+        if image and (other := names.setdefault(image, name)) != name:
+            raise UserError(f"{shown(file)}: {other!r} and {name!r} both mean {image}; write whole ids")
+        if image and any(texts):
+            found[image] += filter(None, texts)
+        else:
+            aside["without a caption" if image else "of other images than these questions are about"] += 1
+    if lacking := [image for image in images if image.kind not in {name.partition("/")[0] for name in found}]:
+        theirs = [name for some in named.values() for name, _ in some[:2]] or [f"none under {', '.join(NAME_KEYS)}"]
+        raise UserError(
+            f"{shown(file)} has no caption of {lacking[0].kind}. It names {', '.join(theirs[:4])}; its "
+            f"images are {', '.join(image.id for image in lacking[:3])} (its name and a suffix may be left out). "
+            "--benchmark names others"
+        )
+    captions = {image: written_captions(image, texts, file.name, lambda text: None) for image, texts in found.items()}
+    told = [f"{sum(map(len, found.values()))} captions of {len(found)} images, matched by {key!r}"]
+    told += [f"set aside: {count} rows {what}" for what, count in aside.items() if count]
+    return Source(file.name, {"source": "given", "captions": value_hash(found)}, lambda images: captions), told
+
+
+def _name(value: Any) -> str:
+    """What a cell calls an image: a path or number, also in a list of one or beside bytes; "" for none."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    value = value.get("path") if isinstance(value, dict) else value
+    return str(value).strip() if isinstance(value, (str, int)) else ""
+
+
+def _forms(name: str) -> list[str]:
+    """How a name may be written, strictest first: whole, without suffix, the last part of its path, both."""
+    whole = posixpath.normpath(name.replace("\\", "/"))
+    bare = posixpath.splitext(whole)[0] if has_picture_name(whole) else whole
+    return [whole, bare, posixpath.basename(whole), posixpath.basename(bare)]
+
+
+def _index(images: Sequence[str]) -> dict[str, set[str]]:
+    """Form -> the images that it may mean; a stricter form wins."""
+    index: dict[str, set[str]] = {}
+    for level in range(4):
+        found: dict[str, set[str]] = defaultdict(set)
+        for image in images:
+            for name in (image, image.partition("/")[2]):
+                found[_forms(name)[level]].add(image)
+        index = found | index
+    return index
+
+
+def _image(name: str, index: Mapping[str, set[str]]) -> str | None:
+    """The one image that a name means. Where it starts with a benchmark's key, the last part alone says nothing."""
+    forms = _forms(name)
+    forms = forms[:2] if forms[0].partition("/")[0] in load_registry() else forms
+    found = next((index[form] for form in forms if form in index), ())
+    return next(iter(found)) if len(found) == 1 else None

@@ -51,12 +51,10 @@ def score_rows(
     asked = [(task.sample, text) for task in tasks for text in said[task.id]]
     found = iter(score_answers(asked, scoring, judge))
     scores = {task.id: _shared([next(found) for _ in said[task.id]]) for task in tasks}
-    rows = []
-    for unit in _units(tasks, scoring):
-        parts = [scores[task.id] for task in unit]
-        verdict = all_rotations(parts) if len(unit) > 1 else parts[0]
-        rows.append(_row(unit, [answers[task.id] for task in unit], verdict, scoring))
-    return rows
+    return [
+        _row(unit, [answers[task.id] for task in unit], all_rotations([scores[task.id] for task in unit]), scoring)
+        for unit in _units(tasks, scoring)
+    ]
 
 
 def _said(sample: Sample, answer: Answer, scoring: Scoring) -> list[str]:
@@ -133,9 +131,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 
 def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scores]:
-    """Per benchmark the mean over captions of every sample that has a score; of We-Math of its problem groups. rows: of
-    samples.parquet, also of several runs (training seeds) together.
-    """
+    """Benchmark -> (image, sample) -> mean over captions; of We-Math of its groups. rows: of one run or several."""
     found = _scores_of(rows).items()
     return {name: {key: sum(s) / len(s) for key, s in samples.items()} for name, samples in found}
 
@@ -285,10 +281,9 @@ def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """A row per run: its benchmarks' scores, their average, tokens per caption and unparsed answers; NaN: no score."""
     import pandas as pd
 
-    values = {name: record["values"] for name, record in records.items()}
-    parts = {name: v["benchmarks"] | {"average": {"mean": v["average"]}} for name, v in values.items()}
-    means = {name: {key: part["mean"] for key, part in found.items()} for name, found in parts.items()}
-    frame = 100 * pd.DataFrame(means, dtype=float).T
-    frame["tokens per caption"] = [found["caption_tokens"] for found in values.values()]
+    values = [record["values"] for record in records.values()]
+    means = [{key: part["mean"] for key, part in v["benchmarks"].items()} | {"average": v["average"]} for v in values]
+    frame = 100 * pd.DataFrame(means, list(records), dtype=float)
+    frame["tokens per caption"] = [found["caption_tokens"] for found in values]
     frame["unparsed answers"] = [sum(record["unparsed"].values()) for record in records.values()]
     return frame

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from caprl_utils import prompts
 from caprl_utils.answers import MARKS, after_reasoning, final_answer, without_full_stop
@@ -34,11 +34,9 @@ Asked = Sequence[tuple[Sample, str]]  # a question, and what the reader said
 
 
 def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) -> list[Score]:
-    """Score answers (in "caprl" the reader's complete texts) in their order. judge: for the metrics that need one,
-    which without it give no value. Raises UserError for an unknown benchmark, or one that the scoring does not know.
-    """
+    """Scores in the order of the answers; no value where a judge lacks. Raises UserError for what it does not know."""
     if scoring == "caprl":
-        return [caprl.score(text, sample.gold, _branch(sample.benchmark)) for sample, text in answers]
+        return [_by_authors(sample, text) for sample, text in answers]
     scores = [METRICS[_metric(sample)](sample, text) for sample, text in answers]
     for metric, by_judge in JUDGED.items() if judge else ():
         left = [i for i, one in enumerate(scores) if one.value is None and _metric(answers[i][0]) == metric]
@@ -51,11 +49,10 @@ def _metric(sample: Sample) -> str:
     return get_benchmark(sample.benchmark).metric
 
 
-def _branch(benchmark: str) -> caprl.Branch:
-    facts = get_benchmark(benchmark).caprl
-    if facts is None:
-        raise UserError(f"benchmark {benchmark!r} is unknown to the authors' scorer: use scoring 'standard'")
-    return facts.branch
+def _by_authors(sample: Sample, text: str) -> Score:
+    if (facts := get_benchmark(sample.benchmark).caprl) is None:
+        raise UserError(f"benchmark {sample.benchmark!r} is unknown to the authors' scorer: use scoring 'standard'")
+    return caprl.score(text, sample.gold, facts.branch)
 
 
 # --- the metrics that need a judge ---
@@ -134,15 +131,15 @@ def _graded(asked: Asked, judge: Judge) -> list[Score]:
     return _ask(judge, asked, prompts.GRADE, _GRADE, grade)
 
 
-def _compared(asked: Asked, judge: Judge, rule: Callable[[Sample], str]) -> list[Score]:
+def _compared(asked: Asked, judge: Judge) -> list[Score]:
     def verdict(_: Sample, answer: str, said: str) -> Score:
         return Score(float(said.lower() == "yes"), answer, f"judged by {judge.name}")
 
+    def rule(sample: Sample) -> str:
+        charxiv = sample.benchmark == "charxiv"
+        return prompts.CHARXIV_RULES.get(sample.meta.get("answer_type"), "") if charxiv else prompts.MATH_RULE
+
     return _ask(judge, asked, prompts.COMPARE, _VERDICT, verdict, rule)
-
-
-def _charxiv(asked: Asked, judge: Judge) -> list[Score]:
-    return _compared(asked, judge, lambda s: prompts.CHARXIV_RULES.get(s.meta.get("answer_type"), ""))
 
 
 def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
@@ -153,7 +150,7 @@ def _mathverse(asked: Asked, judge: Judge) -> list[Score]:
 
     scores = _extracted(asked, judge, quick)
     rest = [index for index, found in enumerate(scores) if isinstance(found, str)]
-    judged = _compared([(asked[i][0], scores[i]) for i in rest], judge, lambda _: prompts.MATH_RULE)
+    judged = _compared([(asked[i][0], scores[i]) for i in rest], judge)
     for index, score in zip(rest, judged, strict=True):
         scores[index] = score
     return scores
@@ -182,7 +179,7 @@ def _extracted(asked: Asked, judge: Judge, made: Callable[[Sample, str], str | S
 
 JUDGED: dict[str, Callable[[Asked, Judge], list[Score]]] = {
     "llm_judge_graded": _graded,
-    "llm_judge": _charxiv,
+    "llm_judge": _compared,
     "mathverse_judge": _mathverse,
     MATHVISTA: _mathvista,
 }
@@ -227,25 +224,19 @@ class Vector(BaseModel):
         (sample, text), *_ = asked
         if self.mode == "standard" and _metric(sample) == MATHVISTA and len(text.split()) == 1:
             return mathvista_match(sample, text, extracted=True)  # a vector's prediction is the final short answer
-        scores = score_answers(asked, self.mode)
-        return all_rotations(scores) if several else scores[0]
+        return all_rotations(score_answers(asked, self.mode))
 
 
 def check_vectors(path: Path) -> tuple[int, list[str]]:
-    """Score the vectors of a JSONL file; returns how many passed, and a line for each that failed, also for one that is
-    no vector or that the scorer refuses. Raises UserError where there is no such file, or nothing in it.
-    """
+    """Score a JSONL file of vectors: how many passed, a line for each other. Raises UserError where there are none."""
     lines = dict(text_lines(path)) if path.is_file() else {}
     if not lines:
         raise UserError(f"no test vectors in {path}: one JSON object a line with {[*Vector.model_fields]}")
-    found = {number: failure for number, line in lines.items() if (failure := _failure(line))}
-    return len(lines) - len(found), [f"FAILED line {n} of {path}: {failure}" for n, failure in found.items()]
-
-
-def _failure(line: str) -> str | None:
-    try:
-        return Vector.model_validate_json(line).failure()
-    except ValidationError as error:
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    except (UserError, AttributeError, TypeError, ValueError) as error:  # meta or rotations of another form
-        return str(error)
+    failures = []
+    for number, line in lines.items():
+        try:
+            failure = Vector.model_validate_json(line).failure()
+        except (UserError, AttributeError, TypeError, ValueError) as error:  # no vector, or one of another form
+            failure = " ".join(str(error).split())
+        failures += [f"FAILED line {number} of {path}: {failure}"] if failure else []
+    return len(lines) - len(failures), failures

@@ -1,4 +1,9 @@
-"""Stage 1 of Prism, where captions come from: a model (here), or a pseudo-captioner that bounds it (`controls`)."""
+"""Stage 1 of Prism, where captions come from: a model, or what bounds a model's score and controls its length (ours).
+
+Floors: an empty caption (what the question gives away) and another image's, as long (what fluent text gives away).
+Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image itself (direct VQA).
+Length: captions under a budget of tokens, and short captions joined to the length of long ones.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +11,22 @@ import hashlib
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from caprl_utils import prompts
-from caprl_utils.captions.caption import Caption, Tally, caption_id, draw, failure_message
+from caprl_utils import paths, prompts
+from caprl_utils.captions.caption import Caption, Tally, caption_id, draw, failure_message, token_counter, tokenizer_of
 from caprl_utils.errors import UserError
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.prism.loading import too_many
 from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
-from caprl_utils.runs import RowStore, Run
-from caprl_utils.schema import Profile
+from caprl_utils.runs import RowStore, Run, load_result
+from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,29 +42,18 @@ log = logging.getLogger(__name__)
 _HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()  # of the images of several captioners
 
 
-@dataclass(frozen=True)
-class PrismImage:
-    """One image to caption: `id` is unique over all benchmarks, `true_caption` is of rendered images only."""
-
-    id: str
-    benchmark: str
-    open: Callable[[], Image]
-    true_caption: str | None = None
-
-
 def image_ids(sample: Sample) -> list[str]:
     """Ids of a sample's images, unique over benchmarks: its loader's `image_id`, numbered if there are several."""
     name = f"{sample.benchmark}/{sample.meta.get('image_id', sample.id)}"
     return [name] if len(sample.images) == 1 else [f"{name}/{i}" for i in range(1, len(sample.images) + 1)]
 
 
-def images_of(samples: Sequence[Sample]) -> list[PrismImage]:
-    """Every image once, in the order of the samples."""
-    found: dict[str, PrismImage] = {}
+def images_of(samples: Sequence[Sample]) -> list[ImageItem]:
+    """Every image once, in the order of the samples. kind: its benchmark; meta: of its first sample."""
+    found: dict[str, ImageItem] = {}
     for sample in samples:
-        facts = sample.meta.get("true_caption")
         for image_id, image in zip(image_ids(sample), sample.images, strict=True):
-            found.setdefault(image_id, PrismImage(image_id, sample.benchmark, image, facts))
+            found.setdefault(image_id, ImageItem(image_id, image, kind=sample.benchmark, meta=dict(sample.meta)))
     return list(found.values())
 
 
@@ -76,13 +70,11 @@ def _pixel_hash(image: Image) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Gives every image at least one caption. looks: the reader gets the image instead. fingerprint: JSON values that
-    change the captions, for the run's key.
-    """
+    """Gives images captions; looks: the reader sees them instead. fingerprint: JSON values for the run's key."""
 
     name: str
     fingerprint: Mapping[str, Any]
-    captions: Callable[[Sequence[PrismImage]], Captions]
+    captions: Callable[[Sequence[ImageItem]], Captions]
     looks: bool = False
 
 
@@ -93,8 +85,8 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
     sampling = caption_sampling(profile)
     made_by = {"model": captioner.model_hash, "sampling": asdict(sampling), "prompt": prompts.CAPTION}
 
-    def captions(images: Sequence[PrismImage]) -> Captions:
-        parts = {"captioner": made_by, "images": {image.id: image_hash(image.open) for image in images}}
+    def captions(images: Sequence[ImageItem]) -> Captions:
+        parts = {"captioner": made_by, "images": {image.id: image_hash(image.load) for image in images}}
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
             store = opened.rows("captions")
             if opened.complete:
@@ -117,25 +109,19 @@ def caption_sampling(profile: Profile) -> Sampling:
     return Sampling(how.caption_max_tokens, how.caption_temperature, n=how.captions_per_image, seed=seed)
 
 
-def draw_captions(profile: Profile, captioner: Backend, image: PrismImage) -> list[Caption]:
+def draw_captions(profile: Profile, captioner: Backend, image: ImageItem) -> list[Caption]:
     """A model's captions of one image, sampled as profile.prism says and kept nowhere."""
-    sampling = caption_sampling(profile)
-    with TemporaryDirectory() as folder, RowStore(Path(folder) / "captions.jsonl") as store:
-        _write(captioner, sampling, [image], store)
-        return by_image(store, sampling.n)[image.id]
+    rows = draw([(0, image)], lambda: captioner, caption_sampling(profile), prompts.CAPTION, Tally())
+    return sorted(rows, key=lambda row: row.index)
 
 
-def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage], store: RowStore) -> dict[str, str]:
-    """Write what is missing; returns the images that got no caption in `ATTEMPTS` tries, with the reason. Raises
-    UserError where that is too many: what is done stays on disk and the next call makes the rest.
-    """
-    items = [ImageItem(image.id, image.open) for image in images]
+def _write(captioner: Backend, sampling: Sampling, images: Sequence[ImageItem], store: RowStore) -> dict[str, str]:
+    """Write what is missing; why images got none in `ATTEMPTS` tries. Raises UserError where these are too many."""
     with Progress("captions", len(images) * sampling.n) as bar:
         bar.update(len(store))
         for _ in range(ATTEMPTS):
             tally = Tally()
-            rows = draw(enumerate(items), lambda: captioner, sampling, prompts.CAPTION, tally, done=store)
-            for row in rows:
+            for row in draw(enumerate(images), lambda: captioner, sampling, prompts.CAPTION, tally, done=store):
                 store.append(row)
                 bar.update()
             if not (failed := tally.bad | tally.failed):
@@ -146,19 +132,13 @@ def _write(captioner: Backend, sampling: Sampling, images: Sequence[PrismImage],
     return failed
 
 
-def by_image(store: RowStore, most: int) -> dict[str, list[Caption]]:
+def by_image(store: RowStore, most: int = sys.maxsize) -> dict[str, list[Caption]]:
     """Image id -> its captions by index, at most so many; images without one are not in it."""
     found: dict[str, list[Caption]] = {}
-    for row in store.read(Caption):
+    for row in sorted(store.read(Caption), key=lambda row: row.index):
         if row.index < most:
             found.setdefault(row.image_id, []).append(row)
-    return {image_id: sorted(rows, key=lambda row: row.index) for image_id, rows in found.items()}
-
-
-def captions_of(run_folder: Path) -> dict[str, list[Caption]]:
-    """Image id -> captions of a Prism run."""
-    folder = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name
-    return by_image(RowStore(folder / "captions.jsonl"), sys.maxsize)
+    return found
 
 
 def written_captions(image_id: str, texts: Sequence[str], name: str, count: TokenCounter) -> list[Caption]:
@@ -168,3 +148,131 @@ def written_captions(image_id: str, texts: Sequence[str], name: str, count: Toke
                 num_tokens=count(text), finish_reason="stop")
         for index, text in enumerate(texts)
     ]  # fmt: skip
+
+
+# Floors, ceilings, and captions of finished runs in another form
+
+
+def empty_captions() -> Source:
+    """Floor: the caption is empty."""
+    return _one_each("empty caption", "empty", lambda image: "", lambda text: 0)
+
+
+def true_captions(count_tokens: TokenCounter) -> Source:
+    """Ceiling: every fact of the image, from the benchmark itself (rendered images only)."""
+    return _one_each("complete true facts", "true", lambda image: image.meta["true_caption"], count_tokens)
+
+
+def image_itself() -> Source:
+    """Ceiling: the reader, a VLM, looks at the image (direct VQA); one placeholder an image."""
+    return replace(_one_each("the image itself", "image", lambda image: "", lambda text: None), looks=True)
+
+
+def _one_each(name: str, source: str, text_of: Callable[[ImageItem], str], count: TokenCounter) -> Source:
+    def captions(images: Sequence[ImageItem]) -> Captions:
+        return {image.id: written_captions(image.id, [text_of(image)], name, count) for image in images}
+
+    return Source(name, {"source": source}, captions)
+
+
+def other_image_captions(source: Source, images: Sequence[ImageItem]) -> Source | None:
+    """Floor, a placebo: each image gets captions of other images of its benchmark, for each of its own the one that is
+    nearest to it in length (characters). Images without a caption get none. None where that cannot be: a benchmark
+    has no captions of two different pictures.
+    """
+    own, moved = source.captions(images), {}
+    for benchmark in dict.fromkeys(image.kind for image in images):
+        there = [image for image in images if image.kind == benchmark and image.id in own]
+        pictures = {image.id: image_hash(image.load) for image in there}
+        if len(set(pictures.values())) < 2:
+            return None
+        moved |= _nearest({image: own[image] for image in pictures}, pictures)
+    made_from = {"source": "other image", "of": source.fingerprint}
+    return Source("another image's caption", made_from, lambda images: moved)
+
+
+def _nearest(own: Captions, pictures: Mapping[str, str]) -> dict[str, list[Caption]]:
+    """Image -> for each of its captions the nearest in length of another picture (`pictures`: image -> its hash)."""
+    rows = sorted((row for rows in own.values() for row in rows), key=lambda row: (len(row.caption), row.index))
+    moved: dict[str, list[Caption]] = {image: [] for image in own}
+    for place, row in enumerate(rows):
+        ways = ((rows[i] for i in way) for way in (range(place - 1, -1, -1), range(place + 1, len(rows))))
+        others = (next((o for o in way if pictures[o.image_id] != pictures[row.image_id]), None) for way in ways)
+        other = min(filter(None, others), key=lambda other: abs(len(other.caption) - len(row.caption)))
+        update = {"id": row.id, "image_id": row.image_id, "index": row.index}
+        moved[row.image_id].append(other.model_copy(update=update))
+    return {image: sorted(found, key=lambda row: row.index) for image, found in moved.items()}
+
+
+def captions_of_run(
+    run_folder: Path, name: str = "", form: Callable[[list[Caption]], list[Caption]] = list, **made_from: Any
+) -> Source:
+    """The captions of a finished Prism run again; form: what is made of those of an image, as `made_from` tells."""
+
+    def captions(images: Sequence[ImageItem]) -> Captions:
+        file = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name / "captions.jsonl"
+        return {image: form(rows) for image, rows in by_image(RowStore(file)).items()}
+
+    return Source(name or run_folder.name, {**made_from, "run": load_result(run_folder)["key"]}, captions)
+
+
+def first_tokens(run_folder: Path, model: ModelConfig, count: int) -> Source:
+    """A run's captions under a budget: what its captioner, `model`, would have written with so many tokens at most.
+    Nothing is drawn again: a caption's tokens do not depend on those after them.
+    """
+    tokenizer = tokenizer_of(model)
+
+    def cut(row: Caption) -> Caption:
+        if row.num_tokens <= count:
+            return row
+        ids = tokenizer(row.caption, add_special_tokens=False)["input_ids"][:count]
+        text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return row.model_copy(update={"caption": text.strip(), "num_tokens": count, "finish_reason": "length"})
+
+    name = f"first {count} tokens of {run_folder.name}"
+    return captions_of_run(run_folder, name, lambda rows: [*map(cut, rows)], source="first tokens", count=count)
+
+
+def joined_captions(run_folder: Path, longer: Sequence[Path]) -> Source:
+    """A run's captions of an image joined, one after the other from each of them on, until their tokens are as near as
+    they come to the mean of the runs `longer`: what length alone would bring.
+    """
+    target = sum(load_result(folder)["values"]["caption_tokens"] for folder in longer) / len(longer)
+
+    def joined(rows: list[Caption], start: int) -> Caption:
+        turned = [*rows[start:], *rows[:start]]
+        lengths = [*accumulate(row.num_tokens - 1 for row in turned)]  # without the end of each turn
+        used = 1 + min(range(len(turned)), key=lambda place: abs(lengths[place] + 1 - target))
+        text = " ".join(row.caption for row in turned[:used])
+        return rows[start].model_copy(update={"caption": text, "num_tokens": lengths[used - 1] + 1})
+
+    def all_joined(rows: list[Caption]) -> list[Caption]:
+        return [joined(rows, start) for start in range(len(rows))]
+
+    keys = [load_result(folder)["key"] for folder in longer]
+    return captions_of_run(run_folder, f"{run_folder.name} joined", all_joined, source="joined", longer=keys)
+
+
+def controls(
+    profile: Profile, samples: Sequence[Sample], captioners: Mapping[str, ModelConfig], base: str,
+    trained: Sequence[str],
+) -> dict[str, Source]:  # fmt: skip
+    """Floors, ceilings and controls for length that need no captioner, by run name. captioners: by the names of their
+    finished Prism runs. base: the one whose captions are moved to other images, and joined to the length of those of
+    `trained`. Other images come only where each benchmark has two, the true facts only where every sample has them.
+    """
+    folder = paths.RUNS / profile.name / "prism"
+    found = {"floor-empty": empty_captions()}
+    if placebo := other_image_captions(captions_of_run(folder / base), images_of(samples)):
+        found["floor-other-image"] = placebo
+    found[f"{base}-joined"] = joined_captions(folder / base, [folder / name for name in trained])
+    if all(sample.meta.get("true_caption") for sample in samples):
+        found["ceiling-true-facts"] = true_captions(token_counter(captioners[base]))
+    for count, (name, model) in product(profile.prism.token_budgets, captioners.items()):
+        found[budget_run(name, count)] = first_tokens(folder / name, model, count)
+    return found
+
+
+def budget_run(run: str, count: int) -> str:
+    """Name of the Prism run of a run's captions under a budget of tokens."""
+    return f"{run}-first-{count}"

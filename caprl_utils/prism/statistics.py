@@ -101,9 +101,7 @@ def t_interval(
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Resampled means: `means` (models,), `samples` (draws, models), in the order of `models`; of so many images and
-    samples (of an average their sums).
-    """
+    """Resampled `means` (models,) and `samples` (draws, models), over so many images and rows (an average: sums)."""
 
     models: tuple[str, ...]
     means: np.ndarray
@@ -169,12 +167,9 @@ def _percentiles(samples: np.ndarray, null: float, side: int) -> tuple[float, fl
 
 def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int) -> Bootstrap:
     """Resample the images of one benchmark; images with more questions count more, in the resamples too. scores: (rows,
-    models). clusters: image id of each row. Raises ValueError for missing scores: leave such rows out for all models,
-    or the pairing is gone.
+    models), none missing. clusters: image id of each row.
     """
     table = np.asarray(scores, dtype=np.float64)
-    if np.isnan(table).any():
-        raise ValueError("rows lack a score: leave them out for all models")
     _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
     num_clusters = int(codes.max()) + 1
     sums = np.zeros((num_clusters, len(models) + 1))  # per image: score sums, number of rows
@@ -203,25 +198,12 @@ def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:
     return Bootstrap(found[0].models, means, samples, *counts)
 
 
-def bootstrap_benchmarks(
-    tables: Mapping[str, tuple[Any, Sequence[Any]]], models: Sequence[str], draws: int, seed: int
-) -> dict[str, Bootstrap]:
-    """`bootstrap` for each benchmark (scores of shape (rows, models), image ids), with a seed of its own derived from
-    `seed` and its name.
-    """
-    return {
-        name: bootstrap(scores, clusters, models, draws, seed ^ zlib.crc32(name.encode()))
-        for name, (scores, clusters) in tables.items()
-    }
-
-
 def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, seed: int) -> dict[str, Bootstrap]:
     """Resampled means of all models (label -> benchmark -> scores) per benchmark, and under `AVERAGE` of their average
-    (without held-out splits), over the samples that all have. Raises UserError when two models were not scored on the
-    same samples, but for a few that were left out.
+    (without held-out splits), over the samples that all have; each benchmark with a seed of its own, derived from its
+    name. Raises UserError when two models were not scored on the same samples, but for a few that were left out.
     """
-    labels = list(models)
-    tables = {}
+    labels, parts = list(models), {}
     for benchmark, scores in models[labels[0]].items():
         keys = sorted(set.intersection(*({*models[label].get(benchmark, {})} for label in labels)))
         for label in labels[1:]:
@@ -231,9 +213,9 @@ def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, see
                     f"{benchmark}: {labels[0]} and {label} were not scored on the same samples ({len(odd)} differ, "
                     f"first {'/'.join(odd[0])}); evaluate both again with one profile and seed"
                 )
-        columns = [[models[label][benchmark][key] for label in labels] for key in keys]
-        tables[benchmark] = columns, [image for image, _ in keys]
-    parts = bootstrap_benchmarks(tables, labels, draws, seed)
+        table = [[models[label][benchmark][key] for label in labels] for key in keys]
+        own_seed = seed ^ zlib.crc32(benchmark.encode())
+        parts[benchmark] = bootstrap(table, [image for image, _ in keys], labels, draws, own_seed)
     apart = {item.key for item in load_registry().values() if item.apart}
     usual = {name: part for name, part in parts.items() if name not in apart}
     return {**parts, AVERAGE: macro_average(usual or parts)}

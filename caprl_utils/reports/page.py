@@ -23,7 +23,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.notebook import prepare_process
-from caprl_utils.prism import outside
+from caprl_utils.prism import probes
 from caprl_utils.reports import cards, claims, examples, numbers, tables
 from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
@@ -50,10 +50,10 @@ def train(profile: Profile, names: Sequence[str]) -> list[str]:
     if OUTSIDE not in names:
         return list(names)
     rows = (row for item in chosen(profile, [OUTSIDE]) for row in item.rows)
-    runs = [Path(run).name.removesuffix(f"-by-{outside.ROLE}") for row in rows for run in row.runs]
-    if outside.read_outside(profile, runs):
+    runs = [Path(run).name.removesuffix(f"-by-{probes.OUTSIDE}") for row in rows for run in row.runs]
+    if probes.read_outside(profile, runs):
         return list(names)
-    print(outside.HOW_TO_GET)
+    print(probes.HOW_TO_GET)
     return [name for name in names if name != OUTSIDE]
 
 

@@ -111,7 +111,7 @@ def _watch(process: Any, state: Path, tell: Callable[[int, str], None], stopping
     running, last = True, (0, "")
     while running:
         running = process.poll() is None and not stopping.wait(_POLL_SEC)
-        now = read_state(state, {"done": 0, "note": ""})
+        now = {"done": 0, "note": ""} | read_state(state)
         if (now["done"], now["note"]) != last:
             last = now["done"], now["note"]
             tell(*last)

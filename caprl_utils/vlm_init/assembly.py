@@ -12,13 +12,13 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths
 from caprl_utils.config import load_assembly
 from caprl_utils.files import full_disk_as_user_error, write_json
 from caprl_utils.hashing import derive_seed, value_hash
 from caprl_utils.models.weights import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
-from caprl_utils.runs import Lock
+from caprl_utils.runs import Lock, versions
 from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init import donors
 from caprl_utils.vlm_init.architectures import ARCHITECTURES, llama_tensors
@@ -158,7 +158,7 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
         plan.processor.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)  # safetensors makes 0600
-    counts, sizes, versions = Counter(map(part_of, plan.shapes)), parameters(plan.shapes), provenance.versions()
+    counts, sizes = Counter(map(part_of, plan.shapes)), parameters(plan.shapes)
     sources = {"vision_tower": setting.vision.path, "projector": f"normal(0, {STD}), seed {seed}",
                "language_model": setting.language.path}  # fmt: skip
     return {
@@ -167,7 +167,7 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
         "parts": {p: {"source": sources[p], "tensors": counts[p], "parameters": sizes[p]} for p in PARTS},
         "tied_head": plan.config.tie_word_embeddings, "max_image_tokens": plan.max_image_tokens,
         "end_token_ids": plan.end_token_ids, "notes": plan.notes,
-        "versions": {name: versions[name] for name in ("torch", "transformers")},
+        "versions": {name: versions()[name] for name in ("torch", "transformers")},
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import harness
 import numpy as np
 
 from caprl_utils.prism.benchmarks import benchmarks_of_table
-from caprl_utils.prism.statistics import bootstrap_benchmarks, macro_average
+from caprl_utils.prism.statistics import bootstrap_models
 
 GOAL_SEC = 5.0
 DRAWS = 10_000
@@ -16,17 +16,18 @@ MODELS = [f"model {number}" for number in range(6)]
 
 def rows() -> list[dict[str, Any]]:
     """All intervals and differences of the paper's benchmarks (their real sizes) and six models."""
-    generator, tables = np.random.default_rng(0), {}
+    generator, scores = np.random.default_rng(0), {model: {} for model in MODELS}
     for facts in benchmarks_of_table(3):
         count = facts.size.get("rows") or facts.size.get("about") or 1000
         count = min(count, 2_000) if facts.key == "seed2k" else count
         hits = generator.binomial(4, 0.5, size=(count, len(MODELS)))  # of four captions
-        tables[facts.key] = (hits / 4, np.arange(count))
+        for model, column in zip(MODELS, hits.T / 4, strict=True):
+            scores[model][facts.key] = {(str(row), ""): value for row, value in enumerate(column.tolist())}
     start = perf_counter()
-    parts = bootstrap_benchmarks(tables, MODELS, draws=DRAWS, seed=0)
-    for table in (*parts.values(), macro_average(parts)):
+    parts = bootstrap_models(scores, draws=DRAWS, seed=0)
+    for table in parts.values():
         for model in MODELS:
             table.interval(model)
             table.difference(model, MODELS[0])
-    seconds, name = perf_counter() - start, f"bootstrap, {len(tables)} benchmarks x {len(MODELS)} models"
+    seconds, name = perf_counter() - start, f"bootstrap, {len(parts) - 1} benchmarks x {len(MODELS)} models"
     return [harness.row(name, seconds, GOAL_SEC, 1.0, "s", DRAWS, lower=True, target=True)]

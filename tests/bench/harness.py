@@ -14,7 +14,7 @@ from math import floor, log10
 from pathlib import Path
 from typing import Any, TypeVar
 
-from caprl_utils import paths, provenance
+from caprl_utils import paths, runs
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic, write_json
 
@@ -77,7 +77,7 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{paths.shown(file)} is damaged ({error}); restore or delete it") from None
     for one in rows:
-        known[one["name"]] = {**one, "machine": machine(), "commit": provenance.commit()["commit"]}
+        known[one["name"]] = {**one, "machine": machine(), "commit": runs.commit()["commit"]}
     ordered = sorted(known.values(), key=lambda row: row["name"])
     write_json(file, ordered)
     write_atomic(file.with_suffix(".md"), f"# Benches\n\n{INTRODUCTION}\n\n{table(ordered)}\n")
@@ -85,7 +85,7 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def machine() -> str:
     """Processor, cores, GPUs, and the load of the last minute."""
-    found = provenance.hardware()
+    found = runs.hardware()
     gpus = f", {', '.join(found['gpus'])}" if found["gpus"] else ""
     return f"{found['cpu']}, {found['cores']} cores{gpus}, load {os.getloadavg()[0]:.1f}"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caprl_utils import paths, plan
+from caprl_utils import paths
+from caprl_utils import run as runner
 from caprl_utils.config import load_profile, parse_overrides
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.progress import Times
-from caprl_utils.run import first_line, run_all
+from caprl_utils.run import first_line, known_times, run_all
 
 FIXTURES = Path(__file__).parent / "fixtures"
 pytestmark = pytest.mark.notebooks
@@ -82,7 +82,7 @@ def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_
 
     good, message = run(fixture("good"), "lr=1e-5")
     assert good and "good-lr-1e-5: done in" in message
-    assert set(Times.of("smoke").known) >= {"good", "good-lr-1e-5"}
+    assert set(known_times("smoke")) >= {"good", "good-lr-1e-5"}
     assert json.loads(record.read_text())["values"] == {"lr": 1e-5}
 
 
@@ -184,7 +184,7 @@ def test_the_kernel_is_that_of_this_interpreter_whatever_else_is_registered(run,
 
 
 def test_what_a_chain_misses_is_told_whole_before_a_kernel_starts(runs_folder, monkeypatch):
-    monkeypatch.setattr(plan, "ENVIRONMENT", runs_folder / "none")
+    monkeypatch.setattr(runner, "ENVIRONMENT", runs_folder / "none")
     chain = ["01_qa_curation", "05_llamafactory_pretraining"]
     with pytest.raises(UserError, match=r"cannot run to its end here(?s:.*)make setup-llamafactory"):
         run_all(chain[:1], load_profile("smoke"), chain=chain)

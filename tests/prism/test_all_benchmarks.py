@@ -1,6 +1,5 @@
 """Every benchmark from rows in its own columns to a score: a reader that knows all gets 100 %, whatever its words."""
 
-import math
 import re
 
 import pytest
@@ -9,10 +8,11 @@ from caprl_utils.config import load_profile
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism.benchmarks import load_registry
-from caprl_utils.prism.controls import image_itself
 from caprl_utils.prism.loading import load_samples
+from caprl_utils.prism.sources import image_itself
 from tests.prism.test_prism import Captioner
 from tests.rows import copies
+from tests.scripted import Says
 
 
 @pytest.fixture(scope="module")
@@ -35,45 +35,30 @@ def words_of(sample):
     return sample.gold[0] if isinstance(sample.gold, list) else sample.gold
 
 
-class Reader:
+class Knows(Says):
     """Knows all answers; `said` turns one into what it writes after "The answer is", `thought` without that start."""
 
-    name = model_hash = "reader"
-
     def __init__(self, samples, said, thought):
-        self.samples = {f"{s.benchmark}/{s.id}#0": s for s in samples}
-        self.said, self.thought = said, thought
-
-    def choice_logprobs(self, requests, choices, progress=None):
-        right = [words_of(self.samples[request.id]) for request in requests]
-        return [[math.log(0.9 if choice == f" {letter}" else 0.01) for choice in choices] for letter in right]
+        self.right = {f"{s.benchmark}/{s.id}#0": words_of(s) for s in samples}
+        self.forms = thought, said
+        super().__init__(lambda request: self.right[request.id])
 
     def generate(self, requests, sampling, progress=None):
-        return [Completion(r.id, 0, self._text(r), 2, "stop") for r in requests]
-
-    def _text(self, request):
-        form = self.said if request.prefill else self.thought
-        return form.format(words_of(self.samples[request.id]))
+        texts = [self.forms[bool(r.prefill)].format(self.right[r.id]) for r in requests]
+        return [Completion(r.id, 0, text, 2, "stop") for r, text in zip(requests, texts, strict=True)]
 
 
 FIELD = re.compile(r"(?ms)^(Response|Answer|Correct answer|Reference): (.+?)(?=\n(?:Answer:|Reply with))")
 
 
-class Judge:
+def judged(request):
     """Extracts the last word and agrees where answer and gold are the same."""
-
-    name = model_hash = "judge"
-
-    def generate(self, requests, sampling, progress=None):
-        return [Completion(r.id, 0, self._reply(r.prompt), 1, "stop") for r in requests]
-
-    def _reply(self, prompt):
-        field = dict(FIELD.findall(prompt))
-        if "Response" in field:
-            return f"Extracted: {field['Response'].split()[-1].rstrip('.')}"
-        if "Reference" in field:
-            return f"Grade: {1.0 if field['Reference'] in field['Answer'] else 0.0}"
-        return f"Verdict: {'yes' if field['Correct answer'] in field['Answer'] else 'no'}"
+    field = dict(FIELD.findall(request.prompt))
+    if "Response" in field:
+        return f"Extracted: {field['Response'].split()[-1].rstrip('.')}"
+    if "Reference" in field:
+        return f"Grade: {1.0 if field['Reference'] in field['Answer'] else 0.0}"
+    return f"Verdict: {'yes' if field['Correct answer'] in field['Answer'] else 'no'}"
 
 
 @pytest.mark.parametrize(("said", "thought"), [
@@ -83,10 +68,10 @@ class Judge:
 @pytest.mark.parametrize("looks", [False, True], ids=["caption", "image"])
 def test_a_perfect_reader_gets_every_benchmark_right(said, thought, looks, profile, monkeypatch):
     samples = load_samples(profile)
-    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge())
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Says(judged))
     source = image_itself() if looks else Captioner()
     samples = [sample for sample in samples if not looks or len(sample.images) == 1]
-    record = prism.evaluate(profile, "all", source, Reader(samples, said, thought), samples)
+    record = prism.evaluate(profile, "all", source, Knows(samples, said, thought), samples)
     means = {key: found["mean"] for key, found in record["values"]["benchmarks"].items()}
     assert means == dict.fromkeys(means, 1.0) and record["values"]["average"] == 1.0
     assert {*means} == {key for key, facts in load_registry().items() if not facts.loader}

@@ -5,7 +5,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark, load_registry, overview
-from caprl_utils.prism.tables import how_to_get
+from caprl_utils.prism.loading import how_to_get
 from caprl_utils.schema import PRISM_BENCHMARKS
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 from PIL import Image
 
 from caprl_utils.config import load_profile
-from caprl_utils.models.base import Completion
 from caprl_utils.prism import gallery
+from tests.scripted import Says
 
 
 def test_large_images_become_small(tmp_path):
@@ -15,23 +15,10 @@ def test_large_images_become_small(tmp_path):
     assert uri.startswith("data:image/webp;base64,") and len(uri) < 5000
 
 
-class Knows:
-    """Gives the right answers of a question when the prompt's caption holds it."""
-
-    name = model_hash = "knows"
-
-    def __init__(self, samples):
-        self.gold = {sample.question: sample.gold for sample in samples}
-
-    def _answer(self, request):
-        gold = next(gold for question, gold in self.gold.items() if question in request.prompt)
-        return f" {gold}" if "told" in request.prompt else " nothing"
-
-    def generate(self, requests, sampling, progress=None):
-        return [Completion(r.id, 0, self._answer(r), 2, "stop") for r in requests]
-
-    def choice_logprobs(self, requests, choices, progress=None):
-        return [[-0.1 if choice == self._answer(r) else -9.0 for choice in choices] for r in requests]
+def knows(samples):
+    """Gives the right answers of these questions when the prompt's caption holds "told"."""
+    gold = {sample.question: sample.gold for sample in samples}
+    return Says(lambda r: gold[next(q for q in gold if q in r.prompt)] if "told" in r.prompt else "nothing")
 
 
 def captions_of(names):
@@ -48,7 +35,7 @@ def test_examples_are_written_once_and_asked_about(tmp_path):
     gallery.write_examples(profile, tmp_path, 4)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in files} == times
     one = {files[0]: questions[files[0]]}
-    cards = gallery.cards_of(profile, captions_of(files), tmp_path, one, Knows(one[files[0]]))
+    cards = gallery.cards_of(profile, captions_of(files), tmp_path, one, knows(one[files[0]]))
     assert len(cards) == 4 and "all is told" in cards[0] and "little" in cards[1] and "<li>" not in cards[1]
     assert cards[0].count("<li>") == len(one[files[0]]) and "1/1 (" in cards[0]
 

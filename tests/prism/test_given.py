@@ -12,9 +12,8 @@ from caprl_utils.__main__ import app
 from caprl_utils.config import SET_ENV
 from caprl_utils.errors import UserError
 from caprl_utils.prism import score
-from caprl_utils.prism.controls import other_image_captions
-from caprl_utils.prism.given import given_captions
-from caprl_utils.prism.sources import images_of
+from caprl_utils.prism.score import given_captions
+from caprl_utils.prism.sources import images_of, other_image_captions
 from caprl_utils.runs import load_result
 from tests.prism.test_prism import COLOURS, Captioner, Reader, make_sample
 
@@ -139,5 +138,6 @@ def test_the_placebo_is_the_nearest_in_length_of_another_picture(tmp_path):
     lengths = {1: 10, 2: 30, 3: 12, 5: 31}
     rows = [{"image": f"img{n}", "caption": f"{n}" * length} for n, length in lengths.items()]
     (tmp_path / "a.csv").write_text(as_csv(rows))
-    moved = other_image_captions(given_captions(tmp_path / "a.csv", images_of(SAMPLES))[0]).captions(images_of(SAMPLES))
+    images = images_of(SAMPLES)
+    moved = other_image_captions(given_captions(tmp_path / "a.csv", images)[0], images).captions(images)
     assert {image[-1]: rows[0].caption[0] for image, rows in moved.items()} == {"1": "3", "2": "5", "3": "1", "5": "2"}

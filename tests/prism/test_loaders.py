@@ -11,9 +11,8 @@ from caprl_utils.errors import UserError
 from caprl_utils.prism.answers import prompt_of
 from caprl_utils.prism.benchmarks import get_benchmark, load_registry
 from caprl_utils.prism.layouts import CANNOT_ANSWER
-from caprl_utils.prism.loading import load, load_samples
+from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
 from caprl_utils.prism.scoring import score_answers
-from caprl_utils.prism.tables import how_to_get, inside
 from tests.rows import LAYOUTS, OTHER, captionqa_row, collection, picture, png, write, write_gqa, write_visulogic
 
 P = picture()

@@ -8,7 +8,7 @@ import pytest
 from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
 from caprl_utils.models.base import Request
-from caprl_utils.prism import outside
+from caprl_utils.prism import probes
 from caprl_utils.prism.evaluate import evaluate
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
@@ -44,7 +44,7 @@ class Letters:
 @pytest.fixture
 def reader():
     """A WordsReader over that model."""
-    found, loaded = outside.WordsReader.__new__(outside.WordsReader), Letters()
+    found, loaded = probes.WordsReader.__new__(probes.WordsReader), Letters()
     loaded.tokenizer = loaded
     found._backend = SimpleNamespace(loaded=loaded, batch_size=2, model_hash="h")
     found.name = "letters"
@@ -73,9 +73,9 @@ def test_in_words_no_options_are_shown(reader, monkeypatch):
 
 def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_it(capsys, monkeypatch):
     profile = load_profile("smoke", {"models.outside_reader.path": "nowhere/at-all"})
-    assert outside.read_outside(profile, ["base-3b"]) == []
+    assert probes.read_outside(profile, ["base-3b"]) == []
     without = profile.model_copy(update={"models": profile.models.model_copy(update={"outside_reader": None})})
-    assert outside.read_outside(without, ["base-3b"]) == []
+    assert probes.read_outside(without, ["base-3b"]) == []
     monkeypatch.setattr(page, "run_all", lambda *unused: None)
     monkeypatch.setattr(page, "prepare_process", lambda *unused: None)
     assert page.train(profile, ["extra_length", "extra_outside"]) == ["extra_length"]
@@ -88,9 +88,9 @@ def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_
     not (FOLDER.is_dir() and importlib.util.find_spec("gguf")), reason="no SmolLM2 (make setup), or no package gguf"
 )
 def test_smollm2_reads_true_captions_and_guesses_without(monkeypatch):
-    monkeypatch.setattr(outside, "QUESTIONS", 32)
+    monkeypatch.setattr(probes, "QUESTIONS", 32)
     profile = load_profile("mini", {"prism.benchmarks": ["mini-scene", "mini-geometry"]})
-    outside.read_outside(profile, [])
+    probes.read_outside(profile, [])
     means = {}
     for name in ("ceiling-true-facts", "floor-empty"):
         scores = [row["score"] for row in read_samples(paths.RUNS / "mini" / "prism" / f"{name}-by-outside_reader")]

@@ -15,13 +15,21 @@ from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism import score, scores
-from caprl_utils.prism.controls import captions_of_run, controls, image_itself, other_image_captions, true_captions
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
+from caprl_utils.prism.sources import (
+    captions_of_run,
+    controls,
+    image_itself,
+    images_of,
+    other_image_captions,
+    true_captions,
+)  # fmt: skip
 from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
 from tests.rows import collection
+from tests.scripted import Says
 
 COLOURS = ["red", "blue", "green", "white"]
 
@@ -187,7 +195,9 @@ def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
     assert record["unanswered"] == {"mini-scene/s5-mc#0": "the reader gave no letters"}
     assert evaluate(profile, "base", captioner, reader, samples) == record
     folder = paths.RUNS / "smoke" / "prism" / "base"
-    other = evaluate(profile, "other", other_image_captions(captions_of_run(folder)), Reader(), samples)
+    other = evaluate(
+        profile, "other", other_image_captions(captions_of_run(folder), images_of(samples)), Reader(), samples
+    )
     assert other["left_out"] == record["left_out"]
 
 
@@ -341,29 +351,18 @@ def test_half_a_group_of_wemath_gives_no_score(parts, value):
 # --- direct VQA ---
 
 
-class Looker:
-    """Sees the colour; wrong where the image's number is in `blind`. Dies after some questions."""
+class Looker(Says):
+    """Sees the colour; wrong where the image's number is in `blind`. Counts its questions."""
 
-    name, model_hash = "looker", "v0"
-
-    def __init__(self, blind=(), die_after=None):
-        self.blind, self.die_after, self.asked = set(blind), die_after, 0
+    def __init__(self, blind=()):
+        self.blind, self.asked = blind, 0
+        super().__init__(self._see)
 
     def _see(self, request):
         self.asked += 1
-        if self.die_after is not None and self.asked > self.die_after:
-            raise KeyboardInterrupt("killed")
         assert request.prompt.startswith(prompts.LOOK.split("\n")[0])
         number = request.image.getpixel((0, 0))[0]
         return COLOURS[(number + (number in self.blind)) % 4]
-
-    def choice_logprobs(self, requests, choices, progress=None):
-        options = [[line[3:] for line in request.prompt.splitlines()[2:]] for request in requests]
-        seen = [self._see(request) for request in requests]
-        return [[math.log(0.9 if o == s else 0.01) for o in found] for found, s in zip(options, seen, strict=True)]
-
-    def generate(self, requests, sampling, progress=None):
-        return [Completion(r.id, 0, f" {self._see(r)}", 2, "stop") for r in requests]
 
 
 @pytest.fixture
@@ -418,9 +417,8 @@ def test_a_circular_question_is_right_if_all_rotations_are(profile):
 
 
 def test_the_judge_is_named_and_its_replies_are_kept(profile, monkeypatch):
-    class Judge:
-        name, model_hash = "judge", "j0"
-        asked = 0
+    class Judge(Says):
+        name, asked = "judge", 0
 
         def generate(self, requests, sampling, progress=None):
             Judge.asked += len(requests)
@@ -431,7 +429,7 @@ def test_the_judge_is_named_and_its_replies_are_kept(profile, monkeypatch):
     without = evaluate_vqa(profile, "base", Looker(), samples)
     assert without["values"]["benchmarks"]["mmvet"]["unscored"] == 4 and without["values"]["average"] is None
     judged = load_profile("smoke", {"prism.judge_model": {"path": "x"}})
-    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge())
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge(None))
     with pytest.raises(UserError, match="judge failed on 1 of 4 prompts"):
         evaluate_vqa(judged, "base", Looker(), samples)
     looker = Looker()
@@ -459,7 +457,7 @@ def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
     monkeypatch.setenv(SET_ENV, "")
     done = CliRunner().invoke(app, ["score", "zoo:x", "--authors", str(folder), "--profile", "smoke"])
     assert done.exit_code == 0, done.output
-    assert "| seed2k    | 50.0 [" in done.output and "no placebo: seed2k has not two images" in done.output
+    assert "| seed2k    | 50.0 [" in done.output and "no placebo: a benchmark has not two pictures" in done.output
     assert "set aside: 1 questions; first: the answer is None" in done.output
     record = load_result(paths.RUNS / "smoke" / "prism" / "zoo-x")
     assert record["captions_per_image"] == 4 and record["scoring"] == "caprl"

@@ -5,43 +5,30 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.mini.world import statements
-from caprl_utils.models.base import Completion
 from caprl_utils.prism import probes
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.told import counts
+from tests.scripted import Says
 
 
-class Literal:
-    """Answers with what the caption says of the question's key, if it says one thing."""
+def literal(samples):
+    """Says what the caption says of the question's key, if it says one thing."""
+    asked = {question: key for sample in samples for question, key in sample.meta["asked"].items()}
 
-    name = model_hash = "literal"
-
-    def __init__(self, samples):
-        self.asked = {question: key for sample in samples for question, key in sample.meta["asked"].items()}
-
-    def _told(self, request):
+    def said(request):
         caption, _, question = request.prompt.partition("Caption: ")[2].partition("\nQuestion: ")
-        key = self.asked[question.partition("\n")[0]]
-        return {value for told, value in filter(None, statements(caption)) if told == key}
+        key = asked[question.partition("\n")[0]]
+        told = {value for about, value in filter(None, statements(caption)) if about == key}
+        return told.pop() if len(told) == 1 else "unknown"
 
-    def generate(self, requests, sampling):
-        texts = [told.pop() if len(told := self._told(r)) == 1 else "unknown" for r in requests]
-        return [Completion(r.id, 0, f" {text}", 2, "stop") for r, text in zip(requests, texts, strict=True)]
-
-    def choice_logprobs(self, requests, choices):
-        rows = []
-        for request in requests:
-            told = self._told(request)
-            options = [line[3:] for line in request.prompt.splitlines() if line[1:3] == ") "]
-            rows.append([-0.1 if told == {option} else -3.0 for option in options])
-        return rows
+    return said
 
 
 def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
     profile = load_profile("smoke")
     samples = load_samples(profile)
-    monkeypatch.setattr(probes, "open_backend", lambda *unused: Literal(samples))
+    monkeypatch.setattr(probes, "open_backend", lambda *unused: Says(literal(samples)))
     record = probes.probe(profile, "prism_reader", samples)
     assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 10
     scores = {}

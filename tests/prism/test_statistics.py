@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism import statistics
-from caprl_utils.prism.statistics import best_of_n, bootstrap_models, holm, macro_average
+from caprl_utils.prism.statistics import best_of_n, bootstrap_models, holm
 
 
 def bootstrap(scores, clusters, models, draws=5, seed=0):
@@ -64,16 +64,10 @@ def test_same_seed_same_numbers_and_other_seeds_differ():
     assert np.array_equal(one, two) and not np.array_equal(one, other)
 
 
-def test_the_macro_average_counts_benchmarks_the_same():
-    tables = {"big": (np.ones((90, 2)), np.arange(90)), "small": (np.zeros((10, 2)), np.arange(10))}
-    average = macro_average(statistics.bootstrap_benchmarks(tables, ["a", "b"], 100, 0))
-    assert average.means.tolist() == [0.5, 0.5]
-    assert (average.num_clusters, average.num_rows) == (100, 100)
-
-
-def test_rows_without_a_score_are_refused():
-    with pytest.raises(ValueError, match="lack a score"):
-        bootstrap([[1.0], [np.nan]], ["a", "b"], ["m"])
+def test_the_average_counts_benchmarks_the_same():
+    big, small = ({(f"i{n}", "s"): value for n in range(count)} for count, value in ((90, 1.0), (10, 0.0)))
+    average = bootstrap_models({"a": {"big": big, "small": small}}, 100, 0)["average"]
+    assert average.means.tolist() == [0.5] and (average.num_clusters, average.num_rows) == (100, 100)
 
 
 def test_holm_by_hand():
