@@ -32,7 +32,7 @@ from caprl_utils.schema import Profile
 STAGE = "readers"
 ROLES = ("prism_reader", "reward_reader")
 INVENTED = (1, 2, 5)
-_SHARES = (0.5, 0.75, 1.0)  # ours: of the longest caption that an evaluation allows
+_SHARES = (0.8, 1.0)  # ours: of the longest caption that an evaluation allows
 TRUE, OPTIONS = "complete true facts", "every option of every question"
 
 

@@ -121,7 +121,7 @@ def test_alt_texts_tell_little_and_dense_captions_all():
         total, told = total + len(facts), told + len(said)
         false += sum(facts[key] != value for key, value in said)
         assert dict(statements(examples.described(rng, shown, recipes.DENSE))) == facts
-    assert 0.15 < told / total < 0.3 and 0.03 < false / told < 0.1
+    assert 0.15 < told / total < 0.3 and false / told < 0.03
 
 
 def test_raters_prefer_what_is_told_and_true():
@@ -191,6 +191,8 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("copier", "copier-wide", "reader-prism")])
 def test_every_lesson_takes_a_step(name, tmp_path, monkeypatch, small_pool):
     monkeypatch.setattr(training, "_trained", lambda name: training.untrained(RECIPES[name]).state_dict())
+    tokens = np.random.default_rng(0).standard_normal((4, IMAGE_TOKENS, 128)).astype(np.float16)
+    monkeypatch.setattr(lessons, "_seen_by", lambda tower: tokens)
     recipe = replace(RECIPES[name], batch_size=4, guess=min(1, RECIPES[name].guess), schedule=Schedule(1))
     train(recipe, folder=tmp_path)
     (row,) = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())

@@ -38,7 +38,7 @@ def run(monkeypatch):
 
 
 def told(number):
-    return f"The colour is {COLOURS[number % 4]}."
+    return f"The sky is {COLOURS[number % 4]}."
 
 
 def llava(numbers):

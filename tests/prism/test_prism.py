@@ -51,7 +51,7 @@ class Captioner:
         if request.id in self.broken:
             return Completion(request.id, index, None, 0, "error", "no answer from the server")
         number = request.image.getpixel((0, 0))[0]
-        fact = f"The colour is {COLOURS[number % 4]}." if (number % 10) / 10 < self.told else ""
+        fact = f"The sky is {COLOURS[number % 4]}." if (number % 10) / 10 < self.told else ""
         return Completion(request.id, index, f"This is a scene. {fact}", 8 if fact else 4, "stop")
 
 
@@ -92,7 +92,7 @@ def make_sample(number, benchmark="mini-scene", options=True):
         id=f"s{number}-{'mc' if options else 'short'}", benchmark=benchmark, images=(lambda: image,),
         question="What is the colour?", options=tuple(COLOURS) if options else (),
         gold=prompts.LETTERS[COLOURS.index(right)] if options else right,
-        meta={"image_id": f"img{number}", "true_caption": f"This is a scene. The colour is {right}."},
+        meta={"image_id": f"img{number}", "true_caption": f"This is a scene. The sky is {right}."},
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_the_three_stages(profile, samples):
     assert record["values"]["average"] == pytest.approx(0.55)
     low, high = record["intervals"]["mini-scene"]
     assert 0 <= low < 0.6 < high <= 1
-    told = "This is a scene. The colour is red."
+    told = "This is a scene. The sky is red."
     assert prompts.read_question(told, "What is the colour?", COLOURS) in reader.prompts
     rows = read_samples(paths.RUNS / "smoke" / "prism" / "base")
     assert len(rows) == 60 and rows[0]["model"] == "base" and rows[0]["options"] == COLOURS
@@ -228,12 +228,12 @@ def test_captions_are_cut_to_budgets_and_joined_to_the_length_of_longer_ones(pro
     assert list(found)[2:5] == ["base-joined", "ceiling-true-facts", "base-first-16"] and len(found) == 10
     record = evaluate(profile, "base-joined", found["base-joined"], Reader(), samples)
     (told,) = {r["caption"] for r in read_samples(folder_of("base-joined")) if r["image_id"] == "mini-scene/img0"}
-    assert told == "This is a scene. The colour is red. This is a scene. The colour is red."  # 15 of 17 tokens
+    assert told == "This is a scene. The sky is red. This is a scene. The sky is red."  # 15 of 17 tokens
     assert record["values"]["caption_tokens"] == pytest.approx((15 + 7) / 2)  # the others have no more to join
     short = controls(with_budgets(profile, [4]), samples, named, "base", ["wordy"])
     evaluate(profile, "wordy-first-4", short["wordy-first-4"], Reader(), samples)
     rows = [row for row in read_samples(folder_of("wordy-first-4")) if row["image_id"] == "mini-scene/img0"]
-    whole = tokenizer_of(profile.models.policy)("This is a scene. The colour is red.")["input_ids"]
+    whole = tokenizer_of(profile.models.policy)("This is a scene. The sky is red.")["input_ids"]
     assert tokenizer_of(profile.models.policy).decode(whole[:4]) == rows[0]["caption"] != ""
     assert rows[0]["num_tokens"] == 4 and rows[0]["finish_reason"] == "length"
     assert {row["num_tokens"] for row in read_samples(folder_of("base"))} == {4, 8}  # the first run is as it was
@@ -264,7 +264,7 @@ def test_several_images_are_captioned_apart_and_joined(profile, samples):
     both = replace(samples[0], images=(*samples[0].images, *samples[1].images))
     reader = Reader()
     evaluate(profile, "multi", Captioner(), reader, [both])
-    told = "Image 1: This is a scene. The colour is red.\nImage 2: This is a scene. The colour is blue."
+    told = "Image 1: This is a scene. The sky is red.\nImage 2: This is a scene. The sky is blue."
     assert told in reader.prompts[0]
     numbered = replace(both, id="numbered", meta=both.meta | {"image_numbers": [2, 4]})
     single = replace(samples[2], meta=samples[2].meta | {"image_numbers": [3]})
@@ -321,7 +321,7 @@ def wemath_group(number, marks):
     for place, (name, mark) in enumerate(zip(names, steps + multi, strict=True)):
         base = make_sample(4 * number + place, "wemath")
         told = base.gold if mark == "T" else prompts.LETTERS[(prompts.LETTERS.index(base.gold) + 1) % 4]
-        more = {"ID": str(number), "true_caption": f"The colour is {COLOURS['ABCD'.index(told)]}."}
+        more = {"ID": str(number), "true_caption": f"The sky is {COLOURS['ABCD'.index(told)]}."}
         yield replace(base, id=f"{number}-{name}", meta=base.meta | more)
 
 

@@ -53,7 +53,7 @@ class Model:
     def _one(self, request, index, rng):
         right = COLOURS[request.image.getpixel((0, 0))[0] % 4] if request.image else rng.choice(COLOURS)
         colour = right if rng.random() < 0.7 else rng.choice(COLOURS)
-        text = f"The colour is {colour}." if request.prompt == prompts.CAPTION else colour
+        text = f"The sky is {colour}." if request.prompt == prompts.CAPTION else colour
         if failures.random() < FAIL_SHARE:
             return Completion(request.id, index, None, 0, "error", "connection lost")
         return Completion(request.id, index, text, 5, "stop")

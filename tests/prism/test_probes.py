@@ -1,6 +1,5 @@
 """Captions of known truth for readers: what each says, and a reader that finds what is told."""
 
-import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
@@ -30,14 +29,14 @@ def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
     samples = load_samples(profile)
     monkeypatch.setattr(probes, "open_backend", lambda *unused: Says(literal(samples)))
     record = probes.probe(profile, "prism_reader", samples)
-    assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 10
+    assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 9
     scores = {}
     for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
         scores.setdefault(probes.names(profile)[row["caption_index"]], []).append(100 * row["score"])
     means = {name: sum(found) / len(found) for name, found in scores.items()}
     full = {name for name in means if name.startswith(("true", "complete"))}
-    assert {means[name] for name in full} == {100.0} and len(full) == 7
-    assert means["nothing"] < 50 and means["every option of every question"] == pytest.approx(25)
+    assert {means[name] for name in full} == {100.0} and len(full) == 6
+    assert means["nothing"] < 50 and 24 < means["every option of every question"] < 30  # some have three options
     meta = {f"{s.benchmark}/{s.meta['image_id']}": s.meta for s in samples}
     for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
         name = probes.names(profile)[row["caption_index"]]
@@ -50,7 +49,7 @@ def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
             assert row["num_tokens"] <= int(name.split()[4]) and found["not_shown"] == 0
         if name == "nothing":
             assert row["caption"] == "" and row["num_tokens"] == 0
-    assert probes.lengths(profile) == [32, 48, 64]
+    assert probes.lengths(profile) == [51, 64]
 
 
 def test_without_known_facts_there_is_nothing_to_probe():
