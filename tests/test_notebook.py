@@ -73,7 +73,7 @@ def test_published_copies_are_light(runs_folder, tmp_path, monkeypatch):
     assert len(small) < len(text) / 2 and "told" in small and "other" not in small and "figure" in small
     assert not any(word in small for word in ("papermill", "widget", "jpeg", "noise"))
     (folder / "05_large.ipynb").write_text(executed(stdout="x" * 300_000))
-    with pytest.raises(UserError, match=r"05_large.ipynb would have 3\d\d kB, more than 250"):
+    with pytest.raises(UserError, match=r"05_large.ipynb would have \d{3} kB, more than 250"):
         notebook.publish(load_profile("smoke"))
 
 
