@@ -44,8 +44,9 @@ RUN := $(CAPRL) run --profile $(PROFILE)
 CHAIN := 01_qa_curation 03_caprl_rl_training 04_prism_evaluation 05_llamafactory_pretraining 06_tables_and_figures
 WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training-with_ablations-True)
 SLICE := $(filter-out 05_%,$(CHAIN))
-# Notebooks that no table needs.
-EXTRA := 00_quickstart_captioning 02_initialize_vlm_3b colab_caption_your_images
+# Notebooks that no table needs; SHOWN of them are published too.
+SHOWN := 00_quickstart_captioning 02_initialize_vlm_3b
+EXTRA := $(SHOWN) colab_caption_your_images
 # `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
 ORDER := $(if $(filter reproduce,$(MAKECMDGOALS)),$(WHOLE),$(if $(filter slice,$(MAKECMDGOALS)),$(SLICE)))
 # SET="rl.steps=10 ..." overrides settings; a change of it is a change of the inputs.
@@ -118,7 +119,7 @@ table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
 report: environment ## tables, figures, claims, the one HTML page, and model and data cards, from what is there
 	@$(CAPRL) report --profile $(PROFILE)
 
-publish: environment ## copy the reports of PROFILE into reports/, and its results into README's map
+publish: $(SHOWN:%=$(COPIES)/%.ipynb) ## copy reports and executed notebooks of PROFILE into reports/, its results into README's map
 	@$(CAPRL) report --publish --profile $(PROFILE)
 
 plan: environment ## what PROFILE needs before it starts: hardware, hours, disk, and what is missing

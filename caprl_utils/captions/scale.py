@@ -1,10 +1,8 @@
 """Captions of millions of images: Ray Data gives the numbers of those that are not done to a pool of model actors.
 
-Each actor reads its images from the source itself, captions a batch and writes it as one shard, under a name that
-follows from the batch: one that Ray gives out again after a death replaces its own shard. Done is what stands in the
-shards, so nothing is lost or made twice, whatever is killed and when. The driver holds some 50 bytes an image. Uses the
-cluster that RAY_ADDRESS names, whose nodes must see the folders, or starts Ray on this machine, with the GPUs of
-CUDA_VISIBLE_DEVICES.
+An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that Ray
+gives out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. The
+driver holds some 50 bytes an image. RAY_ADDRESS names a cluster, whose nodes must see the folders.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import pyarrow.parquet as pq
 
 from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, draw
 from caprl_utils.captions.export import caption_files, id_hashes, read_tables
-from caprl_utils.captions.job import JOB_KEY, SCHEMA, Model, read_job, write_file
+from caprl_utils.captions.job import JOB_KEY, SCHEMA, read_job, write_file
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
 from caprl_utils.image_sources import is_hub, repeated
@@ -45,8 +43,8 @@ _QUIET = {  # Ray's own reports, which nobody reads here and which take time fro
 
 
 def caption_shards(
-    job: Mapping[str, Any], folder: str, model: Model, workers: int, batch: int, tally: Tally,
-    check: Callable[[], None],
+    job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], gpus: int, workers: int, batch: int,
+    tally: Tally, check: Callable[[], None],
 ) -> Iterator[pa.Table]:  # fmt: skip
     """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
     hashes, done = None, _done(folder)
@@ -57,7 +55,8 @@ def caption_shards(
     if hashes is None or not np.isin(hashes, done).all():
         with _ray(workers), Progress("captions", None if hashes is None else len(hashes)) as bar:
             bar.update(len(done))
-            for told in _told(job, folder, model, workers, batch, hashes, done):
+            actor = dict(job), folder, opener, len(done) > 0, batch
+            for told in _told(actor, _units(hashes, done, batch, workers), workers, gpus):
                 bar.update(told["images"])
                 tally.looked += told["images"]
                 tally.made += told["made"]
@@ -132,10 +131,7 @@ def _ray(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _told(
-    job: Mapping[str, Any], folder: str, model: Model, workers: int, batch: int, hashes: np.ndarray | None,
-    done: np.ndarray,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+def _told(actor: tuple, units: list[dict[str, Any]], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
     """What the actors say of each batch: see `_Actor._caption`. Raises UserError when one gives up."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -143,15 +139,14 @@ def _told(
     context = DataContext.get_current()
     context.enable_progress_bars = context.enable_auto_log_stats = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    units = _units(hashes, done, batch, workers)
-    slot = {"num_gpus": model.gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
+    slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
     pool = ActorPoolStrategy(
         size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
         max_tasks_in_flight_per_actor=2,
     )  # fmt: skip
     rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Actor, batch_size=None, batch_format="pyarrow", compute=pool, **slot,
-        fn_constructor_args=(dict(job), folder, model, len(done) > 0, batch),
+        fn_constructor_args=actor,
     )  # fmt: skip
     for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
         for told in map(json.loads, table["told"].to_pylist()):
@@ -175,8 +170,10 @@ def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int
 class _Actor:
     """One model, and the batches that it is given. proven: earlier batches were captioned well."""
 
-    def __init__(self, job: Mapping[str, Any], folder: str, model: Model, proven: bool, batch: int) -> None:
-        self.job, self.folder, self.model, self.batch, self.made = job, folder, model, batch, int(proven)
+    def __init__(
+        self, job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], proven: bool, batch: int
+    ) -> None:
+        self.job, self.folder, self.opener, self.batch, self.made = job, folder, opener, batch, int(proven)
         self.silent: dict[str, str] = {}  # images about which nothing was said, of earlier batches
         self.stack, self.lock = ExitStack(), Lock()  # a server of its own ends with this process
         self.place, self.source = 0, iter(())
@@ -184,7 +181,7 @@ class _Actor:
     @cached_property
     def idle(self) -> SimpleQueue[Backend]:
         """Captioners that have nothing to do: one, or two of a server, which is asked about two batches at once."""
-        queue, backend = SimpleQueue(), self.model.open(self.stack)
+        queue, backend = SimpleQueue(), self.opener(self.stack)
         queue.put(backend)
         if isinstance(backend, EndpointBackend):
             queue.put(EndpointBackend(backend.config))

@@ -35,8 +35,8 @@ STAGE = "curation"
 CHECKED, WRITTEN, EXTRACTED, ANSWERED = "images", "generated", "extracted", "answered"
 RECIPE = [
     *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "answer", "keep")),
-    *(f"caprl_utils.{name}" for name in ("image_sources", "images", "answers", "records")),
-    "caprl_utils.models.local", "caprl_utils.models.decoding",
+    *(f"caprl_utils.{name}" for name in ("image_sources", "images", "answers", "prompts", "records")),
+    "caprl_utils.models.local",
 ]  # fmt: skip
 WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
 Answers = dict[str, Completion | None]  # about an image: request -> what the filter model said, None while it is out
@@ -85,10 +85,9 @@ def open_job(
     writer = open_backend(profile.models.question_writer, profile)
     reader = open_backend(profile.models.question_filter, profile)
     drawn = drawn_source(profile.images.source)
-    asked = [prompts.prompt_hash(), *([answer.ASK_LETTER] if profile.prompts == "authors" else [])]
     parts = {
         "curation": profile.curation, "images": profile.images, "source": fingerprint(profile.images.source),
-        "image_seed": profile.seed, "seed": seed, "benchmarks": sorted(benchmark_hashes), "prompts": asked,
+        "image_seed": profile.seed, "seed": seed, "benchmarks": sorted(benchmark_hashes), "prompts": profile.prompts,
         "writer": writer.model_hash, "reader": reader.model_hash,
     }  # fmt: skip
     run = Run.open(profile, STAGE, name, parts, recipe=[*RECIPE, *(drawn.recipe if drawn else ())])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
         small = item.image.copy()
         small.thumbnail((_CELL - 8, _CELL - 8))
         sheet.paste(small, (left + 4, top + 4))
-        draw.text((left + 4, top + _CELL), item.id[-22:], fill="black")
+        draw.text((left + 4, top + _CELL), Path(item.id).stem[-22:], fill="black")
     return sheet
 
 
@@ -70,3 +71,16 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
             "right": question.answer_text,
         })  # fmt: skip
     return table
+
+
+def draw_funnel(steps: Sequence[tuple[str, int]]) -> None:
+    """How many questions are left after each step, and their share of the first."""
+    import matplotlib.pyplot as plt
+
+    names, counts = zip(*reversed(steps), strict=True)
+    axes = plt.subplots(figsize=(7.5, 2.0), constrained_layout=True)[1]
+    bars = axes.barh(names, counts, color="#0b3c6f")
+    axes.bar_label(bars, [f"{count:,} ({count / counts[-1]:.0%})" for count in counts], padding=3)
+    axes.set(xlabel="questions", xlim=(0, 1.25 * counts[-1]), title="From what was asked for to what is kept")
+    axes.spines[["top", "right"]].set_visible(False)
+    plt.show()

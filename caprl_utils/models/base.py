@@ -1,11 +1,17 @@
-"""What every model looks like to the rest of the project: requests in, completions out, in the same order."""
+"""What every model looks like: requests in, completions out, in the same order; and what makes a model folder."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from caprl_utils import paths
+from caprl_utils.errors import UserError
+from caprl_utils.hashing import file_hash, value_hash
 from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
@@ -75,3 +81,63 @@ def open_backend(model: ModelConfig, profile: Profile) -> Backend:
     from caprl_utils.models.local import LocalBackend
 
     return LocalBackend(model, torch_threads=profile.torch_threads)
+
+
+# What makes a model folder: weights, config, tokenizer and processor
+
+MODEL_FILES = (
+    "*.safetensors*", "config.json", "generation_config.json", "*token*.json", "vocab.json", "merges.txt",
+    "*processor*.json", "chat_template.*",
+)  # fmt: skip
+
+
+def model_hash(model: ModelConfig | Path) -> str:
+    """Hash of a folder's weights, config, tokenizer and processor alone; of name and revision for the hub's models."""
+    folder = model if isinstance(model, Path) else Path(paths.resolve_model(model.path))
+    if not folder.is_dir():
+        return value_hash([model.path, model.revision])
+    files = sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern)})
+    return value_hash({file.name: file_hash(file) for file in files})
+
+
+GENERAL_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes that take tokenizer.json as it is. Beside a Qwen2 model AutoTokenizer puts Qwen2Tokenizer in their place,
+which splits words differently, without a word (transformers 5.17)."""
+
+
+def check_folder(path: str, name: str) -> None:
+    """Refuse a path that looks like a folder and is no model; hub ids pass."""
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir()
+    if looks_local and not (folder / "config.json").is_file():
+        raise UserError(f"no model at {paths.shown(folder)} (models path {name!r}): config.json is missing")
+
+
+def misread_tokenizer(folder: Path) -> bool:
+    """Whether this is a text model's folder whose tokenizer AutoTokenizer replaces by another."""
+    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
+    if not (config.is_file() and tokenizer.is_file()) or "vision_config" in json.loads(config.read_text()):
+        return False
+    return json.loads(tokenizer.read_text()).get("tokenizer_class") in GENERAL_TOKENIZERS
+
+
+# Parts of a vision-language model, by their names in Qwen2.5-VL, Qwen3-VL, InternVL and LLaVA.
+PARTS = ("vision_tower", "projector", "language_model")
+_PROJECTORS = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector")
+_TOWERS = ("visual", "vision_tower")
+
+
+def part_of(name: str) -> str:
+    """The one of PARTS that a tensor belongs to, in any of the layouts that transformers writes."""
+    dotted = f".{name}."
+    if any(f".{prefix}." in dotted for prefix in _PROJECTORS):
+        return "projector"
+    return "vision_tower" if any(f".{prefix}." in dotted for prefix in _TOWERS) else "language_model"
+
+
+def weights_in(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its head. Raises SafetensorError when it was cut off."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118

@@ -20,16 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from PIL.Image import Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import encode, fit
-from caprl_utils.models.base import Completion, Request, Sampling, Scores
-from caprl_utils.models.weights import model_hash
+from caprl_utils.models.base import Completion, Request, Sampling, Scores, model_hash
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -82,10 +79,8 @@ class Client:
     """Keeps the servers at `base_urls` full, the least busy one first; its loop has a thread, as Jupyter needs it."""
 
     def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
-        """in_flight: requests that a server works on at once. Raises UserError for a proxy that cannot be used."""
+        """in_flight: requests that a server works on at once."""
         self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
-        for url in base_urls:
-            _check_proxy(url)
 
     def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
         """(key, what was read or a RequestError) of each post as it ends; posts are taken as there is room."""
@@ -127,7 +122,7 @@ class Client:
         import openai
 
         # a redirect would send a GET without body
-        http = openai.DefaultAioHttpClient(follow_redirects=False, trust_env=not is_here(url))
+        http = openai.DefaultAioHttpClient(follow_redirects=False)
         timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
         options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
         return openai.AsyncOpenAI(base_url=url, **options)
@@ -186,20 +181,6 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
-def is_here(url: str) -> bool:
-    """Whether a URL names this machine."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _check_proxy(url: str) -> None:
-    host, proxies = urlsplit(url).hostname or "", getproxies()
-    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
-    if proxy.startswith("socks") and not is_here(url) and not proxy_bypass(host):
-        told = f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked"
-        raise UserError(f"{told}: set an http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY")
-
-
 async def _close(servers: Sequence[_Server]) -> None:
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
@@ -243,7 +224,7 @@ class EndpointBackend:
         """The models that a server has, each with its context where it tells."""
         import openai
 
-        http = openai.DefaultHttpxClient(trust_env=not is_here(url), timeout=10)
+        http = openai.DefaultHttpxClient(timeout=10)
         options = {"api_key": self.client.api_key, "max_retries": 0, "http_client": http}
         try:
             with openai.OpenAI(base_url=url, **options) as api:

@@ -1,6 +1,6 @@
 """transformers in this process: no server, one model, batches sorted by image and length.
 
-Sampling is per row (see `decoding`), so neither batch size nor neighbours change a completion. The model's own
+Sampling is per row (`RowSampler`), so neither batch size nor neighbours change a completion. The model's own
 generation defaults stay out, but for its end-of-turn tokens.
 """
 
@@ -15,11 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+from caprl_utils.hashing import derive_seed
 from caprl_utils.images import fit
-from caprl_utils.models.base import Completion, Request, Sampling, Scores
-from caprl_utils.models.weights import GENERAL_TOKENIZERS, check_folder, model_hash
+from caprl_utils.models.base import GENERAL_TOKENIZERS, Completion, Request, Sampling, Scores, check_folder, model_hash
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -205,8 +207,6 @@ class LoadedModel:
         import torch
         from transformers import LogitsProcessorList
 
-        from caprl_utils.models.decoding import RowSampler
-
         drawn = [(sampling.seed if r.seed is None else r.seed, r.id, index) for r, index in rows]
         decoding = LogitsProcessorList([RowSampler(sampling, drawn, inputs["attention_mask"])])
         options = {"max_new_tokens": sampling.max_tokens, "do_sample": False, "logits_processor": decoding}
@@ -281,6 +281,68 @@ def _remedy(config: ModelConfig) -> str:
     return "Check the name and the connection; profiles with `offline: true` use local folders only."
 
 
+# Sampling that does not depend on what else is in the batch: each row has random numbers of its own
+
+
+def uniforms(seed: int, request_id: str, index: int, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) for one completion, the same on every machine."""
+    bits = derive_seed(seed, index, request_id, bits=128)
+    return np.random.Generator(np.random.PCG64(bits)).random(count)
+
+
+def draw(logprobs: np.ndarray | Sequence[float], temperature: float, at: float) -> int:
+    """A place in (V,) log-probabilities, by inverting the distribution at a random number in [0, 1)."""
+    values = np.asarray(logprobs)
+    weights = np.exp((values - values.max()) / temperature).cumsum(dtype=np.float64)
+    return min(int(np.searchsorted(weights, at * weights[-1], side="right")), len(weights) - 1)
+
+
+class RowSampler:
+    """Repetition penalty, temperature and top-p per row; leaves only the drawn token for the greedy decoder.
+
+    The penalty counts prompt and completion, as vLLM does, but never the padding. rows: (seed, request id, index) of
+    each row; prompt_mask: attention mask of the prompts, (B, T).
+    """
+
+    def __init__(self, sampling: Sampling, rows: Sequence[tuple[int, str, int]], prompt_mask: torch.Tensor):
+        import torch
+
+        self.sampling = sampling
+        self.prompt_mask = prompt_mask.bool()
+        self.seen: torch.Tensor | None = None  # (B, V)
+        draws = [uniforms(seed, name, index, sampling.max_tokens) for seed, name, index in rows]
+        self.draws = torch.tensor(np.stack(draws), device=prompt_mask.device)  # (B, max_tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        step, penalty = input_ids.shape[1] - self.prompt_mask.shape[1], self.sampling.repetition_penalty
+        if penalty != 1.0 and step == 0:
+            counts = torch.zeros(scores.shape, dtype=torch.long, device=scores.device)
+            self.seen = counts.scatter_add_(1, input_ids, self.prompt_mask.long()) > 0
+        elif penalty != 1.0:
+            self.seen.scatter_(1, input_ids[:, -1:], True)
+        if penalty != 1.0:
+            scores = torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
+        if self.sampling.temperature == 0:
+            return scores
+        chosen = self._draw(scores, self.draws[:, step : step + 1])
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
+
+    def _draw(self, scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """`draw` for a batch, on its device: (B, V), (B, 1) -> (B, 1)."""
+        import torch
+
+        probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
+        if self.sampling.top_p < 1:
+            probs, order = probs.sort(dim=-1, descending=True)
+            probs = probs.masked_fill(probs.cumsum(-1) - probs >= self.sampling.top_p, 0.0)
+        total = probs.cumsum(-1)
+        index = torch.searchsorted(total, draws * total[:, -1:], right=True)
+        index = index.clamp(max=scores.shape[1] - 1)
+        return order.gather(1, index) if self.sampling.top_p < 1 else index
+
+
 # Each image of a batch is seen once, however many requests show it (in GRPO `group_size`): the numbers are those of
 # separate passes, gradients add up, and on a CPU the vision tower would take a third of a training step.
 
@@ -295,8 +357,7 @@ def share_images(model: Any) -> None:
         import torch
 
         images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-        rows = _places(images)
-        first = [rows.index(place) for place in range(max(rows) + 1)]
+        rows, first = _places(images)
         if len(first) == len(rows):
             return inner(pixel_values, image_grid_thw, **options)
         seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)
@@ -306,19 +367,17 @@ def share_images(model: Any) -> None:
     model.model.get_image_features = features
 
 
-def _places(images: tuple[torch.Tensor, ...]) -> list[int]:
-    """For each image its place among the distinct ones, in order of first appearance."""
+def _places(images: tuple[torch.Tensor, ...]) -> tuple[list[int], list[int]]:
+    """For each image its place among the distinct ones, in order of first appearance; the indices of these."""
     import torch
 
     sums = torch.stack([image.sum() for image in images]).tolist()
-    found, rows = [], []  # indices of the distinct images; places
+    rows, first = [], []
     for i, image in enumerate(images):
-        same = (p for p, j in enumerate(found) if sums[j] == sums[i] and torch.equal(images[j], image))
-        place = next(same, len(found))
-        if place == len(found):
-            found.append(i)
-        rows.append(place)
-    return rows
+        same = (p for p, j in enumerate(first) if sums[j] == sums[i] and torch.equal(images[j], image))
+        rows.append(next(same, len(first)))
+        first += [i] * (rows[-1] == len(first))
+    return rows, first
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import urlopen
 
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
+from caprl_utils.models.base import check_folder, misread_tokenizer
 from caprl_utils.models.endpoint import api_key
-from caprl_utils.models.weights import check_folder, misread_tokenizer
 from caprl_utils.processes import visible_gpus
 from caprl_utils.schema import ModelConfig
 
@@ -201,7 +201,7 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
 
 def _healthy(url: str) -> bool:
     try:
-        with build_opener(ProxyHandler({})).open(url.removesuffix("/v1") + "/health", timeout=5.0) as answer:
+        with urlopen(url.removesuffix("/v1") + "/health", timeout=5.0) as answer:
             return answer.status == 200
     except OSError:  # not up yet
         return False

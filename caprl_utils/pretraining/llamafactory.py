@@ -24,7 +24,7 @@ from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.hashing import file_hash, folder_hash
-from caprl_utils.models.weights import PARTS, part_of
+from caprl_utils.models.base import PARTS, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
 from caprl_utils.pretraining.sets import Training

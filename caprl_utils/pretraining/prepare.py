@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RECIPE = [  # with what draws the images
     "caprl_utils.pretraining.prepare", "caprl_utils.pretraining.data", "caprl_utils.prism.told",
+    "caprl_utils.prompts",
 ]  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def _data_set(
     parts = {
         "rows": training.num_rows(settings),
         "budget": [settings.cutoff_tokens, settings.max_pixels, settings.max_bad_share],
-        "seed": profile.seed, "prompts": prompts.prompt_hash(), "file": file_hash(file) if file else None,
+        "seed": profile.seed, "file": file_hash(file) if file else None,
         "processors": {setting: _processor_hash(folder) for setting, folder in models.items()},
     }  # fmt: skip
     with Run.open(profile, STAGE, run_name(name), parts, [*RECIPE, *(source.recipe if source else ())]) as run:

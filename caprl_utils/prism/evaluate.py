@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from caprl_utils import paths, prompts
+from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
 from caprl_utils.models.base import Backend, open_backend
@@ -37,7 +37,7 @@ RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
         "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics", "told",
     )),
-    "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local",
+    "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.local",
     "caprl_utils.prompts",
 ]  # fmt: skip
 
@@ -60,9 +60,9 @@ def evaluate(
     asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
     parts = {
         "prism": {"reader": mode, "bootstrap_draws": settings.bootstrap_draws, "scoring": settings.scoring},
-        "captioner": source.fingerprint, "reader": reader.model_hash, "prompts": prompts.prompt_hash(),
+        "captioner": source.fingerprint, "reader": reader.model_hash,
         "asked": [profile.prompts, asks], "samples": samples_hash(samples), "seed": profile.seed,
-        "judge": {"model": judge.model_hash, "prompts": prompts.judge_prompt_hash()} if judge else None,
+        "judge": judge.model_hash if judge else None,
     }  # fmt: skip
     worlds = {module for sample in samples if (world := world_of(sample.meta)) for module in world.recipe}
     with Run.open(profile, stage, name, parts, [*RECIPE, *sorted(worlds)]) as run:

@@ -1,6 +1,5 @@
-"""A gallery of captions (notebook 00): images, what was written about them, which questions were hit and missed.
-
-`write` makes one HTML file that needs nothing else: images as data URIs, no script, no request to anywhere.
+"""Cards of captions for notebooks and the quick start's page: an image, what was written about it with true and false
+statements marked, and which questions a reader answers from it. HTML that needs nothing else: images are data URIs.
 """
 
 from __future__ import annotations
@@ -8,36 +7,93 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
-from caprl_utils.images import as_rgb, open_image
-from caprl_utils.models.base import Backend
-from caprl_utils.prism.evaluate import preview
+from caprl_utils.images import as_rgb
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import gold_option
-from caprl_utils.prism.sources import image_ids, written_captions
+from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.told import sentences
 from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
-    import pandas as pd
     from PIL.Image import Image
 
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
+SHOWN_PIXELS = 190
+Tick = tuple[bool, str]  # whether it went well, and what
+_GREEN, _RED, _GREY = "#1b6e3c", "#a8322a", "#777777"
+_MARKS = {  # kind of a sentence -> how it stands; all others are false
+    None: "{}", "true": f"<span style='color:{_GREEN}'>{{}}</span>", "repeat": f"<s style='color:{_GREY}'>{{}}</s>",
+}  # fmt: skip
+_FALSE = f"<b style='color:{_RED}'>✗ {{}}</b>"
 _PAGE = "font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem"
-_COLOURS = {True: "#1b6e3c", False: "#a8322a"}
+LEGEND = f"{_MARKS['true'].format('true')}, {_FALSE.format('false')}, {_MARKS['repeat'].format('said before')}"
 
 
 def data_uri(image: Image) -> str:
-    """The image, scaled down if need be, as a data URI: PNG when small, WebP otherwise."""
-    small = as_rgb(image).copy()
+    """The image, scaled down if need be, as a data URI: PNG of few colours for drawings, WebP for photographs."""
+    small, buffer = as_rgb(image).copy(), io.BytesIO()
     small.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
-    buffer, kind = io.BytesIO(), "png" if max(image.size) <= 256 else "webp"
-    small.save(buffer, format=kind.upper(), **({"optimize": True} if kind == "png" else {"quality": 75}))
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    drawn = small.getcolors(maxcolors=4096) is not None
+    if drawn:
+        small.quantize(64).save(buffer, format="PNG", optimize=True)
+    else:
+        small.save(buffer, format="WEBP", quality=75)
+    return f"data:image/{'png' if drawn else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def marked(caption: str, meta: Mapping[str, Any]) -> str:
+    """A caption in HTML, its true, false and repeated statements marked where the image's facts are known."""
+    kinds = sentences(caption, meta)
+    return " ".join(_MARKS.get(kind, _FALSE).format(html.escape(text)) for text, kind in kinds)
+
+
+def card(
+    image: Image, captions: Mapping[str, str | None], meta: Mapping[str, Any],
+    ticks: Mapping[str, Sequence[Tick]] = MappingProxyType({}),
+) -> str:  # fmt: skip
+    """An image beside captions of it, by who wrote them, each with its ticks and crosses below. None: who looked."""
+    parts = []
+    for name, caption in captions.items():
+        text = "(looks at the image)" if caption is None else marked(caption, meta) or "(nothing)"
+        parts.append(f"<p style='margin:4px 0'><b>{html.escape(name)}:</b> {text}</p>")
+        signs = [(_GREEN, "✓", what) if good else (_RED, "✗", what) for good, what in ticks.get(name, ())]
+        lines = [f"<span style='color:{colour}'>{sign}</span> {html.escape(what)}" for colour, sign, what in signs]
+        parts.append(f"<p style='margin:2px 0 8px 1em;font-size:90%'>{'<br>'.join(lines)}</p>" if lines else "")
+    cell = "vertical-align:top;text-align:left;padding:8px;white-space:normal"
+    picture = f"<img src='{data_uri(image)}' width='{SHOWN_PIXELS}' alt='the image'>"
+    return (
+        f"<table style='width:100%;max-width:940px'><tr><td style='{cell};width:{SHOWN_PIXELS}px'>{picture}</td>"
+        f"<td style='{cell}'>{''.join(parts)}</td></tr></table>"
+    )
+
+
+def ticks_of(rows: Sequence[Mapping[str, Any]]) -> list[Tick]:
+    """Questions with their right answers, and what the reader said where that was wrong. rows: `scores.COLUMNS`."""
+    found = []
+    for row in rows:
+        gold = gold_option(row["gold"], row["options"]) or row["gold"]
+        said = gold_option(str(row["parsed"]), row["options"]) or str(row["answer"] or "nothing").strip()
+        text = f"{row['question'].splitlines()[0]} {gold}"
+        found.append((row["score"] == 1, text if row["score"] == 1 else f"{text} (the reader: {said[:60]})"))
+    return found
+
+
+def card_of(sample: Sample, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """A card of a sample's image with each captioner's first caption and the questions that were answered from it.
+    rows: captioner -> rows of its samples.parquet.
+    """
+    place = (image_ids(sample)[0], 0)
+    found = {name: [r for r in some if (r["image_id"], r["caption_index"]) == place] for name, some in rows.items()}
+    found = {name: some for name, some in found.items() if some}
+    captions = {name: some[0]["caption"] for name, some in found.items()}
+    return card(sample.images[0](), captions, sample.meta, {name: ticks_of(some) for name, some in found.items()})
 
 
 def write(cards: Sequence[str], file: Path, title: str) -> Path:
@@ -69,42 +125,3 @@ def save_png(image: Image, path: Path) -> None:
     image.save(buffer, format="PNG")
     if not path.is_file() or path.read_bytes() != buffer.getvalue():
         write_atomic(path, buffer.getvalue())
-
-
-def cards_of(
-    profile: Profile, captions: pd.DataFrame, folder: Path, questions: Mapping[str, Sequence[Sample]],
-    reader: Backend | None,
-) -> list[str]:  # fmt: skip
-    """A card in HTML for each captioned image of a folder, in the order of the captions: image, first caption, and of
-    its questions, if any, how many captions gave `reader` the right answer.
-
-    captions: a captions file. questions: about some of the images, by file (see `write_examples`).
-    """
-    texts = captions.sort_values("index").groupby("image_id")["caption"].apply(list).to_dict()
-    samples = [sample for file, found in questions.items() if file in texts for sample in found]
-    files = {image_ids(sample)[0]: file for file, found in questions.items() for sample in found}
-    given = {i: written_captions(i, texts[f], "", lambda text: None) for i, f in files.items() if f in texts}
-    answered: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for row in preview(profile, samples, given, reader) if samples and reader else []:
-        answered.setdefault(files[row["image_id"]], {}).setdefault(row["sample_id"], []).append(row)
-    return [_card(file, folder / file, found[0], answered.get(file, {}).values()) for file, found in texts.items()]
-
-
-def _card(name: str, file: Path, caption: str, questions: Iterable[Sequence[Mapping[str, Any]]]) -> str:
-    """One image; questions: the rows of each, one for each caption."""
-    image = f"<img alt='{html.escape(name)}' src='{data_uri(open_image(file))}' style='width:168px'>"
-    style = "display:flex;gap:14px;margin:10px 0;border-top:1px solid #ccc;padding-top:8px"
-    asked = "".join(map(_question, questions))
-    told = f"<p style='margin:2px 0'>{html.escape(caption)}</p><ul style='margin:6px 0'>{asked}</ul>"
-    return f"<div style='{style}'>{image}<div style='max-width:640px'>{told}</div></div>"
-
-
-def _question(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A question with its right answer, and what the reader made of it."""
-    first, hits = rows[0], sum(row["score"] == 1 for row in rows)
-    option = gold_option(first["gold"], first["options"])
-    answers = ", ".join(dict.fromkeys(str(row["answer"]) for row in rows))
-    gold = html.escape(first["gold"] + (f") {option}" if option else ""))
-    told = html.escape(f"{hits}/{len(rows)} ({answers})")
-    mark = f"<span style='color:{_COLOURS[hits * 2 > len(rows)]}'>{told}</span>"
-    return f"<li>{html.escape(first['question'])} <b>{gold}</b>: {mark}</li>"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 CAPTIONS_STAGE = "captions"
 RECIPE = [
-    "caprl_utils.captions.caption", "caprl_utils.models.decoding", "caprl_utils.models.local", "caprl_utils.prompts",
+    "caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts",
 ]  # fmt: skip
 ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id

@@ -6,6 +6,7 @@ sentence of the world; what is true without an image is neither told nor false. 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,19 @@ def kind_of(statement: tuple[str, str] | None, meta: Mapping[str, Any]) -> str:
     key, value = statement
     facts = meta["facts"]
     return "true" if facts.get(key) == value else "wrong" if key in facts else "not_shown"
+
+
+def sentences(caption: str, meta: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Each sentence of a caption with its `kind_of`, or "repeat" where its statement was made before; None for one that
+    states nothing (the introduction, a cut sentence), and of an image whose facts are not known.
+    """
+    world, seen, found = world_of(meta), set(), []
+    for sentence in re.split(r"(?<=[.!?]) ", caption):
+        statement = next(iter(world.statements(sentence)), ()) if world else ()
+        kind = None if statement == () else "repeat" if statement in seen else kind_of(statement, meta)
+        found.append((sentence, kind))
+        seen |= {statement} - {(), None}
+    return found
 
 
 def false(row: Counts) -> int:

@@ -18,9 +18,8 @@ from caprl_utils.prism.gallery import save_png
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.sources import image_ids
-from caprl_utils.prism.told import counts, false, kind_of
+from caprl_utils.prism.told import counts, false, sentences
 from caprl_utils.records import Sample
-from caprl_utils.registry import world_of
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import items
 from caprl_utils.reports.numbers import Cell, Table
@@ -66,18 +65,12 @@ def _in_turn(samples: Sequence[Sample], captioned: set[str]) -> Iterator[Sample]
     return (sample for sample, _ in zip(turns, range(NUM_PICTURES), strict=False))
 
 
+_MARKS = {None: "{}", "true": "{}", "repeat": "~~{}~~"}  # kind of a sentence -> how it stands; all others are false
+
+
 def marked(caption: str, meta: Mapping[str, Any]) -> str:
     """A caption in Markdown behind a summary: false statements bold, those made before struck through."""
-    world, seen, parts = world_of(meta), set(), []
-    for sentence in re.split(r"(?<=[.!?]) ", caption):
-        statement = next(iter(world.statements(sentence)), ())  # neither introduction nor a cut sentence is one
-        text = re.sub(r"([\\`*_~\[\]<>])", r"\\\1", sentence)
-        if statement == ():
-            parts.append(text)
-        elif statement in seen:
-            parts.append(f"~~{text}~~")
-        else:
-            parts.append(text if kind_of(statement, meta) == "true" else f"**{text}**")
-        seen |= {statement} - {(), None}
     found = counts(caption, meta)
-    return f"*{found['told']} of {found['facts']} facts, {false(found)} false.* {' '.join(parts)}"
+    plain = [(re.sub(r"([\\`*_~\[\]<>])", r"\\\1", text), kind) for text, kind in sentences(caption, meta)]
+    told = " ".join(_MARKS.get(kind, "**{}**").format(text) for text, kind in plain)
+    return f"*{found['told']} of {found['facts']} facts, {false(found)} false.* {told}"

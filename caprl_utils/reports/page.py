@@ -18,11 +18,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from caprl_utils import paths
+from caprl_utils import notebook, paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
-from caprl_utils.notebook import prepare_process
 from caprl_utils.prism import probes
 from caprl_utils.reports import cards, claims, examples, numbers, tables
 from caprl_utils.reports.items import Item, chosen, items
@@ -45,7 +44,7 @@ def train(profile: Profile, names: Sequence[str]) -> list[str]:
     if names and not experiments:
         what = f"no training of notebook 03 stands behind {', '.join(names)}"
         raise UserError(f"{what}; make it: make {names[0]}")
-    prepare_process(profile)
+    notebook.prepare_process(profile)
     run_all(profile.name, experiments)
     if OUTSIDE not in names:
         return list(names)
@@ -68,7 +67,8 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
 
 
 def publish(profile: Profile) -> list[Path]:
-    """Copy a profile's reports into reports/, and its results into README's map; returns what was written.
+    """Copy a profile's reports and executed notebooks into reports/, and its results into README's map; returns what
+    was written.
 
     Raises UserError for profile smoke, whose numbers mean nothing, and where there is no report.
     """
@@ -77,9 +77,10 @@ def publish(profile: Profile) -> list[Path]:
         raise UserError("only a checkout has reports to publish, and profile smoke none that mean anything")
     if not (made / "report.html").is_file():
         raise UserError(f"no report in {paths.shown(made)}; run `make reproduce PROFILE={profile.name}`")
+    pages = notebook.publish(profile)
     shutil.copytree(made, target, dirs_exist_ok=True)
     update_readme(paths.ROOT / "README.md")
-    return [*sorted(target.iterdir()), paths.ROOT / "README.md"]
+    return [*sorted(target.iterdir()), *pages, paths.ROOT / "README.md"]
 
 
 def write_claims(profile: Profile) -> dict[str, Any]:

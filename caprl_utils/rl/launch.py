@@ -19,8 +19,8 @@ from caprl_utils import paths, processes, prompts
 from caprl_utils.config import load_experiment, read_yaml
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
+from caprl_utils.models.base import model_hash
 from caprl_utils.models.local import close_all
-from caprl_utils.models.weights import model_hash
 from caprl_utils.progress import PROGRESS_ENV, Progress, read_state
 from caprl_utils.rl.data import data_file
 from caprl_utils.runs import Run, load_result
@@ -30,7 +30,7 @@ STAGE = "rl"
 RECIPE = [
     "caprl_utils.rl.rewards", "caprl_utils.rl.judges", "caprl_utils.rl.readers", "caprl_utils.rl.scoring",
     "caprl_utils.rl.grpo", "caprl_utils.rl.policy", "caprl_utils.rl.data", "caprl_utils.models.local",
-    "caprl_utils.models.decoding", "caprl_utils.answers",
+    "caprl_utils.answers",
 ]  # fmt: skip
 """The modules that compute a training's weights and curve; prompts and settings are in the key by their values."""
 _PROMPTS = [prompts.CAPTION, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL, prompts.RATE, prompts.UNIFIED]

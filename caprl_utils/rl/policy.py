@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.models.base import PARTS, part_of, weights_in
 from caprl_utils.models.local import share_images
-from caprl_utils.models.weights import PARTS, part_of, weights_in
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training

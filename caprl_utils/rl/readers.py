@@ -20,8 +20,8 @@ import numpy as np
 
 from caprl_utils.answers import first_capital
 from caprl_utils.models.base import Backend, Request, Sampling, open_backend
-from caprl_utils.models.decoding import draw, uniforms
 from caprl_utils.models.endpoint import Post, RequestError
+from caprl_utils.models.local import draw, uniforms
 from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_assembly
 from caprl_utils.files import full_disk_as_user_error, write_json
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.models.weights import PARTS, model_hash, part_of
+from caprl_utils.models.base import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
 from caprl_utils.runs import Lock, versions
 from caprl_utils.schema import Assembly

@@ -23,7 +23,7 @@ from scripted_captioner import LOOP, Scripted, fill, picture
 from caprl_utils.captions import job as captioning
 from caprl_utils.captions import scale
 from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, draw, is_loop
-from caprl_utils.captions.job import Model, caption_source
+from caprl_utils.captions.job import caption_source, open_captioner
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import ImageItem
@@ -230,7 +230,8 @@ def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
     units = scale._units(hashes, hashes[:2], 40, 2)
     assert [unit["numbers"] for unit in units] == [[*range(2, 42)], [*range(42, 65)]]
     for broken, dead in ((["p064.png"], False), (silent, True)):
-        actor = scale._Actor(job, str(tmp_path / "set"), Model(Scripted(broken=broken), None, 1), False, 40)
+        scripted = Scripted(broken=broken)
+        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False, 40)
         told = []
         for part in ([64], [*range(30)], [*range(30, 64)]):
             table = pa.Table.from_pylist([{"numbers": part, "again": [], "part": 0, "of": 1}])
@@ -256,7 +257,7 @@ def test_other_settings_are_refused(images, tmp_path):
         caption(images, out, other)
     foreign = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"x": [1]}), foreign)
-    with pytest.raises(UserError, match=r"mine.parquet was made otherwise"):
+    with pytest.raises(UserError, match=r"mine.parquet is there, and its .*\.work is not"):
         caption(images, foreign)
 
 
@@ -315,15 +316,16 @@ def test_who_runs_a_model(monkeypatch):
         served.append("ended")
 
     url = ModelConfig(path="m", backend="endpoint", base_urls=["http://x/v1"])
+    small = ModelConfig(path="zoo:base")
     monkeypatch.setattr("caprl_utils.models.server.serve", serve)
     for model, engine, names, wanted in [
-        (url, None, ["H100"], "EndpointBackend"), ("zoo:base", None, [], "LocalBackend"),
-        ("zoo:base", "transformers", ["H100"], "LocalBackend"), ("zoo:base", "vllm", [], "EndpointBackend"),
-        ("zoo:base", None, ["H100"], "EndpointBackend"),
+        (url, None, ["H100"], "EndpointBackend"), (small, None, [], "LocalBackend"),
+        (small, "transformers", ["H100"], "LocalBackend"), (small, "vllm", [], "EndpointBackend"),
+        (small, None, ["H100"], "EndpointBackend"),
     ]:  # fmt: skip
         monkeypatch.setattr(captioning, "visible_gpus", lambda names=names: names)
         with ExitStack() as stack:
-            assert type(Model(model, engine, 2).open(stack)).__name__ == wanted
+            assert type(open_captioner(model, engine, 2, stack)).__name__ == wanted
     assert served == [("zoo:base", 2), "ended"] * 2
 
 

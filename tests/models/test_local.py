@@ -13,8 +13,7 @@ from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.mini.zoo.models import build_processor, build_vlm
 from caprl_utils.models.base import Request, Sampling, open_backend
-from caprl_utils.models.decoding import RowSampler, draw, uniforms
-from caprl_utils.models.local import close_all, process_once, share_images
+from caprl_utils.models.local import RowSampler, close_all, draw, process_once, share_images, uniforms
 from caprl_utils.schema import ModelConfig
 
 LETTERS = [" A", " B", " C", " D"]

@@ -53,7 +53,7 @@ def test_an_image_is_captioned(qwen_vlm, profile):
 def test_a_folder_is_captioned(qwen_vlm, photos, tmp_path):
     out = tmp_path / "captions.parquet"
     sampling = Sampling(max_tokens=6, temperature=1.0)
-    made = caption_source(photos, out, str(qwen_vlm), sampling, engine="transformers")
+    made = caption_source(photos, out, ModelConfig(path=str(qwen_vlm)), sampling, engine="transformers")
     assert made.captions == len(pd.read_parquet(out)) == 4 and not made.bad and not made.failed
 
 

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from caprl_utils.errors import UserError
-from caprl_utils.models.weights import PARTS, part_of
+from caprl_utils.models.base import PARTS, part_of
 from caprl_utils.pretraining import llamafactory
 from caprl_utils.runs import last_checkpoint
 

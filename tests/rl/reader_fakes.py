@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from caprl_utils.models.base import Request
-from caprl_utils.models.decoding import uniforms
+from caprl_utils.models.local import uniforms
 
 
 def options_of(prompt: str) -> dict[str, str]:

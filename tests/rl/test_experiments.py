@@ -119,7 +119,7 @@ def test_what_a_change_retrains(keys):
 def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
     names = {name.removeprefix("caprl_utils.") for name in launching.RECIPE}
     room = "rewards judges readers scoring grpo policy data"
-    assert {*(f"rl.{name}" for name in room.split()), "models.local", "models.decoding", "answers"} <= names
+    assert {*(f"rl.{name}" for name in room.split()), "models.local", "answers"} <= names
     shows = "rl.monitor rl.train rl.launch rl.experiments rl.story models.endpoint models.server processes progress"
     assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
