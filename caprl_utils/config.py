@@ -59,7 +59,10 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
     steps = base.ablations.steps if experiment.size == "ablation" else None
     over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
     over |= _from_command_line(Profile).get("rl", {})
-    started = {} if experiment.start == "policy" else {"models": {"policy": base.models.named()[experiment.start]}}
+    start = base.models.named().get(experiment.start)
+    if start is None:
+        raise UserError(f"experiment {name} trains models.{experiment.start}, which profile {profile} goes without")
+    started = {} if experiment.start == "policy" else {"models": {"policy": start}}
     try:
         return experiment, load_profile(profile, {"rl": over, **started})
     except UserError as error:

@@ -19,7 +19,7 @@ PRISM_BENCHMARKS = [
 ABLATIONS = [
     "judge_vlm", "judge_unified", "short", "rounds_1", "rounds_2", "rounds_8", "questions_1", "questions_2",
     "questions_3", "leaking", "refined", "documents", "natural", "images_10", "images_30", "length_term",
-    "other_reader", "from_mid", "from_strong",
+    "other_reader",
 ]  # fmt: skip
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

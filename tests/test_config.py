@@ -146,7 +146,7 @@ def test_mistakes_in_an_assembly_are_named(text, message, tmp_path):
     with pytest.raises(UserError, match=f"(?s){message}"):
         load_assembly(_write(tmp_path, text))
     found = load_assembly("mini-qwen-3b", {"vision.revision": "main"})
-    assert (found.name, found.vision.path, found.vision.revision) == ("mini-qwen-3b", "zoo:strong", "main")
+    assert (found.name, found.vision.path, found.vision.revision) == ("mini-qwen-3b", "zoo:base", "main")
 
 
 def test_an_installed_package_keeps_a_users_files_in_the_working_folder(tmp_path):

@@ -38,12 +38,12 @@ def image_at(
 
 
 def truth(shown: Picture) -> dict[str, Any]:
-    """What is true of a picture, for floors, ceilings and for checking the filter; `known` can be guessed."""
+    """What is true of a picture, for floors, ceilings and for checking the filter; `known` is guessed rightly."""
     return {
         "world": NAME,
         "true_caption": caption(shown.facts, shown.kind),
         "facts": {fact.key: fact.value for fact in shown.facts},
-        "known": {fact.key: fact.value for fact in shown.known},
+        "known": {fact.key: fact.value for fact in shown.known if fact.value == fact.options[0]},
         "asked": {fact.question(form): fact.key for fact in shown.facts for form in range(2)},
     }
 

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caprl_utils import prompts
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import open_backend
 from caprl_utils.prism.evaluate import samples_hash
@@ -36,8 +35,10 @@ def trial(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, A
     if not known:
         return None
     judge, images = open_backend(profile.models[role], profile), list(known.values())
-    parts = {"judge": judge.model_hash, "samples": samples_hash(images), "prompts": prompts.prompt_hash()}
-    with Run.open(profile, STAGE, role, parts | {"seed": profile.seed}, [__name__, "caprl_utils.rl.judges"]) as run:
+    parts = {"judge": judge.model_hash, "samples": samples_hash(images)}
+    with Run.open(
+        profile, STAGE, role, parts | {"seed": profile.seed}, [__name__, "caprl_utils.rl.judges", "caprl_utils.prompts"]
+    ) as run:
         if run.complete:
             return run.result
         made = _captions(profile, known)

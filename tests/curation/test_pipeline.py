@@ -45,7 +45,7 @@ class FakeWriter:
     def _write(self, image_id: str) -> str:
         """One leaking question where there is one, then sound ones."""
         meta = self.meta[image_id]
-        pairs = [*list(meta["known"].items())[:1], *meta["facts"].items()][:5]
+        pairs = list((dict(list(meta["known"].items())[:1]) | meta["facts"]).items())[:5]
         text = ""
         for number, (key, value) in enumerate(pairs, start=1):
             options = [value, f"not {value}", "something else", "nothing"]
@@ -60,7 +60,7 @@ class FakeReader:
 
     def __init__(self, items: Sequence[ImageItem]) -> None:
         self.facts = {item.id: item.meta["facts"] for item in items}
-        self.known = {key: value for item in items for key, value in item.meta["known"].items()}
+        self.known = {item.id: item.meta["known"] for item in items}
         self.calls = 0
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -72,7 +72,7 @@ class FakeReader:
         image_id, view = request.id.split("#")[0], request.id.split("/")[-2]
         question, *options = request.prompt.split("Question: ")[1].split("\n")
         key = question.removeprefix("What is the ").removesuffix("?")
-        value = self.known.get(key)
+        value = self.known[image_id].get(key)
         if value is None and view in ("visual", "open"):
             value = self.facts[image_id].get(key)
         if value is None:

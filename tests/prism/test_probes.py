@@ -1,6 +1,5 @@
 """Captions of known truth for readers: what each says, and a reader that finds what is told."""
 
-
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.mini.world import statements
