@@ -64,7 +64,7 @@ def test_an_image_shown_often_is_seen_once(vlm):
     hook = tower.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
     together = vlm.choice_logprobs(shared, LETTERS)
     hook.remove()
-    assert sizes == [2 * 100]  # patches of two images
+    assert sizes == [2 * 196]  # patches of two images
     for request, row in zip(shared, together, strict=True):
         assert vlm.choice_logprobs([request], LETTERS)[0] == pytest.approx(row, abs=2e-4)
 

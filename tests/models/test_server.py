@@ -80,7 +80,7 @@ def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
     """AutoTokenizer, which vLLM uses, reads the copy as the tokenizer is, and the model's own folder not."""
     from transformers import AutoTokenizer
 
-    text = "The value of Rome is 42."
+    text = "This is a chart. The value of Rome is 40."
     own = load_tokenizer(str(reader_folder))
     copied = AutoTokenizer.from_pretrained(server.tokenizer_folder(reader_folder, tmp_path / "copy"))
     assert copied(text)["input_ids"] == own(text)["input_ids"]

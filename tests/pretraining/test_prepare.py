@@ -98,11 +98,11 @@ def test_how_true_captions_are_is_measured():
     first, second = (picture("pretraining", 0, kind, 7) for kind in KINDS[:2])
     row = {"num_tokens": 10, "finish_reason": "stop", "looped": False}
     wrong = "The value of nobody is 7. The value of nobody is 7."  # of nothing in the picture, and said twice
-    drawn = [(truth(first), row | {"caption": " ".join(fact.sentence for fact in first.facts)}),
-             (truth(second), row | {"caption": f"{second.facts[1].sentence} {wrong}"}),
+    drawn = [(truth(first), row | {"caption": " ".join(fact.sentence() for fact in first.facts)}),
+             (truth(second), row | {"caption": f"{second.facts[1].sentence()} {wrong}"}),
              (truth(second), None)]  # fmt: skip
     found = described(drawn)
-    told = len({fact.sentence for fact in first.facts}) + 1
+    told = len({fact.sentence() for fact in first.facts}) + 1
     assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))
     assert found["false share"] == pytest.approx(2 / (told + 2)) and found["repeats"] == 0  # garbled, no known thing
     assert found["false count"] == 1 and found["count"] == 2 and found["tokens"] == 10

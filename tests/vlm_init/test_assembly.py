@@ -97,11 +97,11 @@ def test_a_tensor_that_changed_is_named(qwen_setting, tmp_path):
 
 def test_what_training_and_serving_read_is_there(folder, record, vlm):
     processor, shared = AutoProcessor.from_pretrained(folder), shared_tokenizer()
-    text = "The value of Rome is 42. What is the topic?"
+    text = "This is a chart. The value of Rome is 40. What is the topic?"
     assert processor.tokenizer(text).input_ids == shared(text).input_ids
     assert processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") == vlm.config.image_token_id
-    assert dict(processor.image_processor.size) == {"shortest_edge": 140 * 140, "longest_edge": 140 * 140}
-    assert record["max_image_tokens"] == 25
+    assert dict(processor.image_processor.size) == {"shortest_edge": 196 * 196, "longest_edge": 196 * 196}
+    assert record["max_image_tokens"] == 49
     ends = [shared.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>")]
     generation = vlm.generation_config
     assert generation.eos_token_id == ends == record["end_token_ids"] and not generation.do_sample
@@ -111,7 +111,7 @@ def test_what_training_and_serving_read_is_there(folder, record, vlm):
 def test_image_size_limits_are_written_into_the_model(qwen_setting, tmp_path):
     record = assemble(qwen_setting.model_copy(update={"max_pixels": 280 * 280}), tmp_path / "out")
     stored = json.loads((tmp_path / "out" / "processor_config.json").read_text())["image_processor"]["size"]
-    assert stored == {"shortest_edge": 140 * 140, "longest_edge": 280 * 280} and record["max_image_tokens"] == 100
+    assert stored == {"shortest_edge": 196 * 196, "longest_edge": 280 * 280} and record["max_image_tokens"] == 100
 
 
 def test_saved_again_and_in_several_shards_it_is_the_same(folder, vlm, qwen_setting, monkeypatch, tmp_path):
