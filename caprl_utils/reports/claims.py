@@ -19,7 +19,7 @@ from caprl_utils import paths
 from caprl_utils.files import note_access
 from caprl_utils.prism.statistics import AVERAGE, Interval, holm, t_interval
 from caprl_utils.prism.told import MEASURES
-from caprl_utils.reports import numbers
+from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
@@ -39,6 +39,8 @@ _BEYOND = {"as good": 1, "no gain": -1}  # kinds that ask for more than minus, o
 _CSV = ["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high", "p",
         "p_corrected", "images", "steps", "trainings_ours", "trainings_theirs", "verdict", "reason",
         "same_as"]  # fmt: skip
+GAP, PAPER = "Difference, 95 % interval, p", "The paper's numbers"
+HEADS = ("Statement", "Verdict", GAP, PAPER, "n", "p corrected")
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
 
 
@@ -54,16 +56,6 @@ class Finding:
     steps: int | None = None
     sources: tuple[Source, ...] = ()  # of the compared numbers
 
-    def line(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
-        claim, found = self.claim, self.found
-        text = printed(claim.kind, found.value, found.low, found.high, found.p_value)
-        if claim.theirs and (claim.kind in MEASURES or (claim.ours, claim.theirs) not in pairs):
-            text = f"{claim.subtraction}: {text}"
-        reason = f" ({self.reason})" if self.reason else ""
-        linked = f" The same fact as {claim.same_as}, and counted there." if claim.same_as else ""
-        return f"- {claim.text}: **{self.verdict}**{reason}, {text}.{linked}"
-
     def as_json(self) -> dict[str, Any]:
         """Raw values."""
         claim, found = self.claim, self.found
@@ -75,7 +67,7 @@ class Finding:
         }  # fmt: skip
 
 
-def printed(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
+def gap_text(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
     """A claim's difference with its unit and interval, and its p-value if it has one."""
     if kind in _UNITS:
         decimals, unit = _UNITS[kind]
@@ -186,15 +178,12 @@ def _mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Statement:
-    """One line of the page: a claim of an item, what the item's report says of it (None: not run), and where there.
-    corrected: its p after Holm over all facts.
-    """
+    """A claim of an item and what its report says of it (None: not run). corrected: its p after Holm over all facts."""
 
     id: str
     item: Item
     claim: Claim
     found: Mapping[str, Any] | None = None
-    place: Source | None = None
     corrected: float | None = None
 
     @property
@@ -202,11 +191,17 @@ class Statement:
         return self.found["verdict"] if self.found else NOT_RUN
 
 
+def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    """An item's claims in order. found: what its report says of those that it tested."""
+    there = {one["text"]: one for one in found}
+    numbered = enumerate(item.claims, 1)
+    return [Statement(f"{item.short} ({n})", item, claim, there.get(claim.text)) for n, claim in numbered]
+
+
 def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
-    """(JSON, CSV, Markdown) over every statement of the paper: its verdict is that of its report in the folder."""
+    """(JSON, CSV, Markdown) over every statement of the paper, from the reports in the folder; draws them beside it."""
     runs: dict[str, Mapping[str, Any]] = {}
-    by_item = [(i, _statements(profile, i, folder, runs)) for i in items(profile).values() if not i.ours]
-    rows = [row for _, group in by_item for row in group]
+    rows = [row for item in items(profile).values() if not item.ours for row in _reported(item, folder, runs)]
     ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
     corrected = holm({name: p for name, p in ps.items() if p is not None})
     rows = [replace(row, corrected=corrected.get(row.id)) for row in rows]
@@ -216,16 +211,15 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
         "supported_large_p": [row.id for row in supported if row.corrected >= P_LEVEL],
         "printed_averages": all_average_notes(),
     }  # fmt: skip
-    overview = [(item.name, item.title, [row for row in rows if row.item is item]) for item, _ in by_item]
-    reasons = dict.fromkeys(row.found["reason"] for row in rows if row.verdict == NOT_TESTABLE)
+    first = claims_table(headlines(rows), "findings", "Findings", HEADS[:3])
+    table = claims_table(rows, "claims", "Every statement of the paper", HEADS)
+    figures.plot_forest(_forest(rows), folder / "claims", "The paper's statements in our data", profile)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=(table := claims_table(rows)), counted=counted,
-        overview=[*(entry for entry in overview if entry[2]), ("", "All", rows)],
-        reasons={reason: [r.id for r in rows if r.found and r.found["reason"] == reason] for reason in reasons},
-        cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margins=texts()["margins"], window=WINDOW_STEPS,
-        level=P_LEVEL, least=LEAST_TRAININGS,
+        "claims.md", profile=profile, facts=facts, findings=first, table=table, warning=SMOKE_WARNING,
+        overview=_overview(rows), cautions=texts()["cautions"].values(), margins=texts()["margins"],
+        window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
-    content = {"facts": facts, "tables": [table.as_json()], "runs": [runs[file] for file in sorted(runs)]}
+    content = {"facts": facts, "tables": [first.as_json(), table.as_json()], "runs": [runs[f] for f in sorted(runs)]}
     return content, numbers.csv_text([_CSV, *map(_csv_line, rows)]), text
 
 
@@ -234,32 +228,73 @@ def counted(rows: Sequence[Statement]) -> dict[str, int]:
     return {word: sum(row.verdict == word and not row.claim.same_as for row in rows) for word in VERDICTS}
 
 
-def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[Statement]:
-    """An item's, from its report where that is there; the runs behind it go to `runs`, as the report names them."""
-    file, there = folder / f"{item.name}.json", {}
-    if file.is_file():
-        note_access(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
-        report = numbers.record_path(paths.reports_of(profile.name) / file.name)
-        for place, found in enumerate(content["facts"].get("claims", [])):
-            there[found["text"]] = (found, Source(report, f"facts/claims/{place}"))
-        if any(claim.text in there for claim in item.claims):
-            runs |= {run["file"]: run for run in content["runs"]}
-    numbered = enumerate(item.claims, 1)
-    return [Statement(f"{item.short} ({n})", item, claim, *there.get(claim.text, ())) for n, claim in numbered]
+def headlines(rows: Sequence[Statement]) -> list[Statement]:
+    """What the page begins with: the first fact of every item, and whatever the data do not bear out."""
+    facts = [row for row in rows if row.found and not row.claim.same_as]
+    first = {row.item.name: row.id for row in reversed(facts)}
+    return [row for row in facts if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
 
 
-def claims_table(rows: Sequence[Statement]) -> Table:
-    """The page's one table; every number with the runs it was compared from."""
-    heads = [
-        "Statement", "Verdict", "Difference, 95 % interval, p", "Corrected", "The paper's numbers", "Our test", "n",
-    ]  # fmt: skip
-    body = []
-    for row in rows:
-        decided, gap, p, count = _found_cells(row)
-        of_paper, test = Cell(paper_text(row.item, row.claim)), Cell(test_text(row.claim))
-        body.append((row.id, [Cell(row.claim.text), decided, gap, p, of_paper, test, count]))
-    return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
+def _overview(rows: Sequence[Statement]) -> list[tuple[str, str, list[int]]]:
+    """Of each item with statements (item's page or "", title, statements, facts, facts by verdict), and of all."""
+    found = []
+    for item in [*dict.fromkeys(row.item.name for row in rows), None]:
+        own = [row for row in rows if item in (row.item.name, None)]
+        link = item if item and any(row.found for row in own) else ""
+        counts = counted(own)
+        found.append((link, own[0].item.title if item else "All", [len(own), sum(counts.values()), *counts.values()]))
+    return found
+
+
+def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:
+    """An item's statements, from its report where that is there; the runs behind it go to `runs`."""
+    file = folder / f"{item.name}.json"
+    if not file.is_file():
+        return statements(item, [])
+    note_access(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    runs |= {run["file"]: run for run in content["runs"]}
+    return statements(item, content["facts"].get("claims", []))
+
+
+def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequence[str]) -> Table:
+    """Statements, some of `HEADS` of each; every number with the runs that it was compared from."""
+    body = [(row.id, [cells[head] for head in heads]) for row, cells in ((row, _cells(row)) for row in rows)]
+    return Table(name, caption, "Item", heads, body, words=True)
+
+
+def _cells(row: Statement) -> dict[str, Cell]:
+    """All of a statement's cells by their heads."""
+    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
+    of_paper = paper_means(row.item, row.claim)
+    printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),) if of_paper else ()
+    cells = dict.fromkeys(HEADS, Cell(numbers.MISSING)) | {
+        "Statement": Cell(row.claim.text), "Verdict": Cell(f"{row.verdict}{linked}"),
+        PAPER: Cell(paper_text(row.item, row.claim), None, None, printed_in),
+    }  # fmt: skip
+    if found is None:
+        return cells
+    bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
+    what, reason = "steps" if found["images"] is None else "images", f": {found['reason']}" if found["reason"] else ""
+    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
+    gap, p = gap_text(found["kind"], found["value"], *bounds, found["p"]), row.corrected
+    return cells | {
+        "Verdict": Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, sources),
+        GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources),
+        "p corrected": Cell(numbers.MISSING if p is None else numbers.p_value(p), p, None, sources),
+    }  # fmt: skip
+
+
+def _forest(rows: Sequence[Statement]) -> list[figures.Line]:
+    """What of the statements that were tested is drawn, each in its unit."""
+    lines = []
+    for row in (row for row in rows if row.found):
+        _, unit = _UNITS.get(row.claim.kind, (1, ""))
+        scale = 1 if row.claim.kind in _UNITS else 100
+        values = [scale * value for value in (row.found["value"], *row.found["interval"])]
+        unit = unit.strip() or ("reward" if scale == 1 else "percentage points")
+        lines.append(figures.Line(f"{row.id}  {row.claim.text}", unit, *values, row.verdict))
+    return lines
 
 
 def _csv_line(row: Statement) -> list[Any]:
@@ -300,37 +335,3 @@ def paper_text(item: Item, claim: Claim) -> str:
     gap = numbers.difference(round(means[0] - means[1], 2) / 100)
     sign = "+" if claim.kind == "larger gain" else ""
     return f"{sign}{ours} against {sign}{theirs} ({gap})"
-
-
-def test_text(claim: Claim) -> str:
-    """Which rows are compared in what."""
-    if claim.kind == "reward":
-        return f"reward of {claim.ours}, last minus first steps, above 0"
-    gain = "gain in accuracy, first minus second group of benchmarks"
-    measured = {kind: measure.head.lower() for kind, measure in MEASURES.items()}
-    what = {**measured, "larger gain": gain}.get(claim.kind, "accuracy")
-    near, beyond = margin(claim.kind), _BEYOND.get(claim.kind)
-    limit = f"{'above −' if beyond > 0 else 'below '}{near:.0%}" if beyond else "above 0"
-    where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
-    return f"{what}{where}: {claim.subtraction} {limit}"
-
-
-def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell, Cell]:
-    """Verdict, difference, corrected p, and over how much."""
-    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
-    dash = Cell(numbers.MISSING)
-    if found is None:
-        return Cell(f"{NOT_RUN}{linked}"), dash, dash, dash
-    bounds = tuple(found["interval"])
-    sources = tuple(Source(**source) for source in found.get("sources", []))
-    text = printed(found["kind"], found["value"], *bounds, found["p"])
-    what = "steps" if found["images"] is None else "images"
-    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
-    reason = f": {ONE_TRAINING}" if found["reason"] == ONE_TRAINING else ""
-    verdict, p, many = (Source(row.place.file, f"{row.place.key}/{key}") for key in ("verdict", "p", what))
-    return (
-        Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, (verdict,)),
-        Cell(text, found["value"], bounds, sources),
-        dash if row.corrected is None else Cell(numbers.p_value(row.corrected), row.corrected, None, (p,)),
-        Cell(count, found[what], None, (many,)),
-    )

@@ -151,8 +151,8 @@ class Table:
     def as_json(self) -> dict[str, Any]:
         """Everything, with the sources of each cell."""
         rows = [{"label": label, "cells": [asdict(cell) for cell in cells]} for label, cells in self.rows]
-        about = {"name": self.name, "caption": self.caption, "columns": list(self.columns)}
-        return {**about, "rows": rows, "notes": list(self.notes)}
+        about = {"name": self.name, "caption": self.caption, "head": self.head, "columns": list(self.columns)}
+        return {**about, "rows": rows, "notes": list(self.notes), "words": self.words}
 
 
 def long_csv(tables: Sequence[Table]) -> str:

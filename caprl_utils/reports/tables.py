@@ -31,7 +31,7 @@ from caprl_utils.reports.said import budget_table, false_over_steps, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
-BASE, CAPRL = "3B (base)", "CapRL-3B"  # rows of Table 3
+BASE, CAPRL = "base", "CapRL"  # rows of Table 3
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
 GAPS = "Difference in percentage points with 95 % interval"
 
@@ -55,29 +55,37 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
     findings, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
-    short = "Table 3" if item.kind == "prism" else item.title
-    paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
+    stated, found = "Our questions" if item.ours else "The paper's statements", [one.as_json() for one in findings]
+    tested = [row for row in claims.statements(item, found) if row.found]
+    heads = claims.HEADS[: 3 if item.ours else 5]
+    statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
+    paper = paper_table(item.paper, f"The paper's {item.short}, accuracy (%)") if item.paper else None
     draw(results, stem)
     facts = {
-        "profile": profile.name, "claims": [finding.as_json() for finding in findings], "summary": summary(results),
+        "profile": profile.name, "claims": found, "summary": summary(results),
         "training_seeds": {label: found.training_seeds for label, found in results.measured.items()},
         **(_facts(results) if item.kind == "prism" else {}),
     }  # fmt: skip
-    shown = [table.as_json() for table in (*tables, paper) if table]
+    shown = [table.as_json() for table in (*tables, statements, paper) if table and table.rows]
     content = {"facts": facts, "tables": shown, "runs": _runs_of(results)}
     write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
     write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
-    write_atomic(stem.with_suffix(".md"), _markdown(results, tables, findings, paper, facts))
+    write_atomic(stem.with_suffix(".md"), _markdown(results, tables, statements, paper, facts))
     return content
 
 
 def _runs_of(results: Results) -> list[dict[str, Any]]:
-    """The runs behind an item: record, key, commit, seeds, hashes."""
-    kept = ("key", "commit", "dirty", "seeds", "hashes")
+    """The runs behind an item: record, key, commit, seeds, n, hashes, names of the files with their rows."""
+    kept = ("key", "commit", "dirty", "seeds", "n", "unit", "hashes")
     records: dict[str, Any] = {}
     for found in (*results.measured.values(), *results.readers.values()):
         records |= {**found.records, **found.trainings, **found.more}
-    return [{"file": file, **{key: records[file].get(key) for key in kept}} for file in sorted(records)]
+    runs = []
+    for file in sorted(records):
+        beside = numbers.from_record_path(file).parent.iterdir()
+        rows = sorted(other.name for other in beside if other.suffix in (".parquet", ".jsonl"))
+        runs.append({"file": file, **{key: records[file].get(key) for key in kept}, "rows": rows})
+    return runs
 
 
 def _facts(results: Results) -> dict[str, Any]:
@@ -91,16 +99,16 @@ def _facts(results: Results) -> dict[str, Any]:
     }
 
 
-def _markdown(results: Results, tables: list, findings: list, paper: Table | None, facts: Mapping) -> str:
+def _markdown(results: Results, tables: list, statements: Table, paper: Table | None, facts: Mapping) -> str:
     """The page of an item, in the words of item.md.jinja."""
     item, profile = results.item, results.profile
     prism, title = item.kind == "prism", f"{item.title}, profile {profile.name}"
     by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
     return numbers.fill(
-        "item.md", item=item, profile=profile, tables=tables, findings=findings, paper=paper, facts=facts,
-        numbers=numbers, warning=claims.SMOKE_WARNING, margins=texts()["margins"],
+        "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper,
+        facts=facts, numbers=numbers, warning=claims.SMOKE_WARNING,
         title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
-        kinds={finding.claim.kind for finding in findings}, groups=_groups(results) if by_group else (),
+        groups=_groups(results) if by_group else (),
         captioners=_captioners(profile) if prism else "", probed=results.readers, training=main_training(profile),
         **_measuring(results),
         **_trainings(results), **(_words(results, facts) if prism else {}),
@@ -203,26 +211,29 @@ def summary(results: Results) -> str:
 
 def draw(results: Results, stem: Path) -> None:
     """The item's pictures; each has the item's name, or the kind of picture behind it where there are several."""
-    item = results.item
+    item, profile = results.item, results.profile
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
         if kind == "curves":
-            step, name = main_training(results.profile), results.profile.name
-            note = f"profile {name}, a step: {step.group_size} captions of each of {step.prompts_per_step} images"
-            curves = curves_of(results)
-            false = false_over_steps(results.profile, curves)
-            figures.plot_curves(curves, target, step.max_completion_tokens, note, false)
+            step, curves = main_training(profile), curves_of(results)
+            told = f"a step: {step.group_size} captions of each of {step.prompts_per_step} images"
+            title = item.title if item.kind == "rl" else "The training run"
+            false, note = false_over_steps(profile, curves), figures.about(profile, told)
+            figures.plot_curves(curves, target, step.max_completion_tokens, note, false, title)
         elif kind == "dots":
-            shown = [label for label, found in results.measured.items() if not found.row.bound]
+            shown = [label for label, found in results.measured.items() if found.records and not found.row.bound]
             groups = [*results.scored, AVERAGE]
             parts = {label: [results.interval(label, group) for group in groups] for label in shown}
             series = {label: [(p.value, p.low, p.high) for p in found] for label, found in parts.items()}
-            figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
+            named = [label.rpartition(", ")[0] for label in shown] if item.kind == "pretraining" else [""]
+            settings = list(dict.fromkeys(named))
+            heads = [title_of(group) for group in groups]
+            figures.plot_dots(series, heads, target, figures.counted(results), item.title, settings)
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "readers" and results.readers:
-            found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
-            figures.plot_readers(found, results.profile, target)
+            found = {role: points(profile, reader) for role, reader in results.readers.items()}
+            figures.plot_readers(found, profile, target)
         elif kind == "sets":
             pairs = {label: _pairs(found) for label, found in results.measured.items()}
             figures.plot_sets(results, pairs, target)
@@ -266,7 +277,8 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     if bounds:
         name, caption = "bounds", "Floors, ceilings and a control for length, accuracy (%)"
     elif item.kind == "prism":
-        caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
+        parts = "; ".join(f"{row.label}: {row.paper[0]}" for row in item.rows if row.paper)
+        caption, notes = "Accuracy (%) with 95 % interval", [f"In the paper: {parts}.", *_missing(results)]
     notes = () if bounds else [*notes, *results.notes()]
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
 

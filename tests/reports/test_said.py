@@ -50,11 +50,11 @@ def told(finished):
 def test_the_table_and_the_statements(told, results_of, cell):
     results = results_of(told)
     table = said_table(results)
-    assert [label for label, _ in table.rows][:3] == ["3B (base)", "72B", "CapRL-3B"]
-    assert cell(table, "CapRL-3B", "Facts told (%)").text == "50.0"
-    assert cell(table, "CapRL-3B", "False (%)").value == pytest.approx(1 / 3)
-    assert cell(table, "CapRL-3B", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
-    gap = cell(table, "CapRL-3B − 3B (base)", "False a caption")
+    assert [label for label, _ in table.rows][:3] == ["base", "strong captioner", "CapRL"]
+    assert cell(table, "CapRL", "Facts told (%)").text == "50.0"
+    assert cell(table, "CapRL", "False (%)").value == pytest.approx(1 / 3)
+    assert cell(table, "CapRL", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
+    gap = cell(table, "CapRL − base", "False a caption")
     assert gap.text == "+1.00 [1.00, 1.00]" and gap.sources[0].key == "wrong" and len(gap.sources) == 3
     found = {one["kind"]: one for one in tables.write(told, "table3")["facts"]["claims"]}
     assert found["false share"]["value"] == pytest.approx(-1 / 3) and found["false count"]["value"] == -1.0
