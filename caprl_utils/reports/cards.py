@@ -20,7 +20,6 @@ from caprl_utils.schema import Profile
 
 PAPER = "CapRL, arXiv [2509.22647](https://arxiv.org/abs/2509.22647)"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def write_all(profile: Profile) -> list[Path]:
@@ -85,8 +84,7 @@ def qa_card(profile: Profile, folder: Path) -> str:
     record = load_result(folder)
     about = ["visual-question-answering", "image-to-text"], ["caprl", "reinforcement-learning"]
     facts = {"record": record, "values": record["values"], "path": numbers.record_path(folder)}
-    size = record["values"]["images_kept"]
-    return _data_card(profile, "questions", "Questions on images", "qa.parquet", size, *about, **facts)
+    return _data_card(profile, "questions", "Questions on images", "qa.parquet", *about, **facts)
 
 
 def captions_card(profile: Profile, file: Path) -> str:
@@ -97,7 +95,7 @@ def captions_card(profile: Profile, file: Path) -> str:
     rows = pq.read_table(file, columns=columns).to_pylist()
     tokens = [row["num_tokens"] for row in rows]
     return _data_card(
-        profile, "captions", f"Captions {file.stem}", file.name, len(rows), ["image-to-text"], ["caprl"], record=None,
+        profile, "captions", f"Captions {file.stem}", file.name, ["image-to-text"], ["caprl"], record=None,
         captions=len(rows), images=len({row["image_id"] for row in rows}), path=numbers.record_path(file),
         models=sorted({f"`{_model_name(row['model'])}` ({row['model_hash']})" for row in rows}),
         tokens=numbers.number(sum(tokens) / len(tokens) if tokens else None),
@@ -119,26 +117,20 @@ def _model_card(profile: Profile, kind: str, folder: Path, start: str, stage: st
         tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
         base_model=start if _on_hub(start) else None,
     )  # fmt: skip
-    curves = {
-        "Reward, first to last steps": _ends(values, "reward", 3),
-        "Caption tokens, first to last steps": _ends(values, "completion_tokens", 1),
-        "Loss, first to last step": _ends(values, "loss", 3),
-    }
     shown = zip(scores.items(), texts, strict=True)
     lines = [(title_of(key), f"{text} {numbers.interval(s[1])}", s[2]) for (key, s), text in shown]
-    facts = {"record": record, "values": values, "start": start, "curves": curves, "scores": lines}
+    facts = {"record": record, "values": values, "start": start, "scores": lines}
     return _fill(ModelCard, data, profile, kind=kind, title=title, path=numbers.record_path(folder), **facts)
 
 
 def _data_card(
-    profile: Profile, kind: str, title: str, file: str, size: int, tasks: list[str], tags: list[str], **facts: Any
+    profile: Profile, kind: str, title: str, file: str, tasks: list[str], tags: list[str], **facts: Any
 ) -> str:  # fmt: skip
     from huggingface_hub import DatasetCard, DatasetCardData
 
     data = DatasetCardData(
         license=about_models(profile)["licence"], language="en", task_categories=tasks, tags=tags,
         pretty_name=f"{title}, profile {profile.name}", configs=[{"config_name": "default", "data_files": file}],
-        size_categories=next((name for limit, name in SIZES if size < limit), "1M<n<10M"),
     )  # fmt: skip
     return _fill(DatasetCard, data, profile, kind=kind, title=title, **facts)
 
@@ -157,11 +149,6 @@ def _scores(profile: Profile, stage: str, name: str) -> dict[str, tuple[float, A
     means = {key: part["mean"] for key, part in record["values"]["benchmarks"].items()}
     intervals, counts = record["intervals"], record["n"]
     return {key: (mean, intervals.get(key), counts[key]) for key, mean in means.items() if mean is not None}
-
-
-def _ends(values: dict[str, Any], name: str, decimals: int) -> list[str]:
-    ends = [values.get(f"{name}_first"), values.get(f"{name}_last")]
-    return [] if None in ends else numbers.numbers(ends, decimals)
 
 
 def _on_hub(path: str) -> bool:

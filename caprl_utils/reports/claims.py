@@ -36,46 +36,24 @@ NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN = "no difference", "not testable here", "no
 VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN)
 ONE_TRAINING = "one training"
 _BEYOND = {"as good": 1, "no gain": -1}  # kinds that ask for more than minus, or less than plus, the margin
-_CSV = ["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high", "p",
-        "p_corrected", "images", "steps", "trainings_ours", "trainings_theirs", "verdict", "reason",
-        "same_as"]  # fmt: skip
 GAP, PAPER = "Difference, 95 % interval, p", "The paper's numbers"
 HEADS = ("Statement", "Verdict", GAP, PAPER, "n", "p corrected")
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A claim and what the data say about it; the interval is over trainings, and images or steps."""
+class Statement:
+    """A claim of an item and what its report says of it (None: not run). corrected: its p after Holm over all facts."""
 
+    id: str
+    item: Item
     claim: Claim
-    found: Interval
-    verdict: str
-    reason: str  # of a verdict that the interval does not give
-    trainings: tuple[int, ...]  # of ours and of theirs; 0: it was not trained
-    steps: int | None = None
-    sources: tuple[Source, ...] = ()  # of the compared numbers
+    found: Mapping[str, Any] | None = None
+    corrected: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Raw values."""
-        claim, found = self.claim, self.found
-        return {
-            **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
-            "value": found.value, "interval": [found.low, found.high], "p": found.p_value, "verdict": self.verdict,
-            "reason": self.reason, "trainings": list(self.trainings), "images": found.num_clusters or None,
-            "steps": self.steps, "sources": [asdict(source) for source in self.sources],
-        }  # fmt: skip
-
-
-def gap_text(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
-    """A claim's difference with its unit and interval, and its p-value if it has one."""
-    if kind in _UNITS:
-        decimals, unit = _UNITS[kind]
-        first, *ends = numbers.numbers([value, low, high], decimals)
-        text = f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
-    else:
-        text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
-    return text if p is None else f"{text}, {numbers.p_value(p)}"
+    @property
+    def verdict(self) -> str:
+        return self.found["verdict"] if self.found else NOT_RUN
 
 
 def margin(kind: str) -> float | None:
@@ -84,26 +62,38 @@ def margin(kind: str) -> float | None:
     return texts()["margins"].get("accuracy" if shares else kind, {}).get("within")
 
 
-def test_all(results: Results) -> list[Finding]:
-    """What the data say about an item's claims, those left out whose runs are not there or too short."""
-    found = [(_test_reward if claim.kind == "reward" else _test)(claim, results) for claim in results.item.claims]
-    return [finding for finding in found if finding is not None]
+def test_all(results: Results) -> list[dict[str, Any]]:
+    """What the data say about an item's claims, as its JSON holds it; those left out whose runs are not there or too
+    short.
+    """
+    tests = [(claim, (_reward if claim.kind == "reward" else _test)(claim, results)) for claim in results.item.claims]
+    return [_found(claim, *tested) for claim, tested in tests if tested]
 
 
-def _test(claim: Claim, results: Results) -> Finding | None:
+def _found(claim: Claim, gap: Interval, trainings: Sequence[int], sources: Sequence[Source], steps: int | None = None):
+    decided = (NOT_TESTABLE, claim.not_testable) if claim.not_testable else verdict(gap, claim.kind)
+    return {
+        **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
+        "value": gap.value, "interval": [gap.low, gap.high], "p": None if claim.not_testable else gap.p_value,
+        "verdict": decided[0], "reason": decided[1], "trainings": list(trainings), "images": gap.num_clusters or None,
+        "steps": steps, "sources": [asdict(source) for source in sources],
+    }  # fmt: skip
+
+
+def _test(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source]] | None:
+    """The difference of two rows, over images and trainings (none: 0), and where its numbers stand."""
     sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
     if claim.kind in MEASURES:
-        sources = tuple(source for side in sides for source in side.samples(MEASURES[claim.kind].column))
+        sources = [source for side in sides for source in side.samples(MEASURES[claim.kind].column)]
     else:
-        sources = tuple(source for side in sides for name in groups for source in side.sources(*keys_of(name)))
-    counts = tuple(0 if None in side.columns else len(side.columns) for side in sides)
-    return _finding(claim, gap, counts, sources=sources)
+        sources = [source for side in sides for name in groups for source in side.sources(*keys_of(name))]
+    return gap, [0 if None in side.columns else len(side.columns) for side in sides], sources
 
 
-def _test_reward(claim: Claim, results: Results) -> Finding | None:
+def _reward(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source], int] | None:
     """Last minus first steps, over steps and trainings. What rewards of other rows vary by is on other scales."""
     side = results.measured.get(claim.ours)
     curves = side.curves if side and side.trainings else []
@@ -113,16 +103,9 @@ def _test_reward(claim: Claim, results: Results) -> Finding | None:
     values, variances = zip(*rises, strict=True)
     many = len(rises)
     between = float(np.var(values, ddof=1)) / many if many > 1 else 0.0
-    test = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
-    sources = tuple(Source(curve.file, "reward") for curve in curves)
-    found = Interval(value, *test[:2], 0, test[2], many)
-    return _finding(claim, found, (many,), len(curves[0].rewards), sources)
-
-
-def _finding(claim: Claim, found: Interval, *facts: Any, **more: Any) -> Finding:
-    if claim.not_testable:
-        return Finding(claim, replace(found, p_value=None), NOT_TESTABLE, claim.not_testable, *facts, **more)
-    return Finding(claim, found, *verdict(found, claim.kind), *facts, **more)
+    low, high, p = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
+    sources = [Source(curve.file, "reward") for curve in curves]
+    return Interval(value, low, high, 0, p, many), [many], sources, len(curves[0].rewards)
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
@@ -176,21 +159,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@dataclass(frozen=True)
-class Statement:
-    """A claim of an item and what its report says of it (None: not run). corrected: its p after Holm over all facts."""
-
-    id: str
-    item: Item
-    claim: Claim
-    found: Mapping[str, Any] | None = None
-    corrected: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        return self.found["verdict"] if self.found else NOT_RUN
-
-
 def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement]:
     """An item's claims in order. found: what its report says of those that it tested."""
     there = {one["text"]: one for one in found}
@@ -198,9 +166,9 @@ def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement
     return [Statement(f"{item.short} ({n})", item, claim, there.get(claim.text)) for n, claim in numbered]
 
 
-def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
-    """(JSON, CSV, Markdown) over every statement of the paper, from the reports in the folder; draws them beside it."""
-    runs: dict[str, Mapping[str, Any]] = {}
+def write_claims(profile: Profile) -> dict[str, Any]:
+    """Write every statement of the paper, and their plot, from the reports in a profile's folder; returns the JSON."""
+    folder, runs = paths.reports_of(profile.name), {}
     rows = [row for item in items(profile).values() if not item.ours for row in _reported(item, folder, runs)]
     ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
     corrected = holm({name: p for name, p in ps.items() if p is not None})
@@ -219,8 +187,7 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
         overview=_overview(rows), cautions=texts()["cautions"].values(), margins=texts()["margins"],
         window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
-    content = {"facts": facts, "tables": [first.as_json(), table.as_json()], "runs": [runs[f] for f in sorted(runs)]}
-    return content, numbers.csv_text([_CSV, *map(_csv_line, rows)]), text
+    return numbers.write(folder / "claims", facts, [first, table], text, [runs[file] for file in sorted(runs)])
 
 
 def counted(rows: Sequence[Statement]) -> dict[str, int]:
@@ -277,7 +244,8 @@ def _cells(row: Statement) -> dict[str, Cell]:
     bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
     what, reason = "steps" if found["images"] is None else "images", f": {found['reason']}" if found["reason"] else ""
     count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
-    gap, p = gap_text(found["kind"], found["value"], *bounds, found["p"]), row.corrected
+    gap, p = numbers.gap(found["value"], *bounds, *_UNITS.get(found["kind"], (None, " points"))), row.corrected
+    gap += "" if found["p"] is None else f", {numbers.p_value(found['p'])}"
     return cells | {
         "Verdict": Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, sources),
         GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources),
@@ -285,26 +253,15 @@ def _cells(row: Statement) -> dict[str, Cell]:
     }  # fmt: skip
 
 
-def _forest(rows: Sequence[Statement]) -> list[figures.Line]:
-    """What of the statements that were tested is drawn, each in its unit."""
-    lines = []
+def _forest(rows: Sequence[Statement]) -> dict[str, list[tuple[str, list[float], str]]]:
+    """Unit -> (label, value with its interval, verdict) of the statements that were tested."""
+    lines: dict[str, list] = {}
     for row in (row for row in rows if row.found):
-        _, unit = _UNITS.get(row.claim.kind, (1, ""))
+        _, unit = _UNITS.get(row.claim.kind, (1, "percentage points"))
         scale = 1 if row.claim.kind in _UNITS else 100
         values = [scale * value for value in (row.found["value"], *row.found["interval"])]
-        unit = unit.strip() or ("reward" if scale == 1 else "percentage points")
-        lines.append(figures.Line(f"{row.id}  {row.claim.text}", unit, *values, row.verdict))
+        lines.setdefault(unit.strip() or "reward", []).append((f"{row.id}  {row.claim.text}", values, row.verdict))
     return lines
-
-
-def _csv_line(row: Statement) -> list[Any]:
-    claim, found = row.claim, row.found or {}
-    means = [round(mean, 2) for mean in paper_means(row.item, claim) or ()] or [None, None]
-    low, high = found.get("interval", (None, None))
-    trainings = [*found.get("trainings", ()), None, None][:2]
-    told = [row.id, claim.text, *means, claim.kind, claim.ours, claim.theirs, found.get("value"), low, high]
-    over = [found.get("p"), row.corrected, found.get("images"), found.get("steps"), *trainings]
-    return [*told, *over, row.verdict, found.get("reason"), claim.same_as]
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_inv
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models, texts
-from caprl_utils.reports.readers import TITLES, Point
 from caprl_utils.reports.results import Curve, Results, title_of
+from caprl_utils.reports.said import TITLES, Point
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -209,57 +209,51 @@ def _dots(axes: Axes, series: Mapping[str, Sequence], rows: int) -> None:
         axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A difference in the forest plot, with its 95 % interval, in its unit."""
-
-    label: str
-    unit: str
-    value: float
-    low: float
-    high: float
-    verdict: str
-
-
-def plot_forest(lines: Sequence[Line], stem: Path, title: str, profile: Profile) -> list[Path]:
-    """Differences with their intervals, one below the other, coloured by verdict; a panel for each unit."""
-    by_unit = {unit: [line for line in lines if line.unit == unit] for unit in dict.fromkeys(one.unit for one in lines)}
-    labels = {line.label: textwrap.fill(line.label, _FOREST_SIGNS) for line in lines}
-    room = {name: 1.2 + text.count("\n") for name, text in labels.items()}
-    heights = [sum(room[line.label] for line in found) + 4 for found in by_unit.values()]
+def plot_forest(
+    lines: Mapping[str, Sequence[tuple[str, Sequence[float], str]]], stem: Path, title: str, profile: Profile
+) -> list[Path]:  # fmt: skip
+    """Differences, one below the other, coloured by verdict. lines: unit, a panel each -> (label, (value, low, high),
+    verdict).
+    """
+    room = {label: 1.2 + len(label) // _FOREST_SIGNS for found in lines.values() for label, *_ in found}
+    heights = [sum(room[label] for label, *_ in found) + 4 for found in lines.values()] or [4]
     with styled():
-        rows = {"height_ratios": heights} if heights else {}
-        figure, panels = new_grid(len(heights) or 1, 1, 0.14 * sum(heights) / max(1, len(heights)) + 0.3, **rows)
+        figure, panels = new_grid(len(heights), 1, 0.14 * sum(heights) / len(heights) + 0.3, height_ratios=heights)
         figure.set_figwidth(_FOREST_INCHES)
-        for axes, (unit, found) in zip(panels, by_unit.items(), strict=False):
-            rooms = [room[line.label] for line in found]
+        for axes, (unit, found) in zip(panels, lines.items(), strict=False):
+            rooms = [room[label] for label, *_ in found]
             places = [own / 2 - end for own, end in zip(rooms, accumulate(rooms), strict=True)]
-            for place, line in zip(places, found, strict=True):
-                colour, marker = VERDICT_LOOKS[line.verdict]
-                axes.plot([line.low, line.high], [place, place], color=colour, linewidth=1.4)
+            for place, (_, (value, *ends), verdict) in zip(places, found, strict=True):
+                colour, marker = VERDICT_LOOKS[verdict]
+                axes.plot(ends, [place, place], color=colour, linewidth=1.4)
                 point = {"marker": marker, "color": colour, "markersize": 6, "linestyle": "none"}
-                axes.plot(line.value, place, label=line.verdict, **point)
+                axes.plot(value, place, label=verdict, **point)
             axes.axvline(0, color="#444444", linewidth=0.8)
             axes.set(ylim=(min(places) - 1, max(places) + 1), xlabel=unit)
-            axes.set_yticks(places, [labels[line.label] for line in found], fontsize=7.5)
+            axes.set_yticks(places, [textwrap.fill(label, _FOREST_SIGNS) for label, *_ in found], fontsize=7.5)
         named = {line.get_label(): line for axes in panels for line in axes.lines if line.get_label() in VERDICT_LOOKS}
         columns = len(VERDICT_LOOKS)
         figure.legend(named.values(), named, loc="outside upper left", ncols=columns, title=title, **TITLED)
         return save(figure, stem, about(profile, "95 % intervals; right of 0: as the paper states"))
 
 
-def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]:
-    """Line -> (training images, accuracy, low, high) in order; the base model stands at 0 images."""
-    lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    groups = texts()["groups"]
+def _line(axes: Axes, places: Sequence[float], parts: Sequence[Interval], look: Look, **named: Any) -> None:
+    """Accuracies over places, each with its interval."""
+    axes.plot(places, [100 * part.value for part in parts], marker=look.marker, **look.of_line(), **named)
+    bounds = [[100 * part.low for part in parts], [100 * part.high for part in parts]]
+    axes.vlines(places, *bounds, color=look.colour, linewidth=1)
+
+
+def growth(results: Results) -> dict[str, list[tuple[int, Interval]]]:
+    """Line -> (training images, accuracy) in order; the base model stands at 0 images."""
+    groups, lines = texts()["groups"], {}
     named = {"average": (), "documents and charts": groups["documents"], "natural images": groups["natural"]}
     for label, found in results.measured.items():
         images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():
             if not benchmarks or any(b in results.parts for b in benchmarks):
-                part = results.interval(label, *benchmarks)
-                lines.setdefault(name, []).append((images, part.value, part.low, part.high))
-    return {name: sorted(points) for name, points in lines.items()}
+                lines.setdefault(name, []).append((images, results.interval(label, *benchmarks)))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
 def plot_growth(results: Results, stem: Path) -> list[Path]:
@@ -270,15 +264,11 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         # the average has the colour of the model itself, which is CapRL at every point
         found = looks(["CapRL" if name == "average" else name for name in lines])
         for (name, points), look in zip(lines.items(), found, strict=True):
-            images, values, lows, highs = zip(*points, strict=True)
-            percent = [[100 * v for v in column] for column in (values, lows, highs)]
-            axes.plot(images, percent[0], marker=look.marker, label=name, **look.of_line())
-            axes.vlines(images, percent[1], percent[2], color=look.colour, linewidth=1)
+            _line(axes, *zip(*points, strict=True), look, label=name)
         scale = "training images; 0: before training; the scale is logarithmic above 0"
+        places = sorted({images for points in lines.values() for images, _ in points})
         axes.set(xlabel=scale, ylabel=ACCURACY)
-        places = sorted({point[0] for points in lines.values() for point in points})
-        least = min((place for place in places if place), default=1)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+        axes.set_xscale("symlog", linthresh=min(filter(None, places), default=1), linscale=0.5)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
         _legend(figure, axes, results.item.title)
@@ -296,11 +286,9 @@ def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, ste
         figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
         for (role, probes), look in zip(found.items(), looks([*found]), strict=True):
             of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
-            for axes, row in ((left, of_length), (right, [(n, probes[name].whole) for n, name in mixed.items()])):
-                places, parts = zip(*row, strict=True)
-                line = {"marker": look.marker, "label": TITLES[role], **look.of_line()}
-                axes.plot(places, [100 * part.value for part in parts], **line)
-                axes.vlines(places, *_bounds(parts), color=look.colour, linewidth=1)
+            of_mixture = [(count, probes[name].whole) for count, name in mixed.items()]
+            for axes, row in ((left, of_length), (right, of_mixture)):
+                _line(axes, *zip(*row, strict=True), look, label=TITLES[role])
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
         right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
         _legend(figure, left, "The readers, tested on captions of known truth")
@@ -324,27 +312,16 @@ def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Pa
 
 def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -> None:
     """Both lines of one benchmark, from the point that they share."""
-    width = max(pairs.values())
-    (grey,) = looks([VANILLA])
-    start = results.interval(VANILLA, panel)
+    width, start = max(pairs.values()), results.interval(VANILLA, panel)
     for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
-        (look,) = looks([base.name])
         labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
-        parts = [results.interval(label, panel) for label in labels]
-        sizes = [pairs[label] + side * _ASIDE * width for label in labels]
-        values = [100 * part.value for part in (start, *parts)]
-        line = {"marker": look.marker, "markevery": slice(1, None), "label": base.name, **look.of_line()}
-        axes.plot([0, *sizes], values, **line)
-        axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
-    point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
-    axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)
-    axes.vlines([0], *_bounds([start]), color=grey.colour, linewidth=1)
+        parts = [start, *(results.interval(label, panel) for label in labels)]
+        sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
+        _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
+    (grey,) = looks([VANILLA])
+    _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
     ticks: list[int] = []  # sets that lost a few captions would write one number over another
     for count in sorted(set(pairs.values()), reverse=True):
         if not ticks or ticks[-1] - count > width / 10:
             ticks.append(count)
     axes.set(title=title_of(panel), xticks=ticks)
-
-
-def _bounds(parts: Sequence[Interval]) -> tuple[list[float], list[float]]:
-    return [100 * part.low for part in parts], [100 * part.high for part in parts]

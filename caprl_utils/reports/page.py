@@ -24,9 +24,10 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.prism import probes
 from caprl_utils.reports import cards, claims, examples, numbers, tables
+from caprl_utils.reports.claims import write_claims
 from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
-from caprl_utils.reports.trace import Records
+from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
@@ -87,15 +88,6 @@ def publish(profile: Profile) -> list[Path]:
     return [*sorted(target.iterdir()), *pages, paths.ROOT / "README.md"]
 
 
-def write_claims(profile: Profile) -> dict[str, Any]:
-    """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds."""
-    folder = paths.reports_of(profile.name)
-    content, lines, text = claims.page(profile, folder)
-    for kind, written in (("json", numbers.json_text(content)), ("csv", lines), ("md", text)):
-        write_atomic(folder / f"claims.{kind}", written)
-    return content
-
-
 def write_html(profile: Profile) -> Path:
     """Write report.html, and a page for each of `APART`, into the report folder; returns it. Every number of its tables
     leads to its runs at the page's end. Raises UserError without any report, or a figure.
@@ -110,17 +102,13 @@ def write_html(profile: Profile) -> Path:
         body, *more = body.split(BREAK)
         first.append((name, title, body))
         rest += [(f"{name}-more", *_titled(part)) for part in more]
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     apart = {file.stem: _chapter(file) for file in (paths.REPORTS / f"{name}.md" for name in APART) if file.is_file()}
-    told = {"profile": profile, "warning": claims.SMOKE_WARNING if profile.name == "smoke" else None}
+    missing = [item.title for name, item in known.items() if not item.ours and name not in there]
+    told = {"profile": profile, "warning": claims.SMOKE_WARNING if profile.name == "smoke" else None, "apart": apart}
     for name, (title, body) in apart.items():
         page = numbers.fill("report.html", sections=[(name, title, body)], records=None, **told)
         write_atomic(folder / f"{name}.html", page)
-    page = numbers.fill(
-        "report.html", sections=[*first, *rest], records=records, apart=apart, commits=_commits(*reports), **told,
-        counts=next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {}),
-        missing=[item.title for name, item in known.items() if not item.ours and name not in there],
-    )  # fmt: skip
+    page = numbers.fill("report.html", sections=[*first, *rest], records=records, missing=missing, **told)
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
@@ -167,12 +155,11 @@ def _titled(part: str) -> tuple[str, Markup]:
 
 
 def _table(table: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], records: Records | None) -> str:
-    """A report's table. Cells without sources of their own lead to all runs of their row, as `trace` has it."""
+    """A report's table as HTML; its cells lead to their records if these are kept."""
     known, rows = {run["file"]: run for run in runs}, []
     for row in table["rows"]:
-        cells, of_row = [], [source for cell in row["cells"] for source in cell["sources"]]
-        for cell in row["cells"]:
-            sources = cell["sources"] or (of_row if cell["value"] is not None else [])
+        cells = []
+        for cell, sources in zip(row["cells"], sources_of(row), strict=True):
             keys = dict.fromkeys(source["key"] for source in sources if source["key"])
             anchor = records.anchor(sources, known) if records else ""
             cells.append((_inline(cell["text"]), anchor, ", ".join(keys)))

@@ -16,7 +16,6 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.config import load_experiment, names_of
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.prism.told import MEASURES
@@ -25,9 +24,8 @@ from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
-from caprl_utils.reports.readers import points, readers_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, false_over_steps, said_table
+from caprl_utils.reports.said import budget_table, false_over_steps, points, readers_table, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -54,24 +52,20 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
-    findings, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
-    stated, found = "Our questions" if item.ours else "The paper's statements", [one.as_json() for one in findings]
+    found, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
+    stated = "Our questions" if item.ours else "The paper's statements"
     tested = [row for row in claims.statements(item, found) if row.found]
     heads = claims.HEADS[: 3 if item.ours else 5]
     statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
-    paper = paper_table(item.paper, f"The paper's {item.short}, accuracy (%)") if item.paper else None
+    paper = [paper_table(item.paper, f"The paper's {item.short}, accuracy (%)")] if item.paper else []
     draw(results, stem)
     facts = {
         "profile": profile.name, "claims": found, "summary": summary(results),
-        "training_seeds": {label: found.training_seeds for label, found in results.measured.items()},
-        **(_facts(results) if item.kind == "prism" else {}),
+        "training_seeds": {label: one.training_seeds for label, one in results.measured.items()},
+        "missing": results.missing,
     }  # fmt: skip
-    shown = [table.as_json() for table in (*tables, statements, paper) if table and table.rows]
-    content = {"facts": facts, "tables": shown, "runs": _runs_of(results)}
-    write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
-    write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
-    write_atomic(stem.with_suffix(".md"), _markdown(results, tables, statements, paper, facts))
-    return content
+    text = _markdown(results, tables, statements, *paper or [None])
+    return numbers.write(stem, facts, [*tables, *[statements] * bool(tested), *paper], text, _runs_of(results))
 
 
 def _runs_of(results: Results) -> list[dict[str, Any]]:
@@ -88,30 +82,17 @@ def _runs_of(results: Results) -> list[dict[str, Any]]:
     return runs
 
 
-def _facts(results: Results) -> dict[str, Any]:
-    """What Table 3 says in words besides."""
-    base = next(iter(results.measured[BASE].records.values()))
-    measured = results.measured.items()
-    return {
-        "num_samples": {name: base["n"][name] for name in results.groups if name != AVERAGE},
-        "missing": results.missing,
-        "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
-    }
-
-
-def _markdown(results: Results, tables: list, statements: Table, paper: Table | None, facts: Mapping) -> str:
+def _markdown(results: Results, tables: list, statements: Table, paper: Table | None) -> str:
     """The page of an item, in the words of item.md.jinja."""
     item, profile = results.item, results.profile
-    prism, title = item.kind == "prism", f"{item.title}, profile {profile.name}"
+    prism = item.kind == "prism"
     by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
+    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
     return numbers.fill(
-        "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper,
-        facts=facts, numbers=numbers, warning=claims.SMOKE_WARNING,
-        title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
-        groups=_groups(results) if by_group else (),
-        captioners=_captioners(profile) if prism else "", probed=results.readers, training=main_training(profile),
-        **_measuring(results),
-        **_trainings(results), **(_words(results, facts) if prism else {}),
+        "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
+        warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
+        counts={label: len(found.columns) for label, found in trained.items()}, training=main_training(profile),
+        captioners=_captioners(profile) if prism else "", **_measuring(results),
     )  # fmt: skip
 
 
@@ -132,30 +113,6 @@ def _measuring(results: Results) -> dict[str, Any]:
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
     captions = _range([record["captions_per_image"] for record in records])
     return {"asked": asked, "readers": readers, "captions": captions}
-
-
-def _trainings(results: Results) -> dict[str, Any]:
-    """How many trainings stand behind a row, and on how many images."""
-    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
-    counts = {label: len(found.columns) for label, found in trained.items()}
-    few = results.profile.ablations.num_images
-    sizes = {record["n"] for found in trained.values() for record in found.trainings.values()}
-    return {
-        "counts": counts, "least": min(counts.values(), default=1), "few": few, "sizes": sizes,
-        "most": max(sizes - {few}, default=None),
-    }  # fmt: skip
-
-
-def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What Table 3 says in words."""
-    tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
-    curves = [
-        (c, min(len(c.rewards), claims.WINDOW_STEPS), numbers.numbers(claims.ends(c.rewards), 3))
-        for c in curves_of(results)
-    ]
-    unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
-    above = [title_of(k) for k in results.scored if results.difference(CAPRL, BASE, [k]).low > 0]
-    return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
 
 
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
@@ -278,7 +235,10 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
         name, caption = "bounds", "Floors, ceilings and a control for length, accuracy (%)"
     elif item.kind == "prism":
         parts = "; ".join(f"{row.label}: {row.paper[0]}" for row in item.rows if row.paper)
-        caption, notes = "Accuracy (%) with 95 % interval", [f"In the paper: {parts}.", *_missing(results)]
+        records = [record for found in results.measured.values() for record in found.records.values()]
+        unread = sum(sum(record["unparsed"].values()) for record in records)
+        notes = [f"In the paper: {parts}.", f"Answers that could not be read score 0: {unread} in all runs together."]
+        caption, notes = "Accuracy (%) with 95 % interval", [*notes, *_missing(results)]
     notes = () if bounds else [*notes, *results.notes()]
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
 

@@ -83,12 +83,17 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
         content = json.loads(file.read_text(encoding="utf-8"))
         runs = {run["file"]: run for run in content.get("runs", [])}
         for table, row in [(t, row) for t in content.get("tables", []) for row in t["rows"]]:
-            of_row = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
-            for column, cell in zip(table["columns"], row["cells"], strict=True):
+            for column, cell, sources in zip(table["columns"], row["cells"], sources_of(row), strict=True):
                 if cell["value"] is not None:
                     name = (file.stem, table["name"], row["label"], column)
-                    sources = cell["sources"] or [{"file": file, "key": ""} for file in of_row]
                     yield Found(name, cell["text"], cell["value"], sources, runs, bool(cell["sources"]))
+
+
+def sources_of(row: Mapping[str, Any]) -> list[Sequence[Mapping[str, str]]]:
+    """Of every cell of a table's row its sources: its own, or of a value without any the files of the whole row."""
+    files = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
+    of_row = [{"file": file, "key": ""} for file in files]
+    return [cell["sources"] or (of_row if cell["value"] is not None else []) for cell in row["cells"]]
 
 
 def _plain(text: str) -> str:

@@ -131,7 +131,7 @@ def recorded():
             anchor = re.match(r'<a href="#([^"]+)"', cell)
             assert anchor and anchor[1] in dts, cell
             for name in re.findall(r'href="#([^"]+)"', dts[anchor[1]]) or [anchor[1]]:
-                told = ("n = ", "; seed", "; commit ", "; rows: <code>runs/", "made by <code>")
+                told = ("n = ", "; seed", "; commit ", "; rows: ", "made by <code>")
                 assert dts[name] == "The paper's values as printed." or all(part in dts[name] for part in told), name
         return len(numbers)
 

@@ -108,7 +108,7 @@ def test_growth_over_images(profile, prism_run, trained, results_of):
     tables.write(profile, "figure5_right")
     line = figures.growth(results_of(profile, "figure5_right"))["average"]
     assert [point[0] for point in line] == [0, 4, 12, 40]
-    assert [point[1] for point in line] == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    assert [point[1].value for point in line] == pytest.approx([0.4, 0.5, 0.6, 0.7])
     assert "the scale is logarithmic above 0" in (paths.reports_of("mini") / "figure5_right.svg").read_text()
 
 

@@ -61,23 +61,23 @@ def test_rise_by_hand(profile, prism_run, trained, results_of):
     file = paths.RUNS / "mini" / "rl" / "caprl-seed1" / "curve.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row | {"reward": row["reward"] * 2}) + "\n" for row in rows))
-    (found,) = [one.found for one in claims.test_all(results_of(profile, "figure1c")) if one.claim.kind == "reward"]
+    (found,) = [one for one in claims.test_all(results_of(profile, "figure1c")) if one["kind"] == "reward"]
     # windows of six: the rises are 0.18 and 0.36; steps 0.03 (0.06) apart have variance 0.00315 (0.0126)
     within, between = 2 * (0.00315 + 0.0126) / 6 / 4, 0.18**2 / 2 / 2
     df = (within + between) ** 2 / between**2
     half = stats.t.ppf(0.975, df) * math.sqrt(within + between)
-    assert (found.value, found.trainings) == (pytest.approx(0.27), 2)
-    assert (found.low, found.high) == pytest.approx((0.27 - half, 0.27 + half))
+    assert (found["value"], found["trainings"]) == (pytest.approx(0.27), [2])
+    assert found["interval"] == pytest.approx([0.27 - half, 0.27 + half])
 
 
 def test_larger_gain_needs_both_groups_of_benchmarks(finished, results_of):
     found = results_of(finished)
     claim = next(claim for claim in found.item.claims if claim.kind == "larger gain")
-    (finding,) = [one for one in claims.test_all(found) if one.claim == claim]
-    assert finding.found.value == pytest.approx(0.0) and finding.verdict == "undecided"
-    assert finding.found.num_clusters == 80 and finding.found.p_value > 0.9
+    (finding,) = [one for one in claims.test_all(found) if one["text"] == claim.text]
+    assert finding["value"] == pytest.approx(0.0) and finding["verdict"] == "undecided"
+    assert finding["images"] == 80 and finding["p"] > 0.9
     del found.parts["mini-scene"]
-    assert claim not in [one.claim for one in claims.test_all(found)]
+    assert claim.text not in [one["text"] for one in claims.test_all(found)]
 
 
 def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated):
@@ -114,9 +114,9 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "| [Table 3: caption quality in the Prism framework](table3.md) | 15 |" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
-        lines = {line["item"]: line for line in csv.DictReader(file)}
-    assert float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3)
-    assert lines["Table 4 (1)"]["low"] == "" and lines["Table 4 (1)"]["paper_ours"] == "48.0"
+        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file) if line["table"] == "claims"}
+    assert float(lines["Table 3 (1)", claims.GAP]["value"]) == pytest.approx(0.3)
+    assert lines["Table 4 (1)", claims.GAP]["low"] == ""
     (row,) = [row for row in content["tables"][1]["rows"] if row["label"] == "Table 3 (1)"]
     files = {source["file"].split("/")[3] for source in row["cells"][1]["sources"]}
     assert files == {"caprl-seed0", "caprl-seed1", "base-3b"}

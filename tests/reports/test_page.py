@@ -58,6 +58,7 @@ def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(repo
     tags = Tags(text).tags
     sections = [attrs["id"] for tag, attrs in tags if tag == "section"]
     assert sections == ["claims", "table3", "claims-more", "records"] and recorded(text) > 150
+    assert "rows: <code>runs/mini/prism/base-3b/samples.parquet</code>" in text
     ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
     inside = [attrs["href"][1:] for tag, attrs in tags if tag == "a" and attrs["href"].startswith("#")]
     assert set(sections) <= set(inside) and set(inside) <= ids

@@ -87,11 +87,11 @@ def test_the_page_of_examples_marks_every_statement(finished, no_figures):
     file = examples.write(profile)
     text = file.read_text()
     assert text.count("| ![") == 12 and len(list((file.parent / "examples").glob("*.png"))) == 12
-    assert "facts, 2 false.* This is a" in text and "**The sugar is \\<b\\>.**" in text
+    assert "facts, 2 false.* This is a" in text and "**The sugar is \\<b\\>. ✗**" in text
     said = examples.marked("The topic is sales. The topic is sales. The topic is prices. The topic", META)
     assert (
         said
-        == "*1 of 2 facts, 1 false.* The topic is sales. ~~The topic is sales.~~ **The topic is prices.** The topic"
+        == "*1 of 2 facts, 1 false.* The topic is sales. ✓ ~~The topic is sales.~~ **The topic is prices. ✗** The topic"
     )
     html = page.html_of(file)
     assert "data:image/png;base64" in html and "<s>" in html and "<strong>" in html

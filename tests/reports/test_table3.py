@@ -11,7 +11,7 @@ from caprl_utils.prism import probes
 from caprl_utils.prism.scores import write_samples
 from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.reports.readers import readers_table
+from caprl_utils.reports.said import readers_table
 from caprl_utils.runs import Run, load_result
 
 PAIR = "CapRL − base"
@@ -49,7 +49,7 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
     tables.write(finished, "table3")
     assert first == {file.name: file.read_bytes() for file in folder.iterdir()}
     text = first["table3.md"].decode()
-    parts = ["**supported**, +30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)", "in each of the 2 benchmarks"]
+    parts = ["**supported** | +30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)", "in each of the 2 benchmarks"]
     parts.append("the printed average 48.3 lies 0.073 away from the mean of the printed entries")
     assert [part for part in parts if part not in text] == []
     assert content["facts"]["claims"][0]["verdict"] == "supported" and content["runs"][0]["key"]
@@ -112,8 +112,8 @@ def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, no_f
     gone = "Not evaluated, so not in the tables: mid captioner (base-7b); strong captioner (base-72b); rating"
     assert first["notes"][0].startswith("In the paper: base: Qwen2.5-VL-3B; mid captioner: Qwen2.5-VL-7B; ")
     assert [row["label"] for row in first["rows"]] == ["base", "CapRL"]
-    assert first["notes"][1].startswith(gone)
-    assert first["notes"][2] == "CapRL is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
+    assert first["notes"][2].startswith(gone)
+    assert first["notes"][3] == "CapRL is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
     assert content["facts"]["training_seeds"]["CapRL"] == [1]
     assert content["facts"]["missing"]["CapRL"] == ["caprl-seed0"]
     found = content["facts"]["claims"][0]
