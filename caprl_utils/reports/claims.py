@@ -184,7 +184,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     figures.plot_forest(_forest(rows), folder / "claims", "The paper's statements in our data", profile)
     text = numbers.fill(
         "claims.md", profile=profile, facts=facts, findings=first, table=table, warning=SMOKE_WARNING,
-        overview=_overview(rows), cautions=texts()["cautions"].values(), margins=texts()["margins"],
+        cautions=texts()["cautions"].values(), margins=texts()["margins"],
         window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
     return numbers.write(folder / "claims", facts, [first, table], text, [runs[file] for file in sorted(runs)])
@@ -200,17 +200,6 @@ def headlines(rows: Sequence[Statement]) -> list[Statement]:
     facts = [row for row in rows if row.found and not row.claim.same_as]
     first = {row.item.name: row.id for row in reversed(facts)}
     return [row for row in facts if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
-
-
-def _overview(rows: Sequence[Statement]) -> list[tuple[str, str, list[int]]]:
-    """Of each item with statements (item's page or "", title, statements, facts, facts by verdict), and of all."""
-    found = []
-    for item in [*dict.fromkeys(row.item.name for row in rows), None]:
-        own = [row for row in rows if item in (row.item.name, None)]
-        link = item if item and any(row.found for row in own) else ""
-        counts = counted(own)
-        found.append((link, own[0].item.title if item else "All", [len(own), sum(counts.values()), *counts.values()]))
-    return found
 
 
 def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:

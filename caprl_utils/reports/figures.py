@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 WIDTH_INCHES = 6.4
 STYLE = Path(__file__).with_name("figures.mplstyle")
-ACCURACY = "accuracy (%), 95 % interval"
+ACCURACY = "accuracy (%)"
 VERDICT_LOOKS = {  # colour, marker: told apart in grey as well
     "supported": ("#1f6b3a", "o"), "not supported": ("#a5382a", "X"), "undecided": ("#b07d12", "D"),
     "no difference": ("#1d6a7d", "s"), "not testable here": ("#9a9a9a", "."),
@@ -127,7 +127,7 @@ def counted(results: Results) -> str:
     """`about` a figure of scores: "profile mini, ...; 500 questions about 250 images"."""
     part = results.parts[AVERAGE]
     over = f"{numbers.count(part.num_rows)} questions about {numbers.count(part.num_clusters)} images"
-    return about(results.profile, over)
+    return about(results.profile, over, "95 % intervals")
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
@@ -184,7 +184,7 @@ def plot_dots(
             }
             _dots(axes, own, rows)
             axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100), title=setting)
-            axes.set(xlabel=ACCURACY if len(settings) == 1 else "accuracy (%)", ylim=(-0.5, rows - 0.5))
+            axes.set(xlabel=ACCURACY, ylim=(-0.5, rows - 0.5))
             axes.grid(False, axis="y")
             axes.tick_params(axis="y", length=0)
         _legend(figure, panels[0], title)
@@ -292,7 +292,7 @@ def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, ste
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
         right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
         _legend(figure, left, "The readers, tested on captions of known truth")
-        return save(figure, stem, about(profile, "average over the benchmarks"))
+        return save(figure, stem, about(profile, "average over the benchmarks, 95 % intervals"))
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:

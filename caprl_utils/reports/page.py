@@ -161,7 +161,7 @@ def _table(table: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], records:
         cells = []
         for cell, sources in zip(row["cells"], sources_of(row), strict=True):
             keys = dict.fromkeys(source["key"] for source in sources if source["key"])
-            anchor = records.anchor(sources, known) if records else ""
+            anchor = records.anchor(sources, known) if records and cell["text"] != numbers.MISSING else ""
             cells.append((_inline(cell["text"]), anchor, ", ".join(keys)))
         rows.append((_inline(row["label"]), cells))
     return numbers.fill("table.html", table=table, rows=rows)
@@ -186,7 +186,8 @@ def _complete(token: Token, base: Path) -> None:
         elif child.type == "link_open":
             target = str(child.attrGet("href"))
             if not target.startswith(("http:", "https:", "#")):
-                child.attrSet("href", f"#{Path(target).stem}")
+                file, _, part = target.partition("#")
+                child.attrSet("href", f"#{Path(file).stem}{part and '-'}{part}")
     for opening, text in pairwise(token.children or []):
         if opening.type == "strong_open" and text.content in claims.VERDICTS:
             opening.attrSet("class", f"verdict {text.content.replace(' ', '-')}")

@@ -174,7 +174,7 @@ def draw(results: Results, stem: Path) -> None:
         if kind == "curves":
             step, curves = main_training(profile), curves_of(results)
             told = f"a step: {step.group_size} captions of each of {step.prompts_per_step} images"
-            title = item.title if item.kind == "rl" else "The training run"
+            title = item.title if item.kind == "rl" else "Table 3: CapRL's training"
             false, note = false_over_steps(profile, curves), figures.about(profile, told)
             figures.plot_curves(curves, target, step.max_completion_tokens, note, false, title)
         elif kind == "dots":

@@ -112,7 +112,7 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     headlines = [row["label"] for row in content["tables"][0]["rows"]]
     assert headlines[0] == "Table 3 (1)" and not {*headlines} & {"Table 3 (2)", "Table 3 (4)", "Table 5 (1)"}
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
-    assert "| [Table 3: caption quality in the Prism framework](table3.md) | 15 |" in text
+    assert "| Table 3 (1) | CapRL's captions serve" in text and "](claims.svg)" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {(line["row"], line["column"]): line for line in csv.DictReader(file) if line["table"] == "claims"}
     assert float(lines["Table 3 (1)", claims.GAP]["value"]) == pytest.approx(0.3)
