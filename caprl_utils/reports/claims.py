@@ -187,7 +187,8 @@ def write_claims(profile: Profile) -> dict[str, Any]:
         cautions=texts()["cautions"].values(), margins=texts()["margins"],
         window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
-    return numbers.write(folder / "claims", facts, [first, table], text, [runs[file] for file in sorted(runs)])
+    of_runs = [runs[file] for file in sorted(runs)]
+    return numbers.write(folder / "claims", facts, [first, table], text, of_runs, [_line(row) for row in rows])
 
 
 def counted(rows: Sequence[Statement]) -> dict[str, int]:
@@ -251,6 +252,21 @@ def _forest(rows: Sequence[Statement]) -> dict[str, list[tuple[str, list[float],
         values = [scale * value for value in (row.found["value"], *row.found["interval"])]
         lines.setdefault(unit.strip() or "reward", []).append((f"{row.id}  {row.claim.text}", values, row.verdict))
     return lines
+
+
+def _line(row: Statement) -> dict[str, Any]:
+    """A statement in claims.csv: raw values, shares where they are accuracies, percentages of the paper."""
+    claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or (None, None)
+    low, high = found.get("interval", (None, None))
+    ours, theirs = [*found.get("trainings", ()), None, None][:2]
+    paper = [None if mean is None else round(mean, 2) for mean in means]
+    return {
+        "item": row.id, "statement": claim.text, "paper_ours": paper[0], "paper_theirs": paper[1], "kind": claim.kind,
+        "ours": claim.ours, "theirs": claim.theirs, "difference": found.get("value"), "low": low, "high": high,
+        "p": found.get("p"), "p_corrected": row.corrected, "images": found.get("images"), "steps": found.get("steps"),
+        "trainings_ours": ours, "trainings_theirs": theirs, "verdict": row.verdict, "reason": found.get("reason"),
+        "same_as": claim.same_as,
+    }  # fmt: skip
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:

@@ -167,17 +167,24 @@ class Table:
         return {**about, "rows": rows, "notes": list(self.notes), "words": self.words}
 
 
-def write(stem: Path, facts: Mapping[str, Any], tables: Sequence[Table], text: str, runs: Sequence[Any]) -> dict:
-    """Write a report: <stem>.md is the text, .json facts, tables and runs, .csv one number a line; returns the JSON."""
-    lines = [["table", "row", "column", "value", "low", "high", "printed"]]
-    for table in tables:
-        for label, cells in table.rows:
-            for column, cell in zip(table.columns, cells, strict=True):
-                lines.append([table.name, label, column, cell.value, *(cell.interval or (None, None)), cell.text])
-    csv.writer(long := io.StringIO(), lineterminator="\n").writerows(lines)
+def write(
+    stem: Path, facts: Mapping[str, Any], tables: Sequence[Table], text: str, runs: Sequence[Any],
+    lines: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write a report: <stem>.md is the text, .json facts, tables and runs (returned), .csv `lines`, or where there are
+    none every number of the tables.
+    """
+    lines = lines or [
+        {"table": table.name, "row": label, "column": column, "value": cell.value, "low": (cell.interval or [None])[0],
+         "high": (cell.interval or [None])[-1], "printed": cell.text}
+        for table in tables for label, cells in table.rows for column, cell in zip(table.columns, cells, strict=True)
+    ]  # fmt: skip
+    writer = csv.DictWriter(sheet := io.StringIO(), list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     content = {"facts": facts, "tables": [table.as_json() for table in tables], "runs": runs}
     shown = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for kind, written in (("json", shown), ("csv", long.getvalue()), ("md", text)):
+    for kind, written in (("json", shown), ("csv", sheet.getvalue()), ("md", text)):
         write_atomic(stem.with_suffix(f".{kind}"), written)
     return content
 

@@ -59,8 +59,9 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
     paper = [paper_table(item.paper, f"The paper's {item.short}, accuracy (%)")] if item.paper else []
     draw(results, stem)
+    first = next(record for one in results.measured.values() for record in one.records.values())
     facts = {
-        "profile": profile.name, "claims": found, "summary": summary(results),
+        "profile": profile.name, "num_samples": first["n"], "claims": found, "summary": summary(results),
         "training_seeds": {label: one.training_seeds for label, one in results.measured.items()},
         "missing": results.missing,
     }  # fmt: skip

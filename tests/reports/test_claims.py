@@ -114,9 +114,9 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "| Table 3 (1) | CapRL's captions serve" in text and "](claims.svg)" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
-        lines = {(line["row"], line["column"]): line for line in csv.DictReader(file) if line["table"] == "claims"}
-    assert float(lines["Table 3 (1)", claims.GAP]["value"]) == pytest.approx(0.3)
-    assert lines["Table 4 (1)", claims.GAP]["low"] == ""
+        lines = {line["item"]: line for line in csv.DictReader(file)}
+    assert float(lines["Table 3 (1)"]["difference"]) == pytest.approx(0.3)
+    assert lines["Table 4 (1)"]["low"] == "" and lines["Table 4 (1)"]["paper_ours"] == "48.0"
     (row,) = [row for row in content["tables"][1]["rows"] if row["label"] == "Table 3 (1)"]
     files = {source["file"].split("/")[3] for source in row["cells"][1]["sources"]}
     assert files == {"caprl-seed0", "caprl-seed1", "base-3b"}
