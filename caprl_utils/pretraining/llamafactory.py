@@ -23,8 +23,8 @@ import yaml
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.hashing import file_hash, folder_hash
-from caprl_utils.models.base import PARTS, part_of
+from caprl_utils.hashing import file_hash
+from caprl_utils.models.base import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
 from caprl_utils.pretraining.sets import Training
@@ -84,7 +84,7 @@ def open_run(profile: Profile, training: Training, model: Path, data: DataSet) -
         "stage": stage_of(settings, training.stage, training.setting).key_part(),
         "shared": {name: getattr(settings, name) for name in _SHARED},
         "llamafactory": file_hash(_LOCK), "template": file_hash(SITE / "sitecustomize.py"),
-        "seed": training.seed, "start": folder_hash(model), "data": data.values["hash"],
+        "seed": training.seed, "start": model_hash(model), "data": data.values["hash"],
         "num_rows": data.values["rows"],
     }  # fmt: skip
     return Run.open(profile, STAGE, training.name, parts, RECIPE)
