@@ -1,10 +1,7 @@
-"""Keep what the image answers and nothing else does, and write the questions as parquet.
+"""Keep what the image answers and nothing else does, and write the questions as parquet, row group by row group:
 
-qa.parquet         the kept questions in CapRL-QA-75K's schema
-leaking.parquet    those answered with and without the image, in the same schema (paper, Table 6)
-questions.parquet  all questions with their measurements
-
-All are written row group by row group to a temporary name and renamed when complete.
+qa.parquet and leaking.parquet (paper, Table 6: answered with and without the image) in CapRL-QA-75K's schema, and
+questions.parquet, all questions with their measurements.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Stage 2 of Prism: a reader answers every question from the caption alone.
 
-`choice` takes of questions with options the letter of highest probability after "The answer is" (one forward pass;
-`letter_mass` tells how much probability letters have at all); others are read as in `greedy`: temperature 0 after the
-same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting. `words` shows
-no options and takes the one that a reader without letters means (`outside`); only for questions with options.
+`choice` takes of questions with options the likeliest letter after "The answer is" (one forward pass); others are read
+as in `greedy`: temperature 0 after the same prefill, or without it where the answer needs room (`Ask.reply`). `sampled`
+is the authors' setting. `words` shows no options and takes the one that a reader without letters means (`probes`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """From answers to the numbers of a run: a row per question and caption, kept as samples.parquet, and their summary.
 
-The score of a sample is the mean over its captions; best-of-n needs the right answer to choose and stands apart. A
-sample without a score (its metric needs a judge) is left out of the mean and counted; an answer that could not be read
-scores 0, is counted and listed. Two benchmarks are not scored question by question: the rotations of one MMBench
-question make one row, which is right if all of them are; We-Math's score is of problem groups (`group_score`).
+A sample without a score (its metric needs a judge) is left out of the mean and counted; an answer that could not be
+read scores 0, is counted and listed. The rotations of one MMBench question make one row; We-Math scores problem groups.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from math_verify.errors import TimeoutException
 from typer.testing import CliRunner
 
 from caprl_utils.__main__ import app
@@ -79,14 +78,13 @@ def test_no_text_breaks_the_scorer(answer, gold, benchmark):
 
 
 def test_the_time_limit_counts_cpu_time(monkeypatch):
-    monkeypatch.setattr(caprl, "LIMIT_SEC", 0.05)
-    with pytest.raises(TimeoutException), caprl._cpu_limit():
+    def loop():
         while True:
             pass
-    start = time.monotonic()
-    with caprl._cpu_limit():
-        time.sleep(0.1)  # waiting costs nothing
-    assert time.monotonic() - start >= 0.1
+
+    monkeypatch.setattr(caprl, "LIMIT_SEC", 0.05)
+    assert caprl._limited(loop, "stopped") == "stopped"
+    assert caprl._limited(lambda: time.sleep(0.1), "stopped") is None  # waiting costs nothing
 
 
 # --- the benchmarks' own metrics ---
