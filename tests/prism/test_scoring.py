@@ -23,6 +23,7 @@ from caprl_utils.prism.scoring import Judge, check_vectors, score_answers
 from caprl_utils.prompts import CHARXIV_RULES
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
+from tests.scripted import Says
 
 VECTORS = Path(__file__).parents[1] / "data" / "scoring-vectors.jsonl"
 
@@ -119,17 +120,11 @@ def test_scores_lie_between_0_and_1_for_any_text(benchmark, text, gold):
 # --- answers as a reader gives them ---
 
 
-class Sure:
-    """A judge that finds the gold wherever an answer holds it."""
-
-    name, model_hash = "sure", "s0"
-
-    def generate(self, requests, sampling, progress=None):
-        for request in requests:
-            found = re.search(r"60|Paris|\bB\b", re.search(r"(?:Response|Answer): (.*)", request.prompt)[1])
-            said = f"Extracted: {found[0] if found else 'none'}\nVerdict: {'yes' if found else 'no'}"
-            text = f"<think>\n</think>{said}\nGrade: {float(bool(found))}"
-            yield Completion(request.id, 0, text, 1, "stop")
+def sure(request):
+    """What a judge says that finds the gold wherever an answer holds it."""
+    found = re.search(r"60|Paris|\bB\b", re.search(r"(?:Response|Answer): (.*)", request.prompt)[1])
+    said = f"Extracted: {found[0] if found else 'none'}\nVerdict: {'yes' if found else 'no'}"
+    return f"<think>\n</think>{said}\nGrade: {float(bool(found))}"
 
 
 SENTENCES = [
@@ -151,8 +146,8 @@ def test_right_answers_in_sentences_score_1(tmp_path, benchmark, sentence):
         accepted, options = ([gold] if facts.answer == "accepted_list" else gold, tuple("dcab") if letter else ())
         one = Sample(f"1-{kind}-2steps_1", benchmark, (), "?", accepted, options, meta)
         tasks.append(Task(kind, one, 0, "caption", "image", 1, "stop"))
-        answers[kind] = Answer(id=kind, text=sentence.format(gold), finish_reason="stop")
-    rows = score_rows(tasks, answers, "standard", Judge(Sure(), RowStore(tmp_path / "verdicts.jsonl")))
+        answers[kind] = Answer(id=kind, text=sentence.format(gold))
+    rows = score_rows(tasks, answers, "standard", Judge(Says(sure), RowStore(tmp_path / "verdicts.jsonl")))
     assert [row["score"] for row in rows] == [1.0] * len(rows), rows
     assert [row["answer"] for row in rows] == [sentence.format(gold) for gold in golds.values()]
 
