@@ -120,9 +120,9 @@ def answer_all(
                 if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
                     texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
                     answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
-                    new = {task.id: found for task, found in zip(chunk, answered, strict=True) if task.id not in store}
-                    failed |= {name: found for name, found in new.items() if isinstance(found, str)}
-                    for answer in (found for name, found in new.items() if name not in failed):
+                    lacking = [pair for pair in zip(chunk, answered, strict=True) if pair[0].id not in store]
+                    failed |= {task.id: reason for task, reason in lacking if isinstance(reason, str)}
+                    for answer in (found for _, found in lacking if isinstance(found, Answer)):
                         store.append(answer)
                 progress.update(0 if attempt else len(chunk))
                 if len(chunk) > 1 and all(task.id in failed for task in chunk):  # nothing works any more
