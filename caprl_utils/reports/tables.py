@@ -259,9 +259,10 @@ def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -
     if benchmark not in results.parts:
         return [Cell(numbers.MISSING)] * len(shown)
     values, cells = [_score(results, found, benchmark) for found in shown], []
+    answers = next(iter(results.measured.values())).samples("gold")  # what a row without a run is scored by
     for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
         part = results.interval(found.row.label, benchmark)
-        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or results.questions
+        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or answers
         cells.append(Cell(f"{text} {numbers.interval(bounds)}", value, bounds, sources))
     return cells
 
@@ -397,7 +398,7 @@ def variance_table(results: Results) -> Table:
     """Standard deviation of single scores by source, in points: questions, captions of one."""
     rows = []
     for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
-        parts = statistics.variance_components(_score_array(found.rows_of_runs[0]))
+        parts = statistics.variance_components(_score_array(next(iter(found.by_run.values()))))
         values = [None if part is None else sqrt(part) for part in parts]
         rows.append((label, _cells([numbers.percent(v) for v in values], values, [found.samples("score")] * 2)))
     notes = [_note("variance")]
