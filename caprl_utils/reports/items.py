@@ -20,7 +20,7 @@ from caprl_utils.pretraining import prepare, sets
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
 from caprl_utils.prism.sources import budget_run
 from caprl_utils.rl import experiments
-from caprl_utils.rl.launch import run_name
+from caprl_utils.rl.experiments import run_name
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"

@@ -17,7 +17,7 @@ from caprl_utils.mini.zoo.lessons import pixels_of
 from caprl_utils.mini.zoo.packing import IGNORED, IMAGE_PAD, collate
 from caprl_utils.mini.zoo.recipes import RECIPES, Schedule
 from caprl_utils.mini.zoo.train import build, train
-from caprl_utils.rl.judges import final_score
+from caprl_utils.rl.rewards import final_score
 
 
 def branch_logits(logits, labels):
