@@ -38,7 +38,7 @@ VERDICT_LOOKS = {  # colour, marker: told apart in grey as well
 SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line around each; the thin line is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 TITLED = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 11}, "borderaxespad": 0.2}
-_NOTE_SIGNS = 112  # ours: letters in a line of the note below a figure
+_NOTE_SIGNS = 18  # ours: letters on an inch of the note below a figure
 _LEGEND_SIGNS = 88  # ours: letters of a legend that fit beside each other
 _FOREST_INCHES, _FOREST_SIGNS = 9.6, 78  # ours: width of the figure, and letters in a line of its labels
 _COLUMNS = 3  # panels of Figure 4 side by side
@@ -88,7 +88,13 @@ def styled() -> Iterator[None]:
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     """Write <stem>.png and <stem>.svg, atomically and without dates, inside `styled`. note: small line below."""
     if note:
-        figure.supxlabel(textwrap.fill(note, _NOTE_SIGNS), x=0.995, ha="right", fontsize=7, color="#555555")
+        figure.supxlabel(
+            textwrap.fill(note, int(_NOTE_SIGNS * figure.get_figwidth())),
+            x=0.995,
+            ha="right",
+            fontsize=7,
+            color="#555555",
+        )
     dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     for kind, metadata in dates.items():
         figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
@@ -159,7 +165,7 @@ def plot_curves(
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
             place = {"xycoords": ("axes fraction", "data"), "va": "top", "fontsize": 7}
-            right.annotate(f"cut at {limit}", (0.01, limit), **place)
+            right.annotate(f"cut at {limit}", (0.01, 0.98 * limit), **place)
         for axes in panels[1:]:
             axes.set_ylim(bottom=0)
         _legend(figure, left, title)
@@ -234,7 +240,7 @@ def plot_forest(
         named = {line.get_label(): line for axes in panels for line in axes.lines if line.get_label() in VERDICT_LOOKS}
         columns = len(VERDICT_LOOKS)
         figure.legend(named.values(), named, loc="outside upper left", ncols=columns, title=title, **TITLED)
-        return save(figure, stem, about(profile, "95 % intervals; right of 0: as the paper states"))
+        return save(figure, stem, about(profile, "95 % intervals"))
 
 
 def _line(axes: Axes, places: Sequence[float], parts: Sequence[Interval], look: Look, **named: Any) -> None:
