@@ -18,7 +18,7 @@ from caprl_utils.prism import caprl
 from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.metrics import METRICS, Score, all_rotations
-from caprl_utils.prism.scores import score_rows, scores_frame
+from caprl_utils.prism.scores import score_rows
 from caprl_utils.prism.scoring import Judge, check_vectors, score_answers
 from caprl_utils.prompts import CHARXIV_RULES
 from caprl_utils.records import Sample
@@ -158,14 +158,6 @@ def test_a_letter_read_from_probabilities_is_never_read_as_text(benchmark):
     for answer in ("A", Letter("A"), "The answer is A."):
         assert score(benchmark, answer, "A", options).value == 1.0
         assert score(benchmark, answer, "B", options).value == 0.0
-
-
-def test_tables_hold_missing_scores():
-    part = {"mean": None, "best_of": {"2": None}}
-    values = {"benchmarks": {"mmvet": part, "gqa": part | {"mean": 0.5}}} | dict.fromkeys(("average", "caption_tokens"))
-    records = {"run": {"values": values, "unparsed": {"mmvet": 0, "gqa": 1}}}
-    row = scores_frame(records).loc["run"]
-    assert row["gqa"] == 50.0 and row.isna().sum() == 3 and row["unparsed answers"] == 1
 
 
 # --- judges ---
