@@ -52,7 +52,7 @@ def verdict(visual: float, text: float, limits: Curation) -> Verdict:
 
 
 def measured(image_id: str, question: Question) -> dict[str, Any]:
-    """An answered question with its shares of right letters, None without rounds. open_correct: without options."""
+    """An answered question with its shares of right letters (None: no rounds). open_correct: right without options."""
 
     def accuracy(letters: tuple[str | None, ...]) -> float | None:
         return sum(letter == question.answer for letter in letters) / len(letters) if letters else None
