@@ -57,13 +57,18 @@ def config(
     overrides: SetOption = [],
 ) -> None:
     """Show all settings of a profile, or of a training over it, each with its source."""
-    from caprl_utils.config import explain, load_experiment
+    from caprl_utils.config import explain, load_experiment, reasons
+    from caprl_utils.schema import Experiment, Profile
 
     found = settings_of(profile, overrides)
+    why = reasons(Profile, profile)
     if experiment is None:
-        return print(f"# {found.name}: {found.description}\n{explain(found)}")
+        return print(f"# {found.name}: {found.description}\n{explain(found, why=why)}")
     training, resolved = load_experiment(experiment, profile)
-    print(f"# {training.name}: {training.description}\n{explain(training)}\n{explain(resolved.rl, 'rl.')}")
+    why |= reasons(Experiment, experiment)
+    print(
+        f"# {training.name}: {training.description}\n{explain(training, why=why)}\n{explain(resolved.rl, 'rl.', why)}"
+    )
 
 
 @app.command()

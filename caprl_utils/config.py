@@ -89,14 +89,32 @@ def parse_overrides(items: Sequence[str], option: str = "--set", example: str = 
     return values
 
 
-def explain(settings: Settings, prefix: str = "") -> str:
-    """All settings of a profile, an experiment or a section, one a line, each with its source."""
+def explain(settings: Settings, prefix: str = "", why: Mapping[str, str] | None = None) -> str:
+    """All settings of a profile, an experiment or a section, one a line, each with its source. why: `reasons`."""
     lines = []
     for key, value, field in flat(settings, prefix):
-        usual = field.is_required() or value == field.default
-        told = field.description if usual else f"{field.description} (default {field.default!r})"
+        told, reason = field.description, (why or {}).get(key)
+        if not field.is_required() and value != field.default:
+            told = f"{reason} (default {field.default!r}, {told})" if reason else f"{told} (default {field.default!r})"
         lines.append(f"{key} = {value!r:<24}  # {told}")
     return "\n".join(lines)
+
+
+def reasons(model: type[Settings], name: str | Path) -> dict[str, str]:
+    """Dotted key -> the comment beside it in the file, or in the one that it extends: why it is not the default."""
+    text, found = _file(model, name).read_text(encoding="utf-8"), {}
+    lines, parent = text.splitlines(), read_yaml(_file(model, name)).get("extends")
+
+    def collect(section: yaml.MappingNode, prefix: str = "") -> None:
+        for key, value in section.value:
+            if isinstance(value, yaml.MappingNode):
+                collect(value, f"{prefix}{key.value}.")
+            else:
+                found[f"{prefix}{key.value}"] = lines[key.start_mark.line].partition(" # ")[2].strip()
+
+    collect(yaml.compose(text))
+    given = dict.fromkeys(parse_overrides(shlex.split(os.environ.get(SET_ENV, ""))), "--set")
+    return {**(reasons(model, str(parent)) if parent else {}), **found, **given}
 
 
 def flat(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, FieldInfo]]:

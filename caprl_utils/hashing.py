@@ -58,15 +58,6 @@ def file_hash(path: Path | str) -> str:
     return _hash_of(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
 
 
-def folder_hash(folder: Path | str) -> str:
-    """Hash over names and contents of a folder's files (a model, a data set); hidden files do not count."""
-    folder = Path(folder)
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
-    if not files:
-        raise UserError(f"missing or empty folder: {paths.shown(folder)}")
-    return value_hash({str(f.relative_to(folder)): file_hash(f) for f in files})
-
-
 def code_hashes(recipe: Iterable[str]) -> dict[str, str]:
     """Hash of each named module of this package, without what it imports. Raises UserError for what is no module."""
     hashes = {}

@@ -67,7 +67,7 @@ def start(profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, s
     print(_summary(loaded, seed))
     if lines := settings(loaded, show):
         text = html.escape("\n".join(lines))
-        display(HTML(f"<details><summary>{len(lines)} settings of this notebook</summary><pre>{text}</pre></details>"))
+        display(HTML(f"<details><summary>settings used here ({len(lines)})</summary><pre>{text}</pre></details>"))
     return Context(loaded, seed)
 
 

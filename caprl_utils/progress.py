@@ -7,9 +7,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from caprl_utils.files import write_json
@@ -56,6 +57,21 @@ class Progress(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._write()
         self._bar.close()
+
+
+class SharedProgress(Progress):
+    """One line for works that run side by side, each of which tells how far it is. totals: work -> its steps."""
+
+    def __init__(self, label: str, totals: Mapping[str, int]):
+        super().__init__(label, sum(totals.values()))
+        self._steps, self._lock = dict.fromkeys(totals, 0), Lock()
+
+    def at(self, name: str, step: int, note: str = "") -> None:
+        """A work is at a step; an earlier one than before does not count."""
+        with self._lock:
+            ahead, self._steps[name] = step - self._steps[name], max(step, self._steps[name])
+            if ahead >= 0:
+                self.update(ahead, note=f"{name} {note}".strip())
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:

@@ -295,33 +295,15 @@ class Data(Settings):
     min_questions: int = setting(1, "ours: images with fewer are left out (Table 4)", ge=1)
 
 
-class Length(Settings):
-    """`weight` up to `full_share` of rl.max_completion_tokens, falling to 0 at `zero_share` (CapRL++, 2606.09393)."""
-
-    full_share: float = setting(0.5, "CapRL++: tau1, 2048 of 4096 tokens", ge=0, le=1)
-    zero_share: float = setting(0.75, "CapRL++: tau2, 3072 of 4096 tokens", gt=0, le=1)
-    weight: float = setting(0.2, "CapRL++", gt=0)
-
-    @model_validator(mode="after")
-    def _falls(self) -> "Length":
-        if self.zero_share <= self.full_share:
-            raise ValueError(f"zero_share {self.zero_share} is not above full_share {self.full_share}")
-        return self
-
-
 class Reward(Settings):
     """What a caption is rewarded for. Kind and rounds of the QA reward stand in the profile's section rl."""
 
-    judge: Literal["qa", "vlm", "unified"] = setting("qa", "paper: QA; Figure 1c compares the two others")
+    terms: dict[str, float] = setting(
+        {"qa": 1.0}, "paper: QA alone; name -> weight of functions in caprl_utils/rl/rewards.py", min_length=1
+    )
     reader: Literal["reward_reader", "prism_reader"] = setting(
         "reward_reader", "paper: the reward's own; ours: the evaluation's, for the swap of readers"
     )
-    length: Length | None = setting(None, "paper: no length term")
-
-    @property
-    def role(self) -> str:
-        """Which of the profile's models scores the captions."""
-        return {"qa": self.reader, "vlm": "vlm_judge", "unified": "reward_judge"}[self.judge]
 
 
 class Lora(Settings):
@@ -339,7 +321,6 @@ class Training(Settings):
     language_model: bool = setting(True, "as vision_tower")
     lora: Lora | None = setting(None, "paper: full fine-tuning")
     micro_batch_size: int | None = setting(None, "ours: captions a pass; None: all, 4 on a GPU", False, ge=1)
-    gradient_checkpointing: bool | None = setting(None, "ours: None: on a GPU only", False)
     lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
         "constant_with_warmup", "ours: the paper says nothing"
     )

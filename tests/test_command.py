@@ -29,7 +29,8 @@ def test_settings_with_their_sources_and_overrides():
     done = caprl("config", "smoke", "--set", "rl.group_size=6")
     assert "rl.group_size = 6" in done.stdout and "author script" in done.stdout
     done = caprl("config", "mini", "--experiment", "rounds_8")
-    assert "rl.rounds = 8" in done.stdout and "reward.judge = 'qa'" in done.stdout
+    assert "rl.rounds = 8" in done.stdout and "reward.terms = {'qa': 1.0}" in done.stdout
+    assert "# ours: the same expectation in one forward pass (default 'qa_sampled', paper, equations" in done.stdout
 
 
 @pytest.mark.parametrize(

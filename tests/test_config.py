@@ -107,10 +107,10 @@ def test_values_from_the_command_line_reach_every_process(monkeypatch):
     [
         ("rewards: {}", r"bad.yaml:\n  unknown key rewards .*did you mean reward\?"),
         ("training: {vision_towr: false}", r"unknown key training.vision_towr .*training.vision_tower\?"),
-        ("reward: {length: {wieght: 1}}", r"unknown key reward.length.wieght .*mean reward.length.weight\?"),
+        ("reward: {terms: {qa: much}}", r"reward.terms.qa: 'much': "),
         ("rl: {betta: 1}", r"bad.yaml, section rl, over profile mini: .*unknown key rl.betta.*rl.beta\?"),
         ("data: {num_images: 0}", r"data.num_images.*: 0: "),
-        ("reward: {length: {full_share: 0.8}}", "reward.length.*zero_share 0.75 is not above full_share 0.8"),
+        ("training: {lora: {ranks: 1}}", r"unknown key training.lora.ranks .*training.lora.rank\?"),
         ("extends: papr", r"no experiment 'papr'; did you mean paper\?"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import code_hashes, derive_seed, file_hash, folder_hash, value_hash
+from caprl_utils.hashing import code_hashes, derive_seed, file_hash, value_hash
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -76,19 +76,15 @@ def test_no_page_client_or_progress_line_is_in_a_recipe(owner):
     assert not [name for name in recipe if re.search(rf"\b({bystanders})\b", name)]
 
 
-def test_hashes_of_files_follow_contents_and_those_of_folders_names_too(tmp_path):
+def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
     (tmp_path / "a").write_text("1")
-    file, folder = file_hash(tmp_path / "a"), folder_hash(tmp_path)
-    (tmp_path / ".hidden").write_text("x")
-    assert (file_hash(tmp_path / "a"), folder_hash(tmp_path)) == (file, folder)
+    before = file_hash(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
-    assert folder_hash(tmp_path) != folder and file_hash(tmp_path / "b") == file
+    assert file_hash(tmp_path / "b") == before
     (tmp_path / "b").write_text("other")
-    assert file_hash(tmp_path / "b") != file
+    assert file_hash(tmp_path / "b") != before
     with pytest.raises(UserError, match="missing file"):
         file_hash(tmp_path / "none")
-    with pytest.raises(UserError, match="missing or empty folder"):
-        folder_hash(tmp_path / "none")
 
 
 def test_a_seed_is_the_same_everywhere_and_has_its_bits():

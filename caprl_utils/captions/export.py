@@ -245,33 +245,26 @@ def _with_files(
     while some := list(islice(rows, _JOIN_ROWS)):
         waiting: dict[str, list[dict[str, Any]]] = {}
         for row in some:
-            path = _own_file(home / row["image_key"], row["image_id"], folder) if home else ""
+            own = home / row["image_key"] if home else None
+            path = _file_of(ImageItem(row["image_id"], own.read_bytes), folder, own) if own else ""
             if path or job is None:
                 yield row, path
             else:
                 waiting.setdefault(row["image_id"], []).append(row)
         for item in read_source(job["source"], job["kinds"]) if waiting else ():
             found = waiting.pop(item.id, ())
-            path = _as_file(item, folder) if found else ""
+            path = _file_of(item, folder) if found else ""
             yield from ((row, path) for row in found)
             if not waiting:
                 break
         yield from ((row, "") for lost in waiting.values() for row in lost)
 
 
-def _own_file(file: Path, name: str, folder: Path) -> str:
-    """The path of an image's own file, or of one that shows it as it was captioned; "" when there is none."""
+def _file_of(item: ImageItem, folder: Path, own: Path | None = None) -> str:
+    """The path of an image's own file where all see it as it was captioned, else of a new one; "" where it is gone."""
     try:
-        with peek(file) as opened:
-            plain = is_plain(opened)
-    except (BadImageError, OSError):
-        return ""
-    return str(file) if plain else _as_file(ImageItem(name, file.read_bytes), folder)
-
-
-def _as_file(item: ImageItem, folder: Path) -> str:
-    """The path of a new file of an image; "" when it cannot be opened any more."""
-    try:
+        if own and is_plain(peek(own)):
+            return str(own)
         data, kind = encode(item.open())
     except (BadImageError, OSError):
         return ""

@@ -1,10 +1,8 @@
 """Can the question be answered from the image, and only from it? (paper, QA curation, step 4)
 
-The filter model answers each question several times, options shuffled, with the image and without it. As released
-(`prompts: authors`) it is asked for the letter alone and may say with the image that no option is right; the mini
-world's models know a shorter question. Letters are read by the project's one parser, which takes an option's exact
-text for its letter; an answer that states neither counts as wrong. Two further probes, ours: the question with
-another image, and the question without its options.
+The filter model answers each question several times, options shuffled, with the image and without it; an answer that
+states neither letter nor option counts as wrong. As released (`prompts: authors`) it is asked for the letter alone and
+may say with the image that no option is right. Ours: the question with another image, and without its options.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Which images are worth a question: large enough, not plain, not seen before (paper, appendix D).
 
-The paper removes near-duplicates by SemDeDup-style clusters, low resolution and too simple images, without
-numbers; the limits here are ours. Perceptual hashes find copies: the same picture scaled, recompressed or
-slightly edited. Two charts that differ in their numbers alone have different hashes.
+The paper removes near-duplicates, low resolution and too simple images, without numbers; the limits here are ours.
+Perceptual hashes find copies: scaled, recompressed or slightly edited, but not charts of other numbers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Find the questions in what the writer wrote, and never guess (paper, QA curation, step 3).
 
-A question is taken only when its number, bold statement (or its number bold, or a heading), four distinct options and
-the letter of one of them are all there, and the answer's text, where it has one, is that option's. Everything else is
-rejected with one reason and counted. Harmless variants are read, the authors' own layout among them (`#### 1. **...?**`
-with dashes before the options): "Question 1:", "Q1.", "A.", "(A)", "a)", full-width marks, text around the questions.
+A question is taken only when its number, bold statement, four distinct options and the letter of one of them are all
+there, and the answer's text, if any, is that option's. All else is rejected with one reason and counted. Harmless
+variants are read, the authors' own layout among them: "Question 1:", "A.", "(A)", dashes, full-width marks, headings.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Keep what the image answers and nothing else does, and write the questions as parquet.
+"""Keep what the image answers and nothing else does, and write the questions as parquet, row group by row group:
 
-qa.parquet         the kept questions in CapRL-QA-75K's schema
-leaking.parquet    those answered with and without the image, in the same schema (paper, Table 6)
-questions.parquet  all questions with their measurements
-
-All are written row group by row group to a temporary name and renamed when complete.
+qa.parquet and leaking.parquet (paper, Table 6: answered with and without the image) in CapRL-QA-75K's schema, and
+questions.parquet, all questions with their measurements.
 """
 
 from __future__ import annotations
@@ -55,7 +52,7 @@ def verdict(visual: float, text: float, limits: Curation) -> Verdict:
 
 
 def measured(image_id: str, question: Question) -> dict[str, Any]:
-    """An answered question with its shares of right letters, None without rounds. open_correct: without options."""
+    """An answered question with its shares of right letters (None: no rounds). open_correct: right without options."""
 
     def accuracy(letters: tuple[str | None, ...]) -> float | None:
         return sum(letter == question.answer for letter in letters) / len(letters) if letters else None

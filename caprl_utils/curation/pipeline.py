@@ -1,7 +1,4 @@
-"""The stages of curation, each resumable by image id (paper, QA curation).
-
-    job = open_job(profile, seed)
-    record = curate(job)    check_images, write_questions, extract_questions, answer_questions, filter_questions
+"""The stages of curation, each resumable by image id (paper, QA curation); `curate` runs all on a job of `open_job`.
 
 Everything is streamed: one image and a few requests are in memory at a time, beside the ids. A request that
 fails is listed in <stage>.failed.json and tried again when the stage runs again; the others are not held up.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
            "<|image_pad|>", "<|video_pad|>", "<unk>"]  # fmt: skip
 FINAL = "\nFinal Score:"
-"""Before the number of UnifiedReward's reply (`rl.judges` reads it)."""
+"""Before the number of UnifiedReward's reply (`rl.rewards` reads it)."""
 WORD_PATTERN = r" ?[A-Za-z]+| ?[0-9]+|\n| |[^\sA-Za-z0-9]"
 CHAT_TEMPLATE = """{%- for message in messages -%}
 <|im_start|>{{ message['role'] + '\n' }}

@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.images import MAX_ASPECT, BadImageError, in_threads, is_strip, orientation, peek
+from caprl_utils.images import BadImage, BadImageError, in_threads, is_strip, open_image, orientation, peek
 from caprl_utils.paths import shown
 from caprl_utils.progress import track
 from caprl_utils.records import PLACEHOLDER, Conversation, register
@@ -162,13 +162,18 @@ def token_budgets(
     """
     bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
 
-    def looked_at(row: Conversation) -> list[tuple[int, int]] | str:
-        try:
-            return [image_size(media / name) for name in row.images]
-        except ValueError as error:
-            return str(error)
+    def sizes_of(row: Conversation) -> list[tuple[int, int]] | str:
+        found = []
+        for path in (media / name for name in row.images):
+            try:
+                found.append(image_size(path))
+            except FileNotFoundError:
+                return f"no image {shown(path)}"
+            except BadImageError as error:
+                return f"image {shown(path)}: {error}"
+        return found
 
-    for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), in_threads(looked_at, rows), strict=True)):
+    for place, (row, sizes) in enumerate(zip(track(rows, "token budget"), in_threads(sizes_of, rows), strict=True)):
         if isinstance(sizes, str):
             bad[place] = f"row {row.id}: {sizes}"
             continue
@@ -193,19 +198,10 @@ def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image that can be decoded, upright. Raises ValueError with what is wrong."""
-    try:
-        with peek(path) as image:
-            width, height = image.size
-            turned = orientation(image) >= 5
-            image.draft("RGB", (1, 1))  # a JPEG is read whole, but at an eighth of its size
-            image.load()  # `verify` finds nothing wrong with a JPEG that was cut off
-    except FileNotFoundError:
-        raise ValueError(f"no image {shown(path)}") from None
-    except BadImageError as error:
-        raise ValueError(f"image {shown(path)}: {error}") from None
-    except Exception as error:  # decoders raise what they like on broken files
-        raise ValueError(f"image {shown(path)} cannot be decoded ({error})") from None
+    """Width and height of an image that can be decoded, upright. Raises BadImageError, and FileNotFoundError."""
+    with peek(path) as image:
+        width, height = image.size[::-1] if orientation(image) >= 5 else image.size
+    open_image(path, MIN_PIXELS)  # read whole, a JPEG at an eighth of its size
     if is_strip((width, height)):
-        raise ValueError(f"image {shown(path)} has the aspect {width} x {height}; at most {MAX_ASPECT} to 1")
-    return (height, width) if turned else (width, height)
+        raise BadImageError(BadImage.TOO_NARROW, f"{width} x {height}")
+    return width, height

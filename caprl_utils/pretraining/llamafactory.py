@@ -23,8 +23,8 @@ import yaml
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.hashing import file_hash, folder_hash
-from caprl_utils.models.base import PARTS, part_of
+from caprl_utils.hashing import file_hash
+from caprl_utils.models.base import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
 from caprl_utils.pretraining.sets import Training
@@ -49,8 +49,7 @@ _SHARED = ("cutoff_tokens", "max_pixels", "precision")
 _LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
 _LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
 
-OnStep = Callable[[int, int, float | None], None]
-"""(steps done, steps in all, last loss)"""
+Tell = Callable[[int, str], None]  # of the steps done and a note
 
 
 def folder_of(profile: Profile, name: str) -> Path:
@@ -59,7 +58,7 @@ def folder_of(profile: Profile, name: str) -> Path:
 
 
 def train(
-    profile: Profile, training: Training, model: Path, data: DataSet, on_step: OnStep = lambda *_: None
+    profile: Profile, training: Training, model: Path, data: DataSet, tell: Tell = lambda *_: None
 ) -> dict[str, Any]:
     """Make a training, or what is left of it; returns its record. Raises UserError when LLaMA-Factory fails, or as
     soon as something else trains than should.
@@ -70,7 +69,7 @@ def train(
             if (checkpoint := last_checkpoint(work, is_whole)) is None:
                 shutil.rmtree(work, ignore_errors=True)
             write_atomic(run.folder / "train.yaml", train_yaml(profile, training, model, data, work, checkpoint))
-            counted = run_to_end(profile, training, model, run.folder, on_step)
+            counted = run_to_end(profile, training, model, run.folder, tell)
             _finish(run, training, model, data, counted)
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)
@@ -84,7 +83,7 @@ def open_run(profile: Profile, training: Training, model: Path, data: DataSet) -
         "stage": stage_of(settings, training.stage, training.setting).key_part(),
         "shared": {name: getattr(settings, name) for name in _SHARED},
         "llamafactory": file_hash(_LOCK), "template": file_hash(SITE / "sitecustomize.py"),
-        "seed": training.seed, "start": folder_hash(model), "data": data.values["hash"],
+        "seed": training.seed, "start": model_hash(model), "data": data.values["hash"],
         "num_rows": data.values["rows"],
     }  # fmt: skip
     return Run.open(profile, STAGE, training.name, parts, RECIPE)
@@ -208,7 +207,7 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
     return found | {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
 
 
-def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, on_step: OnStep) -> dict[str, int]:
+def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, tell: Tell) -> dict[str, int]:
     """Train by the train.yaml in `folder`; returns how many parameters train, which is checked when LLaMA-Factory has
     counted them, days before the end. Raises UserError for a wrong count, and with the log's end when it fails.
     """
@@ -221,7 +220,7 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     try:
         while running:
             running = process.poll() is None
-            _report(folder / "work", on_step)
+            _report(folder / "work", tell)
             counted = counted or assert_trainable(log, model, TRAINS[training.stage], start)
             time.sleep(_POLL_SEC if running else 0)
     finally:
@@ -234,13 +233,13 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     return counted
 
 
-def _report(work: Path, on_step: OnStep) -> None:
+def _report(work: Path, tell: Tell) -> None:
     """Tell the last line of LLaMA-Factory's step log."""
     try:
         state = json.loads((work / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
     except (OSError, ValueError):  # not there yet, or half a line
         return
-    on_step(state["current_steps"], state["total_steps"], state.get("loss"))
+    tell(state["current_steps"], f"loss {float(state['loss']):.3f}" if "loss" in state else "")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -248,11 +247,8 @@ def is_whole(checkpoint: Path) -> bool:
 
     DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
     """
-    names = ["config.json", "tokenizer_config.json", "trainer_state.json", "processor_config.json"]
-    if (checkpoint / "preprocessor_config.json").is_file():
-        names[-1] = "preprocessor_config.json"  # of older versions
     try:
-        for name in names:
+        for name in ("config.json", "tokenizer_config.json", "trainer_state.json", "processor_config.json"):
             json.loads((checkpoint / name).read_text(encoding="utf-8"))
         read_weights(checkpoint)
     except (OSError, ValueError, UserError):

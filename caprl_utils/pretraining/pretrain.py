@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +24,7 @@ from caprl_utils.pretraining.prepare import dataset_of, prepare
 from caprl_utils.pretraining.sets import Training, all_trainings, final_names, model_name
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
 from caprl_utils.processes import die_with_parent, require_slurm
-from caprl_utils.progress import PROGRESS_ENV, Progress
+from caprl_utils.progress import PROGRESS_ENV, Progress, SharedProgress
 from caprl_utils.schema import Profile
 from caprl_utils.vlm_init import assembly
 
@@ -66,21 +65,14 @@ def train_all(
     settings = profile.pretraining
     sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}
     steps = {t.name: num_steps(stage_of(settings, t.stage, t.setting), sizes[t.name]) for t in trainings}
-    done, lock = dict.fromkeys(steps, 0), threading.Lock()
-    with Progress("pretraining steps", sum(steps.values())) as progress:
-
-        def at(name: str, step: int, _: int = 0, loss: float | None = None) -> None:
-            with lock:  # one line for trainings that run side by side
-                ahead, done[name] = step - done[name], max(step, done[name])
-                if ahead > 0:
-                    progress.update(ahead, note=name if loss is None else f"{name} loss {float(loss):.3f}")
+    with SharedProgress("pretraining steps", steps) as progress:
 
         def make(training: Training) -> Record:
             first = models[model_name(training.setting, training.seed)]
             model = folder_of(profile, training.start) / "final" if training.start else first
-            on_step = functools.partial(at, training.name)
-            record = train(profile, training, model, data[dataset_of(training)], on_step)
-            on_step(steps[training.name])
+            tell = functools.partial(progress.at, training.name)
+            record = train(profile, training, model, data[dataset_of(training)], tell)
+            tell(steps[training.name])
             return record
 
         return in_order(trainings, make, settings.parallel_runs)

@@ -1,9 +1,8 @@
 """Stage 2 of Prism: a reader answers every question from the caption alone.
 
-`choice` takes of questions with options the letter of highest probability after "The answer is" (one forward pass;
-`letter_mass` tells how much probability letters have at all); others are read as in `greedy`: temperature 0 after the
-same prefill, or without it where the answer needs room (`Ask.reply`). `sampled` is the authors' setting. `words` shows
-no options and takes the one that a reader without letters means (`outside`); only for questions with options.
+`choice` takes of questions with options the likeliest letter after "The answer is" (one forward pass); others are read
+as in `greedy`: temperature 0 after the same prefill, or without it where the answer needs room (`Ask.reply`). `sampled`
+is the authors' setting. `words` shows no options and takes the one that a reader without letters means (`probes`).
 """
 
 from __future__ import annotations
@@ -121,9 +120,9 @@ def answer_all(
                 if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
                     texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
                     answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
-                    new = {task.id: found for task, found in zip(chunk, answered, strict=True) if task.id not in store}
-                    failed |= {name: found for name, found in new.items() if isinstance(found, str)}
-                    for answer in (found for name, found in new.items() if name not in failed):
+                    lacking = [pair for pair in zip(chunk, answered, strict=True) if pair[0].id not in store]
+                    failed |= {task.id: reason for task, reason in lacking if isinstance(reason, str)}
+                    for answer in (found for _, found in lacking if isinstance(found, Answer)):
                         store.append(answer)
                 progress.update(0 if attempt else len(chunk))
                 if len(chunk) > 1 and all(task.id in failed for task in chunk):  # nothing works any more

@@ -1,22 +1,17 @@
 """Scoring "caprl": the verdict of the authors' Prism scorer, quirk by quirk, with math-verify 0.8.0.
 
-Where this departs from the released script, on purpose: the branch follows the benchmark key, never the path of the
-data file (Q25). A gold that reads as a list is parsed as a literal, never evaluated as code; one like "exit()" stays
-text (Q16). An empty list of alternatives, on which the script stops, leaves the symbolic score alone. Items of a gold
-list that are not text are compared as text by the similarity too (the script stops). math-verify's limit of 5 s counts
-CPU time, not the clock, so that a busy machine changes no verdict.
-
-Everything else is kept, the surprising parts included: tolerance relative to the prediction (Q1), scale search (Q2),
-golds that cannot be parsed score 1 (Q7), swapped arguments of verify (Q22). The version of math-verify is part of the
-metric (12% against 12 changes in 0.9.0) and is pinned by the package. Main thread only: its limits are signals (Q26).
+Where this departs from the released script, on purpose: the branch follows the benchmark's key, never the path of its
+file (Q25); a gold that reads as a list is a literal, never run as code (Q16); where the script stops (no alternatives,
+or such as are no text) this scores; the limit of 5 s counts CPU time, so that a busy machine changes no verdict. Kept:
+tolerance relative to the prediction (Q1), scale search (Q2), golds that cannot be parsed score 1 (Q7), swapped
+arguments of verify (Q22), math-verify's version (12% against 12 changes in 0.9.0). Main thread only: signals (Q26).
 """
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -97,32 +92,21 @@ def chart_score(answer_text: str, gold: str, *, similarity: bool) -> float:
 def _parse(text: str) -> tuple[Any, ...]:
     """First LaTeX match of `text`: [expression, normalised text], [normalised text] or []."""
     from math_verify import LatexExtractionConfig, parse
-    from math_verify.errors import TimeoutException
 
-    config = [LatexExtractionConfig()]
-    try:
-        with _cpu_limit():
-            return tuple(parse(text, config, extraction_mode="first_match", parsing_timeout=None))
-    except TimeoutException:  # fired just after the parse: what math-verify makes of it inside
-        return ()
+    how = {"extraction_mode": "first_match", "parsing_timeout": None}
+    return tuple(_limited(lambda: parse(text, [LatexExtractionConfig()], **how), []))
 
 
 def _verify(answer: Any, gold: list[Any]) -> bool:
     """math-verify's comparison with the answer in first place, as the authors call it (Q22)."""
     from math_verify import verify
-    from math_verify.errors import TimeoutException
 
-    try:
-        with _cpu_limit():
-            return verify(answer, gold, timeout_seconds=None)
-    except TimeoutException:
-        return False
+    return _limited(lambda: verify(answer, gold, timeout_seconds=None), False)
 
 
-@contextmanager
-def _cpu_limit() -> Iterator[None]:
-    """math-verify's limit of 5 s, on CPU time instead of the clock: a gold whose parse is stopped scores 1 for every
-    answer (Q7). The exception is math-verify's own, so it is handled where its own alarm would be.
+def _limited(work: Callable[[], Any], otherwise: Any) -> Any:
+    """work(), under math-verify's limit of 5 s on CPU time instead of the clock: a gold whose parse is stopped scores 1
+    for every answer (Q7). The exception is math-verify's own, handled where its alarm would be, or just after, here.
     """
     from math_verify import grader, parser
     from math_verify.errors import TimeoutException
@@ -135,7 +119,9 @@ def _cpu_limit() -> Iterator[None]:
     previous = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SEC)
     try:
-        yield
+        return work()
+    except TimeoutException:
+        return otherwise
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, previous)

@@ -2,13 +2,8 @@
 
 Stage 1, a captioner describes every image (`sources`); stage 2, a reader answers the benchmarks' questions from the
 caption alone (`answers`); stage 3, each benchmark's metric scores the answers (`scores`), a sample by the mean over its
-captions. In direct VQA (paper, Tables 1 and 2) a model answers from the image itself, and nothing else differs.
-
-How it departs from the released scripts: the reader reads letter probabilities or decodes greedily, and answers are
-scored by each benchmark's own metric ("standard"); scoring "caprl" takes the authors' sampling and scorer. Captions and
-answers are kept row by row; a stopped evaluation continues with the same result. An image with several questions is
-captioned once; where a model looks, questions about several images are left out. What cannot be had after three tries
-is left out, counted and listed; too much of it stops.
+captions. In direct VQA (paper, Tables 1 and 2) a model answers from the image itself. Every row is kept, so a stopped
+evaluation goes on. What cannot be had after three tries is left out, counted and listed; too much of it stops.
 """
 
 from __future__ import annotations

@@ -106,16 +106,14 @@ def write(cards: Sequence[str], file: Path, title: str) -> Path:
 def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str, list[Sample]]:
     """Write some images of the profile's benchmarks as PNG files; returns file -> the questions about it."""
     found: dict[str, list[Sample]] = {}
-    files: dict[str, str] = {}
     by_benchmark = [load_samples(profile, [name]) for name in profile.prism.benchmarks]
     for sample in (sample for row in zip(*by_benchmark, strict=False) for sample in row):  # all kinds in turn
-        image_id = image_ids(sample)[0]
-        if image_id not in files:
-            if len(files) == num_images:
-                continue
-            files[image_id] = f"{sample.benchmark}/{image_id.rpartition('/')[2]}.png"
-            save_png(sample.images[0](), folder / files[image_id])
-        found.setdefault(files[image_id], []).append(sample)
+        file = f"{sample.benchmark}/{image_ids(sample)[0].rpartition('/')[2]}.png"
+        if file not in found and len(found) < num_images:
+            save_png(sample.images[0](), folder / file)
+            found[file] = []
+        if file in found:
+            found[file].append(sample)
     return found
 
 

@@ -2,7 +2,6 @@
 
 Sources: ChartQA (arXiv 2203.10244, section 5.1), ChartQAPro's published evaluation script, the ANLS definition of the
 DocVQA challenge, the official code of MMMU, MATH-Vision and MathVista, each as lmms-eval and VLMEvalKit compute it.
-Edit distances come from rapidfuzz.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """From answers to the numbers of a run: a row per question and caption, kept as samples.parquet, and their summary.
 
-The score of a sample is the mean over its captions; best-of-n needs the right answer to choose and stands apart. A
-sample without a score (its metric needs a judge) is left out of the mean and counted; an answer that could not be read
-scores 0, is counted and listed. Two benchmarks are not scored question by question: the rotations of one MMBench
-question make one row, which is right if all of them are; We-Math's score is of problem groups (`group_score`).
+A sample without a score (its metric needs a judge) is left out of the mean and counted; an answer that could not be
+read scores 0, is counted and listed. The rotations of one MMBench question make one row; We-Math scores problem groups.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +27,6 @@ from caprl_utils.prism.metrics import Score, all_rotations, prediction
 from caprl_utils.prism.scoring import Judge, Scoring, score_answers
 from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_models
 from caprl_utils.records import Sample
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TIED = "equally likely"
 LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
@@ -225,19 +220,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if not values or any(v is None for v in values) else float(np.mean(values))
 
 
-def where_lost(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares of answers: right; wrong though the caption holds the right answer; wrong, and it does not (ours). It is
-    looked up as words in the caption, so a value told of another thing counts as held.
-    """
-    names = ("right", "wrong, but told", "wrong, not told")
-    kinds = []
-    for row in (row for row in rows if row["score"] is not None):
-        wanted = re.escape(gold_option(row["gold"], row["options"]) or row["gold"])
-        told = re.search(rf"(?<!\w){wanted}(?!\w)", row["caption"] or "", re.IGNORECASE)
-        kinds.append(names[0] if row["score"] == 1 else names[1] if told else names[2])
-    return {name: kinds.count(name) / len(kinds) for name in names} if kinds else {}
-
-
 def most_frequent(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows as a guesser scores that looks at nothing: it says the commonest answer that other images have to such a
     question, of several as common the first in the alphabet (ours: a floor). Such a question: the same text where it
@@ -272,18 +254,3 @@ def gold_option(gold: str, options: Sequence[str]) -> str | None:
     """The text of the option that a gold letter names; None where the gold is no letter of them."""
     place = ord(gold) - ord("A") if len(gold) == 1 else -1
     return options[place] if 0 <= place < len(options) else None
-
-
-# --- tables for a notebook, in percent ---
-
-
-def scores_frame(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row per run: its benchmarks' scores, their average, tokens per caption and unparsed answers; NaN: no score."""
-    import pandas as pd
-
-    values = [record["values"] for record in records.values()]
-    means = [{key: part["mean"] for key, part in v["benchmarks"].items()} | {"average": v["average"]} for v in values]
-    frame = 100 * pd.DataFrame(means, list(records), dtype=float)
-    frame["tokens per caption"] = [found["caption_tokens"] for found in values]
-    frame["unparsed answers"] = [sum(record["unparsed"].values()) for record in records.values()]
-    return frame

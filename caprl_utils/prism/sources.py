@@ -1,8 +1,8 @@
 """Stage 1 of Prism, where captions come from: a model, or what bounds a model's score and controls its length (ours).
 
 Floors: an empty caption (what the question gives away) and another image's, as long (what fluent text gives away).
-Ceilings: the complete true facts (what the reader can reach, rendered images only) and the image itself (direct VQA).
-Length: captions under a budget of tokens, and short captions joined to the length of long ones.
+Ceilings: the complete true facts (rendered images only) and the image itself (direct VQA). Length: captions under a
+budget of tokens, and short captions joined to the length of long ones.
 """
 
 from __future__ import annotations

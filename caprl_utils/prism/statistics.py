@@ -12,16 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import comb, inf, sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.loading import too_many
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 LEVEL = 0.95
 AVERAGE = "average"
@@ -227,15 +224,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     steps = [min(1.0, (len(ranked) - rank) * p_values[name]) for rank, name in enumerate(ranked)]
     adjusted = dict(zip(ranked, accumulate(steps, max), strict=True))
     return {name: adjusted[name] for name in p_values}
-
-
-def differences_frame(parts: Mapping[str, Bootstrap], model: str, baseline: str) -> pd.DataFrame:
-    """A row per benchmark: model - baseline in points, with interval and p."""
-    import pandas as pd
-
-    gaps = {name: part.difference(model, baseline) for name, part in parts.items()}
-    rows = [(100 * gap.value, 100 * gap.low, 100 * gap.high, gap.p_value) for gap in gaps.values()]
-    return pd.DataFrame(rows, index=list(gaps), columns=["difference", "low", "high", "p"])
 
 
 def variance_components(scores: Any) -> tuple[float, float | None]:

@@ -20,16 +20,14 @@ from caprl_utils.schema import Profile
 
 PAPER = "CapRL, arXiv [2509.22647](https://arxiv.org/abs/2509.22647)"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
 def write_all(profile: Profile) -> list[Path]:
     """Write the card of every finished model and data set of a profile; returns their files."""
     home = paths.RUNS / profile.name
     cards = {folder / "README.md": qa_card(profile, folder) for folder in _runs(home / "curation")}
-    cards |= {folder / "README.md": captioner_card(profile, folder) for folder in _runs(home / "rl")}
-    vlms = [folder for folder in _runs(home / "pretraining") if (folder / "final").is_dir()]
-    cards |= {folder / "README.md": vlm_card(profile, folder) for folder in vlms}
+    models = [*_runs(home / "rl"), *(run for run in _runs(home / "pretraining") if (run / "final").is_dir())]
+    cards |= {folder / "README.md": model_card(profile, folder) for folder in models}
     sets = sorted([*home.glob("pretraining/captions/*.parquet"), *home.glob("quickstart/*.parquet")])
     cards |= {file.with_suffix(".md"): captions_card(profile, file) for file in sets}
     for file, text in cards.items():
@@ -39,12 +37,6 @@ def write_all(profile: Profile) -> list[Path]:
 
 def _runs(stage: Path) -> list[Path]:
     return sorted(file.parent for file in stage.glob("*/result.json") if not file.parent.name.startswith("."))
-
-
-def captioner_card(profile: Profile, folder: Path) -> str:
-    """Of a captioner trained by reinforcement learning. folder: runs/<profile>/rl/<run>."""
-    start, tags = profile.models.policy.path, ["image-captioning", "grpo", "trl", "caprl"]
-    return _model_card(profile, "captioner", folder, start, "prism", "image-to-text", tags)
 
 
 class Hub:
@@ -61,7 +53,7 @@ class Hub:
     def push(self, profile: Profile, run: str) -> str:
         """Upload a finished captioner, runs/<profile>/rl/<run>/final, with its card; returns the commit's address."""
         folder = paths.RUNS / profile.name / "rl" / run
-        card = captioner_card(profile, folder).encode()
+        card = model_card(profile, folder).encode()
         where = {"repo_id": self.repository, "commit_message": f"{profile.name} {run}"}
         self._ask("upload_folder", folder_path=folder / "final", **where)
         return str(self._ask("upload_file", path_or_fileobj=card, path_in_repo="README.md", **where))
@@ -74,19 +66,12 @@ class Hub:
             raise UserError(f"{told}\nLog in by `hf auth login`, or set HF_TOKEN to a token that may write.") from None
 
 
-def vlm_card(profile: Profile, folder: Path) -> str:
-    """Of a model pretrained on captions. folder: runs/<profile>/pretraining/<run>."""
-    start, tags = load_result(folder)["start"], ["llama-factory", "caprl"]
-    return _model_card(profile, "vlm", folder, start, "vqa", "image-text-to-text", tags)
-
-
 def qa_card(profile: Profile, folder: Path) -> str:
     """Of curated questions. folder: runs/<profile>/curation/<run>."""
     record = load_result(folder)
     about = ["visual-question-answering", "image-to-text"], ["caprl", "reinforcement-learning"]
     facts = {"record": record, "values": record["values"], "path": numbers.record_path(folder)}
-    size = record["values"]["images_kept"]
-    return _data_card(profile, "questions", "Questions on images", "qa.parquet", size, *about, **facts)
+    return _data_card(profile, "questions", "Questions on images", "qa.parquet", *about, **facts)
 
 
 def captions_card(profile: Profile, file: Path) -> str:
@@ -97,7 +82,7 @@ def captions_card(profile: Profile, file: Path) -> str:
     rows = pq.read_table(file, columns=columns).to_pylist()
     tokens = [row["num_tokens"] for row in rows]
     return _data_card(
-        profile, "captions", f"Captions {file.stem}", file.name, len(rows), ["image-to-text"], ["caprl"], record=None,
+        profile, "captions", f"Captions {file.stem}", file.name, ["image-to-text"], ["caprl"], record=None,
         captions=len(rows), images=len({row["image_id"] for row in rows}), path=numbers.record_path(file),
         models=sorted({f"`{_model_name(row['model'])}` ({row['model_hash']})" for row in rows}),
         tokens=numbers.number(sum(tokens) / len(tokens) if tokens else None),
@@ -105,40 +90,39 @@ def captions_card(profile: Profile, file: Path) -> str:
     )  # fmt: skip
 
 
-def _model_card(profile: Profile, kind: str, folder: Path, start: str, stage: str, task: str, tags: list[str]) -> str:
-    """start: path of the model that it was trained from. stage: of the evaluation whose scores it shows."""
+def model_card(profile: Profile, folder: Path) -> str:
+    """Of a trained captioner (runs/<profile>/rl/<run>), or of a VLM pretrained on captions (.../pretraining/<run>)."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    record, scores = load_result(folder), _scores(profile, stage, folder.name)
-    values, texts = record["values"], numbers.percents([mean for mean, _, _ in scores.values()])
-    means = {key: round(100 * mean, 2) for key, (mean, _, _) in scores.items()}
-    results = [EvalResult(task, key, title_of(key), "accuracy", mean) for key, mean in means.items()]
-    title = f"{'Captioner' if kind == 'captioner' else 'Vision-language model'} {folder.name}"
+    record = load_result(folder)
+    if folder.parent.name == "rl":
+        kind, title, start, stage = "captioner", "Captioner", profile.models.policy.path, "prism"
+        task, tags = "image-to-text", ["image-captioning", "grpo", "trl", "caprl"]
+    else:
+        kind, title, start, stage = "vlm", "Vision-language model", record["start"], "vqa"
+        task, tags = "image-text-to-text", ["llama-factory", "caprl"]
+    scores = _scores(profile, stage, folder.name)
+    results = [EvalResult(task, key, title_of(key), "accuracy", round(100 * one[0], 2)) for key, one in scores.items()]
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
         tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
         base_model=start if _on_hub(start) else None,
     )  # fmt: skip
-    curves = {
-        "Reward, first to last steps": _ends(values, "reward", 3),
-        "Caption tokens, first to last steps": _ends(values, "completion_tokens", 1),
-        "Loss, first to last step": _ends(values, "loss", 3),
-    }
-    shown = zip(scores.items(), texts, strict=True)
-    lines = [(title_of(key), f"{text} {numbers.interval(s[1])}", s[2]) for (key, s), text in shown]
-    facts = {"record": record, "values": values, "start": start, "curves": curves, "scores": lines}
-    return _fill(ModelCard, data, profile, kind=kind, title=title, path=numbers.record_path(folder), **facts)
+    shown = zip(scores.items(), numbers.percents([mean for mean, *_ in scores.values()]), strict=True)
+    lines = [(title_of(key), f"{text} {numbers.interval(bounds)}", n) for (key, (_, bounds, n)), text in shown]
+    facts = {"record": record, "values": record["values"], "start": start, "scores": lines, "kind": kind}
+    path = numbers.record_path(folder)
+    return _fill(ModelCard, data, profile, title=f"{title} {folder.name}", path=path, **facts)
 
 
 def _data_card(
-    profile: Profile, kind: str, title: str, file: str, size: int, tasks: list[str], tags: list[str], **facts: Any
+    profile: Profile, kind: str, title: str, file: str, tasks: list[str], tags: list[str], **facts: Any
 ) -> str:  # fmt: skip
     from huggingface_hub import DatasetCard, DatasetCardData
 
     data = DatasetCardData(
         license=about_models(profile)["licence"], language="en", task_categories=tasks, tags=tags,
         pretty_name=f"{title}, profile {profile.name}", configs=[{"config_name": "default", "data_files": file}],
-        size_categories=next((name for limit, name in SIZES if size < limit), "1M<n<10M"),
     )  # fmt: skip
     return _fill(DatasetCard, data, profile, kind=kind, title=title, **facts)
 
@@ -157,11 +141,6 @@ def _scores(profile: Profile, stage: str, name: str) -> dict[str, tuple[float, A
     means = {key: part["mean"] for key, part in record["values"]["benchmarks"].items()}
     intervals, counts = record["intervals"], record["n"]
     return {key: (mean, intervals.get(key), counts[key]) for key, mean in means.items() if mean is not None}
-
-
-def _ends(values: dict[str, Any], name: str, decimals: int) -> list[str]:
-    ends = [values.get(f"{name}_first"), values.get(f"{name}_last")]
-    return [] if None in ends else numbers.numbers(ends, decimals)
 
 
 def _on_hub(path: str) -> bool:

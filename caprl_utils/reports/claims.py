@@ -19,7 +19,7 @@ from caprl_utils import paths
 from caprl_utils.files import note_access
 from caprl_utils.prism.statistics import AVERAGE, Interval, holm, t_interval
 from caprl_utils.prism.told import MEASURES
-from caprl_utils.reports import numbers
+from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
@@ -36,54 +36,24 @@ NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN = "no difference", "not testable here", "no
 VERDICTS = (SUPPORTED, NOT_SUPPORTED, UNDECIDED, NO_DIFFERENCE, NOT_TESTABLE, NOT_RUN)
 ONE_TRAINING = "one training"
 _BEYOND = {"as good": 1, "no gain": -1}  # kinds that ask for more than minus, or less than plus, the margin
-_CSV = ["item", "statement", "paper_ours", "paper_theirs", "kind", "ours", "theirs", "difference", "low", "high", "p",
-        "p_corrected", "images", "steps", "trainings_ours", "trainings_theirs", "verdict", "reason",
-        "same_as"]  # fmt: skip
+GAP, PAPER = "Difference, 95 % interval, p", "The paper's numbers"
+HEADS = ("Statement", "Verdict", GAP, PAPER, "n", "p corrected")
 SMOKE_WARNING = "Profile smoke: a handful of steps. These numbers mean nothing and stay out of reports/."
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A claim and what the data say about it; the interval is over trainings, and images or steps."""
+class Statement:
+    """A claim of an item and what its report says of it (None: not run). corrected: its p after Holm over all facts."""
 
+    id: str
+    item: Item
     claim: Claim
-    found: Interval
-    verdict: str
-    reason: str  # of a verdict that the interval does not give
-    trainings: tuple[int, ...]  # of ours and of theirs; 0: it was not trained
-    steps: int | None = None
-    sources: tuple[Source, ...] = ()  # of the compared numbers
+    found: Mapping[str, Any] | None = None
+    corrected: float | None = None
 
-    def line(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """One line of the report. A value that is not among the differences above it (pairs) says what it is of."""
-        claim, found = self.claim, self.found
-        text = printed(claim.kind, found.value, found.low, found.high, found.p_value)
-        if claim.theirs and (claim.kind in MEASURES or (claim.ours, claim.theirs) not in pairs):
-            text = f"{claim.subtraction}: {text}"
-        reason = f" ({self.reason})" if self.reason else ""
-        linked = f" The same fact as {claim.same_as}, and counted there." if claim.same_as else ""
-        return f"- {claim.text}: **{self.verdict}**{reason}, {text}.{linked}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Raw values."""
-        claim, found = self.claim, self.found
-        return {
-            **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
-            "value": found.value, "interval": [found.low, found.high], "p": found.p_value, "verdict": self.verdict,
-            "reason": self.reason, "trainings": list(self.trainings), "images": found.num_clusters or None,
-            "steps": self.steps, "sources": [asdict(source) for source in self.sources],
-        }  # fmt: skip
-
-
-def printed(kind: str, value: float, low: float, high: float, p: float | None = None) -> str:
-    """A claim's difference with its unit and interval, and its p-value if it has one."""
-    if kind in _UNITS:
-        decimals, unit = _UNITS[kind]
-        first, *ends = numbers.numbers([value, low, high], decimals)
-        text = f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
-    else:
-        text = f"{numbers.difference(value)} points {numbers.interval((low, high), signed=True)}"
-    return text if p is None else f"{text}, {numbers.p_value(p)}"
+    @property
+    def verdict(self) -> str:
+        return self.found["verdict"] if self.found else NOT_RUN
 
 
 def margin(kind: str) -> float | None:
@@ -92,26 +62,38 @@ def margin(kind: str) -> float | None:
     return texts()["margins"].get("accuracy" if shares else kind, {}).get("within")
 
 
-def test_all(results: Results) -> list[Finding]:
-    """What the data say about an item's claims, those left out whose runs are not there or too short."""
-    found = [(_test_reward if claim.kind == "reward" else _test)(claim, results) for claim in results.item.claims]
-    return [finding for finding in found if finding is not None]
+def test_all(results: Results) -> list[dict[str, Any]]:
+    """What the data say about an item's claims, as its JSON holds it; those left out whose runs are not there or too
+    short.
+    """
+    tests = [(claim, (_reward if claim.kind == "reward" else _test)(claim, results)) for claim in results.item.claims]
+    return [_found(claim, *tested) for claim, tested in tests if tested]
 
 
-def _test(claim: Claim, results: Results) -> Finding | None:
+def _found(claim: Claim, gap: Interval, trainings: Sequence[int], sources: Sequence[Source], steps: int | None = None):
+    decided = (NOT_TESTABLE, claim.not_testable) if claim.not_testable else verdict(gap, claim.kind)
+    return {
+        **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
+        "value": gap.value, "interval": [gap.low, gap.high], "p": None if claim.not_testable else gap.p_value,
+        "verdict": decided[0], "reason": decided[1], "trainings": list(trainings), "images": gap.num_clusters or None,
+        "steps": steps, "sources": [asdict(source) for source in sources],
+    }  # fmt: skip
+
+
+def _test(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source]] | None:
+    """The difference of two rows, over images and trainings (none: 0), and where its numbers stand."""
     sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
     if None in sides or (gap := _gap(claim, results)) is None:
         return None
     groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
     if claim.kind in MEASURES:
-        sources = tuple(source for side in sides for source in side.samples(MEASURES[claim.kind].column))
+        sources = [source for side in sides for source in side.samples(MEASURES[claim.kind].column)]
     else:
-        sources = tuple(source for side in sides for name in groups for source in side.sources(*keys_of(name)))
-    counts = tuple(0 if None in side.columns else len(side.columns) for side in sides)
-    return _finding(claim, gap, counts, sources=sources)
+        sources = [source for side in sides for name in groups for source in side.sources(*keys_of(name))]
+    return gap, [0 if None in side.columns else len(side.columns) for side in sides], sources
 
 
-def _test_reward(claim: Claim, results: Results) -> Finding | None:
+def _reward(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source], int] | None:
     """Last minus first steps, over steps and trainings. What rewards of other rows vary by is on other scales."""
     side = results.measured.get(claim.ours)
     curves = side.curves if side and side.trainings else []
@@ -121,16 +103,9 @@ def _test_reward(claim: Claim, results: Results) -> Finding | None:
     values, variances = zip(*rises, strict=True)
     many = len(rises)
     between = float(np.var(values, ddof=1)) / many if many > 1 else 0.0
-    test = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
-    sources = tuple(Source(curve.file, "reward") for curve in curves)
-    found = Interval(value, *test[:2], 0, test[2], many)
-    return _finding(claim, found, (many,), len(curves[0].rewards), sources)
-
-
-def _finding(claim: Claim, found: Interval, *facts: Any, **more: Any) -> Finding:
-    if claim.not_testable:
-        return Finding(claim, replace(found, p_value=None), NOT_TESTABLE, claim.not_testable, *facts, **more)
-    return Finding(claim, found, *verdict(found, claim.kind), *facts, **more)
+    low, high, p = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
+    sources = [Source(curve.file, "reward") for curve in curves]
+    return Interval(value, low, high, 0, p, many), [many], sources, len(curves[0].rewards)
 
 
 def _gap(claim: Claim, results: Results) -> Interval | None:
@@ -184,29 +159,17 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@dataclass(frozen=True)
-class Statement:
-    """One line of the page: a claim of an item, what the item's report says of it (None: not run), and where there.
-    corrected: its p after Holm over all facts.
-    """
-
-    id: str
-    item: Item
-    claim: Claim
-    found: Mapping[str, Any] | None = None
-    place: Source | None = None
-    corrected: float | None = None
-
-    @property
-    def verdict(self) -> str:
-        return self.found["verdict"] if self.found else NOT_RUN
+def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement]:
+    """An item's claims in order. found: what its report says of those that it tested."""
+    there = {one["text"]: one for one in found}
+    numbered = enumerate(item.claims, 1)
+    return [Statement(f"{item.short} ({n})", item, claim, there.get(claim.text)) for n, claim in numbered]
 
 
-def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
-    """(JSON, CSV, Markdown) over every statement of the paper: its verdict is that of its report in the folder."""
-    runs: dict[str, Mapping[str, Any]] = {}
-    by_item = [(i, _statements(profile, i, folder, runs)) for i in items(profile).values() if not i.ours]
-    rows = [row for _, group in by_item for row in group]
+def write_claims(profile: Profile) -> dict[str, Any]:
+    """Write every statement of the paper, and their plot, from the reports in a profile's folder; returns the JSON."""
+    folder, runs = paths.reports_of(profile.name), {}
+    rows = [row for item in items(profile).values() if not item.ours for row in _reported(item, folder, runs)]
     ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
     corrected = holm({name: p for name, p in ps.items() if p is not None})
     rows = [replace(row, corrected=corrected.get(row.id)) for row in rows]
@@ -216,17 +179,16 @@ def page(profile: Profile, folder: Path) -> tuple[dict[str, Any], str, str]:
         "supported_large_p": [row.id for row in supported if row.corrected >= P_LEVEL],
         "printed_averages": all_average_notes(),
     }  # fmt: skip
-    overview = [(item.name, item.title, [row for row in rows if row.item is item]) for item, _ in by_item]
-    reasons = dict.fromkeys(row.found["reason"] for row in rows if row.verdict == NOT_TESTABLE)
+    first = claims_table(headlines(rows), "findings", "Findings", HEADS[:3])
+    table = claims_table(rows, "claims", "Every statement of the paper", HEADS)
+    figures.plot_forest(_forest(rows), folder / "claims", "The paper's statements in our data", profile)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, table=(table := claims_table(rows)), counted=counted,
-        overview=[*(entry for entry in overview if entry[2]), ("", "All", rows)],
-        reasons={reason: [r.id for r in rows if r.found and r.found["reason"] == reason] for reason in reasons},
-        cautions=texts()["cautions"].values(), warning=SMOKE_WARNING, margins=texts()["margins"], window=WINDOW_STEPS,
-        level=P_LEVEL, least=LEAST_TRAININGS,
+        "claims.md", profile=profile, facts=facts, findings=first, table=table, warning=SMOKE_WARNING,
+        cautions=texts()["cautions"].values(), margins=texts()["margins"],
+        window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
-    content = {"facts": facts, "tables": [table.as_json()], "runs": [runs[file] for file in sorted(runs)]}
-    return content, numbers.csv_text([_CSV, *map(_csv_line, rows)]), text
+    of_runs = [runs[file] for file in sorted(runs)]
+    return numbers.write(folder / "claims", facts, [first, table], text, of_runs, [_line(row) for row in rows])
 
 
 def counted(rows: Sequence[Statement]) -> dict[str, int]:
@@ -234,42 +196,77 @@ def counted(rows: Sequence[Statement]) -> dict[str, int]:
     return {word: sum(row.verdict == word and not row.claim.same_as for row in rows) for word in VERDICTS}
 
 
-def _statements(profile: Profile, item: Item, folder: Path, runs: dict) -> list[Statement]:
-    """An item's, from its report where that is there; the runs behind it go to `runs`, as the report names them."""
-    file, there = folder / f"{item.name}.json", {}
-    if file.is_file():
-        note_access(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
-        report = numbers.record_path(paths.reports_of(profile.name) / file.name)
-        for place, found in enumerate(content["facts"].get("claims", [])):
-            there[found["text"]] = (found, Source(report, f"facts/claims/{place}"))
-        if any(claim.text in there for claim in item.claims):
-            runs |= {run["file"]: run for run in content["runs"]}
-    numbered = enumerate(item.claims, 1)
-    return [Statement(f"{item.short} ({n})", item, claim, *there.get(claim.text, ())) for n, claim in numbered]
+def headlines(rows: Sequence[Statement]) -> list[Statement]:
+    """What the page begins with: the first fact of every item, and whatever the data do not bear out."""
+    facts = [row for row in rows if row.found and not row.claim.same_as]
+    first = {row.item.name: row.id for row in reversed(facts)}
+    return [row for row in facts if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
 
 
-def claims_table(rows: Sequence[Statement]) -> Table:
-    """The page's one table; every number with the runs it was compared from."""
-    heads = [
-        "Statement", "Verdict", "Difference, 95 % interval, p", "Corrected", "The paper's numbers", "Our test", "n",
-    ]  # fmt: skip
-    body = []
-    for row in rows:
-        decided, gap, p, count = _found_cells(row)
-        of_paper, test = Cell(paper_text(row.item, row.claim)), Cell(test_text(row.claim))
-        body.append((row.id, [Cell(row.claim.text), decided, gap, p, of_paper, test, count]))
-    return Table("claims", "Statements of the paper", "Item", heads, body, words=True)
+def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:
+    """An item's statements, from its report where that is there; the runs behind it go to `runs`."""
+    file = folder / f"{item.name}.json"
+    if not file.is_file():
+        return statements(item, [])
+    note_access(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    runs |= {run["file"]: run for run in content["runs"]}
+    return statements(item, content["facts"].get("claims", []))
 
 
-def _csv_line(row: Statement) -> list[Any]:
-    claim, found = row.claim, row.found or {}
-    means = [round(mean, 2) for mean in paper_means(row.item, claim) or ()] or [None, None]
+def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequence[str]) -> Table:
+    """Statements, some of `HEADS` of each; every number with the runs that it was compared from."""
+    body = [(row.id, [cells[head] for head in heads]) for row, cells in ((row, _cells(row)) for row in rows)]
+    return Table(name, caption, "Item", heads, body, words=True)
+
+
+def _cells(row: Statement) -> dict[str, Cell]:
+    """All of a statement's cells by their heads."""
+    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
+    of_paper = paper_means(row.item, row.claim)
+    printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),) if of_paper else ()
+    cells = dict.fromkeys(HEADS, Cell(numbers.MISSING)) | {
+        "Statement": Cell(row.claim.text), "Verdict": Cell(f"{row.verdict}{linked}"),
+        PAPER: Cell(paper_text(row.item, row.claim), None, None, printed_in),
+    }  # fmt: skip
+    if found is None:
+        return cells
+    bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
+    what, reason = "steps" if found["images"] is None else "images", f": {found['reason']}" if found["reason"] else ""
+    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
+    gap, p = numbers.gap(found["value"], *bounds, *_UNITS.get(found["kind"], (None, " points"))), row.corrected
+    gap += "" if found["p"] is None else f", {numbers.p_value(found['p'])}"
+    return cells | {
+        "Verdict": Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, sources),
+        GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources),
+        "p corrected": Cell(numbers.MISSING if p is None else numbers.p_value(p), p, None, sources),
+    }  # fmt: skip
+
+
+def _forest(rows: Sequence[Statement]) -> dict[str, list[tuple[str, list[float], str]]]:
+    """Unit -> (label, value with its interval, verdict) of the statements that were tested."""
+    lines: dict[str, list] = {}
+    for row in (row for row in rows if row.found):
+        _, unit = _UNITS.get(row.claim.kind, (1, "percentage points"))
+        scale = 1 if row.claim.kind in _UNITS else 100
+        values = [scale * value for value in (row.found["value"], *row.found["interval"])]
+        lines.setdefault(unit.strip() or "reward", []).append((f"{row.id}  {row.claim.text}", values, row.verdict))
+    return lines
+
+
+def _line(row: Statement) -> dict[str, Any]:
+    """A statement in claims.csv: raw values, shares where they are accuracies, percentages of the paper."""
+    claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or (None, None)
     low, high = found.get("interval", (None, None))
-    trainings = [*found.get("trainings", ()), None, None][:2]
-    told = [row.id, claim.text, *means, claim.kind, claim.ours, claim.theirs, found.get("value"), low, high]
-    over = [found.get("p"), row.corrected, found.get("images"), found.get("steps"), *trainings]
-    return [*told, *over, row.verdict, found.get("reason"), claim.same_as]
+    ours, theirs = [*found.get("trainings", ()), None, None][:2]
+    paper = [None if mean is None else round(mean, 2) for mean in means]
+    return {
+        "item": row.id, "statement": claim.text, "paper_ours": paper[0], "paper_theirs": paper[1], "kind": claim.kind,
+        "ours": claim.ours, "theirs": claim.theirs, "difference": found.get("value"), "low": low, "high": high,
+        "p": found.get("p"), "p_corrected": row.corrected, "images": found.get("images"), "steps": found.get("steps"),
+        "trainings_ours": ours, "trainings_theirs": theirs, "verdict": row.verdict, "reason": found.get("reason"),
+        "same_as": claim.same_as,
+    }  # fmt: skip
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
@@ -300,37 +297,3 @@ def paper_text(item: Item, claim: Claim) -> str:
     gap = numbers.difference(round(means[0] - means[1], 2) / 100)
     sign = "+" if claim.kind == "larger gain" else ""
     return f"{sign}{ours} against {sign}{theirs} ({gap})"
-
-
-def test_text(claim: Claim) -> str:
-    """Which rows are compared in what."""
-    if claim.kind == "reward":
-        return f"reward of {claim.ours}, last minus first steps, above 0"
-    gain = "gain in accuracy, first minus second group of benchmarks"
-    measured = {kind: measure.head.lower() for kind, measure in MEASURES.items()}
-    what = {**measured, "larger gain": gain}.get(claim.kind, "accuracy")
-    near, beyond = margin(claim.kind), _BEYOND.get(claim.kind)
-    limit = f"{'above −' if beyond > 0 else 'below '}{near:.0%}" if beyond else "above 0"
-    where = " on those benchmarks" if claim.benchmarks and claim.kind != "larger gain" else ""
-    return f"{what}{where}: {claim.subtraction} {limit}"
-
-
-def _found_cells(row: Statement) -> tuple[Cell, Cell, Cell, Cell]:
-    """Verdict, difference, corrected p, and over how much."""
-    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
-    dash = Cell(numbers.MISSING)
-    if found is None:
-        return Cell(f"{NOT_RUN}{linked}"), dash, dash, dash
-    bounds = tuple(found["interval"])
-    sources = tuple(Source(**source) for source in found.get("sources", []))
-    text = printed(found["kind"], found["value"], *bounds, found["p"])
-    what = "steps" if found["images"] is None else "images"
-    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
-    reason = f": {ONE_TRAINING}" if found["reason"] == ONE_TRAINING else ""
-    verdict, p, many = (Source(row.place.file, f"{row.place.key}/{key}") for key in ("verdict", "p", what))
-    return (
-        Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, (verdict,)),
-        Cell(text, found["value"], bounds, sources),
-        dash if row.corrected is None else Cell(numbers.p_value(row.corrected), row.corrected, None, (p,)),
-        Cell(count, found[what], None, (many,)),
-    )

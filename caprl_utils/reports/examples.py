@@ -26,8 +26,8 @@ from caprl_utils.reports.numbers import Cell, Table
 from caprl_utils.schema import Profile
 
 NAME = "examples"
-NUM_PICTURES = 12
-CAPTIONERS = ("3B (base)", "CapRL-3B", "72B")  # rows of Table 3
+NUM_PICTURES, NUM_FIRST = 12, 3
+CAPTIONERS = ("base", "CapRL", "strong captioner")  # rows of Table 3
 
 
 def write(profile: Profile) -> Path | None:
@@ -43,8 +43,11 @@ def write(profile: Profile) -> Path | None:
         save_png(sample.images[0](), folder / file)
         told = [Cell(marked(found[image_id], sample.meta)) for found in captions.values()]
         rows.append((f"![{sample.meta['true_caption']}]({file})", told))
-    table = Table(NAME, "First captions", "Picture", list(captions), rows, words=True)
-    page = numbers.fill("examples.md", profile=profile, table=table, number=len(rows))
+    first, more = (
+        Table(NAME, caption, "Picture", list(captions), part, words=True)
+        for caption, part in (("First captions", rows[:NUM_FIRST]), ("More pictures", rows[NUM_FIRST:]))
+    )
+    page = numbers.fill("examples.md", profile=profile, first=first, more=more, number=len(rows))
     write_atomic(folder / f"{NAME}.md", page)
     return folder / f"{NAME}.md"
 
@@ -65,12 +68,12 @@ def _in_turn(samples: Sequence[Sample], captioned: set[str]) -> Iterator[Sample]
     return (sample for sample, _ in zip(turns, range(NUM_PICTURES), strict=False))
 
 
-_MARKS = {None: "{}", "true": "{}", "repeat": "~~{}~~"}  # kind of a sentence -> how it stands; all others are false
+_MARKS = {None: "{}", "true": "{} ✓", "repeat": "~~{}~~"}  # kind of a sentence -> how it stands; all others are false
 
 
 def marked(caption: str, meta: Mapping[str, Any]) -> str:
-    """A caption in Markdown behind a summary: false statements bold, those made before struck through."""
+    """A caption in Markdown behind a summary: ✓ true, bold ✗ false, struck through what was said before."""
     found = counts(caption, meta)
     plain = [(re.sub(r"([\\`*_~\[\]<>])", r"\\\1", text), kind) for text, kind in sentences(caption, meta)]
-    told = " ".join(_MARKS.get(kind, "**{}**").format(text) for text, kind in plain)
+    told = " ".join(_MARKS.get(kind, "**{} ✗**").format(text) for text, kind in plain)
     return f"*{found['told']} of {found['facts']} facts, {false(found)} false.* {told}"

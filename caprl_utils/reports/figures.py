@@ -6,10 +6,11 @@ A model has one look in all figures; CapRL's line is the strongest. SVG keeps it
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
 from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
-from caprl_utils.reports.items import texts
-from caprl_utils.reports.readers import TITLES, Point
+from caprl_utils.reports.items import about_models, texts
 from caprl_utils.reports.results import Curve, Results, title_of
+from caprl_utils.reports.said import TITLES, Point
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -29,9 +30,17 @@ if TYPE_CHECKING:
 
 WIDTH_INCHES = 6.4
 STYLE = Path(__file__).with_name("figures.mplstyle")
-ACCURACY = "accuracy (%), 95 % interval"
+ACCURACY = "accuracy (%)"
+VERDICT_LOOKS = {  # colour, marker: told apart in grey as well
+    "supported": ("#1f6b3a", "o"), "not supported": ("#a5382a", "X"), "undecided": ("#b07d12", "D"),
+    "no difference": ("#1d6a7d", "s"), "not testable here": ("#9a9a9a", "."),
+}  # fmt: skip
 SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line around each; the thin line is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
+TITLED = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 11}, "borderaxespad": 0.2}
+_NOTE_SIGNS = 18  # ours: letters on an inch of the note below a figure
+_LEGEND_SIGNS = 88  # ours: letters of a legend that fit beside each other
+_FOREST_INCHES, _FOREST_SIGNS = 9.6, 78  # ours: width of the figure, and letters in a line of its labels
 _COLUMNS = 3  # panels of Figure 4 side by side
 _ASIDE = 0.02  # how far either line's points of Figure 4 stand from their place, as a share of the axis
 
@@ -79,7 +88,13 @@ def styled() -> Iterator[None]:
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     """Write <stem>.png and <stem>.svg, atomically and without dates, inside `styled`. note: small line below."""
     if note:
-        figure.supxlabel(note, x=0.995, ha="right", fontsize=7, color="#555555")
+        figure.supxlabel(
+            textwrap.fill(note, int(_NOTE_SIGNS * figure.get_figwidth())),
+            x=0.995,
+            ha="right",
+            fontsize=7,
+            color="#555555",
+        )
     dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     for kind, metadata in dates.items():
         figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
@@ -108,16 +123,30 @@ def centred_mean(values: Sequence[float], width: int = SMOOTH_STEPS) -> list[flo
     return [sum(window) / len(window) for window in windows]
 
 
+def about(profile: Profile, *more: str) -> str:
+    """The small line below a figure: the profile, whether its models are stand-ins, and more."""
+    stand_ins = about_models(profile).get("figures")
+    return "; ".join([f"profile {profile.name}{f', {stand_ins}' if stand_ins else ''}", *more])
+
+
 def counted(results: Results) -> str:
-    """The small line below a figure of scores: "profile mini, 500 questions about 250 images"."""
+    """`about` a figure of scores: "profile mini, ...; 500 questions about 250 images"."""
     part = results.parts[AVERAGE]
     over = f"{numbers.count(part.num_rows)} questions about {numbers.count(part.num_clusters)} images"
-    return f"profile {results.profile.name}, {over}"
+    return about(results.profile, over, "95 % intervals")
+
+
+def _legend(figure: Figure, axes: Axes, title: str) -> None:
+    """One legend above all panels, under the figure's title, in as many columns as its labels leave room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    room = int(_LEGEND_SIGNS / (max(map(len, labels)) + 5))
+    columns = max(1, min(room, len(labels)))
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, **TITLED)
 
 
 def plot_curves(
     curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "",
-    false: Sequence[Sequence[float]] = (),
+    false: Sequence[Sequence[float]] = (), title: str = "",
 ) -> list[Path]:  # fmt: skip
     """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts. false:
     of each curve, false statements a caption at every step, if known.
@@ -125,65 +154,112 @@ def plot_curves(
     shown = {"Reward": [curve.rewards for curve in curves], "Tokens a caption": [curve.lengths for curve in curves]}
     shown |= {"False a caption": false} if false else {}
     with styled():
-        figure, panels = new_grid(len(shown), len(shown), 2.9)
-        for axes, (title, series) in zip(panels, shown.items(), strict=True):
+        figure, panels = new_grid(len(shown), len(shown), 3.0)
+        for axes, (name, series) in zip(panels, shown.items(), strict=True):
             for curve, values, look in zip(curves, series, looks([curve.label for curve in curves]), strict=True):
                 axes.plot(curve.steps, values, color=look.colour, alpha=0.25, linewidth=0.8)
                 axes.plot(curve.steps, centred_mean(values), label=curve.label, **look.of_line())
-            axes.set(title=title, xlabel="training step")
+            axes.set(title=name, xlabel="training step")
         left, right = panels[:2]
         left.set(ylim=(0, 1.03))  # a full reward stays inside the frame
         if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
-            place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
-            right.annotate(f"cut at {limit}", (0.01, limit), **place)
+            place = {"xycoords": ("axes fraction", "data"), "va": "top", "fontsize": 7}
+            right.annotate(f"cut at {limit}", (0.01, 0.98 * limit), **place)
         for axes in panels[1:]:
             axes.set_ylim(bottom=0)
-        if len(curves) > 1:
-            figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+        _legend(figure, left, title)
         return save(figure, stem, f"{note}; heavy: centred mean of {SMOOTH_STEPS} steps".removeprefix("; "))
 
 
-def plot_dots(series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "") -> list[Path]:
-    """Accuracy per benchmark, one row each, models side by side with their intervals.
+def plot_dots(
+    series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "", title: str = "",
+    settings: Sequence[str] = ("",),
+) -> list[Path]:  # fmt: skip
+    """Accuracy per benchmark, one row each, models side by side with their intervals; a panel for each of `settings`.
 
-    series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none.
+    series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none. Of
+    several settings it is named "<setting>, <model>".
     """
     with styled():
-        rows = len(benchmarks)
-        figure, (axes,) = new_grid(1, 1, 1.2 + rows * (0.11 * len(series) + 0.17))
-        spread = 0.7 / max(1, len(series))
-        for number, (label, look) in enumerate(zip(series, looks(list(series)), strict=True)):
-            offset = (number - (len(series) - 1) / 2) * spread
-            found = {rows - 1 - place - offset: part for place, part in enumerate(series[label]) if part}
-            for place, (_, low, high) in found.items():
-                axes.plot([100 * low, 100 * high], [place, place], color=look.colour, linewidth=1.2)
-            axes.plot(
-                [100 * value for value, _, _ in found.values()], list(found), linestyle="none", marker=look.marker,
-                color=look.colour, markersize=6 if look.strong else 4.5, label=label, clip_on=False,
-            )  # fmt: skip
-        axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100))
-        axes.set(xlabel=ACCURACY, ylim=(-0.5, rows - 0.5))
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        for place in range(0, rows, 2):
-            axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, handletextpad=0.2)
+        rows, most = len(benchmarks), len(series) / len(settings)
+        figure, panels = new_grid(len(settings), len(settings), 1.2 + rows * (0.11 * most + 0.17), sharey=True)
+        for axes, setting in zip(panels, settings, strict=True):
+            own = {
+                name.removeprefix(f"{setting}, "): parts for name, parts in series.items() if name.startswith(setting)
+            }
+            _dots(axes, own, rows)
+            axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100), title=setting)
+            axes.set(xlabel=ACCURACY, ylim=(-0.5, rows - 0.5))
+            axes.grid(False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        _legend(figure, panels[0], title)
         return save(figure, stem, note)
 
 
-def growth(results: Results) -> dict[str, list[tuple[int, float, float, float]]]:
-    """Line -> (training images, accuracy, low, high) in order; the base model stands at 0 images."""
-    lines: dict[str, list[tuple[int, float, float, float]]] = {}
-    groups = texts()["groups"]
+def _dots(axes: Axes, series: Mapping[str, Sequence], rows: int) -> None:
+    """A panel of `plot_dots`: the first benchmark on top, every second on grey; a model's further series are hollow."""
+    spread, filled = 0.7 / max(1, len(series)), set()
+    for number, (label, look) in enumerate(zip(series, looks(list(series)), strict=True)):
+        offset = (number - (len(series) - 1) / 2) * spread
+        found = {rows - 1 - place - offset: part for place, part in enumerate(series[label]) if part}
+        for place, (_, low, high) in found.items():
+            axes.plot([100 * low, 100 * high], [place, place], color=look.colour, linewidth=1.2)
+        axes.plot(
+            [100 * value for value, _, _ in found.values()], list(found), linestyle="none", marker=look.marker,
+            color=look.colour, markersize=6 if look.strong else 4.5, label=label, clip_on=False,
+            markerfacecolor="white" if look.colour in filled else look.colour,
+        )  # fmt: skip
+        filled.add(look.colour)
+    for place in range(0, rows, 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="#f3f3f3", zorder=0)
+
+
+def plot_forest(
+    lines: Mapping[str, Sequence[tuple[str, Sequence[float], str]]], stem: Path, title: str, profile: Profile
+) -> list[Path]:  # fmt: skip
+    """Differences, one below the other, coloured by verdict. lines: unit, a panel each -> (label, (value, low, high),
+    verdict).
+    """
+    room = {label: 1.2 + len(label) // _FOREST_SIGNS for found in lines.values() for label, *_ in found}
+    heights = [sum(room[label] for label, *_ in found) + 4 for found in lines.values()] or [4]
+    with styled():
+        figure, panels = new_grid(len(heights), 1, 0.14 * sum(heights) / len(heights) + 0.3, height_ratios=heights)
+        figure.set_figwidth(_FOREST_INCHES)
+        for axes, (unit, found) in zip(panels, lines.items(), strict=False):
+            rooms = [room[label] for label, *_ in found]
+            places = [own / 2 - end for own, end in zip(rooms, accumulate(rooms), strict=True)]
+            for place, (_, (value, *ends), verdict) in zip(places, found, strict=True):
+                colour, marker = VERDICT_LOOKS[verdict]
+                axes.plot(ends, [place, place], color=colour, linewidth=1.4)
+                point = {"marker": marker, "color": colour, "markersize": 6, "linestyle": "none"}
+                axes.plot(value, place, label=verdict, **point)
+            axes.axvline(0, color="#444444", linewidth=0.8)
+            axes.set(ylim=(min(places) - 1, max(places) + 1), xlabel=unit)
+            axes.set_yticks(places, [textwrap.fill(label, _FOREST_SIGNS) for label, *_ in found], fontsize=7.5)
+        named = {line.get_label(): line for axes in panels for line in axes.lines if line.get_label() in VERDICT_LOOKS}
+        columns = len(VERDICT_LOOKS)
+        figure.legend(named.values(), named, loc="outside upper left", ncols=columns, title=title, **TITLED)
+        return save(figure, stem, about(profile, "95 % intervals"))
+
+
+def _line(axes: Axes, places: Sequence[float], parts: Sequence[Interval], look: Look, **named: Any) -> None:
+    """Accuracies over places, each with its interval."""
+    axes.plot(places, [100 * part.value for part in parts], marker=look.marker, **look.of_line(), **named)
+    bounds = [[100 * part.low for part in parts], [100 * part.high for part in parts]]
+    axes.vlines(places, *bounds, color=look.colour, linewidth=1)
+
+
+def growth(results: Results) -> dict[str, list[tuple[int, Interval]]]:
+    """Line -> (training images, accuracy) in order; the base model stands at 0 images."""
+    groups, lines = texts()["groups"], {}
     named = {"average": (), "documents and charts": groups["documents"], "natural images": groups["natural"]}
     for label, found in results.measured.items():
         images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():
             if not benchmarks or any(b in results.parts for b in benchmarks):
-                part = results.interval(label, *benchmarks)
-                lines.setdefault(name, []).append((images, part.value, part.low, part.high))
-    return {name: sorted(points) for name, points in lines.items()}
+                lines.setdefault(name, []).append((images, results.interval(label, *benchmarks)))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
 def plot_growth(results: Results, stem: Path) -> list[Path]:
@@ -194,18 +270,14 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         # the average has the colour of the model itself, which is CapRL at every point
         found = looks(["CapRL" if name == "average" else name for name in lines])
         for (name, points), look in zip(lines.items(), found, strict=True):
-            images, values, lows, highs = zip(*points, strict=True)
-            percent = [[100 * v for v in column] for column in (values, lows, highs)]
-            axes.plot(images, percent[0], marker=look.marker, label=name, **look.of_line())
-            axes.vlines(images, percent[1], percent[2], color=look.colour, linewidth=1)
+            _line(axes, *zip(*points, strict=True), look, label=name)
         scale = "training images; 0: before training; the scale is logarithmic above 0"
+        places = sorted({images for points in lines.values() for images, _ in points})
         axes.set(xlabel=scale, ylabel=ACCURACY)
-        places = sorted({point[0] for points in lines.values() for point in points})
-        least = min((place for place in places if place), default=1)
-        axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+        axes.set_xscale("symlog", linthresh=min(filter(None, places), default=1), linscale=0.5)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _legend(figure, axes, results.item.title)
         return save(figure, stem, counted(results))
 
 
@@ -220,15 +292,13 @@ def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, ste
         figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
         for (role, probes), look in zip(found.items(), looks([*found]), strict=True):
             of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
-            for axes, row in ((left, of_length), (right, [(n, probes[name].whole) for n, name in mixed.items()])):
-                places, parts = zip(*row, strict=True)
-                line = {"marker": look.marker, "label": TITLES[role], **look.of_line()}
-                axes.plot(places, [100 * part.value for part in parts], **line)
-                axes.vlines(places, *_bounds(parts), color=look.colour, linewidth=1)
+            of_mixture = [(count, probes[name].whole) for count, name in mixed.items()]
+            for axes, row in ((left, of_length), (right, of_mixture)):
+                _line(axes, *zip(*row, strict=True), look, label=TITLES[role])
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
         right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        return save(figure, stem, f"profile {profile.name}; average over the benchmarks")
+        _legend(figure, left, "The readers, tested on captions of known truth")
+        return save(figure, stem, about(profile, "average over the benchmarks, 95 % intervals"))
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
@@ -242,33 +312,22 @@ def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Pa
             axes.set_ylabel(ACCURACY)
         for axes in all_axes[-_COLUMNS:]:
             axes.set_xlabel("caption pairs")
-        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        _legend(figure, all_axes[0], results.item.title)
         return save(figure, stem, counted(results))
 
 
 def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -> None:
     """Both lines of one benchmark, from the point that they share."""
-    width = max(pairs.values())
-    (grey,) = looks([VANILLA])
-    start = results.interval(VANILLA, panel)
+    width, start = max(pairs.values()), results.interval(VANILLA, panel)
     for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
-        (look,) = looks([base.name])
         labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
-        parts = [results.interval(label, panel) for label in labels]
-        sizes = [pairs[label] + side * _ASIDE * width for label in labels]
-        values = [100 * part.value for part in (start, *parts)]
-        line = {"marker": look.marker, "markevery": slice(1, None), "label": base.name, **look.of_line()}
-        axes.plot([0, *sizes], values, **line)
-        axes.vlines(sizes, *_bounds(parts), color=look.colour, linewidth=1)
-    point = {"marker": grey.marker, "color": grey.colour, "zorder": 4}
-    axes.plot([0], [100 * start.value], linestyle="none", label=VANILLA, **point)
-    axes.vlines([0], *_bounds([start]), color=grey.colour, linewidth=1)
+        parts = [start, *(results.interval(label, panel) for label in labels)]
+        sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
+        _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
+    (grey,) = looks([VANILLA])
+    _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
     ticks: list[int] = []  # sets that lost a few captions would write one number over another
     for count in sorted(set(pairs.values()), reverse=True):
         if not ticks or ticks[-1] - count > width / 10:
             ticks.append(count)
     axes.set(title=title_of(panel), xticks=ticks)
-
-
-def _bounds(parts: Sequence[Interval]) -> tuple[list[float], list[float]]:
-    return [100 * part.low for part in parts], [100 * part.high for part in parts]

@@ -20,7 +20,7 @@ from caprl_utils.pretraining import prepare, sets
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
 from caprl_utils.prism.sources import budget_run
 from caprl_utils.rl import experiments
-from caprl_utils.rl.launch import run_name
+from caprl_utils.rl.experiments import run_name
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"
@@ -65,12 +65,6 @@ class Claim:
     share: float = 1.0
     not_testable: str = ""  # why the profile's models cannot test it
     same_as: str = ""  # "table3 (1)": the statement whose fact it repeats
-
-    @property
-    def subtraction(self) -> str:
-        """What its value is of: "A − B"."""
-        ours = self.ours if self.share == 1 else f"{self.share:g} × {self.ours}"
-        return f"{ours} − {self.theirs}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +228,7 @@ def table1(profile: Profile) -> Item:
     return Item(
         "table1", "Table 1: VLMs pretrained on caption sets", [*rows, GUESSER], pairs, [row.label for row in rows],
         claims, "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
-        paper="table1_pretraining.csv", notes=[texts()["caption_sets"]],
+        paper="table1_pretraining.csv", figures=["dots"], notes=[texts()["caption_sets"]],
     )  # fmt: skip
 
 
@@ -251,7 +245,7 @@ def table2(profile: Profile) -> Item:
     return Item(
         "table2", "Table 2: the same images, other captions", [*rows, GUESSER], pairs, [row.label for row in rows],
         claims, "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
-        paper="table2_image_sources.csv", notes=[texts()["caption_sets"], f"Setting {setting}."],
+        paper="table2_image_sources.csv", figures=["dots"], notes=[texts()["caption_sets"], f"Setting {setting}."],
     )  # fmt: skip
 
 

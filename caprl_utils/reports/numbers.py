@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from caprl_utils import paths
+from caprl_utils.files import write_atomic
 
 MISSING = "–"
 EQUAL_BELOW = 1e-9  # ours: nearer values differ only by the order of a summation
@@ -70,9 +71,12 @@ def bounded(value: float, low: float, high: float) -> str:
     return f"{percent(value)} {interval((low, high))}"
 
 
-def gap(value: float, low: float, high: float) -> str:
-    """A difference with its interval: "+8.4 [+5.6, +11.2]"."""
-    return f"{difference(value)} {interval((low, high), signed=True)}"
+def gap(value: float, low: float, high: float, decimals: int | None = None, unit: str = "") -> str:
+    """A difference with its interval, of shares in points: "+8.4 [+5.6, +11.2]"; decimals: of other numbers."""
+    if decimals is None:
+        return f"{difference(value)}{unit} {interval((low, high), signed=True)}"
+    first, *ends = numbers([value, low, high], decimals)
+    return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
 
 
 def p_value(p: float) -> str:
@@ -127,6 +131,14 @@ class Cell:
     sources: tuple[Source, ...] = ()
 
 
+def cell_of(part: Any, sources: Sequence[Source], print_as: Callable = bounded) -> Cell:
+    """A value with its interval (of `part`: value, low, high), printed by `bounded` or `gap`; a dash for None."""
+    if part is None:
+        return Cell(MISSING, sources=tuple(sources))
+    bounds = part.low, part.high
+    return Cell(print_as(part.value, *bounds), part.value, bounds, tuple(sources))
+
+
 @dataclass(frozen=True)
 class Table:
     """head: of the label column. columns: heads of the others. rows: (label, cells). words: aligned left."""
@@ -151,31 +163,30 @@ class Table:
     def as_json(self) -> dict[str, Any]:
         """Everything, with the sources of each cell."""
         rows = [{"label": label, "cells": [asdict(cell) for cell in cells]} for label, cells in self.rows]
-        about = {"name": self.name, "caption": self.caption, "columns": list(self.columns)}
-        return {**about, "rows": rows, "notes": list(self.notes)}
+        about = {"name": self.name, "caption": self.caption, "head": self.head, "columns": list(self.columns)}
+        return {**about, "rows": rows, "notes": list(self.notes), "words": self.words}
 
 
-def long_csv(tables: Sequence[Table]) -> str:
-    """Tables in long form under one head, one number a line: table, row, column, raw value, interval, text."""
-    lines = [["table", "row", "column", "value", "low", "high", "printed"]]
-    for table in tables:
-        for label, cells in table.rows:
-            for column, cell in zip(table.columns, cells, strict=True):
-                bounds = cell.interval or (None, None)
-                lines.append([table.name, label, column, cell.value, *bounds, cell.text])
-    return csv_text(lines)
-
-
-def csv_text(lines: Sequence[Sequence[Any]]) -> str:
-    """CSV as reports are written; None is an empty field."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
-
-
-def json_text(value: Any) -> str:
-    """Indented JSON as reports are written."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def write(
+    stem: Path, facts: Mapping[str, Any], tables: Sequence[Table], text: str, runs: Sequence[Any],
+    lines: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write a report: <stem>.md is the text, .json facts, tables and runs (returned), .csv `lines`, or where there are
+    none every number of the tables.
+    """
+    lines = lines or [
+        {"table": table.name, "row": label, "column": column, "value": cell.value, "low": (cell.interval or [None])[0],
+         "high": (cell.interval or [None])[-1], "printed": cell.text}
+        for table in tables for label, cells in table.rows for column, cell in zip(table.columns, cells, strict=True)
+    ]  # fmt: skip
+    writer = csv.DictWriter(sheet := io.StringIO(), list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    content = {"facts": facts, "tables": [table.as_json() for table in tables], "runs": runs}
+    shown = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for kind, written in (("json", shown), ("csv", sheet.getvalue()), ("md", text)):
+        write_atomic(stem.with_suffix(f".{kind}"), written)
+    return content
 
 
 def fill(template: str, **values: Any) -> str:

@@ -9,14 +9,14 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from caprl_utils import notebook, paths
 from caprl_utils.config import load_profile
@@ -24,13 +24,18 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.prism import probes
 from caprl_utils.reports import cards, claims, examples, numbers, tables
+from caprl_utils.reports.claims import write_claims
 from caprl_utils.reports.items import Item, chosen, items
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
+from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
 OUTSIDE = "extra_outside"  # the item that needs a reader which none of ours trained
 PUBLISHED = "mini"  # the profile whose items README's map lists
+APART = ("deviations", "lab-log", "bench/bench")  # reports with a page of their own
+BREAK = "<hr />"  # what follows it in a chapter stands after all tables
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
@@ -83,30 +88,27 @@ def publish(profile: Profile) -> list[Path]:
     return [*sorted(target.iterdir()), *pages, paths.ROOT / "README.md"]
 
 
-def write_claims(profile: Profile) -> dict[str, Any]:
-    """Write claims.md, .csv and .json from the reports in a profile's folder; returns what the JSON holds."""
-    folder = paths.reports_of(profile.name)
-    content, lines, text = claims.page(profile, folder)
-    for kind, written in (("json", numbers.json_text(content)), ("csv", lines), ("md", text)):
-        write_atomic(folder / f"claims.{kind}", written)
-    return content
-
-
 def write_html(profile: Profile) -> Path:
-    """Write report.html into the report folder; returns it. Raises UserError without any, or a figure."""
-    folder, known = paths.reports_of(profile.name), items(profile)
-    files = {name: folder / f"{name}.md" for name in ("claims", examples.NAME, *known)}
-    if not any(file.is_file() for file in files.values()):
+    """Write report.html, and a page for each of `APART`, into the report folder; returns it. Every number of its tables
+    leads to its runs at the page's end. Raises UserError without any report, or a figure.
+    """
+    folder, known, records = paths.reports_of(profile.name), items(profile), Records()
+    there = [name for name in ("claims", examples.NAME, *known) if (folder / f"{name}.md").is_file()]
+    if not there:
         raise UserError(f"no report in {paths.shown(folder)}; run `make reproduce PROFILE={profile.name}`")
-    missing = [item.title for name, item in known.items() if not item.ours and not files[name].is_file()]
-    files |= {name: paths.REPORTS / f"{name}.md" for name in ("deviations", "lab-log", "bench/bench")}
-    sections = [(file.stem, *_chapter(file)) for file in files.values() if file.is_file()]
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
-    counts = next((c["facts"]["counts"] for c in reports if "counts" in c["facts"]), {})
-    page = numbers.fill(
-        "report.html", profile=profile, sections=sections, missing=missing, counts=counts, commits=_commits(*reports),
-        warning=claims.SMOKE_WARNING if profile.name == "smoke" else None,
-    )  # fmt: skip
+    first, rest = [], []
+    for name in there:
+        title, body = _chapter(folder / f"{name}.md", records)
+        body, *more = body.split(BREAK)
+        first.append((name, title, body))
+        rest += [(f"{name}-more", *_titled(part)) for part in more]
+    apart = {file.stem: _chapter(file) for file in (paths.REPORTS / f"{name}.md" for name in APART) if file.is_file()}
+    missing = [item.title for name, item in known.items() if not item.ours and name not in there]
+    told = {"profile": profile, "warning": claims.SMOKE_WARNING if profile.name == "smoke" else None, "apart": apart}
+    for name, (title, body) in apart.items():
+        page = numbers.fill("report.html", sections=[(name, title, body)], records=None, **told)
+        write_atomic(folder / f"{name}.html", page)
+    page = numbers.fill("report.html", sections=[*first, *rest], records=records, missing=missing, **told)
     write_atomic(folder / "report.html", page)
     return folder / "report.html"
 
@@ -117,38 +119,75 @@ def html_of(file: Path) -> str:
     return f"<h2>{Markup.escape(title)}</h2>{body}"
 
 
-def _chapter(file: Path) -> tuple[str, Markup]:
-    """(title, HTML without it) of a Markdown report, its figures inside."""
+def _chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
+    """(title, HTML without it) of a Markdown report, its figures inside; tables as its JSON has them, if there is one.
+    records: takes the runs behind their cells, which then lead there.
+    """
     note_access(file)
-    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
-    tokens, title = parser.parse(file.read_text(encoding="utf-8")), ""
+    tokens, title = MARKDOWN.parse(file.read_text(encoding="utf-8")), ""
     if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
         title, tokens = tokens[1].content, tokens[3:]
+    beside = file.with_suffix(".json")
+    content = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    runs, tables = (content.get(key, []) if isinstance(content, dict) else [] for key in ("runs", "tables"))
+    by_caption = {f"**{table['caption']}**": table for table in tables}
     for place, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
         if token.type == "heading_open":
             slug = re.sub(r"[^a-z0-9]+", "-", tokens[place + 1].content.lower()).strip("-")
             token.attrSet("id", f"{file.stem}-{slug}")
+        elif token.type == "table_open" and (table := by_caption.get(tokens[place - 2].content)):
+            ends = next(n for n in range(place, len(tokens)) if tokens[n].type == "table_close")
+            html = _table(table, runs, records)
+            tokens[place : ends + 1] = [Token("html_block", "", 0, content=html)]
         elif token.type == "inline":
-            _complete(token, file.parent, in_table=tokens[place - 1].type == "td_open")
-    html = parser.renderer.render(tokens, parser.options, {})
-    html = html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+            _complete(token, file.parent)
+    html = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    html = re.sub("<table>.*?</table>", r'<div class="wide">\g<0></div>', html, flags=re.DOTALL)
     return re.sub(r",? \(?profile \w+\)?", "", title), Markup(html)
 
 
-def _complete(token: Token, base: Path, in_table: bool) -> None:
-    """Figures come inside, links to reports lead to their chapter, verdicts get a colour, intervals a line below."""
+def _titled(part: str) -> tuple[str, Markup]:
+    """A part of a chapter that begins with a heading: its text, and what follows."""
+    heading, body = part.split("</h3>", 1)
+    return heading.rsplit(">", 1)[1], Markup(body)
+
+
+def _table(table: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], records: Records | None) -> str:
+    """A report's table as HTML; its cells lead to their records if these are kept."""
+    known, rows = {run["file"]: run for run in runs}, []
+    for row in table["rows"]:
+        cells = []
+        for cell, sources in zip(row["cells"], sources_of(row), strict=True):
+            keys = dict.fromkeys(source["key"] for source in sources if source["key"])
+            anchor = records.anchor(sources, known) if records and cell["text"] != numbers.MISSING else ""
+            cells.append((_inline(cell["text"]), anchor, ", ".join(keys)))
+        rows.append((_inline(row["label"]), cells))
+    return numbers.fill("table.html", table=table, rows=rows)
+
+
+def _inline(text: str) -> Markup:
+    """A cell's Markdown as HTML: a number's interval and p on lines below it, verdicts in their colour."""
+    if found := VALUE_AND_INTERVAL.match(text):
+        return Markup(escape(found[1])) + Markup("").join(
+            Markup("<small>{}</small>").format(t) for t in found.groups()[1:] if t
+        )
+    (token,) = MARKDOWN.parseInline(text)
+    _complete(token, Path())
+    return Markup(MARKDOWN.renderer.render([token], MARKDOWN.options, {}))
+
+
+def _complete(token: Token, base: Path) -> None:
+    """Figures come inside, links to reports lead to their chapter or page, verdicts get a colour."""
     for child in token.children or []:
         if child.type == "image":
             child.attrSet("src", data_uri(base / str(child.attrGet("src"))))
         elif child.type == "link_open":
             target = str(child.attrGet("href"))
             if not target.startswith(("http:", "https:", "#")):
-                child.attrSet("href", f"#{Path(target).stem}")
-    if in_table and (found := VALUE_AND_INTERVAL.match(token.content)):
-        small = "".join(f"<small>{Markup.escape(text)}</small>" for text in found.groups()[1:] if text)
-        token.children = [Token("text", "", 0, content=found[1]), Token("html_inline", "", 0, content=small)]
+                file, _, part = target.partition("#")
+                child.attrSet("href", f"#{Path(file).stem}{part and '-'}{part}")
     for opening, text in pairwise(token.children or []):
         if opening.type == "strong_open" and text.content in claims.VERDICTS:
             opening.attrSet("class", f"verdict {text.content.replace(' ', '-')}")

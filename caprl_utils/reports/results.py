@@ -40,13 +40,13 @@ class Curve:
 @dataclass(frozen=True)
 class Measured:
     """What the runs of one row say. columns: training seed -> run ({None: run} of a row that was not trained).
-    rows_of_runs: samples.parquet of each. missing: runs that are not there.
+    by_run: run -> its samples.parquet. missing: runs that are not there.
     """
 
     row: Row
     columns: Columns
     records: Records
-    rows_of_runs: tuple[Sequence[Mapping[str, Any]], ...]
+    by_run: Mapping[str, Sequence[Mapping[str, Any]]]
     trainings: Records
     more: Records
     missing: Sequence[str]
@@ -54,12 +54,7 @@ class Measured:
     @cached_property
     def rows(self) -> list[Mapping[str, Any]]:
         """Rows of all runs together."""
-        return [row for rows in self.rows_of_runs for row in rows]
-
-    @property
-    def by_run(self) -> dict[str, Sequence[Mapping[str, Any]]]:
-        """Run -> its rows."""
-        return dict(zip(self.columns.values(), self.rows_of_runs, strict=True))
+        return [row for rows in self.by_run.values() for row in rows]
 
     @property
     def training_seeds(self) -> list[int]:
@@ -125,11 +120,6 @@ class Results:
         runs = {role: f"{probes.STAGE}/{role}" for role in probes.ROLES if self.item.kind == "prism"}
         found = {role: _measure(self.profile, Row(role, (run,))) for role, run in runs.items()}
         return {role: reader for role, reader in found.items() if reader.records}
-
-    @property
-    def questions(self) -> tuple[Source, ...]:
-        """Where the right answers stand."""
-        return next(iter(self.measured.values())).samples("gold")
 
     def interval(self, label: str, *benchmarks: str) -> Interval:
         """Mean and 95 % interval of a row on the average, or on the mean of some benchmarks; within 0 and 1."""
@@ -253,8 +243,8 @@ def load(profile: Profile, item: Item) -> Results:
     found = {row.label: _measure(profile, row) for row in item.rows if row.runs}
     measured = {label: one for label, one in found.items() if one.records}
     for row in (row for row in item.rows if not row.runs):  # the guesser, on the first row's questions
-        questions = next(iter(measured.values())).rows_of_runs[0]
-        measured[row.label] = Measured(row, {None: row.label}, {}, (most_frequent(questions),), {}, {}, ())
+        (first, *_) = next(iter(measured.values())).by_run.values()
+        measured[row.label] = Measured(row, {None: row.label}, {}, {row.label: most_frequent(first)}, {}, {}, ())
     by_run = {run: sample_scores(rows) for one in measured.values() for run, rows in one.by_run.items()}
     scores, left_out = shared(by_run)
     if not any(scores.values()):
@@ -271,7 +261,7 @@ def _measure(profile: Profile, row: Row) -> Measured:
     trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
     more = _there(profile, [*row.more, *(row.captions or ())[1:]]) if there else []
     return Measured(
-        row, columns, _records(home, there), tuple(read_samples(home / run) for run in there),
+        row, columns, _records(home, there), {run: read_samples(home / run) for run in there},
         _records(home, trainings), _records(home, more),
         [Path(run).name for run in row.runs if run not in there],
     )  # fmt: skip

@@ -1,22 +1,28 @@
-"""Tables of what captions say: measured against the known facts of rendered images, and at equal length."""
+"""Tables beside accuracies: what captions say against known facts, at equal length, and whether readers are valid."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 from caprl_utils.files import note_access
 from caprl_utils.image_sources import open_images
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, bootstrap_models
-from caprl_utils.prism.told import MEASURES, Measure, by_image, counts, false
+from caprl_utils.prism import probes
+from caprl_utils.prism.scores import sample_scores
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval, Scores, bootstrap_models
+from caprl_utils.prism.told import MEASURES, by_image, counts, false
 from caprl_utils.registry import drawn_source
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import budget_label, texts
 from caprl_utils.reports.numbers import Cell, Table, from_record_path
-from caprl_utils.reports.results import Curve, Results, shared
+from caprl_utils.reports.results import Curve, Measured, Results, shared
 from caprl_utils.schema import Profile
+
+TITLES = {"prism_reader": "Reader of the evaluation", "reward_reader": "Reader of the reward"}
 
 
 def said_table(results: Results) -> Table:
@@ -59,19 +65,10 @@ def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs
         return Cell(numbers.MISSING)
     measure, found = MEASURES[name], results.contrast(part, ours, theirs, results.spread(measure_of(name)))
     sources = [s for side in (ours, theirs) if side for s in results.measured[side].samples(measure.column)]
-    text = _gap(measure, found) if theirs else _plain(measure, found.value)
+    if theirs:
+        return numbers.cell_of(found, sources, partial(numbers.gap, decimals=measure.decimals))
+    text = numbers.percent(found.value) if measure.share else numbers.numbers([found.value], measure.decimals)[0]
     return Cell(text, found.value, (found.low, found.high), tuple(sources))
-
-
-def _plain(measure: Measure, value: float) -> str:
-    return numbers.percent(value) if measure.share else numbers.numbers([value], measure.decimals)[0]
-
-
-def _gap(measure: Measure, found: Interval) -> str:
-    if measure.share:
-        return numbers.gap(found.value, found.low, found.high)
-    first, *ends = numbers.numbers([found.value, found.low, found.high], measure.decimals)
-    return f"{'+' if found.value > 0 else ''}{first} [{', '.join(ends)}]"
 
 
 def budget_table(results: Results) -> Table:
@@ -91,14 +88,8 @@ def budget_table(results: Results) -> Table:
     length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
     heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
     notes = [texts()["notes"]["budgets"].format(joined=length)]
-    return Table(
-        "budgets",
-        "At equal length: accuracy (%) with 95 % interval",
-        "Captioner",
-        heads,
-        rows if budgets else [],
-        notes,
-    )
+    caption = "At equal length: accuracy (%) with 95 % interval"
+    return Table("budgets", caption, "Captioner", heads, rows if budgets else [], notes)
 
 
 def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
@@ -106,10 +97,10 @@ def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
     sides = [side for side in (ours, theirs) if side]
     if not results.measured.keys() >= {*sides}:
         return Cell(numbers.MISSING)
-    found = results.difference(ours, theirs) if theirs else results.interval(ours, AVERAGE)
-    text = (numbers.gap if theirs else numbers.bounded)(found.value, found.low, found.high)
-    sources = tuple(source for side in sides for source in results.measured[side].sources(AVERAGE))
-    return Cell(text, found.value, (found.low, found.high), sources)
+    sources = [source for side in sides for source in results.measured[side].sources(AVERAGE)]
+    if theirs:
+        return numbers.cell_of(results.difference(ours, theirs), sources, numbers.gap)
+    return numbers.cell_of(results.interval(ours, AVERAGE), sources)
 
 
 def false_over_steps(profile: Profile, curves: Sequence[Curve]) -> list[list[float]]:
@@ -127,3 +118,56 @@ def false_over_steps(profile: Profile, curves: Sequence[Curve]) -> list[list[flo
             by_step.setdefault(row["step"], []).append(false(counts(row["caption"], metas[row["image_id"]])))
         found.append([sum(by_step[step]) / len(by_step[step]) for step in curve.steps])
     return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a reader made of one probe: mean tokens of the captions, accuracy over all benchmarks (None where only some
+    of their questions can be asked), and over those whose questions have options.
+    """
+
+    tokens: float
+    whole: Interval | None
+    options: Interval | None
+
+
+def points(profile: Profile, reader: Measured) -> dict[str, Point]:
+    """Probe -> what came out."""
+    rows = {
+        name: [row for row in reader.rows if row["caption_index"] == place]
+        for place, name in enumerate(probes.names(profile))
+    }  # fmt: skip
+    asked_freely = {row["benchmark"] for row in reader.rows if not row["options"]}
+    whole = {name: sample_scores(found) for name, found in rows.items() if name != probes.OPTIONS}
+    options = {name: sample_scores([row for row in found if row["benchmark"] not in asked_freely])
+               for name, found in rows.items()}  # fmt: skip
+    last = {probes.OPTIONS: options.pop(probes.OPTIONS)}
+    wholes, of_options, of_last = (_averages(profile, scores) for scores in (whole, options, last))
+    return {
+        name: Point(sum(row["num_tokens"] for row in found) / len(found), wholes.get(name),
+                    (of_options | of_last).get(name))
+        for name, found in rows.items() if found
+    }  # fmt: skip
+
+
+def _averages(profile: Profile, scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, Interval]:
+    """Probe -> average over the benchmarks; empty where there are none."""
+    if not all(scores.values()):
+        return {}
+    average = bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)[AVERAGE]
+    return {name: average.interval(name) for name in scores}
+
+
+def readers_table(results: Results) -> Table:
+    """Every probe with what both readers made of it."""
+    found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
+    rows = []
+    for name in next(iter(found.values()), {}):
+        tokens, cells = next(iter(found.values()))[name].tokens, []
+        for role, reader in results.readers.items():
+            parts = found[role][name].whole, found[role][name].options
+            cells += [numbers.cell_of(part, reader.samples("score")) for part in parts]
+        rows.append((name, [Cell(numbers.number(tokens), tokens, None, reader.samples("num_tokens")), *cells]))
+    heads = [head for role in found for head in (TITLES[role], f"{TITLES[role]}, questions with options")]
+    caption = "Are the readers valid? Accuracy (%) with 95 % interval from captions made of known facts"
+    return Table("readers", caption, "Caption", ["Tokens", *heads], rows, [texts()["notes"]["readers"]])

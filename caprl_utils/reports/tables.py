@@ -16,7 +16,6 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.config import load_experiment, names_of
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic
 from caprl_utils.prism import statistics
 from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.prism.told import MEASURES
@@ -25,13 +24,12 @@ from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
-from caprl_utils.reports.readers import points, readers_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, false_over_steps, said_table
+from caprl_utils.reports.said import budget_table, false_over_steps, points, readers_table, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
-BASE, CAPRL = "3B (base)", "CapRL-3B"  # rows of Table 3
+BASE, CAPRL = "base", "CapRL"  # rows of Table 3
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
 GAPS = "Difference in percentage points with 95 % interval"
 
@@ -54,56 +52,48 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     (item,) = chosen(profile, [name])
     stem = paths.reports_of(profile.name) / item.name
     results = measuring.load(profile, item)
-    findings, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
-    short = "Table 3" if item.kind == "prism" else item.title
-    paper = paper_table(item.paper, f"The paper's {short}, accuracy (%)") if item.paper else None
+    found, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
+    stated = "Our questions" if item.ours else "The paper's statements"
+    tested = [row for row in claims.statements(item, found) if row.found]
+    heads = claims.HEADS[: 3 if item.ours else 5]
+    statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
+    paper = [paper_table(item.paper, f"The paper's {item.short}, accuracy (%)")] if item.paper else []
     draw(results, stem)
+    first = next(record for one in results.measured.values() for record in one.records.values())
     facts = {
-        "profile": profile.name, "claims": [finding.as_json() for finding in findings], "summary": summary(results),
-        "training_seeds": {label: found.training_seeds for label, found in results.measured.items()},
-        **(_facts(results) if item.kind == "prism" else {}),
+        "profile": profile.name, "num_samples": first["n"], "claims": found, "summary": summary(results),
+        "training_seeds": {label: one.training_seeds for label, one in results.measured.items()},
+        "missing": results.missing,
     }  # fmt: skip
-    shown = [table.as_json() for table in (*tables, paper) if table]
-    content = {"facts": facts, "tables": shown, "runs": _runs_of(results)}
-    write_atomic(stem.with_suffix(".json"), numbers.json_text(content))
-    write_atomic(stem.with_suffix(".csv"), numbers.long_csv(tables))
-    write_atomic(stem.with_suffix(".md"), _markdown(results, tables, findings, paper, facts))
-    return content
+    text = _markdown(results, tables, statements, *paper or [None])
+    return numbers.write(stem, facts, [*tables, *[statements] * bool(tested), *paper], text, _runs_of(results))
 
 
 def _runs_of(results: Results) -> list[dict[str, Any]]:
-    """The runs behind an item: record, key, commit, seeds, hashes."""
-    kept = ("key", "commit", "dirty", "seeds", "hashes")
+    """The runs behind an item: record, key, commit, seeds, n, hashes, names of the files with their rows."""
+    kept = ("key", "commit", "dirty", "seeds", "n", "unit", "hashes")
     records: dict[str, Any] = {}
     for found in (*results.measured.values(), *results.readers.values()):
         records |= {**found.records, **found.trainings, **found.more}
-    return [{"file": file, **{key: records[file].get(key) for key in kept}} for file in sorted(records)]
+    runs = []
+    for file in sorted(records):
+        beside = numbers.from_record_path(file).parent.iterdir()
+        rows = sorted(other.name for other in beside if other.suffix in (".parquet", ".jsonl"))
+        runs.append({"file": file, **{key: records[file].get(key) for key in kept}, "rows": rows})
+    return runs
 
 
-def _facts(results: Results) -> dict[str, Any]:
-    """What Table 3 says in words besides."""
-    base = next(iter(results.measured[BASE].records.values()))
-    measured = results.measured.items()
-    return {
-        "num_samples": {name: base["n"][name] for name in results.groups if name != AVERAGE},
-        "missing": results.missing,
-        "unparsed": {label: [r["unparsed"] for r in found.records.values()] for label, found in measured},
-    }
-
-
-def _markdown(results: Results, tables: list, findings: list, paper: Table | None, facts: Mapping) -> str:
+def _markdown(results: Results, tables: list, statements: Table, paper: Table | None) -> str:
     """The page of an item, in the words of item.md.jinja."""
     item, profile = results.item, results.profile
-    prism, title = item.kind == "prism", f"{item.title}, profile {profile.name}"
+    prism = item.kind == "prism"
     by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
+    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
     return numbers.fill(
-        "item.md", item=item, profile=profile, tables=tables, findings=findings, paper=paper, facts=facts,
-        numbers=numbers, warning=claims.SMOKE_WARNING, margins=texts()["margins"],
-        title=item.title.replace(":", f", profile {profile.name}:", 1) if prism else title,
-        kinds={finding.claim.kind for finding in findings}, groups=_groups(results) if by_group else (),
-        captioners=_captioners(profile) if prism else "", probed=results.readers, training=main_training(profile),
-        **_measuring(results),
-        **_trainings(results), **(_words(results, facts) if prism else {}),
+        "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
+        warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
+        counts={label: len(found.columns) for label, found in trained.items()}, training=main_training(profile),
+        captioners=_captioners(profile) if prism else "", **_measuring(results),
     )  # fmt: skip
 
 
@@ -124,30 +114,6 @@ def _measuring(results: Results) -> dict[str, Any]:
     readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
     captions = _range([record["captions_per_image"] for record in records])
     return {"asked": asked, "readers": readers, "captions": captions}
-
-
-def _trainings(results: Results) -> dict[str, Any]:
-    """How many trainings stand behind a row, and on how many images."""
-    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
-    counts = {label: len(found.columns) for label, found in trained.items()}
-    few = results.profile.ablations.num_images
-    sizes = {record["n"] for found in trained.values() for record in found.trainings.values()}
-    return {
-        "counts": counts, "least": min(counts.values(), default=1), "few": few, "sizes": sizes,
-        "most": max(sizes - {few}, default=None),
-    }  # fmt: skip
-
-
-def _words(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What Table 3 says in words."""
-    tokens = [results.measured[label].mean_of("caption_tokens") for label in (BASE, CAPRL)]
-    curves = [
-        (c, min(len(c.rewards), claims.WINDOW_STEPS), numbers.numbers(claims.ends(c.rewards), 3))
-        for c in curves_of(results)
-    ]
-    unparsed = sum(sum(counts.values()) for found in facts["unparsed"].values() for counts in found)
-    above = [title_of(k) for k in results.scored if results.difference(CAPRL, BASE, [k]).low > 0]
-    return {"above": above, "tokens": numbers.numbers(tokens), "curves": curves, "unparsed": unparsed}
 
 
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
@@ -203,26 +169,29 @@ def summary(results: Results) -> str:
 
 def draw(results: Results, stem: Path) -> None:
     """The item's pictures; each has the item's name, or the kind of picture behind it where there are several."""
-    item = results.item
+    item, profile = results.item, results.profile
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
         if kind == "curves":
-            step, name = main_training(results.profile), results.profile.name
-            note = f"profile {name}, a step: {step.group_size} captions of each of {step.prompts_per_step} images"
-            curves = curves_of(results)
-            false = false_over_steps(results.profile, curves)
-            figures.plot_curves(curves, target, step.max_completion_tokens, note, false)
+            step, curves = main_training(profile), curves_of(results)
+            told = f"a step: {step.group_size} captions of each of {step.prompts_per_step} images"
+            title = item.title if item.kind == "rl" else "Table 3: CapRL's training"
+            false, note = false_over_steps(profile, curves), figures.about(profile, told)
+            figures.plot_curves(curves, target, step.max_completion_tokens, note, false, title)
         elif kind == "dots":
-            shown = [label for label, found in results.measured.items() if not found.row.bound]
+            shown = [label for label, found in results.measured.items() if found.records and not found.row.bound]
             groups = [*results.scored, AVERAGE]
             parts = {label: [results.interval(label, group) for group in groups] for label in shown}
             series = {label: [(p.value, p.low, p.high) for p in found] for label, found in parts.items()}
-            figures.plot_dots(series, [title_of(group) for group in groups], target, figures.counted(results))
+            named = [label.rpartition(", ")[0] for label in shown] if item.kind == "pretraining" else [""]
+            settings = list(dict.fromkeys(named))
+            heads = [title_of(group) for group in groups]
+            figures.plot_dots(series, heads, target, figures.counted(results), item.title, settings)
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "readers" and results.readers:
-            found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
-            figures.plot_readers(found, results.profile, target)
+            found = {role: points(profile, reader) for role, reader in results.readers.items()}
+            figures.plot_readers(found, profile, target)
         elif kind == "sets":
             pairs = {label: _pairs(found) for label, found in results.measured.items()}
             figures.plot_sets(results, pairs, target)
@@ -266,7 +235,11 @@ def scores_table(results: Results, bounds: bool = False) -> Table:
     if bounds:
         name, caption = "bounds", "Floors, ceilings and a control for length, accuracy (%)"
     elif item.kind == "prism":
-        caption, notes = "Accuracy (%) with 95 % interval", _missing(results)
+        parts = "; ".join(f"{row.label}: {row.paper[0]}" for row in item.rows if row.paper)
+        records = [record for found in results.measured.values() for record in found.records.values()]
+        unread = sum(sum(record["unparsed"].values()) for record in records)
+        notes = [f"In the paper: {parts}.", f"Answers that could not be read score 0: {unread} in all runs together."]
+        caption, notes = "Accuracy (%) with 95 % interval", [*notes, *_missing(results)]
     notes = () if bounds else [*notes, *results.notes()]
     return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
 
@@ -286,9 +259,10 @@ def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -
     if benchmark not in results.parts:
         return [Cell(numbers.MISSING)] * len(shown)
     values, cells = [_score(results, found, benchmark) for found in shown], []
+    answers = next(iter(results.measured.values())).samples("gold")  # what a row without a run is scored by
     for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
         part = results.interval(found.row.label, benchmark)
-        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or results.questions
+        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or answers
         cells.append(Cell(f"{text} {numbers.interval(bounds)}", value, bounds, sources))
     return cells
 
@@ -424,7 +398,7 @@ def variance_table(results: Results) -> Table:
     """Standard deviation of single scores by source, in points: questions, captions of one."""
     rows = []
     for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
-        parts = statistics.variance_components(_score_array(found.rows_of_runs[0]))
+        parts = statistics.variance_components(_score_array(next(iter(found.by_run.values()))))
         values = [None if part is None else sqrt(part) for part in parts]
         rows.append((label, _cells([numbers.percent(v) for v in values], values, [found.samples("score")] * 2)))
     notes = [_note("variance")]

@@ -83,12 +83,17 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
         content = json.loads(file.read_text(encoding="utf-8"))
         runs = {run["file"]: run for run in content.get("runs", [])}
         for table, row in [(t, row) for t in content.get("tables", []) for row in t["rows"]]:
-            of_row = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
-            for column, cell in zip(table["columns"], row["cells"], strict=True):
+            for column, cell, sources in zip(table["columns"], row["cells"], sources_of(row), strict=True):
                 if cell["value"] is not None:
                     name = (file.stem, table["name"], row["label"], column)
-                    sources = cell["sources"] or [{"file": file, "key": ""} for file in of_row]
                     yield Found(name, cell["text"], cell["value"], sources, runs, bool(cell["sources"]))
+
+
+def sources_of(row: Mapping[str, Any]) -> list[Sequence[Mapping[str, str]]]:
+    """Of every cell of a table's row its sources: its own, or of a value without any the files of the whole row."""
+    files = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
+    of_row = [{"file": file, "key": ""} for file in files]
+    return [cell["sources"] or (of_row if cell["value"] is not None else []) for cell in row["cells"]]
 
 
 def _plain(text: str) -> str:
@@ -97,46 +102,58 @@ def _plain(text: str) -> str:
 
 def describe(cell: Found) -> str:
     """The cell, and for each of its sources the record, value, code, data and command behind it."""
-    files = [_about(file, keys, cell.runs) for file, keys in _by_file(cell.sources).items()]
-    return fill("trace.txt", cell=cell, files=files).rstrip()
+    files: dict[str, dict[str, Any]] = {}
+    for source in cell.sources:
+        known = files.setdefault(source["file"], {**about(source["file"], cell.runs), "keys": {}})
+        known["keys"][source["key"]] = None if known["again"] else _held(source["file"], source["key"])
+    return fill("trace.txt", cell=cell, files=list(files.values())).rstrip()
 
 
-def _by_file(sources: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """File -> key -> the number there; a number of another report is followed to where that has it from."""
-    found: dict[str, dict[str, Any]] = {}
-    for file, key in ((source["file"], source["key"]) for source in sources):
-        here, keys = from_record_path(file), found.setdefault(file, {})
-        keys[key] = None
-        if here.suffix == ".csv":
-            rows = list(csv.DictReader(here.read_text(encoding="utf-8").splitlines()))
-            keys[key] = look_up(rows, key)
-        elif file.startswith("reports/"):
-            content = json.loads(here.read_text(encoding="utf-8"))
-            keys[key] = look_up(content, key)
-            found |= _by_file(look_up(content, key.rsplit("/", 1)[0]).get("sources", []))
-    return found
+def _held(file: str, key: str) -> Any:
+    """The number that a record, or a table of the paper, holds there; None where the file is not here or of rows."""
+    here = from_record_path(file)
+    if not key or not here.is_file() or here.suffix not in (".json", ".csv"):
+        return None
+    text = here.read_text(encoding="utf-8")
+    return look_up(list(csv.DictReader(text.splitlines())) if here.suffix == ".csv" else json.loads(text), key)
 
 
-def _about(file: str, keys: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a file: of a run from the report itself, and from the run's files where they are here."""
-    if file.startswith("reports/"):
-        return {"file": file, "keys": keys, "run": None}
+def about(file: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What is known of a file: of a run's from the report itself (`runs`), and from the record where it is here."""
+    if not file.startswith("runs/"):
+        return {"file": file, "run": None, "again": None}
     folder = file.rsplit("/", 1)[0]
-    told = runs.get(f"{folder}/result.json") or runs.get(file, {})
-    here = from_record_path(f"{folder}/result.json")
+    told, here = runs.get(f"{folder}/result.json", {}), from_record_path(f"{folder}/result.json")
     record = json.loads(here.read_text(encoding="utf-8")) if here.is_file() else {}
     again = record["key"] if record and told.get("key") not in (None, record["key"]) else None
-    if record and not again and file.endswith("/result.json"):
-        keys = {key: look_up(record, key) if key else None for key in keys}
     facts = {"key": UNKNOWN, "commit": UNKNOWN, "hashes": {}, **({} if again else record), **told}
     _, profile, stage, run = folder.split("/", 3)
     hashes = {"data": {}, "hashes": {}}
     for name, value in facts["hashes"].items():
         hashes["data" if name in DATA else "hashes"][name] = value
     return {
-        "file": file, "keys": keys, "run": f"{profile}/{stage}/{run}", "here": bool(record), "again": again,
-        "facts": facts, "folder": folder, "profile": profile, "command": command(profile, stage, run), "hashes": hashes,
+        "file": file, "run": f"{profile}/{stage}/{run}", "here": bool(record), "again": again, "facts": facts,
+        "folder": folder, "profile": profile, "command": command(profile, stage, run), "hashes": hashes,
     }  # fmt: skip
+
+
+class Records:
+    """The entries at a page's end: the runs behind its cells, and the groups of runs that a cell is made from."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, Any]] = {}  # anchor -> what `about` knows of a run, or of a table of the paper
+        self.groups: dict[tuple[str, ...], str] = {}  # anchors of several runs -> that of their entry
+
+    def anchor(self, sources: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]) -> str:
+        """The anchor of a cell's entry, made on first use; "" of a cell without sources. runs: as of its report."""
+        names = []
+        for file in dict.fromkeys(source["file"] for source in sources):
+            folder = file.rsplit("/", 1)[0] if file.startswith("runs/") else file
+            names.append(re.sub(r"[^a-z0-9]+", "-", folder.lower()))
+            if names[-1] not in self.files:
+                self.files[names[-1]] = about(file, runs)
+        names = tuple(dict.fromkeys(names))
+        return self.groups.setdefault(names, f"r{len(self.groups) + 1}") if len(names) > 1 else "".join(names)
 
 
 def command(profile: str, stage: str, run: str) -> str:

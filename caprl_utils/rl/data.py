@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COLUMNS = ("id", "image", "reward_model")
 Refusal = Callable[["Image"], str | None]  # why the model cannot take a picture; None when it can
+_rank = partial(derive_seed, bits=256)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,9 @@ def load_data(
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
         raise UserError(f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}")
     rows = rows.select_columns([*COLUMNS]).cast_column("image", datasets.Image(decode=False))
-    ids, bad = [str(name) for name in rows["id"]], {}
+    ids, bad, pictures = [str(name) for name in rows["id"]], {}, Pictures(file.parent, max_pixels)
     questions = [_questions(ids[i], cell, data, bad) for i, cell in enumerate(rows["reward_model"])]
     kept = _chosen(ids, questions, data, num_images)
-    pictures = Pictures(file.parent, max_pixels)
     if refusal is not None:
         reasons = in_threads(lambda i: _why_not(rows[i]["image"], pictures, refusal), kept)
         refused = {i: reason for i, reason in zip(kept, reasons, strict=True) if reason}
@@ -140,6 +140,3 @@ def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_ima
     wanted = [i for i, name in enumerate(ids) if questions[i] and any(fnmatchcase(name, p) for p in patterns)]
     limit = min(data.num_images or num_images, len(wanted))
     return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])
-
-
-_rank = partial(derive_seed, bits=256)

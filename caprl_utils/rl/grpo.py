@@ -16,8 +16,10 @@ How it departs from TRL 1.16, each on purpose:
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
@@ -35,9 +38,9 @@ from caprl_utils.models.local import process_once
 from caprl_utils.paths import shown
 from caprl_utils.rl import policy
 from caprl_utils.rl.data import Pictures, data_file, load_data
-from caprl_utils.rl.launch import batch_layout
-from caprl_utils.rl.scoring import open_reward
-from caprl_utils.schema import Experiment, Profile
+from caprl_utils.rl.experiments import batch_layout
+from caprl_utils.rl.rewards import RewardBatch, Rollout, open_models, repeated_share, total
+from caprl_utils.schema import RL, Experiment, Profile
 
 GPU_ROLLOUT_ROWS = 128
 """Ours: captions that transformers samples together. A step takes as long for few as for many; keys, values and the
@@ -51,9 +54,8 @@ def grpo_arguments(
     UserError when the captions of a step do not divide over the processes.
     """
     rl, training = profile.rl, experiment.training
-    layout = (rl.prompts_per_step, rl.group_size, training.micro_batch_size, num_processes, on_gpu)
-    micro, accumulation = batch_layout(*layout)
-    checkpointing = on_gpu if training.gradient_checkpointing is None else training.gradient_checkpointing
+    sizes = (rl.prompts_per_step, rl.group_size, training.micro_batch_size)
+    micro, accumulation = batch_layout(*sizes, num_processes, on_gpu)
     return {
         "output_dir": str(output_dir), "seed": seed, "use_cpu": not on_gpu, "bf16": on_gpu,
         # float32 master weights: bfloat16 ones do not move at a learning rate of 1e-6
@@ -73,15 +75,14 @@ def grpo_arguments(
         "optim": "adamw_torch_fused", "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
         "weight_decay": 0.0, "max_grad_norm": 1.0,
         "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": on_gpu,
         # what is kept and shown
         "save_strategy": "steps", "save_steps": rl.save_every, "save_total_limit": 2,
         "logging_steps": 1, "logging_nan_inf_filter": False, "disable_tqdm": True,
         "report_to": "none",  # ours: the monitor writes the TensorBoard files
         "log_completions": False, "log_multimodal": False,
         "use_vllm": training.rollout != "transformers", "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": training.vllm_memory_share,
-        "vllm_enable_sleep_mode": training.vllm_sleep,
+        "vllm_gpu_memory_utilization": training.vllm_memory_share, "vllm_enable_sleep_mode": training.vllm_sleep,
         "vllm_tensor_parallel_size": training.vllm_tensor_parallel,
         # one ratio per caption drifts past its limit on long captions and drops them: cut single tokens instead
         "vllm_importance_sampling_correction": True, "vllm_importance_sampling_mode": "token_truncate",
@@ -117,6 +118,63 @@ class StepSampler(Sampler):
         return self.steps * self.prompts * self.group * self.repeats
 
 
+class CaptionReward:
+    """The reward of a training as GRPOTrainer calls it: once a rollout, with captions that may fail, and a limit to how
+    many. weights, models: see `rewards.total`.
+    """
+
+    def __init__(self, weights: Mapping[str, float], models: Mapping[str, Any], rl: RL, seed: int):
+        self.__name__ = "+".join(weights)  # TRL names its metrics after it
+        self.weights, self.models, self.rl, self.seed = weights, models, rl, seed
+        self._pool = ThreadPoolExecutor(1, "caprl-reward")
+        self._begun: tuple[Rollout, Future] | None = None
+
+    def begin(self, completions: Sequence[Any], completion_ids: Sequence[Any], rows: Mapping, step: int) -> None:
+        """Start to score a rollout; the call that follows waits for what is left of it."""
+        captions = [completion[0]["content"] for completion in completions]
+        rollout = Rollout(captions, [len(ids) for ids in completion_ids], rows, (self.seed, step))
+        self._begun = rollout, self._pool.submit(self.score, rollout)
+
+    def score(self, rollout: Rollout) -> tuple[RewardBatch, str]:
+        """The batch, and why it failed as a whole: a process whose servers are gone must not leave the others alone."""
+        try:
+            return total(self.weights, self.models, rollout, self.rl), ""
+        except UserError as error:
+            return RewardBatch([None] * len(rollout.captions)), str(error)
+
+    def __call__(
+        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any,
+        log_extra: Any, log_metric: Any, **columns: Any,
+    ) -> list[float | None]:  # fmt: skip
+        """As TRL calls it; `columns` are the data set's. Raises UserError when too many could not be scored."""
+        if self._begun is None:
+            self.begin(completions, completion_ids, columns, trainer_state.global_step)
+        (rollout, future), self._begun = self._begun, None
+        batch, reason = future.result()
+        self._check(batch.rewards, reason)
+        log_extra("image_id", list(columns["id"]))
+        log_extra("num_tokens", list(rollout.num_tokens))
+        share = sum(reward is None for reward in batch.rewards) / len(batch.rewards)
+        repetition = sum(map(repeated_share, rollout.captions)) / len(rollout.captions)
+        for name, value in {"failed_share": share, "repetition": repetition, **batch.metrics}.items():
+            if not math.isnan(value):
+                log_metric(name, value)
+        return batch.rewards
+
+    def _check(self, rewards: list[float | None], reason: str) -> None:
+        """Raise UserError in every process when too many rewards of all processes together failed."""
+        found = gather_object([(rewards.count(None), len(rewards), reason)])
+        failed, count = (sum(part[i] for part in found) for i in (0, 1))
+        if failed > self.rl.max_failed_share * count:
+            reasons = sorted({reason for _, _, reason in found if reason})
+            hint = "is the reader's or judge's server up, and are the captions within its context?"
+            raise UserError(
+                f"{failed} of {count} captions could not be scored (rl.max_failed_share is "
+                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}. Nothing was learned from them; run again "
+                "to go on from the last checkpoint."
+            )
+
+
 class CaptionTrainer(GRPOTrainer):
     """GRPO on captions; see the module's docstring. Use `fit`, not `train`. pictures: opens the data set's images.
     rollout_rows: captions that transformers samples together, all by default.
@@ -127,7 +185,7 @@ class CaptionTrainer(GRPOTrainer):
 
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
-        Raises RewardsFailedError when too many rewards failed: nothing is learned from them.
+        Raises UserError when too many rewards failed: nothing is learned from them.
         """
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.state.global_step >= self.state.max_steps
@@ -160,9 +218,7 @@ class CaptionTrainer(GRPOTrainer):
         for start in range(0, len(prompt_ids), size):
             some, rows = rows_of(fields, start, start + size), slice(start, start + size)
             parts.append(super()._generate_single_turn(prompt_ids[rows], images[rows], some, *args, **kwargs))
-        if len(parts) == 1:
-            return parts[0]
-        return [ids for captions, _ in parts for ids in captions], None
+        return parts[0] if len(parts) == 1 else ([ids for captions, _ in parts for ids in captions], None)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int,
@@ -190,7 +246,7 @@ class CaptionTrainer(GRPOTrainer):
         with self._timed("seconds/generate"):
             result = super()._generate(prompts)
         for reward in self.reward_funcs:
-            reward.begin(result[3], self._columns, self.state.global_step)
+            reward.begin(result[3], result[1], self._columns, self.state.global_step)
         return result
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -221,7 +277,7 @@ class CaptionTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            policy.mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            policy.mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 # several processes on a CPU load their checkpoints to "cpu:<process>", which torch does not know
@@ -266,9 +322,8 @@ def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Pa
     rl, training, config = profile.rl, experiment.training, profile.models.policy
     num_processes, on_gpu = PartialState().num_processes, torch.cuda.is_available()
     arguments = grpo_arguments(profile, experiment, seed, folder, num_processes, on_gpu)
-    reward, model = open_reward(profile, experiment, seed), policy.load_policy(config, training, on_gpu)
-    policy.check_training(training)
-    processor = policy.load_processor(config)
+    reward = CaptionReward(experiment.reward.terms, open_models(experiment.reward, profile), rl, seed)
+    model, processor = policy.load_policy(config, training, on_gpu), policy.load_processor(config)
     refusal = policy.refusal_of(processor, model.config, rl.max_completion_tokens)
     limits = (rl.num_images, rl.prompts_per_step, config.max_pixels, refusal)
     data = load_data(data_file(profile, experiment.data), experiment.data, *limits)

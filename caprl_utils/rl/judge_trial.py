@@ -13,7 +13,7 @@ from caprl_utils.models.base import open_backend
 from caprl_utils.prism.evaluate import samples_hash
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
-from caprl_utils.rl.judges import unified_rewards, vlm_rewards
+from caprl_utils.rl.rewards import unified_rewards, vlm_rewards
 from caprl_utils.runs import Run
 from caprl_utils.schema import Profile
 
@@ -37,7 +37,11 @@ def trial(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, A
     judge, images = open_backend(profile.models[role], profile), list(known.values())
     parts = {"judge": judge.model_hash, "samples": samples_hash(images)}
     with Run.open(
-        profile, STAGE, role, parts | {"seed": profile.seed}, [__name__, "caprl_utils.rl.judges", "caprl_utils.prompts"]
+        profile,
+        STAGE,
+        role,
+        parts | {"seed": profile.seed},
+        [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"],
     ) as run:
         if run.complete:
             return run.result

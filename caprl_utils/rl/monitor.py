@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import statistics
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,8 @@ def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> di
 def group_std(rewards: list[list[float]]) -> float | None:
     """Mean over images of the standard deviation (n - 1) among an image's captions: the spread GRPO learns from."""
     groups = [[r for r in group if not math.isnan(r)] for group in rewards]
-    spreads = [_std(known) for known in groups if len(known) > 1]
-    return sum(spreads) / len(spreads) if spreads else None
-
-
-def _std(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((r - mean) ** 2 for r in values) / (len(values) - 1))
+    spreads = [statistics.stdev(known) for known in groups if len(known) > 1]
+    return statistics.fmean(spreads) if spreads else None
 
 
 def _finite(value: Any) -> float | None:
@@ -121,7 +117,6 @@ class Monitor(TrainerCallback, ExitStack):
                 "reward": _finite(reward), "advantage": _finite(kept["advantages"][number]),
             }  # fmt: skip
             self.samples.append(sample)
-            text = f"{sample['reward']}: {sample['caption']}"
-            self.board.add_text(f"caption {number}", text, state.global_step)
+            self.board.add_text(f"caption {number}", "{reward}: {caption}".format(**sample), state.global_step)
         note = f"reward {row['reward']:.3f}" if row["reward"] is not None else "no reward"
         self.progress.update(1, note=f"{note}, {row['completion_tokens'] or 0:.0f} tokens")

@@ -14,7 +14,6 @@ from caprl_utils.files import write_json
 from caprl_utils.models.base import PARTS, part_of, weights_in
 from caprl_utils.models.local import share_images
 from caprl_utils.paths import resolve_model, shown
-from caprl_utils.runs import checkpoints_in
 from caprl_utils.schema import ModelConfig, Training
 
 if TYPE_CHECKING:
@@ -25,18 +24,24 @@ if TYPE_CHECKING:
 
     from caprl_utils.rl.data import Refusal
 
-COMPLETE = "complete.json"  # written last into a checkpoint: it is whole
+WHOLE = "complete.json"  # written last into a checkpoint
 MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 
 
 def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
     """The policy, the parts that do not train frozen. In float32: bfloat16 weights do not move at a learning rate of
     1e-6. Under adapters, which are float32 themselves, a GPU holds them in bfloat16, else rollouts would run in
-    float32.
+    float32. Raises UserError for settings that each work, but not together.
     """
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+    if training.lora is not None and is_deepspeed_zero3_enabled():
+        raise UserError(
+            "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
+            "(training.accelerate_config: one_node.yaml); adapters leave room for it."
+        )
     dtype = torch.bfloat16 if training.lora and on_gpu else torch.float32
     path = resolve_model(config.path)
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, revision=config.revision)
@@ -56,8 +61,8 @@ def load_processor(config: ModelConfig) -> ProcessorMixin:
     """The policy's processor, padding on the left as generation needs it; pictures come scaled (`data.Pictures`)."""
     from transformers import AutoProcessor
 
-    sides = {"truncation_side": "left", "padding_side": "left"}
-    return AutoProcessor.from_pretrained(resolve_model(config.path), revision=config.revision, **sides)
+    path, sides = resolve_model(config.path), {"truncation_side": "left", "padding_side": "left"}
+    return AutoProcessor.from_pretrained(path, revision=config.revision, **sides)
 
 
 def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
@@ -122,17 +127,6 @@ def _window_attention(
     return out, None
 
 
-def check_training(training: Training) -> None:
-    """Raise UserError for settings that each work, but not together."""
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-    if training.lora is not None and is_deepspeed_zero3_enabled():
-        raise UserError(
-            "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
-            "(training.accelerate_config: one_node.yaml); adapters leave room for it."
-        )
-
-
 def freeze(model: PreTrainedModel, training: Training) -> None:
     """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is missing."""
     for name, parameter in model.named_parameters():
@@ -153,11 +147,9 @@ def lora_config(training: Training, model: PreTrainedModel) -> LoraConfig | None
 
     layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
     return LoraConfig(
-        r=training.lora.rank, lora_alpha=training.lora.alpha,
+        r=training.lora.rank, lora_alpha=training.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM",
         lora_dropout=0.0,  # ours: keeps the policy equal to its rollouts
-        target_modules="all-linear",
         exclude_modules=[name for name in layers if not getattr(training, part_of(name))] or None,
-        task_type="CAUSAL_LM",
     )  # fmt: skip
 
 
@@ -197,20 +189,14 @@ def save_final(
     os.replace(temporary, folder)
 
 
-def mark_complete(folder: Path) -> None:
+def mark_whole(checkpoint: Path) -> None:
     """Flush a checkpoint's files to disk, then write its marker."""
-    sizes = {}
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+    for file in (f for f in checkpoint.rglob("*") if f.is_file()):
         with open(file, "rb") as handle:
             os.fsync(handle)
-        sizes[str(file.relative_to(folder))] = file.stat().st_size
-    write_json(folder / COMPLETE, sizes)
+    write_json(checkpoint / WHOLE, {})
 
 
-def last_complete(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Half-written ones (a kill while saving) are deleted."""
-    found = checkpoints_in(folder)
-    whole = [checkpoint for checkpoint in found if (checkpoint / COMPLETE).is_file()]
-    for checkpoint in set(found) - set(whole):
-        shutil.rmtree(checkpoint)
-    return whole[-1] if whole else None
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its marker."""
+    return (checkpoint / WHOLE).is_file()

@@ -58,11 +58,8 @@ class Reader:
         """
         texts = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
         self._add(texts, {i: r for i, r in enumerate(requests) if i not in texts}, temperature, 1)
-        rest = {
-            i: replace(r, id=f"{r.id}/rest", prefill=r.prefill + texts[i])
-            for i, r in enumerate(requests)
-            if texts[i] and first_capital(texts[i]) is None
-        }
+        unread = [i for i in range(len(requests)) if texts[i] and first_capital(texts[i]) is None]
+        rest = {i: replace(r := requests[i], id=f"{r.id}/rest", prefill=r.prefill + texts[i]) for i in unread}
         self._add(texts, rest, temperature, MAX_ANSWER_TOKENS - 1)
         return [texts[i] for i in range(len(requests))]
 
@@ -83,9 +80,8 @@ class Reader:
             log.warning("%s takes no fast requests: %s; asking one by one", self.backend.name, error)
             self._same = False
             return False
-        known = [(a, b) for a, b in zip(plain, fast, strict=True) if a is not None and b is not None]
-        if known:
-            self._same = all(np.abs(np.subtract(a, b)).max() < self._fast.tolerance for a, b in known)
+        if known := [np.subtract(a, b) for a, b in zip(plain, fast, strict=True) if None not in (a, b)]:
+            self._same = bool(np.abs(known).max() < self._fast.tolerance)
             if not self._same:
                 log.warning("%s: fast requests differ from plain ones; asking one by one", self.backend.name)
         return bool(self._same)
@@ -97,13 +93,10 @@ def open_reader(model: ModelConfig, profile: Profile) -> Reader:
     """
     urls = model.base_urls
     first = int(os.environ.get("RANK", "0")) % max(1, len(urls))
-    model = model.model_copy(update={"base_urls": [*urls[first:], *urls[:first]]})
-    backend = open_backend(model, profile)
+    backend = open_backend(model.model_copy(update={"base_urls": [*urls[first:], *urls[:first]]}), profile)
     if model.backend == "endpoint":
-        fast = ListedPrompts(backend)
-    else:
-        fast = None if backend.loaded.sees else PackedPrompts(backend)
-    return Reader(backend, fast, profile.prompts)
+        return Reader(backend, ListedPrompts(backend), profile.prompts)
+    return Reader(backend, None if backend.loaded.sees else PackedPrompts(backend), profile.prompts)
 
 
 def _plain_logprobs(backend: Backend, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
@@ -172,14 +165,11 @@ def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
 
 def batches(packs: Sequence[Pack], max_tokens: int) -> Iterator[list[Pack]]:
     """Packs of similar length, at most `max_tokens` tokens (padding included) a batch, or one pack."""
-    batch: list[Pack] = []
-    for one in sorted(packs, key=lambda p: -len(p.ids)):
-        if batch and (len(batch) + 1) * len(batch[0].ids) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(one)
-    if batch:
-        yield batch
+    left = sorted(packs, key=lambda p: -len(p.ids))
+    while left:
+        size = max(1, max_tokens // len(left[0].ids))
+        yield left[:size]
+        left = left[size:]
 
 
 def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -226,8 +216,7 @@ class PackedPrompts:
         unique = {(r.prompt, r.prefill): r for r in requests}
         asked = zip(unique.items(), self._prompt_ids(list(unique.values())), strict=True)
         good = {name: found for (name, r), found in asked if model.refusal(r, len(found) + 1) is None}
-        names, texts = list(good), list(good.values())
-        rows: dict[tuple[str, str], np.ndarray] = {}
+        names, texts, rows = list(good), list(good.values()), {}
         limit = max([TOKENS_PER_PACK, *(2 * len(text) for text in texts)])
         for batch in batches(pack(texts, limit), TOKENS_PER_PASS[model.device]):
             order = [names[row] for p in batch for row in p.rows]
@@ -280,24 +269,19 @@ class ListedPrompts:
     def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
         """See `Reader`. Raises ValueError when no vLLM server is there."""
         self._frame = self._frame or template_frame(self._backend, requests[0])
-        if self._frame is None:
-            return [None] * len(requests)
-        rows = self._ask({r.prompt: r for r in requests}, letters, *self._frame)
-        return [rows[r.prompt] for r in requests]
+        rows = self._ask({r.prompt: r for r in requests}, letters, *self._frame) if self._frame else {}
+        return [rows.get(r.prompt) for r in requests]
 
     def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
         """Place -> one sampled letter, None where the server failed. Only where it is a letter nearly for sure: the
         places left out are asked plainly.
         """
         rows = enumerate(zip(requests, self.letter_logprobs(requests, ANSWERS), strict=True))
-        return {
-            place: None if row is None else f" {ANSWERS[_draw(row, temperature, request)]}"
-            for place, (request, row) in rows
-            if row is None or surely_a_letter(row, temperature)
-        }
+        sure = [(i, r, row) for i, (r, row) in rows if row is None or surely_a_letter(row, temperature)]
+        return {i: None if row is None else f" {ANSWERS[_draw(row, temperature, r)]}" for i, r, row in sure}
 
     def _ask(self, unique: dict[str, Request], letters: str, before: str, after: str) -> dict[str, list[float] | None]:
-        """Prompt -> log-probabilities of the letters, None where the server failed."""
+        """Prompt -> log-probabilities of the letters, where the server did not fail."""
         ids, prompts = self._backend.choice_ids(tuple(f" {letter}" for letter in letters)), list(unique)
         fixed = {
             "model": self._backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
@@ -312,8 +296,7 @@ class ListedPrompts:
 
         parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         bodies = [fixed | {"prompt": [before + prompt + after for prompt in part]} for part in parts]
-        posts = [Post(*pair, read, "completions") for pair in zip(parts, bodies, strict=True)]
-        found: dict[str, list[float] | None] = dict.fromkeys(prompts)
+        posts, found = [Post(*pair, read, "completions") for pair in zip(parts, bodies, strict=True)], {}
         for part, rows in list(self._backend.client.run(posts)):
             if isinstance(rows, RequestError) and rows.kind == "refused":  # the list is at fault
                 rows = dict(enumerate(_plain_logprobs(self._backend, [unique[p] for p in part], letters)))

@@ -1,29 +1,69 @@
-"""The QA reward (paper, equations 1-3), pure and batched: captions in, rewards out.
+"""What a caption is rewarded for: the weighted sum of terms (`reward.terms` of an experiment), each one function.
 
-How it departs from the paper and the released code, each on purpose:
+A new reward is a function over a `Rollout`, its line in TERMS, and a YAML in configs/experiments. A term that could not
+be computed is None, and so is the caption's reward: it is left out of its group (the author code scores it 0).
+
+The term `qa` is the QA reward (paper, equations 1-3). How it departs from paper and released code, each on purpose:
 1. `qa_expected` takes the expectation over the reader's sampled letter instead of one draw of it (ours).
 2. The extra option carries the letter after the last option (E after four); the author code skips to F.
-3. A reward that could not be computed is None and is left out of its group; the author code scores it 0.
-4. Draws and shuffles are a function of (seed, step, image, caption, round), so a resumed run repeats them.
+3. Draws and shuffles are a function of (seed, step, image, caption, round), so a resumed run repeats them.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from caprl_utils import prompts
 from caprl_utils.answers import first_capital
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.hashing import derive_seed
-from caprl_utils.models.base import Request
+from caprl_utils.models.base import Backend, Request, Sampling, open_backend
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import Reader
-from caprl_utils.schema import RL, Length
+from caprl_utils.rl.readers import Reader, open_reader
+from caprl_utils.schema import RL, ModelConfig, Profile, Reward
 
 MIN_LETTER_MASS = 0.5
 """Ours: below it the option letters do not say what the reader would answer."""
+MIN_SCORE_MASS = 0.5
+"""Ours: below it the five digits do not say how the judge would rate."""
+SCORES = (1, 2, 3, 4, 5)
+UNIFIED_MAX_TOKENS = 512
+LENGTH_SHARES = (0.5, 0.75)
+"""CapRL++ (2606.09393): tau1 and tau2, 2048 and 3072 of 4096 tokens."""
+_FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Captions of one step with their tokens. rows: column of the data set -> one value per caption: "id", "image"
+    (pixels), "questions" (of `records.Question`, as dictionaries). key: (seed of the training, step).
+    """
+
+    captions: Sequence[str]
+    num_tokens: Sequence[int]
+    rows: Mapping[str, Sequence[Any]]
+    key: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class RewardBatch:
+    """Rewards in the order of the captions (None where one could not be computed), and what was seen on the way."""
+
+    rewards: list[float | None]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def _average(values: Collection[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+# The QA reward
 
 
 @dataclass(frozen=True)
@@ -48,17 +88,17 @@ class Round:
 Scores = tuple[list[float | None], dict[str, float]]  # of each round, and what was seen on the way
 
 
-@dataclass
-class RewardBatch:
-    """Rewards in the order of the captions (None where one could not be computed), and what was seen on the way."""
-
-    rewards: list[float | None]
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def failed_share(self) -> float:
-        """Share of captions without a reward."""
-        return sum(r is None for r in self.rewards) / max(1, len(self.rewards))
+def qa(rollout: Rollout, reader: Reader, settings: RL) -> RewardBatch:
+    """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
+    seen: Counter[str] = Counter()
+    tasks = []
+    for caption, name, questions in zip(
+        rollout.captions, rollout.rows["id"], rollout.rows["questions"], strict=True
+    ):  # fmt: skip
+        key = (*rollout.key, name, seen[name])
+        tasks.append(CaptionTask(caption, [Question(**question) for question in questions], key))
+        seen[name] += 1
+    return qa_rewards(tasks, reader, settings)
 
 
 def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> RewardBatch:
@@ -141,21 +181,69 @@ def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Sc
     return [scores.get(i) for i in range(len(rounds))], metrics
 
 
-def _softmax(logprobs: Sequence[float], temperature: float) -> list[float]:
+def _softmax(logprobs: Sequence[float], temperature: float = 1.0) -> list[float]:
     top = max(logprobs)
     weights = [math.exp((value - top) / temperature) for value in logprobs]
     total = sum(weights)
     return [weight / total for weight in weights]
 
 
-def _average(values: Collection[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+# Judges, what the paper compares the QA reward with (Figure 1c): both rate from 1 to 5 and give (score - 1) / 4
 
 
-def length_term(num_tokens: int, length: Length, limit: int) -> float:
-    """`weight` up to `full_share` of `limit` tokens, 0 from `zero_share` on, linear between (CapRL++, 2606.09393)."""
-    full, zero = length.full_share * limit, length.zero_share * limit
-    return length.weight * min(1.0, max(0.0, (zero - num_tokens) / max(1.0, zero - full)))
+def vlm(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
+    """A vision-language model's expected score over the digits 1 to 5, by one forward pass (ours; the paper does not
+    say how the score is read). `score_mass` is their probability; a caption with less than MIN_SCORE_MASS has None.
+    """
+    requests = _about_images(rollout, prompts.RATE, prompts.SCORE_PREFILL)
+    try:
+        rows = judge.choice_logprobs(requests, [f" {score}" for score in SCORES])
+    except UserError:  # " 1" is no single token: Qwen has the space as a token of its own
+        spaced = [replace(request, prefill=f"{request.prefill} ") for request in requests]
+        rows = judge.choice_logprobs(spaced, [str(score) for score in SCORES])
+    masses = {i: sum(map(math.exp, row)) for i, row in enumerate(rows) if row is not None}
+    rewards = [_expected(row) if masses.get(i, -1.0) >= MIN_SCORE_MASS else None for i, row in enumerate(rows)]
+    return RewardBatch(rewards, {"score_mass": _average(masses.values())})
+
+
+def _about_images(rollout: Rollout, template: str, prefill: str = "") -> list[Request]:
+    rows = zip(rollout.captions, rollout.rows["image"], rollout.rows["id"], strict=True)
+    texts = [(template.format(question=prompts.CAPTION, caption=caption), image, name) for caption, image, name in rows]
+    return [Request(f"{name}/{i}", text, image, prefill=prefill) for i, (text, image, name) in enumerate(texts)]
+
+
+def _expected(logprobs: Sequence[float]) -> float:
+    return _scaled(sum(s * p for s, p in zip(SCORES, _softmax(logprobs), strict=True)))
+
+
+def unified(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
+    """UnifiedReward's contract (its repository's point_score_image_understanding): an explanation, then a number after
+    "Final Score:", here on the paper's scale. None where the judge failed or gave none (`unparsed`).
+    """
+    answers = judge.generate(_about_images(rollout, prompts.UNIFIED), Sampling(UNIFIED_MAX_TOKENS))
+    rewards = [None if answer.text is None else final_score(answer.text) for answer in answers]
+    read = [reward is None for reward, answer in zip(rewards, answers, strict=True) if answer.text is not None]
+    return RewardBatch(rewards, {"unparsed": _average(read)})
+
+
+def final_score(text: str) -> float | None:
+    """The last final score of an answer, scaled to 0 to 1; None without one on the scale."""
+    found = _FINAL.findall(text)
+    score = float(found[-1]) if found else math.nan
+    return _scaled(score) if SCORES[0] <= score <= SCORES[-1] else None
+
+
+def _scaled(score: float) -> float:
+    return (score - SCORES[0]) / (SCORES[-1] - SCORES[0])
+
+
+# Terms of the caption alone
+
+
+def length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
+    """1 up to the first of LENGTH_SHARES of rl.max_completion_tokens, 0 from the second on, linear between."""
+    full, zero = (share * settings.max_completion_tokens for share in LENGTH_SHARES)
+    return RewardBatch([min(1.0, max(0.0, (zero - n) / max(1.0, zero - full))) for n in rollout.num_tokens])
 
 
 def repeated_share(text: str) -> float:
@@ -163,3 +251,47 @@ def repeated_share(text: str) -> float:
     words = text.split()
     grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+# Their sum
+
+
+class Term(NamedTuple):
+    """score(rollout, its model, section rl). role: of the profile's models, what it asks, by which prompts (they are in
+    a training's key); open: how that is opened.
+    """
+
+    score: Callable[[Rollout, Any, RL], RewardBatch]
+    role: str | None = None
+    prompts: tuple[str, ...] = ()
+    open: Callable[[ModelConfig, Profile], Any] = open_backend
+
+
+TERMS = {
+    "qa": Term(qa, "reward_reader", (prompts.ANSWER_PREFILL,), open_reader),  # and the profile's words
+    "vlm": Term(vlm, "vlm_judge", (prompts.RATE, prompts.SCORE_PREFILL)),
+    "unified": Term(unified, "reward_judge", (prompts.UNIFIED,)),
+    "length": Term(length),
+}
+
+
+def roles_of(reward: Reward) -> dict[str, str]:
+    """Term -> the role of the model that it asks, of those that ask one. Raises UserError for a term that is none."""
+    for name in reward.terms:
+        if name not in TERMS:
+            raise UserError(f"reward.terms: no term {name!r}{did_you_mean(name, TERMS)}; known: {', '.join(TERMS)}")
+    known = {name: TERMS[name].role for name in reward.terms} | ({"qa": reward.reader} if "qa" in reward.terms else {})
+    return {name: role for name, role in known.items() if role}
+
+
+def open_models(reward: Reward, profile: Profile) -> dict[str, Any]:
+    """Term -> its model, opened."""
+    return {name: TERMS[name].open(profile.models[role], profile) for name, role in roles_of(reward).items()}
+
+
+def total(weights: Mapping[str, float], models: Mapping[str, Any], rollout: Rollout, settings: RL) -> RewardBatch:
+    """The weighted sum of terms; None where one of them is. weights, models: by the terms' names."""
+    found = {name: TERMS[name].score(rollout, models.get(name), settings) for name in weights}
+    rows = zip(*(batch.rewards for batch in found.values()), strict=True)
+    sums = [None if None in row else sum(w * r for w, r in zip(weights.values(), row, strict=True)) for row in rows]
+    return RewardBatch(sums, {key: value for batch in found.values() for key, value in batch.metrics.items()})

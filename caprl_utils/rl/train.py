@@ -1,4 +1,4 @@
-"""One training as a process, which `launch`, torchrun, `accelerate launch` or Slurm starts:
+"""One training as a process, which `experiments.launch`, torchrun, `accelerate launch` or Slurm starts:
 
     python -m caprl_utils.rl.train --experiment caprl --profile mini --seed 0
 
@@ -19,9 +19,9 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
-from caprl_utils.rl.launch import STAGE, identity, require_tracker, run_name
-from caprl_utils.rl.policy import checkpoint_dtype, counts, last_complete, save_final
-from caprl_utils.runs import Run, checkpoints_in
+from caprl_utils.rl.experiments import STAGE, identity, require_tracker, run_name
+from caprl_utils.rl.policy import checkpoint_dtype, counts, is_whole, save_final
+from caprl_utils.runs import Run, checkpoints_in, last_checkpoint
 from caprl_utils.schema import Experiment, Profile
 
 if TYPE_CHECKING:
@@ -47,10 +47,8 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         from caprl_utils.rl.grpo import open_trainer
         from caprl_utils.rl.monitor import Monitor
 
-        if run:
-            last_complete(folder)  # deletes half-written ones before any process looks
-        state.wait_for_everyone()
-        checkpoint = last_complete(folder)
+        with state.main_process_first():  # which deletes half-written ones
+            checkpoint = last_checkpoint(folder, is_whole)
         trainer = open_trainer(experiment, profile, seed, folder)
         with Monitor(trainer, folder, checkpoint, profile.rl.report_to):
             if not trainer.fit(checkpoint):

@@ -25,7 +25,7 @@ from caprl_utils.models.base import Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend, Post
 from caprl_utils.models.server import Options, serve
 from caprl_utils.records import Question
-from caprl_utils.rl.launch import STAGE, run_name
+from caprl_utils.rl.experiments import STAGE, run_name
 from caprl_utils.rl.readers import MAX_ANSWER_TOKENS, Reader, open_reader
 from caprl_utils.rl.rewards import CaptionTask, draw_rounds, qa_rewards
 from caprl_utils.rl.story import statement

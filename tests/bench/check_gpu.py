@@ -159,7 +159,8 @@ def train(size: dict[str, Any], folder: Path, name: str, steps: int, **training:
     """Rows of the curve of a training in folder/NAME, on from its last checkpoint."""
     from caprl_utils.rl.grpo import open_trainer
     from caprl_utils.rl.monitor import Monitor
-    from caprl_utils.rl.policy import last_complete
+    from caprl_utils.rl.policy import is_whole
+    from caprl_utils.runs import last_checkpoint
     from caprl_utils.schema import RL, Experiment, Models, Profile, Training
     from tests.rl.conftest import write_questions
 
@@ -173,7 +174,7 @@ def train(size: dict[str, Any], folder: Path, name: str, steps: int, **training:
     write_questions(folder / "check" / "curation" / "main" / "qa.parquet", size["prompts"], size["image"])
     run = folder / name
     run.mkdir(exist_ok=True)
-    checkpoint = last_complete(run)
+    checkpoint = last_checkpoint(run, is_whole)
     trainer = open_trainer(Experiment(name=name, training=Training(**training)), profile, 0, run)
     with Monitor(trainer, run, checkpoint):
         trainer.fit(checkpoint)

@@ -1,15 +1,8 @@
-"""A real vLLM server on this machine answers as the same model does in this process, and serves the quick start."""
+"""A real vLLM server on this machine answers as the same model does in this process."""
 
-import base64
-import io
-import subprocess
-import sys
-
-import openai
-import pandas as pd
 import pytest
 
-from caprl_utils import paths, prompts
+from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.image_sources import open_images
 from caprl_utils.images import ImageItem
@@ -75,33 +68,6 @@ def test_sampling_is_repeatable(running, items):
     first = endpoint.generate(mixed(items), sampling)
     assert endpoint.generate(mixed(items), sampling) == first
     assert len({completion.text for completion in first}) > len(mixed(items))
-
-
-def test_the_quick_start(running, local, items, tmp_path):
-    """As notebook 00: one image with the plain client, a folder with the command line, resumed."""
-    buffer = io.BytesIO()
-    items[0].image.save(buffer, format="PNG")
-    url = f"data:image;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompts.CAPTION}]
-    with openai.OpenAI(base_url=running.url, api_key="none") as client:
-        answer = client.chat.completions.create(
-            model=running.config.path, messages=[{"role": "user", "content": content}], temperature=0,
-            max_tokens=48,
-        )  # fmt: skip
-    expected = local.generate([Request("x", prompts.CAPTION, items[0].image)], Sampling(max_tokens=48))
-    assert answer.choices[0].message.content == expected[0].text
-    folder, out = tmp_path / "images", tmp_path / "captions.parquet"
-    folder.mkdir()
-    for item in items:
-        item.image.save(folder / f"{item.id}.png")
-    command = [
-        sys.executable, "-m", "caprl_utils", "caption", str(folder), "--out", str(out),
-        "--model", running.config.path, "--base-url", running.url, "--max-tokens", "48", "--temperature", "0",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, cwd=paths.ROOT)
-    captions = pd.read_parquet(out)
-    assert sorted(captions["image_id"]) == sorted(f"{item.id}.png" for item in items)
-    assert set(captions["caption"]) >= {expected[0].text.strip()}
 
 
 def test_a_text_reader_keeps_its_tokenizer(profile, tmp_path):

@@ -170,8 +170,8 @@ def test_a_photo_on_its_side_counts_upright(media):
     ("name", "said"),
     [
         ("large", "2505 tokens (2500 of images) are over the cutoff 64"), ("missing", "no image"),
-        ("text", "not an image"), ("cut", "cannot be decoded"), ("cut.jpg", "cannot be decoded"),
-        ("stripe", "aspect 4000 x 4"),
+        ("text", "not an image"), ("cut", "truncated or corrupt"), ("cut.jpg", "truncated or corrupt"),
+        ("stripe", "aspect ratio too large (4000 x 4)"),
     ],
 )  # fmt: skip
 def test_a_row_that_would_stop_the_training_is_named(media, name, said):

@@ -16,7 +16,7 @@ from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism import score, scores
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
-from caprl_utils.prism.scores import group_score, read_samples, sample_scores, where_lost
+from caprl_utils.prism.scores import group_score, read_samples, sample_scores
 from caprl_utils.prism.sources import (
     captions_of_run,
     controls,
@@ -297,16 +297,6 @@ def test_the_guesser_says_the_commonest_answer_of_other_images():
     rows.append(rows[7] | {"image_id": "other", "score": None})
     found = [row["score"] for row in scores.most_frequent(rows)]
     assert found == [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, None]
-
-
-def test_where_answers_are_lost():
-    def row(score, caption, gold="42", options=()):
-        return {"score": score, "caption": caption, "gold": gold, "options": options}
-
-    told, other = "The value is 42.", "The value is 142."
-    blue = row(0.0, "It is blue.", "B", ["red", "Blue"])
-    lost = where_lost([row(1.0, told), row(0.0, told), row(0.0, other), blue])
-    assert lost == {"right": 0.25, "wrong, but told": 0.5, "wrong, not told": 0.25}
 
 
 # --- We-Math: the score of problem groups ---

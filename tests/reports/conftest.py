@@ -1,6 +1,7 @@
 """Finished runs with known scores, written by the same code that real runs use."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -112,8 +113,29 @@ def no_figures(monkeypatch):
         (stem,) = (argument for argument in arguments if isinstance(argument, Path))
         write_atomic(stem.with_name(f"{stem.name}.svg"), "<svg/>")
 
-    for name in ("plot_curves", "plot_dots", "plot_growth", "plot_sets"):
+    for name in ("plot_curves", "plot_dots", "plot_forest", "plot_growth", "plot_sets"):
         monkeypatch.setattr(figures, name, plot)
+
+
+@pytest.fixture
+def recorded():
+    """Checks a page: every number of a result leads to its record, which names n, seeds, commit and rows; returns how
+    many numbers there are."""
+
+    def check(text):
+        dts = dict(re.findall(r'<dt id="([^"]+)">.*?</dt>\s*<dd>(.*?)</dd>', text, re.DOTALL))
+        tables = "".join(re.findall(r'<table id="[^"]+".*?</table>', text, re.DOTALL))
+        cells = re.findall(r"<td>(.*?)</td>", tables, re.DOTALL)
+        numbers = [cell for cell in cells if re.match(r"(p [=<] )?[+-]?\d", re.sub("<[^>]+>", "", cell))]
+        for cell in numbers:
+            anchor = re.match(r'<a href="#([^"]+)"', cell)
+            assert anchor and anchor[1] in dts, cell
+            for name in re.findall(r'href="#([^"]+)"', dts[anchor[1]]) or [anchor[1]]:
+                told = ("n = ", "; seed", "; commit ", "; rows: ", "made by <code>")
+                assert dts[name] == "The paper's values as printed." or all(part in dts[name] for part in told), name
+        return len(numbers)
+
+    return check
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from caprl_utils.reports.results import Curve
 def test_a_model_looks_the_same_everywhere_unlike_others_and_caprl_is_the_strongest():
     for labels in (
         ("CapRL-3B", "CapRL, seed 0", "CapRL-1M", "caprl-seed0"),
-        ("UnifiedRW-as-Judge-3B", "UnifiedReward as judge"), ("Qwen2.5VL-as-Judge-3B", "VLM as judge"),
-        ("3B (base)", "base-3b", "Vanilla"), ("72B", "base-72b"), ("7B", "base-7b"),
+        ("UnifiedRW-as-Judge-3B", "rating judge"), ("Qwen2.5VL-as-Judge-3B", "VLM judge"),
+        ("base", "base-3b", "Vanilla"), ("strong captioner", "base-72b"), ("mid captioner", "base-7b"),
     ):  # fmt: skip
         assert len({figures.looks([label])[0].colour for label in labels}) == 1, labels
-    names = ["3B (base)", "7B", "72B", "UnifiedReward as judge", "VLM as judge", "documents", "CapRL-3B"]
+    names = ["base", "mid captioner", "strong captioner", "rating judge", "VLM judge", "documents", "CapRL"]
     looks = figures.looks(names)
     assert len({look.colour for look in looks}) == 7 and [look.strong for look in looks].index(True) == 6
     first, second = figures.looks(["CapRL-3B, training 1", "CapRL-3B, training 2"])

@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,14 +42,16 @@ def test_order_and_difference_survive_formatting(values):
         assert abs(float(text_a) - 100 * a) <= 0.05 + 1e-9
 
 
-def test_a_table_as_markdown_csv_and_json():
+def test_a_table_as_markdown_csv_and_json(tmp_path):
     source = Source("runs/mini/prism/x/result.json", "values/average")
     cells = [Cell("41.3", 0.4125, (0.38, 0.44), (source,)), Cell("–")]
     table = Table("t", "A caption", "Model", ["Chart", "Tokens"], [("a|b", cells)], ["a note"])
     lines = "| Model | Chart | Tokens |\n| :--- | ---: | ---: |\n| a\\|b | 41.3 | – |"
     assert table.markdown() == f"**A caption**\n\n{lines}\n\n- a note\n"
-    rows = list(csv.DictReader(io.StringIO(numbers.long_csv([table]))))
+    content = numbers.write(tmp_path / "t", {}, [table], "text", [])
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
     assert rows[0]["value"] == "0.4125" and rows[0]["low"] == "0.38" and rows[0]["row"] == "a|b"
     assert rows[1]["value"] == ""  # missing is missing
-    cell = table.as_json()["rows"][0]["cells"][0]
+    cell = content["tables"][0]["rows"][0]["cells"][0]
+    assert json.loads((tmp_path / "t.json").read_text())["facts"] == {}
     assert list(cell["sources"]) == [{"file": "runs/mini/prism/x/result.json", "key": "values/average"}]

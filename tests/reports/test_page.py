@@ -11,6 +11,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.reports import page, tables
+from tests.browser import CHROMIUM, WHY_SKIPPED, problems
 
 
 @pytest.fixture
@@ -51,24 +52,56 @@ class Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(reported):
+def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(reported, recorded):
     file = page.write_html(reported)
     text = file.read_text(encoding="utf-8")
     tags = Tags(text).tags
     sections = [attrs["id"] for tag, attrs in tags if tag == "section"]
-    assert sections == ["claims", "table3", "lab-log"]
+    assert sections == ["claims", "table3", "claims-more", "records"] and recorded(text) > 150
+    assert "rows: <code>runs/mini/prism/base-3b/samples.parquet</code>" in text
     ids = {attrs["id"] for _, attrs in tags if "id" in attrs}
     inside = [attrs["href"][1:] for tag, attrs in tags if tag == "a" and attrs["href"].startswith("#")]
     assert set(sections) <= set(inside) and set(inside) <= ids
     images = [attrs["src"] for tag, attrs in tags if tag == "img"]
-    assert len(images) == 2 and all(src.startswith("data:image/svg+xml;base64,") for src in images)
+    assert len(images) == 3 and all(src.startswith("data:image/svg+xml;base64,") for src in images)
     assert 'class="verdict supported"' in text and "<small>[" in text
-    assert "Not measured at this profile yet: Table 1" in text and "&lt;script&gt;alert" in text
+    log = file.with_name("lab-log.html").read_text(encoding="utf-8")
+    assert Tags(log).tags and "&lt;script&gt;alert" in log and 'href="lab-log.html"' in text
+    assert "Not measured at this profile yet: Table 1" in text
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
     assert not re.search(r"@import|url\(", text) and len(text) < 3_000_000
     assert page.write_html(reported).read_text(encoding="utf-8") == text
     shown = page.html_of(paths.reports_of("mini") / "table3.md")  # as in a notebook
     assert shown.startswith("<h2>Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
+def test_a_reader_sees_the_whole_page(finished, table5, trained):
+    """Real figures and the widest tables, in a window of 1280 pixels; at 800 tables may scroll, the page may not."""
+    trained("judge_unified", 5)
+    trained("judge_vlm", 6)
+    for name in ("table3", "table5", "figure1c"):
+        tables.write(finished, name)
+    page.write_claims(finished)
+    file = page.write_html(finished)
+    assert problems(file, 1280) == [] and problems(file, 800, fitting="none") == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
+def test_what_is_wrong_with_a_page_is_seen(tmp_path):
+    picture = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='40' height='20'/>"
+    wrong = [
+        '<p style="width: 2000px">far</p>',
+        f'<img src="{picture}" width="300" height="20">',
+        '<img src="none.png">',
+        "<script>console.error('lost')</script>",
+        '<div class="wide" style="overflow-x: auto"><hr style="width: 1500px"></div>',
+    ]
+    (tmp_path / "page.html").write_text(f"<html><head></head><body>{''.join(wrong)}</body></html>")
+    told = " ".join(problems(tmp_path / "page.html", 1280))
+    assert all(
+        part in told for part in ("px wide in a window", "stretched to 300 x 20", "broken picture", "lost", "cut: ")
+    )
 
 
 def test_a_missing_figure_and_no_report_at_all_are_told(reported):
@@ -112,7 +145,7 @@ def test_reports_stay_under_runs_until_they_are_published(readme, finished, no_f
     assert not paths.REPORTS.exists() and "old" in readme.read_text(encoding="utf-8")
     published = page.publish(finished)
     assert {"table3.md", "claims.md", "report.html", "README.md"} <= {file.name for file in published}
-    row = r"\[CapRL-3B against 3B \(base\): 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"
+    row = r"\[CapRL against base: 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| mini \|"
     assert re.search(row, text := readme.read_text(encoding="utf-8"))
     assert re.search(r"\d+ statements of the paper are \d+ facts: 1 supported, .*of the supported 1 also after", text)
     with pytest.raises(UserError, match="profile smoke none that mean anything"):
@@ -132,7 +165,7 @@ def test_notebook_06_ends_at_other_sizes_with_scores_missing(profile, prism_run,
     for source in code[1:]:  # the first holds the parameters
         exec(source, names)
     text = (paths.reports_of(profile.name) / "table3.md").read_text(encoding="utf-8")
-    (row,) = [line for line in text.splitlines() if line.startswith("| CapRL-3B | 69.2 [")]  # 27 of 39
+    (row,) = [line for line in text.splitlines() if line.startswith("| CapRL | 69.2 [")]  # 27 of 39
     assert " | – | " in row and "not in the average: MMMU." in text and "1 of ChartQA." in text
     assert "Not evaluated, so not in the tables: " in text
 

@@ -50,11 +50,11 @@ def told(finished):
 def test_the_table_and_the_statements(told, results_of, cell):
     results = results_of(told)
     table = said_table(results)
-    assert [label for label, _ in table.rows][:3] == ["3B (base)", "72B", "CapRL-3B"]
-    assert cell(table, "CapRL-3B", "Facts told (%)").text == "50.0"
-    assert cell(table, "CapRL-3B", "False (%)").value == pytest.approx(1 / 3)
-    assert cell(table, "CapRL-3B", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
-    gap = cell(table, "CapRL-3B − 3B (base)", "False a caption")
+    assert [label for label, _ in table.rows][:3] == ["base", "strong captioner", "CapRL"]
+    assert cell(table, "CapRL", "Facts told (%)").text == "50.0"
+    assert cell(table, "CapRL", "False (%)").value == pytest.approx(1 / 3)
+    assert cell(table, "CapRL", "Repeats (%)").interval == pytest.approx((1 / 3, 1 / 3))
+    gap = cell(table, "CapRL − base", "False a caption")
     assert gap.text == "+1.00 [1.00, 1.00]" and gap.sources[0].key == "wrong" and len(gap.sources) == 3
     found = {one["kind"]: one for one in tables.write(told, "table3")["facts"]["claims"]}
     assert found["false share"]["value"] == pytest.approx(-1 / 3) and found["false count"]["value"] == -1.0
@@ -87,11 +87,11 @@ def test_the_page_of_examples_marks_every_statement(finished, no_figures):
     file = examples.write(profile)
     text = file.read_text()
     assert text.count("| ![") == 12 and len(list((file.parent / "examples").glob("*.png"))) == 12
-    assert "facts, 2 false.* This is a" in text and "**The sugar is \\<b\\>.**" in text
+    assert "facts, 2 false.* This is a" in text and "**The sugar is \\<b\\>. ✗**" in text
     said = examples.marked("The topic is sales. The topic is sales. The topic is prices. The topic", META)
     assert (
         said
-        == "*1 of 2 facts, 1 false.* The topic is sales. ~~The topic is sales.~~ **The topic is prices.** The topic"
+        == "*1 of 2 facts, 1 false.* The topic is sales. ✓ ~~The topic is sales.~~ **The topic is prices. ✗** The topic"
     )
     html = page.html_of(file)
     assert "data:image/png;base64" in html and "<s>" in html and "<strong>" in html

@@ -11,27 +11,27 @@ from caprl_utils.prism import probes
 from caprl_utils.prism.scores import write_samples
 from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.reports.readers import readers_table
+from caprl_utils.reports.said import readers_table
 from caprl_utils.runs import Run, load_result
 
-PAIR = "CapRL-3B − 3B (base)"
+PAIR = "CapRL − base"
 
 
 def test_rows_values_and_differences(finished, results_of, cell):
     results = results_of(finished)
     table = tables.scores_table(results)
-    assert list(dict(table.rows)) == ["3B (base)", "72B", "CapRL-3B"]
+    assert list(dict(table.rows)) == ["base", "strong captioner", "CapRL"]
     assert table.columns == ["Mini Chart", "Mini Scene", "Average", "Caption tokens"]
-    found = cell(table, "CapRL-3B", "Mini Chart")
+    found = cell(table, "CapRL", "Mini Chart")
     assert found.value == pytest.approx(0.7) and found.text.startswith("70.0 [")
     assert found.interval[0] < 0.7 < found.interval[1]
     record = load_result(paths.RUNS / "mini/prism/caprl-seed0")
     assert list(found.interval) == pytest.approx(record["intervals"]["mini-chart"], abs=0.02)
     record = load_result(paths.RUNS / "mini/prism/base-3b")
-    assert list(cell(table, "3B (base)", "Mini Chart").interval) == record["intervals"]["mini-chart"]
-    assert cell(table, "CapRL-3B", "Caption tokens").text == "40.0"
+    assert list(cell(table, "base", "Mini Chart").interval) == record["intervals"]["mini-chart"]
+    assert cell(table, "CapRL", "Caption tokens").text == "40.0"
     gaps = tables.gaps_table(results)
-    assert list(dict(gaps.rows)) == [PAIR, "CapRL-3B − 72B"]
+    assert list(dict(gaps.rows)) == [PAIR, "CapRL − strong captioner"]
     gap = cell(gaps, PAIR, "Average")
     assert gap.value == pytest.approx(0.3) and gap.interval[0] > 0 and gap.text.startswith("+30.0 [+")
     assert list(dict(tables.scores_table(results, bounds=True).rows)) == ["floor: empty caption"]
@@ -49,7 +49,7 @@ def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
     tables.write(finished, "table3")
     assert first == {file.name: file.read_bytes() for file in folder.iterdir()}
     text = first["table3.md"].decode()
-    parts = ["**supported**, +30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)", "in each of the 2 benchmarks"]
+    parts = ["**supported** | +30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)", "in each of the 2 benchmarks"]
     parts.append("the printed average 48.3 lies 0.073 away from the mean of the printed entries")
     assert [part for part in parts if part not in text] == []
     assert content["facts"]["claims"][0]["verdict"] == "supported" and content["runs"][0]["key"]
@@ -65,11 +65,11 @@ def test_what_has_no_score_is_a_dash_and_stays_out_of_averages(finished, prism_r
     results = results_of(finished)
     scores, gaps = tables.scores_table(results), tables.gaps_table(results)
     assert scores.columns[:4] == ["Mini Chart", "Mini Scene", "Mini Document", "Average"]
-    for table, row in ((scores, "CapRL-3B"), (gaps, PAIR)):
+    for table, row in ((scores, "CapRL"), (gaps, PAIR)):
         missing = cell(table, row, "Mini Document")
         assert missing.text == "–" and missing.value is None
-    assert cell(scores, "CapRL-3B", "Mini Chart").value == pytest.approx(27 / 39)
-    assert cell(scores, "CapRL-3B", "Average").value == pytest.approx((27 / 39 + 0.7) / 2)
+    assert cell(scores, "CapRL", "Mini Chart").value == pytest.approx(27 / 39)
+    assert cell(scores, "CapRL", "Average").value == pytest.approx((27 / 39 + 0.7) / 2)
     assert cell(gaps, PAIR, "Mini Scene").value == pytest.approx(0.3)
     assert scores.notes[-2:] == [
         "Without scores, and not in the average: Mini Document.",
@@ -83,11 +83,11 @@ def test_what_has_no_score_is_a_dash_and_stays_out_of_averages(finished, prism_r
 def test_several_training_seeds_are_averaged(finished, trained, results_of, cell, with_seeds):
     trained("caprl", 16, seeds=[2])
     results = results_of(with_seeds(finished, 0, 2))
-    found = cell(tables.scores_table(results), "CapRL-3B", "Average")
+    found = cell(tables.scores_table(results), "CapRL", "Average")
     assert found.value == pytest.approx(0.75) and len(found.sources) == 2
     assert [curve.label for curve in tables.curves_of(results)] == ["CapRL, seed 0", "CapRL, seed 2"]
     table = tables.variance_table(results)
-    assert table.notes[1] == "Averages of the trainings of CapRL-3B: 70.0 (caprl-seed0), 80.0 (caprl-seed2)."
+    assert table.notes[1] == "Averages of the trainings of CapRL: 70.0 (caprl-seed0), 80.0 (caprl-seed2)."
 
 
 def test_how_much_trainings_differ_is_in_the_intervals_and_told(finished, trained, results_of, cell, with_seeds):
@@ -108,12 +108,14 @@ def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, no_f
     prism_run("base-3b", right=8)
     trained("caprl", 14, seeds=[1])
     content = tables.write(profile, "table3")
-    first, gone = content["tables"][0], "Not evaluated, so not in the tables: 7B (base-7b); 72B (base-72b); U"
-    assert [row["label"] for row in first["rows"]] == ["3B (base)", "CapRL-3B"]
-    assert first["notes"][0].startswith(gone)
-    assert first["notes"][1] == "CapRL-3B is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
-    assert content["facts"]["training_seeds"]["CapRL-3B"] == [1]
-    assert content["facts"]["missing"]["CapRL-3B"] == ["caprl-seed0"]
+    first = content["tables"][0]
+    gone = "Not evaluated, so not in the tables: mid captioner (base-7b); strong captioner (base-72b); rating"
+    assert first["notes"][0].startswith("In the paper: base: Qwen2.5-VL-3B; mid captioner: Qwen2.5-VL-7B; ")
+    assert [row["label"] for row in first["rows"]] == ["base", "CapRL"]
+    assert first["notes"][2].startswith(gone)
+    assert first["notes"][3] == "CapRL is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
+    assert content["facts"]["training_seeds"]["CapRL"] == [1]
+    assert content["facts"]["missing"]["CapRL"] == ["caprl-seed0"]
     found = content["facts"]["claims"][0]
     assert (found["verdict"], found["reason"], found["trainings"]) == ("undecided", "one training", [1, 0])
     assert "judge_vlm-seed0" in (paths.reports_of("mini") / "table3.md").read_text(encoding="utf-8")
@@ -147,12 +149,12 @@ def test_captions_are_compared_at_equal_length(finished, prism_run, results_of, 
     table = tables.budget_table(results)
     assert table.columns == ["First 16 tokens", "Whole captions"] and "39.0" in table.notes[0]
     joined = "control: base captions joined to CapRL's length"
-    assert list(dict(table.rows)) == ["3B (base)", "72B", "CapRL-3B", joined, PAIR]
-    assert cell(table, "3B (base)", "First 16 tokens").value == pytest.approx(0.3)
-    assert cell(table, "72B", "First 16 tokens").text == cell(table, joined, "First 16 tokens").text == "–"
+    assert list(dict(table.rows)) == ["base", "strong captioner", "CapRL", joined, PAIR]
+    assert cell(table, "base", "First 16 tokens").value == pytest.approx(0.3)
+    assert cell(table, "strong captioner", "First 16 tokens").text == cell(table, joined, "First 16 tokens").text == "–"
     gap = cell(table, PAIR, "First 16 tokens")
     assert gap.value == pytest.approx(0.15) and gap.interval[0] > 0 and len(gap.sources) == 2
-    found = cell(tables.gaps_table(results), "CapRL-3B − base captions joined to CapRL's length", "Average")
+    found = cell(tables.gaps_table(results), "CapRL − base captions joined to CapRL's length", "Average")
     assert found.value == pytest.approx(0.15) and ", p" in found.text
     assert joined in dict(tables.scores_table(results, bounds=True).rows)
     text = json.dumps(tables.write(finished, "table3"))
@@ -163,11 +165,11 @@ def test_best_of_n_and_variance(finished, results_of, cell):
     results = results_of(finished)
     table = tables.best_table(results)
     assert table.columns == ["Mean", "Best of 2"]
-    assert cell(table, "72B", "Best of 2").value == pytest.approx(0.9)
+    assert cell(table, "strong captioner", "Best of 2").value == pytest.approx(0.9)
     table = tables.variance_table(results)
-    found = cell(table, "CapRL-3B", "Between questions")
+    found = cell(table, "CapRL", "Between questions")
     assert found.value == pytest.approx((0.7 * 0.3 * 80 / 79) ** 0.5)  # 80 questions, 70 % right
-    assert cell(table, "CapRL-3B", "Between captions").value == 0.0  # both captions score the same
+    assert cell(table, "CapRL", "Between captions").value == 0.0  # both captions score the same
 
 
 def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures):

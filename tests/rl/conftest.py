@@ -84,7 +84,7 @@ def runs(world, monkeypatch) -> Path:
 def opened(world, runs, tmp_path):
     """Call with the policy's models, values of section rl and of training: a trainer of the small world in tmp_path."""
 
-    def call(models=(), rl=(), judge="qa", prompts="short", **training):
+    def call(models=(), rl=(), term="qa", prompts="short", **training):
         from caprl_utils.rl.grpo import open_trainer
 
         profile = yaml.safe_load((world / "tiny.yaml").read_text()) | {"prompts": prompts}
@@ -92,7 +92,7 @@ def opened(world, runs, tmp_path):
         profile["rl"] |= rl
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
         experiment, resolved = load_experiment(str(world / "small.yaml"), str(tmp_path / "tiny.yaml"))
-        update = {"training": Training(**training), "reward": Reward(judge=judge)}
+        update = {"training": Training(**training), "reward": Reward(terms={term: 1.0})}
         return open_trainer(experiment.model_copy(update=update), resolved, 0, tmp_path)
 
     return call

@@ -15,9 +15,8 @@ from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
-from caprl_utils.rl import launch as launching
+from caprl_utils.rl.experiments import batch_layout
 from caprl_utils.rl.grpo import grpo_arguments
-from caprl_utils.rl.launch import batch_layout
 from caprl_utils.runs import Run
 from caprl_utils.schema import Experiment, Profile
 from tests.rl.conftest import write_questions
@@ -92,7 +91,7 @@ def keys(tmp_path, monkeypatch):
     """Call with YAML over mini and the reward's rounds: training -> its key."""
     questions, configs = tmp_path / "qa.parquet", tmp_path / "configs"
     questions.write_bytes(b"the same questions")
-    monkeypatch.setattr(launching, "data_file", lambda *_: questions)
+    monkeypatch.setattr(experiments, "data_file", lambda *_: questions)
     shutil.copytree(paths.CONFIGS, configs)
     monkeypatch.setattr(paths, "CONFIGS", configs)
     monkeypatch.setattr(paths, "RUNS", tmp_path)
@@ -103,7 +102,7 @@ def keys(tmp_path, monkeypatch):
         file.write_text(f"extends: mini\n{text}")
         found = {}
         for one in experiments.planned(load_profile(str(file))):
-            with Run.open(*launching.identity(*load_experiment(one.experiment, str(file)), one.seed)) as run:
+            with Run.open(*experiments.identity(*load_experiment(one.experiment, str(file)), one.seed)) as run:
                 found[one.name] = run.key
         return found
 
@@ -121,10 +120,10 @@ def test_what_a_change_retrains(keys):
 
 
 def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
-    names = {name.removeprefix("caprl_utils.") for name in launching.RECIPE}
-    room = "rewards judges readers scoring grpo policy data"
+    names = {name.removeprefix("caprl_utils.") for name in experiments.RECIPE}
+    room = "rewards readers grpo policy data"
     assert {*(f"rl.{name}" for name in room.split()), "models.local", "answers"} <= names
-    shows = "rl.monitor rl.train rl.launch rl.experiments rl.story models.endpoint models.server processes progress"
+    shows = "rl.monitor rl.train rl.experiments rl.story models.endpoint models.server processes progress"
     assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
 
 
@@ -189,7 +188,7 @@ def test_the_loop_trains_and_evaluates_each_once(scripted):
 
 def test_a_tracker_that_is_not_installed_shows_before_any_model_loads(scripted, monkeypatch):
     monkeypatch.setenv("CAPRL_SET", "rl.report_to=wandb")
-    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    monkeypatch.setattr(experiments, "find_spec", lambda name: None)
     evaluated = scripted(lambda *_: pytest.fail("trains"))
     with pytest.raises(UserError, match=r"wandb, which is not installed: .*uv pip install --python \S+ wandb$"):
         experiments.run_all("mini", ["short"])
@@ -257,7 +256,7 @@ def test_on_one_gpu_nothing_is_evaluated_beside_a_training(scripted, monkeypatch
         busy.release()
         return RECORD | {"values": RECORD["values"] | {"average": 0.5}}
 
-    monkeypatch.setattr(experiments, "visible_gpus", lambda: ["H100"])
+    monkeypatch.setattr(experiments.processes, "visible_gpus", lambda: ["H100"])
     scripted(alone, alone)
     rows = experiments.run_all("one_gpu")
     assert [row["accuracy"] for row in rows] == [0.5] * len(experiments.planned(load_profile("one_gpu")))
@@ -284,19 +283,19 @@ def work(world, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=2)
     seen = []
-    monkeypatch.setattr(launching.Progress, "update", lambda bar, count, note: seen.append((count, note)))
+    monkeypatch.setattr(experiments.SharedProgress, "update", lambda bar, count, note: seen.append((count, note)))
 
     def run(how: str, **options):
         folder = tmp_path / "tiny" / "rl" / "small-seed0"
-        monkeypatch.setattr(launching, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
-        return launching.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
+        monkeypatch.setattr(experiments, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
+        return experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
 
     run.seen = seen
     return run
 
 
 def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_stopped(work, monkeypatch):
-    assert work("well")["values"] == {"steps": 4} and (3, "reward 0.5") in work.seen
+    assert work("well")["values"] == {"steps": 4} and (3, "small-seed0 reward 0.5") in work.seen
     with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
         work("fail")
     stopping = threading.Event()
@@ -309,29 +308,29 @@ def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_s
 
 def test_command_with_one_and_several_gpus():
     """As many processes as GPUs are visible, also where a config of one node names another number."""
-    plain = launching.command("caprl", "mini", 1, 0, None)
+    plain = experiments.command("caprl", "mini", 1, 0, None)
     assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
     for config in (None, "one_node.yaml"):
-        several = launching.command("caprl", "paper", 0, 5, config)
+        several = experiments.command("caprl", "paper", 0, 5, config)
         assert several[several.index("--num_processes") + 1] == "5" and "accelerate.commands.launch" in several
         assert ("--config_file" in several) is bool(config)
-    assert [launching.num_processes("one_node.yaml", n) for n in (0, 3)] == [1, 3]
-    assert launching.num_processes("two_nodes.yaml", 8) == 16
+    assert [experiments.num_processes("one_node.yaml", n) for n in (0, 3)] == [1, 3]
+    assert experiments.num_processes("two_nodes.yaml", 8) == 16
     assert load_experiment("one_node", "paper")[0].training.vllm_sleep
 
 
 def test_a_layout_that_does_not_fit_is_told_before_the_start(world, runs, monkeypatch):
     """Four images a step do not divide over three GPUs; with two they do, and the models of this process go first."""
     closed, started = [], []
-    monkeypatch.setattr(launching, "close_all", lambda: closed.append(1))
-    monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(experiments, "close_all", lambda: closed.append(1))
+    monkeypatch.setattr(experiments.processes, "visible_gpus", lambda: ["0", "1", "2"])
     names = str(world / "small.yaml"), str(world / "tiny.yaml")
     with pytest.raises(UserError, match=r"4 images a step .* over 3 processes: take 3 or 6, or as many GPUs as"):
-        launching.launch(*names)
-    monkeypatch.setattr(launching.processes, "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(launching.processes, "popen", lambda words, *_, **__: started.append(words) or 1 / 0)
+        experiments.launch(*names)
+    monkeypatch.setattr(experiments.processes, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(experiments.processes, "popen", lambda words, *_, **__: started.append(words) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        launching.launch(*names)
+        experiments.launch(*names)
     assert closed == [1] and started[0][started[0].index("--num_processes") + 1] == "2"
 
 
@@ -341,11 +340,11 @@ def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):
 
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     with pytest.raises(UserError, match=r"two_nodes.yaml is for 2 nodes.*here: none.*grpo.slurm"):
-        launching.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+        experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
     given = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "first", "MASTER_PORT": "29500"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    words = launching.command("caprl", "paper", 0, 8, "two_nodes.yaml")
+    words = experiments.command("caprl", "paper", 0, 8, "two_nodes.yaml")
     assert words[:3] == ["srun", "--nodes=2", "--ntasks-per-node=1"]
     place = words.index("-m")
     shown = [*words[3 : place - 1], "echo", *words[place + 2 :]]  # instead of Python and the launcher

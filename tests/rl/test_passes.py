@@ -52,7 +52,7 @@ def trainer(opened):
     found.current_gradient_accumulation_steps = 4
     found.model.double()
     found.ref_model.double()
-    found.reward_funcs[0].score = lambda captions, rows, step: RewardBatch([float(len(c)) for c in captions])
+    found.reward_funcs[0].score = lambda rollout: (RewardBatch([float(len(c)) for c in rollout.captions]), "")
     return found
 
 

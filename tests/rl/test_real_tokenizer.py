@@ -7,8 +7,8 @@ import pytest
 from caprl_utils import prompts
 from caprl_utils.models.base import Request
 from caprl_utils.models.local import LocalBackend
-from caprl_utils.rl.judges import vlm_rewards
-from caprl_utils.schema import Lora, ModelConfig
+from caprl_utils.rl.rewards import Rollout, vlm
+from caprl_utils.schema import RL, Lora, ModelConfig
 from tests.rl.conftest import curve_of
 
 
@@ -23,9 +23,10 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
 
     ids = judge.loaded.tokenizer(" 4")["input_ids"]
     assert len(ids) == 2 and judge.loaded.tokenizer(f"{prompts.SCORE_PREFILL} 4")["input_ids"][-2:] == ids
-    monkeypatch.setattr("caprl_utils.rl.judges.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
     picture = Image.new("RGB", (140, 140), "red")
-    batch = vlm_rewards(["A red square.", ""], [picture] * 2, ["a", "b"], judge)
+    rows = {"image": [picture] * 2, "id": ["a", "b"]}
+    batch = vlm(Rollout(["A red square.", ""], [4, 0], rows), judge, RL())
     assert all(0 < reward < 1 for reward in batch.rewards)
     prompt = prompts.RATE.format(caption="A red square.")
     request = Request("x", prompt, picture, prefill=f"{prompts.SCORE_PREFILL} ")
@@ -37,21 +38,21 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("judge", "parts"),
+    ("term", "parts"),
     [
         ("qa", {"lora": Lora(rank=2, alpha=4)}), ("qa", {"micro_batch_size": 2, "rollout_rows": 3}),
         ("vlm", {"lora": Lora(rank=2, alpha=4)}), ("unified", {}),
     ],
 )  # fmt: skip
-def test_a_step_of_training(opened, judge, parts, monkeypatch, qwen_vlm, qwen_reader):
-    monkeypatch.setattr("caprl_utils.rl.judges.MIN_SCORE_MASS", 0.0)
-    monkeypatch.setattr("caprl_utils.rl.judges.UNIFIED_MAX_TOKENS", 4)
+def test_a_step_of_training(opened, term, parts, monkeypatch, qwen_vlm, qwen_reader):
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.UNIFIED_MAX_TOKENS", 4)
     models = {role: {"path": str(qwen_vlm)} for role in ("policy", "vlm_judge", "reward_judge")}
     models["reward_reader"] = {"path": str(qwen_reader)}
     rl = {"steps": 1, "warmup_steps": 0, "max_failed_share": 1.0}
-    (row,) = curve_of(opened(models, rl, judge, "authors", **parts))
+    (row,) = curve_of(opened(models, rl, term, "authors", **parts))
     assert math.isfinite(row["loss"]) and row["completion_tokens"] > 0
-    if judge == "unified":  # random words name no score
+    if term == "unified":  # random words name no score
         assert row["failed_share"] == 1.0 and row["unparsed"] == 1.0
     else:
         assert row["failed_share"] == 0.0 and 0 <= row["reward"] <= 1

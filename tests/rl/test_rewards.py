@@ -4,13 +4,13 @@ from types import SimpleNamespace
 import pytest
 
 from caprl_utils import prompts
+from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.records import Question
 from caprl_utils.rl import rewards
-from caprl_utils.rl.judges import final_score, unified_rewards, vlm_rewards
-from caprl_utils.rl.rewards import CaptionTask, draw_rounds, length_term, qa_rewards, repeated_share
-from caprl_utils.rl.scoring import CaptionReward, RewardsFailedError
-from caprl_utils.schema import RL, Length
+from caprl_utils.rl.grpo import CaptionReward
+from caprl_utils.rl.rewards import CaptionTask, Rollout, draw_rounds, final_score, qa_rewards, repeated_share
+from caprl_utils.schema import RL, Reward
 from tests.rl.reader_fakes import ChanceReader, options_of
 
 QUESTIONS = [
@@ -124,7 +124,6 @@ def test_failure_is_none_and_never_zero(kind):
     tasks = [task(questions=one), task("dead", one, 1), task(index=2), task(questions=one, index=3)]
     batch = qa_rewards(tasks, ChanceReader(chances), using(kind))
     assert batch.rewards == [pytest.approx(1.0), None, None, pytest.approx(1.0)]
-    assert batch.failed_share == 0.5
 
 
 def test_little_mass_on_letters_falls_back_to_sampling(monkeypatch):
@@ -156,9 +155,14 @@ class Judge:
         return [Completion(r.id, 0, self._of(r), 1, "stop") for r in requests]
 
 
+def rollout(*captions, tokens=()):
+    rows = {"image": ["image"] * len(captions), "id": ["a"] * len(captions)}
+    return Rollout(captions, tokens or [0] * len(captions), rows)
+
+
 def test_vlm_score_is_the_expectation():
     judge = Judge({"good": [1e-9, 1e-9, 1e-9, 0.25, 0.75], "bad": [0.4, 1e-9, 1e-9, 1e-9, 0.1], "gone": None})
-    batch = vlm_rewards(["good", "bad", "gone"], ["image"] * 3, ["a", "b", "c"], judge)
+    batch = rewards.vlm(rollout("good", "bad", "gone"), judge, RL())
     # by hand: (4.75 - 1) / 4; scores 1 and 5 with weights 4 to 1 give 1.8, (1.8 - 1) / 4
     assert batch.rewards == [pytest.approx(0.9375), pytest.approx(0.2), None]
     assert batch.metrics["score_mass"] == pytest.approx(0.75)
@@ -169,32 +173,36 @@ def test_unified_reads_the_last_final_score_and_counts_what_has_none():
             "Final Score: 87": None, "I would say four.": None}  # fmt: skip
     assert {text: final_score(text) for text in said} == said
     judge = Judge({"first": "Final Score: 5", "second": "Good.", "third": None})
-    batch = unified_rewards(["first", "second", "third"], ["image"] * 3, ["a", "b", "c"], judge)
+    batch = rewards.unified(rollout("first", "second", "third"), judge, RL())
     assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
 
 
-def test_reward_as_trl_calls_it_adds_the_length_term_logs_and_stops_when_too_many_failed():
+def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_failed():
     judge, extra, metrics = Judge({"good": [1e-9, 1e-9, 1e-9, 1e-9, 1.0], "gone": None}), {}, {}
-
-    def score(captions, rows, step):
-        return vlm_rewards(captions, rows["image"], rows["id"], judge)
 
     def call(max_failed_share):
         rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
-        return CaptionReward("vlm", score, rl, Length(full_share=0.5, zero_share=1.0))(
-            completions=[[{"content": c}] for c in ("good", "gone", "good")],
-            completion_ids=[[0] * n for n in (5, 5, 15)], trainer_state=SimpleNamespace(global_step=3),
-            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 3, image=["image"] * 3,
+        return CaptionReward({"vlm": 1.0, "length": 0.2}, {"vlm": judge}, rl, 0)(
+            completions=[[{"content": c}] for c in ("good", "gone", "good", "good")],
+            completion_ids=[[0] * n for n in (5, 5, 12, 15)], trainer_state=SimpleNamespace(global_step=3),
+            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["image"] * 4,
         )  # fmt: skip
 
-    assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.1)]
-    assert extra["num_tokens"] == [5, 5, 15] and metrics["failed_share"] == pytest.approx(1 / 3)
-    with pytest.raises(RewardsFailedError, match="1 of 3 captions could not be scored"):
-        call(0.3)
+    assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.12), pytest.approx(1.0)]
+    assert extra["num_tokens"] == [5, 5, 12, 15] and metrics["failed_share"] == pytest.approx(1 / 4)
+    with pytest.raises(UserError, match="1 of 4 captions could not be scored"):
+        call(0.2)
 
 
-def test_length_term_and_repeated_share_by_hand():
-    length = Length(full_share=0.5, zero_share=0.75, weight=0.2)
-    assert [length_term(n, length, 4096) for n in (0, 2048, 2560, 3072, 9999)] == [0.2, 0.2, 0.1, 0.0, 0.0]
+def test_terms_say_what_they_ask_and_a_wrong_one_is_named():
+    asked = Reward(terms={"qa": 1.0, "length": 0.2, "vlm": 0.5}, reader="prism_reader")
+    assert rewards.roles_of(asked) == {"qa": "prism_reader", "vlm": "vlm_judge"}
+    with pytest.raises(UserError, match=r"no term 'lenght'; did you mean length\?; known: qa, vlm, unified, length"):
+        rewards.roles_of(Reward(terms={"lenght": 1.0}))
+
+
+def test_length_and_repeated_share_by_hand():
+    batch = rewards.length(rollout(*"abcde", tokens=[0, 2048, 2560, 3072, 9999]), None, RL(max_completion_tokens=4096))
+    assert batch.rewards == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert repeated_share("a b c d") == 0.0 and repeated_share("short") == 0.0
     assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd

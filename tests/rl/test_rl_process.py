@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.models.server import free_port
-from caprl_utils.rl.policy import last_complete
+from caprl_utils.rl.policy import is_whole
 from caprl_utils.rl.train import STOPPED, main
-from caprl_utils.runs import checkpoints_in
+from caprl_utils.runs import checkpoints_in, last_checkpoint
 from tests.rl.conftest import STEPS, write_questions
 
 
@@ -71,7 +71,7 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, tmp_path, proces
     broken, whole = (Process(world, tmp_path / name, processes) for name in ("broken", "whole"))
     status = broken.end_after(1, signal.SIGTERM)
     assert status == STOPPED if processes == 1 else status != 0, broken.log.read_text()
-    assert last_complete(broken.folder) is not None and not (broken.folder / "result.json").exists()
+    assert last_checkpoint(broken.folder, is_whole) is not None and not (broken.folder / "result.json").exists()
     if processes == 1:
         kill_at = random.randrange(2, STEPS + 1)
         print(f"killed after step {kill_at}")

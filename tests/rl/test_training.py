@@ -18,8 +18,8 @@ from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
 from caprl_utils.rl.grpo import StepSampler, open_trainer
 from caprl_utils.rl.monitor import Monitor, curve_row, group_std
-from caprl_utils.rl.policy import COMPLETE, counts, last_complete, save_final
-from caprl_utils.rl.scoring import RewardsFailedError
+from caprl_utils.rl.policy import WHOLE, counts, is_whole, save_final
+from caprl_utils.runs import last_checkpoint
 from caprl_utils.schema import Lora
 from caprl_utils.schema import Training as Parts
 
@@ -36,10 +36,10 @@ class Training:
         folder.mkdir(exist_ok=True)
 
     def fit(self, stop_after: int | None = None, reader=None) -> bool:
-        checkpoint = last_complete(self.folder)
+        checkpoint = last_checkpoint(self.folder, is_whole)
         self.trainer = open_trainer(self.experiment, self.profile, 0, self.folder)
         if reader is not None:
-            self.trainer.reward_funcs[0].score.keywords["reader"] = reader(self.trainer)
+            self.trainer.reward_funcs[0].models["qa"] = reader(self.trainer)
         with Monitor(self.trainer, self.folder, checkpoint) as monitor:
             if stop_after is not None:
                 self.trainer.add_callback(stop_after_step(monitor, stop_after))
@@ -96,11 +96,11 @@ def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, u
     """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
     training = Training(world, tmp_path / "run")
     shutil.copytree(uninterrupted.folder, training.folder, dirs_exist_ok=True)
-    (training.folder / "checkpoint-4" / COMPLETE).unlink()
+    (training.folder / "checkpoint-4" / WHOLE).unlink()
     shutil.copytree(training.folder / "checkpoint-4", training.folder / "checkpoint-10")
     with open(training.folder / "curve.jsonl", "a") as curve:
         curve.write('{"id": "5", "st')
-    assert last_complete(training.folder).name == "checkpoint-2"
+    assert last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
     assert training.fit() is True
     assert_same(uninterrupted, training)
     assert training.curve[-1]["kl"] > 1e-3  # a reference loaded from the checkpoint would give 0
@@ -142,7 +142,7 @@ class Failing:
 
     def __init__(self, trainer, fails):
         self.trainer, self.fails = trainer, fails
-        self.inner = trainer.reward_funcs[0].score.keywords["reader"]
+        self.inner = trainer.reward_funcs[0].models["qa"]
 
     def letter_logprobs(self, requests, letters):
         rows = self.inner.letter_logprobs(requests, letters)
@@ -153,9 +153,9 @@ class Failing:
 def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupted, tmp_path):
     """When the reader is back, the run goes on from the last checkpoint and equals any other."""
     training = Training(world, tmp_path / "run")
-    with pytest.raises(RewardsFailedError, match=r"8 of 8 captions.*Nothing was learned"):
+    with pytest.raises(UserError, match=r"8 of 8 captions.*Nothing was learned"):
         training.fit(reader=lambda trainer: Failing(trainer, lambda t, r: t.state.global_step >= 3))
-    assert len(training.curve) == 3 and last_complete(training.folder).name == "checkpoint-2"
+    assert len(training.curve) == 3 and last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
     assert training.fit()
     assert_same(uninterrupted, training)
 

@@ -383,7 +383,7 @@ def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
     """Loss and figures of scores of pairs (`examples.preferred`): their differences should tell which of two captions
     raters would prefer (Bradley and Terry's model).
 
-    The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.judges` reads it. The words
+    The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.rewards` reads it. The words
     around the digit are learned as any other. `short` and `long`: pairs of either pool told as the raters told them.
     """
     tokenizer = shared_tokenizer()
