@@ -13,12 +13,12 @@ from caprl_utils.models.base import open_backend
 from caprl_utils.prism.evaluate import samples_hash
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
-from caprl_utils.rl.rewards import unified_rewards, vlm_rewards
+from caprl_utils.rl.rewards import Rollout, unified, vlm
 from caprl_utils.runs import Run
 from caprl_utils.schema import Profile
 
 STAGE = "judges"
-ROLES = {"vlm_judge": vlm_rewards, "reward_judge": unified_rewards}
+ROLES = {"vlm_judge": vlm, "reward_judge": unified}
 ALL, ONE_WRONG, HALF_WRONG = "all facts", "all, one value wrong", "all, half of the values wrong"
 HALF, TWICE = "half of the facts", "half of the facts, said twice"
 PAIRS = ((ALL, ONE_WRONG), (ALL, HALF_WRONG), (ALL, HALF), (HALF, HALF_WRONG), (HALF, TWICE))
@@ -35,22 +35,17 @@ def trial(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, A
     if not known:
         return None
     judge, images = open_backend(profile.models[role], profile), list(known.values())
-    parts = {"judge": judge.model_hash, "samples": samples_hash(images)}
-    with Run.open(
-        profile,
-        STAGE,
-        role,
-        parts | {"seed": profile.seed},
-        [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"],
-    ) as run:
+    parts = {"judge": judge.model_hash, "samples": samples_hash(images), "seed": profile.seed}
+    recipe = [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"]
+    with Run.open(profile, STAGE, role, parts, recipe) as run:
         if run.complete:
             return run.result
-        made = _captions(profile, known)
+        made, shown = _captions(profile, known), [sample.images[0]() for sample in images]
         scores = {}
         for name in dict.fromkeys(name for pair in PAIRS for name in pair):
             texts = [captions[name] for captions in made.values()]
-            ids = [f"{name}/{image}" for image in made]
-            scores[name] = ROLES[role](texts, [s.images[0]() for s in images], ids, judge).rewards
+            rows = {"id": [f"{name}/{image}" for image in made], "image": shown}
+            scores[name] = ROLES[role](Rollout(texts, [], rows), judge, profile.rl).rewards
         return run.finish(
             {"pairs": {" / ".join(pair): _ahead(*(scores[name] for name in pair)) for pair in PAIRS},
              "scores": {name: _mean_and_deviation(found) for name, found in scores.items()}},

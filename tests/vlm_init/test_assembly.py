@@ -40,7 +40,7 @@ def vlm(folder):
 
 def test_features_before_the_projector_equal_the_donors(vlm, vision_donor):
     donor = Qwen2_5_VLForConditionalGeneration.from_pretrained(vision_donor).eval()
-    images = torch.randint(0, 256, (2, 3, 140, 140), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 196, 196), dtype=torch.uint8)
     pixels = models.image_processor()(images=images, return_tensors="pt")
     with torch.no_grad():
         ours, theirs = (

@@ -130,8 +130,8 @@ def test_tokens_that_are_not_there(llava_setting, refused):
 def test_an_image_processor_of_another_size(llava_setting, clip_donor, refused, tmp_path):
     donor = shutil.copytree(clip_donor, tmp_path / "donor")
     file = donor / "preprocessor_config.json"
-    file.write_text(file.read_text().replace("140", "224"))
-    refused(llava_setting, "makes 224 pixels, the tower expects 140", vision=at(donor))
+    file.write_text(file.read_text().replace("196", "224"))
+    refused(llava_setting, "makes 224 pixels, the tower expects 196", vision=at(donor))
 
 
 def test_settings_that_do_not_exist_or_do_not_fit():

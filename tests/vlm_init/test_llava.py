@@ -55,7 +55,7 @@ def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_pa
 
 def test_features_before_the_projector_equal_the_donors(vlm, clip_donor):
     donor = CLIPVisionModel.from_pretrained(clip_donor, dtype=torch.float32).eval()
-    pixels = torch.randn(2, 3, 140, 140)
+    pixels = torch.randn(2, 3, 196, 196)
     with torch.no_grad():
         ours = vlm.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         theirs = donor(pixels, output_hidden_states=True).hidden_states
@@ -80,11 +80,11 @@ def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>What is the topic?<|im_end|>\n<|im_start|>assistant\n"
     inputs = processor(text=[text], images=[Image.new("RGB", (200, 100), "red")], return_tensors="pt")
-    assert (inputs["input_ids"] == vlm.config.image_token_id).sum() == 25 == record_of(folder)["max_image_tokens"]
-    corner, centre = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 70, 70]
+    assert (inputs["input_ids"] == vlm.config.image_token_id).sum() == 49 == record_of(folder)["max_image_tokens"]
+    corner, centre = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 98, 98]
     assert corner.abs().max() < 0.05 < centre.abs().min()  # padded with the mean colour, nothing cut off
     assert vlm(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
-    plain = "The value of Rome is 42.\nA) tea"
+    plain = "This is a chart. The value of Rome is 40.\nA) tea"
     assert processor.tokenizer(plain).input_ids == shared_tokenizer()(plain).input_ids
 
 
