@@ -78,14 +78,21 @@ def listed_gpus() -> list[list[str]]:
 def visible_gpus() -> list[str]:
     """The NVIDIA GPUs that this process may use: the entries of CUDA_VISIBLE_DEVICES, else the indices of all.
 
-    As CUDA reads it, an entry that does not exist hides those behind it.
+    As CUDA reads it: an entry that does not exist hides those behind it, and one that stands twice hides all.
     """
-    listed, chosen = listed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
+    listed = listed_gpus()
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return [index for index, *_ in listed]
-    there = tuple(index for index, *_ in listed)
-    names = map(str.strip, chosen.split(","))
-    return list(takewhile(lambda name: name in there or (listed and name.startswith(("GPU-", "MIG-"))), names))
+    found = list(takewhile(lambda name: _is_gpu(name, listed), (name.strip() for name in chosen.split(","))))
+    return found if len(set(found)) == len(found) else []
+
+
+def _is_gpu(name: str, listed: Sequence[Sequence[str]]) -> bool:
+    """Whether a name of CUDA_VISIBLE_DEVICES is an index, the beginning of a UUID, or a slice of a GPU (MIG)."""
+    if name.startswith("MIG-"):
+        return bool(listed)
+    of_uuid = name.startswith("GPU-")
+    return any(name == index or (of_uuid and uuid.startswith(name)) for index, uuid, _ in listed)
 
 
 def python_path() -> str:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from PIL.Image import Image
 
@@ -79,8 +81,10 @@ class Client:
     """Keeps the servers at `base_urls` full, the least busy one first; its loop has a thread, as Jupyter needs it."""
 
     def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
-        """in_flight: requests that a server works on at once."""
+        """in_flight: requests that a server works on at once. Raises UserError for a proxy that cannot be used."""
         self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
+        for url in base_urls:
+            _check_proxy(url)
 
     def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
         """(key, what was read or a RequestError) of each post as it ends; posts are taken as there is room."""
@@ -179,6 +183,15 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"{type(cause).__name__}: {cause} ({server.url})", kind) from None
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
+
+
+def _check_proxy(url: str) -> None:
+    """This machine is in NO_PROXY since the import of the package."""
+    host, proxies = urlsplit(url).hostname or "", getproxies()
+    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
+    if proxy.startswith("socks") and not proxy_bypass(host):
+        told = f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked"
+        raise UserError(f"{told}: set an http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY")
 
 
 async def _close(servers: Sequence[_Server]) -> None:

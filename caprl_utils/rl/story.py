@@ -110,6 +110,6 @@ def draw_trainings(rows: DataFrame, base: float) -> None:
     axes = plt.subplots(figsize=(8, 0.28 * names.nunique() + 1), layout="constrained")[1]
     axes.plot(100 * rows["accuracy"][::-1], names[::-1], "o", color=_BLUE)
     axes.axvline(100 * base, color="#777777", linestyle="--")
-    axes.set(xlabel="Prism accuracy (%); dashed: the base", xlim=(0, 100))
+    axes.set(xlabel="Prism accuracy (%); dashed: the base", xlim=(0, 100), ylim=(-0.6, names.nunique() - 0.4))
     axes.grid(axis="y", alpha=0.3)
     plt.show()

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -167,3 +169,51 @@ def test_a_store_is_source_and_result(tmp_path, bucket):
     bucket.pipe_file("data/images/new.png", b"x")
     more = caption_source(*there, workers=1)
     assert more.bad == {"new.png": "not an image"} and more.images == 12
+
+
+ONE_THREAD = ENV | {"OMP_NUM_THREADS": "1"}
+TIMED = """
+import sys
+from scripted_captioner import Timed
+from caprl_utils.captions.job import caption_source
+from caprl_utils.models.base import Sampling
+source, out, log, workers = sys.argv[1:]
+caption_source(source, out, Timed("zoo:vlm-3b", log), Sampling(48, 1.0), workers=int(workers), shard_images=96)
+"""
+
+
+def rate(commands, log, folder):
+    """Captions a second of two processes while both work: no start of Ray or of a model, and no end."""
+    started = [
+        processes.popen([sys.executable, "-c", TIMED, *map(str, command)], folder / f"{number}.log", ONE_THREAD)
+        for number, command in enumerate(commands)
+    ]
+    assert [process.wait() for process in started] == [0] * len(commands)
+    times = {}
+    for line in log.read_text().splitlines():
+        pid, at = line.split()
+        times.setdefault(pid, []).append(float(at))
+    assert len(times) == 2, times.keys()
+    first, last = max(min(t) for t in times.values()), min(max(t) for t in times.values())
+    return sum(first <= t <= last for some in times.values() for t in some) / (last - first)
+
+
+def test_two_actors_are_as_fast_as_two_unrelated_jobs(tmp_path):
+    """Nine tenths of them, the median of three rounds in turn: a machine's speed wanders by a tenth in minutes."""
+    from caprl_utils.image_sources import read_source
+
+    halves = [tmp_path / "images" / half for half in "ab"]
+    for half in halves:
+        half.mkdir(parents=True)
+    for number, item in enumerate(read_source("mini-world:rl:1600")):
+        item.open().save(halves[number % 2] / f"{number:04d}.png")
+    ratios, told = [], []
+    for home in (tmp_path / str(number) for number in range(3)):
+        home.mkdir()
+        jobs = [(half, home / f"{half.name}.parquet", home / "apart.txt", 0) for half in halves]
+        apart = rate(jobs, home / "apart.txt", home)
+        together = rate([(tmp_path / "images", home / "set", home / "ray.txt", 2)], home / "ray.txt", home)
+        ratios.append(together / apart)
+        told.append(f"{together:.1f} captions/s by two actors, {apart:.1f} by two jobs: {together / apart:.2f}")
+    print("\n".join([*told, f"load of the machine: {os.getloadavg()}"]))
+    assert statistics.median(ratios) >= 0.9, told

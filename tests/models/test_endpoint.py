@@ -4,9 +4,13 @@ import asyncio
 import base64
 import io
 import os
+import random
 import subprocess
 import sys
+import textwrap
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from fake_server import FAULTS, FakeServer
@@ -177,6 +181,9 @@ def test_a_server_here_is_asked_directly_whatever_proxy_is_named(proxy, monkeypa
     env.pop("no_proxy", None)
     told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "example.org,localhost,127.0.0.1,::1"]
+    if proxy.startswith("socks"):
+        with pytest.raises(UserError, match=r"SOCKS proxy socks5://.*NO_PROXY"):
+            endpoint.Client(["http://a.example/v1"], 1)
 
 
 def test_keys_come_from_the_environment(monkeypatch):
@@ -197,3 +204,42 @@ def test_wrong_or_absent_servers_say_what_to_do():
         server.url = server.url.removesuffix("/v1")
         with pytest.raises(UserError, match="ends in /v1"):
             backend(server).generate(requests(1), GREEDY)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from caprl_utils.models.base import Request, Sampling
+from caprl_utils.models.endpoint import EndpointBackend
+from caprl_utils.runs import RowStore
+from caprl_utils.schema import ModelConfig
+
+url, file, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+config = ModelConfig(path="fake", backend="endpoint", base_urls=[url], batch_size=8)
+store = RowStore(file)
+todo = (Request(f"r{i}", f"prompt {i}") for i in range(count) if f"r{i}" not in store)
+for done in EndpointBackend(config).stream(todo, Sampling(max_tokens=9)):
+    store.append({"id": done.id, "text": done.text})
+"""
+
+
+@pytest.mark.integration
+def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
+    rows, count = tmp_path / "rows.jsonl", 3000
+    moments = sorted(random.sample(range(1, count - 100), 10))  # rows on disk when it is killed
+    print(f"killed after {moments} rows")
+    with FakeServer(delay_sec=0.01) as server:
+        command = [sys.executable, "-c", textwrap.dedent(WORKER), server.url, str(rows), str(count)]
+        kills = 0
+        for stop_after in moments:
+            process = subprocess.Popen(command)
+            while process.poll() is None and (not rows.exists() or rows.stat().st_size < 35 * stop_after):
+                time.sleep(0.005)
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
+        subprocess.run(command, check=True)
+        found = [(row["id"], row["text"]) for row in RowStore(rows).read()]
+        expected = backend(server).generate(requests(count), GREEDY)
+    assert kills == 10
+    assert sorted(found) == sorted((c.id, c.text) for c in expected)

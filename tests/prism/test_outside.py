@@ -77,7 +77,7 @@ def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_
     without = profile.model_copy(update={"models": profile.models.model_copy(update={"outside_reader": None})})
     assert probes.read_outside(without, ["base-3b"]) == []
     monkeypatch.setattr(page, "run_all", lambda *unused: None)
-    monkeypatch.setattr(page, "prepare_process", lambda *unused: None)
+    monkeypatch.setattr(page.notebook, "prepare_process", lambda *unused: None)
     assert page.train(profile, ["extra_length", "extra_outside"]) == ["extra_length"]
     assert "make setup" in capsys.readouterr().out
 
