@@ -178,7 +178,7 @@ from scripted_captioner import Timed
 from caprl_utils.captions.job import caption_source
 from caprl_utils.models.base import Sampling
 source, out, log, workers = sys.argv[1:]
-caption_source(source, out, Timed("zoo:vlm-3b", log), Sampling(48, 1.0), workers=int(workers), shard_images=96)
+caption_source(source, out, Timed("zoo:base", log), Sampling(48, 1.0), workers=int(workers), shard_images=96)
 """
 
 
