@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +127,12 @@ def get_benchmark(key: str) -> Benchmark:
         return registry[key]
     hint = did_you_mean(key, registry) or f"; known: {', '.join(registry)}"
     raise UserError(f"unknown benchmark {key!r}{hint}")
+
+
+def averaged(names: Iterable[str]) -> list[str]:
+    """Those of some benchmarks that averages are over: all but held-out splits, where there are others."""
+    registry, names = load_registry(), list(names)
+    return [name for name in names if name not in registry or not registry[name].apart] or names
 
 
 def benchmarks_of_table(number: int) -> list[Benchmark]:

@@ -22,7 +22,7 @@ from caprl_utils.files import write_atomic
 from caprl_utils.paths import shown
 from caprl_utils.prism import told
 from caprl_utils.prism.answers import Answer, Task
-from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.benchmarks import averaged, get_benchmark
 from caprl_utils.prism.metrics import Score, all_rotations, prediction
 from caprl_utils.prism.scoring import Judge, Scoring, score_answers
 from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_models
@@ -162,12 +162,14 @@ def group_score(right: Mapping[str, bool]) -> float | None:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict[str, Any]:
-    """Values, counts and intervals of a record: per benchmark, and their average (each benchmark counts the same)."""
+    """Values, counts and intervals of a record: per benchmark, and the average of those of `benchmarks.averaged`, each
+    counted the same.
+    """
     names = dict.fromkeys(row["benchmark"] for row in rows)
     values = {name: _values([row for row in rows if row["benchmark"] == name]) for name in names}
     listed = [row for row in rows if row["parsed"] is None][:_LISTED]
     keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
-    average, tokens = (_mean([v[key] for v in values.values()]) for key in ("mean", "caption_tokens"))
+    average, tokens = (_mean([values[name][key] for name in averaged(names)]) for key in ("mean", "caption_tokens"))
     return {
         "values": {"benchmarks": values, "average": average, "caption_tokens": tokens, "said": _said_in(rows)},
         "n": {name: found["num_samples"] for name, found in values.items()},
@@ -189,8 +191,8 @@ def _intervals(rows: Sequence[Mapping[str, Any]], draws: int, seed: int) -> dict
 
 def _said_in(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Every measure of what captions say: means over images, then over benchmarks; None where they cannot be taken."""
-    found = {name: told.by_image(rows, name).values() for name in told.MEASURES}
-    means = {name: [_mean([*images.values()]) for images in parts] for name, parts in found.items()}
+    found = {name: told.by_image(rows, name) for name in told.MEASURES}
+    means = {name: [_mean([*parts[key].values()]) for key in averaged(parts)] for name, parts in found.items()}
     return {name: _mean(parts) for name, parts in means.items()}
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caprl_utils.errors import UserError
-from caprl_utils.prism.benchmarks import load_registry
+from caprl_utils.prism.benchmarks import averaged
 from caprl_utils.prism.loading import too_many
 
 LEVEL = 0.95
@@ -213,9 +213,7 @@ def bootstrap_models(models: Mapping[str, Mapping[str, Scores]], draws: int, see
         table = [[models[label][benchmark][key] for label in labels] for key in keys]
         own_seed = seed ^ zlib.crc32(benchmark.encode())
         parts[benchmark] = bootstrap(table, [image for image, _ in keys], labels, draws, own_seed)
-    apart = {item.key for item in load_registry().values() if item.apart}
-    usual = {name: part for name, part in parts.items() if name not in apart}
-    return {**parts, AVERAGE: macro_average(usual or parts)}
+    return {**parts, AVERAGE: macro_average({name: parts[name] for name in averaged(parts)})}
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

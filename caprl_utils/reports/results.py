@@ -13,7 +13,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access
 from caprl_utils.prism import probes, statistics
-from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.benchmarks import averaged, get_benchmark
 from caprl_utils.prism.scores import most_frequent, read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Columns, Interval, Scores, Spread, macro_average
 from caprl_utils.reports.items import Item, Row, items
@@ -147,7 +147,7 @@ class Results:
 
     def mean_on(self, benchmarks: Sequence[str] = ()) -> Value:
         """What `part_of` is the mean of, read from a record."""
-        names = [name for name in benchmarks if name in self.scored] or self.scored
+        names = [name for name in benchmarks if name in self.scored] or averaged(self.scored)
 
         def value(record: Mapping[str, Any]) -> float | None:
             means = [record["values"]["benchmarks"].get(name, {}).get("mean") for name in names]

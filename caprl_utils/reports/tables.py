@@ -17,6 +17,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_experiment, names_of
 from caprl_utils.errors import UserError
 from caprl_utils.prism import statistics
+from caprl_utils.prism.benchmarks import averaged
 from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import claims, figures, numbers
@@ -385,7 +386,7 @@ def best_table(results: Results) -> Table:
     for label, found in [(name, one) for name, one in results.measured.items() if not one.row.bound]:
         values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
         for k in counts:
-            places = [("benchmarks", name, "best_of", k) for name in results.scored]
+            places = [("benchmarks", name, "best_of", k) for name in averaged(results.scored)]
             each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
             sources.append([source for keys in places for source in found.sources(*keys)])
