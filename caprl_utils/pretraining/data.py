@@ -61,7 +61,6 @@ def write_rows(folder: Path, name: str, rows: Sequence[Conversation]) -> None:
 
 def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
     """The rows of a file in LLaVA's form or LLaMA-Factory's, a JSON list or lines; with a count only those drawn.
-
     Others, or with other marks than their images', are BadRows. Raises UserError for no file, no JSON, too few rows.
     """
     try:
@@ -156,9 +155,8 @@ def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 def token_budgets(
     rows: Sequence[Conversation], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
 ) -> tuple[dict[int, str], dict[str, int], dict[str, int]]:
-    """Decode every image once and count every row's tokens for each model, of which `cutoff` are allowed.
-
-    Returns place of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest, and of all.
+    """Decode every image once and count every row's tokens for each model, of which `cutoff` are allowed. Returns place
+    of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest, and of all.
     """
     bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
 

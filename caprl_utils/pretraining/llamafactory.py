@@ -244,7 +244,6 @@ def _report(work: Path, tell: Tell) -> None:
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file that resuming needs is there and whole: a kill may come while one is written, without a mark.
-
     DeepSpeed's own shards are trusted once `latest`, which it writes last, names them.
     """
     try:
@@ -320,9 +319,8 @@ def counts(folder: Path) -> dict[str, int]:
 
 
 def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> dict[str, int] | None:
-    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train.
-
-    Returns {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
+    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train. Returns
+    {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
     """
     logged = _LOGGED.findall(log.read_bytes()[start:].decode("utf-8", errors="replace"))
     if not logged:
@@ -339,9 +337,8 @@ def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int =
 
 
 def changes(before: Path, after: Path) -> dict[str, float]:
-    """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same.
-
-    Tensor by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
+    """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same. Tensor
+    by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
     """
     old, new = tensors(before), tensors(after)
     if odd := sorted(old.keys() ^ new.keys()):

@@ -51,7 +51,6 @@ def run_name(dataset: str) -> str:
 
 def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]) -> dict[str, DataSet]:
     """Caption what is to be captioned, write every data set, and check each row against every model's processor.
-
     models: as `pretrain.assemble` gives them; seeds share a processor. Raises UserError naming data set and rows. A
     data set that is there already stays as it is.
     """
@@ -236,9 +235,8 @@ def _unfit(row: Mapping[str, Any] | None) -> str | None:
 
 
 def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float | None]:
-    """Captions of rendered images: their number, every measure of `prism.told`, shares cut and looped.
-
-    known: what is true of an image (see `registry.DrawnSource`) with its row.
+    """Captions of rendered images: their number, every measure of `prism.told`, shares cut and looped. known: what is
+    true of an image (see `registry.DrawnSource`) with its row.
     """
     rows = [(row, told.counts(row["caption"], meta)) for meta, row in known if row is not None]
     measured = told.summary(found | {"num_tokens": row["num_tokens"]} for row, found in rows)

@@ -40,9 +40,8 @@ def pretrain(profile: Profile, items: Sequence[str] = ()) -> dict[str, Record]:
 
 
 def assemble(profile: Profile) -> dict[str, Path]:
-    """Name of each assembled model (`sets.model_name`) -> its folder; the seed is of the projector.
-
-    Raises UserError when several nodes should train and this is no Slurm job, before hours of captions and data.
+    """Name of each assembled model (`sets.model_name`) -> its folder; the seed is of the projector. Raises UserError
+    when several nodes should train and this is no Slurm job, before hours of captions and data.
     """
     settings, folders = profile.pretraining, {}
     if settings.nodes > 1:
@@ -58,9 +57,8 @@ def assemble(profile: Profile) -> dict[str, Path]:
 def train_all(
     profile: Profile, trainings: Sequence[Training], data: Mapping[str, DataSet], models: Mapping[str, Path]
 ) -> dict[str, Record]:
-    """Make all trainings, each after the one that it starts from; returns name -> record.
-
-    data, models: as `prepare` and `assemble` give them. The first that fails is raised, when those that run have ended.
+    """Make all trainings, each after the one that it starts from; returns name -> record. data, models: as `prepare`
+    and `assemble` give them. The first that fails is raised, when those that run have ended.
     """
     settings = profile.pretraining
     sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}

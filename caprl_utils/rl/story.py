@@ -37,7 +37,8 @@ def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[
     """The first `count` images of the run's data set that can be opened."""
     file, limit = data_file(profile, experiment.data), profile.models.policy.max_pixels
     rows, pictures, _ = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
-    known = {image.id: image.meta for image in open_images(profile, "rl") if drawn_source(profile.images.source)}
+    drawn = open_images(profile, "rl") if drawn_source(profile.images.source) else ()
+    known = {image.id: image.meta for image in drawn}
     found: list[Example] = []
     for row in rows:
         with suppress(BadImageError):

@@ -10,9 +10,10 @@ InternLM's tools/convert2llama.py). Dynamic rope scaling is left out: it acts on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils.paths import shown
 from caprl_utils.schema import Assembly
@@ -47,9 +48,8 @@ _TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "
 
 
 def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The vision donor's config with everything of the language model from the language donor's, and notes.
-
-    language, vision: their config.json. Raises UserError for other classes and for what does not fit together.
+    """The vision donor's config with everything of the language model from the language donor's, and notes. Raises
+    UserError for other classes and for what does not fit together.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
@@ -75,7 +75,6 @@ def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, A
 
 def qwen_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
     """Processor of the vision donor (its chat template knows images) with the setting's limit, and most image tokens.
-
     Raises UserError where the language donor's tokenizer lacks tokens of the vision donor's, or gives other ids.
     """
     from transformers import Qwen2_5_VLProcessor
@@ -126,9 +125,8 @@ def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, 
 
 
 def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
-    """Processor (the language donor's tokenizer, images padded to a square) and tokens of an image.
-
-    The config gets the image token's id. Raises UserError for tokens or sizes that do not fit.
+    """Processor (the language donor's tokenizer, images padded to a square) and tokens of an image. The config gets the
+    image token's id. Raises UserError for tokens or sizes that do not fit.
     """
     from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
 
@@ -169,32 +167,22 @@ def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, 
     }
 
 
-class Architecture(NamedTuple):
-    """One kind: its class in transformers; stored: names in the class -> in the hub's checkpoints; its three parts."""
-
-    class_name: str
-    stored: Mapping[str, str]
-    config: Callable[[Assembly, dict[str, Any], dict[str, Any]], tuple[Any, list[str]]]
-    processor: Callable[[Assembly, Any, Path, Path], tuple[Any, int]]
-    tensors: Callable[[Any, Tensors, Tensors], dict[str, torch.Tensor]]
-
-
+# class_name: in transformers. stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a
+# CLIP tower under `vision_model.` only, and a model that transformers built itself is saved without that level.
 ARCHITECTURES = {
-    "qwen2_5_vl": Architecture(
-        "Qwen2_5_VLForConditionalGeneration",
-        {"model.visual.": "visual.", "model.language_model.": "model."},
-        qwen_config, qwen_processor, qwen_tensors,
+    "qwen2_5_vl": SimpleNamespace(
+        class_name="Qwen2_5_VLForConditionalGeneration",
+        stored={"model.visual.": "visual.", "model.language_model.": "model."},
+        config=qwen_config, processor=qwen_processor, tensors=qwen_tensors,
     ),
-    # vLLM 0.31 reads a CLIP tower under `vision_model.` only, and a model that transformers built itself is saved
-    # without that level
-    "llava": Architecture(
-        "LlavaForConditionalGeneration",
-        {
+    "llava": SimpleNamespace(
+        class_name="LlavaForConditionalGeneration",
+        stored={
             "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
             "model.vision_tower.": "vision_tower.vision_model.",
             "model.multi_modal_projector.": "multi_modal_projector.",
         },
-        llava_config, llava_processor, llava_tensors,
+        config=llava_config, processor=llava_processor, tensors=llava_tensors,
     ),
 }  # fmt: skip
 
@@ -203,9 +191,8 @@ ARCHITECTURES = {
 
 
 def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
-    """config.json of an InternLM2 model -> LlamaConfig. Raises UserError for a rope scaling that is not known.
-
-    Its flag `bias` is Llama's attention_bias: both cover q, k, v and o.
+    """config.json of an InternLM2 model -> LlamaConfig. Raises UserError for a rope scaling that is not known. Its flag
+    `bias` is Llama's attention_bias: both cover q, k, v and o.
     """
     from transformers import LlamaConfig
 
@@ -239,9 +226,8 @@ def llama_tensors(internlm: Tensors, config: LlamaConfig) -> dict[str, torch.Ten
 
 
 def split(wqkv: torch.Tensor, config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fused tensor ((heads + 2 kv heads) * head_dim, ...) -> query, key, value.
-
-    It holds, for each key-value head, the rows of its query heads, its key, its value. Raises UserError for other rows.
+    """The fused tensor ((heads + 2 kv heads) * head_dim, ...) -> query, key, value. It holds, for each key-value head,
+    the rows of its query heads, its key, its value. Raises UserError for other rows.
     """
     heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     rows = (heads + 2 * kv_heads) * width

@@ -35,7 +35,6 @@ STD = 0.02  # of the projector; ours: initializer_range of both model classes. T
 @dataclass(frozen=True)
 class Plan:
     """All that an assembly writes but the projector. shapes: stored name -> shape of every tensor of the new model.
-
     tensors: stored name -> the donors' value, mapped from disk. folders: of language model and vision tower.
     """
 
@@ -100,11 +99,10 @@ def full_size_config(setting: Assembly) -> Any:
 
 
 def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any]:
-    """Assemble a model into the folder `out`; returns the record, as the folder's assembly.json has it.
-
-    setting: a name of configs/vlm_init, a YAML file, or the settings themselves. seed: of the projector. A folder with
-    this very model is left as it is; `out` appears only when complete; one process writes it, others wait. Raises
-    UserError, before anything is written, for donors that do not fit or are damaged, and a folder with something else.
+    """Assemble a model into the folder `out`; returns the record, as the folder's assembly.json has it. setting: a name
+    of configs/vlm_init, a YAML file, or the settings. A folder with this very model is left as it is; `out` appears
+    only when complete; one process writes it, others wait. Raises UserError, before anything is written, for donors
+    that do not fit or are damaged, and a folder with something else.
     """
     plan = plan_of(setting if isinstance(setting, Assembly) else load_assembly(setting))
     out, hashes = out.absolute(), [model_hash(folder) for folder in plan.folders]

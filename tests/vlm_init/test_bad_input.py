@@ -134,12 +134,6 @@ def test_an_image_processor_of_another_size(llava_setting, clip_donor, refused, 
     refused(llava_setting, "makes 224 pixels, the tower expects 196", vision=at(donor))
 
 
-def test_settings_that_do_not_exist_or_do_not_fit():
-    with pytest.raises(UserError, match=r"did you mean qwen2\.5-3b"):
-        load_assembly("qwen2.5-3")
-    with pytest.raises(UserError, match="rename_tokens belongs to architecture llava"):
-        load_assembly("mini-qwen-3b", {"rename_tokens": {"a": "b"}})
-    with pytest.raises(UserError, match="dtype"):
-        load_assembly("mini-qwen-3b", {"dtype": "int8"})
+def test_a_donor_that_cannot_be_had():
     with pytest.raises(UserError, match=r"'Qwen/Qwen2\.5-3B' is no folder here and could not be fetched"):
         plan_of(load_assembly("qwen2.5-3b"))
