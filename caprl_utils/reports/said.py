@@ -9,6 +9,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+from caprl_utils import paths
 from caprl_utils.files import note_access
 from caprl_utils.image_sources import open_images
 from caprl_utils.prism import probes
@@ -18,8 +19,10 @@ from caprl_utils.prism.told import MEASURES, by_image, counts, false
 from caprl_utils.registry import drawn_source
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import budget_label, texts
-from caprl_utils.reports.numbers import Cell, Table, from_record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, from_record_path, record_path
 from caprl_utils.reports.results import Curve, Measured, Results, shared
+from caprl_utils.rl import judge_trial
+from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 TITLES = {"prism_reader": "Reader of the evaluation", "reward_reader": "Reader of the reward"}
@@ -171,3 +174,19 @@ def readers_table(results: Results) -> Table:
     heads = [head for role in found for head in (TITLES[role], f"{TITLES[role]}, questions with options")]
     caption = "Are the readers valid? Accuracy (%) with 95 % interval from captions made of known facts"
     return Table("readers", caption, "Caption", ["Tokens", *heads], rows, [texts()["notes"]["readers"]])
+
+
+JUDGES = {"vlm_judge": "VLM judge", "reward_judge": "rating judge"}
+
+
+def judges_table(results: Results) -> Table:
+    """How often either judge scores the better of two captions higher, where that was tried (`rl.judge_trial`)."""
+    home = paths.RUNS / results.profile.name / judge_trial.STAGE
+    files = {name: home / role / "result.json" for role, name in JUDGES.items()}
+    files, cells = {name: file for name, file in files.items() if file.is_file()}, {}
+    for file in files.values():
+        for pair, share in load_result(file)["values"]["pairs"].items():
+            source = Source(record_path(file), f"values/pairs/{pair}")
+            cells.setdefault(pair, []).append(Cell(numbers.percent(share), share, None, (source,)))
+    caption = "Are the judges valid? How often the better of two captions of known facts is scored higher (%)"
+    return Table("judges", caption, "Better and worse", [*files], list(cells.items()), [texts()["notes"]["judges"]])

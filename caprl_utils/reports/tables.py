@@ -26,7 +26,7 @@ from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, it
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, false_over_steps, points, readers_table, said_table
+from caprl_utils.reports.said import budget_table, false_over_steps, judges_table, points, readers_table, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -219,7 +219,7 @@ def tables_of(results: Results) -> list[Table]:
     if results.item.kind == "pretraining":
         tables.append(captions_table(results))
     if results.item.figures == ["curves"]:
-        tables.append(curve_table(results))
+        tables += [curve_table(results), judges_table(results)]
     return tables
 
 
