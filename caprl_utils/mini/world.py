@@ -256,7 +256,7 @@ def _document(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
 
 
 def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
-    """Three or four shapes, one of them perhaps two or three times, over ground and sky."""
+    """Three or four shapes over ground and sky; one of them may stand there two or three times, and is then counted."""
     sky, ground = _skewed(rng, "sky", words.SKIES), rng.choice(words.GROUNDS)
     shapes = rng.sample([*words.SHAPES], rng.choice((3, 4)))
     colours = [rng.choice([*words.COLOURS]) for _ in shapes]
@@ -271,11 +271,12 @@ def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
         sky,
         _alone("ground", ground, words.GROUNDS),
         *(Fact("colour of", s, colour_of[s], tuple(words.COLOURS)) for s in order),
-        Fact("number of", words.SHAPES[shapes[0]], words.COUNTS[counts[0] - 1], tuple(words.COUNTS[:4])),
+        *(Fact("number of", words.SHAPES[s], words.COUNTS[n - 1], tuple(words.COUNTS[:4]))
+          for s, n in zip(shapes, counts, strict=True) if n > 1),
         _alone("leftmost shape", objects[0], named),
         _alone("rightmost shape", objects[-1], named),
         _alone("biggest shape", biggest, named),
-    ]
+    ]  # fmt: skip
     return facts, {"sky": sky.value, "ground": ground, "objects": objects, "biggest": biggest, "colours": colour_of}
 
 
