@@ -98,11 +98,11 @@ def write_html(profile: Profile) -> Path:
         raise UserError(f"no report in {paths.shown(folder)}; run `make reproduce PROFILE={profile.name}`")
     first, rest = [], []
     for name in there:
-        title, body = _chapter(folder / f"{name}.md", records)
+        title, body = chapter(folder / f"{name}.md", records)
         body, *more = body.split(BREAK)
         first.append((name, title, body))
         rest += [(f"{name}-more", *_titled(part)) for part in more]
-    apart = {file.stem: _chapter(file) for file in (paths.REPORTS / f"{name}.md" for name in APART) if file.is_file()}
+    apart = {file.stem: chapter(file) for file in (paths.REPORTS / f"{name}.md" for name in APART) if file.is_file()}
     missing = [item.title for name, item in known.items() if not item.ours and name not in there]
     told = {"profile": profile, "warning": claims.SMOKE_WARNING if profile.name == "smoke" else None, "apart": apart}
     for name, (title, body) in apart.items():
@@ -113,13 +113,7 @@ def write_html(profile: Profile) -> Path:
     return folder / "report.html"
 
 
-def html_of(file: Path) -> str:
-    """A Markdown report as HTML for a notebook, its figures inside."""
-    title, body = _chapter(file)
-    return f"<h2>{Markup.escape(title)}</h2>{body}"
-
-
-def _chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
+def chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
     """(title, HTML without it) of a Markdown report, its figures inside; tables as its JSON has them, if there is one.
     records: takes the runs behind their cells, which then lead there.
     """

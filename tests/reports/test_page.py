@@ -71,8 +71,8 @@ def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(repo
     assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
     assert not re.search(r"@import|url\(", text) and len(text) < 3_000_000
     assert page.write_html(reported).read_text(encoding="utf-8") == text
-    shown = page.html_of(paths.reports_of("mini") / "table3.md")  # as in a notebook
-    assert shown.startswith("<h2>Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 2
+    title, shown = page.chapter(paths.reports_of("mini") / "table3.md")
+    assert title.startswith("Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 2
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)

@@ -93,7 +93,7 @@ def test_the_page_of_examples_marks_every_statement(finished, no_figures):
         said
         == "*1 of 2 facts, 1 false.* The topic is sales. ✓ ~~The topic is sales.~~ **The topic is prices. ✗** The topic"
     )
-    html = page.html_of(file)
+    _, html = page.chapter(file)
     assert "data:image/png;base64" in html and "<s>" in html and "<strong>" in html
     before = {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
     examples.write(profile)

@@ -76,7 +76,7 @@ def test_what_has_no_score_is_a_dash_and_stays_out_of_averages(finished, prism_r
         "Samples that some row has no score for are left out of all: 1 of Mini Chart.",
     ]
     tables.write(finished, "table3")
-    text = page.html_of(paths.reports_of("mini") / "table3.md")
+    _, text = page.chapter(paths.reports_of("mini") / "table3.md")
     assert "Mini Document" in text and page.write_html(finished).is_file()
 
 
