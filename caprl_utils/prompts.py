@@ -110,6 +110,9 @@ RATE = (
 )
 """Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known)."""
 
+VERIFY = "Here is a statement about the image. {sentence}\nIs it true?\nA) Yes\nB) No"
+"""Question to the verifier of single sentences, read as the chance of its first option (ours)."""
+
 UNIFIED = (
     "You are provided with an image and a question for this image. Please review the corresponding response based on "
     "its accuracy in describing objects, relationships and attributes, its helpfulness and its ethical side. "

@@ -303,6 +303,8 @@ def written_questions(rng: random.Random, shown: Picture) -> str:
 
 POOLS = {"short": (1, 4), "long": (4, 12)}
 """Statements of a caption in each pool of rated captions: one judge has seen short ones alone, one long ones."""
+VERIFIED = 4
+"""Sentences an image that the verifier sees, half of them false."""
 RATER_NOISE = 0.12  # ours: a rater and the utility below then agree on about 85 % of pairs
 
 
@@ -330,7 +332,8 @@ def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool]]:
     """An image with a pair of captions of either pool to be scored, and whether raters prefer the first of each.
 
     One model plays both judges of the paper's Figure 1c, told apart by the question that it is asked: `prompts.RATE`
-    with the short pool, UnifiedReward's (`prompts.UNIFIED`) with the long one. In a third of the pairs the second is
+    with the short pool, UnifiedReward's (`prompts.UNIFIED`) with the long one; it is the verifier of sentences as well
+    (`prompts.VERIFY`). In a third of the pairs the second is
     the first with values changed. The digit is a place holder: the lesson scores it.
     """
     packed, first_wins = Packed(IMAGE_PREFIX), []
@@ -347,4 +350,11 @@ def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool]]:
                 packed.ask(prompts.UNIFIED.format(question=prompts.CAPTION, caption=text), f"{FINAL} 3")
         ahead = utility(first, shown) - utility(second, shown)
         first_wins.append(ahead + rng.gauss(0, RATER_NOISE) > 0)
+    for _ in range(VERIFIED):
+        fact = rng.choice(shown.facts)
+        if false := rng.random() < 0.5:
+            fact = spoiled(rng, fact) if rng.random() < 0.7 else rng.choice(other_picture(rng).facts)
+            false = fact not in shown.facts
+        sentence = fact.sentence(int(rng.random() < 0.25))
+        packed.ask(prompts.VERIFY.format(sentence=sentence), f"{prompts.ANSWER_PREFILL} {'AB'[false]}")
     return packed, first_wins

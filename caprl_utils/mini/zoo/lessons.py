@@ -384,7 +384,8 @@ def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
     raters would prefer (Bradley and Terry's model).
 
     The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.rewards` reads it. The words
-    around the digit are learned as any other. `short` and `long`: pairs of either pool told as the raters told them.
+    around the digit, and the verifier's letters, are learned as any other. `short` and `long`: pairs of either pool
+    told as the raters told them; `verified`: sentences rightly found true or false.
     """
     tokenizer = shared_tokenizer()
     digits = torch.tensor(tokenizer.convert_tokens_to_ids([f" {n}" for n in range(1, 6)]))
@@ -400,7 +401,10 @@ def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
     words = cross_entropy(logits[~scored], wanted[~scored])
     other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
     spread = scores.view(-1, 2, 2).std(dim=(0, 2))
-    figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1]}
+    letters = torch.isin(wanted, torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"])))
+    verified = (logits[letters].argmax(-1) == wanted[letters]).float().mean()
+    figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1],
+               "verified": verified}  # fmt: skip
     return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
 
 
