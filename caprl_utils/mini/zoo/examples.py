@@ -328,21 +328,23 @@ def rated(rng: random.Random, shown: Picture, pool: str) -> list[Fact]:
     return told
 
 
-def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool]]:
-    """An image with a pair of captions of either pool to be scored, and whether raters prefer the first of each.
+def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool], list[bool]]:
+    """An image with a pair of captions of either pool to be scored, whether raters prefer the first of each, and of
+    every statement made, in order, whether it is true.
 
     One model plays both judges of the paper's Figure 1c, told apart by the question that it is asked: `prompts.RATE`
     with the short pool, UnifiedReward's (`prompts.UNIFIED`) with the long one; it is the verifier of sentences as well
-    (`prompts.VERIFY`). In a third of the pairs the second is
-    the first with values changed. The digit is a place holder: the lesson scores it.
+    (`prompts.VERIFY`). In a third of the pairs the second is the first with values changed. The digit is a place
+    holder: the lesson scores it.
     """
-    packed, first_wins = Packed(IMAGE_PREFIX), []
+    packed, first_wins, true = Packed(IMAGE_PREFIX), [], []
     for pool in POOLS:
         first = rated(rng, shown, pool)
         second = rated(rng, shown, pool)
         if rng.random() < 0.33:
             second = [spoiled(rng, fact) if rng.random() < 0.4 else fact for fact in first]
         for told in (first, second):
+            true += [fact in shown.facts for fact in told]
             text = caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
             if pool == "short":
                 packed.ask(prompts.RATE.format(caption=text), f"{prompts.SCORE_PREFILL} 3")
@@ -352,9 +354,9 @@ def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool]]:
         first_wins.append(ahead + rng.gauss(0, RATER_NOISE) > 0)
     for _ in range(VERIFIED):
         fact = rng.choice(shown.facts)
-        if false := rng.random() < 0.5:
+        if rng.random() < 0.5:
             fact = spoiled(rng, fact) if rng.random() < 0.7 else rng.choice(other_picture(rng).facts)
-            false = fact not in shown.facts
+        true.append(fact in shown.facts)
         sentence = fact.sentence(int(rng.random() < 0.25))
-        packed.ask(prompts.VERIFY.format(sentence=sentence), f"{prompts.ANSWER_PREFILL} {'AB'[false]}")
-    return packed, first_wins
+        packed.ask(prompts.VERIFY.format(sentence=sentence), f"{prompts.ANSWER_PREFILL} {'BA'[true[-1]]}")
+    return packed, first_wins, true

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.vocabulary import INTRODUCTION
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo import examples, models, packing, pool
 from caprl_utils.mini.zoo.recipes import READING_LEVELS, RECIPES, Recipe
@@ -379,20 +380,27 @@ def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return _with_pictures(recipe, first_step, make, loss)
 
 
-def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
+def judging_loss(model, made: list[tuple], seen: torch.Tensor, mark: bool = True) -> Figures:
     """Loss and figures of scores of pairs (`examples.preferred`): their differences should tell which of two captions
     raters would prefer (Bradley and Terry's model).
 
     The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.rewards` reads it. The words
     around the digit, and the verifier's letters, are learned as any other. `short` and `long`: pairs of either pool
-    told as the raters told them; `verified`: sentences rightly found true or false.
+    told as the raters told them; `verified`: sentences rightly found true or false. mark: the end of every statement
+    that is judged is to say the same; without it, neither was learned in 80 steps (reports/lab-log.md).
     """
     tokenizer = shared_tokenizer()
-    digits = torch.tensor(tokenizer.convert_tokens_to_ids([f" {n}" for n in range(1, 6)]))
-    first_wins = torch.tensor([won for _, won in packed])  # (pictures, 2 pools)
-    batch = packing.collate([one for one, _ in packed], tokenizer, with_image=True)
+    digits, letters = (
+        torch.tensor(tokenizer.convert_tokens_to_ids(words)) for words in ([f" {n}" for n in range(1, 6)], [" A", " B"])
+    )
+    first_wins = torch.tensor([won for _, won, _ in made])  # (pictures, 2 pools)
+    batch = packing.collate([packed for packed, _, _ in made], tokenizer, with_image=True)
+    answer = batch.labels[:, 1:] != packing.IGNORED
+    if mark:
+        _mark_statements(batch, [true for _, _, true in made], letters)
     logits, wanted = packing.answers_of(model, batch, seen)
-    scored = torch.isin(wanted, digits)
+    answer = answer[batch.labels[:, 1:] != packing.IGNORED]  # of the learned tokens, those of answers
+    scored, verified = answer & torch.isin(wanted, digits), torch.isin(wanted, letters)
     scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
     ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's
     told = ((ahead > 0) == first_wins).float().mean(0)
@@ -401,11 +409,23 @@ def judging_loss(model, packed: list, seen: torch.Tensor) -> Figures:
     words = cross_entropy(logits[~scored], wanted[~scored])
     other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
     spread = scores.view(-1, 2, 2).std(dim=(0, 2))
-    letters = torch.isin(wanted, torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"])))
-    verified = (logits[letters].argmax(-1) == wanted[letters]).float().mean()
+    right = (logits.argmax(-1) == wanted).float()
     figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1],
-               "verified": verified}  # fmt: skip
+               "verified": right[verified & answer].mean()} | (
+               {"marked": right[verified & ~answer].mean()} if mark else {})  # fmt: skip
     return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
+
+
+def _mark_statements(batch: packing.Batch, true: list[list[bool]], letters: torch.Tensor) -> None:
+    """Label the last word of each statement with the letter of true or false; before each caption's first there is one
+    more full stop, that of its introduction or of the verifier's question.
+    """
+    stops = torch.tensor([i for word, i in shared_tokenizer().get_vocab().items() if word.startswith(".")])
+    opening = torch.tensor(shared_tokenizer().convert_tokens_to_ids([*INTRODUCTION.values(), " image"]))
+    ends = torch.isin(batch.input_ids[:, 1:], stops) & ~torch.isin(batch.input_ids[:, :-1], opening)
+    for row, marks in enumerate(true):
+        places = ends[row].nonzero().flatten() + 1
+        batch.labels[row, places] = letters[(~torch.tensor(marks)).long()]
 
 
 def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
@@ -414,7 +434,7 @@ def judging_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def make(rng: random.Random, numbers: list[int], step: int) -> tuple:
         return [examples.preferred(rng, pool.picture_of(number)) for number in numbers], _seen(recipe, numbers, step)
 
-    return _with_pictures(recipe, first_step, make, lambda packed, seen: judging_loss(model, packed, seen))
+    return _with_pictures(recipe, first_step, make, lambda made, seen: judging_loss(model, made, seen))
 
 
 @torch.no_grad()
@@ -426,8 +446,8 @@ def held_out_pairs(model, batches: int = 10, pictures: int = 50) -> dict[str, fl
         rng = random.Random(derive_seed("held-out pairs", number))
         images = torch.from_numpy(np.stack([np.asarray(render(one)) for one in shown])).permute(0, 3, 1, 2)
         seen = _looked_at(model, models.image_processor()(images=images, return_tensors="pt"))
-        packed = [examples.preferred(rng, one) for one in shown]
-        found.append(judging_loss(model, packed, seen.view(pictures, packing.IMAGE_TOKENS, -1))[1])
+        made = [examples.preferred(rng, one) for one in shown]
+        found.append(judging_loss(model, made, seen.view(pictures, packing.IMAGE_TOKENS, -1), mark=False)[1])
     return {name: round(sum(one[name] for one in found) / batches, 4) for name in found[0]}
 
 
