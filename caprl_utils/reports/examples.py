@@ -20,7 +20,7 @@ from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import counts, false, sentences
 from caprl_utils.records import Sample
-from caprl_utils.reports import numbers
+from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import items
 from caprl_utils.reports.numbers import Cell, Table
 from caprl_utils.schema import Profile
@@ -31,17 +31,21 @@ CAPTIONERS = ("base", "CapRL", "strong captioner")  # rows of Table 3
 
 
 def write(profile: Profile) -> Path | None:
-    """Write examples.md and its pictures from the kept captions; None where runs are missing or facts not known."""
+    """Write examples.md with its pictures, and the first of them as a figure with what is answered from its captions,
+    from the kept captions; None where runs are missing or facts not known.
+    """
     runs = {row.label: paths.RUNS / profile.name / row.runs[0] for row in items(profile)["table3"].rows}
     captions = {label: _first_captions(runs[label]) for label in CAPTIONERS if (runs[label] / "result.json").is_file()}
     if not captions or not all(captions.values()):
         return None
     folder, rows = paths.reports_of(profile.name), []
-    for sample in _in_turn(load_samples(profile), set.intersection(*map(set, captions.values()))):
+    samples = list(_in_turn(load_samples(profile), set.intersection(*map(set, captions.values()))))
+    _draw_first(profile, samples[0], {label: captions[label] for label in CAPTIONERS[:2]})
+    for sample in samples:
         image_id = image_ids(sample)[0]
         file = f"{NAME}/{re.sub(r'[^A-Za-z0-9-]+', '-', image_id)}.png"
         save_png(sample.images[0](), folder / file)
-        told = [Cell(marked(found[image_id], sample.meta)) for found in captions.values()]
+        told = [Cell(marked(found[image_id][0]["caption"], sample.meta)) for found in captions.values()]
         rows.append((f"![{sample.meta['true_caption']}]({file})", told))
     first, more = (
         Table(NAME, caption, "Picture", list(captions), part, words=True)
@@ -52,10 +56,28 @@ def write(profile: Profile) -> Path | None:
     return folder / f"{NAME}.md"
 
 
-def _first_captions(run: Path) -> dict[str, str]:
-    """Image id -> first caption, of images with known facts."""
-    rows = read_samples(run)
-    return {row["image_id"]: row["caption"] for row in rows if row["caption_index"] == 0 and row["facts"] is not None}
+def _first_captions(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """Image id -> rows of its first caption, a question each, of images with known facts."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_samples(run):
+        if row["caption_index"] == 0 and row["facts"] is not None:
+            found.setdefault(row["image_id"], []).append(row)
+    return found
+
+
+def _draw_first(profile: Profile, sample: Sample, captions: Mapping[str, Mapping[str, list[dict[str, Any]]]]) -> None:
+    """The strip of README: see `figures.plot_example`."""
+    rows = {label: found[image_ids(sample)[0]] for label, found in captions.items()}
+    told = {
+        label: [(text, kind if kind in figures.EXAMPLE_LOOKS else "false")
+                for text, kind in sentences(some[0]["caption"], sample.meta) if kind]
+        for label, some in rows.items()
+    }  # fmt: skip
+    asked = [
+        (row["question"].splitlines()[0], [found[number]["score"] == 1 for found in rows.values()])
+        for number, row in enumerate(rows[CAPTIONERS[0]])
+    ]
+    figures.plot_example(sample.images[0](), told, asked, profile, paths.reports_of(profile.name) / "example")
 
 
 def _in_turn(samples: Sequence[Sample], captioned: set[str]) -> Iterator[Sample]:

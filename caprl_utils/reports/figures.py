@@ -27,6 +27,7 @@ from caprl_utils.schema import Profile
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 WIDTH_INCHES = 6.4
 STYLE = Path(__file__).with_name("figures.mplstyle")
@@ -35,6 +36,7 @@ VERDICT_LOOKS = {  # colour, marker: told apart in grey as well
     "supported": ("#1f6b3a", "o"), "not supported": ("#a5382a", "X"), "undecided": ("#b07d12", "D"),
     "no difference": ("#1d6a7d", "s"), "not testable here": ("#9a9a9a", "."),
 }  # fmt: skip
+EXAMPLE_LOOKS = {"true": ("✓", "#1b6e3c"), "false": ("✗", "#a8322a"), "repeat": ("↺", "#777777")}  # of a statement
 SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line around each; the thin line is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 TITLED = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 11}, "borderaxespad": 0.2}
@@ -279,6 +281,38 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         axes.minorticks_off()
         _legend(figure, axes, results.item.title)
         return save(figure, stem, counted(results))
+
+
+def plot_example(
+    picture: Image, told: Mapping[str, Sequence[tuple[str, str]]], asked: Sequence[tuple[str, Sequence[bool]]],
+    profile: Profile, stem: Path,
+) -> list[Path]:  # fmt: skip
+    """A picture, what captioners say of it, and which questions a reader answers from that.
+
+    told: captioner -> (sentence, its kind: a key of EXAMPLE_LOOKS). asked: (question, right from each caption).
+    """
+    lines = [len(sentences) for sentences in told.values()]
+    with styled():
+        figure, (left, *columns, right) = new_grid(2 + len(told), 2 + len(told), 0.21 * max(*lines, len(asked)) + 0.9)
+        figure.set_figwidth(_FOREST_INCHES)
+        left.imshow(picture, interpolation="antialiased")
+        for axes in (left, *columns, right):
+            axes.set_axis_off()
+        for number, (axes, (name, sentences)) in enumerate(zip(columns, told.items(), strict=True), 1):
+            looks = [(text, *EXAMPLE_LOOKS[kind]) for text, kind in sentences]
+            _listed(axes, f"{number}  {name}", [(f"{sign} {text}", colour) for text, sign, colour in looks])
+        signs = [(" ".join("✓" if good else "✗" for good in answers), question) for question, answers in asked]
+        _listed(right, f"{' '.join(map(str, range(1, len(told) + 1)))}  answered from it",
+                [(f"{sign}  {question}", "#333333") for sign, question in signs])  # fmt: skip
+        return save(figure, stem, about(profile, "green: true, red: false, grey: said before"))
+
+
+def _listed(axes: Axes, title: str, lines: Sequence[tuple[str, str]]) -> None:
+    """A column of (text, colour) below its title, from the top of its place."""
+    options = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": 8.5}
+    axes.annotate(title, (0, 1), (0, 0), weight="bold", **options)
+    for number, (text, colour) in enumerate(lines, 1):
+        axes.annotate(text, (0, 1), (0, -15 * number), color=colour, **options)
 
 
 def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, stem: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import base64
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -202,14 +203,18 @@ def _commits(*reports: dict[str, Any]) -> list[str]:
 
 
 def readme_map() -> str:
-    """Paper item, notebook, target, the paper's value, ours, profile and commit of the runs; from reports/ alone."""
-    heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Profile", "Commit of the runs"]
+    """Paper item, notebook, target, the paper's values and difference, ours, verdicts on what the paper states, and
+    profile and commit of the runs; from reports/ alone.
+    """
+    heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Verdicts", "Runs of"]
     of_paper = [item for item in items(load_profile(PUBLISHED)).values() if not item.ours]
     rows = [
         [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(item.name)]
         for item in of_paper
     ]
-    return "\n".join(["| " + " | ".join(row) + " |" for row in (heads, [":---"] * 7, *rows)] + _facts_counted())
+    return "\n".join(
+        ["| " + " | ".join(row) + " |" for row in (heads, [":---"] * len(heads), *rows)] + _facts_counted()
+    )
 
 
 def _facts_counted() -> list[str]:
@@ -231,8 +236,11 @@ def _printed(item: Item) -> str:
         return "curves"
     values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
     ladders = [item.ladder] if item.ladder else [(theirs, ours) for ours, theirs in item.told_pairs.values()]
-    told = [[f"{values[labels[label]][PRINTED_AVERAGE]:.1f}" for label in ladder] for ladder in ladders]
-    return "; ".join((" to " if len(ladder) == 2 else ", ").join(ladder) for ladder in told)
+    told = [[values[labels[label]][PRINTED_AVERAGE] for label in ladder] for ladder in ladders]
+    return "; ".join(
+        f"{(' to ' if len(row) == 2 else ', ').join(f'{value:.1f}' for value in row)} ({row[-1] - row[0]:+.1f})"
+        for row in told
+    )
 
 
 def _measured(name: str) -> list[str]:
@@ -241,7 +249,9 @@ def _measured(name: str) -> list[str]:
         if file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
             told = f"[{content['facts']['summary']}](reports/{profile}/{name}.md)"
-            return [told, profile, ", ".join(_commits(content))]
+            found = Counter(claim["verdict"] for claim in content["facts"].get("claims", []))
+            verdicts = ", ".join(f"{number} {word}" for word, number in found.items())
+            return [told, verdicts, f"{profile}, {', '.join(_commits(content))}"]
     return ["not yet", "", ""]
 
 
