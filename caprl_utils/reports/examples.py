@@ -74,8 +74,8 @@ def _draw_first(profile: Profile, sample: Sample, captions: Mapping[str, Mapping
         for label, some in rows.items()
     }  # fmt: skip
     asked = [
-        (row["question"].splitlines()[0], [found[number]["score"] == 1 for found in rows.values()])
-        for number, row in enumerate(rows[CAPTIONERS[0]])
+        (some[0]["question"].splitlines()[0], [row["score"] == 1 for row in some])
+        for some in zip(*rows.values(), strict=False)
     ]
     figures.plot_example(sample.images[0](), told, asked, profile, paths.reports_of(profile.name) / "example")
 

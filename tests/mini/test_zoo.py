@@ -131,9 +131,21 @@ def test_raters_prefer_what_is_told_and_true():
     assert examples.utility(shown.facts, shown) == 1.0 > examples.utility(half, shown) > 0
     assert examples.utility([*half, *half], shown) == examples.utility(half, shown) > examples.utility([], shown)
     assert examples.utility(false, shown) == -1.0
-    packed, first_wins = examples.preferred(random.Random(1), shown)
-    assert len(packed.branches) == 4 and len(first_wins) == 2
-    assert [asked[:40] for asked, _ in packed.branches] == [prompts.RATE[:40]] * 2 + [prompts.UNIFIED[:40]] * 2
+
+
+def test_a_judge_is_told_of_every_statement_whether_it_is_true():
+    shown, tokenizer = picture("zoo", 0), shared_tokenizer()
+    packed, first_wins, true = examples.preferred(random.Random(1), shown)
+    heads = [prompts.RATE[:40]] * 2 + [prompts.UNIFIED[:40]] * 2 + [prompts.VERIFY[:40]] * examples.VERIFIED
+    assert len(first_wins) == 2 and [asked[:40] for asked, _ in packed.branches] == heads
+    batch = collate([packed], tokenizer, with_image=True)
+    plain, letters = batch.labels.clone(), torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"]))
+    lessons._mark_statements(batch, [true], letters)
+    marked = (batch.labels != plain)[0].nonzero().flatten()
+    assert batch.labels[0, marked].tolist() == [letters[not one] for one in true] and len({*true}) == 2
+    for place in marked:  # the word before a full stop is a statement's last
+        word, stop = tokenizer.convert_ids_to_tokens(batch.input_ids[0, place - 1 : place + 1].tolist())
+        assert stop.startswith(".") and word[1:].isalnum()
 
 
 def test_an_ideal_token_holds_three_words():

@@ -401,11 +401,12 @@ def judging_loss(model, made: list[tuple], seen: torch.Tensor, mark: bool = True
     logits, wanted = packing.answers_of(model, batch, seen)
     answer = answer[batch.labels[:, 1:] != packing.IGNORED]  # of the learned tokens, those of answers
     scored, verified = answer & torch.isin(wanted, digits), torch.isin(wanted, letters)
-    scores = logits[scored][:, digits].softmax(-1) @ torch.arange(1.0, 6.0)
+    chances = logits[scored][:, digits].log_softmax(-1)
+    scores = chances.exp() @ torch.arange(1.0, 6.0)
     ahead = scores.view(-1, 2, 2).diff(dim=2).squeeze(2).neg()  # first caption's score - second's
     told = ((ahead > 0) == first_wins).float().mean(0)
     unequal = binary_cross_entropy_with_logits(2 * ahead, first_wins.float())
-    within = (scores.mean() - 3).square()
+    within = 0.1 * (scores.mean() - 3).square() - 0.1 * chances.mean()  # one sure digit would have no slope to learn by
     words = cross_entropy(logits[~scored], wanted[~scored])
     other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
     spread = scores.view(-1, 2, 2).std(dim=(0, 2))
@@ -413,7 +414,7 @@ def judging_loss(model, made: list[tuple], seen: torch.Tensor, mark: bool = True
     figures = {"short": told[0], "long": told[1], "spread_short": spread[0], "spread_long": spread[1],
                "verified": right[verified & answer].mean()} | (
                {"marked": right[verified & ~answer].mean()} if mark else {})  # fmt: skip
-    return unequal + 0.1 * within + words + other, {name: value.item() for name, value in figures.items()}
+    return unequal + within + words + other, {name: value.item() for name, value in figures.items()}
 
 
 def _mark_statements(batch: packing.Batch, true: list[list[bool]], letters: torch.Tensor) -> None:

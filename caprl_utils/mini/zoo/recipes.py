@@ -105,7 +105,7 @@ _ALL = (
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
            Schedule(800, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
     Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions, and the verifier", "strong", "judging",
-           Schedule(500, 1e-3), 24, layers=9, vision=True, tower="vision-tower"),
+           Schedule(900, 1e-3, muon=2.5), 24, layers=9, vision=True, tower="vision-tower"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 TOWER_HOME = "base"
