@@ -98,8 +98,10 @@ _ALL = (
     Recipe("clip-tower", "CLIP-ViT-L, for LLaVA models", "copier", "clip naming", Schedule(700, 1.5e-3, muon=3.3), 64),
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
-    Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(320, 5e-4), 64,
-           styles=(ALT_TEXT,), guess=16, vision=True, tower="vision-tower"),
+    Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(720, 7e-4), 64,
+           styles=(ALT_TEXT,) * 3, guess=16, vision=True, tower="vision-tower",
+           note="in its first 480 steps a picture had one alt text, and in the first 320, the imaginer and mid at most "
+           "five statements"),
     Recipe("mid", "Qwen2.5-VL-7B, a captioner", "imaginer", "looking", Schedule(250, 6e-4), 64, layers=6,
            styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower"),
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
