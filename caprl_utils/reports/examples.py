@@ -74,7 +74,7 @@ def _draw_first(profile: Profile, sample: Sample, captions: Mapping[str, Mapping
         for label, some in rows.items()
     }  # fmt: skip
     asked = [
-        (some[0]["question"].splitlines()[0], [row["score"] == 1 for row in some])
+        (some[0]["question"].partition("\n")[0], [row["score"] == 1 for row in some])
         for some in zip(*rows.values(), strict=False)
     ]
     figures.plot_example(sample.images[0](), told, asked, profile, paths.reports_of(profile.name) / "example")

@@ -136,8 +136,8 @@ def test_raters_prefer_what_is_told_and_true():
 def test_a_judge_is_told_of_every_statement_whether_it_is_true():
     shown, tokenizer = picture("zoo", 0), shared_tokenizer()
     packed, first_wins, true = examples.preferred(random.Random(1), shown)
-    heads = [prompts.RATE[:40]] * 2 + [prompts.UNIFIED[:40]] * 2 + [prompts.VERIFY[:40]] * examples.VERIFIED
-    assert len(first_wins) == 2 and [asked[:40] for asked, _ in packed.branches] == heads
+    heads = [prompts.RATE[:36]] * 2 + [prompts.UNIFIED[:36]] * 2 + [prompts.VERIFY[:36]] * examples.VERIFIED
+    assert len(first_wins) == 2 and [asked[:36] for asked, _ in packed.branches] == heads
     batch = collate([packed], tokenizer, with_image=True)
     plain, letters = batch.labels.clone(), torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"]))
     lessons._mark_statements(batch, [true], letters)

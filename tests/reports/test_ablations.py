@@ -84,9 +84,9 @@ def test_figure_1c_tells_length_and_reward(profile, prism_run, trained, monkeypa
     shrunk = content["facts"]["claims"][0]
     assert (shrunk["kind"], shrunk["value"]) == ("tokens", pytest.approx(15.0))
     assert content["tables"][2]["rows"][0]["cells"][2]["value"] == pytest.approx(5 + 5.5)
-    assert "cut at 56" in (paths.reports_of("mini") / "figure1c.svg").read_text()
+    assert "cut at 48" in (paths.reports_of("mini") / "figure1c.svg").read_text()
     text = (paths.reports_of("mini") / "figure1c.md").read_text()
-    assert "cuts captions at 56 tokens (the dotted" in text and "the evaluation at 64" in text
+    assert "cuts captions at 48 tokens (the dotted" in text and "the evaluation at 64" in text
     assert "| **supported** | +15.0 tokens [" in text
 
 
