@@ -142,7 +142,7 @@ def test_a_judge_is_told_of_every_statement_whether_it_is_true():
     plain, letters = batch.labels.clone(), torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"]))
     lessons._mark_statements(batch, [true], letters)
     marked = (batch.labels != plain)[0].nonzero().flatten()
-    assert batch.labels[0, marked].tolist() == [letters[not one] for one in true] and len({*true}) == 2
+    assert batch.labels[0, marked].tolist() == [int(letters[int(not one)]) for one in true] and len({*true}) == 2
     for place in marked:  # the word before a full stop is a statement's last
         word, stop = tokenizer.convert_ids_to_tokens(batch.input_ids[0, place - 1 : place + 1].tolist())
         assert stop.startswith(".") and word[1:].isalnum()
