@@ -197,14 +197,15 @@ BY_REWARD = ", by the reward's reader"  # what labels of rows end with that it r
 
 
 def footing_table(results: Results) -> Table:
-    """Rewards on one footing: what each taught by both readers and by the known facts, and what it cost."""
+    """Rewards on one footing: what each taught by both readers and by the known facts, and what it cost. Each row is
+    over its own images: one that states nothing leaves the others whole.
+    """
     labels = [label for label, found in results.measured.items() if not found.row.bound]
-    parts = {name: resampled(results, labels, name) for name in FOOTING}
     costs = {"reward_calls": "Reward calls a step", "seconds_reward": "Seconds for the reward", "seconds": "of a step"}
     rows = []
     for label in labels:
         cells = [_average(results, label), _average(results, f"{label}{BY_REWARD}")]
-        cells += [_cell(results, name, part, label) for name, part in parts.items()]
+        cells += [_cell(results, name, resampled(results, [label], name), label) for name in FOOTING]
         rows.append((label, [*cells, *(_cost(results.measured[label], key) for key in costs)]))
     heads = ["Accuracy (%)", "by the reward's reader", *(MEASURES[name].head for name in FOOTING), *costs.values()]
     caption = "What each reward teaches: accuracy (%) with 95 % interval, what captions say, cost"
@@ -222,19 +223,18 @@ def _cost(found: Measured, key: str) -> Cell:
 
 
 def trade_off(results: Results) -> dict[str, tuple[Interval, Interval, float]]:
-    """Row -> (facts told, share of false statements, tokens a caption); empty where no facts are known."""
-    labels = [label for label, found in results.measured.items() if not found.row.bound]
-    names = ("told", "false share")
-    parts = [(resampled(results, labels, name), results.spread(measure_of(name))) for name in names]
-    if any(part is None for part, _ in parts):
-        return {}
-    return {
-        label: (
-            *(results.contrast(part, label, None, spread) for part, spread in parts),
-            results.measured[label].mean_of("caption_tokens"),
-        )
-        for label in labels
-    }  # fmt: skip
+    """Row -> (facts told, share of false statements, tokens a caption), of rows that state something; empty where no
+    facts are known.
+    """
+    found = {}
+    for label in (label for label, one in results.measured.items() if not one.row.bound):
+        parts = {name: resampled(results, [label], name) for name in ("told", "false share")}
+        if None not in parts.values():
+            told, false = (
+                results.contrast(part, label, None, results.spread(measure_of(name))) for name, part in parts.items()
+            )
+            found[label] = told, false, results.measured[label].mean_of("caption_tokens")
+    return found
 
 
 def verifier_table(results: Results) -> Table:

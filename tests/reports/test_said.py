@@ -12,6 +12,7 @@ from caprl_utils.prism.scores import summarise, write_samples
 from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import counts
 from caprl_utils.reports import claims, examples, numbers, page, said, tables
+from caprl_utils.reports.items import items
 from caprl_utils.reports.results import Curve
 from caprl_utils.reports.said import false_over_steps, said_table
 from caprl_utils.runs import Run
@@ -123,14 +124,17 @@ def test_rewards_on_one_footing(footing, cell, results_of, capsys):
     ]  # fmt: skip
     assert cell(table, correct, "by the reward's reader").value == 0.5
     assert cell(table, correct, "False (%)").value == 0 and cell(table, "CapRL (utility)", "False (%)").text == "33.3"
+    silent = "precision, recall, fluency"
+    assert cell(table, silent, "Facts told (%)").value == 0 and cell(table, silent, "False (%)").text == numbers.MISSING
     assert cell(table, correct, "Reward calls a step").text == numbers.MISSING  # these trainings did not count
     found = {one["text"]: one for one in content["facts"]["claims"]}
     (checked,) = (one for text, one in found.items() if "checking sentences" in text)
     assert checked["verdict"] == "supported" and checked["value"] == pytest.approx(1 / 3)
     assert not any("linear penalty" in text for text in found)  # that row is not there
     drawn = (paths.reports_of("mini") / "extra_rewards.svg").read_text()
-    assert "false statements (%); low is good" in drawn and f"{correct} (7.0 tokens)" in drawn
-    assert claims.write_claims(footing)["facts"]["statements"] == 49  # those of follow-up papers are not among them
+    assert "false statements (%); low is good" in drawn and f"{correct} (7.0 tokens)" in drawn and silent not in drawn
+    of_paper = sum(len(item.claims) for item in items(footing).values() if not item.ours)
+    assert claims.write_claims(footing)["facts"]["statements"] == of_paper  # those of later papers are not among them
     text = (paths.reports_of("mini") / "claims.md").read_text()
     assert text.count("| CCCaption: checking sentences") == 1 and "## What follow-up papers state" in text
     assert "make it: make rewards" not in capsys.readouterr().err
