@@ -306,7 +306,7 @@ def plot_pareto(
             axes.vlines(x, 100 * false.low, 100 * false.high, color=colour, linewidth=1)
             axes.scatter(
                 x, y, 3 * tokens, "white" if colour in filled else colour, look.marker, edgecolors=colour, zorder=3,
-                label=f"{name} ({numbers.number(tokens)} tokens)",
+                clip_on=False, label=f"{name} ({numbers.number(tokens)} tokens)",
             )  # fmt: skip
             filled.add(colour)
         axes.set(xlabel="facts told (%)", ylabel="false statements (%); low is good")

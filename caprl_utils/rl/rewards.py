@@ -96,7 +96,9 @@ Scores = tuple[list[float | None], dict[str, float]]  # of each round, and what 
 
 
 def qa(rollout: Rollout, reader: Reader, settings: RL) -> RewardBatch:
-    """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
+    """Share of questions that the reader answers rightly (`qa_rewards`); draws derive from the training's seed, the
+    step, the image and the caption's number.
+    """
     seen: Counter[str] = Counter()
     tasks = []
     for caption, name, questions in zip(
