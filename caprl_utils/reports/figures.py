@@ -297,7 +297,7 @@ def plot_pareto(
         if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in places.values())
     ]  # fmt: skip
     with styled():
-        figure, (axes,) = new_grid(1, 1, 3.8)
+        figure, (axes,) = new_grid(1, 1, 4.4)
         axes.plot(*zip(*sorted(best), strict=True), color="#bbbbbb", linewidth=4, zorder=1, solid_capstyle="round")
         filled = set()
         for (name, (told, false, tokens)), look in zip(found.items(), looks([*found]), strict=True):
@@ -306,10 +306,10 @@ def plot_pareto(
             axes.vlines(x, 100 * false.low, 100 * false.high, color=colour, linewidth=1)
             axes.scatter(
                 x, y, 3 * tokens, "white" if colour in filled else colour, look.marker, edgecolors=colour, zorder=3,
-                clip_on=False, label=f"{name} ({numbers.number(tokens)} tokens)",
+                clip_on=False, label=name,
             )  # fmt: skip
             filled.add(colour)
-        axes.set(xlabel="facts told (%)", ylabel="false statements (%); low is good")
+        axes.set(xlabel="facts told (%)", ylabel="false statements (%), fewer is better")
         axes.set_ylim(bottom=0)
         _legend(figure, axes, title)
         return save(figure, stem, f"{note}; area of a marker: tokens a caption; grey: none tells more and errs less")
