@@ -46,7 +46,7 @@ WHOLE := $(CHAIN:03_caprl_rl_training=03_caprl_rl_training-with_ablations-True)
 SLICE := $(filter-out 05_%,$(CHAIN))
 # Notebooks that no table needs; SHOWN of them are published too.
 SHOWN := 00_quickstart_captioning 02_initialize_vlm_3b
-EXTRA := $(SHOWN) colab_caption_your_images
+EXTRA := $(SHOWN) colab_caption_your_images 07_rewards_on_one_footing
 # `make reproduce` goes along the whole chain, `make table3` along its slice; a notebook asked for by name runs alone.
 ORDER := $(if $(filter reproduce,$(MAKECMDGOALS)),$(WHOLE),$(if $(filter slice,$(MAKECMDGOALS)),$(SLICE)))
 # SET="rl.steps=10 ..." overrides settings; a change of it is a change of the inputs.
@@ -100,6 +100,7 @@ table6: ## Table 6: leaking questions
 figure4: ## Figure 4: growing caption sets
 figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: length term, swap of readers, a reader from outside
+rewards: ## seven rewards on one footing: CapRL's and those of papers after it
 
 $(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
 	@$(PY) -m caprl_utils train --table3 --profile $(PROFILE)
@@ -115,6 +116,10 @@ figures_ITEMS := figure1c figure5_left figure5_right
 extras_ITEMS := extra_length extra_readers extra_outside
 table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
 	@$(CAPRL) report $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
+
+rewards: $(COPIES)/01_qa_curation.ipynb
+	@$(CAPRL) report extra_rewards --train --profile $(PROFILE)
+	@$(MAKE) --no-print-directory 07_rewards_on_one_footing
 
 report: environment ## tables, figures, claims, the one HTML page, and model and data cards, from what is there
 	@$(CAPRL) report --profile $(PROFILE)
@@ -191,5 +196,5 @@ environment:
 FORCE:
 
 .PHONY: slice setup setup-main setup-llamafactory setup-tokenizer lock reproduce $(CHAIN) $(EXTRA) table1 table2 table3 table4 table5 table6 figure4 \
-	figures extras report publish plan serve bench check-gpu config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
+	figures extras rewards report publish plan serve bench check-gpu config trace zoo lab test lint test-fast test-integration test-engines test-notebooks clean help \
 	environment FORCE

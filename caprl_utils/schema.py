@@ -304,6 +304,9 @@ class Reward(Settings):
     reader: Literal["reward_reader", "prism_reader"] = setting(
         "reward_reader", "paper: the reward's own; ours: the evaluation's, for the swap of readers"
     )
+    apart: bool = setting(
+        False, "paper: one reward; BalCapRL: each term is normalised within its image's captions, then summed"
+    )
 
 
 class Lora(Settings):

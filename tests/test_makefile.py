@@ -24,7 +24,9 @@ def test_plain_make_prints_help_made_from_the_comments():
     assert "Profiles: mini one_gpu paper smoke (PROFILE=mini)" in shown
 
 
-@pytest.mark.parametrize("item", ["table1", "table2", "table4", "table5", "table6", "figure4", "figures", "extras"])
+@pytest.mark.parametrize(
+    "item", ["table1", "table2", "table4", "table5", "table6", "figure4", "figures", "extras", "rewards"]
+)
 def test_each_item_has_a_target_that_makes_what_it_needs_first(item, tmp_path):
     plan = make("-n", item, "PROFILE=smoke", f"CAPRL_RUNS={tmp_path}").stdout
     assert plan.index("01_qa_curation") < plan.index("caprl_utils report ")

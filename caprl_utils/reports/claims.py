@@ -20,7 +20,7 @@ from caprl_utils.files import note_access
 from caprl_utils.prism.statistics import AVERAGE, Interval, holm, t_interval
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import figures, numbers
-from caprl_utils.reports.items import Claim, Item, items, texts
+from caprl_utils.reports.items import FOLLOW_UPS, Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
 from caprl_utils.reports.results import Results, keys_of
@@ -179,16 +179,20 @@ def write_claims(profile: Profile) -> dict[str, Any]:
         "supported_large_p": [row.id for row in supported if row.corrected >= P_LEVEL],
         "printed_averages": all_average_notes(),
     }  # fmt: skip
+    later = [row for row in _reported(items(profile)[FOLLOW_UPS], folder, runs) if row.found]
+    follow_ups = claims_table(later, "follow_ups", "Statements of follow-up papers", HEADS[:3])
     first = claims_table(headlines(rows), "findings", "Findings", HEADS[:3])
     table = claims_table(rows, "claims", "Every statement of the paper", HEADS)
     figures.plot_forest(_forest(rows), folder / "claims", "The paper's statements in our data", profile)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, findings=first, table=table, warning=SMOKE_WARNING,
+        "claims.md", profile=profile, facts=facts, findings=first, table=table, follow_ups=follow_ups,
+        warning=SMOKE_WARNING,
         cautions=texts()["cautions"].values(), margins=texts()["margins"],
         window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
     of_runs = [runs[file] for file in sorted(runs)]
-    return numbers.write(folder / "claims", facts, [first, table], text, of_runs, [_line(row) for row in rows])
+    shown = [first, table, *[follow_ups] * bool(later)]
+    return numbers.write(folder / "claims", facts, shown, text, of_runs, [_line(row) for row in rows])
 
 
 def counted(rows: Sequence[Statement]) -> dict[str, int]:

@@ -283,6 +283,38 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         return save(figure, stem, counted(results))
 
 
+def plot_pareto(
+    found: Mapping[str, tuple[Interval, Interval, float]], stem: Path, note: str, title: str
+) -> list[Path]:  # fmt: skip
+    """Facts told against false statements, with intervals both ways; a marker's area is the length of captions. Grey:
+    the rows than which none tells more and errs less.
+
+    found: row -> (facts told, share of false statements, tokens a caption).
+    """
+    places = {name: (100 * told.value, 100 * false.value) for name, (told, false, _) in found.items()}
+    best = [
+        (x, y) for x, y in places.values()
+        if not any(a >= x and b <= y and (a, b) != (x, y) for a, b in places.values())
+    ]  # fmt: skip
+    with styled():
+        figure, (axes,) = new_grid(1, 1, 4.4)
+        axes.plot(*zip(*sorted(best), strict=True), color="#bbbbbb", linewidth=4, zorder=1, solid_capstyle="round")
+        filled = set()
+        for (name, (told, false, tokens)), look in zip(found.items(), looks([*found]), strict=True):
+            (x, y), colour = places[name], look.colour
+            axes.hlines(y, 100 * told.low, 100 * told.high, color=colour, linewidth=1)
+            axes.vlines(x, 100 * false.low, 100 * false.high, color=colour, linewidth=1)
+            axes.scatter(
+                x, y, 3 * tokens, "white" if colour in filled else colour, look.marker, edgecolors=colour, zorder=3,
+                clip_on=False, label=name,
+            )  # fmt: skip
+            filled.add(colour)
+        axes.set(xlabel="facts told (%)", ylabel="false statements (%), fewer is better")
+        axes.set_ylim(bottom=0)
+        _legend(figure, axes, title)
+        return save(figure, stem, f"{note}; area of a marker: tokens a caption; grey: none tells more and errs less")
+
+
 def plot_example(
     picture: Image, told: Mapping[str, Sequence[tuple[str, str]]], asked: Sequence[tuple[str, Sequence[bool]]],
     profile: Profile, stem: Path,

@@ -24,6 +24,7 @@ from caprl_utils.rl.experiments import run_name
 from caprl_utils.schema import Profile
 
 FILE = paths.CONFIGS / "reports.yaml"
+FOLLOW_UPS = "extra_rewards"  # the item whose statements are those of papers that followed this one
 CAPTIONERS = ("policy", "captioner_7b", "captioner_72b")  # roles of the models compared by size
 Kind = Literal["prism", "rl", "pretraining"]
 NOTEBOOKS: Mapping[Kind, str] = {
@@ -57,9 +58,9 @@ class Claim:
     text: str
     ours: str
     theirs: str = ""
-    kind: Literal["accuracy", "no gain", "as good", "larger gain", "tokens", "false share", "false count", "reward"] = (
-        "accuracy"
-    )
+    kind: Literal[
+        "accuracy", "no gain", "as good", "larger gain", "tokens", "false share", "false count", "repeats", "reward"
+    ] = "accuracy"  # fmt: skip
     benchmarks: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     share: float = 1.0
@@ -82,7 +83,7 @@ class Item:
     told: str = ""
     told_pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     paper: str | None = None  # CSV of reports/paper
-    figures: Sequence[Literal["dots", "curves", "growth", "sets", "readers"]] = ()
+    figures: Sequence[Literal["dots", "curves", "growth", "sets", "readers", "pareto"]] = ()
     notes: Sequence[str] = ()
 
     @property
@@ -98,19 +99,28 @@ class Item:
     @property
     def target(self) -> str:
         """The target of the Makefile that makes it."""
-        groups = {"extra": "extras", "figure1c": "figures", "figure5": "figures"}
-        return groups.get(self.name.split("_")[0], self.name)
+        groups = {FOLLOW_UPS: "rewards", "extra": "extras", "figure1c": "figures", "figure5": "figures"}
+        return groups.get(self.name, groups.get(self.name.split("_")[0], self.name))
 
     @property
     def experiments(self) -> list[str]:
         """The trainings of notebook 03 behind it, each once."""
-        runs = (run for row in self.rows for run in row.trainings if self.kind == "rl")
-        return list(dict.fromkeys(run.removeprefix("rl/").rsplit("-seed", 1)[0] for run in runs))
+        return _experiments_of(self.rows) if self.kind == "rl" else []
+
+    @property
+    def read_twice(self) -> list[str]:
+        """Of these, those that the reader of the reward reads as well."""
+        return _experiments_of([row for row in self.rows if row.runs[0].endswith("-by-reward_reader")])
 
     @property
     def ours(self) -> bool:
         """Whether it is no item of the paper."""
         return self.name.startswith("extra")
+
+
+def _experiments_of(rows: Sequence[Row]) -> list[str]:
+    runs = (run for row in rows for run in row.trainings)
+    return list(dict.fromkeys(run.removeprefix("rl/").rsplit("-seed", 1)[0] for run in runs))
 
 
 @functools.cache

@@ -24,11 +24,13 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.prism import probes
+from caprl_utils.prism.loading import load_samples
 from caprl_utils.reports import cards, claims, examples, numbers, tables
 from caprl_utils.reports.claims import write_claims
-from caprl_utils.reports.items import Item, chosen, items
+from caprl_utils.reports.items import FOLLOW_UPS, Item, chosen, items
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
 from caprl_utils.reports.trace import Records, sources_of
+from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import run_all
 from caprl_utils.schema import Profile
 
@@ -43,15 +45,19 @@ MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result i
 
 
 def train(profile: Profile, names: Sequence[str]) -> list[str]:
-    """Make the trainings of notebook 03 behind items (without names: all), and let a reader from outside read; returns
-    the items, without its own where there is no such reader. Raises UserError where there is no training.
+    """Make the trainings of notebook 03 behind items (without names: all), test the verifier where it is asked, and let
+    a reader from outside read; returns the items, without its own where there is no such reader. Raises UserError where
+    there is no training.
     """
-    experiments = [name for item in chosen(profile, names) for name in item.experiments]
+    wanted = chosen(profile, names)
+    experiments = [name for item in wanted for name in item.experiments]
     if names and not experiments:
         what = f"no training of notebook 03 stands behind {', '.join(names)}"
         raise UserError(f"{what}; make it: make {names[0]}")
     notebook.prepare_process(profile)
-    run_all(profile.name, experiments)
+    run_all(profile.name, experiments, [name for item in wanted for name in item.read_twice])
+    if FOLLOW_UPS in names:
+        judge_trial.verify(profile, load_samples(profile))
     if OUTSIDE not in names:
         return list(names)
     rows = (row for item in chosen(profile, [OUTSIDE]) for row in item.rows)

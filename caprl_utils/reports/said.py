@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -190,3 +190,63 @@ def judges_table(results: Results) -> Table:
             cells.setdefault(pair, []).append(Cell(numbers.percent(share), share, None, (source,)))
     caption = "Are the judges valid? How often the better of two captions of known facts is scored higher (%)"
     return Table("judges", caption, "Better and worse", [*files], list(cells.items()), [texts()["notes"]["judges"]])
+
+
+FOOTING = ("told", "false share", "not shown", "repeats", "tokens")  # of MEASURES
+BY_REWARD = ", by the reward's reader"  # what labels of rows end with that it reads (configs/reports.yaml)
+
+
+def footing_table(results: Results) -> Table:
+    """Rewards on one footing: what each taught by both readers and by the known facts, and what it cost. Each row is
+    over its own images: one that states nothing leaves the others whole.
+    """
+    labels = [label for label, found in results.measured.items() if not found.row.bound]
+    costs = {"reward_calls": "Reward calls a step", "seconds_reward": "Seconds for the reward", "seconds": "of a step"}
+    rows = []
+    for label in labels:
+        cells = [_average(results, label), _average(results, f"{label}{BY_REWARD}")]
+        cells += [_cell(results, name, resampled(results, [label], name), label) for name in FOOTING]
+        rows.append((label, [*cells, *(_cost(results.measured[label], key) for key in costs)]))
+    heads = ["Accuracy (%)", "by the reward's reader", *(MEASURES[name].head for name in FOOTING), *costs.values()]
+    caption = "What each reward teaches: accuracy (%) with 95 % interval, what captions say, cost"
+    return Table(f"{results.item.name}_footing", caption, "Trained with", heads, rows, [texts()["notes"]["footing"]])
+
+
+def _cost(found: Measured, key: str) -> Cell:
+    """Mean over a row's trainings of a number a step; a dash where it was not trained or not recorded."""
+    values = [record["values"].get(key) for record in found.trainings.values()]
+    if not values or None in values:
+        return Cell(numbers.MISSING)
+    sources = tuple(Source(file, f"values/{key}") for file in found.trainings)
+    mean = sum(values) / len(values)
+    return Cell(numbers.number(mean), mean, None, sources)
+
+
+def trade_off(results: Results) -> dict[str, tuple[Interval, Interval, float]]:
+    """Row -> (facts told, share of false statements, tokens a caption), of rows that state something; empty where no
+    facts are known.
+    """
+    found = {}
+    for label in (label for label, one in results.measured.items() if not one.row.bound):
+        parts = {name: resampled(results, [label], name) for name in ("told", "false share")}
+        if None not in parts.values():
+            told, false = (
+                results.contrast(part, label, None, results.spread(measure_of(name))) for name, part in parts.items()
+            )
+            found[label] = told, false, results.measured[label].mean_of("caption_tokens")
+    return found
+
+
+def verifier_table(results: Results) -> Table:
+    """How often the verifier of the correctness reward errs, where that was tried (`rl.judge_trial.verify`)."""
+    file = paths.RUNS / results.profile.name / judge_trial.STAGE / judge_trial.VERIFIER / "result.json"
+    record = load_result(file)["values"] if file.is_file() else {}
+    rows = []
+    for kind, found in record.items():
+        cells = [Cell(numbers.count(found["sentences"]), found["sentences"])]
+        cells.append(Cell(numbers.percent(found["error"]), found["error"]))
+        sources = [Source(record_path(file), f"values/{kind}/{key}") for key in ("sentences", "error")]
+        rows.append((kind, [replace(c, sources=(s,)) for c, s in zip(cells, sources, strict=True)]))
+    caption = "The verifier's own error on held-out pictures: sentences that it takes for the opposite (%)"
+    notes = [texts()["notes"]["verifier"]]
+    return Table("verifier", caption, "Sentence", ["Sentences", "Taken for the opposite (%)"], rows, notes)

@@ -20,13 +20,12 @@ from caprl_utils.prism import statistics
 from caprl_utils.prism.benchmarks import averaged
 from caprl_utils.prism.statistics import AVERAGE
 from caprl_utils.prism.told import MEASURES
-from caprl_utils.reports import claims, figures, numbers
+from caprl_utils.reports import claims, figures, numbers, said
 from caprl_utils.reports import results as measuring
-from caprl_utils.reports.items import CAPTIONERS, Item, about_models, chosen, items, texts
+from caprl_utils.reports.items import CAPTIONERS, FOLLOW_UPS, Item, about_models, chosen, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
-from caprl_utils.reports.said import budget_table, false_over_steps, judges_table, points, readers_table, said_table
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import RL, Profile
 
@@ -55,6 +54,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     results = measuring.load(profile, item)
     found, tables = claims.test_all(results), [table for table in tables_of(results) if table.rows]
     stated = "Our questions" if item.ours else "The paper's statements"
+    stated = "Statements of follow-up papers" if item.name == FOLLOW_UPS else stated
     tested = [row for row in claims.statements(item, found) if row.found]
     heads = claims.HEADS[: 3 if item.ours else 5]
     statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
@@ -173,13 +173,15 @@ def draw(results: Results, stem: Path) -> None:
     item, profile = results.item, results.profile
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
-        if kind == "curves":
+        if kind == "pareto" and (found := said.trade_off(results)):
+            figures.plot_pareto(found, target, figures.counted(results), item.title)
+        elif kind == "curves":
             step, curves = main_training(profile), curves_of(results)
             told = f"a step: {step.group_size} captions of each of {step.prompts_per_step} images"
             title = item.title if item.kind == "rl" else "Table 3: CapRL's training"
-            false, note = false_over_steps(profile, curves), figures.about(profile, told)
+            false, note = said.false_over_steps(profile, curves), figures.about(profile, told)
             figures.plot_curves(curves, target, step.max_completion_tokens, note, false, title)
-        elif kind == "dots":
+        elif kind in ("dots", "pareto"):  # of pictures whose facts are not known, accuracy alone
             shown = [label for label, found in results.measured.items() if found.records and not found.row.bound]
             groups = [*results.scored, AVERAGE]
             parts = {label: [results.interval(label, group) for group in groups] for label in shown}
@@ -191,7 +193,7 @@ def draw(results: Results, stem: Path) -> None:
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "readers" and results.readers:
-            found = {role: points(profile, reader) for role, reader in results.readers.items()}
+            found = {role: said.points(profile, reader) for role, reader in results.readers.items()}
             figures.plot_readers(found, profile, target)
         elif kind == "sets":
             pairs = {label: _pairs(found) for label, found in results.measured.items()}
@@ -211,15 +213,17 @@ def tables_of(results: Results) -> list[Table]:
     """All tables of an item but the paper's."""
     tables = [scores_table(results), gaps_table(results)]
     if results.item.kind != "pretraining":
-        tables.append(said_table(results))
+        tables.append(said.said_table(results))
     if results.item.kind == "prism":
         bounds = scores_table(results, bounds=True)
         more = best_table(results), variance_table(results)
-        return [*tables, budget_table(results), bounds, readers_table(results), *more]
+        return [*tables, said.budget_table(results), bounds, said.readers_table(results), *more]
     if results.item.kind == "pretraining":
         tables.append(captions_table(results))
+    if results.item.figures == ["pareto"]:
+        return [said.footing_table(results), said.verifier_table(results), *tables]
     if results.item.figures == ["curves"]:
-        tables += [curve_table(results), judges_table(results)]
+        tables += [curve_table(results), said.judges_table(results)]
     return tables
 
 

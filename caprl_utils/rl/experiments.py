@@ -11,7 +11,7 @@ from __future__ import annotations
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from functools import cache, partial
@@ -104,7 +104,11 @@ def listing(profile_name: str) -> str:
 
 def identity(experiment: Experiment, profile: Profile, seed: int) -> tuple[Any, ...]:
     """What `Run.open` and `Run.find` take for a training; its key covers settings, data, models, prompts and code."""
-    models = {role: profile.models[role] for role in ("policy", *roles_of(experiment.reward).values())}
+    named, roles = profile.models.named(), ("policy", *roles_of(experiment.reward).values())
+    if missing := [role for role in roles if role not in named]:
+        told = f"experiment {experiment.name} asks models.{missing[0]}, which profile {profile.name} goes without"
+        raise UserError(f"{told}; name one: --set models.{missing[0]}.path=FOLDER_OR_HUB_ID")
+    models = {role: named[role] for role in roles}
     asked = prompts.reward_question("caption", "question", [prompts.CANNOT_ANSWER], profile.prompts)
     said = {name: TERMS[name].prompts for name in experiment.reward.terms}
     parts = {
@@ -120,10 +124,11 @@ def identity(experiment: Experiment, profile: Profile, seed: int) -> tuple[Any, 
 # All of them
 
 
-def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+def run_all(profile_name: str, names: Sequence[str] = (), twice: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Train and evaluate what is not there yet; one row per run in the order of `planned`. A training that fails does
     not hold up the others, but for the main one. Raises UserError at the end, naming those that failed and why.
-    Interrupted, it ends all trainings, each after saving.
+    Interrupted, it ends all trainings, each after saving. twice: experiments that both readers read, as those of the
+    swap of readers.
     """
     from caprl_utils.prism.evaluate import trained_captioner
 
@@ -132,7 +137,8 @@ def run_all(profile_name: str, names: Sequence[str] = ()) -> list[dict[str, Any]
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
     require_tracker(profile.rl)
-    evaluate = _evaluator(profile, swap=SWAPPED[1] in (*profile.ablations.experiments, *names))
+    swap = SWAPPED if SWAPPED[1] in (*profile.ablations.experiments, *names) else ()
+    evaluate = _evaluator(profile, {*twice, *swap})
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and processes.visible_gpus() else nullcontext()
     rows: dict[Planned, dict[str, Any]] = {}
@@ -183,8 +189,8 @@ def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dic
     }  # fmt: skip
 
 
-def _evaluator(profile: Profile, swap: bool) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
-    """Call with run, captioner and experiment: its record by the evaluation's own reader. Those of the swap are read by
+def _evaluator(profile: Profile, twice: Collection[str]) -> Callable[[str, ModelConfig, str], dict[str, Any]]:
+    """Call with run, captioner and experiment: its record by the evaluation's own reader. Those of `twice` are read by
     the reward's as well. Samples and readers are loaded once, when first needed.
     """
     from caprl_utils.models.base import open_backend
@@ -197,7 +203,7 @@ def _evaluator(profile: Profile, swap: bool) -> Callable[[str, ModelConfig, str]
     def of(run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
         model = open_backend(captioner, profile)
         record = evaluate(profile, run, model, reader("prism_reader"), samples(), run)
-        if swap and experiment in SWAPPED:
+        if experiment in twice:
             other = "reward_reader"
             evaluate(profile, prism_name(run, other), model, reader(other), samples(), run)
         return record

@@ -40,7 +40,7 @@ from caprl_utils.rl import policy
 from caprl_utils.rl.data import Pictures, data_file, load_data
 from caprl_utils.rl.experiments import batch_layout
 from caprl_utils.rl.rewards import RewardBatch, Rollout, open_models, repeated_share, total
-from caprl_utils.schema import RL, Experiment, Profile
+from caprl_utils.schema import RL, Experiment, Profile, Reward
 
 GPU_ROLLOUT_ROWS = 128
 """Ours: captions that transformers samples together. A step takes as long for few as for many; keys, values and the
@@ -120,12 +120,12 @@ class StepSampler(Sampler):
 
 class CaptionReward:
     """The reward of a training as GRPOTrainer calls it: once a rollout, with captions that may fail, and a limit to how
-    many. weights, models: see `rewards.total`.
+    many. reward, models: see `rewards.total`.
     """
 
-    def __init__(self, weights: Mapping[str, float], models: Mapping[str, Any], rl: RL, seed: int):
-        self.__name__ = "+".join(weights)  # TRL names its metrics after it
-        self.weights, self.models, self.rl, self.seed = weights, models, rl, seed
+    def __init__(self, reward: Reward, models: Mapping[str, Any], rl: RL, seed: int):
+        self.__name__ = "+".join(reward.terms)  # TRL names its metrics after it
+        self.reward, self.models, self.rl, self.seed = reward, models, rl, seed
         self._pool = ThreadPoolExecutor(1, "caprl-reward")
         self._begun: tuple[Rollout, Future] | None = None
 
@@ -138,7 +138,7 @@ class CaptionReward:
     def score(self, rollout: Rollout) -> tuple[RewardBatch, str]:
         """The batch, and why it failed as a whole: a process whose servers are gone must not leave the others alone."""
         try:
-            return total(self.weights, self.models, rollout, self.rl), ""
+            return total(self.reward, self.models, rollout, self.rl), ""
         except UserError as error:
             return RewardBatch([None] * len(rollout.captions)), str(error)
 
@@ -322,7 +322,7 @@ def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Pa
     rl, training, config = profile.rl, experiment.training, profile.models.policy
     num_processes, on_gpu = PartialState().num_processes, torch.cuda.is_available()
     arguments = grpo_arguments(profile, experiment, seed, folder, num_processes, on_gpu)
-    reward = CaptionReward(experiment.reward.terms, open_models(experiment.reward, profile), rl, seed)
+    reward = CaptionReward(experiment.reward, open_models(experiment.reward, profile), rl, seed)
     model, processor = policy.load_policy(config, training, on_gpu), policy.load_processor(config)
     refusal = policy.refusal_of(processor, model.config, rl.max_completion_tokens)
     limits = (rl.num_images, rl.prompts_per_step, config.max_pixels, refusal)

@@ -26,7 +26,8 @@ SAMPLES_PER_STEP = 8
 COLUMNS = [  # of curve.jsonl
     "reward", "reward_std", "completion_tokens", "clipped_share", "kl", "zero_variance_share", "entropy", "loss",
     "grad_norm", "learning_rate", "failed_share", "repetition", "letter_mass", "fallback", "unparsed",
-    "cannot_answer", "score_mass", "logp_gap", "seconds", "seconds_generate", "seconds_reward",
+    "cannot_answer", "score_mass", "verifier_mass", "reward_calls", "logp_gap", "seconds",
+    "seconds_generate", "seconds_reward",
 ]  # fmt: skip
 LOGGED = {  # TRL's or our trainer's name of a column, where it is another
     "completion_tokens": "completions/mean_length", "clipped_share": "completions/clipped_ratio",

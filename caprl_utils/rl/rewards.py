@@ -1,7 +1,8 @@
 """What a caption is rewarded for: the weighted sum of terms (`reward.terms` of an experiment), each one function.
 
 A new reward is a function over a `Rollout`, its line in TERMS, and a YAML in configs/experiments. A term that could not
-be computed is None, and so is the caption's reward: it is left out of its group (the author code scores it 0).
+be computed is None, and so is the caption's reward: it is left out of its group (the author code scores it 0). What a
+term is worth of a caption that says nothing is no failure: 0. No term looks at the known facts of rendered pictures.
 
 The term `qa` is the QA reward (paper, equations 1-3). How it departs from paper and released code, each on purpose:
 1. `qa_expected` takes the expectation over the reader's sampled letter instead of one draw of it (ours).
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +38,8 @@ SCORES = (1, 2, 3, 4, 5)
 UNIFIED_MAX_TOKENS = 512
 LENGTH_SHARES = (0.5, 0.75)
 """CapRL++ (2606.09393): tau1 and tau2, 2048 and 3072 of 4096 tokens."""
+YES, NO = " A", " B"
+"""The verifier's options (`prompts.VERIFY`)."""
 _FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
 
 
@@ -53,10 +57,13 @@ class Rollout:
 
 @dataclass
 class RewardBatch:
-    """Rewards in the order of the captions (None where one could not be computed), and what was seen on the way."""
+    """Rewards in the order of the captions (None where one could not be computed), what was seen on the way, and how
+    many requests to models it took.
+    """
 
     rewards: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
+    calls: int = 0
 
 
 def _average(values: Collection[float]) -> float:
@@ -89,7 +96,9 @@ Scores = tuple[list[float | None], dict[str, float]]  # of each round, and what 
 
 
 def qa(rollout: Rollout, reader: Reader, settings: RL) -> RewardBatch:
-    """See `qa_rewards`; draws derive from the training's seed, the step, the image and the caption's number."""
+    """Share of questions that the reader answers rightly (`qa_rewards`); draws derive from the training's seed, the
+    step, the image and the caption's number.
+    """
     seen: Counter[str] = Counter()
     tasks = []
     for caption, name, questions in zip(
@@ -115,7 +124,8 @@ def qa_rewards(tasks: Sequence[CaptionTask], reader: Reader, settings: RL) -> Re
     scores, metrics = score([r for rows in rounds for r in rows], reader, settings)
     parts = iter(scores)
     grouped = [[next(parts) for _ in rows] for rows in rounds]
-    return RewardBatch([None if None in part else sum(part) / len(part) for part in grouped], metrics)
+    rewards = [None if None in part else sum(part) / len(part) for part in grouped]
+    return RewardBatch(rewards, metrics, round(len(scores) * (1 + metrics.get("fallback", 0.0))))
 
 
 def draw_rounds(task: CaptionTask, rounds: int, draw: str, words: str = "short") -> list[Round]:
@@ -203,7 +213,7 @@ def vlm(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
         rows = judge.choice_logprobs(spaced, [str(score) for score in SCORES])
     masses = {i: sum(map(math.exp, row)) for i, row in enumerate(rows) if row is not None}
     rewards = [_expected(row) if masses.get(i, -1.0) >= MIN_SCORE_MASS else None for i, row in enumerate(rows)]
-    return RewardBatch(rewards, {"score_mass": _average(masses.values())})
+    return RewardBatch(rewards, {"score_mass": _average(masses.values())}, len(requests))
 
 
 def _about_images(rollout: Rollout, template: str, prefill: str = "") -> list[Request]:
@@ -223,7 +233,7 @@ def unified(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
     answers = judge.generate(_about_images(rollout, prompts.UNIFIED), Sampling(UNIFIED_MAX_TOKENS))
     rewards = [None if answer.text is None else final_score(answer.text) for answer in answers]
     read = [reward is None for reward, answer in zip(rewards, answers, strict=True) if answer.text is not None]
-    return RewardBatch(rewards, {"unparsed": _average(read)})
+    return RewardBatch(rewards, {"unparsed": _average(read)}, len(answers))
 
 
 def final_score(text: str) -> float | None:
@@ -237,6 +247,85 @@ def _scaled(score: float) -> float:
     return (score - SCORES[0]) / (SCORES[-1] - SCORES[0])
 
 
+# Correctness: a model that looks at the image checks every sentence
+
+
+def correct(rollout: Rollout, verifier: Backend, settings: RL) -> RewardBatch:
+    """Mean chance that a caption's sentences, each once, are true of the image (CCCaption, 2602.21655; there queries on
+    sub-captions). A sentence that was cut off is checked as well: an endless one would go unchecked. Without any: 0.
+    """
+    told, asked = [], {}
+    for caption, image, name in zip(rollout.captions, rollout.rows["image"], rollout.rows["id"], strict=True):
+        told.append([(name, sentence) for sentence in sentences_of(caption)])
+        asked |= dict.fromkeys(told[-1], image)
+    chances, mass = chances_true(asked, verifier)
+    found = [[chances[one] for one in own] for own in told]
+    rewards = [None if None in own else sum(own) / len(own) if own else 0.0 for own in found]
+    return RewardBatch(rewards, {"verifier_mass": mass}, len(asked))
+
+
+def sentences_of(caption: str) -> list[str]:
+    """The different sentences of a caption, split as `prism.told.sentences` does."""
+    return list(dict.fromkeys(filter(None, re.split(r"(?<=[.!?]) ", caption.strip()))))
+
+
+def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tuple[dict, float]:
+    """(image id, sentence) -> the verifier's chance of "Yes" by one forward pass, None where it failed or both letters
+    hold less than MIN_LETTER_MASS; and their mean mass. asked: the same -> pixels.
+    """
+    requests = [
+        Request("/".join(key), prompts.VERIFY.format(sentence=key[1]), image, prefill=prompts.ANSWER_PREFILL)
+        for key, image in asked.items()
+    ]
+    rows = verifier.choice_logprobs(requests, [YES, NO]) if requests else []
+    masses = [None if row is None else sum(map(math.exp, row)) for row in rows]
+    sure = [mass is not None and mass >= MIN_LETTER_MASS for mass in masses]
+    chances = [_softmax(row)[0] if good else None for row, good in zip(rows, sure, strict=True)]
+    return dict(zip(asked, chances, strict=True)), _average([mass for mass in masses if mass is not None])
+
+
+# Against a reference caption (BalCapRL, 2605.07394, where an LLM compares atomic claims; words are ours: no model more)
+
+
+class References:
+    """Greedy captions of the strong captioner: each image is described once, its caption is kept."""
+
+    def __init__(self, captioner: Backend):
+        self._captioner, self._kept = captioner, {}
+
+    def of(self, rollout: Rollout, max_tokens: int) -> tuple[list[str | None], int]:
+        """A reference for each caption, None where the captioner failed; and how many were made for it."""
+        images = dict(zip(rollout.rows["id"], rollout.rows["image"], strict=True))
+        new = [Request(name, prompts.CAPTION, image) for name, image in images.items() if name not in self._kept]
+        made = self._captioner.generate(new, Sampling(max_tokens)) if new else []
+        self._kept |= {answer.id: answer.text for answer in made if answer.text}
+        return [self._kept.get(name) for name in rollout.rows["id"]], len(new)
+
+
+def open_references(model: ModelConfig, profile: Profile) -> References:
+    """See `References`."""
+    return References(open_backend(model, profile))
+
+
+def precision(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
+    """Share of a caption's different words that its reference has (BalCapRL: of its claims that are right)."""
+    return _shared_words(rollout, references, settings, lambda own, other: own)
+
+
+def recall(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
+    """Share of the reference's different words that the caption has (BalCapRL: of the reference's claims)."""
+    return _shared_words(rollout, references, settings, lambda own, other: other)
+
+
+def _shared_words(rollout: Rollout, references: References, settings: RL, whole: Callable) -> RewardBatch:
+    texts, calls = references.of(rollout, settings.max_completion_tokens)
+    rewards: list[float | None] = []
+    for caption, text in zip(rollout.captions, texts, strict=True):
+        own, other = (set(re.findall(r"\w+", one.lower())) for one in (caption, text or ""))
+        rewards.append(len(own & other) / max(1, len(whole(own, other))) if other else None)
+    return RewardBatch(rewards, calls=calls)
+
+
 # Terms of the caption alone
 
 
@@ -244,6 +333,17 @@ def length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
     """1 up to the first of LENGTH_SHARES of rl.max_completion_tokens, 0 from the second on, linear between."""
     full, zero = (share * settings.max_completion_tokens for share in LENGTH_SHARES)
     return RewardBatch([min(1.0, max(0.0, (zero - n) / max(1.0, zero - full))) for n in rollout.num_tokens])
+
+
+def within_length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
+    """1 up to the second of LENGTH_SHARES of rl.max_completion_tokens, else 0 (BalCapRL's length-conditional mask)."""
+    most = LENGTH_SHARES[1] * settings.max_completion_tokens
+    return RewardBatch([float(n <= most) for n in rollout.num_tokens])
+
+
+def fluency(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
+    """1 less the share of repeated four-word runs (ours; BalCapRL asks an LLM); 0 for a caption that says nothing."""
+    return RewardBatch([1 - repeated_share(c) if c.strip() else 0.0 for c in rollout.captions])
 
 
 def repeated_share(text: str) -> float:
@@ -258,40 +358,81 @@ def repeated_share(text: str) -> float:
 
 class Term(NamedTuple):
     """score(rollout, its model, section rl). role: of the profile's models, what it asks, by which prompts (they are in
-    a training's key); open: how that is opened.
+    a training's key); open: how that is opened. gate: it multiplies the other terms, and its weight counts for nothing.
     """
 
     score: Callable[[Rollout, Any, RL], RewardBatch]
     role: str | None = None
     prompts: tuple[str, ...] = ()
     open: Callable[[ModelConfig, Profile], Any] = open_backend
+    gate: bool = False
 
 
 TERMS = {
     "qa": Term(qa, "reward_reader", (prompts.ANSWER_PREFILL,), open_reader),  # and the profile's words
     "vlm": Term(vlm, "vlm_judge", (prompts.RATE, prompts.SCORE_PREFILL)),
     "unified": Term(unified, "reward_judge", (prompts.UNIFIED,)),
+    "correct": Term(correct, "vlm_judge", (prompts.VERIFY, prompts.ANSWER_PREFILL)),
+    "precision": Term(precision, "captioner_72b", (prompts.CAPTION,), open_references),
+    "recall": Term(recall, "captioner_72b", (prompts.CAPTION,), open_references),
+    "fluency": Term(fluency),
     "length": Term(length),
+    "within_length": Term(within_length, gate=True),
 }
 
 
 def roles_of(reward: Reward) -> dict[str, str]:
-    """Term -> the role of the model that it asks, of those that ask one. Raises UserError for a term that is none."""
+    """Term -> the role of the model that it asks, of those that ask one. Raises UserError for a term that is none, and
+    for gates alone.
+    """
     for name in reward.terms:
         if name not in TERMS:
             raise UserError(f"reward.terms: no term {name!r}{did_you_mean(name, TERMS)}; known: {', '.join(TERMS)}")
+    if all(TERMS[name].gate for name in reward.terms):
+        raise UserError(f"reward.terms: {', '.join(reward.terms)} multiplies other terms; name one beside it")
     known = {name: TERMS[name].role for name in reward.terms} | ({"qa": reward.reader} if "qa" in reward.terms else {})
     return {name: role for name, role in known.items() if role}
 
 
 def open_models(reward: Reward, profile: Profile) -> dict[str, Any]:
-    """Term -> its model, opened."""
-    return {name: TERMS[name].open(profile.models[role], profile) for name, role in roles_of(reward).items()}
+    """Term -> its model, opened; terms that ask the same model in the same way share it."""
+    asked = {name: (TERMS[name].open, role) for name, role in roles_of(reward).items()}
+    opened = {(how, role): how(profile.models[role], profile) for how, role in set(asked.values())}
+    return {name: opened[how] for name, how in asked.items()}
 
 
-def total(weights: Mapping[str, float], models: Mapping[str, Any], rollout: Rollout, settings: RL) -> RewardBatch:
-    """The weighted sum of terms; None where one of them is. weights, models: by the terms' names."""
-    found = {name: TERMS[name].score(rollout, models.get(name), settings) for name in weights}
-    rows = zip(*(batch.rewards for batch in found.values()), strict=True)
-    sums = [None if None in row else sum(w * r for w, r in zip(weights.values(), row, strict=True)) for row in rows]
-    return RewardBatch(sums, {key: value for batch in found.values() for key, value in batch.metrics.items()})
+def total(reward: Reward, models: Mapping[str, Any], rollout: Rollout, settings: RL) -> RewardBatch:
+    """The weighted sum of terms, each multiplied by the gates and, where the reward has them `apart`, normalised within
+    its image's captions; None where a term is. models: by the terms' names. Metric "reward_calls": requests to models.
+    """
+    found = {name: TERMS[name].score(rollout, models.get(name), settings) for name in reward.terms}
+    columns = {name: batch.rewards for name, batch in found.items()}
+    for gate in [columns.pop(name) for name in reward.terms if TERMS[name].gate]:
+        columns = {name: _of_each(math.prod, column, gate) for name, column in columns.items()}
+    if reward.apart:
+        columns = {name: within_groups(column, rollout.rows["id"]) for name, column in columns.items()}
+    weights = [reward.terms[name] for name in columns]
+    sums = _of_each(lambda row: sum(w * r for w, r in zip(weights, row, strict=True)), *columns.values())
+    metrics = {key: value for batch in found.values() for key, value in batch.metrics.items()}
+    calls = sum(batch.calls for batch in found.values())
+    return RewardBatch(sums, metrics | {"reward_calls": calls}, calls)
+
+
+def _of_each(combine: Callable[[Sequence[float]], float], *columns: Sequence[float | None]) -> list[float | None]:
+    """One value a caption from one of each column; None where one of them is."""
+    return [None if None in row else combine(row) for row in zip(*columns, strict=True)]
+
+
+def within_groups(values: Sequence[float | None], groups: Sequence[str]) -> list[float | None]:
+    """Values less their group's mean, over its standard deviation (n - 1): 0 where all of a group are equal, None where
+    a value is (GDPO, which BalCapRL takes up: terms on other scales count alike, and a rare one is not drowned).
+    """
+    known: dict[str, list[float]] = {group: [] for group in groups}
+    for value, group in zip(values, groups, strict=True):
+        known[group] += [] if value is None else [value]
+    means = {group: _average(own) for group, own in known.items()}
+    spreads = {group: statistics.stdev(own) if len(own) > 1 else 0.0 for group, own in known.items()}
+    return [
+        None if value is None else (value - means[group]) / (spreads[group] + 1e-4)  # the last: TRL's, no zero
+        for value, group in zip(values, groups, strict=True)
+    ]

@@ -71,7 +71,7 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int
     values = {"steps": len(curve), "set_aside": len(trainer.set_aside)}
     for name in ("reward", "completion_tokens"):
         values |= {f"{name}_first": _mean(curve[:_WINDOW], name), f"{name}_last": _mean(curve[-_WINDOW:], name)}
-    values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward")}
+    values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward", "reward_calls")}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
     for checkpoint in checkpoints_in(run.folder):

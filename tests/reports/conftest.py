@@ -113,7 +113,7 @@ def no_figures(monkeypatch):
         (stem,) = (argument for argument in arguments if isinstance(argument, Path))
         write_atomic(stem.with_name(f"{stem.name}.svg"), "<svg/>")
 
-    for name in ("plot_curves", "plot_dots", "plot_forest", "plot_growth", "plot_sets"):
+    for name in ("plot_curves", "plot_dots", "plot_forest", "plot_growth", "plot_pareto", "plot_sets"):
         monkeypatch.setattr(figures, name, plot)
 
 

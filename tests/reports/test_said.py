@@ -11,7 +11,8 @@ from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import summarise, write_samples
 from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import counts
-from caprl_utils.reports import examples, page, tables
+from caprl_utils.reports import claims, examples, numbers, page, said, tables
+from caprl_utils.reports.items import items
 from caprl_utils.reports.results import Curve
 from caprl_utils.reports.said import false_over_steps, said_table
 from caprl_utils.runs import Run
@@ -98,3 +99,51 @@ def test_the_page_of_examples_marks_every_statement(finished, no_figures):
     before = {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
     examples.write(profile)
     assert before == {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def footing(profile, prism_run, trained):
+    """Three rewards with captions of known facts; correctness has nothing false, the judge was not trained."""
+    images, texts = [f"mini-chart/i{n}" for n in range(8)], {"short": OURS, "reward_correct": BASE,
+                                                             "reward_balanced": "This is a chart."}  # fmt: skip
+    prism_run("base-3b", right=8)
+    for name in texts:
+        trained(name, 10)
+    runs = {"base-3b": BASE} | {f"{name}-seed{seed}": text for name, text in texts.items() for seed in (0, 1)}
+    for name, text in runs.items():
+        for by in ("", "-by-reward_reader"):
+            run_of(profile, f"{name}{by}", {image: (text, META) for image in images})
+    return profile
+
+
+def test_rewards_on_one_footing(footing, cell, results_of, capsys):
+    content = tables.write(footing, "extra_rewards")
+    table, correct = said.footing_table(results_of(footing, "extra_rewards")), "utility and correctness"
+    assert [label for label, _ in table.rows] == [
+        "base", "CapRL (utility)", correct, "precision, recall, fluency"
+    ]  # fmt: skip
+    assert cell(table, correct, "by the reward's reader").value == 0.5
+    assert cell(table, correct, "False (%)").value == 0 and cell(table, "CapRL (utility)", "False (%)").text == "33.3"
+    silent = "precision, recall, fluency"
+    assert cell(table, silent, "Facts told (%)").value == 0 and cell(table, silent, "False (%)").text == numbers.MISSING
+    assert cell(table, correct, "Reward calls a step").text == numbers.MISSING  # these trainings did not count
+    found = {one["text"]: one for one in content["facts"]["claims"]}
+    (checked,) = (one for text, one in found.items() if "checking sentences" in text)
+    assert checked["verdict"] == "supported" and checked["value"] == pytest.approx(1 / 3)
+    assert not any("linear penalty" in text for text in found)  # that row is not there
+    drawn = (paths.reports_of("mini") / "extra_rewards.svg").read_text()
+    assert "false statements (%), fewer is better" in drawn and correct in drawn and silent not in drawn
+    of_paper = sum(len(item.claims) for item in items(footing).values() if not item.ours)
+    assert claims.write_claims(footing)["facts"]["statements"] == of_paper  # those of later papers are not among them
+    text = (paths.reports_of("mini") / "claims.md").read_text()
+    assert text.count("| CCCaption: checking sentences") == 1 and "## What follow-up papers state" in text
+    assert "make it: make rewards" not in capsys.readouterr().err
+
+
+def test_without_known_facts_the_rewards_have_a_figure_of_accuracy(profile, prism_run, trained):
+    for by in ("", "-by-reward_reader"):
+        prism_run(f"base-3b{by}", right=8)
+    for name in ("short", "reward_correct", "reward_balanced"):
+        trained(name, 10)
+    tables.write(profile, "extra_rewards")
+    assert "accuracy (%)" in (paths.reports_of("mini") / "extra_rewards.svg").read_text()

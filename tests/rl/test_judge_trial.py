@@ -59,3 +59,35 @@ def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, monk
     likes = list(found[length].values())
     assert likes[2] == 1 and likes[3] == 0 and likes[4] == 0  # longer is better, whatever is said
     assert judge_trial.trial(profile, role, [replace(samples[0], meta={})]) is None  # nothing is known
+
+
+class Verifier:
+    """Knows what is shown, and takes every true sentence about a unit for false."""
+
+    name = model_hash = "verifier"
+
+    def __init__(self, samples):
+        self.facts = {sample.meta["image_id"]: sample.meta["facts"] for sample in samples}
+
+    def _yes(self, request):
+        image, sentence = request.id.split("/", 1)
+        ((key, value),) = statements(sentence)
+        return key in self.facts[image] and (key != "unit") == (self.facts[image][key] == value)
+
+    def choice_logprobs(self, requests, choices):
+        return [[math.log(0.9), math.log(0.05)][:: 1 if self._yes(r) else -1] for r in requests]
+
+
+def test_the_verifier_s_error_on_true_and_false_sentences(monkeypatch, tmp_path):
+    profile = load_profile("smoke")
+    samples = load_samples(profile)
+    monkeypatch.setattr("caprl_utils.paths.RUNS", tmp_path)
+    monkeypatch.setattr(judge_trial, "open_backend", lambda *unused: Verifier(samples))
+    record = judge_trial.verify(profile, samples)
+    true, wrong, not_shown = record["values"].values()
+    with_unit = sum("unit" in facts for facts in Verifier(samples).facts.values())
+    assert true["error"] == pytest.approx(with_unit / true["sentences"]) and not_shown["error"] == 0
+    assert 0 < wrong["error"] <= with_unit / wrong["sentences"] and not_shown["sentences"] > record["n"]
+    assert true["chance"] == pytest.approx(0.9 / 0.95 - true["error"] * 0.85 / 0.95)
+    assert judge_trial.verify(profile, samples)["finished"] == record["finished"]  # found complete
+    assert judge_trial.verify(profile, [replace(samples[0], meta={})]) is None

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from caprl_utils import prompts
+from caprl_utils.config import load_experiment, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.records import Question
@@ -182,7 +184,7 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
 
     def call(max_failed_share):
         rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
-        return CaptionReward({"vlm": 1.0, "length": 0.2}, {"vlm": judge}, rl, 0)(
+        return CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)(
             completions=[[{"content": c}] for c in ("good", "gone", "good", "good")],
             completion_ids=[[0] * n for n in (5, 5, 12, 15)], trainer_state=SimpleNamespace(global_step=3),
             log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["image"] * 4,
@@ -190,6 +192,7 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
 
     assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.12), pytest.approx(1.0)]
     assert extra["num_tokens"] == [5, 5, 12, 15] and metrics["failed_share"] == pytest.approx(1 / 4)
+    assert metrics["reward_calls"] == 4
     with pytest.raises(UserError, match="1 of 4 captions could not be scored"):
         call(0.2)
 
@@ -197,11 +200,138 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
 def test_terms_say_what_they_ask_and_a_wrong_one_is_named():
     asked = Reward(terms={"qa": 1.0, "length": 0.2, "vlm": 0.5}, reader="prism_reader")
     assert rewards.roles_of(asked) == {"qa": "prism_reader", "vlm": "vlm_judge"}
-    with pytest.raises(UserError, match=r"no term 'lenght'; did you mean length\?; known: qa, vlm, unified, length"):
+    with pytest.raises(UserError, match=r"no term 'lenght'; did you mean length\?; known: qa, vlm, unified, correct"):
         rewards.roles_of(Reward(terms={"lenght": 1.0}))
+    with pytest.raises(UserError, match="within_length multiplies other terms; name one beside it"):
+        rewards.roles_of(Reward(terms={"within_length": 1.0}))
 
 
-def test_length_and_repeated_share_by_hand():
+# A small world for the terms that look at the image, and for what a caption can cheat with
+
+TRUE = ["The value of Rome is 42.", "The topic is sales.", "The author is Bob."]
+FALSE = ["The value of Rome is 17.", "The topic is cats.", "The author is Ann."]
+WHOLE = " ".join(TRUE)
+
+
+class Looker:
+    """Knows which sentences are true, and describes every image alike; prompts that hold "gone" fail."""
+
+    name = model_hash = "looker"
+
+    def __init__(self, mass=1.0, text=WHOLE):
+        self.mass, self.text, self.prompts = mass, text, []
+
+    def choice_logprobs(self, requests, choices):
+        assert choices == [" A", " B"] and {r.prefill for r in requests} == {prompts.ANSWER_PREFILL}
+        self.prompts += [r.prompt for r in requests]
+        yes = [0.9 if any(sentence in r.prompt for sentence in TRUE) else 0.2 for r in requests]
+        rows = [[math.log(self.mass * p), math.log(self.mass * (1 - p))] for p in yes]
+        return [None if "gone" in r.prompt else row for r, row in zip(requests, rows, strict=True)]
+
+    def generate(self, requests, sampling):
+        assert sampling.temperature == 0 and sampling.max_tokens == 48
+        self.prompts += [r.prompt for r in requests]
+        return [Completion(r.id, 0, self.text, 1, "error" if self.text is None else "stop") for r in requests]
+
+
+SETTINGS = using(rounds=3, max_completion_tokens=48)
+
+
+def believes():
+    """A reader that takes an option that the caption tells, any of several, else the last one."""
+
+    def chances(request, options):
+        told = [letter for letter, text in options.items() if f" {text}." in request.prompt.split("Question:")[0]]
+        told = told or [letter for letter, text in options.items() if text == prompts.CANNOT_ANSWER]
+        return {letter: 1 / len(told) for letter in told}
+
+    return ChanceReader(chances)
+
+
+def rolled(*captions, ids=None):
+    """A rollout of one image, its tokens the words, with the questions."""
+    asked = [question.model_dump(mode="json") for question in QUESTIONS]
+    rows = {"id": ids or ["a"] * len(captions), "image": ["i"] * len(captions), "questions": [asked] * len(captions)}
+    return Rollout(captions, [len(caption.split()) for caption in captions], rows)
+
+
+def test_correct_is_the_mean_chance_of_each_different_sentence():
+    looker = Looker()
+    told = rolled(" ".join([TRUE[0], FALSE[1]]), " ".join([TRUE[0]] * 5), " ".join(FALSE), "", "No stop", "It is gone.")
+    batch = rewards.correct(told, looker, SETTINGS)
+    assert batch.rewards == [pytest.approx(v) for v in (0.55, 0.9, 0.2, 0.0, 0.2)] + [None]  # nothing said: 0
+    assert batch.calls == len(looker.prompts) == 6  # a sentence that several captions of an image make is asked once
+    assert looker.prompts[0] == prompts.VERIFY.format(sentence=TRUE[0]) and batch.metrics["verifier_mass"] == 1.0
+    assert rewards.correct(rolled(TRUE[0]), Looker(mass=0.4), SETTINGS).rewards == [None]  # it would say something else
+    assert rewards.correct(rolled(TRUE[0], TRUE[0], ids=["a", "b"]), Looker(), SETTINGS).calls == 2
+    assert rewards.correct(rolled("", ""), None, SETTINGS).rewards == [0.0, 0.0]
+
+
+def test_precision_and_recall_against_one_reference_an_image():
+    looker = Looker(text="A red bar, a blue bar")  # a, red, bar, blue
+    references, told = rewards.References(looker), rolled("The red bar", "A red bar a blue bar. Bar!", "", ids=[*"aab"])
+    assert rewards.precision(told, references, SETTINGS).rewards == [pytest.approx(2 / 3), 1.0, 0.0]
+    batch = rewards.recall(told, references, SETTINGS)
+    assert batch.rewards == [0.5, 1.0, 0.0] and batch.calls == 0  # each image once, for both terms
+    assert looker.prompts == [prompts.CAPTION] * 2
+    failing = rewards.References(Looker(text=None))
+    assert rewards.precision(told, failing, SETTINGS).rewards == [None] * 3
+    opened = rewards.open_models(Reward(terms={"precision": 1, "fluency": 1, "recall": 1}), load_profile("mini"))
+    assert list(opened) == ["precision", "recall"] and opened["precision"] is opened["recall"]
+
+
+def test_a_gate_multiplies_and_none_stays_none():
+    reward, told = Reward(terms={"correct": 2.0, "within_length": 7.0}), rolled(TRUE[0], "w " * 36 + ".", "It is gone.")
+    batch = rewards.total(reward, {"correct": Looker()}, told, SETTINGS)  # 36 of 48 tokens are the limit
+    assert batch.rewards == [pytest.approx(1.8), 0.0, None] and batch.metrics["reward_calls"] == 3
+    assert rewards.within_length(Rollout("ab", [36, 37], {}), None, SETTINGS).rewards == [1.0, 0.0]
+
+
+def test_terms_apart_count_alike_whatever_their_scale_and_within_their_image():
+    by_hand = rewards.within_groups([1.0, 3.0, 5.0, None, 5.0], ["a", "a", "b", "b", "b"])
+    assert by_hand == [pytest.approx(-0.7071, abs=1e-3), pytest.approx(0.7071, abs=1e-3), 0.0, None, 0.0]
+    told = rolled(TRUE[0], " ".join(TRUE), "", " ".join([TRUE[0]] * 4))
+    reward, models = Reward(terms={"recall": 0.001, "fluency": 1.0}), {"recall": rewards.References(Looker())}
+    apart = reward.model_copy(update={"apart": True, "terms": {"recall": 1.0, "fluency": 1.0}})
+    summed, alike = (rewards.total(one, models, told, SETTINGS).rewards for one in (reward, apart))
+    assert summed[1] == pytest.approx(1.001) and sum(alike) == pytest.approx(0, abs=1e-3)
+    assert alike.index(max(alike)) == 1 and alike.index(min(alike)) == 2
+
+
+BASE = " ".join([TRUE[0], TRUE[1], FALSE[2]])
+CHEATS = {
+    "nothing": "",
+    "one fact, repeated": " ".join([TRUE[0]] * 9),
+    "every option": " ".join(f"It is {option}." for question in QUESTIONS for option in question.options),
+}
+PAYS = {("reward_judge", "one fact, repeated"), ("reward_judge", "every option")}  # a judge that likes length
+
+
+@pytest.mark.parametrize(
+    "name", ["short", "length_term", "reward_masked", "reward_correct", "reward_balanced", "reward_judge"]
+)
+def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
+    reward = load_experiment(name, "mini")[0].reward
+    judge = Judge({text: [1e-9, 1e-9, 1e-9, 0.5, 0.5] if len(text) > len(BASE) else [1.0, *[1e-9] * 4]
+                   for text in sorted([BASE, *CHEATS.values()], key=len, reverse=True)})  # fmt: skip
+    judge.choice_logprobs = lambda *a, of=judge.choice_logprobs: of([replace(r, image="image") for r in a[0]], a[1])
+    references = rewards.References(Looker())
+    models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": references, "recall": references}
+    found = rewards.total(reward, models, rolled(BASE, BASE, *CHEATS.values()), SETTINGS).rewards
+    paying = {cheat for cheat, value in zip(CHEATS, found[2:], strict=True) if value > found[0]}
+    assert {(name, cheat) for cheat in paying} == {pair for pair in PAYS if pair[0] == name}
+
+
+def test_what_the_correctness_reward_is_hacked_by():
+    """One true sentence is all correct, a base caption is not: where the base errs much, silence on the rest pays."""
+    poor = " ".join([TRUE[0], *FALSE[1:]])
+    batch = rewards.total(Reward(terms={"qa": 1.0, "correct": 1.0}), {"qa": believes(), "correct": Looker()},
+                          rolled(poor, TRUE[0]), SETTINGS)  # fmt: skip
+    assert batch.rewards == [pytest.approx(1 / 3 + 1.3 / 3), pytest.approx(1 / 3 + 0.9)]
+
+
+def test_fluency_length_and_repeated_share_by_hand():
+    assert rewards.fluency(rolled("a b c d a b c d", "", "short"), None, SETTINGS).rewards == [0.8, 0.0, 1.0]
     batch = rewards.length(rollout(*"abcde", tokens=[0, 2048, 2560, 3072, 9999]), None, RL(max_completion_tokens=4096))
     assert batch.rewards == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert repeated_share("a b c d") == 0.0 and repeated_share("short") == 0.0
