@@ -9,7 +9,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism import probes
 from caprl_utils.prism.scores import write_samples
-from caprl_utils.reports import page, tables
+from caprl_utils.reports import page, said, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.reports.said import readers_table
 from caprl_utils.runs import Run, load_result
@@ -146,7 +146,7 @@ def test_captions_are_compared_at_equal_length(finished, prism_run, results_of, 
         prism_run(f"{name}-first-16", right, tokens=16.0)
     prism_run("base-3b-joined", right=11, tokens=39.0)
     results = results_of(finished)
-    table = tables.budget_table(results)
+    table = said.budget_table(results)
     assert table.columns == ["First 16 tokens", "Whole captions"] and "39.0" in table.notes[0]
     joined = "control: base captions joined to CapRL's length"
     assert list(dict(table.rows)) == ["base", "strong captioner", "CapRL", joined, PAIR]
