@@ -179,10 +179,10 @@ def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(fin
     sizes = [records[name]["parameters"] for name in ("base", "mid", "strong")]
     assert sizes == sorted(set(sizes))  # each is deeper than the one before
     real = finished.model_copy(update={"models": load_profile("paper").models})
-    for profile, said in ((finished, True), (real, False)):
+    for profile, stand_ins in ((finished, True), (real, False)):
         tables.write(profile, "table3")
         text = (paths.reports_of("mini") / "table3.md").read_text()
-        assert ("one start: the base" in text and "million parameters" in text) == said
+        assert ("one start: the base" in text and "million parameters" in text) == stand_ins
 
 
 def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_of, cell):
