@@ -27,6 +27,7 @@ from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
 from caprl_utils.rl.experiments import MAIN
+from caprl_utils.runs import load_result
 from caprl_utils.schema import RL, Profile
 
 BASE, CAPRL = "base", "CapRL"  # rows of Table 3
@@ -67,15 +68,18 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
         "missing": results.missing,
     }  # fmt: skip
     text = _markdown(results, tables, statements, *paper or [None])
-    return numbers.write(stem, facts, [*tables, *[statements] * bool(tested), *paper], text, _runs_of(results))
+    return numbers.write(stem, facts, [*tables, *[statements] * bool(tested), *paper], text, _runs_of(results, tables))
 
 
-def _runs_of(results: Results) -> list[dict[str, Any]]:
+def _runs_of(results: Results, tables: Sequence[Table]) -> list[dict[str, Any]]:
     """The runs behind an item: record, key, commit, seeds, n, hashes, names of the files with their rows."""
     kept = ("key", "commit", "dirty", "seeds", "n", "unit", "hashes")
     records: dict[str, Any] = {}
     for found in (*results.measured.values(), *results.readers.values()):
         records |= {**found.records, **found.trainings, **found.more}
+    named = {source.file for table in tables for _, cells in table.rows for cell in cells for source in cell.sources}
+    more = {file for file in named - records.keys() if file.endswith("/result.json")}  # of judges and their like
+    records |= {file: load_result(numbers.from_record_path(file)) for file in more}
     runs = []
     for file in sorted(records):
         beside = numbers.from_record_path(file).parent.iterdir()
