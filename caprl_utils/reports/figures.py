@@ -325,7 +325,9 @@ def plot_example(
     """
     lines = [len(sentences) for sentences in told.values()]
     with styled():
-        figure, (left, *columns, right) = new_grid(2 + len(told), 2 + len(told), 0.21 * max(*lines, len(asked)) + 0.9)
+        figure, (left, *columns, right) = new_grid(
+            2 + len(told), 2 + len(told), max(2.2, 0.21 * max(*lines, len(asked)) + 0.9)
+        )
         figure.set_figwidth(_FOREST_INCHES)
         left.imshow(picture, interpolation="antialiased")
         for axes in (left, *columns, right):
