@@ -86,9 +86,11 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
 
 def _without_vllm() -> None:
     """Tell TRL that there is no vLLM, and transformers that there is none of mistral_common, which came with it: both
-    are imported wherever they are installed, 8 and 5 of 22 seconds of a start.
+    are imported wherever they are installed, 8 and 5 of 22 seconds of a start. Once transformers is there (under
+    DeepSpeed) it has looked already.
     """
-    sys.modules["mistral_common"] = None
+    if "transformers" not in sys.modules:
+        sys.modules["mistral_common"] = None
     from trl import import_utils
 
     import_utils.is_vllm_available = lambda min_version=None: False
