@@ -122,11 +122,14 @@ def _measuring(results: Results) -> dict[str, Any]:
 
 
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
-    """Which benchmarks are called documents and charts, which natural images, and which are neither."""
+    """Which benchmarks are called documents and charts, which natural images, which are neither, and which are in no
+    average.
+    """
     found = texts()["groups"]
     rest = [key for key in results.scored if not any(key in group for group in found.values())]
     named = (("Documents and charts", found["documents"]), ("Natural images", found["natural"]))
-    every = (*named, ("In the average alone", rest))
+    alone = averaged(rest)
+    every = (*named, ("In the average alone", alone), ("In no average", [key for key in rest if key not in alone]))
     return [(name, [title_of(k) for k in results.scored if k in keys]) for name, keys in every]
 
 
