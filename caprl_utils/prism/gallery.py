@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
 SHOWN_PIXELS = 190
 Tick = tuple[bool, str]  # whether it went well, and what
-_GREEN, _RED, _GREY = "#1b6e3c", "#a8322a", "#777777"
+GREEN, RED, GREY = "#1b6e3c", "#a8322a", "#777777"
 _MARKS = {  # kind of a sentence -> how it stands; all others are false
-    None: "{}", "true": f"<span style='color:{_GREEN}'>{{}}</span>", "repeat": f"<s style='color:{_GREY}'>{{}}</s>",
+    None: "{}", "true": f"<span style='color:{GREEN}'>{{}}</span>", "repeat": f"<s style='color:{GREY}'>{{}}</s>",
 }  # fmt: skip
-_FALSE = f"<b style='color:{_RED}'>✗ {{}}</b>"
+_FALSE = f"<b style='color:{RED}'>✗ {{}}</b>"
 _PAGE = "font:15px/1.4 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem"
 LEGEND = f"{_MARKS['true'].format('true')}, {_FALSE.format('false')}, {_MARKS['repeat'].format('said before')}"
 
@@ -63,7 +63,7 @@ def card(
     for name, caption in captions.items():
         text = "(looks at the image)" if caption is None else marked(caption, meta) or "(nothing)"
         parts.append(f"<p style='margin:4px 0'><b>{html.escape(name)}:</b> {text}</p>")
-        signs = [(_GREEN, "✓", what) if good else (_RED, "✗", what) for good, what in ticks.get(name, ())]
+        signs = [(GREEN, "✓", what) if good else (RED, "✗", what) for good, what in ticks.get(name, ())]
         lines = [f"<span style='color:{colour}'>{sign}</span> {html.escape(what)}" for colour, sign, what in signs]
         parts.append(f"<p style='margin:2px 0 8px 1em;font-size:90%'>{'<br>'.join(lines)}</p>" if lines else "")
     cell = "vertical-align:top;text-align:left;padding:8px;white-space:normal"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
+from caprl_utils.prism.gallery import GREEN, GREY, RED
 from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
@@ -36,7 +37,7 @@ VERDICT_LOOKS = {  # colour, marker: told apart in grey as well
     "supported": ("#1f6b3a", "o"), "not supported": ("#a5382a", "X"), "undecided": ("#b07d12", "D"),
     "no difference": ("#1d6a7d", "s"), "not testable here": ("#9a9a9a", "."),
 }  # fmt: skip
-EXAMPLE_LOOKS = {"true": ("✓", "#1b6e3c"), "false": ("✗", "#a8322a"), "repeat": ("↺", "#777777")}  # of a statement
+EXAMPLE_LOOKS = {"true": ("✓", GREEN), "false": ("✗", RED), "repeat": ("↺", GREY)}  # of a statement, as on cards
 SMOOTH_STEPS = 9  # ours: steps averaged by the heavy line around each; the thin line is every step
 _NEAR_LIMIT = 0.5  # ours: a caption limit is drawn when a caption of any step comes that near to it
 TITLED = {"alignment": "left", "title_fontproperties": {"weight": "bold", "size": 11}, "borderaxespad": 0.2}
