@@ -8,7 +8,7 @@ is the authors' setting. `words` shows no options and takes the one that a reade
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from caprl_utils import prompts
 from caprl_utils.captions.caption import failure_message
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
-from caprl_utils.models.base import Backend, Completion, Request, Sampling
+from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.loading import OWN_PROMPT, too_many
 from caprl_utils.prism.sources import ATTEMPTS
@@ -74,7 +74,6 @@ class Manner:
 
 
 def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
-    """How this question is answered."""
     if mode == "sampled":
         return Manner("", AUTHORS, "")
     if mode == "words":
@@ -107,12 +106,20 @@ def prompt_of(sample: Sample, caption: str | None, mode: Mode, wording: Wording)
 
 def answer_all(
     tasks: Sequence[Task], reader: Backend, mode: Mode, wording: Wording, store: RowStore, seed: int
-) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Answer every task that `store` does not hold yet; returns all answers by id, and why the others have none. All
-    benchmarks go through together. Raises UserError when the reader failed on too many: the finished rows stay and the
-    next call makes the rest.
+) -> tuple[list[Task], dict[str, Answer], dict[str, str]]:
+    """Answer every task that `store` does not hold yet, all benchmarks together. Returns the tasks with an answer (a
+    question with rotations goes whole where one of them has none), all answers by id, and why others have none. Raises
+    UserError when the reader failed on too many: the finished rows stay and the next call makes the rest.
     """
-    chunks, told = list(_chunks(tasks, mode, wording)), "questions were not answered"
+    groups: dict[Manner, list[Task]] = {}  # of what can be asked in one call
+    for task in tasks:
+        groups.setdefault(manner(task.sample, mode, wording), []).append(task)
+    chunks = [
+        (how, groups[how][start : start + CHUNK_QUESTIONS])
+        for how in sorted(groups, key=lambda how: (len(how.letters), how.sampling.max_tokens))
+        for start in range(0, len(groups[how]), CHUNK_QUESTIONS)
+    ]
+    told = "questions were not answered"
     with Progress("answers", len(tasks)) as progress:
         for attempt in range(ATTEMPTS):
             failed: dict[str, str] = {}
@@ -120,10 +127,11 @@ def answer_all(
                 if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
                     texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
                     answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
-                    lacking = [pair for pair in zip(chunk, answered, strict=True) if pair[0].id not in store]
-                    failed |= {task.id: reason for task, reason in lacking if isinstance(reason, str)}
-                    for answer in (found for _, found in lacking if isinstance(found, Answer)):
-                        store.append(answer)
+                    for task, found in zip(chunk, answered, strict=True):
+                        if task.id not in store and isinstance(found, Answer):
+                            store.append(found)
+                        elif task.id not in store:
+                            failed[task.id] = found
                 progress.update(0 if attempt else len(chunk))
                 if len(chunk) > 1 and all(task.id in failed for task in chunk):  # nothing works any more
                     raise UserError(failure_message(told, failed, len(tasks), store))
@@ -131,48 +139,36 @@ def answer_all(
                 break
     if too_many(len(failed), len(tasks)):
         raise UserError(failure_message(told, failed, len(tasks), store))
+    units = [(t.image_id, t.caption_index) if "rotation" in t.sample.meta else t.id for t in tasks]
+    gone = {unit for unit, task in zip(units, tasks, strict=True) if task.id in failed}
     wanted = {task.id for task in tasks}
-    return {row.id: row for row in store.read(Answer) if row.id in wanted}, failed
+    answers = {row.id: row for row in store.read(Answer) if row.id in wanted}
+    return [task for unit, task in zip(units, tasks, strict=True) if unit not in gone], answers, failed
 
 
-def _chunks(tasks: Sequence[Task], mode: Mode, wording: Wording) -> Iterator[tuple[Manner, Sequence[Task]]]:
-    """Tasks that can be asked in one call: letter questions by number of options, the others by their room."""
-    groups: dict[Manner, list[Task]] = {}
-    for task in tasks:
-        groups.setdefault(manner(task.sample, mode, wording), []).append(task)
-    for how in sorted(groups, key=lambda how: (len(how.letters), how.sampling.max_tokens)):
-        for start in range(0, len(groups[how]), CHUNK_QUESTIONS):
-            yield how, groups[how][start : start + CHUNK_QUESTIONS]
-
-
-def _ask(
-    reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[str], seed: int
-) -> list[Answer | str]:  # fmt: skip
+def _ask(reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[str], seed: int) -> list[Answer | str]:
     """Of each task the answer, or the reason why there is none."""
     images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
     requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
+    found: list[Answer | str] = []
     if how.by_words:
         places = reader.choose(requests, [task.sample.options for task in tasks])
         chosen = zip(requests, (how.letters[place] for place in places), strict=True)
         return [Answer(id=request.id, text=letter, letters=letter) for request, letter in chosen]
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
-        return [_likeliest(r.id, row, how.letters) for r, row in zip(requests, rows, strict=True)]
-    return [_said(c, how.one_line) for c in reader.generate(requests, replace(how.sampling, seed=seed))]
-
-
-def _likeliest(task_id: str, logprobs: Sequence[float] | None, letters: str) -> Answer | str:
-    if not logprobs:
-        return "the reader gave no letters"
-    best, mass = max(logprobs), sum(map(math.exp, logprobs))
-    ahead = "".join(letter for letter, value in zip(letters, logprobs, strict=True) if value == best)
-    return Answer(id=task_id, text=ahead[0], letters=ahead, letter_mass=mass)
-
-
-def _said(completion: Completion, one_line: bool) -> Answer | str:
-    """A reader without prefill may write the same words itself; they are no part of the answer."""
-    if completion.text is None:
-        return completion.error or "the reader gave no text"
-    text = completion.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()
-    text = text.split("\n")[0].strip() if one_line else text
-    return Answer(id=completion.id, text=text, finish_reason=completion.finish_reason)
+        for request, row in zip(requests, rows, strict=True):
+            if not row:
+                found.append("the reader gave no letters")
+                continue
+            best = "".join(letter for letter, value in zip(how.letters, row, strict=True) if value == max(row))
+            found.append(Answer(id=request.id, text=best[0], letters=best, letter_mass=sum(map(math.exp, row))))
+        return found
+    for said in reader.generate(requests, replace(how.sampling, seed=seed)):
+        if said.text is None:
+            found.append(said.error or "the reader gave no text")
+            continue
+        text = said.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()  # some write the prefill themselves
+        text = text.split("\n")[0].strip() if how.one_line else text
+        found.append(Answer(id=said.id, text=text, finish_reason=said.finish_reason))
+    return found

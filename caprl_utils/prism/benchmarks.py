@@ -1,6 +1,4 @@
-"""The benchmark registry: facts from configs/benchmarks.yaml, typed and checked. What is done with them stands in
-`loading`, `answers` and `scoring`.
-"""
+"""The benchmark registry: facts from configs/benchmarks.yaml, typed and checked."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from caprl_utils.models.base import Backend, open_backend
 from caprl_utils.prism import scores
 from caprl_utils.prism.answers import Mode, Task, answer_all
 from caprl_utils.prism.benchmarks import get_benchmark
-from caprl_utils.prism.scoring import Judge
 from caprl_utils.prism.sources import Captions, Source, image_hash, image_ids, image_itself, images_of, model_captions
 from caprl_utils.records import Sample
 from caprl_utils.registry import world_of
@@ -30,10 +29,8 @@ from caprl_utils.schema import ModelConfig, Profile
 STAGE, VQA_STAGE = "prism", "vqa"
 RECIPE = [
     *(f"caprl_utils.prism.{name}" for name in (
-        "answers", "caprl", "evaluate", "metrics", "scores", "scoring", "sources", "statistics", "told",
-    )),
-    "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.local",
-    "caprl_utils.prompts",
+        "answers", "evaluate", "metrics", "scores", "sources", "statistics", "told")),
+    "caprl_utils.answers", "caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts",
 ]  # fmt: skip
 
 
@@ -41,15 +38,14 @@ def evaluate(
     profile: Profile, name: str, captioner: Backend | Source, reader: Backend, samples: Sequence[Sample],
     captions_run: str | None = None, stage: str = STAGE, mode: Mode | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name>; returns its record.
-
-    In it: answers.jsonl, samples.parquet (`scores.COLUMNS`), result.json. captioner: a model or a `Source`. reader: a
-    text-only model; for `image_itself` a VLM. captions_run: name of the captions' run, which several readers can share.
-    mode: of reading, by default the profile's.
-    Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
+    """Run the three stages, or what is left of them, as runs/<profile>/<stage>/<name> (answers.jsonl, samples.parquet
+    with `scores.COLUMNS`, result.json); returns its record. reader: a text-only model; for `image_itself` a VLM.
+    captions_run: name of the captions' run, which several readers can share. mode: of reading, by default the
+    profile's. Raises UserError when too many captions or answers could not be had; finished rows stay on disk.
     """
-    made = isinstance(captioner, Source)
-    source = captioner if made else model_captions(profile, captioner, captions_run or name)
+    source = captioner
+    if not isinstance(captioner, Source):
+        source = model_captions(profile, captioner, captions_run or name)
     settings, mode = profile.prism, mode or reading(profile, source.looks)
     judge = open_backend(settings.judge_model, profile) if settings.judge_model else None
     asks = {s.benchmark: get_benchmark(s.benchmark).ask.model_dump(mode="json") for s in samples}
@@ -66,10 +62,10 @@ def evaluate(
         asked = [sample for sample in samples if not source.looks or len(sample.images) == 1]
         captions = source.captions(images_of(asked))
         tasks = make_tasks(asked, captions, source.looks)
-        answers, failed = answer_all(tasks, reader, mode, profile.prompts, run.rows("answers"), profile.seed)
-        tasks = _whole(tasks, failed)
+        store = run.rows("answers")
+        tasks, answers, failed = answer_all(tasks, reader, mode, profile.prompts, store, profile.seed)
         left_out = _left_out(samples, tasks, failed, source.looks)
-        verdicts = Judge(judge, run.rows("verdicts")) if judge else None
+        verdicts = scores.Judge(judge, run.rows("verdicts")) if judge else None
         rows = scores.score_rows(tasks, answers, settings.scoring, verdicts)
         scores.write_samples(run.folder / "samples.parquet", rows, name)
         return run.finish(
@@ -86,13 +82,6 @@ def evaluate_vqa(profile: Profile, name: str, model: Backend, samples: Sequence[
     return evaluate(profile, name, image_itself(), model, samples, stage=VQA_STAGE)
 
 
-def _whole(tasks: Sequence[Task], failed: Mapping[str, str]) -> list[Task]:
-    """Tasks with an answer; a question with rotations goes whole where one of them has none."""
-    units = [(t.image_id, t.caption_index) if "rotation" in t.sample.meta else t.id for t in tasks]
-    gone = {unit for unit, task in zip(units, tasks, strict=True) if task.id in failed}
-    return [task for unit, task in zip(units, tasks, strict=True) if unit not in gone]
-
-
 def _left_out(
     samples: Sequence[Sample], tasks: Sequence[Task], failed: Mapping[str, str], looks: bool
 ) -> dict[str, dict[str, str]]:
@@ -103,16 +92,12 @@ def _left_out(
         if (sample.benchmark, sample.id) not in there:
             several = looks and len(sample.images) != 1
             reason = f"{len(sample.images)} images" if several else "no caption of its image"
-            reason = failed.get(_task_id(sample, 0), reason)
+            reason = failed.get(f"{sample.benchmark}/{sample.id}#0", reason)
             found.setdefault(sample.benchmark, {})[sample.id] = reason
     if gone := found.keys() - {benchmark for benchmark, _ in there}:
         reasons = "; ".join(f"{name}: {next(iter(found[name].values()))}" for name in sorted(gone))
         raise UserError(f"no question of {', '.join(sorted(gone))} could be asked ({reasons})")
     return found
-
-
-def _task_id(sample: Sample, index: int) -> str:
-    return f"{sample.benchmark}/{sample.id}#{index}"
 
 
 def reading(profile: Profile, looks: bool = False) -> Mode:
@@ -126,8 +111,8 @@ def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, rea
     """Stages 2 and 3 for a few samples and captions of their images, kept nowhere: rows of `scores.COLUMNS`."""
     tasks = make_tasks(samples, captions, looks=False)
     with TemporaryDirectory() as folder, RowStore(Path(folder) / "answers.jsonl") as store:
-        answers, failed = answer_all(tasks, reader, reading(profile), profile.prompts, store, seed=0)
-    return scores.score_rows(_whole(tasks, failed), answers, profile.prism.scoring)
+        tasks, answers, _ = answer_all(tasks, reader, reading(profile), profile.prompts, store, seed=0)
+    return scores.score_rows(tasks, answers, profile.prism.scoring)
 
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
@@ -155,7 +140,7 @@ def make_tasks(samples: Sequence[Sample], captions: Captions, looks: bool) -> li
             if numbers != [1]:
                 texts = [f"Image {number}: {text}" for number, text in zip(numbers, texts, strict=True)]
             tasks.append(Task(
-                _task_id(sample, index), sample, index, None if looks else "\n".join(texts), ids[0],
+                f"{sample.benchmark}/{sample.id}#{index}", sample, index, None if looks else "\n".join(texts), ids[0],
                 None if None in tokens else sum(tokens),
                 "length" if any(c.finish_reason == "length" for c in used) else "stop",
             ))  # fmt: skip

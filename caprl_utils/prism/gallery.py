@@ -9,7 +9,6 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
@@ -56,14 +55,14 @@ def marked(caption: str, meta: Mapping[str, Any]) -> str:
 
 def card(
     image: Image, captions: Mapping[str, str | None], meta: Mapping[str, Any],
-    ticks: Mapping[str, Sequence[Tick]] = MappingProxyType({}),
+    ticks: Mapping[str, Sequence[Tick]] | None = None,
 ) -> str:  # fmt: skip
     """An image beside captions of it, by who wrote them, each with its ticks and crosses below. None: who looked."""
     parts = []
     for name, caption in captions.items():
         text = "(looks at the image)" if caption is None else marked(caption, meta) or "(nothing)"
         parts.append(f"<p style='margin:4px 0'><b>{html.escape(name)}:</b> {text}</p>")
-        signs = [(GREEN, "✓", what) if good else (RED, "✗", what) for good, what in ticks.get(name, ())]
+        signs = [(GREEN, "✓", what) if good else (RED, "✗", what) for good, what in (ticks or {}).get(name, ())]
         lines = [f"<span style='color:{colour}'>{sign}</span> {html.escape(what)}" for colour, sign, what in signs]
         parts.append(f"<p style='margin:2px 0 8px 1em;font-size:90%'>{'<br>'.join(lines)}</p>" if lines else "")
     cell = "vertical-align:top;text-align:left;padding:8px;white-space:normal"
@@ -74,26 +73,20 @@ def card(
     )
 
 
-def ticks_of(rows: Sequence[Mapping[str, Any]]) -> list[Tick]:
-    """Questions with their right answers, and what the reader said where that was wrong. rows: `scores.COLUMNS`."""
-    found = []
-    for row in rows:
-        gold = gold_option(row["gold"], row["options"]) or row["gold"]
-        said = gold_option(str(row["parsed"]), row["options"]) or str(row["answer"] or "nothing").strip()
-        text = f"{row['question'].splitlines()[0]} {gold}"
-        found.append((row["score"] == 1, text if row["score"] == 1 else f"{text} (the reader: {said[:60]})"))
-    return found
-
-
 def card_of(sample: Sample, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A card of a sample's image with each captioner's first caption and the questions that were answered from it.
-    rows: captioner -> rows of its samples.parquet.
+    """A card of a sample's image with each captioner's first caption and the questions that were answered from it, with
+    their right answers, and what the reader said where that was wrong. rows: captioner -> rows of its samples.parquet.
     """
-    place = (image_ids(sample)[0], 0)
-    found = {name: [r for r in some if (r["image_id"], r["caption_index"]) == place] for name, some in rows.items()}
-    found = {name: some for name, some in found.items() if some}
-    captions = {name: some[0]["caption"] for name, some in found.items()}
-    return card(sample.images[0](), captions, sample.meta, {name: ticks_of(some) for name, some in found.items()})
+    place, captions, ticks = (image_ids(sample)[0], 0), {}, {}
+    for name, some in rows.items():
+        for row in some:
+            if (row["image_id"], row["caption_index"]) == place:
+                captions.setdefault(name, row["caption"])
+                text = f"{row['question'].splitlines()[0]} {gold_option(row['gold'], row['options']) or row['gold']}"
+                said = gold_option(str(row["parsed"]), row["options"]) or str(row["answer"] or "nothing").strip()
+                good = row["score"] == 1
+                ticks.setdefault(name, []).append((good, text if good else f"{text} (the reader: {said[:60]})"))
+    return card(sample.images[0](), captions, sample.meta, ticks)
 
 
 def write(cards: Sequence[str], file: Path, title: str) -> Path:

@@ -45,36 +45,36 @@ def build(
 ) -> Sample:  # fmt: skip
     """A sample of a row: what its layout gives, and the rest from the columns that the registry names."""
     columns = facts.columns
-    options = _options(record, columns.options) if options is None else options
+    if options is None and len(columns.options) == 1:
+        options = as_list(record.get(columns.options[0])) or []
+    elif options is None:
+        cells = [str(record.get(name, "")).strip() for name in columns.options]
+        options = [cell for cell in cells if cell and cell.lower() != "nan"]
     if facts.hub.images_config:  # GQA's are joined later, from there
         images = ()
     elif not (images := record.images(columns.image[0]) if images is None else images):
         raise UserError(f"column {columns.image[0]!r} holds nothing, an image is needed")
     extras = {name: value for name in columns.extra if (value := record.get(name)) is not None}
     id = id or record.first(_ID_COLUMNS) or str(record.index)
-    extras["image_id"] = meta.get("image_id") or _image_id(record, facts, id, images)
+    extras["image_id"], page = meta.get("image_id"), record.get("ucsf_document_page_no")
+    if not extras["image_id"] and (known := record.first(_IMAGE_ID_COLUMNS)):
+        extras["image_id"] = known if page is None else f"{known}-{page}"
+    elif not extras["image_id"]:
+        extras["image_id"] = images[0].stored_hash() if facts.key in _SHARED_IMAGES else id
     question = record.text(columns.question[0]) if question is None else question
     gold = _gold(record, facts, options) if gold is None else gold
     return Sample(id, facts.key, images, question, gold, tuple(options), {**extras, **meta})
 
 
-def _options(record: Record, names: Sequence[str]) -> list[str]:
-    if len(names) == 1:
-        return as_list(record.get(names[0])) or []
-    cells = [str(record.get(name, "")).strip() for name in names]
-    return [cell for cell in cells if cell and cell.lower() != "nan"]
-
-
 def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
     column = facts.columns.answer[0]
-    if facts.answer == "accepted_list":
-        golds = record.get(column)
-        if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
-            told = f"column {column!r} holds {golds!r:.60}"
-            raise UserError(f"{told}, a list of texts is needed (test has no answers)")
-        return golds
-    text = record.text(column)
-    return _letter(text, options, facts) if facts.answer == "letter" else text
+    if facts.answer != "accepted_list":
+        text = record.text(column)
+        return _letter(text, options, facts) if facts.answer == "letter" else text
+    golds = record.get(column)
+    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
+        raise UserError(f"column {column!r} holds {golds!r:.60}, a list of texts is needed (test has no answers)")
+    return golds
 
 
 def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
@@ -82,13 +82,6 @@ def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:
     if letter not in letters or len(letter) != 1:
         raise UserError(f"unknown answer {text!r}: a letter of {letters} is needed")
     return letter
-
-
-def _image_id(record: Record, facts: Benchmark, identity: str, images: Sequence[Any]) -> str:
-    if known := record.first(_IMAGE_ID_COLUMNS):
-        page = record.get("ucsf_document_page_no")
-        return known if page is None else f"{known}-{page}"
-    return images[0].stored_hash() if facts.key in _SHARED_IMAGES else identity
 
 
 # --- what a layout of its own gives to `build` ---
@@ -227,7 +220,8 @@ def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
     """CaptionQA's option order: one generator for all questions; each but yes/no ones first gets `CANNOT_ANSWER`."""
     generator, shuffled = random.Random(0), []
     for item in samples:
-        extra = not _yes_no(item.question, item.options)
+        asked = all(any(word in choice.lower() for choice in item.options) for word in ("yes", "no"))
+        extra = not (asked or _YES_NO_START.match(item.question.strip().lower()))
         options = [*item.options, *([CANNOT_ANSWER] if extra else [])]
         order = list(range(len(options)))
         generator.shuffle(order)
@@ -236,8 +230,3 @@ def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
         meta = {**item.meta, "cannot_answer": cannot}
         shuffled.append(replace(item, gold=gold, options=tuple(options[place] for place in order), meta=meta))
     return shuffled
-
-
-def _yes_no(question: str, choices: Sequence[str]) -> bool:
-    said = all(any(word in choice.lower() for choice in choices) for word in ("yes", "no"))
-    return said or _YES_NO_START.match(question.strip().lower()) is not None

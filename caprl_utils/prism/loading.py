@@ -80,27 +80,29 @@ def load_samples(profile: Profile, benchmarks: Sequence[str] | None = None, num_
 def load(
     benchmark: str, num_samples: int | None = None, seed: int = 0, path: Path | None = None, files: Path | None = None
 ) -> Samples:  # fmt: skip
-    """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker.
-
-    num_samples: a random subset of this size (drawn with `seed`, in the data's order), by group for benchmarks whose
-    metric groups rows. None for all. path: local data instead of the hub: a parquet or JSONL file, a folder of such (as
-    `hf download` writes it), or a folder written by `Dataset.save_to_disk`. files: the authors' evaluation files
-    instead (a folder, or the benchmark's JSON in it). Raises UserError for absent data, wrong columns, ids that stand
-    twice, or too many rows set aside.
+    """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker. num_samples: a random
+    subset of this size (drawn with `seed`, in the data's order), by group for benchmarks whose metric groups rows; None
+    for all. path: local data instead of the hub: a parquet or JSONL file, a folder of such (as `hf download` writes
+    it), or a folder written by `Dataset.save_to_disk`. files: the authors' evaluation files instead (a folder, or the
+    benchmark's JSON in it). Raises UserError for absent data, wrong columns, ids that stand twice, or too many rows set
+    aside.
     """
     facts = get_benchmark(benchmark)
     if facts.loader is not None:
         return Samples(resolve_name(facts.loader)(benchmark, num_samples, seed))
     by_authors = files or facts.hub is None
-    samples, bad, origin = authors_samples(facts, path or files) if by_authors else _from_table(facts, path)
+    samples, bad, origin = _authors_samples(facts, path or files) if by_authors else _from_table(facts, path)
     _refuse(facts, bad, len(samples))
     twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
     if twice:
         told = f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations"
         raise UserError(f"{told} are mixed, or a file is there twice: {str(origin)[:500]}")
-    usable, unopened = _with_images(_subset(samples, num_samples, seed))
-    _refuse(facts, unopened, len(usable))
-    found = Samples(usable)
+    samples = _subset(samples, num_samples, seed)
+    stored = {i: None for sample in samples for i in sample.images if isinstance(i, StoredImage)}
+    problems = dict(in_threads(lambda image: (image, image.problem()), stored))  # now, so that all models get the same
+    unopened = {s.id: why for s in samples for i in s.images if (why := problems.get(i))}
+    found = Samples(sample for sample in samples if sample.id not in unopened)
+    _refuse(facts, unopened, len(found))
     found.origins[facts.key] = origin
     if bad | unopened:
         found.set_aside[facts.key] = bad | unopened
@@ -116,14 +118,6 @@ def _refuse(facts: Benchmark, bad: Mapping[str, str], good: int) -> None:
     if too_many(len(bad), good + len(bad)) or not good:
         raise UserError(f"{told}. That is too much: check that the data have the expected layout")
     log.warning(told)
-
-
-def _with_images(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, str]]:
-    """The samples all of whose images open now, so that all models are asked the same, and why the others' do not."""
-    stored = {i: None for sample in samples for i in sample.images if isinstance(i, StoredImage)}
-    problems = dict(in_threads(lambda image: (image, image.problem()), stored))
-    bad = {s.id: why for s in samples for i in s.images if (why := problems.get(i))}
-    return [sample for sample in samples if sample.id not in bad], bad
 
 
 def _subset(samples: list[Sample], num_samples: int | None, seed: int) -> list[Sample]:
@@ -162,7 +156,7 @@ def protocol(collection: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def authors_samples(facts: Benchmark, place: Path | None) -> Read:
+def _authors_samples(facts: Benchmark, place: Path | None) -> Read:
     """Samples of a benchmark's file. place: the collection, or the file. Raises UserError where there is none."""
     if facts.caprl is None or facts.caprl.file is None:
         raise UserError(f"{facts.name} has no file in {COLLECTION}")
@@ -181,6 +175,32 @@ def authors_samples(facts: Benchmark, place: Path | None) -> Read:
         except UserError as error:
             bad[f"record {number}"] = str(error)
     return samples, bad, {"path": str(file), "collection": COLLECTION}
+
+
+def _authors_sample(facts: Benchmark, record: Mapping[str, Any], number: int, root: Path, where: str) -> Sample:
+    if lacking := {"prompt", "answer", "image"} - record.keys():
+        raise UserError(f"a record has prompt, answer and image; it lacks {', '.join(sorted(lacking))}")
+    prompt, gold, names = record["prompt"], record["answer"], _image_names(record["image"])
+    if not isinstance(prompt, str) or prompt.count(_SLOT) != 1:
+        raise UserError("the prompt lacks the exact vision slot, so no caption would enter it")
+    if not isinstance(gold, (str, int, float, list)) or isinstance(gold, bool) or gold in ("", []):
+        raise UserError(f"the answer is {gold!r}, a text, a number or a list is needed")
+    if not names:
+        raise UserError("no image path in the record's image entry")
+    images = tuple(StoredImage(inside(root, name, where).read_bytes, f"{where}, {name}") for name in names)
+    question = prompt.split(_SLOT, 1)[1].split("<|im_end|>", 1)[0].rstrip()
+    gold, meta = gold if isinstance(gold, list) else str(gold), {"image_id": "+".join(names), OWN_PROMPT: True}
+    return Sample(str(record.get("id", number)), facts.key, images, question, gold, meta=meta)
+
+
+def _image_names(value: Any) -> list[str]:
+    """Image paths in chat messages, a path, or a list of paths."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        inner = value.get("content") if isinstance(value.get("content"), list) else None
+        value = [inner, *(value.get(key) for key in ("image", "image_url", "url"))]
+    return [name for part in value for name in _image_names(part)] if isinstance(value, list) else []
 
 
 def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
@@ -206,40 +226,17 @@ def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     return (row for row in rows if isinstance(row, dict))
 
 
-def _authors_sample(facts: Benchmark, record: Mapping[str, Any], number: int, root: Path, where: str) -> Sample:
-    if lacking := {"prompt", "answer", "image"} - record.keys():
-        raise UserError(f"a record has prompt, answer and image; it lacks {', '.join(sorted(lacking))}")
-    prompt, gold, names = record["prompt"], record["answer"], _image_names(record["image"])
-    if not isinstance(prompt, str) or prompt.count(_SLOT) != 1:
-        raise UserError("the prompt lacks the exact vision slot, so no caption would enter it")
-    if not isinstance(gold, (str, int, float, list)) or isinstance(gold, bool) or gold in ("", []):
-        raise UserError(f"the answer is {gold!r}, a text, a number or a list is needed")
-    if not names:
-        raise UserError("no image path in the record's image entry")
-    images = tuple(StoredImage(inside(root, name, where).read_bytes, f"{where}, {name}") for name in names)
-    question = prompt.split(_SLOT, 1)[1].split("<|im_end|>", 1)[0].rstrip()
-    gold, meta = gold if isinstance(gold, list) else str(gold), {"image_id": "+".join(names), OWN_PROMPT: True}
-    return Sample(str(record.get("id", number)), facts.key, images, question, gold, meta=meta)
-
-
-def _image_names(value: Any) -> list[str]:
-    """Image paths in chat messages, a path, or a list of paths."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list):
-        return [name for part in value for name in _image_names(part)]
-    if isinstance(value, dict):
-        inner = value.get("content") if isinstance(value.get("content"), list) else None
-        return _image_names([inner, *(value.get(key) for key in ("image", "image_url", "url"))])
-    return []
-
-
 # A data set in the hub's layout
 
 
 def _from_table(facts: Benchmark, path: Path | None) -> Read:
-    table = open_table(facts, path)
-    table.require(_needed_columns(facts, table), facts)
+    table, roles = open_table(facts, path), facts.columns
+    if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
+        needed = roles.answer
+    else:
+        images = () if facts.hub.images_config else roles.image[:1]  # of several only the first is in every row
+        needed = (*images, *roles.question[:1], *roles.options, *roles.answer[:1])
+    table.require(needed, facts)
     samples: list[Sample] = []
     bad: dict[str, str] = {}
     for record in table.rows():
@@ -249,30 +246,16 @@ def _from_table(facts: Benchmark, path: Path | None) -> Read:
             samples += samples_of(record, facts)
         except _BAD_CELLS as error:
             bad[f"row {record.index}"] = str(error)
-    if facts.key == "gqa":
-        samples = _join_gqa(facts, path, samples)
+    if facts.hub.images_config:  # GQA's images have a configuration of their own
+        other = open_table(facts, path, facts.hub.images_config)
+        other.require(("id", "image"), facts)
+        found = {str(record.get("id")): record.images("image") for record in other.rows()}
+        if absent := sorted({str(item.meta["image_id"]) for item in samples} - found.keys()):
+            raise UserError(f"{other.label} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
+        samples = [replace(item, images=found[str(item.meta["image_id"])]) for item in samples]
     if facts.key == "captionqa":
         samples = shuffle_captionqa(samples)
     return samples, bad, table.origin
-
-
-def _needed_columns(facts: Benchmark, table: Table) -> tuple[str, ...]:
-    roles = facts.columns
-    if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
-        return roles.answer
-    images = () if facts.hub.images_config else roles.image[:1]  # of several only the first is in every row
-    return (*images, *roles.question[:1], *roles.options, *roles.answer[:1])
-
-
-def _join_gqa(facts: Benchmark, path: Path | None, samples: list[Sample]) -> list[Sample]:
-    """Attach GQA's images, which live in a configuration of their own, once per image."""
-    table = open_table(facts, path, facts.hub.images_config)
-    table.require(("id", "image"), facts)
-    images = {str(record.get("id")): record.images("image") for record in table.rows()}
-    absent = sorted({str(item.meta["image_id"]) for item in samples} - set(images))
-    if absent:
-        raise UserError(f"{table.label} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
-    return [replace(item, images=images[str(item.meta["image_id"])]) for item in samples]
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,13 +375,19 @@ def inside(root: Path | None, relative: str, where: str) -> Path:
 
 def open_table(facts: Benchmark, path: Path | None, config: str | None = None) -> Table:
     """The benchmark's rows, or those of another configuration. Raises UserError when they are absent."""
+    from datasets import load_dataset
+
     hub, config = facts.hub, config or facts.hub.config
     origin = {"config": config, "split": hub.split}
     if path:
         data, files = _open_local(facts, path, config)
         origin |= {"path": str(path), "files": files}
     else:
-        data = _open_hub(facts, config)
+        try:
+            data = load_dataset(hub.id, config, split=hub.split, revision=hub.revision, data_files=hub.data_files)
+        except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
+            reason = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+            raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
         origin |= {"dataset": hub.id, "revision": hub.revision}
     images = {name for name, feature in data.features.items() if "Image(" in repr(feature)}
     images |= {*facts.columns.image} & {*data.column_names}
@@ -464,17 +453,6 @@ def _chosen(splits: Mapping[str, Any], facts: Benchmark, path: Path) -> str:
         f"{path} has the splits {', '.join(splits)}; {facts.name} is scored on {wanted!r}. To take a file all the "
         f"same, name it: {facts.key}=FILE"
     )
-
-
-def _open_hub(facts: Benchmark, config: str | None) -> Dataset:
-    from datasets import load_dataset
-
-    hub = facts.hub
-    try:
-        return load_dataset(hub.id, config, split=hub.split, revision=hub.revision, data_files=hub.data_files)
-    except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
-        reason = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
-        raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
 
 
 def how_to_get(facts: Benchmark) -> str:

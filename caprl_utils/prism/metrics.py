@@ -1,4 +1,4 @@
-"""The metrics of the benchmarks (`METRICS`), each on one question and what a model said.
+"""Verdicts on one answer: the benchmarks' own metrics (`METRICS`), and that of the authors' scorer (`by_authors`).
 
 Sources: ChartQA (arXiv 2203.10244, section 5.1), ChartQAPro's published evaluation script, the ANLS definition of the
 DocVQA challenge, the official code of MMMU, MATH-Vision and MathVista, each as lmms-eval and VLMEvalKit compute it.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import ast
 import math
 import re
+import signal
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import zip_longest
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from rapidfuzz.distance import Levenshtein
 
@@ -49,6 +50,13 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
         return None
 
 
@@ -95,23 +103,12 @@ RELATIVE_TOLERANCE = 0.05
 ANLS_THRESHOLD = 0.5
 
 
-def _percent(text: str) -> float | None:
-    number = _float(text.rstrip("%"))
-    return number / 100.0 if number is not None and text.endswith("%") else number
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def relaxed_match(reference: str, candidate: str) -> bool:
     """ChartQA's test: |candidate - reference| / |reference| <= 0.05 in plain floating point (1.05 misses 1), a trailing
     percent sign divides by 100; else, and for a zero reference, equal text without case.
     """
-    number, base = _percent(candidate), _percent(reference)
+    read = [(text, _float(text.rstrip("%"))) for text in (candidate, reference)]
+    number, base = (value / 100.0 if value is not None and text.endswith("%") else value for text, value in read)
     if number is not None and base:
         return abs(number - base) / abs(base) <= RELATIVE_TOLERANCE
     return candidate.lower() == reference.lower()
@@ -153,10 +150,11 @@ def relaxed_accuracy_pro(sample: Sample, text: str) -> Score:
     """
     answer, gold, year = final_answer(text), _unwrapped(sample.gold), sample.meta.get("year")
     target = str(gold[-1] if isinstance(gold, (list, tuple)) else gold)
-    target, prediction = (text.strip().strip(".").strip("\n") for text in (target, answer))
-    wanted, given = (
-        [item.strip(" '") for item in as_list(text) or ()] or [text] for text in (_quote_items(target), prediction)
-    )
+    target, said = (text.strip().strip(".").strip("\n") for text in (target, answer))
+    if inner := re.match(r"^\[(.*)\]$", target.strip()):  # "[Yes, No]" becomes "['Yes', 'No']", which reads as a list
+        repaired = "[" + re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inner[1]) + "]"
+        target = repaired if _literal(repaired) is not None else target
+    wanted, given = ([item.strip(" '") for item in as_list(text) or ()] or [text] for text in (target, said))
     flags = [str(flag).upper() == "YES" for flag in ([year] if isinstance(year, str) else year or [])]
     if sample.meta.get("question_type") == "Conversational":
         flags = flags[-1:]
@@ -178,14 +176,6 @@ def _pro_item(gold: str | None, prediction: str | None, year: bool | None) -> fl
         return float(abs(number - base) / abs(base) <= RELATIVE_TOLERANCE if base else number == 0.0)
     distance = anls_distance(gold, prediction)
     return 1 - distance if distance < ANLS_THRESHOLD else 0.0  # strict: exactly 0.5 scores 0
-
-
-def _quote_items(text: str) -> str:
-    """Repair "[Yes, No]" to "['Yes', 'No']" so that it reads as a list; other text comes back as it is."""
-    if not (inner := re.match(r"^\[(.*)\]$", text.strip())):
-        return text
-    repaired = "[" + re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inner[1]) + "]"
-    return repaired if _literal(repaired) is not None else text
 
 
 # --- letters ---
@@ -229,70 +219,19 @@ def all_rotations(scores: Sequence[Score]) -> Score:
     if len(scores) == 1:
         return scores[0]
     unread = sum(score.parsed is None for score in scores)
-    return Score(
-        float(all(score.value == 1.0 for score in scores)),
-        None if unread else " ".join(str(score.parsed) for score in scores),
-        f"no clear letter in {unread} of {len(scores)} rotations" if unread else None,
-    )
+    parsed = None if unread else " ".join(str(score.parsed) for score in scores)
+    reason = f"no clear letter in {unread} of {len(scores)} rotations" if unread else None
+    return Score(float(all(score.value == 1.0 for score in scores)), parsed, reason)
 
 
 # --- MMMU: the benchmark's own parser, without its random draw ---
 
 _OPEN_MARKERS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
-_TRIVIAL = set(":,.!?;'")
 _NUMBER_PATTERNS = (
     r"-?\b\d{1,3}(?:,\d{3})+\b",  # 1,234
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",  # 1.2e3
     r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
 )
-
-
-def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
-    """MMMU's search: "(A)", "A ", "A.", option texts in longer answers; the last hit. None where its code draws one."""
-    for mark in ",.!?;:'":
-        response = response.strip(mark)
-    response = f" {response} "
-    letters = letters_for(options)
-    for form, where in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
-        if hits := [letter for letter in letters if form.format(letter) in response]:
-            return max(hits, key=lambda letter: response.rfind(where.format(letter)))
-    if len(response.split()) > 5:
-        lowered = response.lower()
-        places = [lowered.rfind(option.lower()) for option in options]
-        if max(places) >= 0:
-            return letters[places.index(max(places))]
-    return None
-
-
-def mmmu_open(response: str, golds: Sequence[str]) -> bool:
-    """MMMU's open questions: a gold number (two decimals) among those of the key parts, or a gold text in one."""
-    wanted = [key for gold in golds for key in _mmmu_keys(str(gold))]
-    parts = _key_parts(response)
-    numbers = [hit for part in parts for pattern in _NUMBER_PATTERNS for hit in re.findall(pattern, part)]
-    found = [key for text in (*parts, *numbers) for key in _mmmu_keys(text)]
-    texts = [gold for gold in wanted if isinstance(gold, str)]
-    return any(any(text in key for text in texts) if isinstance(key, str) else key in wanted for key in found)
-
-
-def _key_parts(response: str) -> list[str]:
-    response = response.strip().strip(".").lower()
-    sentences, parts = response.split("\n"), []  # the official split at ". " wants a capital, here is none
-    for index, sentence in enumerate(sentences):
-        markers = _OPEN_MARKERS + (("=",) if index == len(sentences) - 1 else ())
-        tails = [sentence.split(marker)[-1].strip() for marker in markers if marker in sentence]
-        shortest = ""
-        for tail in tails:
-            shortest = tail if not shortest or len(tail) < len(shortest) else shortest
-        if shortest and shortest not in _TRIVIAL:
-            parts.append(shortest)
-    return parts or [response]
-
-
-def _mmmu_keys(text: str) -> list[str | float]:
-    text = text.strip().lower()
-    if (number := _float(text.replace(",", ""))) is not None:
-        return [round(number, 2)]
-    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
 def mmmu_accuracy(sample: Sample, text: str) -> Score:
@@ -306,27 +245,67 @@ def mmmu_accuracy(sample: Sample, text: str) -> Score:
     return _scored(float(mmmu_open(answer, golds)), answer)
 
 
+def mmmu_letter(response: str, options: Sequence[str]) -> str | None:
+    """MMMU's search: "(A)", "A ", "A.", option texts in longer answers; the last hit. None where its code draws one."""
+    for mark in ",.!?;:'":
+        response = response.strip(mark)
+    response = f" {response} "
+    letters = letters_for(options)
+    for form, where in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        if hits := [letter for letter in letters if form.format(letter) in response]:
+            return max(hits, key=lambda letter: response.rfind(where.format(letter)))
+    places = [response.lower().rfind(option.lower()) for option in options]
+    return letters[places.index(max(places))] if len(response.split()) > 5 and max(places) >= 0 else None
+
+
+def mmmu_open(response: str, golds: Sequence[str]) -> bool:
+    """MMMU's open questions: a gold number (two decimals) among those of the key parts, or a gold text in one."""
+    response, parts = response.strip().strip(".").lower(), []
+    sentences = response.split("\n")  # the official split at ". " wants a capital, here is none
+    for number, sentence in enumerate(sentences, 1):
+        shortest = ""
+        for marker in _OPEN_MARKERS + (("=",) if number == len(sentences) else ()):
+            tail = sentence.split(marker)[-1].strip()
+            if marker in sentence and (not shortest or len(tail) < len(shortest)):
+                shortest = tail
+        if shortest and shortest not in set(":,.!?;'"):
+            parts.append(shortest)
+    parts = parts or [response]
+    numbers = [hit for part in parts for pattern in _NUMBER_PATTERNS for hit in re.findall(pattern, part)]
+    wanted = [key for gold in golds for key in _mmmu_keys(str(gold))]
+    texts = [gold for gold in wanted if isinstance(gold, str)]
+    found = [key for text in (*parts, *numbers) for key in _mmmu_keys(text)]
+    return any(any(text in key for text in texts) if isinstance(key, str) else key in wanted for key in found)
+
+
+def _mmmu_keys(text: str) -> list[str | float]:
+    text = text.strip().lower()
+    if (number := _float(text.replace(",", ""))) is not None:
+        return [round(number, 2)]
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+# --- mathematics ---
+
 DECIMALS = 2  # MATH-Vision's official rounding
 _SAID = re.compile(r"the (?:final |correct )?answer (?:is|should be)", re.IGNORECASE)
 
 
 def mathvision_accuracy(sample: Sample, text: str) -> Score:
-    """MATH-Vision: the letter or the option's text for choices, else equality rounded to two decimals."""
+    """MATH-Vision: the letter or the option's text for choices, else equality rounded to two decimals. The answer is
+    extracted as by its code: a number behind the last "is ", else what "the answer is" is followed by.
+    """
     gold, options, letters = str(sample.gold).strip(), sample.options, letters_for(sample.options)
     if options and (letter := read_letter(text, letters, options).letter):
         return Score(float(letter == gold), letter)
-    answer = _mathvision_answer(final_answer(text))
+    answer = final_answer(text)
+    number, said = answer.split("is ")[-1].rstrip("."), _SAID.split(answer)
+    if _float(number) is not None:
+        answer = number
+    elif len(said) > 1:
+        answer = said[-1].strip().split("\n")[0].split(". ")[0].strip()
     accepted = [gold, options[letters.index(gold)]] if options and gold in letters else [gold]
     return _scored(float(any(math_equal(answer, text) for text in accepted)), answer)
-
-
-def _mathvision_answer(text: str) -> str:
-    """The benchmark's own extraction: a number behind the last "is ", else what "the answer is" is followed by."""
-    number = text.split("is ")[-1].rstrip(".")
-    if _float(number) is not None:
-        return number
-    said = _SAID.split(text)
-    return said[-1].strip().split("\n")[0].split(". ")[0].strip() if len(said) > 1 else text
 
 
 def math_equal(answer: str, gold: str) -> bool:
@@ -336,23 +315,16 @@ def math_equal(answer: str, gold: str) -> bool:
     answer, gold = _clean(answer), _clean(gold)
     if not answer or not gold or answer == gold:
         return bool(answer) and answer == gold
-    left, right = _items(answer), _items(gold)
-    if not left or not right:
-        return _equal_numbers(answer, gold)
-    pairs = zip(left, right, strict=False)
-    same = len(left) == len(right) and answer[0] == gold[0]
-    return same and all(one == other or _equal_numbers(one, other) for one, other in pairs)
-
-
-def _equal_numbers(*texts: str) -> bool:
-    values = [_value(text) for text in texts]
-    return None not in values and len({round(value, DECIMALS) for value in values}) == 1
-
-
-def _items(text: str) -> list[str] | None:
-    if len(text) > 2 and text[0] + text[-1] in ("()", "[]") and "," in text:
-        return text[1:-1].split(",")
-    return None
+    left, right = [answer], [gold]
+    if all(len(text) > 2 and text[0] + text[-1] in ("()", "[]") and "," in text for text in (answer, gold)):
+        left, right = answer[1:-1].split(","), gold[1:-1].split(",")
+        if len(left) != len(right) or answer[0] != gold[0]:
+            return False
+    for one, other in zip(left, right, strict=True):
+        values = [_value(text) for text in (one, other)]
+        if one != other and (None in values or round(values[0], DECIMALS) != round(values[1], DECIMALS)):
+            return False
+    return True
 
 
 def _clean(text: str) -> str:
@@ -386,32 +358,29 @@ def _value(text: str) -> float | None:
 
 
 def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score:
-    """MathVista's typed comparison of an answer with the gold; nothing is matched by likeness. What is no number or
-    choice as it stands needs a judge to extract it, whose reply is `extracted`; without one there is no score.
+    """MathVista's comparison of an answer, in the form of the gold, with it; nothing is matched by likeness. What is no
+    number or choice as it stands needs a judge to extract it, whose reply is `extracted`; without one there is no
+    score. meta.precision is stored as 1.0 and used as an integer.
     """
     choices, kind = as_list(sample.meta.get("choices")), sample.meta.get("answer_type")
+    answer, value = short_answer(text), None
     if sample.meta.get("question_type") == "multi_choice" and choices:
         letters = letters_for(choices)
         letter, kind = read_letter(text, letters, choices).letter, "choice"
         value = choices[letters.index(letter)] if letter else None
-    else:
-        value = _typed(short_answer(text), kind, sample.meta.get("precision"), extracted)
+    elif kind in ("integer", "float"):
+        number = _float(answer)  # a thousands separator is not a number
+        if number is not None and math.isfinite(number):
+            decimals = sample.meta.get("precision") or 0
+            value = str(int(number) if kind == "integer" else round(number, int(decimals)))
+    elif answer and (extracted or (kind == "list" and as_list(answer))):
+        value = answer
     if value is not None:
         return Score(float(value.strip() == str(sample.gold).strip()), value)
     if extracted or not final_answer(text):
         return Score(0.0, None, f"not read as {kind}")
     why = f"no judge: a MathVista answer that is not plainly a {kind} needs one to extract it"
     return Score(None, None, why)
-
-
-def _typed(answer: str, kind: str | None, precision: float | None, extracted: bool) -> str | None:
-    """The answer in the form of the gold, None if it has another one. precision: stored as 1.0, used as an integer."""
-    number = _float(answer)
-    if kind in ("integer", "float"):
-        if number is None or not math.isfinite(number):
-            return None  # a thousands separator is not a number
-        return str(int(number) if kind == "integer" else round(number, int(precision or 0)))
-    return answer if answer and (extracted or (kind == "list" and as_list(answer))) else None
 
 
 def _judged(sample: Sample, text: str) -> Score:
@@ -441,3 +410,103 @@ METRICS: dict[str, Metric] = {
     "llm_judge": _judged,
     "llm_judge_graded": _judged,
 }
+
+
+# --- the authors' Prism scorer (scoring "caprl"), quirk by quirk, with math-verify 0.8.0 ---
+# Where this departs from the released script, on purpose: the branch follows the benchmark's key, never the path of its
+# file (Q25); a gold that reads as a list is a literal, never run as code (Q16); where the script stops (no
+# alternatives, or such as are no text) this scores; the limit of 5 s counts CPU time, so that a busy machine changes no
+# verdict. Kept: tolerance relative to the prediction (Q1), scale search (Q2), golds that cannot be parsed score 1 (Q7),
+# swapped arguments of verify (Q22), math-verify's version (12% against 12 changes in 0.9.0). Main thread only: signals
+# (Q26).
+
+SCALES = (1, 0.01, 100)  # Q2
+LIMIT_SEC = 5.0  # math-verify's default, per parse and per comparison
+MATH_VERIFY_VERSION = "0.8.0"  # the last release before the paper (July 2025)
+_START = re.compile(r"</think>\s*<answer>")
+_BOX = "\\boxed{"
+GOLD_UNPARSED = "the gold cannot be parsed, which scores 1 for every answer (Q7)"
+NO_ANSWER = "no answer: the layout </think><answer>...\\boxed{...}...</answer> was not found"
+
+
+def by_authors(completion: str, gold: Any, branch: Literal["chart", "info", "symbolic"]) -> Score:
+    """The authors' score of a reader's complete text: math-verify's; for charts the larger of it and relaxed accuracy
+    over scales and alternatives, for InfoVQA also of ANLS.
+    """
+    answer, gold = extract(completion), str(gold)
+    value, answer_text, gold_parsed = _symbolic_verdict(answer or "", gold)
+    listed = as_list(gold)
+    golds = [gold] if listed is None else listed
+    if branch != "symbolic" and value < 1.0 and golds:
+        try:
+            candidates = [str(scale * float(answer_text)) for scale in SCALES]
+        except ValueError:
+            candidates = [answer_text]
+        # Q1: the gold is the candidate here and the answer the reference.
+        value = float(any(relaxed_match(text.strip(), item) for text in candidates for item in golds))
+        value = max(value, anls(answer_text, gold)) if branch == "info" else value
+    if not gold_parsed:
+        return Score(value, answer, GOLD_UNPARSED)
+    return Score(value, answer, NO_ANSWER if answer is None else None)
+
+
+def extract(completion: str) -> str | None:
+    """What the authors' greedy pattern captures, from the first box after the answer tag to the last closing brace with
+    a closing answer tag behind it (Q23, Q24), None where it finds nothing; in linear time, also of a loop.
+    """
+    start = _START.search(completion)
+    box = completion.find(_BOX, start.end()) if start else -1
+    if box < 0:
+        return None
+    content = box + len(_BOX)
+    closing_brace = completion.rfind("}", content, max(completion.rfind("</answer>"), content))
+    return completion[content:closing_brace] if closing_brace >= 0 else None
+
+
+@lru_cache(maxsize=100_000)
+def _symbolic_verdict(answer: str, gold: str) -> tuple[float, str, bool]:
+    """By math-verify: an extracted answer's symbolic score, its normalised text, and whether the gold parsed."""
+    from math_verify import verify
+
+    gold_parsed, parsed = list(_parse(f"${gold}$")), list(_parse(f"${answer}$"))
+    answer_text = str(parsed[-1]) if parsed else ""
+    if not gold_parsed:
+        return 1.0, answer_text, False
+    tests = (partial(verify, said, gold_parsed, timeout_seconds=None) for said in (answer, parsed))  # swapped: Q22
+    try:
+        hit = any(_limited(test, False) for test in tests)
+    except Exception:  # the authors' scorer turns every error of the comparison into 0
+        hit = False
+    return float(hit), answer_text, True
+
+
+@lru_cache(maxsize=4096)  # one gold is compared with the answers from several captions
+def _parse(text: str) -> tuple[Any, ...]:
+    """First LaTeX match of `text`: [expression, normalised text], [normalised text] or []."""
+    from math_verify import LatexExtractionConfig, parse
+
+    how = {"extraction_mode": "first_match", "parsing_timeout": None}
+    return tuple(_limited(lambda: parse(text, [LatexExtractionConfig()], **how), []))
+
+
+def _limited(work: Callable[[], Any], otherwise: Any) -> Any:
+    """work(), under math-verify's limit of 5 s on CPU time instead of the clock: a gold whose parse is stopped scores 1
+    for every answer (Q7). The exception is math-verify's own, handled where its alarm would be, or just after, here.
+    """
+    from math_verify import grader, parser
+    from math_verify.errors import TimeoutException
+
+    grader.TIMEOUT_WARNING_SHOWN = parser.TIMEOUT_WARNING_SHOWN = True  # of the clock's limit being off
+
+    def stop(*_: Any) -> None:
+        raise TimeoutException("Operation timed out!")
+
+    previous = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SEC)
+    try:
+        return work()
+    except TimeoutException:
+        return otherwise
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
 from caprl_utils.captions.caption import token_counter
@@ -29,11 +29,15 @@ from caprl_utils.registry import world_of
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
+if TYPE_CHECKING:
+    from caprl_utils.models.local import LocalBackend
+
 STAGE = "readers"
 ROLES = ("prism_reader", "reward_reader")
 INVENTED = (1, 2, 5)
 _SHARES = (0.8, 1.0)  # ours: of the longest caption that an evaluation allows
 TRUE, OPTIONS = "complete true facts", "every option of every question"
+REPEATED, WITH_INVENTED = "true facts repeated to {} tokens", "true facts and {} invented"
 
 
 def lengths(profile: Profile) -> list[int]:
@@ -41,20 +45,10 @@ def lengths(profile: Profile) -> list[int]:
     return [round(share * profile.prism.caption_max_tokens) for share in _SHARES]
 
 
-def repeated(count: int) -> str:
-    """Name of the probe of that length."""
-    return f"true facts repeated to {count} tokens"
-
-
-def with_invented(count: int) -> str:
-    """Name of the probe with so many invented statements."""
-    return f"true facts and {count} invented"
-
-
 def names(profile: Profile) -> list[str]:
     """The probes in the order of an image's captions; images without such questions lack the last."""
-    filled = map(repeated, lengths(profile))
-    return ["nothing", "another image's true facts", TRUE, *filled, *map(with_invented, INVENTED), OPTIONS]
+    filled, mixed = map(REPEATED.format, lengths(profile)), map(WITH_INVENTED.format, INVENTED)
+    return ["nothing", "another image's true facts", TRUE, *filled, *mixed, OPTIONS]
 
 
 def probe(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
@@ -62,13 +56,8 @@ def probe(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, A
     known = [sample for sample in samples if world_of(sample.meta)]
     if not known:
         return None
-    reader = open_backend(profile.models[role], profile)
-    return evaluate(profile, role, _source(profile, known), reader, known, stage=STAGE)
-
-
-def _source(profile: Profile, samples: Sequence[Sample]) -> Source:
     count, asked = token_counter(profile.models.policy), {}
-    for sample in samples:
+    for sample in known:
         asked.setdefault(image_ids(sample)[0], []).append(sample)
 
     def captions(images: Sequence[ImageItem]) -> Captions:
@@ -81,7 +70,8 @@ def _source(profile: Profile, samples: Sequence[Sample]) -> Source:
         return found
 
     made_by = {"names": names(profile), "seed": profile.seed, "code": code_hashes([__name__])}
-    return Source("probes", {"source": "probes", **made_by}, captions)
+    source = Source("probes", {"source": "probes", **made_by}, captions)
+    return evaluate(profile, role, source, open_backend(profile.models[role], profile), known, stage=STAGE)
 
 
 def _texts(
@@ -94,9 +84,17 @@ def _texts(
     rng.shuffle(told)
     foreign_facts = _foreign(asked, image)
     drawn = rng.sample(sorted(foreign_facts), min(len(foreign_facts), max(INVENTED)))
-    invented = [world.sentence(key, foreign_facts[key]) for key in drawn]
-    texts = ["", foreign, true, *(_filled(true, told, most, count) for most in lengths(profile))]
-    texts += [_mixed(rng, true, invented[:many]) for many in INVENTED]
+    texts = ["", foreign, true]
+    for most in lengths(profile):  # its facts said again as often as fits
+        filled, again = true, cycle(told)
+        while count(longer := f"{filled} {next(again)}") <= most:
+            filled = longer
+        texts.append(filled)
+    for many in INVENTED:  # at places drawn behind the first sentence
+        parts = re.split(r"(?<=\.) ", true)
+        for key in drawn[:many]:
+            parts.insert(rng.randint(1, len(parts)), world.sentence(key, foreign_facts[key]))
+        texts.append(" ".join(parts))
     chosen = [sample for sample in asked[image] if sample.options]
     if not chosen or any("asks" not in sample.meta for sample in chosen):  # a fact's options can be told, no others
         return texts
@@ -116,23 +114,6 @@ def _foreign(asked: Mapping[str, Sequence[Sample]], image: str) -> dict[str, str
     return found
 
 
-def _filled(text: str, sentences: Sequence[str], most: int, count: TokenCounter) -> str:
-    """A text with its sentences said again as often as fits into so many tokens."""
-    for sentence in cycle(sentences):
-        if count(longer := f"{text} {sentence}") > most:
-            return text
-        text = longer
-    return text
-
-
-def _mixed(rng: random.Random, text: str, more: Sequence[str]) -> str:
-    """A text with further sentences at places drawn behind the first."""
-    parts = re.split(r"(?<=\.) ", text)
-    for sentence in more:
-        parts.insert(rng.randint(1, len(parts)), sentence)
-    return " ".join(parts)
-
-
 # A reader from outside: no letters, the options' own words. Which option it means is found token by token: of the
 # tokens that some option goes on with, the likeliest after "It is". A small model knows too little for letters
 # (SmolLM2-135M: chance), and this needs no more of it than to copy.
@@ -148,22 +129,16 @@ HOW_TO_GET = (
 class WordsReader:
     """Any text model of transformers as the reader of mode "words"; questions without options it cannot take."""
 
-    def __init__(self, profile: Profile, folder: str) -> None:
-        """folder: of the model, or its hub id."""
-        from caprl_utils.models.local import LocalBackend
-
-        config = profile.models[OUTSIDE]
-        self._backend = LocalBackend(config.model_copy(update={"path": folder}))
-        self.name = config.path
-
-    @property
-    def model_hash(self) -> str:
-        return self._backend.model_hash
+    def __init__(self, backend: LocalBackend, name: str) -> None:
+        self._backend, self.name, self.model_hash = backend, name, backend.model_hash
 
     def choose(self, requests: Sequence[Request], options: Sequence[Sequence[str]]) -> list[int]:
-        """Place of the option that the model means, of each request's own."""
+        """Place of the option that the model means, of each request's own. An option's tokens are those behind "It is",
+        with an end of its own, so that none is the beginning of another.
+        """
         tokenizer, rows = self._backend.loaded.tokenizer, range(len(requests))
-        ids = [[self._ids(option) for option in some] for some in options]
+        ids = [[tokenizer(f" {option}.", add_special_tokens=False)["input_ids"] for option in some] for some in options]
+        ids = [[[*own, tokenizer.eos_token_id] for own in some] for some in ids]
         alive = [[place for place, own in enumerate(some) if own not in some[:place]] for some in ids]
         while open_rows := [row for row in rows if len(alive[row]) > 1]:
             asked, nexts = [], []
@@ -176,11 +151,6 @@ class WordsReader:
             for row, tokens, best in zip(open_rows, nexts, self._likeliest(asked, nexts), strict=True):
                 alive[row] = [place for place, token in tokens.items() if token == best]
         return [places[0] for places in alive]
-
-    def _ids(self, option: str) -> list[int]:
-        """Tokens of an option behind "It is", with an end of its own, so that none is the beginning of another."""
-        tokenizer = self._backend.loaded.tokenizer
-        return [*tokenizer(f" {option}.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
     def _likeliest(self, requests: Sequence[Request], nexts: Sequence[dict[int, int]]) -> list[int]:
         """The likeliest next token of each request, of those in `nexts`."""
@@ -203,11 +173,14 @@ def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
     folder = config and _unpacked(profile, paths.HOME / config.path)
     if folder is None:
         return []
-    reader, closed = WordsReader(profile, folder), [sample for sample in load_samples(profile) if sample.options]
-    names = dict.fromkeys(sample.benchmark for sample in closed)
-    samples = []
-    for name in names:
-        samples += [sample for sample in closed if sample.benchmark == name][: QUESTIONS // len(names)]
+    from caprl_utils.models.local import LocalBackend
+
+    reader = WordsReader(LocalBackend(config.model_copy(update={"path": folder})), config.path)
+    closed = [sample for sample in load_samples(profile) if sample.options]
+    benchmarks = dict.fromkeys(sample.benchmark for sample in closed)
+    each, samples = QUESTIONS // len(benchmarks), []
+    for name in benchmarks:
+        samples += [sample for sample in closed if sample.benchmark == name][:each]
     known = {}
     for run in runs:
         if (home := paths.RUNS / profile.name / "prism" / run).joinpath("result.json").is_file():
@@ -233,18 +206,13 @@ def _unpacked(profile: Profile, path: Path) -> str | None:
         return str(path)
     folder = paths.RUNS / profile.name / "models" / packed.stem
     if not (folder / "model.safetensors").is_file():
-        _unpack(packed, folder)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where: Any = {"pretrained_model_name_or_path": path, "gguf_file": packed.name}
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(**where)
+        del model.config.quantization_config  # on a CPU they are unpacked at loading
+        plain = type(model)(model.config)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(folder)
     return str(folder)
-
-
-def _unpack(packed: Path, folder: Path) -> None:
-    """Write a GGUF file's tokenizer and weights as transformers keeps them."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where: Any = {"pretrained_model_name_or_path": packed.parent, "gguf_file": packed.name}
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(**where)
-    del model.config.quantization_config  # on a CPU they are unpacked at loading
-    plain = type(model)(model.config)
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(folder)

@@ -6,9 +6,9 @@ import math
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.captions.export import caption_in
@@ -28,9 +28,6 @@ from caprl_utils.prism.scores import LOW_MASS, read_samples, sample_scores
 from caprl_utils.prism.sources import Source, images_of, model_captions, other_image_captions, written_captions
 from caprl_utils.prism.statistics import AVERAGE, bootstrap_models
 from caprl_utils.schema import Profile
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Rows = Sequence[Mapping[str, Any]]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -106,20 +103,21 @@ def _tables(profile: Profile, record: Mapping[str, Any], rows: Rows, others: Row
     yield _markdown(table)
     table = [["benchmark", "no letter (%)", "unscored", "spread", "length", *(told.MEASURES[m].head for m in _SAID)]]
     frame = pd.DataFrame(rows).astype({"score": float, "letter_mass": float})
-    yield _markdown(table + [[key, *_said(key, rows, frame[frame["benchmark"] == key])] for key in values])
-
-
-def _said(key: str, rows: Rows, frame: pd.DataFrame) -> Iterator[str]:
-    """The second table's cells of one benchmark; frame: its rows."""
-    yield _number(100 * (frame["parsed"].isna() | (frame["letter_mass"] < LOW_MASS)).mean())
-    yield str(frame["score"].isna().sum())
-    of_captions = frame.groupby(["image_id", "caption_index"])["score"].mean()
-    yield _number(100 * of_captions.groupby("image_id").var().mean() ** 0.5)
-    yield _number(frame.drop_duplicates(["image_id", "caption_index"])["caption"].str.len().mean(), 0)
-    for name in _SAID:
-        images, share = told.by_image(rows, name).get(key, {}), told.MEASURES[name].share
-        mean = sum(images.values()) / len(images) if images else math.nan
-        yield _number(100 * mean if share else mean, 1 if share else 2)
+    for key in values:
+        own = frame[frame["benchmark"] == key]
+        of_captions = own.groupby(["image_id", "caption_index"])["score"].mean()
+        lengths = own.drop_duplicates(["image_id", "caption_index"])["caption"].str.len()
+        cells = [
+            _number(100 * (own["parsed"].isna() | (own["letter_mass"] < LOW_MASS)).mean()),
+            str(own["score"].isna().sum()),
+            _number(100 * of_captions.groupby("image_id").var().mean() ** 0.5), _number(lengths.mean(), 0),
+        ]  # fmt: skip
+        for name in _SAID:
+            images, share = told.by_image(rows, name).get(key, {}), told.MEASURES[name].share
+            mean = sum(images.values()) / len(images) if images else math.nan
+            cells.append(_number(100 * mean if share else mean, 1 if share else 2))
+        table.append([key, *cells])
+    yield _markdown(table)
 
 
 def _points(value: float | None, interval: Sequence[float] | None) -> str:
@@ -149,14 +147,14 @@ def given_captions(file: Path, images: Sequence[ImageItem]) -> tuple[Source, lis
     that without suffix. It may have several captions (see `caption_in`), in rows or in a list. Raises UserError for a
     file that cannot be read, a benchmark without a caption, and two names that mean one image.
     """
-    rows, index = list(file_rows(file)), _index([image.id for image in images])
+    rows, find = list(file_rows(file)), _finder([image.id for image in images])
     named = {key: [(name, row) for row in rows if (name := _name(row.get(key)))] for key in NAME_KEYS}
-    key = next((key for key, some in named.items() if any(_image(name, index) for name, _ in some)), "")
+    key = next((key for key, some in named.items() if any(find(name) for name, _ in some)), "")
     found: dict[str, list[str]] = defaultdict(list)
     names: dict[str, str] = {}
     aside = Counter({f"without {key!r}": len(rows) - len(named.get(key, ()))})
     for name, row in named.get(key, ()):
-        said, image = caption_in(row), _image(name, index)
+        said, image = caption_in(row), find(name)
         texts = [text.strip() for text in (said if isinstance(said, list) else [said]) if isinstance(text, str)]
         if image and (other := names.setdefault(image, name)) != name:
             raise UserError(f"{shown(file)}: {other!r} and {name!r} both mean {image}; write whole ids")
@@ -184,28 +182,28 @@ def _name(value: Any) -> str:
     return str(value).strip() if isinstance(value, (str, int)) else ""
 
 
-def _forms(name: str) -> list[str]:
-    """How a name may be written, strictest first: whole, without suffix, the last part of its path, both."""
-    whole = posixpath.normpath(name.replace("\\", "/"))
-    bare = posixpath.splitext(whole)[0] if has_picture_name(whole) else whole
-    return [whole, bare, posixpath.basename(whole), posixpath.basename(bare)]
+def _finder(images: Sequence[str]) -> Callable[[str], str | None]:
+    """What finds the one image that a name means, by the strictest form that fits any: whole, without suffix, the last
+    part of its path, both. Where a name starts with a benchmark's key, the last part alone says nothing.
+    """
 
+    def forms(name: str) -> list[str]:
+        whole = posixpath.normpath(name.replace("\\", "/"))
+        bare = posixpath.splitext(whole)[0] if has_picture_name(whole) else whole
+        return [whole, bare, posixpath.basename(whole), posixpath.basename(bare)]
 
-def _index(images: Sequence[str]) -> dict[str, set[str]]:
-    """Form -> the images that it may mean; a stricter form wins."""
     index: dict[str, set[str]] = {}
     for level in range(4):
         found: dict[str, set[str]] = defaultdict(set)
         for image in images:
             for name in (image, image.partition("/")[2]):
-                found[_forms(name)[level]].add(image)
+                found[forms(name)[level]].add(image)
         index = found | index
-    return index
 
+    def find(name: str) -> str | None:
+        written = forms(name)
+        written = written[:2] if written[0].partition("/")[0] in load_registry() else written
+        means = next((index[form] for form in written if form in index), ())
+        return next(iter(means)) if len(means) == 1 else None
 
-def _image(name: str, index: Mapping[str, set[str]]) -> str | None:
-    """The one image that a name means. Where it starts with a benchmark's key, the last part alone says nothing."""
-    forms = _forms(name)
-    forms = forms[:2] if forms[0].partition("/")[0] in load_registry() else forms
-    found = next((index[form] for form in forms if form in index), ())
-    return next(iter(found)) if len(found) == 1 else None
+    return find

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CAPTIONS_STAGE = "captions"
-RECIPE = [
-    "caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts",
-]  # fmt: skip
+RECIPE = ["caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts"]
 ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int | None]
@@ -59,13 +57,13 @@ def images_of(samples: Sequence[Sample]) -> list[ImageItem]:
 
 def image_hash(image: Callable[[], Image]) -> str:
     """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of its pixels."""
-    if image not in _HASHES:
-        _HASHES[image] = image.stored_hash() if hasattr(image, "stored_hash") else _pixel_hash(image())
+    if image not in _HASHES and hasattr(image, "stored_hash"):
+        _HASHES[image] = image.stored_hash()
+    elif image not in _HASHES:
+        opened = image()
+        data = f"{opened.size}/{opened.mode}/".encode() + opened.tobytes()
+        _HASHES[image] = hashlib.sha256(data).hexdigest()[:16]
     return _HASHES[image]
-
-
-def _pixel_hash(image: Image) -> str:
-    return hashlib.sha256(f"{image.size}/{image.mode}/".encode() + image.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -186,22 +184,18 @@ def other_image_captions(source: Source, images: Sequence[ImageItem]) -> Source 
         pictures = {image.id: image_hash(image.load) for image in there}
         if len(set(pictures.values())) < 2:
             return None
-        moved |= _nearest({image: own[image] for image in pictures}, pictures)
+        rows = sorted((row for image in pictures for row in own[image]), key=lambda row: (len(row.caption), row.index))
+        found: dict[str, list[Caption]] = {image: [] for image in pictures}
+        for place, row in enumerate(rows):
+            near = []  # the next shorter and the next longer one of another picture
+            for way in (reversed(rows[:place]), rows[place + 1 :]):
+                near += [next((one for one in way if pictures[one.image_id] != pictures[row.image_id]), None)]
+            other = min(filter(None, near), key=lambda one: abs(len(one.caption) - len(row.caption)))
+            update = {"id": row.id, "image_id": row.image_id, "index": row.index}
+            found[row.image_id].append(other.model_copy(update=update))
+        moved |= {image: sorted(rows, key=lambda row: row.index) for image, rows in found.items()}
     made_from = {"source": "other image", "of": source.fingerprint}
     return Source("another image's caption", made_from, lambda images: moved)
-
-
-def _nearest(own: Captions, pictures: Mapping[str, str]) -> dict[str, list[Caption]]:
-    """Image -> for each of its captions the nearest in length of another picture (`pictures`: image -> its hash)."""
-    rows = sorted((row for rows in own.values() for row in rows), key=lambda row: (len(row.caption), row.index))
-    moved: dict[str, list[Caption]] = {image: [] for image in own}
-    for place, row in enumerate(rows):
-        ways = ((rows[i] for i in way) for way in (range(place - 1, -1, -1), range(place + 1, len(rows))))
-        others = (next((o for o in way if pictures[o.image_id] != pictures[row.image_id]), None) for way in ways)
-        other = min(filter(None, others), key=lambda other: abs(len(other.caption) - len(row.caption)))
-        update = {"id": row.id, "image_id": row.image_id, "index": row.index}
-        moved[row.image_id].append(other.model_copy(update=update))
-    return {image: sorted(found, key=lambda row: row.index) for image, found in moved.items()}
 
 
 def captions_of_run(
@@ -237,20 +231,19 @@ def joined_captions(run_folder: Path, longer: Sequence[Path]) -> Source:
     """A run's captions of an image joined, one after the other from each of them on, until their tokens are as near as
     they come to the mean of the runs `longer`: what length alone would bring.
     """
-    target = sum(load_result(folder)["values"]["caption_tokens"] for folder in longer) / len(longer)
+    records = [load_result(folder) for folder in longer]
+    target = sum(record["values"]["caption_tokens"] for record in records) / len(records)
 
-    def joined(rows: list[Caption], start: int) -> Caption:
-        turned = [*rows[start:], *rows[:start]]
-        lengths = [*accumulate(row.num_tokens - 1 for row in turned)]  # without the end of each turn
-        used = 1 + min(range(len(turned)), key=lambda place: abs(lengths[place] + 1 - target))
-        text = " ".join(row.caption for row in turned[:used])
-        return rows[start].model_copy(update={"caption": text, "num_tokens": lengths[used - 1] + 1})
+    def joined(rows: list[Caption]) -> Iterator[Caption]:
+        for start, row in enumerate(rows):
+            turned = [*rows[start:], *rows[:start]]
+            lengths = [*accumulate(one.num_tokens - 1 for one in turned)]  # without the end of each turn
+            used = 1 + min(range(len(turned)), key=lambda place: abs(lengths[place] + 1 - target))
+            text = " ".join(one.caption for one in turned[:used])
+            yield row.model_copy(update={"caption": text, "num_tokens": lengths[used - 1] + 1})
 
-    def all_joined(rows: list[Caption]) -> list[Caption]:
-        return [joined(rows, start) for start in range(len(rows))]
-
-    keys = [load_result(folder)["key"] for folder in longer]
-    return captions_of_run(run_folder, f"{run_folder.name} joined", all_joined, source="joined", longer=keys)
+    keys, name = [record["key"] for record in records], f"{run_folder.name} joined"
+    return captions_of_run(run_folder, name, lambda rows: [*joined(rows)], source="joined", longer=keys)
 
 
 def controls(

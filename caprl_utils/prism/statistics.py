@@ -8,7 +8,7 @@ another seed add is a variance beside it (`Bootstrap.contrast`), of the comparis
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import comb, inf, sqrt
@@ -57,26 +57,23 @@ class Spread(NamedTuple):
 
 def pooled(blocks: Iterable[Mapping[Any, Mapping[int, float]]]) -> Spread | None:
     """The spread over rows (seed -> value of each) in blocks that share what a seed decides; None where no row has two
-    trainings. paired: what is left in each block beside its rows and its seeds (two-way layout, least squares).
+    trainings. single: the mean square in each block beside its rows; paired: beside its rows and its seeds (two-way
+    layout, least squares).
     """
     tables = [[(row, seed, v) for row, found in rows.items() for seed, v in found.items()] for rows in blocks]
-    single, paired = (_residual(tables, factors) for factors in ((0,), (0, 1)))
-    if not single[1]:
-        return None
-    return Spread(*single, *(paired if paired[1] else single))
-
-
-def _residual(tables: Iterable[Sequence[tuple]], factors: Sequence[int]) -> tuple[float, int]:
-    """(mean square, degrees of freedom) that an additive model of these columns leaves in the last, over all tables."""
-    squares, df = 0.0, 0
-    for cells in filter(None, tables):
-        levels = [(factor, level) for factor in factors for level in dict.fromkeys(cell[factor] for cell in cells)]
-        design = np.array([[cell[factor] == level for factor, level in levels] for cell in cells], dtype=float)
-        values = np.array([cell[-1] for cell in cells])
-        fit, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-        squares += float(np.sum((values - design @ fit) ** 2))
-        df += len(values) - int(rank)
-    return (squares / df if df else 0.0), df
+    parts = []
+    for factors in ((0,), (0, 1)):
+        squares, df = 0.0, 0
+        for cells in filter(None, tables):
+            levels = [(factor, level) for factor in factors for level in dict.fromkeys(cell[factor] for cell in cells)]
+            design = np.array([[cell[factor] == level for factor, level in levels] for cell in cells], dtype=float)
+            values = np.array([cell[-1] for cell in cells])
+            fit, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+            squares += float(np.sum((values - design @ fit) ** 2))
+            df += len(values) - int(rank)
+        parts.append((squares / df if df else 0.0, df))
+    single, paired = parts
+    return Spread(*single, *(paired if paired[1] else single)) if single[1] else None
 
 
 def t_interval(
@@ -132,11 +129,15 @@ class Bootstrap:
             means, draws = [*means, np.zeros(1)], [*draws, np.zeros((1, 1))]
         value, samples = float(means[0].mean() - means[1].mean()), draws[0].mean(axis=1) - draws[1].mean(axis=1)
         counts = [len(place) for columns, place in zip(sides, places, strict=True) if None not in columns]
-        between = _between(means[0] - means[1] if common else None, counts, spread) if trained else None
-        within = float(np.var(samples))
-        test = t_interval(value, within, *between, null, side) if between else _percentiles(samples, null, side)
-        p_value = None if theirs is None else test[2]
-        return Interval(value, *test[:2], self.num_clusters, p_value, min(counts, default=None))
+        if trained and (between := _between(means[0] - means[1] if common else None, counts, spread)):
+            low, high, p_value = t_interval(value, float(np.var(samples)), *between, null, side)
+        else:  # p: twice the share of draws beyond the null, counting the observed sample as one more draw
+            low, high = map(float, np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+            tails = {1: np.sum(samples <= null), -1: np.sum(samples >= null)}
+            tail = tails[side] if side else min(tails.values())
+            p_value = float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
+        p_value = None if theirs is None else p_value
+        return Interval(value, low, high, self.num_clusters, p_value, min(counts, default=None))
 
 
 def _between(paired: np.ndarray | None, counts: Sequence[int], spread: Spread | None) -> tuple[float, int] | None:
@@ -152,16 +153,6 @@ def _between(paired: np.ndarray | None, counts: Sequence[int], spread: Spread | 
     return spread.single * sum(1 / count for count in counts), spread.single_df
 
 
-def _percentiles(samples: np.ndarray, null: float, side: int) -> tuple[float, float, float]:
-    """(low, high, p) over images alone; p: twice the share of draws beyond the null (the smaller of both, or that of
-    `side`), counting the observed sample as one more draw; at most 1.
-    """
-    tails = {1: np.sum(samples <= null), -1: np.sum(samples >= null)}
-    tail = tails[side] if side else min(tails.values())
-    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high), float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
-
-
 def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int) -> Bootstrap:
     """Resample the images of one benchmark; images with more questions count more, in the resamples too. scores: (rows,
     models), none missing. clusters: image id of each row.
@@ -171,20 +162,17 @@ def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws
     num_clusters = int(codes.max()) + 1
     sums = np.zeros((num_clusters, len(models) + 1))  # per image: score sums, number of rows
     np.add.at(sums, codes, np.column_stack([table, np.ones(len(table))]))
-    blocks = _weights(num_clusters, draws, np.random.default_rng(seed))
-    samples = np.concatenate([weights @ sums for weights in blocks])
-    means = samples[:, :-1] / samples[:, -1:]
-    return Bootstrap(tuple(models), table.mean(axis=0), means, num_clusters, len(table))
-
-
-def _weights(num_clusters: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each image is drawn, (block of draws, images): drawing n of n with replacement."""
+    generator, blocks = np.random.default_rng(seed), []
     block = max(1, _BLOCK_VALUES // num_clusters)
     narrow = np.uint16 if num_clusters <= 2**16 else np.uint32  # half the random bits, half the memory
-    for start in range(0, draws, block):
+    for start in range(0, draws, block):  # how often each image is drawn: n of n with replacement
         size = (min(block, draws - start), num_clusters)
         picks = generator.integers(num_clusters, size=size, dtype=narrow)
-        yield np.stack([np.bincount(pick, minlength=num_clusters) for pick in picks]).astype(np.float64)
+        weights = np.stack([np.bincount(pick, minlength=num_clusters) for pick in picks]).astype(np.float64)
+        blocks.append(weights @ sums)
+    samples = np.concatenate(blocks)
+    means = samples[:, :-1] / samples[:, -1:]
+    return Bootstrap(tuple(models), table.mean(axis=0), means, num_clusters, len(table))
 
 
 def macro_average(parts: Mapping[str, Bootstrap]) -> Bootstrap:

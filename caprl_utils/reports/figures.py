@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils.files import write_atomic
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
 from caprl_utils.prism.gallery import GREEN, GREY, RED
-from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
+from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, lengths
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models, texts
@@ -355,8 +355,8 @@ def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, ste
 
     found: role -> probe -> what came out (`readers.points`).
     """
-    filled = [TRUE, *map(repeated, lengths(profile))]
-    mixed = {0: TRUE, **{count: with_invented(count) for count in INVENTED}}
+    filled = [TRUE, *map(REPEATED.format, lengths(profile))]
+    mixed = {0: TRUE, **{count: WITH_INVENTED.format(count) for count in INVENTED}}
     with styled():
         figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
         for (role, probes), look in zip(found.items(), looks([*found]), strict=True):

@@ -9,10 +9,10 @@ from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism.answers import prompt_of
-from caprl_utils.prism.benchmarks import get_benchmark, load_registry
+from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.layouts import CANNOT_ANSWER
-from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
-from caprl_utils.prism.scoring import score_answers
+from caprl_utils.prism.loading import inside, load, load_samples
+from caprl_utils.prism.scores import score_answers
 from tests.rows import LAYOUTS, OTHER, captionqa_row, collection, picture, png, write, write_gqa, write_visulogic
 
 P = picture()
@@ -50,11 +50,6 @@ def test_hub_layouts(key, tmp_path):
     text = sample.gold[0] if isinstance(sample.gold, list) else sample.gold
     judged = key in ("charxiv", "mmvet")
     assert score_answers([(sample, text)], "standard")[0].value == (None if judged else 1.0)
-
-
-def test_all_hub_benchmarks_are_covered():
-    hub = {key for key, facts in load_registry().items() if facts.hub is not None}
-    assert hub == {*LAYOUTS, "visulogic", "gqa", "captionqa"}
 
 
 def test_what_a_row_tells_reaches_the_prompt(loaded):
@@ -97,36 +92,40 @@ def test_options_of_mmstar_stand_in_the_question(question, options, loaded):
     assert (sample.question, sample.options) == ("Which?" if options else question, options)
 
 
-def test_mmmu_images_and_open_questions(loaded):
+def test_mmmu_images_open_questions_and_pictures_that_hold_the_question(loaded, tmp_path):
     closed, open_question = loaded("mmmu")
     assert len(closed.images) == 3 and closed.meta["image_numbers"] == [1, 2, 3]
     assert (open_question.gold, open_question.meta["question_type"]) == (["24/7", "3.429"], "open")
-
-
-def test_mmmu_pro_vision_configuration(tmp_path):
     row = {"id": "v1", "image": P, "options": "['x', 'y']", "answer": "A", "subject": "Art"}
     (sample,) = load("mmmu_pro", path=write(tmp_path / "hub", [row], ["image"]))
     assert (sample.question, len(sample.images)) == ("", 1)
 
 
-def test_filters_and_groups(loaded):
+def test_filters_groups_and_questions_about_one_image(loaded):
     assert len(loaded("mathverse")) == len(loaded("seed")) == 1
     base, rotation = loaded("mmbench")
-    assert base.meta["image_id"] == rotation.meta["image_id"] == "7"
-    assert rotation.meta["rotation"] == 1
-
-
-def test_questions_about_one_image_share_its_id(loaded):
-    found = loaded("chartqa", {}, {"question": "Other?"}, {"image": OTHER})
-    ids = [sample.meta["image_id"] for sample in found]
+    assert base.meta["image_id"] == rotation.meta["image_id"] == "7" and rotation.meta["rotation"] == 1
+    ids = [s.meta["image_id"] for s in loaded("chartqa", {}, {"question": "Other?"}, {"image": OTHER})]
     assert ids[0] == ids[1] != ids[2]
+    found = loaded("wemath", {}, *({"key": f"2steps_{s}", "image_path": OTHER} for s in (2, "multi")))
+    assert [s.id for s in found] == ["g1-2steps_1", "g1-2steps_2", "g1-2steps_multi"]
+    first, second, multi = (s.meta["image_id"] for s in found)
+    assert {s.meta["ID"] for s in found} == {"g1"} and second == multi != first
+    rows = [{"index": number + turn * 1_000_000} for number in range(5) for turn in range(2)]
+    one, again = (loaded("mmbench", *rows, num_samples=4, seed=3) for _ in range(2))  # subsets keep groups
+    assert [s.id for s in one] == [s.id for s in again]
+    assert len(one) == 4 and len({s.meta["image_id"] for s in one}) == 2
 
 
-def test_visulogic_reads_images_beside_its_jsonl(tmp_path):
+def test_visulogic_reads_images_beside_its_jsonl_which_is_split_at_line_ends_only(tmp_path):
     folder = write_visulogic(tmp_path / "v")
-    for path in (folder, folder / "data.jsonl"):
+    file, asked = folder / "data.jsonl", ["a\u2028b?", "a\x85b?"]
+    for path in (folder, file):
         sample = load("visulogic", path=path)[0]
         assert sample.gold == "C" and sample.images[0]().size == (6, 4)
+    rows = [json.loads(file.read_text()) | {"id": str(n), "question": text} for n, text in enumerate(asked)]
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(json.dumps(r, ensure_ascii=False) for r in rows).encode())
+    assert [sample.question for sample in load("visulogic", path=file)] == asked
 
 
 def test_gqa_joins_images(tmp_path):
@@ -136,15 +135,10 @@ def test_gqa_joins_images(tmp_path):
         load("gqa", path=write_gqa(tmp_path / "other", {"n2": OTHER}))
 
 
-def test_captionqa_captions_all_views(tmp_path):
-    row = captionqa_row("ego_001") | {"images": [P, OTHER]}
-    sample = load("captionqa", path=write(tmp_path / "hub", [row], [["images"]]))[0]
-    assert [image().getpixel((0, 0)) for image in sample.images] == [(200, 10, 10), (0, 0, 255)]
-
-
-def test_captionqa_copies_the_sequential_shuffle(tmp_path):
-    data = write(tmp_path / "hub", [captionqa_row("nat_001"), captionqa_row("nat_002")], [["images"]])
-    samples = load("captionqa", path=data)
+def test_captionqa_captions_all_views_and_copies_the_sequential_shuffle(tmp_path):
+    rows = [captionqa_row("nat_001") | {"images": [P, OTHER]}, captionqa_row("nat_002")]
+    samples = load("captionqa", path=write(tmp_path / "hub", rows, [["images"]]))
+    assert [image().getpixel((0, 0)) for image in samples[0].images] == [(200, 10, 10), (0, 0, 255)]
     assert [sample.id for sample in samples] == ["nat_001-0", "nat_001-1", "nat_002-0", "nat_002-1"]
     generator = random.Random(0)
     all_choices = [["red", "blue", "green", CANNOT_ANSWER], ["yes", "no"]] * 2
@@ -163,10 +157,12 @@ def test_rendered_benchmarks_come_from_their_maker(monkeypatch):
 # --- what can be wrong ---
 
 
-def test_a_wrong_column_is_named_with_the_nearest(tmp_path):
+def test_wrong_columns_and_ids_that_stand_twice_are_named(loaded, tmp_path):
     file = write(tmp_path / "hub", [{"image": P, "Question": "How many?", "answer": "12"}], ["image"])
     with pytest.raises(UserError, match=r"ChartQA: 'question'; did you mean Question\?"):
         load("chartqa", path=file)
+    with pytest.raises(UserError, match="1 ids stand twice, first '1'"):
+        loaded("mathvista", {}, {})
 
 
 @pytest.mark.parametrize(
@@ -196,30 +192,23 @@ def test_a_row_that_cannot_be_used_is_set_aside_and_counted(key, change, message
         loaded(key, numbered[0], *(one | change for one in numbered[1:]))
 
 
-def test_ids_that_stand_twice_are_told(loaded):
-    with pytest.raises(UserError, match="1 ids stand twice, first '1'"):
-        loaded("mathvista", {}, {})
+def test_absent_data_say_how_to_get_them(tmp_path, monkeypatch):
+    import datasets
 
-
-def test_absent_data_say_how_to_get_them(tmp_path):
     told = r"lmms-lab-encoder/DocVQA.*InfographicVQA.*revision.*2801 rows.*apache"
     with pytest.raises(UserError, match=told):
         load("infovqa", path=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no parquet or JSONL"):
         load("infovqa", path=tmp_path / "empty")
-    assert "hf download Borise/CaptionQA" in how_to_get(get_benchmark("captionqa"))
-
-
-def test_the_hub_out_of_reach_says_how_to_get_the_data(monkeypatch):
-    import datasets
 
     def refuse(*arguments, **options):
         raise ConnectionError(f"offline {arguments} {sorted(options)}")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    told = r"Lin-Chen/MMStar could not be loaded \(ConnectionError.*revision.*hf download"
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(
+        UserError, match=r"Lin-Chen/MMStar could not be loaded \(ConnectionError.*revision.*hf download"
+    ):
         load("mmstar")
 
 
@@ -294,13 +283,6 @@ def test_a_repository_of_other_splits_or_configurations_is_refused(key, files, m
         load(key, path=folder)
 
 
-def test_jsonl_is_split_at_line_ends_only_and_may_start_with_a_mark(tmp_path):
-    file, asked = write_visulogic(tmp_path / "v") / "data.jsonl", ["a\u2028b?", "a\x85b?"]
-    rows = [json.loads(file.read_text()) | {"id": str(n), "question": text} for n, text in enumerate(asked)]
-    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(json.dumps(r, ensure_ascii=False) for r in rows).encode())
-    assert [sample.question for sample in load("visulogic", path=file)] == asked
-
-
 # --- the authors' files ---
 
 
@@ -321,20 +303,6 @@ def test_the_authors_files_bring_rows_and_prompts(tmp_path):
         load("seed2k")
     with pytest.raises(UserError, match=r"lmm_eval_chartqa.json"):
         load("chartqa", files=folder)
-
-
-def test_groups_of_wemath_have_pictures_of_their_own(loaded):
-    found = loaded("wemath", {}, *({"key": f"2steps_{s}", "image_path": OTHER} for s in (2, "multi")))
-    assert [s.id for s in found] == ["g1-2steps_1", "g1-2steps_2", "g1-2steps_multi"]
-    first, second, multi = (s.meta["image_id"] for s in found)
-    assert {s.meta["ID"] for s in found} == {"g1"} and second == multi != first
-
-
-def test_subsets_are_drawn_with_a_seed_and_keep_groups(loaded):
-    rows = [{"index": number + turn * 1_000_000} for number in range(5) for turn in range(2)]
-    one, again = (loaded("mmbench", *rows, num_samples=4, seed=3) for _ in range(2))
-    assert [s.id for s in one] == [s.id for s in again]
-    assert len(one) == 4 and len({s.meta["image_id"] for s in one}) == 2
 
 
 # --- images and paths ---

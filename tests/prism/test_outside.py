@@ -44,11 +44,9 @@ class Letters:
 @pytest.fixture
 def reader():
     """A WordsReader over that model."""
-    found, loaded = probes.WordsReader.__new__(probes.WordsReader), Letters()
+    loaded = Letters()
     loaded.tokenizer = loaded
-    found._backend = SimpleNamespace(loaded=loaded, batch_size=2, model_hash="h")
-    found.name = "letters"
-    return found
+    return probes.WordsReader(SimpleNamespace(loaded=loaded, batch_size=2, model_hash="h"), "letters")
 
 
 def test_the_option_that_the_model_goes_on_with_is_chosen(reader):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from caprl_utils.errors import UserError
 from caprl_utils.prism import statistics
@@ -16,41 +17,27 @@ def bootstrap(scores, clusters, models, draws=5, seed=0):
     return statistics.bootstrap(np.reshape(scores, (-1, len(models))), clusters, models, draws, seed)
 
 
-def test_the_mean_is_over_rows_and_the_interval_holds_it():
+def test_the_interval_is_scipys_and_rows_of_an_image_move_together():
     found = bootstrap([[1.0], [0.0], [1.0], [1.0]], ["a", "a", "b", "c"], ["m"], 500).interval("m")
-    assert found.value == 0.75
-    assert found.low <= 0.75 <= found.high
-    assert found.num_clusters == 3
-
-
-def test_the_interval_agrees_with_scipy():
-    from scipy import stats
-
+    assert found.value == 0.75 and found.low <= 0.75 <= found.high and found.num_clusters == 3
     values = np.random.default_rng(1).random(200)
     ours = bootstrap(values, np.arange(200), ["m"], 4000).interval("m")
     how = {"method": "percentile", "n_resamples": 2000, "rng": np.random.default_rng(2)}
     theirs = stats.bootstrap((values,), np.mean, **how).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+    copied = bootstrap(np.repeat(values, 10), np.repeat(np.arange(200), 10), ["m"], 4000).interval("m")
+    assert (copied.low, copied.high) == pytest.approx((ours.low, ours.high), abs=0.006)  # ten copies narrow nothing
+    one, two, other = (bootstrap(values, range(200), ["m"], 50, seed).samples for seed in (1, 1, 2))
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
 
 
-def test_rows_of_an_image_move_together():
-    """Ten copies of every row must not narrow the interval."""
-    values = np.random.default_rng(3).integers(0, 2, 60).astype(float)
-    single = bootstrap(values, np.arange(60), ["m"], 4000).interval("m")
-    copied = bootstrap(np.repeat(values, 10), np.repeat(np.arange(60), 10), ["m"], 4000).interval("m")
-    assert (copied.low, copied.high) == pytest.approx((single.low, single.high), abs=0.02)
-
-
-def test_differences_are_paired():
+def test_differences_are_paired_and_without_one_p_is_not_small_too_often():
     base = np.random.default_rng(4).random(300)
     found = bootstrap(np.column_stack([base, base + 0.1]), np.arange(300), ["a", "b"], 1000)
     difference = found.difference("b", "a")
     assert (difference.low, difference.high) == pytest.approx((0.1, 0.1))
     assert difference.p_value == pytest.approx(2 / 1001)
     assert found.difference("a", "a").p_value == 1.0
-
-
-def test_under_no_difference_the_p_value_is_not_small_too_often():
     generator = np.random.default_rng(5)
     tables = [generator.normal(size=(80, 2)) for _ in range(60)]
     parts = [bootstrap(table, range(80), ["a", "b"], 400, seed) for seed, table in enumerate(tables)]
@@ -58,65 +45,48 @@ def test_under_no_difference_the_p_value_is_not_small_too_often():
     assert low <= 10  # 3 expected; 10 is beyond the 99.9 % point
 
 
-def test_same_seed_same_numbers_and_other_seeds_differ():
-    values = np.arange(30) / 30
-    one, two, other = (bootstrap(values, range(30), ["m"], 50, s).samples for s in (1, 1, 2))
-    assert np.array_equal(one, two) and not np.array_equal(one, other)
-
-
-def test_the_average_counts_benchmarks_the_same():
+def test_models_of_the_same_samples_are_compared_and_averages_count_benchmarks_the_same():
+    base = {"b": {(f"i{n}", f"s{n}-{q}"): float(n % 2) for n in range(20) for q in range(2)}}
+    parts = bootstrap_models({"base": base, "better": {"b": dict.fromkeys(base["b"], 1.0)}, "same": base}, 2000, 0)
+    gap = parts["b"].difference("better", "base")
+    assert gap.value == pytest.approx(0.5) and gap.low > 0.2 and gap.num_clusters == 20
+    assert parts["average"].difference("better", "base").value == pytest.approx(0.5)
+    assert parts["b"].difference("same", "base").low == 0.0
     big, small = ({(f"i{n}", "s"): value for n in range(count)} for count, value in ((90, 1.0), (10, 0.0)))
     average = bootstrap_models({"a": {"big": big, "small": small}}, 100, 0)["average"]
     assert average.means.tolist() == [0.5] and (average.num_clusters, average.num_rows) == (100, 100)
+    with pytest.raises(UserError, match="a and b were not scored on the same samples"):
+        bootstrap_models({"a": {"b": {("i", "s"): 1.0}}, "b": {"b": {("i", "other"): 1.0}}}, 100, 0)
 
 
-def test_holm_by_hand():
+def test_holm_variance_and_the_pooled_spread_by_hand():
     found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
     assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
-    assert holm({}) == {}
-    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-
-
-def test_variance_by_hand_and_parts_that_cannot_be_seen():
+    assert holm({}) == {} and holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     items, captions = statistics.variance_components([[0.0, 1.0], [1.0, 1.0]])
-    assert captions == pytest.approx(0.25)
-    assert items == pytest.approx(0.0)  # 0.125 between items, all of it from captions
+    assert (items, captions) == pytest.approx((0.0, 0.25))  # 0.125 between items, all of it from captions
     items, captions = statistics.variance_components(np.random.default_rng(8).random((20, 1)))
     assert captions is None and items > 0
-
-
-def test_the_pooled_spread_by_hand():
-    """Two rows, two seeds: within rows 2 and 8 of squares; the seeds' own part leaves half a square of 1 each."""
+    # two rows, two seeds: within rows 2 and 8 of squares; the seeds' own part leaves half a square of 1 each
     rows = {"a": {0: 0.0, 1: 2.0}, "b": {0: 5.0, 1: 9.0}, "c": {0: 7.0}}
-    found = statistics.pooled([rows])
-    assert found == pytest.approx(((2 + 8) / 2, 2, 1.0, 1))
-    twice = statistics.pooled([rows, rows])  # blocks add up
-    assert twice == pytest.approx((5.0, 4, 1.0, 2))
+    assert statistics.pooled([rows]) == pytest.approx(((2 + 8) / 2, 2, 1.0, 1))
+    assert statistics.pooled([rows, rows]) == pytest.approx((5.0, 4, 1.0, 2))  # blocks add up
     assert statistics.pooled([{"a": {0: 0.0, 1: 2.0}}]) == pytest.approx((2.0, 1, 2.0, 1))
     assert statistics.pooled([{"a": {0: 1.0}}, {}]) is None
 
 
 def test_the_t_interval_agrees_with_scipy_and_ends_at_the_null_where_p_is_005():
-    from scipy import stats
-
     values = np.array([0.1, 0.3, 0.2, 0.5, 0.4])
-    low, high, p = statistics.t_interval(values.mean(), 0.0, values.var(ddof=1) / 5, 4)
-    theirs = stats.ttest_1samp(values, 0.0)
-    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
-    assert p == pytest.approx(theirs.pvalue)
-    welch = stats.ttest_ind(values, values[:3] + 1, equal_var=False)  # Satterthwaite of two parts
-    parts = [part.var(ddof=1) / len(part) for part in (values, values[:3])]
-    df = sum(parts) ** 2 / (parts[0] ** 2 / 4 + parts[1] ** 2 / 2)
-    assert welch.df == pytest.approx(df)
-    for side in (0, 1, -1):
-        assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=low, side=side)[2] <= 1
+    found, theirs = statistics.t_interval(values.mean(), 0.0, values.var(ddof=1) / 5, 4), stats.ttest_1samp(values, 0.0)
+    assert found == pytest.approx((*theirs.confidence_interval(0.95), theirs.pvalue))
     low, high, _ = statistics.t_interval(0.2, 0.01, 0.02, 3)
     assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=low, side=1)[2] == pytest.approx(0.05)
     assert statistics.t_interval(0.2, 0.01, 0.02, 3, null=high, side=-1)[2] == pytest.approx(0.05)
+    assert all(statistics.t_interval(0.2, 0.01, 0.02, 3, null=low, side=side)[2] <= 1 for side in (0, 1, -1))
     assert statistics.t_interval(0.0, 0.0, 0.0, 3)[2] == 1.0
 
 
-def rows_of(trainings, seed=0):
+def rows_of(trainings):
     """Columns of rows, with each image's score of each training: (rows, seeds, images)."""
     rows, seeds, images = trainings.shape
     part = bootstrap(trainings.reshape(rows * seeds, images).T, range(images), [*map(str, range(rows * seeds))], 300)
@@ -128,8 +98,7 @@ def test_contrasts_pair_by_seed_and_by_image():
     generator = np.random.default_rng(9)
     trainings = generator.normal(size=(3, 3, 40))
     part, (a, b, c), spread = rows_of(trainings)
-    found = part.contrast(a, b, spread)
-    differences = trainings[0] - trainings[1]
+    found, differences = part.contrast(a, b, spread), trainings[0] - trainings[1]
     assert found.value == pytest.approx(differences.mean()) and found.trainings == 3
     within = differences.mean(axis=0).var() / 40
     expected = statistics.t_interval(found.value, within, 2 * spread.paired / 3, spread.paired_df)
@@ -144,8 +113,7 @@ def test_contrasts_pair_by_seed_and_by_image():
     assert part.contrast({None: a[0]}, {None: b[0]}, spread).trainings is None
     assert part.contrast(a, b, None).low == part.contrast(a, b).low  # without a spread over images alone
     many, (a, b), spread = rows_of(generator.normal(size=(2, 5, 40)))
-    own = many.contrast(a, b, spread)
-    assert own == many.contrast(a, b)  # from five on the comparison's own
+    assert many.contrast(a, b, spread) == many.contrast(a, b)  # from five on the comparison's own
 
 
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=6))
@@ -155,18 +123,3 @@ def test_best_of_n_is_the_mean_over_all_subsets(scores):
     for n in range(1, len(scores) + 1):
         subsets = [max(subset) for subset in combinations(scores, n)]
         assert best_of_n(scores, n) == pytest.approx(sum(subsets) / len(subsets))
-
-
-def test_differences_are_paired_by_image():
-    base = {"b": {(f"i{n}", f"s{n}-{q}"): float(n % 2) for n in range(20) for q in range(2)}}
-    better = {"b": {key: 1.0 for key in base["b"]}}
-    parts = bootstrap_models({"base": base, "better": better, "same": base}, 2000, 0)
-    gap = parts["b"].difference("better", "base")
-    assert gap.value == pytest.approx(0.5) and gap.low > 0.2 and gap.num_clusters == 20
-    assert parts["average"].difference("better", "base").value == pytest.approx(0.5)
-    assert parts["b"].difference("same", "base").low == 0.0
-
-
-def test_models_of_other_samples_are_refused():
-    with pytest.raises(UserError, match="a and b were not scored on the same samples"):
-        bootstrap_models({"a": {"b": {("i", "s"): 1.0}}, "b": {"b": {("i", "other"): 1.0}}}, 100, 0)
