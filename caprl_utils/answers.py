@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 ABCD = "ABCD"  # the usual options
 
@@ -67,13 +67,22 @@ def after_reasoning(text: str) -> str:
 def final_answer(text: str) -> str:
     """The answer inside a completion, for the standard metrics (ours; one rule for all benchmarks): of the last
     complete ``<answer>...</answer>`` block, else of the text behind the reasoning, its last ``\\boxed{...}`` with even
-    braces, if any, without ``\\text{...}``-like commands and outer spaces. A plain short answer stays as it is.
+    braces (the outer one if nested), if any, without ``\\text{...}``-like commands and outer spaces. A plain short
+    answer stays as it is.
     """
     before, closed, _ = text.rpartition("</answer>")
     _, opened, inside = before.rpartition("<answer>")
     body = inside if closed and opened else after_reasoning(text)
-    boxed = last_box(body)
-    return unwrap_commands(body if boxed is None else boxed).strip()
+    boxes = {match.end() - 1 for match in _BOX.finditer(body)}
+    open_braces, first, end = [], -1, -1
+    for brace in re.finditer(r"\\.|[{}]", body, re.DOTALL):  # one pass, so that a loop costs its length; \{ is text
+        if brace[0] == "{":
+            open_braces.append(brace.start())
+        elif brace[0] == "}" and open_braces:
+            start = open_braces.pop()
+            if start in boxes and not first < start < end:
+                first, end = start, brace.start()
+    return unwrap_commands(body[first + 1 : end] if end >= 0 else body).strip()
 
 
 def short_answer(text: str) -> str:
@@ -118,21 +127,6 @@ def plain(text: str) -> str:
     text = text.translate({0x201C: None, 0x201D: None, ord('"'): None, 0x2018: "'", 0x2019: "'"})
     text = re.sub(r"</?[a-z]+\s*/?>|(?<!\w)'|'(?!\w)|\\[()\[\]]", "", text)
     return re.sub(r"[*`~]+|(?<!\w)_+|_+(?!\w)", "", text).strip()
-
-
-def last_box(text: str) -> str | None:
-    """Content of the last ``\\boxed{...}`` whose braces balance (the outer one if nested), or None."""
-    boxes = {match.end() - 1 for match in _BOX.finditer(text)}
-    open_braces: list[int] = []
-    first, end = -1, -1
-    for brace in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # one pass, so that a loop costs its length; \{ is text
-        if brace[0] == "{":
-            open_braces.append(brace.start())
-        elif brace[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start in boxes and not first < start < end:
-                first, end = start, brace.start()
-    return text[first + 1 : end] if end >= 0 else None
 
 
 def unwrap_commands(text: str) -> str:
@@ -288,8 +282,7 @@ def read_letter(text: str, letters: str = ABCD, options: Sequence[str] | None = 
     return _Reply(text, letters, [_key(str(option)) for option in options or ()]).read()
 
 
-@dataclass(frozen=True, slots=True)
-class _Mention:
+class _Mention(NamedTuple):
     """Letters named at one place. kind: "stated", "hinted" (by a word or by its place), "out", or "" for no answer."""
 
     letters: tuple[str, ...]
@@ -309,10 +302,12 @@ class _Reply:
             said = self.text
         for part in (self.text, said):
             bare = _BARE.fullmatch(part)
-            if bare and bare[1].upper() in self.letters:
-                if bare[1].isupper() and part != self.text:
+            if bare and (letter := bare[1].upper()) in self.letters:
+                if bare[1] == letter and part != self.text:
                     break  # "The answer is B" is about the letter, and another may be stated beside it
-                return self._bare(bare[1])
+                if bare[1] != letter and self.options.count(bare[1]) and self._option(letter) != bare[1]:
+                    return LetterReading(None, reason=f"{bare[1]} is a letter and the text of another option")
+                return LetterReading(letter, "letter")
             if (place := self._whole(part)) is not None:
                 return LetterReading(self.letters[place], "option_text")
         reading = self._stated()
@@ -320,14 +315,8 @@ class _Reply:
             return LetterReading(self.letters[place], "option_text")
         return reading
 
-    def _bare(self, said: str) -> LetterReading:
-        letter = said.upper()
-        if said != letter and self.options.count(said) and self._option(letter) != said:
-            return LetterReading(None, reason=f"{said} is a letter and the text of another option")
-        return LetterReading(letter, "letter")
-
     def _option(self, letter: str) -> str:
-        """The text of a letter's option; "" where it is not known."""
+        """Of a letter; "" where it is not known."""
         return dict(zip(self.letters, self.options, strict=False)).get(letter, "")
 
     def _stated(self) -> LetterReading:
@@ -346,7 +335,7 @@ class _Reply:
         if len(found) != 1:
             several = f"several letters: {', '.join(sorted(found))}"
             return LetterReading(None, reason=several if found else _NONE)
-        (letter,) = found
+        letter = found.pop()
         known = letter in self.letters
         return LetterReading(letter, "letter") if known else LetterReading(None, reason=f"no option {letter}")
 
@@ -356,13 +345,12 @@ class _Reply:
         for match in _items("I" in self.letters).finditer(self.text):
             if match.start() < told:
                 continue  # a capital inside the option that was just named
-            named = tuple(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", match[0]))
-            if re.match(r"\W{0,5}\bor\b(?!\s+rather)", self.text[match.end() :]):
-                named = (*named, "?")  # "B ... or something else"
-            kind, rest = self._kind(match, named), self.text[match.end() :].lstrip(" .:")
-            if (after := self._after_own(rest, named)) is not None:
+            named, rest = re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", match[0]), self.text[match.end() :]
+            if re.match(r"\W{0,5}\bor\b(?!\s+rather)", rest):
+                named.append("?")  # "B ... or something else"
+            if (after := self._after_own(rest.lstrip(" .:"), named)) is not None:
                 told = len(self.text) - len(after)
-            found.append(_Mention(named, match.start(), kind))
+            found.append(_Mention(tuple(named), match.start(), self._kind(match, named)))
         return found
 
     def _kind(self, match: re.Match[str], named: Sequence[str]) -> str:
@@ -382,7 +370,10 @@ class _Reply:
         confirmed, refuted = judged and _RIGHT.match(verdict), judged and _WRONG.match(verdict)
         if _EXCEPT.search(left) or (refuted and not confirmed):
             return "out"
-        if _THING.search(left) or _denied(left) or _asked(self.text[match.end() :]):
+        rest = self.text[match.end() :]
+        end = re.search(r"[.!?\n]", rest)
+        asked = end and end[0] == "?" and rest[end.end() :].strip()  # a question that more text follows
+        if _THING.search(left) or _denied(left) or asked:
             return ""
         told = self._option(named[0])
         if confirmed or (marked and len(told) > 1 and left.casefold().rstrip(" (.").endswith(told)):
@@ -404,11 +395,8 @@ class _Reply:
         """The option that the whole text is, with or without an article; "Yes, it is" is "yes"."""
         key, yes_no = _key(text), short_answer(text).casefold()
         bare = re.sub(r"^(?:an?|the) ", "", key) if text[:1].islower() else ""
-        bare = bare if len(bare) > 1 else ""
-        for said in (key, bare, yes_no if yes_no in ("yes", "no") else ""):
-            if said and self.options.count(said) == 1:
-                return self.options.index(said)
-        return None
+        said = (key, bare * (len(bare) > 1), yes_no if yes_no in ("yes", "no") else "")
+        return next((self.options.index(one) for one in said if one and self.options.count(one) == 1), None)
 
     def _told(self) -> int | None:
         """The one option whose words begin the text ("Blue, because ...") or end it ("the colour is blue")."""
@@ -445,12 +433,6 @@ def _denied(left: str) -> bool:
     """Whether the clause that `left` ends with says no, or only supposes."""
     start = max((found.end() for found in _BREAK.finditer(left)), default=0)
     return _DENIES.search(_HEDGE.sub("", left[start:])) is not None
-
-
-def _asked(rest: str) -> bool:
-    """Whether the sentence that goes on with `rest` is a question that more text follows."""
-    end = re.search(r"[.!?\n]", rest)
-    return end is not None and end[0] == "?" and bool(rest[end.end() :].strip())
 
 
 def _key(text: str) -> str:

@@ -57,8 +57,8 @@ def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
         data = experiment.data.model_copy(update={"num_images": base.ablations.num_images})
         experiment = experiment.model_copy(update={"data": data})
     steps = base.ablations.steps if experiment.size == "ablation" else None
-    over = {**({} if steps is None else {"steps": steps}), **experiment.rl}
-    over |= _from_command_line(Profile).get("rl", {})
+    over = {"steps": steps} if steps else {}
+    over |= experiment.rl | _from_command_line(Profile).get("rl", {})
     start = base.models.named().get(experiment.start)
     if start is None:
         raise UserError(f"experiment {name} trains models.{experiment.start}, which profile {profile} goes without")
@@ -146,12 +146,11 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: list[Any] = []
-        for key, _ in node.value:
-            if key.value in seen:
+        values = super().construct_mapping(node, deep)
+        for number, (key, _) in enumerate(node.value):
+            if key.value in [earlier.value for earlier, _ in node.value[:number]]:
                 raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.append(key.value)
-        return super().construct_mapping(node, deep)
+        return values
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -175,12 +174,12 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _file(model: type[Settings], name: str | Path) -> Path:
-    given = str(name).endswith((".yaml", ".yml"))
-    file = Path(name) if given else paths.CONFIGS / _FOLDERS[model] / f"{name}.yaml"
+    own = str(name).endswith((".yaml", ".yml"))
+    file = Path(name) if own else paths.CONFIGS / _FOLDERS[model] / f"{name}.yaml"
     if file.is_file():
         return file
-    known, what = names_of(model), f"no {model.__name__.lower()} {str(name)!r}"
-    raise UserError(f"{what}{did_you_mean(str(name), known)}; known: {', '.join(known)}")
+    hint = f"{did_you_mean(str(name), known := names_of(model))}; known: {', '.join(known)}"
+    raise UserError(f"no {model.__name__.lower()} {str(name)!r}{hint}")
 
 
 def _layers(model: type[Settings], name: str | Path, seen: tuple[Path, ...] = ()) -> tuple[Path, dict]:
@@ -198,7 +197,7 @@ def _layers(model: type[Settings], name: str | Path, seen: tuple[Path, ...] = ()
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+    result = {}
     for key, value in values.items():
         for part in reversed(str(key).split(".")):
             value = {part: value}
@@ -214,38 +213,34 @@ def _from_command_line(model: type[Settings]) -> dict[str, Any]:
 
 
 def _checked(model: type[Kind], values: Mapping[str, Any], file: Path, over: Mapping[str, Any]) -> Kind:
+    """Raises UserError with a line for each problem: dotted key, bad value, nearest valid key or value."""
     try:
         return model.model_validate(merge(values, over))
     except ValidationError as error:
-        problems = "\n".join(f"  {_explained(model, item)}" for item in error.errors())
-        where = paths.shown(file) + (" with overrides" if over else "")
-        raise UserError(f"{where}:\n{problems}") from None
-
-
-def _explained(model: type[Settings], item: Mapping[str, Any]) -> str:
-    """One line for one pydantic error: dotted key, bad value, nearest valid key or value."""
-    key = ".".join(str(part) for part in item["loc"]) or model.__name__.lower()
-    value = item.get("input")
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key} (value {value!r}){_nearest_key(model, item['loc'])}"
-    if item["type"] == "missing":
-        return f"{key}: missing"
-    problem = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{key}: {problem}"
-    choices = re.findall(r"'([^']*)'", item["ctx"]["expected"]) if item["type"] == "literal_error" else ()
-    return f"{key}: {value!r}: {problem}{did_you_mean(str(value), choices)}"
+        told = [paths.shown(file) + (" with overrides:" if over else ":")]
+        for item in error.errors():
+            key, value = ".".join(map(str, item["loc"])) or model.__name__.lower(), item.get("input")
+            problem = f"{key}: {item['msg'].removeprefix('Value error, ')}"
+            if item["type"] == "extra_forbidden":
+                problem = f"unknown key {key} (value {value!r}){_nearest_key(model, item['loc'])}"
+            elif item["type"] == "missing":
+                problem = f"{key}: missing"
+            elif item["type"] != "value_error":
+                choices = re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+                problem = f"{key}: {value!r}: {item['msg']}{did_you_mean(str(value), choices)}"
+            told.append(f"  {problem}")
+        raise UserError("\n".join(told)) from None
 
 
 def _nearest_key(model: type[Settings], loc: tuple[str | int, ...]) -> str:
     """Suggest a sibling first, then the same word in any other section."""
+    *parents, word = map(str, loc)
     section = model
-    for part in loc[:-1]:
-        section = _section_of(section.model_fields[str(part)])
-    siblings = list(section.model_fields)
-    if close := nearest(str(loc[-1]), siblings):
-        return f"; did you mean {'.'.join([*map(str, loc[:-1]), close[0]])}?"
+    for part in parents:
+        section = _section_of(section.model_fields[part])
+    if close := nearest(word, section.model_fields):
+        return f"; did you mean {'.'.join([*parents, close[0]])}?"
     everywhere = {dotted.split(".")[-1]: dotted for dotted, _ in walk(model)}
-    if close := nearest(str(loc[-1]), list(everywhere)):
+    if close := nearest(word, everywhere):
         return f"; did you mean {everywhere[close[0]]}?"
-    return f"; valid keys here: {', '.join(siblings)}"
+    return f"; valid keys here: {', '.join(section.model_fields)}"

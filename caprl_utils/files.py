@@ -52,8 +52,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`: what is written there takes its place when the block ends without an error, and
-    goes otherwise. Raises UserError on a full disk.
+    """A temporary name beside `path` that takes its place when the block ends without an error, and goes otherwise.
+    Raises UserError on a full disk.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -82,10 +82,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def note_access(path: Path) -> None:
-    """Tell the runner that a notebook read or wrote this file: it runs again when the file is gone.
-
-    `write_atomic` does so for reports, `Run` for records.
-    """
+    """Tell the runner that a notebook read or wrote this record or report: it runs again when the file is gone."""
     if target := os.environ.get(ACCESS_LOG_ENV):
         with full_disk_as_user_error(Path(target)), open(target, "a", encoding="utf-8") as file:
             file.write(f"{path.absolute()}\n")

@@ -31,22 +31,13 @@ def derive_seed(*parts: object, bits: int = 63) -> int:
 
 def value_hash(value: Any) -> str:
     """Hash of a JSON value, the order of keys not counting. Raises TypeError for what JSON cannot hold."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_jsonable)
-    return text_hash(text)
 
+    def jsonable(value: Any) -> Any:
+        if not hasattr(value, "key_part"):
+            raise TypeError(f"a cache key takes JSON values, got {type(value).__name__}: {value!r}")
+        return value.key_part()  # of a settings section only what can change an output
 
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "key_part"):  # a settings section: only what can change an output
-        return value.key_part()
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    raise TypeError(f"a cache key takes JSON values, got {type(value).__name__}: {value!r}")
-
-
-@cache
-def _hash_of(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return text_hash(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, default=jsonable))
 
 
 def file_hash(path: Path | str) -> str:
@@ -55,7 +46,13 @@ def file_hash(path: Path | str) -> str:
     if not path.is_file():
         raise UserError(f"missing file: {paths.shown(path)}")
     stat = path.stat()
-    return _hash_of(str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+    return _hash_of(path.absolute(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def code_hashes(recipe: Iterable[str]) -> dict[str, str]:

@@ -53,10 +53,9 @@ def open_images(profile: Profile, split: str = "rl", passed: Counter[str] | None
 
 def unique(items: Iterable[ImageItem]) -> Iterator[ImageItem]:
     """The items; one with the id of an earlier one cannot be opened, and its key stands in its id."""
-    seen: set[str] = set()
+    seen = set()
     for item in items:
-        if item.id in seen:
-            item = repeated(item)
+        item = repeated(item) if item.id in seen else item
         seen.add(item.id)
         yield item
 
@@ -71,10 +70,9 @@ def read_source(
 ) -> Iterator[ImageItem]:
     """All images of a source (see the module), in its own order, each with an id that stays the same.
 
-    A folder gives all pictures below it and the images of its .parquet and .tar files, in the order of paths. kinds:
-    only images whose first folder (or `kind` column) is one of these. passed: counts what was passed over in folders
-    and tars. What cannot be read is an item that raises when it is opened. Memory: the names of one local folder.
-    Raises UserError when nothing is there, and for a table, tar or list that is damaged.
+    kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed over in
+    folders and tars. What cannot be read is an item that raises when it is opened. Memory: the names of one local
+    folder. Raises UserError when nothing is there, and for a table, tar or list that is damaged.
     """
     passed = Counter() if passed is None else passed
     if drawn := drawn_source(source):
@@ -87,10 +85,8 @@ def read_source(
     elif place.files.isfile(place.root):
         images = _file(*place.split(), passed)
     elif place.remote or Path(source).suffix or Path(source).is_absolute() or source.startswith("."):
-        raise UserError(
-            f"no {source if place.remote else shown(source)}; name a folder, a .parquet or .tar file, or a list of "
-            f"paths ({', '.join(LISTS)})"
-        )
+        told = f"name a folder, a .parquet or .tar file, or a list of paths ({', '.join(LISTS)})"
+        raise UserError(f"no {source if place.remote else shown(source)}; {told}")
     else:
         images = _hub(source)
     return (image for image in map(_with_text_name, images) if kinds is None or image.kind in kinds)
@@ -98,8 +94,7 @@ def read_source(
 
 def _with_text_name(item: ImageItem) -> ImageItem:
     """The item, or one that cannot be opened where a name cannot be written as UTF-8."""
-    name = f"{item.id}{item.key}"
-    if name.isascii() or not re.search("[\ud800-\udfff]", name):
+    if not re.search("[\ud800-\udfff]", f"{item.id}{item.key}"):
         return item
     told, key = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.key))
     return ImageItem.failing(told, BadImage.NAME, key=key)
@@ -135,15 +130,19 @@ def fingerprint(source: str) -> str:
         names = (name for name in place.walk(Counter()) if place.holds_images(name))
     digest = hashlib.sha256()
     for name in filter(None, names):
-        digest.update(f"{json.dumps(name)} {place.size(name)}\n".encode())
+        size = None  # of what cannot be had
+        with suppress(OSError, ValueError, BadImageError):
+            full = place.full(name)
+            size = place.files.info(full)["size"] if place.remote else os.stat(full).st_size
+        digest.update(f"{json.dumps(name)} {size}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def _split_count_seed(source: str) -> tuple[str, int, int]:
-    name, *parts = source.split(":")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() for part in parts[1:]):
+    name, _, rest = source.partition(":")
+    if not (found := re.fullmatch(r"([^:]*):(\d+)(?::(\d+))?", rest)):
         raise UserError(f"{source!r}: rendered images are named {name}:SPLIT:COUNT, as {name}:rl:200")
-    return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 0
+    return found[1], int(found[2]), int(found[3] or 0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,6 @@ class _Place:
 
     @classmethod
     def of(cls, source: str) -> _Place:
-        """Where a source lies. Raises UserError for a store that cannot be reached."""
         import fsspec
 
         local = "://" not in source
@@ -202,12 +200,6 @@ class _Place:
         except OSError as error:
             raise UserError(f"{name} cannot be read ({error.strerror or error})") from None
 
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None for what cannot be had."""
-        with suppress(OSError, ValueError, BadImageError):
-            full = self.full(name)
-            return self.files.info(full)["size"] if self.remote else os.stat(full).st_size
-
     def holds_images(self, name: str) -> bool:
         """Whether a file is a picture or may hold some: by its suffix, or by its content where it has none."""
         suffix = _suffix(name)
@@ -243,9 +235,7 @@ class _Place:
         if me in above:
             passed["link to a folder above it"] += 1
             return
-        found.sort(reverse=True)
-        while found:
-            name, is_folder, is_file = found.pop()
+        for name, is_folder, is_file in sorted(found):
             if name.startswith(".") or not (is_folder or is_file):
                 passed["hidden" if is_folder or is_file else "no file"] += 1
             elif is_folder:
@@ -324,21 +314,18 @@ def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
         with home.open(name) as file:
             lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             if suffix in (".csv", ".tsv"):
-                yield from _csv_paths(name, lines)
-            else:
-                for line in filter(None, map(str.strip, lines)):
-                    yield from [line] if suffix == ".txt" else _json_paths(line)
+                table = csv_table(lines)
+                column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
+                if column is None:
+                    told = (
+                        f"none of its columns ({', '.join(table.fieldnames)[:200]}) is one of {', '.join(IMAGE_KEYS)}"
+                    )
+                    raise UserError(f"{name} names no image: {told}")
+                yield from ((row[column] or "").strip() or None for row in table)
+            for line in filter(None, map(str.strip, lines)):
+                yield from [line] if suffix == ".txt" else _json_paths(line)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{name} is no list of paths in UTF-8, or no sound CSV ({error})") from None
-
-
-def _csv_paths(name: str, lines: Iterator[str]) -> Iterator[str | None]:
-    table = csv_table(lines)
-    column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
-    if column is None:
-        told = ", ".join(table.fieldnames)[:200]
-        raise UserError(f"{name} names no image: none of its columns ({told}) is one of {', '.join(IMAGE_KEYS)}")
-    yield from ((row[column] or "").strip() or None for row in table)
 
 
 def csv_table(lines: Iterator[str]) -> csv.DictReader[str]:
@@ -437,27 +424,24 @@ class _ParquetCells:
         """Raises BadImageError."""
         import pyarrow as pa
 
-        try:
-            with self.lock:
-                return self._row(number)
-        except (OSError, pa.ArrowException) as error:
-            self.group = None
-            raise BadImageError(BadImage.UNREADABLE, error) from None
-
-    def _row(self, number: int) -> Any:
         group = bisect_right(self.starts, number) - 1
-        if group != self.group or number < self.start:
-            self.group, self.start = group, self.starts[group]
-            self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.column])
-            self.batch = next(self.batches)
-        while number >= self.start + self.batch.num_rows:
-            self.start += self.batch.num_rows
-            self.batch = next(self.batches)
-        return self.batch.column(0)[number - self.start].as_py()
+        with self.lock:
+            try:
+                if group != self.group or number < self.start:
+                    self.group, self.start = group, self.starts[group]
+                    self.batches = self.table.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[self.column])
+                    self.batch = next(self.batches)
+                while number >= self.start + self.batch.num_rows:
+                    self.start += self.batch.num_rows
+                    self.batch = next(self.batches)
+                return self.batch.column(0)[number - self.start].as_py()
+            except (OSError, pa.ArrowException) as error:
+                self.group = None
+                raise BadImageError(BadImage.UNREADABLE, error) from None
 
 
 def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
-    """Pictures of a webdataset tar, in order; nothing is unpacked to disk. Raises UserError for a damaged one."""
+    """Pictures of a webdataset tar, in order; nothing is unpacked to disk."""
     try:
         with home.open(name) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
@@ -480,7 +464,7 @@ def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
 
 
 def _hub(name: str) -> Iterator[ImageItem]:
-    """A data set of Hugging Face, streamed; "NAME:SPLIT" picks a split other than train."""
+    """A streamed data set; "NAME:SPLIT" picks a split other than train."""
     import datasets
 
     name, _, split = name.partition(":")

@@ -64,7 +64,7 @@ def peek(data: bytes | Path | Any) -> Image.Image:
     """The header of an image file (open or not): size, mode and format, nothing decoded. The only place that opens an
     image. Raises BadImageError, also for more than `MAX_PIXELS`, and FileNotFoundError.
     """
-    if isinstance(data, bytes) and not data:
+    if data == b"":
         raise BadImageError(BadImage.EMPTY)
     try:
         with warnings.catch_warnings():
@@ -72,11 +72,12 @@ def peek(data: bytes | Path | Any) -> Image.Image:
             opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats()[0])
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError(BadImage.NOT_AN_IMAGE) from None
+    except Image.DecompressionBombError as error:
+        raise BadImageError(BadImage.TOO_LARGE, error) from None
     except Exception as error:  # decoders raise what they like on broken headers
-        if isinstance(error, UnidentifiedImageError):
-            raise BadImageError(BadImage.NOT_AN_IMAGE) from None
-        bomb = isinstance(error, Image.DecompressionBombError)
-        raise BadImageError(BadImage.TOO_LARGE if bomb else BadImage.TRUNCATED, error) from None
+        raise BadImageError(BadImage.TRUNCATED, error) from None
     width, height = opened.size
     if width * height > MAX_PIXELS:
         raise BadImageError(BadImage.TOO_LARGE, f"{width} x {height}, the limit is {MAX_PIXELS}")
@@ -98,8 +99,7 @@ def _formats() -> tuple[list[str], frozenset[str]]:
     """Pillow's formats that are opened, and the suffixes of picture files."""
     Image.init()
     formats = [name for name in Image.ID if name not in _RUNS_PROGRAMS]
-    known = {suffix for suffix, name in Image.EXTENSION.items() if name in formats}
-    return formats, frozenset(known.union(_UNKNOWN_HERE))
+    return formats, frozenset(_UNKNOWN_HERE).union(s for s, name in Image.EXTENSION.items() if name in formats)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -210,21 +210,21 @@ class ImageItem:
         return _pixels(opened, max_pixels, data)
 
     @cached_property
-    def _opened(self) -> Image.Image | BadImageError:
+    def _opened(self) -> tuple[Image.Image | None, BadImageError | None]:
         try:
-            return self.open()
+            return self.open(), None
         except BadImageError as error:
-            return error
+            return None, error
 
     @property
     def image(self) -> Image.Image | None:
         """The pixels, kept as long as the item; None where there is a problem."""
-        return None if self.problem else self._opened
+        return self._opened[0]
 
     @property
     def problem(self) -> BadImageError | None:
         """Why the image cannot be used."""
-        return self._opened if isinstance(self._opened, BadImageError) else None
+        return self._opened[1]
 
     @classmethod
     def failing(cls, name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:

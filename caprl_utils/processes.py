@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -30,11 +31,10 @@ def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKI
 
     parent: the parent's process id, to notice that it is gone already.
     """
-    if _PRCTL is None:
-        return
-    _PRCTL(_PR_SET_PDEATHSIG, by, 0, 0, 0)
-    if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), by)
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, by, 0, 0, 0)
+        if parent is not None and os.getppid() != parent:
+            os.kill(os.getpid(), by)
 
 
 def popen(
@@ -60,10 +60,8 @@ def require_slurm(nodes: int, asked: str, script: str) -> None:
     """Raise UserError unless this runs in a Slurm job of that many nodes. asked: by what. script: starts such a job."""
     found = os.environ.get("SLURM_JOB_NUM_NODES", "none")
     if found != str(nodes) or "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"{asked}: srun starts the training on each, so this has to run in a Slurm job of {nodes} nodes (here: "
-            f"{found}) with MASTER_ADDR and MASTER_PORT set; {script} does so"
-        )
+        job = f"a Slurm job of {nodes} nodes (here: {found}) with MASTER_ADDR and MASTER_PORT set; {script} does so"
+        raise UserError(f"{asked}: srun starts the training on each, so this has to run in {job}")
 
 
 def listed_gpus() -> list[list[str]]:
@@ -83,16 +81,15 @@ def visible_gpus() -> list[str]:
     listed = listed_gpus()
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
         return [index for index, *_ in listed]
-    found = list(takewhile(lambda name: _is_gpu(name, listed), (name.strip() for name in chosen.split(","))))
+
+    def is_gpu(name: str) -> bool:
+        """An index, the beginning of a UUID, or a slice of a GPU (MIG)."""
+        if name.startswith("MIG-"):
+            return bool(listed)
+        return any(name == index or (name.startswith("GPU-") and uuid.startswith(name)) for index, uuid, _ in listed)
+
+    found = list(takewhile(is_gpu, map(str.strip, chosen.split(","))))
     return found if len(set(found)) == len(found) else []
-
-
-def _is_gpu(name: str, listed: Sequence[Sequence[str]]) -> bool:
-    """Whether a name of CUDA_VISIBLE_DEVICES is an index, the beginning of a UUID, or a slice of a GPU (MIG)."""
-    if name.startswith("MIG-"):
-        return bool(listed)
-    of_uuid = name.startswith("GPU-")
-    return any(name == index or (of_uuid and uuid.startswith(name)) for index, uuid, _ in listed)
 
 
 def python_path() -> str:
@@ -103,39 +100,26 @@ def python_path() -> str:
 def stop(process: subprocess.Popen, grace_sec: float = _GRACE_SEC) -> None:
     """End a process started by `popen` and its whole group: SIGTERM, some seconds of grace, SIGKILL."""
     for signal_number, patience in ((signal.SIGTERM, grace_sec), (signal.SIGKILL, _GRACE_SEC)):
-        try:
-            os.killpg(process.pid, signal_number)
-        except ProcessLookupError:
-            break
         deadline = time.monotonic() + patience
-        while time.monotonic() < deadline and _group_alive(process):
-            time.sleep(0.05)
+        with suppress(ProcessLookupError, PermissionError):  # the group is gone
+            os.killpg(process.pid, signal_number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
     process.wait()
-
-
-def _group_alive(process: subprocess.Popen) -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
 
 
 def tail(log: Path) -> str:
     """The last lines of a log file."""
-    if not log.exists():
-        return "(no log)"
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ["(no log)"]
+    return "\n".join(lines[-_TAIL_LINES:])
 
 
 def _guard(parent: int, command: Sequence[str]) -> int:
     """Run a command in a group of its own; SIGTERM or the parent's death ends the whole group."""
 
-    def end(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     die_with_parent(parent, by=signal.SIGTERM)
     here = os.getpid()
     process = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: die_with_parent(here))

@@ -21,11 +21,7 @@ _WRITE_EVERY_SEC = 1.0
 
 
 class Progress(AbstractContextManager):
-    """A counter of work done, for loops that another library drives (a training callback).
-
-    with Progress("train", total=100) as bar:
-        bar.update(1, note="reward 0.53")
-    """
+    """A counter of work done: `with Progress("train", total=100) as bar: bar.update(1, note="reward 0.53")`."""
 
     def __init__(self, label: str, total: int | None = None):
         from tqdm.auto import tqdm

@@ -12,18 +12,16 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+import httpx
 import papermill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -62,7 +60,6 @@ ROLES = {  # notebook -> models that it asks; 05 takes its captions from files, 
     "04": ("policy", "captioner_7b", "captioner_72b", "prism_reader"),
 }
 JUDGES = {"vlm_judge": "judge_vlm", "reward_judge": "judge_unified"}  # role -> the experiment that asks it
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KERNEL_START_SEC = 120  # a loaded machine takes long to import
 _BEAT_SEC, _TERMINAL_BEAT_SEC = 10.0, 1.0
 _MESSAGE_LINES, _SOURCE_WIDTH = 12, 60
@@ -82,59 +79,41 @@ class Need(NamedTuple):
 
 def plan(profile: Profile) -> list[str]:
     """Lines for people: a table of what is needed, what of it is missing, what each notebook costs."""
-    needs = _needs(profile, CHAIN)
-    lines = [f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", ""]
-    for kind in dict.fromkeys(need.kind for need in needs):
-        found = [need.there for need in needs if need.kind == kind]
-        here = "here" if all(found) else f"{sum(found)} of {len(found)} here" if len(found) > 1 else "missing"
-        lines.append(f"  {kind:<36} {here}")
-    missing = [f"  - {need.told}" for need in needs if not need.there]
-    return [*lines, "", "missing:" if missing else "nothing is missing", *missing, "", *_steps(profile)]
+    lines, needs = [f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", ""], {}
+    for need in dict.fromkeys(_needs(profile, CHAIN)):
+        needs.setdefault(need.kind, []).append(need)
+    for kind, all_of in needs.items():
+        count = sum(need.there for need in all_of)
+        here = f"{count} of {len(all_of)} here" if len(all_of) > 1 else "missing"
+        lines.append(f"  {kind:<36} {'here' if count == len(all_of) else here}")
+    missing = [f"  - {need.told}" for all_of in needs.values() for need in all_of if not need.there]
+    lines += ["", "missing:" if missing else "nothing is missing", *missing, ""]
 
-
-def check(profile: Profile, chain: Sequence[str]) -> None:
-    """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
-    if missing := [f"\n  - {need.told}" for need in _needs(profile, chain) if not need.there]:
-        command = f"make plan PROFILE={profile.name}"
-        raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:{''.join(missing)}")
-
-
-def _steps(profile: Profile) -> Iterator[str]:
-    """A line per notebook: what it costs, or how long it took; the sum last."""
     costs, times = read_yaml(ESTIMATES).get(profile.name, {}), known_times(profile.name)
     copies, total = paths.RUNS / profile.name / "notebooks", 0.0
     for name in CHAIN:
         sec = max((sec for copy, sec in times.items() if copy.startswith(name)), default=None)
-        needs = "minutes on a CPU" if sec is None else f"{sec / 60:.1f} minutes (measured)"
-        if cost := costs.get(name):
-            needs = f"{cost['gpus']} GPUs at once, {cost['gpu_hours']:,} GPU-hours, {cost['disk_gb']:,} GB of disk"
         total += sec or 0.0
-        yield f"  {name:<28} {needs}{', made before' if any(copies.glob(f'{name}*.ipynb')) else ''}"
+        takes = "minutes on a CPU" if sec is None else f"{sec / 60:.1f} minutes (measured)"
+        if cost := costs.get(name):
+            takes = f"{cost['gpus']} GPUs at once, {cost['gpu_hours']:,} GPU-hours, {cost['disk_gb']:,} GB of disk"
+        lines.append(f"  {name:<28} {takes}{', made before' if any(copies.glob(f'{name}*.ipynb')) else ''}")
     if costs:
         hours = sum(cost["gpu_hours"] for cost in costs.values())
-        yield f"in all: {hours:,} GPU-hours (not measured; sources: {shown(ESTIMATES)})"
-    elif total:
-        yield f"in all: {total / 60:.0f} minutes"
+        return [*lines, f"in all: {hours:,} GPU-hours (not measured; sources: {shown(ESTIMATES)})"]
+    return [*lines, f"in all: {total / 60:.0f} minutes"] if total else lines
 
 
-def _needs(profile: Profile, chain: Sequence[str]) -> list[Need]:
-    """Each once, of what this chain of notebooks takes: a server that only an earlier one asked may be gone."""
+def check(profile: Profile, chain: Sequence[str]) -> None:
+    """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
+    if missing := [f"\n  - {need.told}" for need in dict.fromkeys(_needs(profile, chain)) if not need.there]:
+        command = f"make plan PROFILE={profile.name}"
+        raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:{''.join(missing)}")
+
+
+def _needs(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
+    """What this chain of notebooks takes: a server that only an earlier one asked may be gone."""
     pretrains = any(name.startswith("05_") for name in chain)
-    needs = [*_machine(profile, chain, pretrains), *_models(profile, chain, pretrains)]
-    if any(name.startswith("01_") for name in chain):
-        source = profile.images.source
-        there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
-        what = "a folder, a parquet file, webdataset tars or a data set of the hub"
-        needs.append(Need("data", bool(there), f"images {source} (images.source): {what}"))
-    for training in all_trainings(profile.pretraining) if pretrains else ():
-        source = getattr(profile.pretraining, training.stage).data
-        file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
-        told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
-        needs.append(Need("data", drawn_source(source) is not None or file.is_file(), told))
-    return list(dict.fromkeys([*needs, *_benchmarks(profile, benchmarks_of(profile) if pretrains else ())]))
-
-
-def _machine(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator[Need]:
     costs = read_yaml(ESTIMATES).get(profile.name, {})
     costs = [cost for name, cost in costs.items() if any(copy.startswith(name) for copy in chain)]
     if pretrains:
@@ -149,6 +128,18 @@ def _machine(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterato
         free = shutil.disk_usage(folder).free / 1e9
         told = f"disk: {disk_gb:,} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
         yield Need(f"disk: {disk_gb:,} GB", free >= disk_gb, told)
+    yield from _models(profile, chain, pretrains)
+    if any(name.startswith("01_") for name in chain):
+        source = profile.images.source
+        there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
+        what = "a folder, a parquet file, webdataset tars or a data set of the hub"
+        yield Need("data", bool(there), f"images {source} (images.source): {what}")
+    for training in all_trainings(profile.pretraining) if pretrains else ():
+        source = getattr(profile.pretraining, training.stage).data
+        file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
+        told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
+        yield Need("data", drawn_source(source) is not None or file.is_file(), told)
+    yield from _benchmarks(profile, benchmarks_of(profile) if pretrains else ())
 
 
 def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator[Need]:
@@ -164,8 +155,12 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
         for donor in (setting.language, setting.vision):
             loaded.setdefault(donor.path, f"setting {setting.name}")
     for url, (role, path) in served.items():
+        try:
+            there = bool(httpx.get(f"{url}/models", timeout=2.0).status_code)  # a refusal without a key is an answer
+        except (httpx.HTTPError, httpx.InvalidURL):
+            there = False
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
-        yield Need("servers", _answers(url), f"server {url} ({role}): make serve MODEL={path}{port}")
+        yield Need("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")
     for path, purpose in loaded.items():
         yield Need("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
 
@@ -187,24 +182,12 @@ def _benchmarks(profile: Profile, more: Sequence[str]) -> Iterator[Need]:
         yield Need("benchmarks", there, f"benchmark {benchmark.name}: {told}")
 
 
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(f"{url}/models", timeout=2.0).close()
-    except HTTPError:
-        pass  # it answers, if only to those with a key
-    except (OSError, ValueError, HTTPException):
-        return False
-    return True
-
-
 def _have(path: str, kind: str) -> bool:
     """A model of the zoo (in the repository, or made from what is), a folder, or a hub id that was downloaded."""
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.file_download import repo_folder_name
 
-    if path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir():
-        return True
-    return (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type=kind) / "snapshots").is_dir()
+    cached = Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots"
+    return path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir() or cached.is_dir()
 
 
 def requirements(file: str) -> dict[str, str]:
@@ -260,44 +243,35 @@ def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (
     if jobs[0].name in chain:
         check(profile, chain[chain.index(jobs[0].name) :])
     for job in jobs:
-        lock = Lock(job.side_file("lock"), f"{job.name} ({profile.name})")
-        lock.acquire()
-        try:
+        with Lock(job.side_file("lock"), f"{job.name} ({profile.name})"):
             _run(job, profile, list(chain) if job.name in chain else [job.name for job in jobs])
-        finally:
-            lock.release()
 
 
 def _job(text: str, profile: Profile, items: Sequence[str]) -> Job:
+    """Raises UserError for a notebook that is none, and for parameters that its cell tagged `parameters` has not."""
     name, *own = text.split(":")
     source = Path(name) if name.endswith(".ipynb") else paths.NOTEBOOKS / f"{name}.ipynb"
     if not source.is_file():
-        known = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
-        hint = did_you_mean(source.stem, known) or f"; there are: {', '.join(known)}"
+        there = sorted(p.stem for p in paths.NOTEBOOKS.glob("*.ipynb"))
+        hint = did_you_mean(source.stem, there) or f"; there are: {', '.join(there)}"
         raise UserError(f"no notebook {shown(source)}{hint}")
-    parameters = {"profile": profile.name, **parse_overrides([*items, *own], "-p", "seed=1")}
-    _check_parameters(source, parameters)
-    suffixes = [item.replace("/", "_").replace("=", "-") for item in sorted([*items, *own])]
-    folder = paths.RUNS / profile.name / "notebooks"
-    return Job(source.resolve(), parameters, "-".join([source.stem, *suffixes]), folder)
-
-
-def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
-    """Compare with the notebook's cell tagged `parameters`. Raises UserError with the nearest name."""
     try:
-        known = papermill.inspect_notebook(str(notebook))
+        known = papermill.inspect_notebook(str(source))
     except Exception as error:  # whatever nbformat finds wrong with it
-        raise UserError(f"{shown(notebook)} is no notebook ({type(error).__name__}: {error})") from None
+        raise UserError(f"{shown(source)} is no notebook ({type(error).__name__}: {error})") from None
     if not known:
-        raise UserError(f"{shown(notebook)} has no cell tagged `parameters`; one is needed, with `profile`")
+        raise UserError(f"{shown(source)} has no cell tagged `parameters`; one is needed, with `profile`")
+    parameters = {"profile": profile.name, **parse_overrides(items := [*items, *own], "-p", "seed=1")}
     for name, value in parameters.items():
         if name not in known:
             hint = f"{did_you_mean(name, known)}; it has: {', '.join(sorted(known))}"
             hint += f"; a setting: --set {name}={value}" if "." in name else ""
-            raise UserError(f"{shown(notebook)} has no parameter {name!r}{hint}")
+            raise UserError(f"{shown(source)} has no parameter {name!r}{hint}")
         kind = _TYPES.get(known[name]["inferred_type_name"], type(value))
         if value is not None and type(value) is not kind and (type(value), kind) != (int, float):
-            raise UserError(f"{shown(notebook)}: parameter {name} is {kind.__name__}, got {value!r}")
+            raise UserError(f"{shown(source)}: parameter {name} is {kind.__name__}, got {value!r}")
+    name = "-".join([source.stem, *(item.replace("/", "_").replace("=", "-") for item in sorted(items))])
+    return Job(source.resolve(), parameters, name, paths.RUNS / profile.name / "notebooks")
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
@@ -324,8 +298,8 @@ def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
     os.utime(temporary, (start, start))
     os.replace(temporary, job.folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)
-    measured = read_state(_times_file(profile.name))  # a shorter time found some of its results made
-    write_json(_times_file(profile.name), measured | {job.name: max(round(sec, 1), measured.get(job.name, 0.0))})
+    measured = read_state(job.folder / "times.json")  # a shorter time found some of its results made
+    write_json(job.folder / "times.json", measured | {job.name: max(round(sec, 1), measured.get(job.name, 0.0))})
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
@@ -337,21 +311,15 @@ class _OwnKernel(AsyncKernelManager):
 
 
 class _Engine(NBClientEngine):
-    """papermill's engine, reporting each cell; the kernel logs to a file and dies with this process."""
+    """papermill's engine, telling of each code cell; the kernel logs to a file and dies with this process."""
 
     @classmethod
     def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, on_cell: Callable[[int, Any], None], kernel_log: Path, **_: Any
+        cls, nb_man: Any, kernel_name: str, on_cell: Callable[..., None], kernel_log: Path, **_: Any
     ) -> Any:
-        plain_start = nb_man.cell_start  # `on_cell` gets index and cell before each
-
-        def cell_start(cell: Any, cell_index: int | None = None, **more: Any) -> None:
-            on_cell(cell_index, cell)
-            plain_start(cell, cell_index, **more)
-
-        nb_man.cell_start = cell_start
         options = {"startup_timeout": _KERNEL_START_SEC, "kernel_manager_class": _OwnKernel}
-        client, parent = PapermillNotebookClient(nb_man, kernel_name=kernel_name, **options), os.getpid()
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, on_cell_execute=on_cell, **options)
+        parent = os.getpid()
         with open(kernel_log, "wb") as log:
             return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
 
@@ -362,30 +330,39 @@ papermill_engines.register("caprl", _Engine)
 def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
     """Run a notebook into `target`, which exists even when a cell failed. Raises UserError naming cell and cause."""
     kernel_log = job.folder / f"{job.name}.kernel.log"
-    running: list[Any] = []  # (index, source) of each code cell that was started
+    log_end = f"{shown(kernel_log)}:\n"
+    running: list[str] = []  # where each code cell is that was started
 
-    def on_cell(index: int, cell: Any) -> None:
-        _interrupt_at_once()
-        if _is_code(cell):
-            running.append((index, cell.source))
-            monitor.cell_start(len(running), cell.source)
+    def on_cell(cell: Any, cell_index: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # nbclient would report Ctrl-C as a dead kernel
+            signal.signal(number, signal.default_int_handler)
+        running.append(_where(job.source, cell_index, cell.source))
+        monitor.tell(f"cell {len(running)}/{monitor.num_cells} {first_line(cell.source)}")
 
-    with full_disk_as_user_error(target), _signals_restored(), monitor:
+    with full_disk_as_user_error(target), monitor:
         try:
             notebook = papermill.execute_notebook(
                 str(job.source), str(target), job.parameters, engine_name="caprl", progress_bar=False,
                 kernel_name=NATIVE_KERNEL_NAME, cwd=str(job.source.parent), on_cell=on_cell, kernel_log=kernel_log,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            raise UserError(_cell_message(job.source, error)) from None
+            lines = str(error.evalue).strip().splitlines()
+            told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
+            raise UserError(f"{running[-1]}\n{error.ename}: {told}") from None
         except (DeadKernelError, RuntimeError) as error:
-            if running and not isinstance(error, DeadKernelError):
+            if not running:
+                told = f"{shown(job.source)}\nthe kernel did not start; the end of {log_end}{tail(kernel_log)}"
+                raise UserError(told) from None
+            if not isinstance(error, DeadKernelError):
                 raise
-            raise UserError(_dead_kernel_message(job.source, running, kernel_log)) from None
+            raise UserError(
+                f"{running[-1]}\nthe kernel died: its process was killed (often the system being out of memory) or "
+                "crashed. Stop other programs or use a smaller profile, then run again: it continues from what is "
+                f"saved.\nThe end of {log_end}{tail(kernel_log)}"
+            ) from None
     for index, cell in enumerate(notebook.cells):
         # a cell that calls exit() ends the notebook with success in papermill
-        failed = cell.get("execution_count") is None or any(o.output_type == "error" for o in cell.outputs)
-        if _is_code(cell) and failed:
+        if _is_code(cell) and (cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs)):
             told = "the notebook ended here without an error: a cell must not call exit()"
             raise UserError(f"{_where(job.source, index, cell.source)}\n{told}")
 
@@ -394,49 +371,12 @@ def _is_code(cell: Any) -> bool:
     return cell.cell_type == "code" and bool(cell.source.strip())
 
 
-@contextmanager
-def _signals_restored() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt_at_once() -> None:
-    """Put our handlers over nbclient's, which would report Ctrl-C as a dead kernel."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    for number in _STOP_SIGNALS:
-        signal.signal(number, stop)
-
-
 def _where(source: Path, index: int, cell: str) -> str:
     """Name a cell, given its index in the executed copy, by its position in the source notebook (from 1)."""
     cells = papermill.iorw.load_notebook_node(str(source)).cells
     tagged = [i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", [])]
     position = index + 1 if index <= tagged[0] else index  # papermill puts its own cell behind the tagged one
     return f"{shown(source)}, cell {position} (`{first_line(cell)}`)"
-
-
-def _cell_message(source: Path, error: PapermillExecutionError) -> str:
-    text = str(error.evalue).strip().splitlines()
-    shortened = "\n".join(text[:_MESSAGE_LINES] + (["..."] if len(text) > _MESSAGE_LINES else []))
-    return f"{_where(source, error.cell_index, error.source)}\n{error.ename}: {shortened}"
-
-
-def _dead_kernel_message(source: Path, running: Sequence[Any], kernel_log: Path) -> str:
-    end = f"{shown(kernel_log)}:\n{tail(kernel_log)}"
-    if not running:
-        return f"{shown(source)}\nthe kernel did not start; the end of {end}"
-    told = (
-        "the kernel died: its process was killed (often the system being out of memory) or crashed. "
-        "Stop other programs or use a smaller profile, then run again: it continues from what is saved."
-    )
-    return f"{_where(source, *running[-1])}\n{told}\nThe end of {end}"
 
 
 def first_line(source: str) -> str:
@@ -455,13 +395,12 @@ class Monitor(AbstractContextManager):
     def __init__(self, job: Job, chain: Sequence[str], times: Mapping[str, float]):
         self.job, self.chain, self.times = job, chain, times
         cells = papermill.iorw.load_notebook_node(str(job.source)).cells
-        self._num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
-        self._running = ("starting the kernel", time.time())  # cell, since when
+        self.num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
         self._start, self._terminal, self._end = time.monotonic(), sys.stderr.isatty(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Monitor":
-        self._print(self._running[0])
+        self.tell("starting the kernel")
         self._thread.start()
         return self
 
@@ -471,53 +410,47 @@ class Monitor(AbstractContextManager):
         if self._terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
-    def cell_start(self, number: int, source: str) -> None:
-        """Code cell `number` (from 1) is about to run."""
-        self._running = (f"cell {number}/{self._num_cells} {first_line(source)}", time.time())
-        self._print(self._running[0])
+    def tell(self, text: str) -> None:
+        """What runs from now on."""
+        self._running = (text, time.time())
+        self._print(text)
 
     def _beat(self) -> None:
+        """The running cell again, with the state of its stage instead of its source, and the time left of the chain."""
         every = _TERMINAL_BEAT_SEC if self._terminal else _BEAT_SEC
         while not self._end.wait(0.5):
-            if time.monotonic() - self._last_print >= every:
-                self._renew()
+            if time.monotonic() - self._last_print < every:
+                continue
+            cell, since = self._running
+            state, text, sec = read_state(self.job.side_file("progress")), cell, time.monotonic() - self._start
+            left = None  # of the stage that runs, by its own pace
+            if state and state["time"] >= since:
+                done, total = state["done"], state["total"]
+                left = state["sec"] / done * (total - done) if total and 0 < done < total else None
+                text = f"{' '.join(cell.split()[:2])} {state['label']} {done}{f'/{total}' if total else ''}"
+                text += f", {state['note']}" if state["note"] else ""
+                text += "" if left is None else f", about {left:.0f} s left"
+            later = self.chain[self.chain.index(self.job.name) :]
+            if len(self.chain) > 1 and all(name in self.times for name in later):
+                first, *others = (self.times[name] for name in later)
+                text += f" [all: about {max(1, round((max(left or 0.0, first - sec) + sum(others)) / 60))} min left]"
+            self._print(text, end="" if self._terminal else "\n")
 
-    def _renew(self) -> None:
-        """The running cell again, with the state of its stage instead of its source, and the time left of the chain."""
-        cell, since = self._running
-        state, text, sec = read_state(self.job.side_file("progress")), cell, time.monotonic() - self._start
-        left = None  # of the stage that runs, by its own pace
-        if state and state["time"] >= since:
-            done, total = state["done"], state["total"]
-            left = state["sec"] / done * (total - done) if total and 0 < done < total else None
-            text = f"{' '.join(cell.split()[:2])} {state['label']} {done}{f'/{total}' if total else ''}"
-            text += f", {state['note']}" if state["note"] else ""
-            text += "" if left is None else f", about {left:.0f} s left"
-        later = self.chain[self.chain.index(self.job.name) :]
-        if len(self.chain) > 1 and all(name in self.times for name in later):
-            first, *others = (self.times[name] for name in later)
-            text += f" [all: about {max(1, round((max(left or 0.0, first - sec) + sum(others)) / 60))} min left]"
-        self._print(text, renew=True)
-
-    def _print(self, text: str, renew: bool = False) -> None:
+    def _print(self, text: str, end: str = "\n") -> None:
         self._last_print = time.monotonic()
         name, chain = self.job.name, self.chain
         head = f"[{chain.index(name) + 1}/{len(chain)}] " if len(chain) > 1 else ""
         line = f"{head}{name} {duration(self._last_print - self._start):>5}  {text}"
-        line = f"\r\033[K{line}" if self._terminal else line
-        print(line, end="" if self._terminal and renew else "\n", file=sys.stderr, flush=True)
+        print(f"\r\033[K{line}" if self._terminal else line, end=end, file=sys.stderr, flush=True)
 
 
 def known_times(profile: str) -> dict[str, float]:
     """Executed notebook -> seconds from nothing: as measured here, else as published, at this machine's pace."""
-    published, measured = read_state(REPORTED).get(profile, {}), read_state(_times_file(profile))
+    published = read_state(REPORTED).get(profile, {})
+    measured = read_state(paths.RUNS / profile / "notebooks" / "times.json")
     both = published.keys() & measured.keys()
     pace = sum(measured[name] for name in both) / sum(published[name] for name in both) if both else 1.0
     return {name: sec * pace for name, sec in published.items()} | measured
-
-
-def _times_file(profile: str) -> Path:
-    return paths.RUNS / profile / "notebooks" / "times.json"
 
 
 def duration(sec: float) -> str:

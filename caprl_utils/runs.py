@@ -59,7 +59,6 @@ class Lock:
         self.path, self.what = path.absolute(), what
 
     def acquire(self) -> None:
-        """Wait until the lock is ours."""
         if self.path in self._held:
             return
         with full_disk_as_user_error(self.path):
@@ -75,29 +74,27 @@ class Lock:
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         self._held[self.path] = handle
 
-    def release(self) -> None:
+    def release(self, *_: object) -> None:
         """Free the lock; harmless when it is not held."""
-        handle = self._held.pop(self.path, None)
-        if handle is not None:
-            os.close(handle)
+        if self.path in self._held:
+            os.close(self._held.pop(self.path))
+
+    __enter__, __exit__ = acquire, release
 
 
 class RowStore(AbstractContextManager):
     """One JSONL file of rows, each with a unique string `id`.
 
-    A last line that was cut off by a kill is dropped and counted in `torn`. Only one process may append (a
-    `Run` holds the lock); any may read. Raises UserError for a line in the middle that is no row.
+    A last line that was cut off by a kill is dropped. Only one process may append (a `Run` holds the lock); any may
+    read. Raises UserError for a line in the middle that is no row.
     """
 
     def __init__(self, path: Path):
-        self.path, self.torn, self._file = path, 0, None
-        self._places: dict[str, int] = {}  # id -> where its line starts
-        for start, row in self._rows():
-            if row is None:
-                self.torn = 1
-                os.truncate(path, start)
-            else:
-                self._places[row["id"]] = start
+        self.path, self._file = path, None
+        self._places = {row and row["id"]: start for start, row in self._rows()}  # id -> where its line starts
+        if (torn := self._places.pop(None, None)) is not None:
+            os.truncate(path, torn)
+            log.warning("%s: one row cut off by a kill was dropped", shown(path))
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """(where its line starts, row) of each line; None for a last one that was cut off."""
@@ -141,10 +138,9 @@ class RowStore(AbstractContextManager):
         self._places[row_id] = start
 
     def read(self, model: type[BaseModel] | None = None) -> Iterator[Any]:
-        """Yield all rows in the order they were added, as dicts or as `model`."""
-        for _, row in self._rows():
-            if row is not None:
-                yield row if model is None else model.model_validate(row)
+        """All rows in the order they were added, as dicts or as `model`."""
+        rows = (row for _, row in self._rows() if row is not None)
+        return rows if model is None else map(model.model_validate, rows)
 
     def get(self, row_id: str, model: type[BaseModel]) -> Any:
         """One row by its id, read from the file: beside the ids nothing is held in memory."""
@@ -152,7 +148,7 @@ class RowStore(AbstractContextManager):
             file.seek(self._places[row_id])
             return model.model_validate_json(file.readline())
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Flush to disk and close; the next append opens again."""
         if self._file is not None:
             with full_disk_as_user_error(self.path):
@@ -160,8 +156,7 @@ class RowStore(AbstractContextManager):
                 self._file.close()
             self._file = None
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    __exit__ = close
 
 
 class Run(AbstractContextManager):
@@ -185,12 +180,11 @@ class Run(AbstractContextManager):
                 raise ValueError(f"stage and name are plain folder names, got {word!r}")
         self.profile, self.stage, self.name = profile, stage, name
         self.folder = paths.RUNS / profile.name / stage / name
-        self._parts = {k: value_hash(v) for k, v in {**parts, "versions": versions()}.items()}
-        self._code = code_hashes(recipe)
-        self.key = value_hash({"parts": self._parts, "code": self._code})
+        parts = {name: value_hash(value) for name, value in {**parts, "versions": versions()}.items()}
+        self._made_by = {"parts": parts, "code": code_hashes(recipe)}
+        self.key = value_hash(self._made_by)
         self._lock = Lock(self.folder.parent / f".{name}.lock", shown(self.folder))
-        self._stores: dict[str, RowStore] = {}
-        self._opened = time.time()
+        self._stores, self._opened = {}, time.time()
 
     @classmethod
     def open(cls, *identity: Any, **more: Any) -> "Run":
@@ -200,10 +194,19 @@ class Run(AbstractContextManager):
         file = run.folder / "key.json"
         old = _read_json(file)
         if run.folder.exists() and (old is None or old["key"] != run.key):
-            run._set_aside(old)
+            stale = run.folder.parent / ".stale" / run.name
+            shutil.rmtree(stale, ignore_errors=True)
+            stale.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(run.folder, stale)
+            changed = [] if old else ["it has no key"]
+            for kind, now in run._made_by.items() if old else ():
+                names = (name for name in {*now, *old[kind]} if now.get(name) != old[kind].get(name))
+                changed += [name if kind == "parts" else f"code of {name}" for name in names]
+            told = f"(changed: {', '.join(sorted(changed))}); its old content is in {shown(stale)}"
+            log.warning("%s is recomputed %s", shown(run.folder), told)
         if not file.exists():
             write_json(run.folder / "config.json", run.profile.model_dump(mode="json"))
-            write_json(file, {"key": run.key, "parts": run._parts, "code": run._code})
+            write_json(file, {"key": run.key, **run._made_by})
         if run.complete:
             note_access(run.folder / "result.json")
             run.close()
@@ -214,20 +217,6 @@ class Run(AbstractContextManager):
         """The record of that run if it is complete, else None; waits for no lock and leaves everything as it is."""
         run = cls(*identity)
         return run.result if run.complete else None
-
-    def _set_aside(self, old: dict[str, Any] | None) -> None:
-        stale = self.folder.parent / ".stale" / self.name
-        shutil.rmtree(stale, ignore_errors=True)
-        stale.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.folder, stale)
-        reason = self._changes(old) if old else "it has no key"
-        told = f"{shown(self.folder)} is recomputed (changed: {reason}); its old content is in {shown(stale)}"
-        log.warning("%s", told)
-
-    def _changes(self, old: dict[str, Any]) -> str:
-        pairs = {*self._parts.items(), *((f"code of {name}", code) for name, code in self._code.items())}
-        before = {*old["parts"].items(), *((f"code of {name}", code) for name, code in old["code"].items())}
-        return ", ".join(sorted({name for name, _ in pairs ^ before}))
 
     @property
     def complete(self) -> bool:
@@ -244,8 +233,6 @@ class Run(AbstractContextManager):
         """The row store <name>.jsonl of this run."""
         if name not in self._stores:
             self._stores[name] = RowStore(self.folder / f"{name}.jsonl")
-            if self._stores[name].torn:
-                log.warning("%s: one row cut off by a kill was dropped", shown(self.folder / f"{name}.jsonl"))
         return self._stores[name]
 
     def finish(
@@ -258,13 +245,14 @@ class Run(AbstractContextManager):
         values: raw and unrounded, None for missing. n: how many units ("image", "question"). unparsed: answers that
         could not be read; None where nothing is parsed. more: further JSON values.
         """
-        self._close_stores()
+        for store in self._stores.values():
+            store.close()
         record = {
             "profile": self.profile.name, "stage": self.stage, "name": self.name, "key": self.key,
             "values": dict(values), "n": n, "unit": unit, "unparsed": unparsed, "intervals": intervals,
             "seeds": list(seeds) if seeds is not None else [self.profile.seed],
             **more, **commit(),
-            "hashes": {"config": self.profile.content_hash(), **self._parts}, "code": self._code,
+            "hashes": {"config": self.profile.content_hash(), **self._made_by["parts"]}, "code": self._made_by["code"],
             "versions": versions(), "hardware": hardware(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_sec": round(time.time() - self._opened, 3),
@@ -274,18 +262,13 @@ class Run(AbstractContextManager):
         self.close()
         return record
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Close the row stores and free the lock; the run can be opened again to continue."""
-        self._close_stores()
+        while self._stores:
+            self._stores.popitem()[1].close()
         self._lock.release()
 
-    def _close_stores(self) -> None:
-        for store in self._stores.values():
-            store.close()
-        self._stores.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    __exit__ = close
 
 
 def load_result(path: Path | str) -> dict[str, Any]:
@@ -305,8 +288,8 @@ def step_of(checkpoint: Path) -> int:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """All folders checkpoint-STEP of a training, whole or not, the oldest first."""
-    found = [f for f in folder.glob("checkpoint-*") if f.is_dir() and f.name.count("-") == 1]
-    return sorted((f for f in found if f.name.partition("-")[2].isdecimal()), key=step_of)
+    found = (f for f in folder.glob("checkpoint-*") if f.is_dir() and re.fullmatch(r"checkpoint-\d+", f.name))
+    return sorted(found, key=step_of)
 
 
 def last_checkpoint(folder: Path, is_whole: Callable[[Path], bool]) -> Path | None:
@@ -334,20 +317,22 @@ def _read_json(file: Path) -> Any:
 @cache
 def commit() -> dict[str, Any]:
     """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout, or in that of another project."""
-    top = _git("rev-parse", "--show-toplevel")
+    env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != paths.ROOT:
         return {"commit": None, "dirty": None}
-    status = _git("status", "--porcelain", "--", ".", *GENERATED)
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _git(*arguments: str) -> str | None:
-    env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
-    try:
-        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, env=env, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    status = git("status", "--porcelain", "--", ".", *GENERATED)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
 @cache
