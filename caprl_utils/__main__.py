@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from caprl_utils.schema import Profile
 
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
-_MENDABLE = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-}  # fmt: skip
+_MENDABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 app = typer.Typer(
     help="CapRL: caption images, train captioners by what a reader can answer from their captions, measure both.",
     no_args_is_help=True,
@@ -60,15 +58,12 @@ def config(
     from caprl_utils.config import explain, load_experiment, reasons
     from caprl_utils.schema import Experiment, Profile
 
-    found = settings_of(profile, overrides)
-    why = reasons(Profile, profile)
-    if experiment is None:
-        return print(f"# {found.name}: {found.description}\n{explain(found, why=why)}")
-    training, resolved = load_experiment(experiment, profile)
-    why |= reasons(Experiment, experiment)
-    print(
-        f"# {training.name}: {training.description}\n{explain(training, why=why)}\n{explain(resolved.rl, 'rl.', why)}"
-    )
+    shown, why, rl = settings_of(profile, overrides), reasons(Profile, profile), []
+    if experiment:
+        shown, resolved = load_experiment(experiment, profile)
+        why |= reasons(Experiment, experiment)
+        rl = [explain(resolved.rl, "rl.", why)]
+    print(f"# {shown.name}: {shown.description}", explain(shown, why=why), *rl, sep="\n")
 
 
 @app.command()
@@ -231,8 +226,7 @@ def train(
     if show:
         return print(experiments.listing(profile))
     items = [name for name in names if name in PRETRAINED]
-    chosen = [name for name in names if name not in items]
-    chosen += experiments.of_table_3(settings) if table3 else []
+    chosen = [name for name in names if name not in items] + (experiments.of_table_3(settings) if table3 else [])
     first = experiments.planned(settings, chosen)[0].name
     hub = Hub(push) if push else None  # before an offline profile shuts the hub out of what trains
     prepare_process(settings)
@@ -262,8 +256,7 @@ def report(
     from caprl_utils.reports import page
 
     found = settings_of(profile, overrides)
-    if train:
-        items = page.train(found, items)
+    items = page.train(found, items) if train else items
     for file in page.publish(found) if publish else page.write_all(found, items):
         print(paths.shown(file))
 
@@ -300,11 +293,10 @@ def serve(
     from caprl_utils.models.server import Options, serve_until_stopped
     from caprl_utils.schema import ModelConfig
 
-    own = tuple(more.args)
-    if max_pixels:  # for clients of others; ours send no larger image
-        own = ("--mm-processor-kwargs", json.dumps({"max_pixels": max_pixels}), *own)
+    # for clients of others; ours send no larger image
+    limit = ("--mm-processor-kwargs", json.dumps({"max_pixels": max_pixels})) if max_pixels else ()
     config = ModelConfig(path=model, revision=revision, api_key_env=api_key_env)
-    serve_until_stopped(config, port, Options(host, max_model_len, gpus, copies, own))
+    serve_until_stopped(config, port, Options(host, max_model_len, gpus, copies, (*limit, *more.args)))
 
 
 @app.command("reward-server")

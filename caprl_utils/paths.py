@@ -33,20 +33,15 @@ def zoo_folder(path: str) -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """What from_pretrained takes: the folder of "zoo:NAME"; a folder or a hub id as it is.
-
-    Raises UserError when the zoo has no such model.
+    """What from_pretrained takes: the folder of "zoo:NAME"; a folder or a hub id as it is. Raises UserError when the
+    zoo has no such model.
     """
-    if not path.startswith(ZOO_PREFIX):
-        return path
     folder = zoo_folder(path)
-    if (folder / "config.json").is_file():
-        return str(folder)
-    known = sorted(p.parent.name for p in ZOO.glob("*/config.json"))
-    raise UserError(
-        f"no model {path!r}: {folder} has no config.json. "
-        f"The zoo holds {', '.join(known) or 'nothing'}; `make zoo` trains its models."
-    )
+    if not path.startswith(ZOO_PREFIX) or (folder / "config.json").is_file():
+        return str(folder) if path.startswith(ZOO_PREFIX) else path
+    known = ", ".join(sorted(p.parent.name for p in ZOO.glob("*/config.json"))) or "nothing"
+    there = f"The zoo holds {known}; `make zoo` trains its models."
+    raise UserError(f"no model {path!r}: {folder} has no config.json. {there}")
 
 
 def shown(path: Path | str) -> str:

@@ -22,9 +22,6 @@ from caprl_utils.files import write_json
 if TYPE_CHECKING:
     from PIL import Image
 
-DATA_SOURCE = "image_caption_rl"  # these two stand in every row of CapRL-QA-75K
-RL_PROMPT = f"<image> {prompts.CAPTION}"
-
 
 class Row(BaseModel):
     """Base of all rows: frozen, and an unknown column is an error."""
@@ -51,12 +48,12 @@ class Question(Row):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        letters = prompts.LETTERS[: len(self.options)]
-        if not self.question.strip() or not all(option.strip() for option in self.options):
+        letters, count = prompts.LETTERS[: len(self.options)], len(self.options)
+        if not all(text.strip() for text in (self.question, *self.options)):
             raise ValueError("question and options must not be empty")
-        if len(self.options) < 2 or len(self.options) > len(prompts.LETTERS):
-            raise ValueError(f"{len(self.options)} options; 2 to {len(prompts.LETTERS)} are possible")
-        if len({text_key(option) for option in self.options}) < len(self.options):
+        if not 2 <= count <= len(prompts.LETTERS):
+            raise ValueError(f"{count} options; 2 to {len(prompts.LETTERS)} are possible")
+        if len(set(map(text_key, self.options))) < count:
             raise ValueError("two options have the same text")
         if len(self.answer) != 1 or self.answer not in letters:
             raise ValueError(f"answer {self.answer!r} is not one of {letters}")
@@ -93,12 +90,10 @@ class ImageQA(Row):
     def to_row(self) -> dict[str, Any]:
         """In the columns of CapRL-QA-75K."""
         return {
-            "id": self.id,
-            "image": {"bytes": self.image, "path": self.path},
-            "prompt": [{"role": "user", "content": RL_PROMPT}],
-            "data_source": DATA_SOURCE,
+            "id": self.id, "image": {"bytes": self.image, "path": self.path},
+            "prompt": [{"role": "user", "content": f"<image> {prompts.CAPTION}"}], "data_source": "image_caption_rl",
             "reward_model": {"ground_truth": [question.ground_truth() for question in self.questions]},
-        }
+        }  # fmt: skip
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
@@ -115,19 +110,18 @@ def text_key(text: str) -> str:
     """What makes two option texts the same: spaces, width and a final full stop do not count, nor does the case of
     words. It does where it tells units and variables apart (mW and MW), as powers and indices do (10² and 102).
     """
-    text = re.sub(r"[^\W\d_]+", _word_key, "".join(map(_plain_character, text)))
+
+    def plain(character: str) -> str:
+        mark = {"<super>": "^", "<sub>": "_"}.get(unicodedata.decomposition(character).partition(" ")[0], "")
+        return mark + unicodedata.normalize("NFKC", character)
+
+    def word_key(found: re.Match[str]) -> str:
+        word = found[0]
+        usual = word.islower() or word.isupper() or word.istitle()
+        return word.casefold() if usual and (len(word) > 2 or _SMALL_WORD.fullmatch(word)) else word
+
+    text = re.sub(r"[^\W\d_]+", word_key, "".join(map(plain, text)))
     return " ".join(unicodedata.normalize("NFKC", text).split()).removesuffix(".")
-
-
-def _plain_character(character: str) -> str:
-    mark = {"<super>": "^", "<sub>": "_"}.get(unicodedata.decomposition(character).partition(" ")[0], "")
-    return mark + unicodedata.normalize("NFKC", character)
-
-
-def _word_key(found: re.Match[str]) -> str:
-    word = found[0]
-    usual = word.islower() or word.isupper() or word.istitle()
-    return word.casefold() if usual and (len(word) > 2 or _SMALL_WORD.fullmatch(word)) else word
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +144,7 @@ class Sample:
 
 
 PLACEHOLDER = "<image>"
-MARKS = (PLACEHOLDER, "<video>", "<audio>")
-"""What LLaMA-Factory takes for a medium wherever it stands in a text."""
+MARKS = (PLACEHOLDER, "<video>", "<audio>")  # LLaMA-Factory takes them for a medium wherever they stand in a text
 _TAGS = {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")}
 
 

@@ -169,12 +169,8 @@ class Prism(Settings):
     captions_per_image: int = setting(4, "author script", ge=1)
     caption_temperature: float = setting(1.0, "author script", ge=0)
     caption_max_tokens: int = setting(2048, "author script", ge=1)
-    token_budgets: list[Annotated[int, Field(ge=1)]] = setting(
-        [], "ours: captions are also read cut to so many tokens, a race at equal length"
-    )
-    scoring: Literal["standard", "caprl"] = setting(
-        "standard", "ours: each benchmark's own metric on greedy answers (caprl: author script, sampled)"
-    )
+    token_budgets: list[Annotated[int, Field(ge=1)]] = setting([], "ours: captions are also read cut to so many tokens")
+    scoring: Literal["standard", "caprl"] = setting("standard", "ours: each benchmark's metric; caprl: author script")
     judge_model: ModelConfig | None = setting(None, "ours: None counts what needs a judge as unscored")
     evaluation_files: str | None = setting(None, "author README: CapRL-Evaluation-Files (seed2k, caprl)")
     bootstrap_draws: int = setting(10_000, "ours: paired bootstrap over images, 95 % interval", ge=100)
@@ -224,9 +220,7 @@ class Sft(PretrainingStage):
 class Pretraining(Settings):
     """VLMs pretrained on caption sets by LLaMA-Factory (paper, Tables 1 and 2, Figure 4, appendix F)."""
 
-    settings: list[str] = setting(
-        ["qwen2.5-3b", "qwen2.5-7b", "internlm2.5-7b-clip"], "paper: language model and tower", min_length=1
-    )
+    settings: list[str] = setting(["qwen2.5-3b", "qwen2.5-7b", "internlm2.5-7b-clip"], "paper: Table 1", min_length=1)
     items: list[PretrainingItem] = setting(["table1", "table2", "figure4"], "paper: all three", min_length=1)
     align: Align = setting(Align(), "see each key")
     align_of: dict[str, dict[Literal["learning_rate", "num_epochs"], PositiveFloat]] = setting(
@@ -265,9 +259,7 @@ class Profile(Settings):
     seed: int = setting(0, "ours: every other seed is derived from it", ge=0)
     offline: bool = setting(False, "ours: True keeps the hub out", False)
     torch_threads: int | None = setting(None, "ours: torch's own choice", False, ge=1)
-    prompts: Literal["short", "authors"] = setting(
-        "authors", "ours: what readers are asked; short: what the zoo's learned"
-    )
+    prompts: Literal["short", "authors"] = setting("authors", "ours: readers' words; short: what the zoo's learned")
     models: Models = setting(Models(), "see each role")
     images: Images = setting(Images(), "see each key")
     curation: Curation = setting(Curation(), "see each key")
@@ -298,15 +290,9 @@ class Data(Settings):
 class Reward(Settings):
     """What a caption is rewarded for. Kind and rounds of the QA reward stand in the profile's section rl."""
 
-    terms: dict[str, float] = setting(
-        {"qa": 1.0}, "paper: QA alone; name -> weight of functions in caprl_utils/rl/rewards.py", min_length=1
-    )
-    reader: Literal["reward_reader", "prism_reader"] = setting(
-        "reward_reader", "paper: the reward's own; ours: the evaluation's, for the swap of readers"
-    )
-    apart: bool = setting(
-        False, "paper: one reward; BalCapRL: each term is normalised within its image's captions, then summed"
-    )
+    terms: dict[str, float] = setting({"qa": 1.0}, "paper: QA alone; weights of rl/rewards.py:TERMS", min_length=1)
+    reader: Literal["reward_reader", "prism_reader"] = setting("reward_reader", "paper: its own; ours: their swap")
+    apart: bool = setting(False, "paper: one reward; BalCapRL: each term normalised within its image's captions")
 
 
 class Lora(Settings):
@@ -327,9 +313,7 @@ class Training(Settings):
     lr_schedule: Literal["constant_with_warmup", "cosine_with_min_lr"] = setting(
         "constant_with_warmup", "ours: the paper says nothing"
     )
-    rollout: Literal["transformers", "vllm_colocate"] = setting(
-        "transformers", "ours: needs nothing else; vLLM for long captions on GPUs"
-    )
+    rollout: Literal["transformers", "vllm_colocate"] = setting("transformers", "ours: vLLM for long captions on GPUs")
     rollout_rows: int | None = setting(None, "ours: captions at once; None: all, 128 on a GPU", False, ge=1)
     vllm_memory_share: float = setting(0.3, "TRL's default: of a GPU, for colocated vLLM", False, gt=0, lt=1)
     vllm_sleep: bool = setting(False, "ours: colocated vLLM gives its memory back while weights train", False)
