@@ -16,6 +16,8 @@ from caprl_utils.run import REQUIREMENTS, check_environment, requirements
 
 LOCKS = ("main-cpu.lock", "main-gpu.lock")
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+PYTHON = PYPROJECT["project"]["requires-python"].removeprefix(">=")
+MAKEFILE = (paths.ROOT / "Makefile").read_text()
 
 
 def written(name):
@@ -23,21 +25,15 @@ def written(name):
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
-@pytest.mark.parametrize(
-    ("source", "lock"),
-    [("main.in", lock) for lock in LOCKS]
-    + [(f"{name}.in", f"{name}.lock") for name in ("main-cpu", "main-gpu", "llamafactory")],
-)
-def test_lock_answers_every_direct_requirement(source, lock):
-    locked = requirements(lock)
-    assert written(source)
-    for requirement in written(source):
-        version = locked.get(canonicalize_name(requirement.name))
-        assert version and requirement.specifier.contains(version), f"{requirement} in {lock}: {version}"
-
-
-def test_both_main_locks_agree_where_both_name_a_package():
-    cpu, gpu = (requirements(lock) for lock in LOCKS)
+def test_locks_answer_every_direct_requirement_and_agree_where_both_name_a_package():
+    pairs = [("main.in", lock) for lock in LOCKS]
+    pairs += [(f"{name}.in", f"{name}.lock") for name in ("main-cpu", "main-gpu", "llamafactory")]
+    for source, lock in pairs:
+        assert written(source)
+        for requirement in written(source):
+            version = requirements(lock).get(canonicalize_name(requirement.name))
+            assert version and requirement.specifier.contains(version), f"{requirement} in {lock}: {version}"
+    cpu, gpu = map(requirements, LOCKS)
     different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
     assert not different & {*requirements("main.in"), "numpy", "tokenizers", "huggingface-hub"}
 
@@ -45,17 +41,14 @@ def test_both_main_locks_agree_where_both_name_a_package():
 def test_pyproject_and_conda_take_the_same_lists_and_python():
     assert PYPROJECT["project"]["dynamic"] == ["dependencies"]
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["dependencies"]["file"] == ["requirements/runtime.in"]
-    conda = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
-    pip = next(item["pip"] for item in conda["dependencies"] if isinstance(item, dict))
-    assert pip == ["-r requirements/main-cpu.lock"]
-    assert "make setup-llamafactory" in (paths.ROOT / "environment.yml").read_text()  # the second environment
-    (python,) = (item for item in conda["dependencies"] if str(item).startswith("python="))
-    version = python.removeprefix("python=")
-    assert PYPROJECT["project"]["requires-python"] == f">={version}"
-    makefile = (paths.ROOT / "Makefile").read_text().replace("\\\n\t\t", "").replace("$(UV) ", "uv ")
+    text = (paths.ROOT / "environment.yml").read_text()
+    conda = yaml.safe_load(text)["dependencies"]
+    assert {"pip": ["-r requirements/main-cpu.lock"]} in conda and f"python={PYTHON}" in conda
+    assert "make setup-llamafactory" in text  # the second environment
+    makefile = MAKEFILE.replace("\\\n\t\t", "").replace("$(UV) ", "uv ")
     for lock in (*LOCKS, "llamafactory.lock"):
         command = (REQUIREMENTS / lock).read_text().splitlines()[1].removeprefix("#").strip()
-        assert command in makefile and f"--python-version {version}" in command
+        assert command in makefile and f"--python-version {PYTHON}" in command
 
 
 def test_a_wrong_version_and_a_missing_package_point_to_setup(monkeypatch):
@@ -95,16 +88,11 @@ def test_the_workflow_and_the_image_run_commands_that_exist():
     assert told == ["make setup", "make test"]
     assert [line for line in (paths.ROOT / ".ci/run").read_text().splitlines() if line in told] == told
 
-    lines = [line for line in (paths.ROOT / "Dockerfile").read_text().splitlines() if line]
-    makefile = (paths.ROOT / "Makefile").read_text()
-    targets = re.findall(r"(?:RUN|caprl) make ([a-z-]+)", "\n".join(lines))
-    assert targets == ["reproduce", "setup"] and all(f"\n{target}: " in makefile for target in targets)
-    code = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
-    assert {word for word, _ in code} == {"FROM", "RUN", "WORKDIR", "COPY", "CMD"}
-    python = PYPROJECT["project"]["requires-python"].removeprefix(">=")
-    assert code[0] == ["FROM", f"python:{python}-slim-bookworm"]
-    installs = [rest.split("install.sh ")[1].split() for word, rest in code if "install.sh" in rest]
-    assert installs == [
-        [".venv", "requirements/main-cpu.lock"],
-        [".venv-llamafactory", "requirements/llamafactory.lock"],
-    ]
+    text = (paths.ROOT / "Dockerfile").read_text()
+    targets = re.findall(r"(?:RUN|caprl) make ([a-z-]+)", text)
+    assert targets == ["reproduce", "setup"] and all(f"\n{target}: " in MAKEFILE for target in targets)
+    assert set(re.findall(r"^[A-Z]+(?= )", text, re.MULTILINE)) == {"FROM", "RUN", "WORKDIR", "COPY", "CMD"}
+    assert f"FROM python:{PYTHON}-slim-bookworm\n" in text
+    installs = re.findall(r"install.sh (\S+) (\S+)", text)
+    locks = ("requirements/main-cpu.lock", "requirements/llamafactory.lock")
+    assert installs == list(zip((".venv", ".venv-llamafactory"), locks, strict=True))

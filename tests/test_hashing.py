@@ -32,31 +32,16 @@ def test_values_count_settings_by_what_changes_outputs_and_other_objects_are_ref
         value_hash({"a": object()})
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """A small package: a trains, and imports a page."""
-    folder = tmp_path / "caprl_utils"
-    folder.mkdir()
-    (folder / "a.py").write_text('"""Doc."""\nfrom caprl_utils import page\ndef f():\n    return 1\n')
-    (folder / "page.py").write_text("x = '<p>'\n")
+def test_only_the_code_of_the_named_modules_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    return folder
-
-
-def _edit(package, name, old, new):
-    file = package / f"{name}.py"
-    file.write_text(file.read_text().replace(old, new))
-
-
-def test_only_the_code_of_the_named_modules_counts(package):
-    before = code_hashes(["caprl_utils.a"])
-    assert set(before) == {"caprl_utils.a"}
-    _edit(package, "page", "<p>", "<div>")
-    _edit(package, "a", "Doc.", "Another text.")
-    _edit(package, "a", "def f", "# why\n\n\ndef f")
-    assert code_hashes(["caprl_utils.a"]) == before
-    _edit(package, "a", "return 1", "return 2")
-    assert code_hashes(["caprl_utils.a"]) != before
+    (tmp_path / "caprl_utils").mkdir()
+    found = []
+    for doc, gap, value in (("Doc.", "", 1), ("Another text.", "# why\n\n\n", 1), ("Doc.", "", 2)):
+        text = f'"""{doc}"""\nfrom caprl_utils import page\n{gap}def f():\n    return {value}\n'
+        (tmp_path / "caprl_utils" / "a.py").write_text(text)
+        (tmp_path / "caprl_utils" / "page.py").write_text(f"x = {doc!r}\n")
+        found.append(code_hashes(["caprl_utils.a"]))
+    assert found[0].keys() == {"caprl_utils.a"} and found[0] == found[1] != found[2]
     with pytest.raises(UserError, match=r"no module 'caprl_utils\.z'"):
         code_hashes(["caprl_utils.z"])
 
