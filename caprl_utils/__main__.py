@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer import Argument, Option
 
+from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -87,11 +88,9 @@ def caption(
     check: Annotated[bool, Option("--check", help="Look at the images only.")] = False,
 ) -> None:
     """Caption images; stop it at any time and run it again: it goes on where it was."""
-    from caprl_utils import prompts
     from caprl_utils.captions.job import caption_source, check_source, token_limit
     from caprl_utils.image_sources import read_source
     from caprl_utils.models.base import Sampling
-    from caprl_utils.paths import ZOO_PREFIX
     from caprl_utils.registry import drawn_source
     from caprl_utils.schema import ModelConfig
 
@@ -101,7 +100,7 @@ def caption(
     captioner = ModelConfig(path=model, base_urls=base_url, backend=backend, batch_size=batch_size)
     read_source(source)  # or an error, before a model is asked
     sampling = Sampling(max_tokens or token_limit(captioner), temperature, n=captions, seed=seed)
-    if model.startswith(ZOO_PREFIX) and not drawn_source(source):
+    if model.startswith(paths.ZOO_PREFIX) and not drawn_source(source):
         print("models of the zoo know rendered pictures only; for photos name another (internlm/CapRL-3B)")
     out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
     made = caption_source(
@@ -124,7 +123,6 @@ def export(
     max_bad_share: Annotated[float, Option(metavar="X", help="Of unusable captions.")] = 0.05,
 ) -> None:
     """Write captions for other tools: training data, a sample, or released files with our columns."""
-    from caprl_utils import prompts
     from caprl_utils.captions.export import export as write
 
     prompt = prompt or prompts.CAPTION
@@ -141,7 +139,6 @@ def curate(
 ) -> None:
     """Write questions about the profile's images and keep those that only the image answers."""
     from caprl_utils.curation import checks, keep, pipeline
-    from caprl_utils.paths import shown
     from caprl_utils.prism.loading import load_samples
     from caprl_utils.prism.sources import images_of
 
@@ -153,7 +150,7 @@ def curate(
         values = pipeline.curate(job)["values"]
     for step, count in pipeline.funnel(values):
         print(f"{count:8,} questions {step}")
-    print(f"{values['images_kept']:8,} images with kept questions: {shown(job.run.folder / keep.QA_FILE)}")
+    print(f"{values['images_kept']:8,} images with kept questions: {paths.shown(job.run.folder / keep.QA_FILE)}")
 
 
 @app.command()
@@ -252,7 +249,6 @@ def report(
     overrides: SetOption = [],
 ) -> None:
     """Write tables and figures, claims, the one HTML page and cards from what is there."""
-    from caprl_utils import paths
     from caprl_utils.reports import page
 
     found = settings_of(profile, overrides)

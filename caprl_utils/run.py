@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -69,24 +69,18 @@ _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "d
 # What is needed
 
 
-class Need(NamedTuple):
-    """Something that a profile needs. kind: its line in the table. told: what it is and how to get it."""
-
-    kind: str
-    there: bool
-    told: str
+Need = tuple[str, bool, str]  # its line in the table, whether it is there, what it is and how to get it
 
 
 def plan(profile: Profile) -> list[str]:
     """Lines for people: a table of what is needed, what of it is missing, what each notebook costs."""
     lines, needs = [f"profile {profile.name}: {profile.description}", f"made for {profile.hardware}", ""], {}
-    for need in dict.fromkeys(_needs(profile, CHAIN)):
-        needs.setdefault(need.kind, []).append(need)
-    for kind, all_of in needs.items():
-        count = sum(need.there for need in all_of)
-        here = f"{count} of {len(all_of)} here" if len(all_of) > 1 else "missing"
-        lines.append(f"  {kind:<36} {'here' if count == len(all_of) else here}")
-    missing = [f"  - {need.told}" for all_of in needs.values() for need in all_of if not need.there]
+    for kind, there, told in dict.fromkeys(_needs(profile, CHAIN)):
+        needs.setdefault(kind, {})[told] = there
+    for kind, found in needs.items():
+        here = f"{sum(found.values())} of {len(found)} here" if len(found) > 1 else "missing"
+        lines.append(f"  {kind:<36} {'here' if all(found.values()) else here}")
+    missing = [f"  - {told}" for found in needs.values() for told, there in found.items() if not there]
     lines += ["", "missing:" if missing else "nothing is missing", *missing, ""]
 
     costs, times = read_yaml(ESTIMATES).get(profile.name, {}), known_times(profile.name)
@@ -106,7 +100,7 @@ def plan(profile: Profile) -> list[str]:
 
 def check(profile: Profile, chain: Sequence[str]) -> None:
     """Raise UserError with everything that is missing for a chain of notebooks, before the first of them starts."""
-    if missing := [f"\n  - {need.told}" for need in dict.fromkeys(_needs(profile, chain)) if not need.there]:
+    if missing := [f"\n  - {told}" for _, there, told in dict.fromkeys(_needs(profile, chain)) if not there]:
         command = f"make plan PROFILE={profile.name}"
         raise UserError(f"profile {profile.name} cannot run to its end here ({command}); missing:{''.join(missing)}")
 
@@ -118,27 +112,27 @@ def _needs(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     costs = [cost for name, cost in costs.items() if any(copy.startswith(name) for copy in chain)]
     if pretrains:
         told = f"LLaMA-Factory's environment {shown(ENVIRONMENT)}: make setup-llamafactory"
-        yield Need("LLaMA-Factory's environment", ENVIRONMENT.is_dir(), told)
+        yield ("LLaMA-Factory's environment", ENVIRONMENT.is_dir(), told)
     if gpus := max((cost["gpus"] for cost in costs), default=0):
         there = len(visible_gpus())
         told = f"GPUs: {gpus} at once, this machine has {there}; several machines: configs/accelerate, configs/slurm"
-        yield Need(f"GPUs at once: {gpus}", there >= gpus, told)
+        yield (f"GPUs at once: {gpus}", there >= gpus, told)
     if disk_gb := sum(cost["disk_gb"] for cost in costs):
         folder = next(f for f in (paths.RUNS, *paths.RUNS.parents) if f.exists())
         free = shutil.disk_usage(folder).free / 1e9
         told = f"disk: {disk_gb:,} GB, {free:,.0f} GB are free in {shown(folder)}; CAPRL_RUNS names another"
-        yield Need(f"disk: {disk_gb:,} GB", free >= disk_gb, told)
+        yield (f"disk: {disk_gb:,} GB", free >= disk_gb, told)
     yield from _models(profile, chain, pretrains)
     if any(name.startswith("01_") for name in chain):
         source = profile.images.source
         there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
         what = "a folder, a parquet file, webdataset tars or a data set of the hub"
-        yield Need("data", bool(there), f"images {source} (images.source): {what}")
+        yield ("data", bool(there), f"images {source} (images.source): {what}")
     for training in all_trainings(profile.pretraining) if pretrains else ():
         source = getattr(profile.pretraining, training.stage).data
         file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
         told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
-        yield Need("data", drawn_source(source) is not None or file.is_file(), told)
+        yield ("data", drawn_source(source) is not None or file.is_file(), told)
     yield from _benchmarks(profile, benchmarks_of(profile) if pretrains else ())
 
 
@@ -160,9 +154,9 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
         except (httpx.HTTPError, httpx.InvalidURL):
             there = False
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
-        yield Need("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")
+        yield ("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")
     for path, purpose in loaded.items():
-        yield Need("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
+        yield ("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
 
 
 def _benchmarks(profile: Profile, more: Sequence[str]) -> Iterator[Need]:
@@ -179,7 +173,7 @@ def _benchmarks(profile: Profile, more: Sequence[str]) -> Iterator[Need]:
             told = f"prism.evaluation_files=DIR with the authors' files ({COLLECTION})"
         else:
             continue
-        yield Need("benchmarks", there, f"benchmark {benchmark.name}: {told}")
+        yield ("benchmarks", there, f"benchmark {benchmark.name}: {told}")
 
 
 def _have(path: str, kind: str) -> bool:

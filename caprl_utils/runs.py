@@ -355,4 +355,4 @@ def hardware() -> dict[str, Any]:
     model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     cpu = model[1].strip() if model else platform.machine()
     found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 2**30, 1)}
-    return found | {"gpus": [name for _, _, name in listed_gpus()]}
+    return found | {"gpus": list(listed_gpus().values())}

@@ -71,28 +71,26 @@ def test_final_answer(text, answer):
     assert final_answer(text) == answer
 
 
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("42", "42"), ("42.", "42"), ("1.5", "1.5"), ("Yes.", "Yes"), ("25%.", "25%"), ("USA.", "USA"),
-        ("U.S.", "U.S."), ("**Yes.**", "Yes"), ("No.", "No"), ("42 because it is.", "42"), ('"Paris".', "Paris"),
-        ("Paris. That is what it says.", "Paris"), (": Paris", "Paris"), ("closed\n\nIt says so.", "closed"),
-        ("U.K..", "U.K."), ("5 p.m.", "5 p.m."),
-        ("Apple Inc.", "Apple Inc."), ("...", "..."), ("The answer is 42.", "42"), ("the answer is: 42", "42"),
-        ("So the final answer is Paris.", "Paris"), ("Answer: Paris", "Paris"), ("**Answer:** Paris.", "Paris"),
-        ("The answer is **Paris**.", "Paris"), ('The answer is "Paris".', "Paris"), ("The answer is 1.5.", "1.5"),
-        ("The answer is 42 because the bar ends there.", "42"), ("The answer is 42, because it is.", "42"),
-        ("Two and two. The answer is 4. That is all.", "4"), ("The answer is the U.S. Army.", "the U.S. Army"),
-        ("The answer is 42.\nThe bar ends there.", "42"), ("The answer is St. Louis.", "St. Louis"),
-        ("It is blue.", "blue"), ("It's blue.", "blue"), ("They are blue.", "blue"), ("It is a fact", "It is a fact"),
-        ("Yes, it is.", "Yes"), ("No, it is not.", "No"), ("No, there are fewer.", "No"), ("No, thanks", "No, thanks"),
-        ("No, it is not mentioned.", "No, it is not mentioned"), ("1,000", "1,000"), ("-5.", "-5"),
-        ("[1, 2]", "[1, 2]"),
-        ("red and blue", "red and blue"), (r"So \boxed{25\%}.", r"25\%"), ("The answer is", "The answer is"), ("", ""),
-    ],
+STAY = (
+    "42", "1.5", "U.S.", "5 p.m.", "Apple Inc.", "...", "It is a fact", "No, thanks", "No, it is not mentioned",
+    "1,000", "[1, 2]", "red and blue", "The answer is", "",
 )  # fmt: skip
-def test_short_answer_takes_the_frame_off_and_guesses_nothing(text, answer):
-    assert short_answer(text) == answer
+SHORTENED = {
+    "42": ["42.", "42 because it is.", "The answer is 42.", "the answer is: 42", "The answer is 42, because it is.",
+           "The answer is 42 because the bar ends there.", "The answer is 42.\nThe bar ends there."],
+    "Paris": ['"Paris".', "Paris. That is what it says.", ": Paris", "So the final answer is Paris.", "Answer: Paris",
+              "**Answer:** Paris.", "The answer is **Paris**.", 'The answer is "Paris".'],
+    "Yes": ["Yes.", "**Yes.**", "Yes, it is."], "No": ["No.", "No, it is not.", "No, there are fewer."],
+    "blue": ["It is blue.", "It's blue.", "They are blue."], "25%": ["25%."], "USA": ["USA."], "-5": ["-5."],
+    "closed": ["closed\n\nIt says so."], "U.K.": ["U.K.."], "1.5": ["The answer is 1.5."],
+    "4": ["Two and two. The answer is 4. That is all."], "the U.S. Army": ["The answer is the U.S. Army."],
+    r"25\%": [r"So \boxed{25\%}."], "St. Louis": ["The answer is St. Louis."],
+}  # fmt: skip
+
+
+def test_short_answer_takes_the_frame_off_and_guesses_nothing():
+    wanted = dict.fromkeys(STAY) | {text: answer for answer, texts in SHORTENED.items() for text in texts}
+    assert {text: short_answer(text) for text in wanted} == {text: answer or text for text, answer in wanted.items()}
 
 
 @given(st.text(max_size=60) | st.text(alphabet="\\boxed{}answer<>/think ABC.,()isnot text", max_size=80))

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -45,20 +46,14 @@ def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_othe
     assert record["versions"]["python"] and record["hardware"]["cores"] and record["wall_sec"] >= 0
 
 
-def test_rows_resume_after_a_stop():
-    with open_run(a=1) as run:
+def test_rows_resume_after_a_stop_and_another_key_sets_them_aside_and_says_why(caplog, monkeypatch):
+    with open_run(a=1, b=1) as run:
         run.rows("answers").append({"id": "1"})
-    with open_run(a=1) as run:
+    with open_run(a=1, b=1) as run:
         assert "1" in run.rows("answers")
         run.rows("answers").append({"id": "2"})
         finish(run)
     assert [row["id"] for row in run.rows("answers").read()] == ["1", "2"]
-
-
-def test_another_key_sets_the_old_rows_aside_and_says_why(caplog, monkeypatch):
-    with open_run(a=1, b=1) as run:
-        run.rows("answers").append({"id": "1"})
-        finish(run)
     with open_run(a=2, b=1) as run:
         assert not run.complete and not len(run.rows("answers"))
     assert "changed: a)" in caplog.text and ".stale/name" in caplog.text
@@ -84,14 +79,8 @@ def test_a_missing_or_damaged_result_says_what_to_do(tmp_path):
         load_result(tmp_path)
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from caprl_utils.runs import Lock
-Lock(Path(sys.argv[1]), "the folder").acquire()
-print("held", flush=True)
-time.sleep(60)
-"""
+HOLD = """import sys, time, pathlib; from caprl_utils.runs import Lock
+Lock(pathlib.Path(sys.argv[1]), "the folder").acquire(); print("held", flush=True); time.sleep(60)"""
 
 
 def test_a_second_process_waits_and_names_the_first_whose_death_frees_the_lock(tmp_path, capsys):
@@ -172,24 +161,15 @@ def test_damage_in_the_middle_names_file_and_line(tmp_path):
 def test_full_disk_leaves_no_half_row(tmp_path):
     store = RowStore(tmp_path / "a.jsonl")
     store.append({"id": "1"})
-    store._file = _FullAfter(store._file, 5)
+    file = store._file
+    full = [OSError(errno.ENOSPC, "No space left on device"), lambda data: file.write(data[:5])]
+
+    def write(data):
+        if isinstance(now := full.pop(), OSError):
+            raise now
+        return now(data)
+
+    store._file = SimpleNamespace(fileno=file.fileno, write=write)
     with pytest.raises(UserError, match=r"the disk is full: .*a\.jsonl.* MB free"):
         store.append({"id": "2"})
-    again = RowStore(tmp_path / "a.jsonl")
-    assert [row["id"] for row in again.read()] == ["1"]
-
-
-class _FullAfter:
-    """A file that takes a few more bytes and then reports a full disk."""
-
-    def __init__(self, file, room):
-        self._file, self._room = file, room
-
-    def fileno(self):
-        return self._file.fileno()
-
-    def write(self, data):
-        if not self._room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        count, self._room = self._file.write(data[: self._room]), 0
-        return count
+    assert [row["id"] for row in RowStore(tmp_path / "a.jsonl").read()] == ["1"]
