@@ -34,18 +34,16 @@ def names_of(model: type[Settings]) -> list[str]:
 
 def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Profile:
     """Read a profile by name, or from a YAML file by its path. Raises UserError naming file, key and nearest valid one.
-
-    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below
-    them lie those of the environment variable CAPRL_SET, `key=value` words as in a shell (`--set`).
+    overrides: values on top of the file, by dotted key ({"rl.steps": 4}) or nested ({"rl": {"steps": 4}}). Below them
+    lie those of the environment variable CAPRL_SET, `key=value` words as in a shell (`--set`).
     """
     file, values = _layers(Profile, name)
     return _checked(Profile, values, file, merge(_from_command_line(Profile), _nested(overrides or {})))
 
 
 def load_experiment(name: str, profile: str) -> tuple[Experiment, Profile]:
-    """The experiment, and the profile with the experiment's values in its section rl; `--set` lies over both.
-
-    Raises UserError naming file, key and nearest valid key.
+    """The experiment, and the profile with the experiment's values in its section rl; `--set` lies over both. Raises
+    UserError naming file, key and nearest valid key.
     """
     base = load_profile(profile)  # an error of the profile alone is told as such
     file, values = _layers(Experiment, name)

@@ -21,9 +21,8 @@ def text_hash(text: str) -> str:
 
 
 def derive_seed(*parts: object, bits: int = 63) -> int:
-    """A seed of so many bits from any parts: the top bits of the SHA-256 of the parts joined by "/".
-
-    Ours: whatever is drawn names what it is drawn for (seed, image, round), so that order and restarts change nothing.
+    """A seed of so many bits from any parts: the top bits of the SHA-256 of the parts joined by "/". Ours: whatever is
+    drawn names what it is drawn for (seed, image, round), so that order and restarts change nothing.
     """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest, "big") >> (256 - bits)

@@ -68,11 +68,10 @@ def repeated(item: ImageItem) -> ImageItem:
 def read_source(
     source: str, kinds: Sequence[str] | None = None, passed: Counter[str] | None = None
 ) -> Iterator[ImageItem]:
-    """All images of a source (see the module), in its own order, each with an id that stays the same.
-
-    kinds: only images whose first folder (or `kind` column) is one of these. passed: counts what was passed over in
-    folders and tars. What cannot be read is an item that raises when it is opened. Memory: the names of one local
-    folder. Raises UserError when nothing is there, and for a table, tar or list that is damaged.
+    """All images of a source (see the module), in its own order, each with an id that stays the same. kinds: only
+    images whose first folder (or `kind` column) is one of these. passed: counts what was passed over in folders and
+    tars. What cannot be read is an item that raises when it is opened. Memory: the names of one local folder. Raises
+    UserError when nothing is there, and for a table, tar or list that is damaged.
     """
     passed = Counter() if passed is None else passed
     if drawn := drawn_source(source):
@@ -212,9 +211,8 @@ class _Place:
         return False
 
     def walk(self, passed: Counter[str], inside: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-        """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over.
-
-        Of a local folder only the names of the folders on the way down are held; links are followed, in no circle.
+        """Names of all files below, in the order of sorted paths; hidden and closed ones are passed over. Of a local
+        folder only the names of the folders on the way down are held; links are followed, in no circle.
         """
         if self.remote:
             for name in sorted(self.files.find(self.root)):
@@ -382,9 +380,8 @@ def _pictures_of(
 
 
 def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[ImageItem]:
-    """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some.
-
-    passed: where a table without pictures is counted; None makes it an error.
+    """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some. passed: where a table
+    without pictures is counted; None makes it an error.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -127,9 +127,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def fit(image: Image.Image, max_pixels: int | None) -> Image.Image:
-    """RGB pixels as a model sees them: an image of more than max_pixels scaled down, its shape kept.
-
-    The one place where `ModelConfig.max_pixels` is obeyed, before any processor or server rounds to its patches.
+    """RGB pixels as a model sees them: an image of more than max_pixels scaled down, its shape kept. The one place
+    where `ModelConfig.max_pixels` is obeyed, before any processor or server rounds to its patches.
     """
     width, height = image.size
     if max_pixels is None or width * height <= max_pixels:
@@ -175,11 +174,9 @@ def encode(image: Image.Image) -> tuple[bytes, str]:
 
 @dataclass(eq=False)
 class ImageItem:
-    """One image of a source; it is read when it is asked for.
-
-    load: gives the file's bytes, or pixels where there is no file; raises BadImageError. key: where the image stands
-    in its source (a path, FILE.parquet#ROW, FILE.tar#MEMBER, #ROW). path: the file's name, if it has one. meta: what
-    the source knows of it.
+    """One image of a source; it is read when it is asked for. load: gives the file's bytes, or pixels where there is no
+    file; raises BadImageError. key: where the image stands in its source (a path, FILE.parquet#ROW, FILE.tar#MEMBER,
+    #ROW). path: the file's name, if it has one. meta: what the source knows of it.
     """
 
     id: str

@@ -27,9 +27,8 @@ _TAIL_LINES = 15
 
 
 def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKILL) -> None:
-    """Have Linux send this process (a child, first thing) a signal when its parent dies, also by `kill -9`.
-
-    parent: the parent's process id, to notice that it is gone already.
+    """Have Linux send this process (a child, first thing) a signal when its parent dies, also by `kill -9`. parent: the
+    parent's process id, to notice that it is gone already.
     """
     if _PRCTL is not None:
         _PRCTL(_PR_SET_PDEATHSIG, by, 0, 0, 0)
@@ -40,9 +39,8 @@ def die_with_parent(parent: int | None = None, by: signal.Signals = signal.SIGKI
 def popen(
     command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, guarded: bool = False
 ) -> subprocess.Popen:
-    """Start a command in its own process group with stdout and stderr in `log`; it dies with this process.
-
-    env: variables on top of ours. guarded: its children die, too; the process returned is the guard's.
+    """Start a command in its own process group with stdout and stderr in `log`; it dies with this process. env:
+    variables on top of ours. guarded: its children die, too; the process returned is the guard's.
     """
     parent = os.getpid()
     if guarded:

@@ -143,7 +143,6 @@ def reward_question(caption: str, question: str, options: Sequence[str], words: 
 
 def ask(question: str, options: Sequence[str], form: str, caption: str | None) -> str:
     """A question as benchmarks and the authors put it, to a reader of a caption or (None) to a VLM with the image.
-
     form: what the answer is to look like.
     """
     body = question + format_options(options) + (f"\n{form}" if form else "")

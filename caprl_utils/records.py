@@ -30,11 +30,10 @@ class Row(BaseModel):
 
 
 class Question(Row):
-    """One multiple-choice question; ``options`` are texts without letters, ``answer`` is a letter.
-
-    What curation adds: its number in the writer's text, and how the filter model answered it, a letter (of these
-    options) per round with the image (visual), without it (text) and with another one (other), None where no letter
-    could be read; open_answer: its words when it sees the image but no options.
+    """One multiple-choice question; ``options`` are texts without letters, ``answer`` is a letter. What curation adds:
+    its number in the writer's text, and how the filter model answered it, a letter (of these options) per round with
+    the image (visual), without it (text) and with another one (other), None where no letter could be read; open_answer:
+    its words when it sees the image but no options.
     """
 
     question: str
@@ -126,12 +125,11 @@ def text_key(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question about one or several images.
-
-    images: one function per image, that opens it (RGB). question: as the data hold it, without an instruction of ours.
-    options: texts in letter order, without letters; empty where the question has none or holds them in its text.
-    gold: as the metric takes it: a letter, a text, or the list of accepted answers. meta: what metric, prompts and
-    reports need (see `prism.metrics.METRICS`); its `image_id` names the image, the unit of the statistics.
+    """One question about one or several images. images: one function per image, that opens it (RGB). question: as the
+    data hold it, without an instruction of ours. options: texts in letter order, without letters; empty where the
+    question has none or holds them in its text. gold: as the metric takes it: a letter, a text, or the list of accepted
+    answers. meta: what metric, prompts and reports need (see `prism.metrics.METRICS`); its `image_id` names the image,
+    the unit of the statistics.
     """
 
     id: str

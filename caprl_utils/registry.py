@@ -20,15 +20,13 @@ PLUGINS = ("caprl_utils.mini",)  # their import enters them below
 
 @dataclass(frozen=True)
 class DrawnSource:
-    """An image source that draws: any image by its number, the same at every call.
-
-    image_at(split, number, kinds, seed): (id, RGB image, kind, meta). meta: what is true of the image, as far as the
-    source knows it: "true_caption"; "facts" and "known" (what the image shows, and what of it can be guessed), key ->
-    value; "asked", question -> key; "world", the source's name.
-    training_rows(stage, count, seed): (id, image, [(user turn, assistant turn)]) for a stage of pretraining.
-    statements(caption): what each sentence states, (key, value), or None for a sentence of no known form; neither the
-    introduction nor a sentence that was cut off is one. sentence(key, value): the sentence that states it.
-    recipe: the modules that draw.
+    """An image source that draws: any image by its number, the same at every call. image_at(split, number, kinds,
+    seed): (id, RGB image, kind, meta). meta: what is true of the image, as far as the source knows it: "true_caption";
+    "facts" and "known" (what the image shows, and what of it can be guessed), key -> value; "asked", question -> key;
+    "world", the source's name. training_rows(stage, count, seed): (id, image, [(user turn, assistant turn)]) for a
+    stage of pretraining. statements(caption): what each sentence states, (key, value), or None for a sentence of no
+    known form; neither the introduction nor a sentence that was cut off is one. sentence(key, value): the sentence that
+    states it. recipe: the modules that draw.
     """
 
     image_at: Callable[[str, int, Sequence[str] | None, int], tuple[str, Image, str, dict[str, Any]]]

@@ -227,10 +227,9 @@ class Job:
 
 
 def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()) -> None:
-    """Run notebooks in order. Raises UserError at the first failure.
-
-    notebooks: NAME, or NAME:PARAMETER=VALUE; items: parameters of all; chain: all copies that the caller is going to
-    run, of which these are some: all that it still needs is looked up first, and the time left told.
+    """Run notebooks in order. Raises UserError at the first failure. notebooks: NAME, or NAME:PARAMETER=VALUE; items:
+    parameters of all; chain: all copies that the caller is going to run, of which these are some: all that it still
+    needs is looked up first, and the time left told.
     """
     jobs = [_job(text, profile, items) for text in notebooks]
     check_environment()
@@ -381,9 +380,8 @@ def first_line(source: str) -> str:
 
 
 class Monitor(AbstractContextManager):
-    """Prints to stderr: each code cell as it starts, how far the stage in it is, and what is left of the chain.
-
-    A terminal renews the running line each second; elsewhere (a log file, CI) a line comes every ten seconds.
+    """Prints to stderr: each code cell as it starts, how far the stage in it is, and what is left of the chain. A
+    terminal renews the running line each second; elsewhere (a log file, CI) a line comes every ten seconds.
     """
 
     def __init__(self, job: Job, chain: Sequence[str], times: Mapping[str, float]):

@@ -48,9 +48,8 @@ _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_D
 
 
 class Lock:
-    """An exclusive lock on a file, freed by the kernel when its process dies; a line names another that has it.
-
-    Taking it again in the same process is allowed (a notebook cell run twice).
+    """An exclusive lock on a file, freed by the kernel when its process dies; a line names another that has it. Taking
+    it again in the same process is allowed (a notebook cell run twice).
     """
 
     _held: dict[Path, int] = {}  # path -> file descriptor
@@ -83,10 +82,9 @@ class Lock:
 
 
 class RowStore(AbstractContextManager):
-    """One JSONL file of rows, each with a unique string `id`.
-
-    A last line that was cut off by a kill is dropped. Only one process may append (a `Run` holds the lock); any may
-    read. Raises UserError for a line in the middle that is no row.
+    """One JSONL file of rows, each with a unique string `id`. A last line that was cut off by a kill is dropped. Only
+    one process may append (a `Run` holds the lock); any may read. Raises UserError for a line in the middle that is no
+    row.
     """
 
     def __init__(self, path: Path):
@@ -170,10 +168,9 @@ class Run(AbstractContextManager):
     """
 
     def __init__(self, profile: Profile, stage: str, name: str, parts: Mapping[str, Any], recipe: Sequence[str]):
-        """Only name the run; `open` makes it.
-
-        parts: named JSON values or settings sections that change the output; versions of the main packages are added.
-        recipe: the modules that compute the output, each hashed by itself, without what it imports.
+        """Only name the run; `open` makes it. parts: named JSON values or settings sections that change the output;
+        versions of the main packages are added. recipe: the modules that compute the output, each hashed by itself,
+        without what it imports.
         """
         for word in (stage, name):
             if not word or word.startswith(".") or "/" in word:
@@ -240,10 +237,9 @@ class Run(AbstractContextManager):
         unparsed: int | Mapping[str, int] | None = None, intervals: Mapping[str, Any] | None = None,
         seeds: Sequence[int] | None = None, **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
-        """Write result.json, last and atomically, and free the folder. Returns the record.
-
-        values: raw and unrounded, None for missing. n: how many units ("image", "question"). unparsed: answers that
-        could not be read; None where nothing is parsed. more: further JSON values.
+        """Write result.json, last and atomically, and free the folder. Returns the record. values: raw and unrounded,
+        None for missing. n: how many units ("image", "question"). unparsed: answers that could not be read; None where
+        nothing is parsed. more: further JSON values.
         """
         for store in self._stores.values():
             store.close()
