@@ -27,13 +27,20 @@ def open_run(**parts):
     return Run.open(load_profile("smoke"), "stage", "name", parts, RECIPE)
 
 
-def finish(run):
-    return run.finish(values={"accuracy": 0.5, "missing": None}, n=4, unit="image", unparsed=1)
+def finish(run, accuracy=0.5):
+    return run.finish(values={"accuracy": accuracy, "missing": None}, n=4, unit="image", unparsed=1)
+
+
+def ids(store):
+    return [row["id"] for row in store.read()]
 
 
 def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_other_files(runs_folder):
+    with open_run(a=1) as run, pytest.raises(ValueError, match="Out of range float"):
+        finish(run, float("nan"))
     with open_run(a=1) as run:
         assert not run.complete and run.folder == runs_folder / "smoke" / "stage" / "name"
+        assert {file.name for file in run.folder.iterdir()} == {"config.json", "key.json"}
         record = finish(run)
     with open_run(a=1) as again:
         assert again.complete and again.result["values"] == {"accuracy": 0.5, "missing": None}
@@ -41,8 +48,7 @@ def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_othe
     assert record.keys() >= {"profile", "stage", "name", "n", "unit", "unparsed", "seeds", "commit", "dirty"}
     assert json.loads((run.folder / "config.json").read_text())["name"] == "smoke"
     assert json.loads((run.folder / "key.json").read_text())["key"] == record["key"]
-    assert set(record["hashes"]) == {"config", "a", "versions"}
-    assert set(record["code"]) == set(RECIPE)
+    assert set(record["hashes"]) == {"config", "a", "versions"} and set(record["code"]) == set(RECIPE)
     assert record["versions"]["python"] and record["hardware"]["cores"] and record["wall_sec"] >= 0
 
 
@@ -53,7 +59,7 @@ def test_rows_resume_after_a_stop_and_another_key_sets_them_aside_and_says_why(c
         assert "1" in run.rows("answers")
         run.rows("answers").append({"id": "2"})
         finish(run)
-    assert [row["id"] for row in run.rows("answers").read()] == ["1", "2"]
+    assert ids(run.rows("answers")) == ["1", "2"]
     with open_run(a=2, b=1) as run:
         assert not run.complete and not len(run.rows("answers"))
     assert "changed: a)" in caplog.text and ".stale/name" in caplog.text
@@ -63,15 +69,9 @@ def test_rows_resume_after_a_stop_and_another_key_sets_them_aside_and_says_why(c
         assert not run.complete and "changed: code of caprl_utils.answers)" in caplog.text
 
 
-def test_nan_and_a_name_with_a_path_are_refused():
+def test_a_bad_name_and_a_missing_or_damaged_result_are_told(tmp_path):
     with pytest.raises(ValueError, match="plain folder names"):
         Run.open(load_profile("smoke"), "..", "name", {}, RECIPE)
-    with open_run(a=1) as run, pytest.raises(ValueError, match="Out of range float"):
-        run.finish(values={"accuracy": float("nan")}, n=1, unit="image")
-    assert not (run.folder / "result.json").exists() and not list(run.folder.glob(".*.tmp"))
-
-
-def test_a_missing_or_damaged_result_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"no result at .*run it first"):
         load_result(tmp_path)
     (tmp_path / "result.json").write_text("{")
@@ -88,12 +88,10 @@ def test_a_second_process_waits_and_names_the_first_whose_death_frees_the_lock(t
     holder = subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     threading.Timer(1.0, holder.kill).start()
-    first, second = Lock(tmp_path / "lock", "the folder"), Lock(tmp_path / "lock", "x")
-    first.acquire()
-    assert f"waiting: the folder is in use by process {holder.pid}" in capsys.readouterr().err
-    assert holder.wait() < 0
-    second.acquire()  # the same process may
-    second.release()
+    with Lock(tmp_path / "lock", "the folder"):
+        assert f"waiting: the folder is in use by process {holder.pid}" in capsys.readouterr().err
+        assert holder.wait() < 0
+        Lock(tmp_path / "lock", "x").acquire()  # the same process may
 
 
 def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, monkeypatch):
@@ -112,15 +110,14 @@ def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_access_log_gets_records_and_reports_and_smoke_stays_out_of_reports(tmp_path, monkeypatch):
-    assert not paths.reports_of("smoke").is_relative_to(paths.REPORTS)
-    log = tmp_path / "access"
+    report, log = paths.reports_of("smoke") / "table3.md", tmp_path / "access"
+    assert not report.is_relative_to(paths.REPORTS)
     monkeypatch.setenv(files.ACCESS_LOG_ENV, str(log))
     with open_run(a=1) as run:
         finish(run)
-    write_atomic(paths.reports_of("smoke") / "table3.md", "| |")
+    write_atomic(report, "| |")
     write_atomic(tmp_path / "other.txt", "x")
-    written = [run.folder / "result.json", paths.reports_of("smoke") / "table3.md"]
-    assert log.read_text().splitlines() == [str(file) for file in written]
+    assert log.read_text().splitlines() == [str(run.folder / "result.json"), str(report)]
 
 
 class Answer(BaseModel):
@@ -142,34 +139,30 @@ def test_rows_come_back_in_order_and_an_id_is_taken_once(tmp_path):
 
 
 @given(cut=st.integers(min_value=1, max_value=30))
-def test_any_cut_of_the_last_line_is_repaired(tmp_path_factory, cut):
+def test_any_cut_of_the_last_line_is_repaired_and_damage_in_the_middle_named(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
     lines = [json.dumps({"id": str(i), "text": "äöü" * 3}).encode() + b"\n" for i in range(3)]
     path.write_bytes(b"".join(lines)[:-cut])
     store = RowStore(path)
     assert len(store) == 2 and "1" in store
     store.append({"id": "2"})
-    assert [row["id"] for row in RowStore(path).read()] == ["0", "1", "2"]
-
-
-def test_damage_in_the_middle_names_file_and_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"id": "1"}\nnonsense\n{"id": "2"}\n')
+    assert ids(RowStore(path)) == ["0", "1", "2"]
+    path.write_bytes(lines[0] + lines[1][: -1 - cut] + b"\n" + lines[2])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2 is no row"):
-        RowStore(tmp_path / "a.jsonl")
+        RowStore(path)
 
 
 def test_full_disk_leaves_no_half_row(tmp_path):
     store = RowStore(tmp_path / "a.jsonl")
     store.append({"id": "1"})
-    file = store._file
-    full = [OSError(errno.ENOSPC, "No space left on device"), lambda data: file.write(data[:5])]
+    file, room = store._file, [5]
 
     def write(data):
-        if isinstance(now := full.pop(), OSError):
-            raise now
-        return now(data)
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return file.write(data[: room.pop()])
 
     store._file = SimpleNamespace(fileno=file.fileno, write=write)
     with pytest.raises(UserError, match=r"the disk is full: .*a\.jsonl.* MB free"):
         store.append({"id": "2"})
-    assert [row["id"] for row in RowStore(tmp_path / "a.jsonl").read()] == ["1"]
+    assert ids(RowStore(tmp_path / "a.jsonl")) == ["1"]
