@@ -26,6 +26,10 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import value_hash
@@ -153,8 +157,6 @@ class _Place:
 
     @classmethod
     def of(cls, source: str) -> _Place:
-        import fsspec
-
         local = "://" not in source
         try:
             files, root = fsspec.core.url_to_fs(str(local_path(source).resolve()) if local else source)
@@ -263,15 +265,14 @@ def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageI
 
         yield from _rows(datasets.load_from_disk(source if place.remote else place.root), place)
         return
-    empty = True
+    item = None
     for name in place.walk(passed):
         if not place.holds_images(name):
             passed[_suffix(name) or NO_SUFFIX] += 1
             continue
         for item in _file(place, name, passed, inside=True):
-            empty = False
             yield item
-    if empty:
+    if item is None:
         told = f"; passed over: {passed_over(passed)}" if passed else ""
         raise UserError(f"no image in {where}{told}")
 
@@ -315,10 +316,8 @@ def _listed_paths(home: _Place, name: str) -> Iterator[str | None]:
                 table = csv_table(lines)
                 column = next((key for key in IMAGE_KEYS if key in table.fieldnames), None)
                 if column is None:
-                    told = (
-                        f"none of its columns ({', '.join(table.fieldnames)[:200]}) is one of {', '.join(IMAGE_KEYS)}"
-                    )
-                    raise UserError(f"{name} names no image: {told}")
+                    there, known = ", ".join(table.fieldnames)[:200], ", ".join(IMAGE_KEYS)
+                    raise UserError(f"{name} names no image: none of its columns ({there}) is one of {known}")
                 yield from ((row[column] or "").strip() or None for row in table)
             for line in filter(None, map(str.strip, lines)):
                 yield from [line] if suffix == ".txt" else _json_paths(line)
@@ -369,10 +368,9 @@ def _pictures_of(
         return read(path) if data is None and path else data or b""
 
     for number, row in enumerate(rows):
-        name = row.get("id")
+        name, kind, value = row.get("id"), row.get("kind"), row.get(column)
         name = (f"{stem}{number:08d}" if stem else number) if name is None else name
-        kind = None if row.get("kind") is None else str(row["kind"])
-        value = row.get(column)
+        kind = None if kind is None else str(kind)
         for part, (_, path) in enumerate(_pictures(value)):
             more = f"/{part + 1}" if part else ""
             opener = partial(load, number, part, None if cell else value)
@@ -383,16 +381,13 @@ def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[I
     """The pictures of one of `IMAGE_COLUMNS`; `id` and `kind` columns where there are some. passed: where a table
     without pictures is counted; None makes it an error.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         table = pq.ParquetFile(home.open(name))
         types = {f.name: f.type for f in table.schema_arrow}
         column = next((n for n in IMAGE_COLUMNS if re.search("binary|string", str(types.get(n)))), None)
-        if column is None and passed is None:
-            raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")
         if column is None:
+            if passed is None:
+                raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")
             passed["table without images"] += 1
             return
         light = [n for n in ("id", "kind") if n in types]
@@ -419,8 +414,6 @@ class _ParquetCells:
 
     def __call__(self, number: int) -> Any:
         """Raises BadImageError."""
-        import pyarrow as pa
-
         group = bisect_right(self.starts, number) - 1
         with self.lock:
             try:
@@ -475,7 +468,6 @@ def _hub(name: str) -> Iterator[ImageItem]:
 def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
     """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
     import datasets
-    import fsspec
 
     names = rows.column_names or []
     column = next((name for name in IMAGE_COLUMNS if name in names), "image")
