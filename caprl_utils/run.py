@@ -324,12 +324,15 @@ def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
     """Run a notebook into `target`, which exists even when a cell failed. Raises UserError naming cell and cause."""
     kernel_log = job.folder / f"{job.name}.kernel.log"
     log_end = f"{shown(kernel_log)}:\n"
-    running: list[str] = []  # where each code cell is that was started
+    cells = papermill.iorw.load_notebook_node(str(job.source)).cells
+    tagged = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    running: list[str] = []  # each code cell that was started, by its position in the source
 
     def on_cell(cell: Any, cell_index: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):  # nbclient would report Ctrl-C as a dead kernel
             signal.signal(number, signal.default_int_handler)
-        running.append(_where(job.source, cell_index, cell.source))
+        position = cell_index + (cell_index <= tagged)  # from 1; papermill puts its own cell behind the tagged one
+        running.append(f"{shown(job.source)}, cell {position} (`{first_line(cell.source)}`)")
         monitor.tell(f"cell {len(running)}/{monitor.num_cells} {first_line(cell.source)}")
 
     with full_disk_as_user_error(target), monitor:
@@ -353,23 +356,13 @@ def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
                 "crashed. Stop other programs or use a smaller profile, then run again: it continues from what is "
                 f"saved.\nThe end of {log_end}{tail(kernel_log)}"
             ) from None
-    for index, cell in enumerate(notebook.cells):
-        # a cell that calls exit() ends the notebook with success in papermill
-        if _is_code(cell) and (cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs)):
-            told = "the notebook ended here without an error: a cell must not call exit()"
-            raise UserError(f"{_where(job.source, index, cell.source)}\n{told}")
+    code = filter(_is_code, notebook.cells)  # one that calls exit() ends the notebook with success in papermill
+    if any(cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs) for cell in code):
+        raise UserError(f"{running[-1]}\nthe notebook ended here without an error: a cell must not call exit()")
 
 
 def _is_code(cell: Any) -> bool:
     return cell.cell_type == "code" and bool(cell.source.strip())
-
-
-def _where(source: Path, index: int, cell: str) -> str:
-    """Name a cell, given its index in the executed copy, by its position in the source notebook (from 1)."""
-    cells = papermill.iorw.load_notebook_node(str(source)).cells
-    tagged = [i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", [])]
-    position = index + 1 if index <= tagged[0] else index  # papermill puts its own cell behind the tagged one
-    return f"{shown(source)}, cell {position} (`{first_line(cell)}`)"
 
 
 def first_line(source: str) -> str:

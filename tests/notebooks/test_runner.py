@@ -19,71 +19,71 @@ from caprl_utils.files import write_json
 from caprl_utils.run import first_line, known_times, run_all
 
 FIXTURES = Path(__file__).parent / "fixtures"
+GOOD, SLOW = str(FIXTURES / "good.ipynb"), str(FIXTURES / "slow.ipynb")
 pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
+def copies(runs_folder):
+    return runs_folder / "smoke" / "notebooks"
+
+
+@pytest.fixture
 def start(runs_folder):
-    """Start the runner as a process of its own; none of them outlives the test."""
+    """Start the runner on the slow notebook as a process of its own; none of them outlives the test."""
     started = []
 
-    def call(*arguments):
-        command = [sys.executable, "-m", "caprl_utils", "run", *arguments, "--profile", "smoke"]
-        process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+    def call():
+        command = [sys.executable, "-m", "caprl_utils", "run", SLOW, "--profile", "smoke"]
+        started.append(subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True))
+        return started[-1]
 
     yield call
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.communicate()
 
 
 @pytest.fixture
 def run(capsys, runs_folder):
-    """Run notebooks in this process; gives (whether all went well, what is told)."""
+    """Run a notebook in this process; gives what is told, and the error behind it."""
     before = dict(os.environ)
 
     def call(notebook, *parameters):
         try:
             run_all([notebook], load_profile("smoke"), parameters)
         except UserError as error:
-            return False, f"{capsys.readouterr().err}{error}"
-        return True, capsys.readouterr().err
+            return capsys.readouterr().err, str(error)
+        return capsys.readouterr().err, ""
 
     yield call
     os.environ.clear()
     os.environ.update(before)
 
 
-def fixture(name):
-    return str(FIXTURES / f"{name}.ipynb")
-
-
-def wait_for(condition):
-    while not (found := condition()):  # as long as a test may take
+def pids_of_slow(runs_folder):
+    """The processes of the slow notebook, once it runs."""
+    while not (file := runs_folder / "pids").exists() or len(pids := file.read_text().split()) < 2:
         time.sleep(0.1)
-    return found
+    return [int(pid) for pid in pids]
 
 
 def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_files(
-    runs_folder, run, tmp_path, monkeypatch
+    runs_folder, copies, run, tmp_path, monkeypatch
 ):
     other = {"argv": ["/nowhere/python", "-m", "ipykernel"], "display_name": "other", "language": "python"}
     write_json(tmp_path / "kernels" / "python3" / "kernel.json", other)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))  # the kernel is that of this interpreter all the same
-    folder, before = runs_folder / "smoke" / "notebooks", time.time()
-    good, message = run(fixture("good"))
-    assert good, message
-    assert "good: done in" in message and "cell 3/6" in message
-    assert not (folder / ".good.tmp.ipynb").exists()
+    before = time.time()
+    told, error = run(GOOD)
+    assert not error and "good: done in" in told and "cell 3/6" in told
+    assert not (copies / ".good.tmp.ipynb").exists()
     record = runs_folder / "smoke" / "fixture" / "good" / "result.json"
-    assert before - 1 < (folder / "good.ipynb").stat().st_mtime < record.stat().st_mtime
-    assert (folder / "good.files").read_text() == f"{record}\n"
+    assert before - 1 < (copies / "good.ipynb").stat().st_mtime < record.stat().st_mtime
+    assert (copies / "good.files").read_text() == f"{record}\n"
 
-    good, message = run(fixture("good"), "lr=1e-5")
-    assert good and "good-lr-1e-5: done in" in message
+    told, error = run(GOOD, "lr=1e-5")
+    assert not error and "good-lr-1e-5: done in" in told
     assert set(known_times("smoke")) >= {"good", "good-lr-1e-5"}
     assert json.loads(record.read_text())["values"] == {"lr": 1e-5}
 
@@ -91,30 +91,27 @@ def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("broken", ['broken.ipynb, cell 4 (`raise ValueError("the tea is cold")`)', "ValueError: the tea"]),
-        ("system_exit", ["system_exit.ipynb, cell 4 (`sys.exit(0)`)", "must not call exit()"]),
-        ("dead_kernel", ["dead_kernel.ipynb, cell 4", "the kernel died"]),
-        ("missing_input", ["stage/none is missing; make it: make 01_qa_curation PROFILE=smoke"]),
+        ("broken", 'broken.ipynb, cell 4 (`raise ValueError("the tea is cold")`)\nValueError: the tea'),
+        ("system_exit", "system_exit.ipynb, cell 4 (`sys.exit(0)`)\nthe notebook ended here without an error: a cell "),
+        ("dead_kernel", "dead_kernel.ipynb, cell 4 (`os.kill(os.getpid(), signal.SIGKILL)`)\nthe kernel died"),
+        ("missing_input", "stage/none is missing; make it: make 01_qa_curation PROFILE=smoke"),
     ],
 )
-def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
-    good, message = run(fixture(name))
-    assert not good
-    for text in [*expected, f"the failed copy is {runs_folder}/smoke/notebooks/{name}.failed.ipynb"]:
-        assert text in message
-    assert "Traceback" not in message
-    left = sorted(f.name for f in (runs_folder / "smoke" / "notebooks").glob("*.ipynb"))
-    assert left == [f"{name}.failed.ipynb"]
+def test_a_failure_is_told_and_kept_aside(copies, run, name, expected):
+    _, error = run(str(FIXTURES / f"{name}.ipynb"))
+    assert expected in error and f"the failed copy is {copies}/{name}.failed.ipynb" in error
+    assert "Traceback" not in error
+    assert sorted(f.name for f in copies.glob("*.ipynb")) == [f"{name}.failed.ipynb"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([fixture("good"), "sed=1"], "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed"),
-        ([fixture("good"), "seed=x"], "parameter seed is int, got 'x'"),
-        ([fixture("good"), "rl.steps=3"], "it has: lr, profile, seed; a setting: --set rl.steps=3"),
-        ([fixture("good"), "seed"], "-p seed: expected name=value, for example seed=1"),
-        ([fixture("no_parameters")], "has no cell tagged `parameters`"),
+        ([GOOD, "sed=1"], "no parameter 'sed'; did you mean seed?; it has: lr, profile, seed"),
+        ([GOOD, "seed=x"], "parameter seed is int, got 'x'"),
+        ([GOOD, "rl.steps=3"], "it has: lr, profile, seed; a setting: --set rl.steps=3"),
+        ([GOOD, "seed"], "-p seed: expected name=value, for example seed=1"),
+        ([str(FIXTURES / "no_parameters.ipynb")], "has no cell tagged `parameters`"),
         (["no_such_notebook"], "no notebook notebooks/no_such_notebook.ipynb"),
         (["x.ipynb"], "x.ipynb is no notebook"),
     ],
@@ -122,37 +119,27 @@ def test_a_failure_is_told_and_kept_aside(runs_folder, run, name, expected):
 def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.ipynb").write_text("{}")
-    good, message = run(*arguments)
-    assert not good and expected in message
+    assert expected in run(*arguments)[1]
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_or_killed_runner_takes_kernel_and_children_along(runs_folder, start, number):
-    process = start(fixture("slow"))
-    pids = wait_for(lambda: _pids(runs_folder))
+    process = start()
+    pids = pids_of_slow(runs_folder)
     process.send_signal(number)
     message = process.communicate(timeout=60)[1]
     if number == signal.SIGINT:
         assert process.returncode == 130 and "stopped; run again to continue" in message
-    wait_for(lambda: not _alive(pids))
+    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+        time.sleep(0.1)
     assert not list(runs_folder.rglob("slow.ipynb"))
 
 
 def test_a_second_runner_waits_for_the_first(runs_folder, start):
-    first = start(fixture("slow"))
-    wait_for(lambda: _pids(runs_folder))
-    line = start(fixture("slow")).stderr.readline()
-    assert f"waiting: slow (smoke) is in use by process {first.pid}" in line
-
-
-def _pids(runs_folder):
-    file = runs_folder / "pids"
-    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
-
-
-def _alive(pids):
-    return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+    first = start()
+    pids_of_slow(runs_folder)
+    assert f"waiting: slow (smoke) is in use by process {first.pid}" in start().stderr.readline()
 
 
 def test_the_first_telling_line_of_a_cell():
