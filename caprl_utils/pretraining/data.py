@@ -1,7 +1,9 @@
-"""Rows to pretrain on: read from files, sampled, checked against every model's token limit, written for LLaMA-Factory.
+"""Data to pretrain on, all of it checked before the first training starts: rows from files and drawn sources, captions
+from a profile's captioners, written for LLaMA-Factory.
 
-Rows are checked before training (ours): LLaMA-Factory cuts a row that is too long anywhere, image tokens too, and dies
-at its step hours later (hiyouga/LlamaFactory#5968); so it does at an image that is missing or was cut off.
+Checks come first (ours), as LLaMA-Factory cuts a row that is too long anywhere, image tokens too, and dies at its step
+hours later (hiyouga/LlamaFactory#5968); so it does at an image that is missing or was cut off.
+runs/<profile>/pretraining/ holds captions/<images>-by-<captioner>-<hash>.parquet, runs data-<name>/, and media/.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +22,30 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
+from caprl_utils import paths, prompts
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
-from caprl_utils.images import BadImage, BadImageError, in_threads, is_strip, open_image, orientation, peek
+from caprl_utils.hashing import code_hashes, file_hash, value_hash
+from caprl_utils.images import BadImage, BadImageError, encode, in_threads, is_strip, open_image, orientation, peek
+from caprl_utils.models.base import Sampling
 from caprl_utils.paths import shown
+from caprl_utils.pretraining.sets import CAPRL, STAGE, CaptionSet, Training, folder_of, model_name
+from caprl_utils.prism import told
+from caprl_utils.prism.evaluate import trained_captioner
 from caprl_utils.progress import track
-from caprl_utils.records import PLACEHOLDER, Conversation, register
+from caprl_utils.records import PLACEHOLDER, Conversation, about_image, mark_in, register
+from caprl_utils.registry import DrawnSource, drawn_source
+from caprl_utils.runs import Run
+from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
+    from PIL.Image import Image
 
+RECIPE = ["caprl_utils.pretraining.data", "caprl_utils.prism.told", "caprl_utils.prompts"]  # with what draws the images
 MIN_PIXELS = 32 * 32  # LLaMA-Factory's default: smaller images are enlarged
+CAPTIONERS = {"sharegpt4v": "policy", "densefusion": "captioner_7b"}
+"""Who captions a set where the data are rendered: a role of the profile's models. CapRL's is a training's result."""
+IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")  # each with a seed of its own
 _ROLES = {"human": "user", "gpt": "assistant"}
 _NAMED = 5  # bad rows in a message
 
@@ -38,7 +54,7 @@ _NAMED = 5  # bad rows in a message
 class DataSet:
     """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
     "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (lines on rows that cannot be
-    trained on), "left_out" (reason -> captions not trained on), "captions" (see `prepare.described`).
+    trained on), "left_out" (reason -> captions not trained on), "captions" (see `described`).
     """
 
     name: str
@@ -47,8 +63,71 @@ class DataSet:
     values: Mapping[str, Any]
 
 
-class BadRow(str):
-    """A row that is set aside: a line that names it and says why."""
+def dataset_of(training: Training) -> str:
+    """Name of the data set that a training reads."""
+    return training.captions.slug if training.captions else training.stage
+
+
+def run_name(dataset: str) -> str:
+    """Name of the run that makes a data set."""
+    return f"data-{dataset}"
+
+
+def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str, Path]) -> dict[str, DataSet]:
+    """Caption what is to be captioned, write every data set, and check each row against every model's processor.
+    models: as `pretrain.assemble` gives them; seeds share a processor. Raises UserError naming data set and rows. A
+    data set that is there already stays as it is.
+    """
+    settings, wanted = profile.pretraining, {dataset_of(training): training for training in trainings}
+    files: dict[str, Path | None] = dict.fromkeys(wanted)
+    for name, training in wanted.items():  # a missing file is named before hours of work on the others
+        pattern = getattr(settings, training.stage).data
+        if drawn_source(pattern) is None:
+            files[name] = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
+            if not files[name].is_file():
+                told_where = f"no data file {shown(files[name])} (pretraining.{training.stage}.data)"
+                raise UserError(f"{told_where}; `make plan` says what belongs there")
+    pairs = {name: t.captions.pairs_name for name, t in wanted.items() if t.captions and files[name] is None}
+    written = {name: caption(profile, name) for name in dict.fromkeys(pairs.values())}
+    files |= {name: written[pair] for name, pair in pairs.items()}
+    folders = {setting: models[model_name(setting, settings.seeds[0])] for setting in settings.settings}
+    load = lambda: {name: TokenCounter(folder, settings.max_pixels) for name, folder in folders.items()}  # noqa: E731
+    counters = functools.cache(load)  # called when a data set is not there yet
+    return {name: _data_set(profile, t, files[name], folders, counters) for name, t in wanted.items()}
+
+
+def _data_set(
+    profile: Profile, training: Training, file: Path | None, models: Mapping[str, Path],
+    counters: Callable[[], Mapping[str, TokenCounter]],
+) -> DataSet:  # fmt: skip
+    """Make one data set, or read back what was found when it was made. file: the user's, or captions of our models;
+    None where the rows are rendered.
+    """
+    settings, name = profile.pretraining, dataset_of(training)
+    source = drawn_source(getattr(settings, training.stage).data)
+    processors = {  # what counts tokens: everything of a model's folder but its weights
+        setting: value_hash({f.name: file_hash(f) for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".txt")})
+        for setting, folder in models.items()
+    }
+    parts = {
+        "rows": training.num_rows(settings),
+        "budget": [settings.cutoff_tokens, settings.max_pixels, settings.max_bad_share],
+        "seed": profile.seed, "file": file_hash(file) if file else None, "processors": processors,
+    }  # fmt: skip
+    with Run.open(profile, STAGE, run_name(name), parts, [*RECIPE, *(source.recipe if source else ())]) as run:
+        media = folder_of(profile, "media") if source else paths.HOME / settings.media_folder
+        if not run.complete:
+            rows, found = _rows(profile, training, file, source)
+            unfit, longest, tokens = token_budgets(rows, media, counters(), settings.cutoff_tokens)
+            bad = [*found["set_aside"], *unfit.values()]
+            refuse(bad, len(rows) + len(found["set_aside"]), name, settings.max_bad_share)
+            kept = [row for place, row in enumerate(rows) if place not in unfit]
+            write_rows(run.folder, name, kept)
+            images = [[i, (media / i).stat().st_size] for i in sorted({i for row in kept for i in row.images})]
+            whole = value_hash([file_hash(run.folder / f"{name}.jsonl"), images])
+            values = {"rows": len(kept), "set_aside": bad, "hash": whole, "longest": longest, "tokens": tokens}
+            run.finish(values=found | values, n=len(kept), unit="row")
+        return DataSet(name, run.folder, media, run.result["values"])
 
 
 def write_rows(folder: Path, name: str, rows: Sequence[Conversation]) -> None:
@@ -57,6 +136,111 @@ def write_rows(folder: Path, name: str, rows: Sequence[Conversation]) -> None:
         raise UserError(f"data set {name!r} would be empty; nothing was written to {shown(folder)}")
     write_atomic(folder / f"{name}.jsonl", "".join(row.model_dump_json() + "\n" for row in rows))
     register(folder / f"{name}.jsonl")
+
+
+# Rows
+
+
+def _rows(
+    profile: Profile, training: Training, file: Path | None, source: DrawnSource | None
+) -> tuple[list[Conversation], dict[str, Any]]:
+    """The rows of a data set, sampled by the profile's seed, and what the run tells of others. See `_data_set`."""
+    settings, found = profile.pretraining, {"set_aside": [], "left_out": {}, "captions": None}
+    count, chosen = training.num_rows(settings), training.captions
+    if source is None:
+        drawn = read_rows(file, count, profile.seed)
+        rows = [row for row in drawn if isinstance(row, Conversation)]
+        return rows, found | {"set_aside": [row for row in drawn if isinstance(row, BadRow)]}
+    images = chosen.images if chosen else training.stage
+    _, seed = _number_and_seed(profile, images)
+    folder = f"{images}-{value_hash([seed, code_hashes(source.recipe)])[:8]}"  # of another seed or renderer: another
+
+    def row_of(name: str, image: Image, turns: Sequence[tuple[str, str]]) -> Conversation:
+        path = f"{folder}/{name}.png"
+        if not (folder_of(profile, "media") / path).is_file():
+            write_atomic(folder_of(profile, "media") / path, encode(image)[0])
+        return about_image(name, path, turns)
+
+    if chosen is None:
+        return [row_of(*one) for one in track(source.training_rows(images, count, seed), images, count)], found
+    return _captioned(profile, chosen, file, source, row_of)
+
+
+def _captioned(
+    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource, row_of: Callable[..., Conversation]
+) -> tuple[list[Conversation], dict[str, Any]]:
+    """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
+    from caprl_utils.captions.export import is_sound, read_captions
+
+    written = {row["image_id"]: row for row in read_captions(file)}
+    total, seed = _number_and_seed(profile, chosen.images)
+    numbers = sample(range(total), min(chosen.num_rows(profile.pretraining), total), profile.seed)
+    rows, left_out, known = [], Counter(), []
+    for number in track(numbers, chosen.slug):
+        name, image, _, meta = source.image_at(STAGE, number, None, seed)
+        row = written.get(name)
+        known.append((meta, row))
+        if row is None or not row["caption"].strip():
+            left_out["no caption"] += 1
+        elif not is_sound(row):
+            left_out["loop" if row["looped"] else "cut"] += 1
+        elif mark_in(row["caption"]):
+            left_out["holds a mark of a medium"] += 1
+        else:
+            rows.append(row_of(name, image, [(prompts.CAPTION, row["caption"])]))
+    return rows, {"set_aside": [], "left_out": dict(left_out), "captions": described(known)}
+
+
+def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float | None]:
+    """Captions of rendered images: their number, every measure of `prism.told`, shares cut and looped. known: what is
+    true of an image (see `registry.DrawnSource`) with its row.
+    """
+    rows = [(row, told.counts(row["caption"], meta)) for meta, row in known if row is not None]
+    measured = told.summary(found | {"num_tokens": row["num_tokens"]} for row, found in rows)
+    cut, looped = sum(row["finish_reason"] == "length" for row, _ in rows), sum(row["looped"] for row, _ in rows)
+    return {"count": len(rows), **measured, "cut": cut / max(1, len(rows)), "looped": looped / max(1, len(rows))}
+
+
+def caption(profile: Profile, pairs_name: str) -> Path:
+    """Caption a rendered image set; returns the parquet file, named after what makes it. Stopped, it goes on. Raises
+    UserError when the RL training of its captioner is not there.
+    """
+    from caprl_utils.captions.job import caption_source, make_job
+
+    images, _, captioner = pairs_name.partition("-by-")
+    if captioner == CAPRL:
+        model = trained_captioner(profile, f"caprl-seed{profile.rl.seeds[0]}")
+        if not (Path(model.path) / "config.json").is_file():
+            raise UserError(f"no {shown(model.path)}; make it: make 03_caprl_rl_training PROFILE={profile.name}")
+    else:
+        model = profile.models[CAPTIONERS[captioner]]
+    # as Prism does, so that sets are made of what Table 3 measures
+    source, prism = image_source(profile, images), profile.prism
+    sampling = Sampling(prism.caption_max_tokens, prism.caption_temperature, seed=profile.seed)
+    made_by = value_hash(make_job(source, model, sampling))[:8]
+    out = folder_of(profile, "captions") / f"{pairs_name}-{made_by}.parquet"
+    caption_source(source, out, model, sampling)
+    return out
+
+
+def image_source(profile: Profile, images: str) -> str:
+    """A rendered image set as `captions` names it; each has a seed of its own, so no two share an image."""
+    number, seed = _number_and_seed(profile, images)
+    return f"{profile.pretraining.further.data}:{STAGE}:{number}:{seed}"
+
+
+def _number_and_seed(profile: Profile, images: str) -> tuple[int, int]:
+    """How many images the sets of captions draw from, and their seed."""
+    further = profile.pretraining.further
+    number = further.num_rows_large if images == "caprl" else further.num_rows
+    return number, 100 * profile.seed + 1 + IMAGE_SETS.index(images)
+
+
+# Files
+
+
+class BadRow(str):
+    """A row that is set aside: a line that names it and says why."""
 
 
 def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
@@ -81,7 +265,12 @@ def _parse(number: int, raw: Any) -> Conversation | BadRow:
     """raw: a JSON value, or a line that holds one."""
     try:
         value = json.loads(raw) if isinstance(raw, str) else raw
-        row = Conversation.model_validate(_by_our_names(value, number))
+        images, messages = value.get("images", value.get("image")) or [], value.get("messages")
+        if messages is None:
+            turns = value["conversations"]
+            messages = [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
+        images = [images] if isinstance(images, str) else images
+        row = Conversation.model_validate({"id": str(value.get("id", number)), "messages": messages, "images": images})
         row.model_dump_json()
     except ValidationError as error:
         reason = "; ".join(found["msg"] for found in error.errors())
@@ -97,15 +286,6 @@ def _parse(number: int, raw: Any) -> Conversation | BadRow:
     return BadRow(f"row {number}: {reason}")
 
 
-def _by_our_names(row: Any, number: int) -> dict[str, Any]:
-    images, messages = row.get("images", row.get("image")) or [], row.get("messages")
-    if messages is None:
-        turns = row["conversations"]
-        messages = [{"role": _ROLES.get(m["from"], m["from"]), "content": m["value"]} for m in turns]
-    images = [images] if isinstance(images, str) else images
-    return {"id": str(row.get("id", number)), "messages": messages, "images": images}
-
-
 def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
     """`count` of the rows, drawn by the seed; a larger count holds a smaller one. Raises UserError for too few."""
     if count > len(rows):
@@ -115,11 +295,18 @@ def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
     return [rows[place] for place in sorted(order[:count])]
 
 
-class TokenCounter:
-    """Tokens of a row as LLaMA-Factory makes them: image features by the processor, text by the chat template."""
+# The check
 
-    def __init__(self, processor: ProcessorMixin, max_pixels: int):
-        self.processor, self.max_pixels = processor, max_pixels
+
+class TokenCounter:
+    """Tokens of a row as LLaMA-Factory makes them, by a model's folder: image features by its processor, text by its
+    chat template.
+    """
+
+    def __init__(self, model: Path, max_pixels: int):
+        from transformers import AutoProcessor
+
+        self.processor, self.max_pixels = AutoProcessor.from_pretrained(model), max_pixels
         self.image_tokens = functools.lru_cache(maxsize=None)(self._image_tokens)
 
     def text(self, row: Conversation) -> str:

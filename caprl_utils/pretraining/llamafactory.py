@@ -6,6 +6,7 @@ step), final/ (the model with its processor) and result.json. While it trains, w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,8 +14,7 @@ import re
 import shutil
 import time
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from caprl_utils.hashing import file_hash
 from caprl_utils.models.base import PARTS, model_hash, part_of
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.data import MIN_PIXELS, DataSet
-from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining.sets import STAGE, Training
 from caprl_utils.runs import Run, last_checkpoint
 from caprl_utils.schema import Pretraining, PretrainingStage, Profile
 from caprl_utils.vlm_init.donors import read_config, read_weights
@@ -35,7 +35,6 @@ from caprl_utils.vlm_init.donors import read_config, read_weights
 if TYPE_CHECKING:
     import torch
 
-STAGE = "pretraining"
 RECIPE = ["caprl_utils.pretraining.llamafactory"]
 ENVIRONMENT = paths.ROOT / ".venv-llamafactory"
 SITE = Path(__file__).parent / "site"
@@ -47,23 +46,28 @@ QWEN, LLAVA = "qwen2_vl", "caprl_llava"
 _LOCK, _CACHE, _POLL_SEC = paths.ROOT / "requirements" / "llamafactory.lock", ".datasets", 0.5
 _SHARED = ("cutoff_tokens", "max_pixels", "precision")
 _LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
+_CURVE = ("step", "epoch", "loss", "grad_norm", "learning_rate")
 _LOGGED = re.compile(r"trainable params: ([\d,]+) \|\| all params: ([\d,]+)")
 
 Tell = Callable[[int, str], None]  # of the steps done and a note
 
 
-def folder_of(profile: Profile, name: str) -> Path:
-    """The run folder of a training."""
-    return paths.RUNS / profile.name / STAGE / name
-
-
 def train(
     profile: Profile, training: Training, model: Path, data: DataSet, tell: Tell = lambda *_: None
 ) -> dict[str, Any]:
-    """Make a training, or what is left of it; returns its record. Raises UserError when LLaMA-Factory fails, or as
-    soon as something else trains than should.
+    """Make a training, or what is left of it; returns its record. The run's key covers settings, data, the model that
+    it starts from, and LLaMA-Factory. Raises UserError when LLaMA-Factory fails, or as soon as something else trains
+    than should.
     """
-    with open_run(profile, training, model, data) as run:
+    settings = profile.pretraining
+    parts = {
+        "stage": stage_of(settings, training.stage, training.setting).key_part(),
+        "shared": {name: getattr(settings, name) for name in _SHARED},
+        "llamafactory": file_hash(_LOCK), "template": file_hash(SITE / "sitecustomize.py"),
+        "seed": training.seed, "start": model_hash(model), "data": data.values["hash"],
+        "num_rows": data.values["rows"],
+    }  # fmt: skip
+    with Run.open(profile, STAGE, training.name, parts, RECIPE) as run:
         if not run.complete:
             work = run.folder / "work"
             if (checkpoint := last_checkpoint(work, is_whole)) is None:
@@ -74,19 +78,6 @@ def train(
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)
         return run.result
-
-
-def open_run(profile: Profile, training: Training, model: Path, data: DataSet) -> Run:
-    """The run's folder, locked; its key covers settings, data, the model that it starts from, and LLaMA-Factory."""
-    settings = profile.pretraining
-    parts = {
-        "stage": stage_of(settings, training.stage, training.setting).key_part(),
-        "shared": {name: getattr(settings, name) for name in _SHARED},
-        "llamafactory": file_hash(_LOCK), "template": file_hash(SITE / "sitecustomize.py"),
-        "seed": training.seed, "start": model_hash(model), "data": data.values["hash"],
-        "num_rows": data.values["rows"],
-    }  # fmt: skip
-    return Run.open(profile, STAGE, training.name, parts, RECIPE)
 
 
 # What it is given
@@ -116,10 +107,17 @@ def train_yaml(
     profile: Profile, training: Training, model: Path, data: DataSet, work: Path, checkpoint: Path | None = None
 ) -> str:
     """A training's YAML. model: where it starts. work: its output. checkpoint: where it goes on, loaded as the model
-    but for DeepSpeed: the trainer itself would load nothing into a Qwen2.5-VL (huggingface/transformers#43701).
+    but for DeepSpeed: the trainer itself would load nothing into a Qwen2.5-VL (huggingface/transformers#43701). Raises
+    UserError when the batch is no multiple of what fits in one pass.
     """
     settings, trains = profile.pretraining, TRAINS[training.stage]
     stage, resumed = stage_of(settings, training.stage, training.setting), checkpoint and settings.deepspeed is None
+    at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
+    if stage.batch_size % at_once:
+        raise UserError(
+            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({settings.nodes} nodes x "
+            f"{settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}); change micro_batch_size"
+        )
     values: dict[str, Any] = {
         "model_name_or_path": str(checkpoint if resumed else model), "trust_remote_code": False,
         "image_min_pixels": MIN_PIXELS, "image_max_pixels": settings.max_pixels,
@@ -132,7 +130,7 @@ def train_yaml(
         "dataset": data.name, "dataset_dir": str(data.folder), "media_dir": str(data.media),
         "cutoff_len": settings.cutoff_tokens, "packing": False, "output_dir": str(work),
         "per_device_train_batch_size": stage.micro_batch_size,
-        "gradient_accumulation_steps": _accumulation(settings, stage),
+        "gradient_accumulation_steps": stage.batch_size // at_once,
         "learning_rate": stage.learning_rate, "num_train_epochs": stage.num_epochs, **SCHEDULE,
         "bf16": settings.precision == "bf16", "seed": training.seed, "logging_steps": 1, "report_to": "none",
         "save_steps": min(settings.save_every, num_steps(stage, data.values["rows"])), "save_total_limit": 2,
@@ -142,33 +140,23 @@ def train_yaml(
     return f"# {training.name}, profile {profile.name}\n" + yaml.safe_dump(values, sort_keys=False)
 
 
-def _accumulation(settings: Pretraining, stage: PretrainingStage) -> int:
-    """Forward passes per update. Raises UserError when the batch is no multiple of what fits in one pass."""
-    at_once = max(1, settings.nodes * settings.gpus_per_node) * stage.micro_batch_size
-    if stage.batch_size % at_once:
-        raise UserError(
-            f"pretraining: batch_size {stage.batch_size} is no multiple of {at_once} ({settings.nodes} nodes x "
-            f"{settings.gpus_per_node} GPUs x micro_batch_size {stage.micro_batch_size}); change micro_batch_size"
-        )
-    return stage.batch_size // at_once
-
-
 def _layout(settings: Pretraining) -> dict[str, Any]:
     """What depends on the machine alone."""
     if settings.gpus_per_node == 0:
         return {"use_cpu": True, "disable_gradient_checkpointing": True}
     found = {"preprocessing_num_workers": 16, "dataloader_num_workers": 4, "ddp_timeout": 18_000_000}
-    # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
-    found |= {"enable_liger_kernel": True} if _installed("liger_kernel") else {}
-    found |= {"flash_attn": "fa2"} if _installed("flash_attn") else {}
-    # one process of all reads the rows, not one a node
-    found |= {"data_shared_file_system": True} if settings.nodes > 1 else {}
+    if installed("liger_kernel"):  # the loss in parts: at once the logits of 4 rows of 2,500 tokens take 18 GB
+        found["enable_liger_kernel"] = True
+    if installed("flash_attn"):
+        found["flash_attn"] = "fa2"
+    if settings.nodes > 1:  # one process of all reads the rows, not one a node
+        found["data_shared_file_system"] = True
     if settings.deepspeed is not None:
         found["deepspeed"] = str(paths.CONFIGS / "llamafactory" / f"deepspeed_{settings.deepspeed}.json")
     return found
 
 
-def _installed(package: str) -> bool:
+def installed(package: str) -> bool:
     """Whether LLaMA-Factory's environment has a package."""
     return any(ENVIRONMENT.glob(f"lib/python*/site-packages/{package}"))
 
@@ -214,13 +202,15 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     log, counted, running = folder / "train.log", None, True
     start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
     words = command(folder / "train.yaml", profile.pretraining.nodes)
-    process = processes.popen(
-        words, log, environment(profile, folder / _CACHE), guarded=True
-    )  # torchrun's workers, too
+    # guarded: torchrun's workers end with it, too
+    process = processes.popen(words, log, environment(profile, folder / _CACHE), guarded=True)
     try:
         while running:
             running = process.poll() is None
-            _report(folder / "work", tell)
+            with contextlib.suppress(OSError, ValueError):  # the step log is not there yet, or half a line
+                steps = (folder / "work" / "trainer_log.jsonl").read_bytes()
+                state = json.loads(steps.rstrip(b"\n").rpartition(b"\n")[2])
+                tell(state["current_steps"], f"loss {float(state['loss']):.3f}" if "loss" in state else "")
             counted = counted or assert_trainable(log, model, TRAINS[training.stage], start)
             time.sleep(_POLL_SEC if running else 0)
     finally:
@@ -231,15 +221,6 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     if counted is None:
         raise UserError(f"{shown(log)} does not say how many parameters trained")
     return counted
-
-
-def _report(work: Path, tell: Tell) -> None:
-    """Tell the last line of LLaMA-Factory's step log."""
-    try:
-        state = json.loads((work / "trainer_log.jsonl").read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
-    except (OSError, ValueError):  # not there yet, or half a line
-        return
-    tell(state["current_steps"], f"loss {float(state['loss']):.3f}" if "loss" in state else "")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -261,14 +242,24 @@ def is_whole(checkpoint: Path) -> bool:
 # What it made
 
 
-def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: Mapping[str, int]) -> None:
+def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: dict[str, int]) -> None:
     """Check what trained, keep the model and the curve, write the record: in this order."""
-    work, trains = run.folder / "work", TRAINS[training.stage]
-    moved = changes(model, work)
-    assert_changes(moved, trains)
-    curve = read_curve(work)
+    work, final, half = (run.folder / name for name in ("work", "final", ".final"))
+    moved = assert_changes(model, work, TRAINS[training.stage])
+    # from the trainer's own state, which outlives resumes; LLaMA-Factory logs some numbers as text
+    history = json.loads((work / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    curve = [
+        {name: float(row[name]) if isinstance(row.get(name), str) else row.get(name) for name in _CURVE}
+        for row in history if "loss" in row
+    ]  # fmt: skip
     write_atomic(run.folder / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    _keep_model(work, run.folder / "final")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    for file in work.iterdir():  # without checkpoints and logs
+        if file.is_file() and not file.name.startswith(("train", "all_results", "README", "training_")):
+            os.link(file, half / file.name)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(half, final)
     values = {
         "steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"],
         "parameters": counted, "moved": moved,
@@ -276,29 +267,8 @@ def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: M
     run.finish(
         values=values, n=data.values["rows"], unit="row", seeds=[training.seed],
         setting=training.setting, training_stage=training.stage, start=shown(model),
-        captions=training.captions.name if training.captions else None, trains=list(trains),
+        captions=training.captions.name if training.captions else None, trains=list(TRAINS[training.stage]),
     )  # fmt: skip
-
-
-def read_curve(work: Path) -> list[dict[str, Any]]:
-    """Loss, learning rate and gradient norm of every step, from the trainer's own state, which outlives resumes."""
-    history = json.loads((work / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    names = ("step", "epoch", "loss", "grad_norm", "learning_rate")
-    curve = [{name: row.get(name) for name in names} for row in history if "loss" in row]
-    # LLaMA-Factory logs some numbers as text
-    return [{name: float(v) if isinstance(v, str) else v for name, v in row.items()} for row in curve]
-
-
-def _keep_model(work: Path, final: Path) -> None:
-    """The model's files without checkpoints and logs, as one rename."""
-    half = final.with_name(".final")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir()
-    for file in work.iterdir():
-        if file.is_file() and not file.name.startswith(("train", "all_results", "README", "training_")):
-            os.link(file, half / file.name)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(half, final)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -310,14 +280,6 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {".".join(part for part in name.split(".") if part not in _LAYOUT): one for name, one in found.items()}
 
 
-def counts(folder: Path) -> dict[str, int]:
-    """Parameters per part."""
-    found = Counter(dict.fromkeys(PARTS, 0))
-    for name, tensor in tensors(folder).items():
-        found[part_of(name)] += tensor.numel()
-    return dict(found)
-
-
 def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> dict[str, int] | None:
     """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train. Returns
     {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
@@ -326,7 +288,9 @@ def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int =
     if not logged:
         return None
     trained, everything = (int(text.replace(",", "")) for text in logged[-1])
-    parts = counts(model)
+    parts = dict.fromkeys(PARTS, 0)
+    for name, tensor in tensors(model).items():
+        parts[part_of(name)] += tensor.numel()
     wanted, total = sum(parts[part] for part in trains), sum(parts.values())
     if (trained, everything) != (wanted, total):
         raise UserError(
@@ -336,9 +300,10 @@ def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int =
     return {"trainable": trained, "all": everything}
 
 
-def changes(before: Path, after: Path) -> dict[str, float]:
+def assert_changes(before: Path, after: Path, trains: Iterable[str]) -> dict[str, float]:
     """Part -> how far it moved: norm of the change over norm of the part before. 0.0 means bit for bit the same. Tensor
-    by tensor, so memory is that of one. Raises UserError when the two hold different tensors.
+    by tensor, so memory is that of one. Raises UserError when the two hold different tensors, a frozen part moved, or a
+    part that should train stood still.
     """
     old, new = tensors(before), tensors(after)
     if odd := sorted(old.keys() ^ new.keys()):
@@ -348,12 +313,9 @@ def changes(before: Path, after: Path) -> dict[str, float]:
         part, first = part_of(name), tensor.double()
         moved[part] += float((new[name].double() - first).square().sum())
         norm[part] += float(first.square().sum())
-    return {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
-
-
-def assert_changes(found: Mapping[str, float], trains: Iterable[str]) -> None:
-    """Raise UserError when a frozen part moved or a part that should train stood still."""
-    for part, moved in found.items():
-        if (moved > 0) != (part in trains):
-            told = f"the {part} {'moved' if moved > 0 else 'did not move'} ({moved:.2e} of its norm)"
+    found = {part: (moved[part] / norm[part]) ** 0.5 if norm[part] else moved[part] for part in PARTS}
+    for part, far in found.items():
+        if (far > 0) != (part in trains):
+            told = f"the {part} {'moved' if far > 0 else 'did not move'} ({far:.2e} of its norm)"
             raise UserError(f"{told}, but {', '.join(trains)} should train; the model is not what the stage asked for")
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,10 +18,9 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
-from caprl_utils.pretraining.data import DataSet
-from caprl_utils.pretraining.llamafactory import folder_of, num_steps, stage_of, train
-from caprl_utils.pretraining.prepare import dataset_of, prepare
-from caprl_utils.pretraining.sets import Training, all_trainings, final_names, model_name
+from caprl_utils.pretraining.data import DataSet, dataset_of, prepare
+from caprl_utils.pretraining.llamafactory import num_steps, stage_of, train
+from caprl_utils.pretraining.sets import Training, all_trainings, final_names, folder_of, model_name
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
 from caprl_utils.processes import die_with_parent, require_slurm
 from caprl_utils.progress import PROGRESS_ENV, Progress, SharedProgress
@@ -57,13 +56,15 @@ def assemble(profile: Profile) -> dict[str, Path]:
 def train_all(
     profile: Profile, trainings: Sequence[Training], data: Mapping[str, DataSet], models: Mapping[str, Path]
 ) -> dict[str, Record]:
-    """Make all trainings, each after the one that it starts from; returns name -> record. data, models: as `prepare`
-    and `assemble` give them. The first that fails is raised, when those that run have ended.
+    """Make all trainings, each after the one that it starts from, pretraining.parallel_runs at a time and in the order
+    given; returns name -> record. data, models: as `prepare` and `assemble` give them. The first that fails is raised,
+    when those that run have ended.
     """
     settings = profile.pretraining
     sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}
     steps = {t.name: num_steps(stage_of(settings, t.stage, t.setting), sizes[t.name]) for t in trainings}
-    with SharedProgress("pretraining steps", steps) as progress:
+    waiting, running, records = list(trainings), {}, {}
+    with SharedProgress("pretraining steps", steps) as progress, ThreadPoolExecutor(settings.parallel_runs) as pool:
 
         def make(training: Training) -> Record:
             first = models[model_name(training.setting, training.seed)]
@@ -73,16 +74,9 @@ def train_all(
             tell(steps[training.name])
             return record
 
-        return in_order(trainings, make, settings.parallel_runs)
-
-
-def in_order(trainings: Sequence[Training], make: Callable[[Training], Record], workers: int) -> dict[str, Record]:
-    """Call make for every training whose start is done, `workers` at a time, in the order given; name -> its result."""
-    waiting, running, records = list(trainings), {}, {}
-    with ThreadPoolExecutor(workers) as pool:
         while waiting or running:
             ready = [t for t in waiting if t.start is None or t.start in records]
-            for training in ready[: workers - len(running)]:
+            for training in ready[: settings.parallel_runs - len(running)]:
                 waiting.remove(training)
                 running[pool.submit(make, training)] = training
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -131,7 +125,6 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
 
 
 def _evaluate(profile: Profile, name: str) -> Record:
-    """Direct VQA of one training's model; returns the record."""
     from caprl_utils.models.base import open_backend
     from caprl_utils.prism.evaluate import evaluate_vqa
 

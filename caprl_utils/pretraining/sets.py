@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from caprl_utils.schema import Pretraining
+from caprl_utils import paths
+from caprl_utils.schema import Pretraining, Profile
 
+STAGE = "pretraining"  # of runs
 VANILLA, CAPRL = "Vanilla", "caprl"
 STAGES = ("align", "further", "sft")
 
@@ -49,10 +52,6 @@ TABLE_1 = (None, SHAREGPT4V, DENSEFUSION, CAPRL_1M, CAPRL_5M)  # None: Vanilla
 TABLE_2 = (None, SHAREGPT4V, CAPRL_SHAREGPT4V, DENSEFUSION, CAPRL_DENSEFUSION)
 FIGURE_4 = (DENSEFUSION, CAPRL_1M)
 
-# Who captions a set where the data are rendered: a role of the profile's models. CapRL's is a training's result.
-CAPTIONERS = {"sharegpt4v": "policy", "densefusion": "captioner_7b"}
-IMAGE_SETS = ("align", "sharegpt4v", "densefusion", "caprl", "sft")
-
 
 @dataclass(frozen=True)
 class Training:
@@ -70,6 +69,11 @@ class Training:
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
         return self.captions.num_rows(settings) if self.captions else getattr(settings, self.stage).num_rows
+
+
+def folder_of(profile: Profile, name: str) -> Path:
+    """The run folder of a training."""
+    return paths.RUNS / profile.name / STAGE / name
 
 
 def model_name(setting: str, seed: int) -> str:

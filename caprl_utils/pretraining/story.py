@@ -11,9 +11,8 @@ import pandas as pd
 from caprl_utils import paths
 from caprl_utils.image_sources import read_source
 from caprl_utils.images import open_image
-from caprl_utils.pretraining.data import DataSet, read_rows
+from caprl_utils.pretraining.data import DataSet, image_source, read_rows
 from caprl_utils.pretraining.llamafactory import TRAINS
-from caprl_utils.pretraining.prepare import image_source
 from caprl_utils.pretraining.sets import CaptionSet, Training
 from caprl_utils.prism.gallery import card
 from caprl_utils.records import Conversation

@@ -16,7 +16,7 @@ from caprl_utils import paths
 from caprl_utils.config import read_yaml
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import note_access
-from caprl_utils.pretraining import prepare, sets
+from caprl_utils.pretraining import data, sets
 from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA, CaptionSet
 from caprl_utils.prism.sources import budget_run
 from caprl_utils.rl import experiments
@@ -295,6 +295,6 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
         tuple(seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
-        None if captions is None else (name, f"pretraining/{prepare.run_name(captions.slug)}"),
+        None if captions is None else (name, f"pretraining/{data.run_name(captions.slug)}"),
         (paper, name) if paper else None, setting=setting,
     )  # fmt: skip

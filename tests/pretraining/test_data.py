@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data
-from caprl_utils.records import about_image, mark_in
+from caprl_utils.records import about_image
 from tests.pretraining.conftest import WordCounter
 
 TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?", "The answer is 42")]
@@ -26,16 +26,6 @@ def test_written_rows_come_back_and_are_described(tmp_path):
     assert data.read_rows(tmp_path / "align.jsonl") == rows
     assert rows[0].messages[0].content.startswith("<image>Please")
     assert "<image>" not in rows[0].messages[2].content
-
-
-def test_llava_files_are_read_as_list_and_as_lines(tmp_path):
-    row = {"id": 7, "image": "a/b.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"},
-                                                         {"from": "gpt", "value": "A star."}]}  # fmt: skip
-    for text in (json.dumps([row, row]), json.dumps(row) + "\n" + json.dumps(row)):
-        (tmp_path / "llava.json").write_text(text)
-        first, _ = data.read_rows(tmp_path / "llava.json")
-        assert (first.id, first.images) == ("7", ("a/b.png",))
-        assert [m.role for m in first.messages] == ["user", "assistant"]
 
 
 GOOD = about_image("x", "x.png", TURNS[:1]).model_dump(mode="json")
@@ -55,38 +45,37 @@ BAD = {
     "no object": ([1], "neither"),
     "a name": ("x", ""),
     "image": (GOOD | {"images": [{"bytes": "x"}]}, "valid string"),
-}
+    **{mark: (about_image("x", "x.png", [("?", f"A {mark}.")]).model_dump(mode="json"), f"(id x): {said}")
+       for mark, said in (("<video>", "its text holds <video>"), ("<audio>", "its text holds <audio>"),
+                          ("<image>", "2 <image> for 1 images"))},
+}  # fmt: skip
+LLAVA = {"id": 7, "image": "a/b.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"},
+                                                       {"from": "gpt", "value": "A star."}]}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["list", "lines"])
 def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, form):
-    rows = [GOOD, *(row for row, _ in BAD.values()), GOOD]
+    rows = [GOOD, *(row for row, _ in BAD.values()), LLAVA]
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows)))
     first, *found, last = data.read_rows(file)
-    assert first == last == about_image("x", "x.png", TURNS[:1])
+    assert first == about_image("x", "x.png", TURNS[:1]) and (last.id, last.images) == ("7", ("a/b.png",))
+    assert [m.role for m in last.messages] == ["user", "assistant"]
     for number, (row, (_, said)) in enumerate(zip(found, BAD.values(), strict=True), start=2):
         assert isinstance(row, data.BadRow) and row.startswith(f"row {number}") and said in row
 
 
+@pytest.mark.parametrize("form", ["list", "lines"])
 @pytest.mark.parametrize("before", ["", "\ufeff", "\n  ", "\ufeff\r\n"])
-@pytest.mark.parametrize("form", ["list", "lines"])
-def test_signs_that_editors_leave_do_not_count(tmp_path, before, form):
-    lines = [json.dumps(GOOD), json.dumps(GOOD)]
-    text = f"[{','.join(lines)}]\n" if form == "list" else "\r\n".join([*lines, "", " "]) + "\n\n"
-    (tmp_path / "rows.json").write_text(before + text, encoding="utf-8")
-    assert [row.id for row in data.read_rows(tmp_path / "rows.json")] == ["x", "x"]
-
-
-@pytest.mark.parametrize("form", ["list", "lines"])
-def test_a_row_in_another_encoding_is_set_aside(tmp_path, form):
+def test_signs_that_editors_leave_do_not_count_and_a_foreign_encoding_spoils_its_row(tmp_path, form, before):
     turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "Un café."}]
     lines = [json.dumps({"image": "a.png", "conversations": turns}, ensure_ascii=False).encode(code)
              for code in ("utf-8", "latin-1", "utf-8")]  # fmt: skip
-    file = tmp_path / "rows.json"
-    file.write_bytes(b"[" + b",".join(lines) + b"]" if form == "list" else b"\n".join(lines))
+    file, last = tmp_path / "rows.json", [b"", b" \n\n"]
+    text = b"[" + b",".join(lines) + b"]\n" if form == "list" else b"\r\n".join([*lines, *last])
+    file.write_bytes(before.encode() + text)
     good, bad, _ = data.read_rows(file)
-    assert good.messages[1].content == "Un café." and bad.startswith("row 2: ") and "not UTF-8" in bad
+    assert good.messages[1].content == "Un café." and bad.startswith("row ") and "not UTF-8" in bad
 
 
 def test_only_the_rows_that_are_drawn_are_read(tmp_path):
@@ -106,17 +95,6 @@ def test_whatever_bytes_a_file_has_rows_or_one_message_come_out(tmp_path_factory
         assert all(isinstance(row, data.BadRow) for row in data.read_rows(file))
     except UserError as error:
         assert "any.json" in str(error)
-
-
-@pytest.mark.parametrize("mark", ["<video>", "<audio>", "<image>"])
-def test_a_mark_that_stands_for_no_medium_sets_the_row_aside(tmp_path, mark):
-    texts = {"r0": "A cat.", "r1": f"A {mark}."}
-    rows = [about_image(name, "x.png", [("?", text)]) for name, text in texts.items()]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(row.model_dump_json() for row in rows))
-    good, bad = data.read_rows(file)
-    assert good == rows[0] and isinstance(bad, data.BadRow) and mark in bad and "(id r1)" in bad
-    assert mark_in(f"A {mark}.") == mark and mark_in("A cat.") is None
 
 
 def test_files_and_sets_that_cannot_be_read_are_named(tmp_path):
@@ -140,11 +118,6 @@ def test_a_larger_sample_holds_the_smaller(small, large, seed):
 def row(name, answer="one two"):
     file = name if "." in name else f"{name}.png"
     return about_image(name, file, [("What is this?", answer)])
-
-
-def check(rows, media):
-    """Of one model."""
-    return data.token_budgets(rows, media, {"model": WordCounter()}, 64)
 
 
 @pytest.fixture
@@ -175,7 +148,7 @@ def test_a_photo_on_its_side_counts_upright(media):
     ],
 )  # fmt: skip
 def test_a_row_that_would_stop_the_training_is_named(media, name, said):
-    bad, longest, _ = check([row("good"), row(name)], media)
+    bad, longest, _ = data.token_budgets([row("good"), row(name)], media, {"model": WordCounter()}, 64)
     assert [*bad] == [1] and said in bad[1] and bad[1].startswith(f"row {name}: ") and longest["model"] == 30
     with pytest.raises(UserError, match=f"row {name}: "):
         data.refuse([*bad.values()], 2, "align", 0.0)

@@ -11,7 +11,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import llamafactory
-from caprl_utils.pretraining.sets import STAGES, Training
+from caprl_utils.pretraining.sets import STAGES, Training, folder_of
 from caprl_utils.vlm_init.assembly import assemble
 from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
 
@@ -35,7 +35,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
     profile = load_profile("mini", {"pretraining": changed})
     data = dataset(rows)
     names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
-    homes = [llamafactory.folder_of(profile, run) for run in names]
+    homes = [folder_of(profile, run) for run in names]
     whole, killed = (Training(run, SETTINGS[model.name], name) for run in names)
 
     undisturbed = llamafactory.train(profile, whole, model, data)

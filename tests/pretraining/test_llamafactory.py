@@ -14,7 +14,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.pretraining import data, llamafactory
-from caprl_utils.pretraining.sets import STAGES, Training
+from caprl_utils.pretraining.sets import STAGES, Training, folder_of
 from caprl_utils.records import about_image
 from caprl_utils.schema import ModelConfig
 from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
@@ -81,19 +81,17 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
     parts = ("vision_tower", "projector", "language_model")
     assert read["frozen"] == [part not in llamafactory.TRAINS[name] for part in parts]
     assert read["bf16"] == (settings.precision == "bf16") and not read["packing"]
-    assert read["liger"] == (settings.gpus_per_node > 0 and llamafactory._installed("liger_kernel"))
+    assert read["liger"] == (settings.gpus_per_node > 0 and llamafactory.installed("liger_kernel"))
     assert read["zero_stage"] == ({"zero3": 3, "zero2": 2, None: None}[settings.deepspeed])
 
 
 def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(small_model, rows, tmp_path):
-    from transformers import AutoProcessor
-
     _, examples = rows
     profile = small_profile()
     config = write_yaml(tmp_path, profile, "sft", small_model, dataset(rows))
     encoded = probe("encode", config)
-    processor = AutoProcessor.from_pretrained(small_model)
-    counter = data.TokenCounter(processor, profile.pretraining.max_pixels)
+    counter = data.TokenCounter(small_model, profile.pretraining.max_pixels)
+    processor = counter.processor
     assert len(encoded) == len(examples)
     for row, example in zip(encoded, examples, strict=True):
         image_tokens = counter.image_tokens(140, 140)
@@ -140,11 +138,9 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     training = Training("real", "mini-qwen-3b", "sft")
     made = llamafactory.train(profile, training, qwen_vlm, dataset((folder, examples)))
     assert made["values"]["steps"] == 2 and all(moved > 0 for moved in made["values"]["moved"].values())
-    home = llamafactory.folder_of(profile, "real")
+    home = folder_of(profile, "real")
     encoded = probe("encode", home / "train.yaml")
-    from transformers import AutoProcessor
-
-    counter = data.TokenCounter(AutoProcessor.from_pretrained(qwen_vlm), profile.pretraining.max_pixels)
+    counter = data.TokenCounter(qwen_vlm, profile.pretraining.max_pixels)
     assert len(encoded[0]["input_ids"]) == counter.text_tokens(examples[0]) + counter.image_tokens(640, 480)
     backend = open_backend(ModelConfig(path=str(home / "final")), profile)
     request = Request("x", "What?", Image.open(folder / "photo.jpg"))
@@ -159,4 +155,4 @@ def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
     profile = small_profile()
     with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
         llamafactory.train(profile, Training("broken", "mini-qwen-3b", "sft"), broken, dataset(rows))
-    assert paths.shown(llamafactory.folder_of(profile, "broken") / "train.log") in str(error.value)
+    assert paths.shown(folder_of(profile, "broken") / "train.log") in str(error.value)

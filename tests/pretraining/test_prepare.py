@@ -11,9 +11,8 @@ from PIL import Image
 
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import llamafactory, prepare, pretrain, sets
-from caprl_utils.pretraining.data import DataSet, read_rows
-from caprl_utils.pretraining.prepare import described, image_source
+from caprl_utils.pretraining import data, llamafactory, pretrain, sets
+from caprl_utils.pretraining.data import DataSet, described, image_source, prepare, read_rows
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init import assembly
 from tests.pretraining.conftest import WordCounter
@@ -54,8 +53,8 @@ def captioned(monkeypatch, tmp_path):
         pq.write_table(pa.Table.from_pylist(rows), file)
         return file
 
-    monkeypatch.setattr(prepare, "caption", caption)
-    monkeypatch.setattr(prepare, "_counters", lambda profile, models: dict.fromkeys(models, WordCounter()))
+    monkeypatch.setattr(data, "caption", caption)
+    monkeypatch.setattr(data, "TokenCounter", lambda *_: WordCounter())
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -64,8 +63,8 @@ def captioned(monkeypatch, tmp_path):
 
 def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
     trainings = sets.all_trainings(profile.pretraining)
-    made = prepare.prepare(profile, trainings, captioned)
-    assert set(made) == {prepare.dataset_of(t) for t in trainings}
+    made = prepare(profile, trainings, captioned)
+    assert set(made) == {data.dataset_of(t) for t in trainings}
     rows = {name: read_rows(found.folder / f"{name}.jsonl") for name, found in made.items()}
     assert len(rows["align"]) == len(rows["sft"]) == 10
     half, full = ({row.images for row in rows[name]} for name in ("caprl-1m-x0.5", "caprl-1m"))
@@ -78,13 +77,9 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
     assert len(rows["sft"][0].messages) > 2 and "The answer is" in rows["sft"][0].messages[1].content
     everything = [row.images for name in ("align", "sft", "densefusion-1m") for row in rows[name]]
     assert len(set(everything)) == len(everything)
-    assert prepare.prepare(profile, trainings, captioned) == made
+    assert prepare(profile, trainings, captioned) == made
     assert made["align"].values["rows"] == 10
-
-
-def test_captions_that_exports_leave_out_are_not_trained_on_and_counted(profile, captioned):
-    made = prepare.prepare(profile, sets.all_trainings(profile.pretraining), captioned)
-    found = made["densefusion-1m"].values
+    found = made["densefusion-1m"].values  # what exports leave out is not trained on, and counted
     assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
     assert found["rows"] == 6 and found["set_aside"] == []
     assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
@@ -110,9 +105,9 @@ def test_how_true_captions_are_is_measured():
 
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):
     """`make table1` beside a running `make figure4` must not move the data away under its trainings."""
-    figure4 = prepare.prepare(profile, sets.all_trainings(profile.pretraining, ("figure4",)), captioned)
+    figure4 = prepare(profile, sets.all_trainings(profile.pretraining, ("figure4",)), captioned)
     times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.items()}
-    table1 = prepare.prepare(profile, sets.all_trainings(profile.pretraining, ("table1",)), captioned)
+    table1 = prepare(profile, sets.all_trainings(profile.pretraining, ("table1",)), captioned)
     shared = figure4.keys() & table1.keys()
     assert shared == {"align", "densefusion-1m", "caprl-1m", "sft"}
     assert all(table1[name].folder.stat().st_ctime_ns == times[name] for name in shared)
@@ -123,12 +118,14 @@ def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
     from caprl_utils.captions import job
 
     written = []
-    monkeypatch.setattr(job, "caption_source", lambda source, out, *_: written.append(out))
+    monkeypatch.setattr(job, "caption_source", lambda source, out, model, _: written.append((out, model.path)))
     sampled = profile.prism.model_copy(update={"caption_temperature": 0.5})
     for one in (profile, profile, profile.model_copy(update={"prism": sampled})):
-        prepare.caption(one, "densefusion-by-densefusion")
+        data.caption(one, "densefusion-by-densefusion")
     assert written[0] == written[1] != written[2]
-    assert all(out.name.startswith("densefusion-by-densefusion-") for out in written)
+    assert all(o.name.startswith("densefusion-by-densefusion-") and path == "zoo:mid" for o, path in written)
+    with pytest.raises(UserError, match="make 03_caprl_rl_training PROFILE=smoke"):
+        data.caption(profile, "caprl-by-caprl")
 
 
 def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path):
@@ -139,31 +136,25 @@ def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path)
     assert list(folders) == list(made)
     trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
     both = [trainings["mini-qwen-3b-align-seed0"], trainings["mini-qwen-3b-align-seed3"]]
-    assert len({prepare.dataset_of(training) for training in both}) == 1
+    assert len({data.dataset_of(training) for training in both}) == 1
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     texts = [llamafactory.train_yaml(seeded, training, tmp_path, SOME, tmp_path) for training in both]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
-
-
-def test_a_row_over_the_limit_stops_before_any_training(captioned):
-    short = profile_of(cutoff_tokens=30)
-    with pytest.raises(UserError, match=r"data set \w+: \d+ of 10 rows .* tokens .* over the cutoff 30"):
-        prepare.prepare(short, sets.all_trainings(short.pretraining), captioned)
 
 
 ALIGN = Training("a", "mini-qwen-3b", "align")
 
 
 def test_a_missing_file_is_named_before_anything_is_captioned(monkeypatch):
-    monkeypatch.setattr(prepare, "caption", lambda *_: pytest.fail("captioned"))
+    monkeypatch.setattr(data, "caption", lambda *_: pytest.fail("captioned"))
     own = profile_of(sft={"data": "nowhere/sft.json"})
     with pytest.raises(UserError, match=r"no data file nowhere/sft\.json \(pretraining\.sft\.data\)"):
-        prepare.prepare(own, sets.all_trainings(own.pretraining), {})
+        prepare(own, sets.all_trainings(own.pretraining), {})
 
 
 def test_rows_of_a_user_are_told_apart_by_their_place_and_bad_ones_set_aside(captioned, tmp_path):
     (tmp_path / "media").mkdir()
-    Image.new("RGB", (56, 56)).save(tmp_path / "media" / "x.png")
+    Image.new("RGB", (112, 112)).save(tmp_path / "media" / "x.png")
 
     def row(image, answer):
         turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": answer}]
@@ -173,41 +164,36 @@ def test_rows_of_a_user_are_told_apart_by_their_place_and_bad_ones_set_aside(cap
     file.write_text(json.dumps([row("x.png", "A cat."), row("gone.png", "A dog."), row("x.png", "A cow."),
                                 row("x.png", "See <image>."), row("x.png", "See <audio>.")]))  # fmt: skip
     given = {"align": {"data": str(file), "num_rows": 5}, "media_folder": str(tmp_path / "media")}
-    made = prepare.prepare(profile_of(**given, max_bad_share=0.6), [ALIGN], captioned)["align"]
+    made = prepare(profile_of(**given, max_bad_share=0.6), [ALIGN], captioned)["align"]
     told = [r.messages[1].content for r in read_rows(made.folder / "align.jsonl")]
     assert told == ["A cat.", "A cow."] and made.values["rows"] == 2 and made.values["captions"] is None
     aside = "; ".join(made.values["set_aside"])
     assert all(part in aside for part in ("2 <image> for 1 images", "holds <audio>", "row same: no image"))
+    with pytest.raises(UserError, match=r"data set align: .* tokens .* over the cutoff 16"):
+        prepare(profile_of(**given, cutoff_tokens=16), [ALIGN], captioned)
     with pytest.raises(UserError, match=r"data set align: 3 of 5 rows .* 2 <image> for 1 images"):
-        prepare.prepare(profile_of(**given, max_bad_share=0.5), [ALIGN], captioned)
+        prepare(profile_of(**given, max_bad_share=0.5), [ALIGN], captioned)
 
 
-def test_without_the_trained_captioner_its_notebook_is_named(profile):
-    with pytest.raises(UserError, match="make 03_caprl_rl_training PROFILE=smoke"):
-        prepare._captioner(profile, sets.CAPRL)
-    assert prepare._captioner(profile, "densefusion").path == "zoo:mid"
-
-
-def test_trainings_wait_for_their_start_and_run_side_by_side(profile):
+def test_trainings_wait_for_their_start_and_run_side_by_side(monkeypatch):
     done, most, running = [], 0, set()
 
-    def make(training):
+    def train(profile, training, model, *_):
         nonlocal most
         running.add(training.name)
         most = max(most, len(running))
-        assert training.start is None or training.start in done
+        assert training.start in (None, *done) and model.parent.name == (training.start or "vlm_init")
         running.remove(training.name)
         done.append(training.name)
         return {}
 
+    profile = profile_of(parallel_runs=2)
     trainings = sets.all_trainings(profile.pretraining)
-    records = pretrain.in_order(trainings, make, 2)
-    assert set(records) == {t.name for t in trainings} and most <= 2
-
-
-def test_a_failed_training_stops_the_rest():
-    make = Mock(side_effect=UserError("s-align failed"))
-    trainings = [Training("s-align", "s", "align"), Training("s-sft", "s", "sft", "s-align")]
+    given = {data.dataset_of(t): SOME for t in trainings}, {"mini-qwen-3b-seed0": Path("vlm_init/model")}
+    monkeypatch.setattr(pretrain, "train", train)
+    assert set(pretrain.train_all(profile, trainings, *given)) == {t.name for t in trainings} and most <= 2
+    failing = Mock(side_effect=UserError("align failed"))
+    monkeypatch.setattr(pretrain, "train", failing)
     with pytest.raises(UserError, match="align failed"):
-        pretrain.in_order(trainings, make, 1)
-    make.assert_called_once_with(trainings[0])
+        pretrain.train_all(profile_of(parallel_runs=1), trainings, *given)
+    assert failing.call_count == 1  # the rest is not begun

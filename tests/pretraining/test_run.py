@@ -1,4 +1,4 @@
-"""The YAML of a stage, and LLaMA-Factory as a process: a script in its place shows what becomes of it.
+"""The YAML of a stage, LLaMA-Factory as a process (a script in its place shows what becomes of it), and what it made.
 
 test_llamafactory.py asks the real one.
 """
@@ -6,20 +6,39 @@ test_llamafactory.py asks the real one.
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
+from caprl_utils.models.base import PARTS, part_of
 from caprl_utils.pretraining import llamafactory, pretrain
 from caprl_utils.pretraining.data import DataSet
-from caprl_utils.pretraining.sets import Training
+from caprl_utils.pretraining.sets import Training, folder_of
+from caprl_utils.runs import last_checkpoint
 
 ALONE = {"deepspeed": None, "nodes": 1, "gpus_per_node": 0}
 SOME = DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 10_000})
+ALIGN = Training("t", "mini-qwen-3b", "align")
+NEW = {"model.visual.blocks.0.w": 2.0, "model.visual.merger.mlp.0.w": 3.0, "model.language_model.layers.0.w": 4.0}
+OLD = {"visual.blocks.0.w": 2.0, "visual.merger.mlp.0.w": 3.0, "model.layers.0.w": 4.0}
+
+
+def model(folder, values):
+    """Five numbers of one value in every tensor."""
+    folder.mkdir(parents=True)
+    save_file({name: torch.full((5,), value) for name, value in values.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    return folder
+
+
+# The YAML
 
 
 @pytest.fixture
@@ -51,10 +70,9 @@ def test_the_papers_values(stage, rate, batch, frozen, made):
 
 
 def test_without_deepspeed_a_resume_loads_the_checkpoint_as_the_model(made, tmp_path):
-    found = made("align", "out/checkpoint-3", **ALONE)
+    found, sharded = made("align", "out/checkpoint-3", **ALONE), made("align", "out/checkpoint-3")
     assert found["model_name_or_path"] == found["resume_from_checkpoint"] == "out/checkpoint-3"
     assert found["use_cpu"] and "deepspeed" not in found
-    sharded = made("align", "out/checkpoint-3")
     assert sharded["model_name_or_path"] == str(tmp_path)
     assert sharded["resume_from_checkpoint"] == "out/checkpoint-3" and sharded["data_shared_file_system"]
 
@@ -89,8 +107,9 @@ def test_a_setting_may_align_at_its_own_pace():
     assert (own.num_epochs, own.learning_rate) == (6, 0.01) and own.batch_size == settings.align.batch_size
     assert llamafactory.stage_of(settings, "align", "mini-qwen-3b") == settings.align
     assert llamafactory.stage_of(settings, "sft", "mini-internlm-clip") == settings.sft
-    with pytest.raises(UserError, match="align_of"):
-        load_profile("mini", {"pretraining": {"align_of": {"mini-qwen-3b": {"learning_rate": -1}}}})
+
+
+# The process
 
 
 def program(monkeypatch, folder, text):
@@ -117,44 +136,102 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
     found = llamafactory.environment(paper, tmp_path)
     assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
     assert str(llamafactory.SITE) in found["PYTHONPATH"]
-    script = paths.CONFIGS / "slurm" / "llamafactory.slurm"
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    subprocess.run(["bash", "-n", str(paths.CONFIGS / "slurm" / "llamafactory.slurm")], check=True)
+
+
+def test_what_a_training_on_a_cpu_is_started_with(tmp_path, monkeypatch):
+    found = llamafactory.environment(load_profile("mini"), tmp_path)
+    assert found["OMP_NUM_THREADS"] == "1"  # side by side the threads are shared
+    assert found["MPLBACKEND"] == "Agg"  # a notebook's way of plotting stays in the notebook
+    monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
+    with pytest.raises(UserError, match="make setup-llamafactory"):
+        llamafactory.command(tmp_path / "train.yaml")
 
 
 def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
-    said = "print('trainable params: 5 || all params: 15', flush=True)"
+    said = "print('trainable params: 10 || all params: 15', flush=True)"
     program(monkeypatch, tmp_path, f"#!{{python}}\nimport time\n{said}\ntime.sleep(300)\n")
-    monkeypatch.setattr(llamafactory, "counts", lambda _: {"projector": 7, "vision_tower": 4, "language_model": 4})
-    (tmp_path / "train.log").write_text("trainable params: 7 || all params: 15\n")  # of an earlier attempt
-    profile, training, start = load_profile("smoke"), Training("t", "mini-qwen-3b", "align"), time.monotonic()
-    with pytest.raises(UserError, match="5 of 15 parameters trained, expected 7 of 15"):
-        llamafactory.run_to_end(profile, training, tmp_path, tmp_path, lambda *_: None)
+    (tmp_path / "train.log").write_text("trainable params: 5 || all params: 15\n")  # of an earlier attempt
+    start, first = time.monotonic(), model(tmp_path / "model", NEW)
+    with pytest.raises(UserError, match="10 of 15 parameters trained, expected 5 of 15"):
+        llamafactory.run_to_end(load_profile("smoke"), ALIGN, first, tmp_path, lambda *_: None)
     assert time.monotonic() - start < 60
 
 
-def test_what_a_kill_after_the_record_left_is_removed(tmp_path, runs_folder):
-    profile, training = load_profile("smoke"), Training("t", "mini-qwen-3b", "align")
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    with llamafactory.open_run(profile, training, model, SOME) as run:
-        run.finish(values={"steps": 1}, n=4, unit="row")
-    (run.folder / "work" / "checkpoint-2").mkdir(parents=True)
-    assert llamafactory.train(profile, training, model, SOME)["values"] == {"steps": 1}
-    assert not (run.folder / "work").exists()
+def test_a_complete_training_is_not_made_again_and_what_a_kill_left_is_removed(tmp_path, runs_folder, monkeypatch):
+    profile, first, ran = load_profile("smoke"), model(tmp_path / "model", NEW), []
+    monkeypatch.setattr(llamafactory, "run_to_end", lambda *_: ran.append(1))
+    monkeypatch.setattr(llamafactory, "_finish", lambda run, *_: run.finish(values={"steps": 1}, n=4, unit="row"))
+    llamafactory.train(profile, ALIGN, first, SOME)
+    work = folder_of(profile, "t") / "work"
+    (work / "checkpoint-2").mkdir(parents=True)
+    assert llamafactory.train(profile, ALIGN, first, SOME)["values"] == {"steps": 1}
+    assert len(ran) == 1 and not work.exists()
+    monkeypatch.setattr(llamafactory, "SITE", tmp_path)
+    (tmp_path / "sitecustomize.py").write_text("another template")
+    llamafactory.train(profile, ALIGN, first, SOME)
+    assert len(ran) == 2
 
 
-def test_the_llava_template_is_in_the_key(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(llamafactory, "SITE", tmp_path / ".site")
-    (tmp_path / ".site").mkdir()
-    keys = set()
-    for text in ("one", "other"):
-        (tmp_path / ".site" / "sitecustomize.py").write_text(text)
-        training = Training("t", "mini-qwen-3b", "align")
-        with llamafactory.open_run(load_profile("smoke"), training, tmp_path, SOME) as run:
-            keys.add(run.key)
-    assert len(keys) == 2
+# Checkpoints and weights
+
+
+def checkpoint(folder):
+    model(folder, NEW)
+    for name in ("tokenizer_config.json", "trainer_state.json", "processor_config.json"):
+        (folder / name).write_text("{}")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("data", "x" * 100)
+    return folder
+
+
+FILES = ("trainer_state.json", "processor_config.json", "config.json", "model.safetensors", "optimizer.pt",
+         "rng_state.pth")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_the_newest_whole_checkpoint_is_taken_and_every_file_counts(tmp_path, name, how):
+    assert last_checkpoint(tmp_path, llamafactory.is_whole) is None
+    file = checkpoint(tmp_path / "checkpoint-12") / name
+    checkpoint(tmp_path / "checkpoint-2")
+    checkpoint(tmp_path / "checkpoint-10")
+    assert llamafactory.is_whole(file.parent)
+    file.unlink() if how == "missing" else file.write_bytes(file.read_bytes()[:-1])
+    assert last_checkpoint(tmp_path, llamafactory.is_whole).name == "checkpoint-10" and not file.parent.exists()
+
+
+@pytest.mark.parametrize("layout", [NEW, OLD])
+def test_the_count_of_the_log_must_be_the_stages_in_both_layouts(tmp_path, layout):
+    folder, log = model(tmp_path / "model", layout), tmp_path / "train.log"
+    log.write_text("[INFO] trainable params: 5 || all params: 15 || trainable%: 33.3333\n")
+    assert llamafactory.assert_trainable(log, folder, ["projector"]) == {"trainable": 5, "all": 15}
+    with pytest.raises(UserError, match="5 of 15 parameters trained, expected 15 of 15"):
+        llamafactory.assert_trainable(log, folder, PARTS)
+    with pytest.raises(UserError, match=r"no config\.json; is it a model folder"):
+        llamafactory.assert_trainable(log, tmp_path, PARTS)
+    log.write_text("nothing")
+    assert llamafactory.assert_trainable(log, folder, ["projector"]) is None
+    assert part_of("vision_tower.vision_model.encoder.w") == "vision_tower"
+    assert part_of("multi_modal_projector.linear_1.weight") == "projector"
+
+
+def test_what_moved_is_measured_across_layouts(tmp_path):
+    before = model(tmp_path / "before", OLD)
+    after = model(tmp_path / "after", NEW | {"model.visual.merger.mlp.0.w": 3.3})
+    moved = llamafactory.assert_changes(before, after, ["projector"])
+    assert moved["vision_tower"] == moved["language_model"] == 0
+    assert moved["projector"] == pytest.approx(0.1, rel=1e-4)
+    with pytest.raises(UserError, match="projector moved"):
+        llamafactory.assert_changes(before, after, ["language_model"])
+    with pytest.raises(UserError, match="vision_tower did not move"):
+        llamafactory.assert_changes(before, after, ["projector", "vision_tower"])
+    with pytest.raises(UserError, match="different tensors"):
+        llamafactory.assert_changes(before, model(tmp_path / "other", {"model.visual.blocks.0.w": 2.0}), PARTS)
+
+
+# Evaluation
 
 
 def test_benchmarks_are_the_papers_where_they_are_not_rendered():
@@ -171,7 +248,7 @@ def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_fold
     profile = load_profile("smoke", changed)
     names = ["mini-qwen-3b-vanilla-sft-seed0", "mini-qwen-3b-caprl-1m-sft-seed0", "mini-qwen-3b-vanilla-sft-seed1"]
     for name in names:
-        final = llamafactory.folder_of(profile, name) / "final"
+        final = folder_of(profile, name) / "final"
         final.parent.mkdir(parents=True)
         final.symlink_to(paths.ZOO / "base")
     seen = []
@@ -182,18 +259,6 @@ def test_evaluations_run_side_by_side_and_go_on(monkeypatch, tmp_path, runs_fold
     assert {note for label, note in seen if label == "evaluations"} == set(names)
     alone = load_profile("smoke", changed | {"pretraining.parallel_runs": 1})
     assert pretrain.evaluate(alone, names) == records
-
-
-def test_what_a_training_on_a_cpu_is_started_with(tmp_path):
-    found = llamafactory.environment(load_profile("mini"), tmp_path)
-    assert found["OMP_NUM_THREADS"] == "1"  # side by side the threads are shared
-    assert found["MPLBACKEND"] == "Agg"  # a notebook's way of plotting stays in the notebook
-
-
-def test_without_its_environment_make_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
-    with pytest.raises(UserError, match="make setup-llamafactory"):
-        llamafactory.command(tmp_path / "train.yaml")
 
 
 def test_caprl_train_takes_tables_and_experiments(monkeypatch, capsys):

@@ -6,33 +6,25 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import sets
 
-PAPER = load_profile("paper")
-SETTINGS = PAPER.pretraining
+SETTINGS = load_profile("paper").pretraining
 
 
 def test_table_1_has_the_papers_rows_and_shares_the_alignment():
     found = sets.all_trainings(SETTINGS, ("table1",))
-    assert len({t.name for t in found}) == len(found)
     stages = [t.stage for t in found]
-    assert (stages.count("align"), stages.count("further"), stages.count("sft")) == (3, 12, 15)
+    assert [stages.count(stage) for stage in sets.STAGES] == [3, 12, 15] and len({t.name for t in found}) == len(found)
     assert len(sets.final_names(SETTINGS, ("table1",))) == 15
 
 
 def test_items_share_trainings_and_every_start_comes_before():
-    parts = [len(sets.all_trainings(SETTINGS, (item,))) for item in ("table1", "table2", "figure4")]
-    assert len(sets.all_trainings(SETTINGS)) < sum(parts)
-    done = set()
-    for training in sets.all_trainings(SETTINGS):
-        assert training.start is None or training.start in done, training
-        done.add(training.name)
-
-
-def test_rows():
-    rows = {t.name: t.num_rows(SETTINGS) for t in sets.all_trainings(SETTINGS)}
-    assert rows["qwen2.5-3b-caprl-5m-further-seed0"] == 5_000_000
-    assert rows["qwen2.5-3b-caprl-1m-further-seed0"] == 1_000_000
-    assert rows["qwen2.5-3b-caprl-1m-x0.2-further-seed0"] == 200_000
-    assert rows["qwen2.5-3b-align-seed0"] == 558_000
+    whole = sets.all_trainings(SETTINGS)
+    assert len(whole) < sum(len(sets.all_trainings(SETTINGS, (item,))) for item in ("table1", "table2", "figure4"))
+    names = [t.name for t in whole]
+    assert all(t.start is None or names.index(t.start) < names.index(t.name) for t in whole)
+    rows = {t.name.removeprefix("qwen2.5-3b-").removesuffix("-seed0"): t.num_rows(SETTINGS) for t in whole}
+    wanted = {"caprl-5m-further": 5_000_000, "caprl-1m-further": 1_000_000, "caprl-1m-x0.2-further": 200_000,
+              "align": 558_000}  # fmt: skip
+    assert {name: rows[name] for name in wanted} == wanted
 
 
 def test_every_seed_makes_all_trainings():
@@ -51,6 +43,7 @@ def test_every_seed_makes_all_trainings():
     ("changed", "said"),
     [
         ({"align_of": {"mini-qwen-7": {"num_epochs": 2}}}, "align_of names no setting: 'mini-qwen-7'"),
+        ({"align_of": {"mini-qwen-3b": {"learning_rate": -1}}}, "align_of"),
         ({"seeds": [1, 1]}, "[1, 1] holds one seed twice"),
         ({"seeds": [-1]}, "pretraining.seeds"),
         ({"seeds": []}, "pretraining.seeds"),

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.pretraining.prepare import dataset_of, run_name
+from caprl_utils.pretraining.data import dataset_of, run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import page, tables, trace
