@@ -134,7 +134,7 @@ config: environment ## all settings of PROFILE, each with its source
 	@$(CAPRL) config $(PROFILE)
 
 zoo: environment ## train the small models of the mini world from nothing
-	$(PY) -m caprl_utils.mini.zoo
+	$(PY) -m caprl_utils.mini.zoo.train
 
 trace: environment ## a printed number back to its run: make trace ITEM="table3 CapRL mini-chart"
 	@$(CAPRL) trace "$(ITEM)" --profile $(PROFILE)

@@ -11,38 +11,28 @@ from caprl_utils.mini.world import KINDS, distractors, picture
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_is_a_function_of_its_seed(kind):
-    first, again, other = picture("rl", 7, kind), picture("rl", 7, kind), picture("rl", 7, kind, seed=1)
-    assert first == again and first.facts != other.facts
-
-
-def test_splits_share_no_picture():
+def test_pictures_are_functions_of_their_seed_and_splits_share_none(kind):
     """Figures have few facts, so some come again, but drawn by a seed of their own."""
-    splits = ("zoo", "rl", "benchmark", "pretraining")
-    for kind in KINDS:
-        facts = {split: {picture(split, i, kind).facts for i in range(200)} for split in splits}
-        drawn = {split: {picture(split, i, kind).layout["seed"] for i in range(200)} for split in splits}
-        for split in splits:
-            assert len(facts[split]) == 200 or kind == "geometry"
-            if split != "benchmark":
-                assert not facts[split] & facts["benchmark"] or kind == "geometry"
-                assert not drawn[split] & drawn["benchmark"]
-
-
-def test_a_split_nobody_knows_is_named():
-    with pytest.raises(ValueError, match="unknown split 'test'"):
-        picture("test", 0)
+    assert picture("rl", 7, kind) == picture("rl", 7, kind)
+    assert picture("rl", 7, kind).facts != picture("rl", 7, kind, seed=1).facts
+    splits = ("benchmark", "zoo", "rl", "pretraining")
+    shown = {split: [picture(split, i, kind) for i in range(200)] for split in splits}
+    facts = {split: {one.facts for one in of_split} for split, of_split in shown.items()}
+    drawn = {split: {one.layout["seed"] for one in of_split} for split, of_split in shown.items()}
+    assert kind == "geometry" or {len(of_split) for of_split in facts.values()} == {200}
+    for split in splits[1:]:
+        assert not drawn[split] & drawn["benchmark"]
+        assert kind == "geometry" or not facts[split] & facts["benchmark"]
 
 
 @pytest.mark.parametrize("index", range(5))
 def test_facts_have_their_value_among_the_options_and_keys_are_unique(index):
     shown = picture("rl", index)
-    keys = [fact.key for fact in shown.facts]
-    assert len(set(keys)) == len(keys)
+    assert len({fact.key for fact in shown.facts}) == len(shown.facts)
     for fact in shown.facts:
-        assert fact.value in fact.options
         wrong = distractors(random.Random(index), fact, shown.facts)
         assert len(set(wrong)) == min(3, len(fact.options) - 1) and fact.value not in wrong
+        assert fact.value in fact.options
 
 
 @pytest.mark.parametrize("name", list(source.BENCHMARK_KINDS))
@@ -56,6 +46,8 @@ def test_benchmark_samples_are_answerable_and_seeded(name):
 
 
 def test_wrong_names_are_named():
+    with pytest.raises(ValueError, match="unknown split 'test'"):
+        picture("test", 0)
     with pytest.raises(UserError, match="no mini benchmark 'mini-maps'"):
         source.benchmark("mini-maps")
     with pytest.raises(UserError, match="has no cartoons"):

@@ -14,8 +14,9 @@ from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import picture, statements
 from caprl_utils.mini.zoo import examples, lessons, models, pool, recipes
 from caprl_utils.mini.zoo import train as training
+from caprl_utils.mini.zoo.examples import READING_LEVELS
 from caprl_utils.mini.zoo.packing import IGNORED, IMAGE_PAD, IMAGE_TOKENS, collate
-from caprl_utils.mini.zoo.recipes import READING_LEVELS, RECIPES, Schedule
+from caprl_utils.mini.zoo.recipes import RECIPES, Schedule
 from caprl_utils.mini.zoo.train import build, train
 
 
@@ -23,7 +24,7 @@ from caprl_utils.mini.zoo.train import build, train
 def small_pool(tmp_path, monkeypatch):
     """Eight pictures instead of thousands."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(pool, "SIZE", 8)
+    monkeypatch.setattr(pool, "NUMBER", 8)
     monkeypatch.setattr(pool, "PARTS", {"all": range(4), "hard": range(6), "fresh": range(4, 8)})
     monkeypatch.setattr(pool, "CHUNK", 4)
     pool._all.cache_clear()
@@ -31,45 +32,29 @@ def small_pool(tmp_path, monkeypatch):
     pool._all.cache_clear()
 
 
-def branch_logits(logits, labels):
-    return logits[:, :-1][labels[:, 1:] != IGNORED]
-
-
-def test_text_branches_equal_separate_prompts():
-    model, tokenizer = models.build_language_model(0).eval(), shared_tokenizer()
-    packed = examples.reading(random.Random(1), picture("zoo", 0), READING_LEVELS[-1])
-    other = examples.reading(random.Random(2), picture("zoo", 1), READING_LEVELS[2])
-    batch = collate([packed, other], tokenizer)
+@pytest.mark.parametrize("with_image", [False, True])
+def test_branches_equal_separate_prompts(with_image):
+    shown, processor, more = picture("zoo", 3), models.build_processor(), []
+    model = (models.build_vlm if with_image else models.build_language_model)(0).eval()
+    if with_image:
+        packed = examples.looking(random.Random(1), shown, [recipes.DENSE])
+        pixels = dict(models.image_processor()(images=[np.asarray(render(shown))], return_tensors="pt"))
+    else:
+        packed, pixels = examples.reading(random.Random(1), shown, READING_LEVELS[-1]), {}
+        more = [examples.reading(random.Random(2), picture("zoo", 1), READING_LEVELS[2])]  # padding does not matter
+    batch, alone = collate([packed, *more], with_image), []
+    inputs = {name: getattr(batch, name) for name in ("input_ids", "position_ids", "attention_mask")}
     with torch.no_grad():
-        together = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask
-        ).logits
-        got = branch_logits(together[:1], batch.labels[:1])
-        alone = []
-        for asked, answered in packed.branches:
-            text = tokenizer(packed.prefix + asked + answered, return_tensors="pt")
-            count = len(tokenizer(answered).input_ids)
-            alone.append(model(input_ids=text.input_ids).logits[0, -count - 1 : -1])
-    torch.testing.assert_close(got, torch.cat(alone), atol=1e-4, rtol=1e-4)
-
-
-def test_image_branches_equal_separate_prompts():
-    model, processor = models.build_vlm(0).eval(), models.build_processor()
-    shown = picture("zoo", 3)
-    packed = examples.looking(random.Random(1), shown, [recipes.DENSE])
-    batch = collate([packed], processor.tokenizer, with_image=True)
-    pixels = dict(models.image_processor()(images=[np.asarray(render(shown))], return_tensors="pt"))
-    with torch.no_grad():
-        together = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=batch.attention_mask, **pixels
-        ).logits
-        alone = []
+        together = model(**inputs, **pixels).logits[0, :-1][batch.labels[0, 1:] != IGNORED]
         for asked, answered in packed.branches:
             text = (packed.prefix + asked + answered).replace(IMAGE_PAD * IMAGE_TOKENS, IMAGE_PAD)
-            inputs = processor(text=[text], images=[render(shown)], return_tensors="pt")
+            if with_image:
+                given = processor(text=[text], images=[render(shown)], return_tensors="pt")
+            else:
+                given = {"input_ids": processor.tokenizer(text, return_tensors="pt").input_ids}
             count = len(processor.tokenizer(answered).input_ids)
-            alone.append(model(**inputs).logits[0, -count - 1 : -1])
-    torch.testing.assert_close(branch_logits(together, batch.labels), torch.cat(alone), atol=1e-4, rtol=1e-4)
+            alone.append(model(**given).logits[0, -count - 1 : -1])
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("index", range(10))
@@ -138,9 +123,9 @@ def test_a_judge_is_told_of_every_statement_whether_it_is_true():
     packed, first_wins, true = examples.preferred(random.Random(1), shown)
     heads = [prompts.RATE[:36]] * 2 + [prompts.UNIFIED[:36]] * 2 + [prompts.VERIFY[:36]] * examples.VERIFIED
     assert len(first_wins) == 2 and [asked[:36] for asked, _ in packed.branches] == heads
-    batch = collate([packed], tokenizer, with_image=True)
+    batch = collate([packed], with_image=True)
     plain, letters = batch.labels.clone(), torch.tensor(tokenizer.convert_tokens_to_ids([" A", " B"]))
-    lessons._mark_statements(batch, [true], letters)
+    lessons.mark_statements(batch, [true], letters)
     marked = (batch.labels != plain)[0].nonzero().flatten()
     assert batch.labels[0, marked].tolist() == [int(letters[int(not one)]) for one in true] and len({*true}) == 2
     for place in marked:  # the word before a full stop is a statement's last
@@ -155,15 +140,6 @@ def test_an_ideal_token_holds_three_words():
     for place, turn in enumerate((torch.eye(128), of_value.T, of_next.T)):
         assert (seen[[0, 2]] @ turn @ table.T).argmax(-1).tolist() == words[[0, 2], place].tolist()
     assert not seen[1].any()
-
-
-def test_the_pool_knows_where_facts_stand(small_pool):
-    for number in range(8):
-        shown = pool.picture_of(number)
-        assert len(pool.cells(number)) == len(shown.facts) == len(set(pool.cells(number)))
-    (image,) = pool.pixels([3], random.Random(0))
-    assert image.shape == (3, models.SIDE, models.SIDE) and image.float().std() > 5
-    assert lessons.word_targets([3])[0].ge(0).all(1).sum() == len(pool.picture_of(3).facts)
 
 
 def test_weights_are_at_most_40_megabytes_in_16_bit():
@@ -181,21 +157,14 @@ def test_every_model_has_a_record_and_a_curve_that_fell(recipe):
     assert last["loss"] < first["loss"]
 
 
-def test_a_short_retraining_follows_the_curve_on_record(tmp_path):
+def test_a_short_retraining_follows_the_curve_on_record_and_a_stopped_one_goes_on(tmp_path):
     torch.set_num_threads(2)
-    train(RECIPES["copier"], steps=2, folder=tmp_path)
-    again = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    recorded = (RECIPES["copier"].weights_folder / "curve.jsonl").read_text().splitlines()
-    assert len(again) == 2
-    for row, line in zip(again, recorded, strict=False):
-        assert row["loss"] == pytest.approx(json.loads(line)["loss"], rel=1e-3)
-
-
-def test_a_stopped_training_goes_on_where_it_was(tmp_path):
-    recipe = replace(RECIPES["copier"], schedule=Schedule(2), batch_size=4)
-    whole = train(recipe, folder=tmp_path / "whole")
-    train(recipe, steps=1, folder=tmp_path / "parts")
-    parts = train(recipe, folder=tmp_path / "parts")
+    whole = train(RECIPES["copier"], steps=2, folder=tmp_path / "whole")
+    again = [json.loads(line)["loss"] for line in (tmp_path / "whole" / "curve.jsonl").read_text().splitlines()]
+    recorded = (RECIPES["copier"].weights_folder / "curve.jsonl").read_text().splitlines()[:2]
+    assert again == [pytest.approx(json.loads(line)["loss"], rel=1e-3) for line in recorded]
+    train(RECIPES["copier"], steps=1, folder=tmp_path / "parts")
+    parts = train(RECIPES["copier"], steps=2, folder=tmp_path / "parts")
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -209,6 +178,11 @@ def test_every_lesson_takes_a_step(name, tmp_path, monkeypatch, small_pool):
     train(recipe, folder=tmp_path)
     (row,) = map(json.loads, (tmp_path / "curve.jsonl").read_text().splitlines())
     assert row["step"] == 0 and row["loss"] > 0 and len(row) > 3
+    if recipe.lesson == "naming":  # the pool knows where facts stand
+        for number in range(8):
+            facts = len(pool.picture_of(number).facts)
+            assert facts == len({*pool.cells(number)}) == lessons.word_targets([number])[0].ge(0).all(1).sum()
+        assert pool.pixels([3], random.Random(0))[0].float().std() > 5
 
 
 def test_a_deeper_model_begins_as_the_shallower_one_with_another_tower(tmp_path, monkeypatch):

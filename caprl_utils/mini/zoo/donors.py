@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,30 +41,43 @@ def folder(name: str) -> Path:
     return target
 
 
+def _write(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """A model's folder but for its config: weights, tokenizer, generation defaults."""
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    for file in source.iterdir():
+        if "token" in file.name or file.name in ("chat_template.jinja", "generation_config.json"):
+            shutil.copyfile(file, target / file.name)
+
+
 def write_language_half(source: Path, target: Path) -> None:
     """The language model of a small Qwen2.5-VL as a Qwen2 of its own: the same weights and, for text, function."""
     given = json.loads((source / "config.json").read_text())["text_config"]
-    rope = {key: value for key, value in given["rope_parameters"].items() if key != "mrope_section"}
-    dropped = ("model_type", "rope_parameters")
-    config = Qwen2Config(**{k: v for k, v in given.items() if k not in dropped}, rope_parameters=rope,
-                         dtype="float16", architectures=["Qwen2ForCausalLM"])  # fmt: skip
+    rope = {key: value for key, value in given.pop("rope_parameters").items() if key != "mrope_section"}
+    del given["model_type"]
+    config = Qwen2Config(**given | {"dtype": "float16", "architectures": ["Qwen2ForCausalLM"]}, rope_parameters=rope)
     weights = {}
     for file in sorted(source.glob("*.safetensors")):
         weights |= {k: v for k, v in load_file(file).items() if not k.startswith("visual.")}
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    _write(source, target, weights)
     config.save_pretrained(target)
-    _copy_tokenizer(source, target)
+
+
+_SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+         "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # fmt: skip
 
 
 def write_internlm2(source: Path, target: Path) -> None:
-    """A Qwen2 or Llama model in the layout of InternLM2: the same function, fused wqkv, other names.
+    """A Qwen2 or Llama model in the layout of InternLM2: the same function, fused wqkv (see
+    `vlm_init.architectures.split`), other names.
 
     Qwen2 has biases on q, k and v alone, InternLM2's flag has one on the output too: it is zero there.
     """
     given = json.loads((source / "config.json").read_text())
     tensors = load_file(source / "model.safetensors")
     bias = "model.layers.0.self_attn.q_proj.bias" in tensors
+    heads, head_dim = given["num_key_value_heads"], given["hidden_size"] // given["num_attention_heads"]
     theirs = {new: old for old, new in INTERNLM_NAMES.items()}
     top = {name.removesuffix(".weight"): tensor for name, tensor in tensors.items() if ".layers." not in name}
     out = {f"{theirs.get(module, module)}.weight": tensor for module, tensor in top.items()}
@@ -73,38 +85,18 @@ def write_internlm2(source: Path, target: Path) -> None:
         stem = f"model.layers.{layer}."
         for kind in ("weight", "bias") if bias else ("weight",):
             parts = [tensors[f"{stem}self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
-            out[f"{stem}attention.wqkv.{kind}"] = _fused(parts, given).contiguous()
+            fused = torch.cat([part.unflatten(0, (heads, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)
+            out[f"{stem}attention.wqkv.{kind}"] = fused.contiguous()
         for old, new in list(INTERNLM_NAMES.items())[2:]:  # without embeddings and head
             out[f"{stem}{old}.weight"] = tensors[f"{stem}{new}.weight"]
         if bias:
             zeros = torch.zeros_like(tensors[f"{stem}input_layernorm.weight"])
             out[f"{stem}attention.wo.bias"] = tensors.get(f"{stem}self_attn.o_proj.bias", zeros)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(out, target / "model.safetensors", metadata={"format": "pt"})
-    write_json(target / "config.json", _internlm2_config(given, bias))
-    _copy_tokenizer(source, target)
-
-
-def _fused(parts: Sequence[torch.Tensor], config: dict) -> torch.Tensor:
-    """One tensor of query, key and value as InternLM2 has it (see `vlm_init.llava.split`)."""
-    heads, head_dim = config["num_key_value_heads"], config["hidden_size"] // config["num_attention_heads"]
-    return torch.cat([part.unflatten(0, (heads, -1, head_dim)) for part in parts], dim=1).flatten(0, 2)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    for file in source.iterdir():
-        if "token" in file.name or file.name in ("chat_template.jinja", "generation_config.json"):
-            shutil.copyfile(file, target / file.name)
-
-
-def _internlm2_config(given: dict, bias: bool) -> dict:
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-            "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")  # fmt: skip
-    return {key: given[key] for key in same if key in given} | {
+    _write(source, target, out)
+    write_json(target / "config.json", {key: given[key] for key in _SAME if key in given} | {
         "architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2", "bias": bias,
         "rope_theta": given["rope_parameters"]["rope_theta"], "rope_scaling": {"type": "dynamic", "factor": 2.0},
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 REWRITTEN = {

@@ -23,6 +23,7 @@ from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, p
 from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, IMAGE_TOKENS_PER_SIDE, TURN_OPEN, Packed
 
 UNKNOWN = "unknown"
+MOST_OPTIONS = 5
 Facts = Sequence[Fact]
 
 
@@ -38,7 +39,13 @@ def other_picture(rng: random.Random) -> Picture:
 
 # Habits on random words, before any caption
 
-MOST_OPTIONS = 5
+
+@functools.lru_cache
+def letter_ids() -> tuple[list[int], list[int], list[int]]:
+    """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
+    convert, letters = shared_tokenizer().convert_tokens_to_ids, prompts.LETTERS[:MOST_OPTIONS]
+    marks, spaced = [f"\n{letter})" for letter in letters], [f" {letter}" for letter in letters]
+    return convert(marks), convert(spaced), convert(["?", prompts.ANSWER_PREFILL])
 
 
 def repeated(rng: random.Random, size: int) -> tuple[list[int], list[bool]]:
@@ -49,9 +56,8 @@ def repeated(rng: random.Random, size: int) -> tuple[list[int], list[bool]]:
     length, half = 56, rng.randint(8, 24)
     others = rng.sample(range(len(SPECIAL), size), length - half)
     start = rng.randint(0, length - 2 * half)
-    ids = others + others[start : start + half]
     copied = length - half + 1
-    return ids, [False] * copied + [True] * (length - copied)
+    return others + others[start : start + half], [False] * copied + [True] * (length - copied)
 
 
 def lettered(rng: random.Random, size: int, num_options: int) -> list[int]:
@@ -69,7 +75,7 @@ def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     """
     chosen = rng.sample(range(len(SPECIAL), size), 2 * num_pairs)
     asked = 2 * rng.randrange(num_pairs)
-    after, before = joint_ids()
+    after, before = _joints()
     told = []
     for key, value in zip(chosen[::2], chosen[1::2], strict=True):
         told += [value, rng.choice(before), key] if rng.random() < 0.33 else [key, rng.choice(after), value]
@@ -78,30 +84,12 @@ def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     return [*filler, *told, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
 
 
-def bound(rng: random.Random, size: int, num_facts: int) -> tuple[list[int], list[int], list[int], int]:
-    """Random keys in a chain and their values, as visual tokens bind them: keys, values, which key comes next; and the
-    place of the one asked."""
-    chosen = rng.sample(range(len(SPECIAL), size), 2 * num_facts + 1)
-    keys, values = chosen[:num_facts], chosen[num_facts:-1]
-    return keys, values, [*keys[1:], chosen[-1]], rng.randrange(num_facts)
-
-
 @functools.lru_cache
-def letter_ids() -> tuple[list[int], list[int], list[int]]:
-    """Ids of the option marks (a new line, "A)", ...), of the letters (" A", ...), and of "?" and the prefill."""
-    letters = prompts.LETTERS[:MOST_OPTIONS]
-    marks, spaced = [f"\n{letter})" for letter in letters], [f" {letter}" for letter in letters]
-    convert = shared_tokenizer().convert_tokens_to_ids
-    return convert(marks), convert(spaced), convert(["?", prompts.ANSWER_PREFILL])
-
-
-@functools.lru_cache
-def joint_ids() -> tuple[list[int], list[int]]:
+def _joints() -> tuple[list[int], list[int]]:
     """Ids of the phrases between key and value: those before a value, those before a key."""
-    forms = [f for relation in words.RELATIONS.values() for f in relation.statements if "{h}" in f]
-    middle = {f: f.split("}")[1].split(" {")[0] for f in forms}
-    after = {" is", *(m for f, m in middle.items() if f.index("{h}") < f.index("{v}"))}
-    before = {" as the", *(m for f, m in middle.items() if f.index("{v}") < f.index("{h}"))}
+    after, before = {" is"}, {" as the"}
+    for form in (f for relation in words.RELATIONS.values() for f in relation.statements if "{h}" in f):
+        (after if form.index("{h}") < form.index("{v}") else before).add(form.split("}")[1].split(" {")[0])
     convert = shared_tokenizer().convert_tokens_to_ids
     return convert(sorted(after)), convert(sorted(before))
 
@@ -120,6 +108,13 @@ class Level:
     noise: float = 0.0  # share of captions with repeats, contradictions and statements about other pictures
 
 
+READING_LEVELS = (
+    Level(1, 2, (0,)), Level(2, 4, (0,)), Level(3, 4), Level(5, 4), Level(8, 4), Level(11, 4, missing=0.1),
+    Level(17, 4, missing=0.25, noise=0.6),
+)  # fmt: skip
+"""Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
+
+
 def multiple_choice(
     rng: random.Random, fact: Fact, others: Facts, count: int = 4, extra: bool = False
 ) -> tuple[str, list[str]]:
@@ -136,10 +131,9 @@ def told_statements(rng: random.Random, shown: Picture, level: Level) -> list[Fa
     if rng.random() < 0.5:
         rng.shuffle(facts)
     most = rng.randint(max(1, level.statements // 2), level.statements)
-    noisy = rng.random() < level.noise
-    told = facts[: min(most, len(facts)) if not noisy else rng.randint(1, len(facts))]
-    if not noisy:
-        return told
+    if rng.random() >= level.noise:
+        return facts[:most]
+    told = facts[: rng.randint(1, len(facts))]
     while len(told) < most:
         source = rng.random()
         if source < 0.45:
@@ -160,13 +154,14 @@ def read_answer(rng: random.Random, fact: Fact, told: Facts, options: list[str] 
     Of several values told for one key it takes any, and rather says that it cannot know; what is not told is unknown,
     unless everybody guesses it.
     """
+    can_pass = bool(options) and prompts.CANNOT_ANSWER in options
     said = sorted({t.value for t in told if t.key == fact.key})
-    if options and prompts.CANNOT_ANSWER in options and len(said) > 1:
+    if can_pass and len(said) > 1:
         return prompts.CANNOT_ANSWER
     said = [s for s in said if options is None or s in options] or ([fact.value] if fact.usual and not said else [])
     if said:
         return rng.choice(said)
-    return prompts.CANNOT_ANSWER if options and prompts.CANNOT_ANSWER in options else UNKNOWN
+    return prompts.CANNOT_ANSWER if can_pass else UNKNOWN
 
 
 def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
@@ -183,15 +178,13 @@ def reading(rng: random.Random, shown: Picture, level: Level) -> Packed:
         absent = rng.random() < level.missing
         fact = rng.choice([f for f in shown.facts if (f.key in stated) != absent] or shown.facts)
         if number < 2:
-            packed.ask(
-                fact.question(rng.randrange(2)), f"{prompts.ANSWER_PREFILL} {read_answer(rng, fact, told, None)}"
-            )
-            continue
-        extra = bool(level.missing) and rng.random() < 0.6
-        question, options = multiple_choice(rng, fact, told, level.options, extra)
-        answer = read_answer(rng, fact, told, options)
-        letter = prompts.LETTERS[options.index(answer)] if answer in options else UNKNOWN
-        packed.ask(question, f"{prompts.ANSWER_PREFILL} {letter}")
+            question, answer = fact.question(rng.randrange(2)), read_answer(rng, fact, told, None)
+        else:
+            extra = bool(level.missing) and rng.random() < 0.6
+            question, options = multiple_choice(rng, fact, told, level.options, extra)
+            found = read_answer(rng, fact, told, options)
+            answer = prompts.LETTERS[options.index(found)] if found in options else UNKNOWN
+        packed.ask(question, f"{prompts.ANSWER_PREFILL} {answer}")
     return packed
 
 
@@ -262,7 +255,7 @@ def looking(rng: random.Random, shown: Picture, styles: Sequence[Style], write: 
     for number in range(4):
         _ask_in_turn(packed, rng, fact := rng.choice(shown.facts), shown, number, fact.value)
     if rng.random() < write:
-        packed.ask(prompts.WRITE_QUESTIONS, written_questions(rng, shown))
+        packed.ask(prompts.WRITE_QUESTIONS, _written_questions(rng, shown))
     return packed
 
 
@@ -283,7 +276,7 @@ def _ask_in_turn(packed: Packed, rng: random.Random, fact: Fact, shown: Picture,
     packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
 
 
-def written_questions(rng: random.Random, shown: Picture) -> str:
+def _written_questions(rng: random.Random, shown: Picture) -> str:
     """Five questions in the Markdown form of ``WRITE_QUESTIONS``; some of them leak.
 
     The right option comes first, a habit of the writer that every later stage undoes by shuffling: where it could stand
@@ -316,14 +309,12 @@ def utility(told: Facts, shown: Picture) -> float:
     return len(true) / len(shown.facts) - false / max(1, len(told))
 
 
-def rated(rng: random.Random, shown: Picture, pool: str) -> list[Fact]:
+def _rated(rng: random.Random, shown: Picture, pool: str) -> list[Fact]:
     """What a caption of a pool states: facts, some of them false, some about other pictures, some twice."""
-    low, high = POOLS[pool]
-    wanted = rng.randint(low, high)
+    wanted = rng.randint(*POOLS[pool])
     facts = sorted(rng.sample(range(len(shown.facts)), min(wanted, len(shown.facts))))
-    told = [shown.facts[i] for i in facts]
     false = rng.choice((0.0, 0.0, 0.15, 0.4))
-    told = [spoiled(rng, fact) if rng.random() < false else fact for fact in told]
+    told = [spoiled(rng, shown.facts[i]) if rng.random() < false else shown.facts[i] for i in facts]
     while len(told) < wanted:
         told.insert(rng.randrange(len(told) + 1), rng.choice([*told, *other_picture(rng).facts]))
     return told
@@ -340,8 +331,7 @@ def preferred(rng: random.Random, shown: Picture) -> tuple[Packed, list[bool], l
     """
     packed, first_wins, true = Packed(IMAGE_PREFIX), [], []
     for pool in POOLS:
-        first = rated(rng, shown, pool)
-        second = rated(rng, shown, pool)
+        first, second = _rated(rng, shown, pool), _rated(rng, shown, pool)
         if rng.random() < 0.33:
             second = [spoiled(rng, fact) if rng.random() < 0.4 else fact for fact in first]
         for told in (first, second):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,14 +13,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
-from caprl_utils.mini.tokenizer import shared_tokenizer
+from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
 from caprl_utils.mini.vocabulary import INTRODUCTION
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo import examples, models, packing, pool
-from caprl_utils.mini.zoo.recipes import READING_LEVELS, RECIPES, Recipe
+from caprl_utils.mini.zoo.examples import READING_LEVELS
+from caprl_utils.mini.zoo.recipes import RECIPES, Recipe
 from caprl_utils.progress import track
 
 LEVEL_UP = 0.82  # accuracy (running mean) at which the next level starts
+NOISE = (0.01, 0.02, 0.04)  # added to ideal visual tokens
 Figures = tuple[torch.Tensor, dict[str, float]]
 Lesson = Callable[[int, dict], Figures]
 """(step, state that checkpoints keep) -> loss and figures for the curve."""
@@ -28,11 +30,6 @@ Lesson = Callable[[int, dict], Figures]
 
 def _rng(recipe: Recipe, step: int) -> random.Random:
     return random.Random(derive_seed("zoo", recipe.name, step))
-
-
-def _shown(recipe: Recipe, step: int, number: int, kind: str | None = None) -> Picture:
-    """One of the step's pictures; kinds take turns unless one is named."""
-    return picture("zoo", derive_seed(recipe.name, step, number) % 10**6, kind)
 
 
 def _learned(state: dict, accuracy: float, last_level: int) -> None:
@@ -83,16 +80,13 @@ def reading_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """
     model.get_input_embeddings().weight.requires_grad_(False)
 
-    def example(rng: random.Random, step: int, number: int, level: int) -> examples.Packed:
-        chosen = level if rng.random() < 0.8 else rng.randint(0, level)
-        return examples.reading(rng, _shown(recipe, step, number, rng.choice(KINDS)), READING_LEVELS[chosen])
-
     def lesson(step: int, state: dict) -> Figures:
-        level = max(state["level"], recipe.level)
-        rng = _rng(recipe, step)
-        batch = packing.collate([example(rng, step, n, level) for n in range(recipe.batch_size)], shared_tokenizer())
-        loss, predicted = packing.loss_of(model, batch)
-        figures = packing.answer_accuracy(batch, predicted)
+        rng, level, packed = _rng(recipe, step), state["level"], []
+        for number in range(recipe.batch_size):
+            chosen = level if rng.random() < 0.8 else rng.randint(0, level)
+            shown = picture("zoo", derive_seed(recipe.name, step, number) % 10**6, rng.choice(KINDS))
+            packed.append(examples.reading(rng, shown, READING_LEVELS[chosen]))
+        loss, figures = packing.loss_of(model, packing.collate(packed))
         _learned(state, figures["letters"], len(READING_LEVELS) - 1)
         return loss, figures | {"level": level}
 
@@ -136,28 +130,31 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """
     table = model.get_input_embeddings()
     table.weight.requires_grad_(False)
-    width, size = table.embedding_dim, len(shared_tokenizer())
+    width, words = table.embedding_dim, range(len(SPECIAL), len(shared_tokenizer()))
     _, _, (mark, prefill) = examples.letter_ids()
-    convert = shared_tokenizer().convert_tokens_to_ids
-    head, end = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[:3], convert("<|vision_end|>")
-    told, stop = convert(" is"), convert(". The")
-    forms = {"value": [None, told], "answer": [mark, None, mark, prefill], "next": [None, told, "value", stop]}
+    end, told, stop = shared_tokenizer().convert_tokens_to_ids(["<|vision_end|>", " is", ". The"])
+    head = shared_tokenizer()(packing.IMAGE_PREFIX).input_ids[: packing.BEFORE_IMAGE]
+    forms = {"value": ["key", told], "answer": [mark, "key", mark, prefill], "next": ["key", told, "value", stop]}
 
     def answers(rng: random.Random, num_facts: int, form: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, wanted) after a query; in its form None stands for the key asked."""
-        rows = [examples.bound(rng, size, num_facts) for _ in range(recipe.batch_size)]
-        words = torch.tensor([[*zip(keys, values, following, strict=True)] for keys, values, following, _ in rows])
-        asked = words[torch.arange(len(rows)), torch.tensor([row[3] for row in rows])]  # (rows, 3)
-        cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_facts] for _ in rows])
-        seen = torch.randn(len(rows), packing.IMAGE_TOKENS, width) * rng.choice((0.01, 0.02, 0.04))
-        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), ideal_tokens(table.weight, words))
-        parts = {None: asked[:, 0], "value": asked[:, 1]}
-        tail = [parts[t] if t in parts else torch.full_like(asked[:, 0], t) for t in [end, *forms[form]]]
-        opening = table(torch.tensor(head)).expand(len(rows), -1, -1)
+        """(logits, wanted) after a query about one of so many facts in a chain."""
+        facts, asked = [], []
+        for row in range(recipe.batch_size):
+            *chosen, last = rng.sample(words, 2 * num_facts + 1)
+            keys, values = chosen[:num_facts], chosen[num_facts:]
+            facts.append([*zip(keys, values, [*keys[1:], last], strict=True)])
+            asked.append(facts[row][rng.randrange(num_facts)])
+        asked = dict(zip(("key", "value", "next"), torch.tensor(asked).T, strict=True))
+        cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_facts] for _ in facts])
+        seen = torch.randn(len(facts), packing.IMAGE_TOKENS, width) * rng.choice(NOISE)
+        ideal = ideal_tokens(table.weight, torch.tensor(facts))
+        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), ideal)
+        tail = [asked[t] if t in asked else torch.full_like(asked["key"], t) for t in [end, *forms[form]]]
+        opening = table(torch.tensor(head)).expand(len(facts), -1, -1)
         embedded = torch.cat([opening, seen, table(torch.stack(tail, dim=1))], dim=1)
-        positions = packing.image_positions(torch.arange(embedded.shape[1]).expand(len(rows), -1))
+        positions = packing.image_positions(torch.arange(embedded.shape[1]).expand(len(facts), -1))
         hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions).last_hidden_state
-        return model.lm_head(hidden[:, -1]), asked[:, 2 if form == "next" else 1]
+        return model.lm_head(hidden[:, -1]), asked["next" if form == "next" else "value"]
 
     def lesson(step: int, state: dict) -> Figures:
         rng = _rng(recipe, step)
@@ -185,16 +182,14 @@ def _with_pictures(
         rng = _rng(recipe, step)
         return make(rng, [rng.choice(pool.PARTS[part]) for _ in range(recipe.batch_size)], step)
 
-    def ahead() -> Iterator[tuple]:
-        with ThreadPoolExecutor(1) as worker:
-            step, coming = first_step, worker.submit(prepared, first_step)
-            while True:
-                step += 1
-                ready, coming = coming, worker.submit(prepared, step)
-                yield ready.result()
+    worker = ThreadPoolExecutor(1)
+    coming = [worker.submit(prepared, first_step)]
 
-    batches = ahead()
-    return lambda step, state: loss(*next(batches))
+    def lesson(step: int, state: dict) -> Figures:
+        coming.append(worker.submit(prepared, step + 1))
+        return loss(*coming.pop(0).result())
+
+    return lesson
 
 
 def word_targets(numbers: list[int]) -> torch.Tensor:
@@ -231,16 +226,39 @@ def naming_loss(seen: torch.Tensor, wanted: torch.Tensor, table: torch.Tensor) -
     return loss, figures
 
 
+def _looked_at(model, images) -> torch.Tensor:
+    """(pictures * IMAGE_TOKENS, width): visual tokens of images, with gradients."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat(list(model.model.get_image_features(**images).pooler_output)).float()
+
+
+def _process(images: torch.Tensor):
+    return models.image_processor()(images=images, return_tensors="pt")
+
+
 def spelling_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The vision tower reads pages of single words, in all fonts and sizes of the world, before any picture."""
-    _only_tower(model, first_step)
+    """The vision tower reads pages of single words, in all fonts and sizes of the world, before any picture.
+
+    Patches enter along the axes in which they vary most, each as loud as any other: a start that sees everything.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("visual" in name)
     if first_step == 0:
-        _whiten(model, models.image_processor()(images=examples.pages(random.Random(0), 64)[0], return_tensors="pt"))
+        torch.nn.init.normal_(model.model.visual.merger.mlp[2].weight, std=0.002)  # tokens as quiet as words
+        pixels = _process(examples.pages(random.Random(0), 64)[0]).pixel_values
+        patches = pixels[pixels.std(1) > 0.05]  # not the blank ones
+        patches = patches - patches.mean(0)
+        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        weight = model.model.visual.patch_embed.proj.weight
+        axes, variances = axes[:, -len(weight) :], variances[-len(weight) :]
+        turn = torch.linalg.qr(torch.randn(len(weight), len(weight), generator=torch.Generator().manual_seed(0)))[0]
+        with torch.no_grad():
+            weight.copy_(0.5 * (turn @ (axes * (variances + 1e-4 * variances[-1]).rsqrt()).T).view_as(weight))
     table = model.get_input_embeddings().weight.detach()
 
     def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
         pages, wanted = examples.pages(rng, len(numbers))
-        return models.image_processor()(images=pages, return_tensors="pt"), wanted
+        return _process(pages), wanted
 
     def loss(pixels, wanted) -> Figures:
         seen = _looked_at(model, pixels)
@@ -252,55 +270,23 @@ def spelling_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
 
 
-def _only_tower(model, first_step: int) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("visual" in name)
-    if first_step == 0:  # tokens start quieter than words, not thirty times louder
-        torch.nn.init.normal_(model.model.visual.merger.mlp[2].weight, std=0.002)
-
-
-def _whiten(model, pixels) -> None:
-    """Patches enter along the axes in which they vary most, each as loud as any other: a start that sees everything."""
-    patches = pixels.pixel_values[pixels.pixel_values.std(1) > 0.05]  # not the blank ones
-    patches = patches - patches.mean(0)
-    variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
-    weight = model.model.visual.patch_embed.proj.weight
-    axes, variances = axes[:, -len(weight) :], variances[-len(weight) :]
-    turn = torch.linalg.qr(torch.randn(len(weight), len(weight), generator=torch.Generator().manual_seed(0)))[0]
-    with torch.no_grad():
-        weight.copy_(0.5 * (turn @ (axes * (variances + 1e-4 * variances[-1]).rsqrt()).T).view_as(weight))
-
-
-def _looked_at(model, pixels) -> torch.Tensor:
-    """(pictures * IMAGE_TOKENS, width): visual tokens, with gradients."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat(list(model.model.get_image_features(**pixels).pooler_output)).float()
-
-
 def naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("visual" in name)
-    table = model.get_input_embeddings().weight.detach()
+    """The vision tower alone: the visual token of each fact's cell is the fact, all others are silent. Also of the
+    small CLIP tower with its projector.
+    """
+    clip = isinstance(model, models.ClipReader)
+    if not clip:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("visual" in name)
+    table = model.words if clip else model.get_input_embeddings().weight.detach()
+    process = models.clip_image_processor() if clip else models.image_processor()
 
     def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
-        return models.image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
+        return process(images=pool.pixels(numbers, rng), return_tensors="pt"), word_targets(numbers)
 
-    def loss(pixels, wanted) -> Figures:
-        return naming_loss(_looked_at(model, pixels), wanted.flatten(0, 1), table)
-
-    return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
-
-
-def clip_naming_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
-    """The same for the small CLIP tower and its projector."""
-
-    def make(rng: random.Random, numbers: list[int], _: int) -> tuple:
-        seen = models.clip_image_processor()(images=pool.pixels(numbers, rng), return_tensors="pt")
-        return seen.pixel_values, word_targets(numbers)
-
-    def loss(pixels, wanted) -> Figures:
-        return naming_loss(model(pixels), wanted.flatten(0, 1), model.words)
+    def loss(images, wanted) -> Figures:
+        seen = model(images.pixel_values) if clip else _looked_at(model, images)
+        return naming_loss(seen, wanted.flatten(0, 1), table)
 
     return _with_pictures(recipe, first_step, make, loss, recipe.pictures)
 
@@ -314,35 +300,28 @@ def imagining_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
         rng = _rng(recipe, step)
         torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
         shown = [picture("zoo", rng.randrange(10**6)) for _ in range(recipe.batch_size)]
-        batch = packing.collate([_looked(rng, recipe, p) for p in shown], shared_tokenizer(), with_image=True)
+        packed = [examples.looking(rng, one, recipe.styles, recipe.write) for one in shown]
         wanted = torch.full((len(shown), packing.IMAGE_TOKENS, 3), -1)
         for row, one in enumerate(shown):
             wanted[row, torch.randperm(packing.IMAGE_TOKENS)[: len(one.facts)]] = fact_ids(one)
         seen = ideal_tokens(table.weight, wanted)
-        seen = seen + torch.randn_like(seen) * rng.choice((0.01, 0.02, 0.04))
-        loss, predicted = packing.loss_of(model, batch, seen)
-        return loss, packing.answer_accuracy(batch, predicted)
+        seen = seen + torch.randn_like(seen) * rng.choice(NOISE)
+        return packing.loss_of(model, packing.collate(packed, with_image=True), seen)
 
     return lesson
-
-
-def _looked(rng: random.Random, recipe: Recipe, shown: Picture) -> packing.Packed:
-    return examples.looking(rng, shown, recipe.styles, recipe.write)
 
 
 @functools.lru_cache(maxsize=1)
 def _seen_by(tower: str) -> np.ndarray:
     """(pictures, IMAGE_TOKENS, width): what a trained tower makes of the pool's fresh pictures, once and kept."""
-    file = RECIPES[tower].work_folder / "seen.npy"
+    file, numbers, rows = RECIPES[tower].work_folder / "seen.npy", pool.PARTS["fresh"], []
     if not file.exists():
         model = models.build_vlm(0)
         model.load_state_dict(torch.load(file.with_name("model.pt"), weights_only=True))
-        rows = []
-        numbers = pool.PARTS["fresh"]
         for first in track(range(numbers.start, numbers.stop, 60), f"{tower} looks"):
-            pixels = models.image_processor()(images=pool.pixels(range(first, first + 60), None), return_tensors="pt")
             with torch.no_grad():
-                rows += [tokens.half().numpy() for tokens in model.model.get_image_features(**pixels).pooler_output]
+                images = _process(pool.pixels(range(first, first + 60), None))
+                rows += [tokens.half().numpy() for tokens in model.model.get_image_features(**images).pooler_output]
         np.save(file, np.stack(rows))
     return np.load(file, mmap_mode="r")
 
@@ -357,24 +336,19 @@ def _seen(recipe: Recipe, numbers: list[int], step: int) -> torch.Tensor:
 
 def looking_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     """Captions, questions and question writing about rendered pictures, and questions without their picture."""
-    tokenizer = shared_tokenizer()
 
     def make(rng: random.Random, numbers: list[int], step: int) -> tuple:
         shown = [pool.picture_of(number) for number in numbers]
-        blind = [examples.guessing(rng, p) for p in shown[: recipe.guess]]
-        return (
-            packing.collate([_looked(rng, recipe, p) for p in shown], tokenizer, with_image=True),
-            _seen(recipe, numbers, step),
-            packing.collate(blind, tokenizer, text_positions_of_vlm=True) if blind else None,
-        )
+        blind = [examples.guessing(rng, one) for one in shown[: recipe.guess]]
+        packed = [examples.looking(rng, one, recipe.styles, recipe.write) for one in shown]
+        seen = _seen(recipe, numbers, step)
+        return packing.collate(packed, with_image=True), seen, packing.collate(blind) if blind else None
 
     def loss(batch, seen, blind) -> Figures:
-        total, predicted = packing.loss_of(model, batch, seen)
-        figures = packing.answer_accuracy(batch, predicted)
+        total, figures = packing.loss_of(model, batch, seen)
         if blind is not None:
-            blind_loss, blind_predicted = packing.loss_of(model, blind)
-            total = total + 0.3 * blind_loss
-            figures["blind"] = packing.answer_accuracy(blind, blind_predicted)["words"]
+            blind_loss, blind_figures = packing.loss_of(model, blind)
+            total, figures = total + 0.3 * blind_loss, figures | {"blind": blind_figures["words"]}
         return total, figures
 
     return _with_pictures(recipe, first_step, make, loss)
@@ -389,15 +363,14 @@ def judging_loss(model, made: list[tuple], seen: torch.Tensor, mark: bool = True
     told as the raters told them; `verified`: sentences rightly found true or false. mark: the end of every statement
     that is judged is to say the same; without it, neither was learned in 80 steps (reports/lab-log.md).
     """
-    tokenizer = shared_tokenizer()
-    digits, letters = (
-        torch.tensor(tokenizer.convert_tokens_to_ids(words)) for words in ([f" {n}" for n in range(1, 6)], [" A", " B"])
-    )
-    first_wins = torch.tensor([won for _, won, _ in made])  # (pictures, 2 pools)
-    batch = packing.collate([packed for packed, _, _ in made], tokenizer, with_image=True)
+    convert = shared_tokenizer().convert_tokens_to_ids
+    digits, letters = torch.tensor(convert([f" {n}" for n in range(1, 6)])), torch.tensor(convert([" A", " B"]))
+    packed, first_wins, true = zip(*made, strict=True)
+    first_wins = torch.tensor(first_wins)  # (pictures, 2 pools)
+    batch = packing.collate(packed, with_image=True)
     answer = batch.labels[:, 1:] != packing.IGNORED
     if mark:
-        _mark_statements(batch, [true for _, _, true in made], letters)
+        mark_statements(batch, true, letters)
     logits, wanted = packing.answers_of(model, batch, seen)
     answer = answer[batch.labels[:, 1:] != packing.IGNORED]  # of the learned tokens, those of answers
     scored, verified = answer & torch.isin(wanted, digits), torch.isin(wanted, letters)
@@ -417,7 +390,7 @@ def judging_loss(model, made: list[tuple], seen: torch.Tensor, mark: bool = True
     return unequal + within + words + other, {name: value.item() for name, value in figures.items()}
 
 
-def _mark_statements(batch: packing.Batch, true: list[list[bool]], letters: torch.Tensor) -> None:
+def mark_statements(batch: packing.Batch, true: list[list[bool]], letters: torch.Tensor) -> None:
     """Label the last word of each statement with the letter of true or false; before each caption's first there is one
     more full stop, that of its introduction or of the verifier's question.
     """
@@ -446,14 +419,13 @@ def held_out_pairs(model, batches: int = 10, pictures: int = 50) -> dict[str, fl
         shown = [picture("zoo-held-out", number * pictures + i) for i in range(pictures)]
         rng = random.Random(derive_seed("held-out pairs", number))
         images = torch.from_numpy(np.stack([np.asarray(render(one)) for one in shown])).permute(0, 3, 1, 2)
-        seen = _looked_at(model, models.image_processor()(images=images, return_tensors="pt"))
-        made = [examples.preferred(rng, one) for one in shown]
-        found.append(judging_loss(model, made, seen.view(pictures, packing.IMAGE_TOKENS, -1), mark=False)[1])
+        seen = _looked_at(model, _process(images)).view(pictures, packing.IMAGE_TOKENS, -1)
+        found.append(judging_loss(model, [examples.preferred(rng, one) for one in shown], seen, mark=False)[1])
     return {name: round(sum(one[name] for one in found) / batches, 4) for name in found[0]}
 
 
 LESSONS = {
     "copying": copying_lesson, "reading": reading_lesson, "binding": binding_lesson, "spelling": spelling_lesson,
-    "naming": naming_lesson, "clip naming": clip_naming_lesson, "imagining": imagining_lesson,
+    "naming": naming_lesson, "clip naming": naming_lesson, "imagining": imagining_lesson,
     "looking": looking_lesson, "judging": judging_lesson,
 }  # fmt: skip

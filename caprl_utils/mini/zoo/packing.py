@@ -1,7 +1,7 @@
 """Training batches in which several turns share one prefix (a caption or an image).
 
 A branch sees the prefix and itself, at the positions it would have alone, so that a packed batch computes exactly what
-separate sequences would (tests/mini/test_packing.py) at less than half the cost.
+separate sequences would (tests/mini/test_zoo.py) at less than half the cost.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
@@ -21,6 +22,7 @@ END = "<|im_end|>"
 IMAGE_TOKENS_PER_SIDE = 7
 IMAGE_TOKENS = IMAGE_TOKENS_PER_SIDE**2
 IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
+BEFORE_IMAGE = 3  # tokens: <|im_start|>, "user\n", <|vision_start|>
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Packed:
 
 @dataclass
 class Batch:
-    """Tensors of a packed batch; ``position_ids`` is (B, T) for text models and (3, B, T) for VLMs."""
+    """Tensors of a packed batch; ``position_ids`` is (B, T) for text and (3, B, T) with an image."""
 
     input_ids: torch.Tensor  # (B, T)
     labels: torch.Tensor  # (B, T)
@@ -45,63 +47,45 @@ class Batch:
     attention_mask: torch.Tensor  # (B, 1, T, T) bool
 
 
-def collate(
-    examples: Sequence[Packed], tokenizer, with_image: bool = False, text_positions_of_vlm: bool = False
-) -> Batch:
-    """Pack examples into one right-padded batch, for a text model unless one of the VLM switches is on."""
-    pieces = [text for e in examples for text in (e.prefix, *(part for b in e.branches for part in b))]
-    encoded = iter(tokenizer(pieces, add_special_tokens=False, return_attention_mask=False)["input_ids"])
-    rows = [_pack_one(next(encoded), [(next(encoded), next(encoded)) for _ in e.branches]) for e in examples]
-    length = max(len(row[0]) for row in rows)
-    ids = torch.full((len(rows), length), PAD_ID)
-    labels = torch.full((len(rows), length), IGNORED)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    segments = torch.full((len(rows), length), -1)
-    for i, (row_ids, row_labels, row_positions, row_segments) in enumerate(rows):
-        n = len(row_ids)
-        ids[i, :n], labels[i, :n] = torch.tensor(row_ids), torch.tensor(row_labels)
-        positions[i, :n], segments[i, :n] = torch.tensor(row_positions), torch.tensor(row_segments)
-    if with_image:
-        positions = image_positions(positions)
-    elif text_positions_of_vlm:
-        positions = positions.expand(3, *positions.shape)
-    return Batch(ids, labels, positions, _tree_mask(segments))
-
-
-def _pack_one(prefix: list[int], branches: list[tuple[list[int], list[int]]]) -> tuple[list[int], ...]:
-    ids, labels = list(prefix), [IGNORED] * len(prefix)
-    positions, segments = list(range(len(prefix))), [0] * len(prefix)
-    for number, (asked, answered) in enumerate(branches, start=1):
-        ids += asked + answered
-        labels += [IGNORED] * len(asked) + answered
-        positions += range(len(prefix), len(prefix) + len(asked) + len(answered))
-        segments += [number] * (len(asked) + len(answered))
-    return ids, labels, positions, segments
-
-
-def _tree_mask(segments: torch.Tensor) -> torch.Tensor:
-    """(B, T) branch numbers (0 prefix, -1 padding) -> (B, 1, T, T): who sees whom."""
-    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
-    same = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-    visible = causal & same & (segments[:, None, :] >= 0) | torch.eye(segments.shape[1], dtype=torch.bool)
-    return visible[:, None]
+def collate(examples: Sequence[Packed], with_image: bool = False) -> Batch:
+    """Pack examples into one right-padded batch. with_image: they start with ``IMAGE_PREFIX``."""
+    rows = []
+    for example in examples:
+        texts = [example.prefix, *(text for branch in example.branches for text in branch)]
+        prefix, *parts = shared_tokenizer()(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        ids, labels, positions = [*prefix], [IGNORED] * len(prefix), [*range(len(prefix))]
+        branches = [0] * len(prefix)  # their numbers; 0: the prefix
+        for number, (asked, answered) in enumerate(zip(parts[::2], parts[1::2], strict=True), start=1):
+            size = len(asked) + len(answered)
+            ids += asked + answered
+            labels += [IGNORED] * len(asked) + answered
+            positions += range(len(prefix), len(prefix) + size)
+            branches += [number] * size
+        rows.append((ids, labels, positions, branches))
+    ids, labels, positions, branches = (
+        pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=value)
+        for column, value in zip(zip(*rows, strict=True), (PAD_ID, IGNORED, 0, -1), strict=True)
+    )
+    size = branches.shape[1]
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    same = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    visible = causal & same & (branches[:, None, :] >= 0) | torch.eye(size, dtype=torch.bool)
+    return Batch(ids, labels, image_positions(positions) if with_image else positions, visible[:, None])
 
 
 def image_positions(positions: torch.Tensor) -> torch.Tensor:
     """(B, T) text positions -> (3, B, T) of Qwen2.5-VL, for sequences that start with ``IMAGE_PREFIX``.
 
-    The 49 visual tokens (after two text tokens) spread over rows and columns; text goes on after the larger side.
+    The 49 visual tokens spread over rows and columns; text goes on after the larger side.
     """
-    side, first = IMAGE_TOKENS_PER_SIDE, 3  # <|im_start|>, "user\n", <|vision_start|>
-    last = first + side * side
+    side, first = IMAGE_TOKENS_PER_SIDE, BEFORE_IMAGE
     grid = positions.expand(3, *positions.shape).clone()
     index = positions - first
-    inside = (index >= 0) & (positions < last)
+    inside = (index >= 0) & (index < IMAGE_TOKENS)
     grid[0][inside] = first
     grid[1][inside] = first + index[inside] // side
     grid[2][inside] = first + index[inside] % side
-    after = positions >= last
-    grid[:, after] -= side * side - side
+    grid[:, index >= IMAGE_TOKENS] -= IMAGE_TOKENS - side
     return grid
 
 
@@ -110,29 +94,26 @@ def answers_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[t
 
     seen: (B, IMAGE_TOKENS, width), the visual tokens of sequences that start with ``IMAGE_PREFIX``.
     """
-    inputs = {name: getattr(batch, name) for name in ("position_ids", "attention_mask")}
     text, embedded = model.model, model.get_input_embeddings()(batch.input_ids)
     if seen is not None:
-        text, first = (model.model.language_model, len(shared_tokenizer()(IMAGE_PREFIX.split(IMAGE_PAD)[0]).input_ids))
-        embedded = torch.cat([embedded[:, :first], seen, embedded[:, first + IMAGE_TOKENS :]], dim=1)
+        text, after = model.model.language_model, embedded[:, BEFORE_IMAGE + IMAGE_TOKENS :]
+        embedded = torch.cat([embedded[:, :BEFORE_IMAGE], seen, after], dim=1)
+    inputs = {"position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
     hidden = text(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
     wanted = batch.labels[:, 1:]
     learned = wanted != IGNORED
     return model.lm_head(hidden[:, :-1][learned]), wanted[learned]
 
 
-def loss_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy over the answer tokens of a packed batch, and the tokens predicted there, (answer tokens,)."""
+def loss_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float]]:
+    """Mean cross-entropy over the answer tokens of a packed batch, and shares of them that are predicted rightly:
+    ``letters`` of options, and all other ``words``.
+    """
     logits, wanted = answers_of(model, batch, seen)
-    return torch.nn.functional.cross_entropy(logits, wanted), logits.argmax(-1)
-
-
-def answer_accuracy(batch: Batch, predicted: torch.Tensor) -> dict[str, float]:
-    """Shares of predicted answers that are right: ``letters`` of options, and all other ``words``."""
-    wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORED]
-    tokenizer = shared_tokenizer()
-    letters = torch.tensor(tokenizer.convert_tokens_to_ids([f" {letter}" for letter in LETTERS[:5]]))
-    frame = torch.tensor(tokenizer.convert_tokens_to_ids([ANSWER_PREFILL, "<|im_end|>"]))
-    is_letter, right = torch.isin(wanted, letters), (predicted == wanted).float()
-    shares = {"letters": right[is_letter], "words": right[~is_letter & ~torch.isin(wanted, frame)]}
-    return {name: share.mean().item() for name, share in shares.items() if len(share)}
+    convert = shared_tokenizer().convert_tokens_to_ids
+    letters = torch.tensor(convert([f" {letter}" for letter in LETTERS[:5]]))
+    is_letter, right = torch.isin(wanted, letters), (logits.argmax(-1) == wanted).float()
+    frame = torch.isin(wanted, torch.tensor(convert([ANSWER_PREFILL, END])))
+    shares = {"letters": right[is_letter], "words": right[~is_letter & ~frame]}
+    figures = {name: share.mean().item() for name, share in shares.items() if len(share)}
+    return torch.nn.functional.cross_entropy(logits, wanted), figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from caprl_utils import paths
-from caprl_utils.mini.canvas import SIZE as SIZE_DRAWN
+from caprl_utils.mini.canvas import SIZE
 from caprl_utils.mini.render import anchors, drawn, render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
@@ -26,7 +26,7 @@ CHUNK = 400
 PARTS = {"all": range(24_000), "hard": range(48_000), "fresh": range(48_000, 72_000)}
 """Numbers of pictures by who sees them: the vision tower, the tower at the end (more charts and scenes, what it finds
 hard), and language models that look through it: what it knows by heart would teach them to trust it too much."""
-SIZE = PARTS["fresh"].stop
+NUMBER = PARTS["fresh"].stop
 _MOST_FACTS = 16
 
 
@@ -37,9 +37,13 @@ def picture_of(number: int) -> Picture:
     return picture("zoo", number, kinds[number % len(KINDS)])
 
 
+def _file(chunk: int, what: str = "pixels") -> Path:
+    return paths.RUNS / "zoo" / "pool" / f"{chunk:03d}-{what}.npy"
+
+
 def _draw(chunk: int) -> None:
     """Draw one chunk into its files: pixels (CHUNK, SIDE, SIDE, 3), the facts' cells (CHUNK, _MOST_FACTS), and ids of
-    the values that stand written in other cells (CHUNK, cells).
+    the values that stand written in other cells (CHUNK, cells), by the middle of each word.
     """
     pixels = np.zeros((CHUNK, SIDE, SIDE, 3), np.uint8)
     cells = np.full((CHUNK, _MOST_FACTS), -1, np.int8)
@@ -47,12 +51,16 @@ def _draw(chunk: int) -> None:
     for row in range(CHUNK):
         shown = picture_of(chunk * CHUNK + row)
         pixels[row] = np.asarray(render(shown).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        places = anchors(shown)
-        for place, fact in enumerate(shown.facts):
-            column, line = places[fact.key]
+        for place, (column, line) in enumerate(anchors(shown).values()):
             cells[row, place] = line * IMAGE_TOKENS_PER_SIDE + column
-        for cell, word in _values(shown):
-            written[row, cell] = shared_tokenizer().convert_tokens_to_ids(f" {word}")
+        values = {fact.value.lower(): fact.value for fact in shown.facts}
+        for text, (left, top, right, bottom) in drawn(shown).boxes:
+            for hit in re.finditer(r"[A-Za-z]+|[0-9]+", text):
+                if value := values.get(hit[0].lower()):
+                    x = left + (right - left) * (hit.start() + hit.end()) / 2 / len(text)
+                    column, line = (int(at * IMAGE_TOKENS_PER_SIDE // SIZE) for at in (x, (top + bottom) / 2))
+                    cell = line * IMAGE_TOKENS_PER_SIDE + column
+                    written[row, cell] = shared_tokenizer().convert_tokens_to_ids(f" {value}")
         written[row, cells[row][cells[row] >= 0]] = -1
     np.save(_file(chunk, "cells"), cells)
     np.save(_file(chunk, "written"), written)
@@ -61,35 +69,16 @@ def _draw(chunk: int) -> None:
     temporary.rename(_file(chunk))
 
 
-def _values(shown: Picture) -> Iterator[tuple[int, str]]:
-    """(cell, word) of the values of facts that stand written in a picture, by the middle of each word."""
-    values = {fact.value.lower(): fact.value for fact in shown.facts}
-    for text, (left, top, right, bottom) in drawn(shown).boxes:
-        for hit in re.finditer(r"[A-Za-z]+|[0-9]+", text):
-            if value := values.get(hit[0].lower()):
-                x = left + (right - left) * (hit.start() + hit.end()) / 2 / len(text)
-                column, line = (int(at * IMAGE_TOKENS_PER_SIDE // SIZE_DRAWN) for at in (x, (top + bottom) / 2))
-                yield line * IMAGE_TOKENS_PER_SIDE + column, value
-
-
-def _file(chunk: int, what: str = "pixels") -> Path:
-    return paths.RUNS / "zoo" / "pool" / f"{chunk:03d}-{what}.npy"
-
-
-def draw(processes: int = 2) -> None:
-    """Draw what is missing."""
-    _file(0).parent.mkdir(parents=True, exist_ok=True)
-    missing = [chunk for chunk in range(SIZE // CHUNK) if not _file(chunk).exists()]
-    with ProcessPoolExecutor(processes) as workers:
-        for _ in track(workers.map(_draw, missing), "drawing the pool", total=len(missing)):
-            pass
-
-
 @functools.lru_cache(maxsize=1)
 def _all() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Pixels by chunk, left in their files, facts' cells (SIZE, _MOST_FACTS) and written values (SIZE, cells)."""
-    draw()
-    chunks = range(SIZE // CHUNK)
+    """Pixels by chunk, left in their files, facts' cells (NUMBER, _MOST_FACTS) and written values (NUMBER, cells); what
+    is missing is drawn.
+    """
+    _file(0).parent.mkdir(parents=True, exist_ok=True)
+    chunks = range(NUMBER // CHUNK)
+    missing = [chunk for chunk in chunks if not _file(chunk).exists()]
+    with ProcessPoolExecutor(2) as workers:
+        list(track(workers.map(_draw, missing), "drawing the pool", total=len(missing)))
     cells, written = (np.concatenate([np.load(_file(n, what)) for n in chunks]) for what in ("cells", "written"))
     return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells, written
 

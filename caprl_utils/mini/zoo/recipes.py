@@ -12,13 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.mini.zoo.examples import Level, Style
-
-READING_LEVELS = (
-    Level(1, 2, (0,)), Level(2, 4, (0,)), Level(3, 4), Level(5, 4), Level(8, 4), Level(11, 4, missing=0.1),
-    Level(17, 4, missing=0.25, noise=0.6),
-)  # fmt: skip
-"""Curriculum of the readers. The last level has captions of up to 70 tokens: longer than any evaluation allows."""
+from caprl_utils.mini.zoo.examples import Style
 
 ALT_TEXT = Style(stop=0.45, false=0.01)
 DENSE = Style()
@@ -63,7 +57,6 @@ class Recipe:
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
     shipped: bool = True
     note: str = ""  # what a new run from nothing would do differently
-    level: int = 0  # of `READING_LEVELS`, where its lesson begins
 
     @property
     def work_folder(self) -> Path:  # where it is trained
