@@ -33,23 +33,18 @@ def infographic(layout: dict) -> Canvas:
     else:
         page.text((LEFT, 39), topic, fit([topic], 210, 38, face), "topic", face, "lm", ink)
         page.text((RIGHT, 39), year, 29, "year", face, "rm", ink)
-    above = rng.random() < 0.3
-    _banner(page, rng, layout["region"], colour, face, 84 if above else 342)
+    above, band = rng.random() < 0.3, rng.choice((mix(colour, INK, 0.3), mix(colour, WHITE, 0.82)))
+    top = 84 if above else 342
+    page.pen.rectangle([0, top, SIZE, top + 44], fill=band)  # with the region and a small globe
+    for half in (15, 7, 0):
+        page.pen.ellipse([36 - half, top + 7, 36 + half, top + 37], outline=ink_on(band), width=2)
+    page.pen.line([(21, top + 22), (51, top + 22)], fill=ink_on(band), width=2)
+    words = rng.choice(("Region: {}", "Area: {}", "Where: {}")).format(layout["region"])
+    page.text((66, top + 22), words, 26, "region", face, "lm", ink_on(band))
     tints = [mix(colour, WHITE, share) for share in (0, 0.35, 0.6, 0.78)]
     parts = list(zip(layout["labels"], map(int, layout["values"]), tints, strict=False))
     rng.choice((_rows, _rows, _tiles, _whole))(page, rng, parts, face, 134 if above else 86)
     return page
-
-
-def _banner(page: Canvas, rng: random.Random, region: str, colour: Colour, face: str, top: int) -> None:
-    """The region and a small globe in a band of 44 pixels."""
-    fill, y = rng.choice((mix(colour, INK, 0.3), mix(colour, WHITE, 0.82))), top + 22
-    page.pen.rectangle([0, top, SIZE, top + 44], fill=fill)
-    for half in (15, 7, 0):
-        page.pen.ellipse([36 - half, y - 15, 36 + half, y + 15], outline=ink_on(fill), width=2)
-    page.pen.line([(21, y), (51, y)], fill=ink_on(fill), width=2)
-    words = rng.choice(("Region: {}", "Area: {}", "Where: {}")).format(region)
-    page.text((66, y), words, 26, "region", face, "lm", ink_on(fill))
 
 
 def _gauge(pen: ImageDraw.ImageDraw, kind: str, at: Point, share: int, tint: Colour, radius: int = 25) -> None:
@@ -131,8 +126,10 @@ def document(layout: dict) -> Canvas:
         end = page.text((LEFT, y), f"{key.capitalize()}:", 24, key, face, "lm", (85, 85, 85))
         page.text((max(112, end + 10), y), value, 26, "", face, "lm")
     _table(page, rng, layout, face)
-    if rng.random() < 0.6:
-        _stamp(page.pen, rng)
+    if rng.random() < 0.6:  # a round stamp beside the fields
+        x, ink = rng.randint(318, 332), mix(rng.choice(((190, 30, 40), (40, 60, 160), (30, 120, 70))), WHITE, 0.25)
+        for radius, width in ((40, 5), (28, 2), (12, 8)):
+            page.pen.ellipse([x - radius, 110 - radius, x + radius, 110 + radius], outline=ink, width=width)
     slant, desk = rng.choice((0, 1, 1)) * rng.uniform(-1, 1), rng.choice(((150, 140, 130), (90, 95, 100)))
     scan = page.image.rotate(slant, Image.Resampling.BILINEAR, fillcolor=desk)  # no place moves by a quarter of a cell
     x, y = rng.randrange(120), rng.randrange(120)
@@ -195,10 +192,3 @@ def _table(page: Canvas, rng: random.Random, layout: dict, face: str) -> None:
     if below:
         words = rng.choice(("All in {}", "Paid in {}", "Prices in {}", "Currency: {}")).format(layout["currency"])
         page.text((LEFT, y + 49), words, 24, "currency", face, "lm")
-
-
-def _stamp(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
-    """A round stamp beside the fields."""
-    x, colour = rng.randint(318, 332), mix(rng.choice(((190, 30, 40), (40, 60, 160), (30, 120, 70))), WHITE, 0.25)
-    for radius, width in ((40, 5), (28, 2), (12, 8)):
-        pen.ellipse([x - radius, 110 - radius, x + radius, 110 + radius], outline=colour, width=width)

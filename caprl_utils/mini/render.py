@@ -20,29 +20,16 @@ CELLS = 7
 CELL = SIZE // CELLS
 
 _PAINTERS: dict[str, Callable[[dict], Canvas]] = {
-    "chart": charts.draw,
-    "infographic": pages.infographic,
-    "document": pages.document,
-    "scene": shapes.scene,
+    "chart": charts.draw, "infographic": pages.infographic, "document": pages.document, "scene": shapes.scene,
     "geometry": shapes.geometry,
-}
-_CORNERS = {  # cells (column, row) of facts that no single place shows
-    "chart type": (0, 0),
-    "largest": (6, 0),
-    "smallest": (6, 1),
-    "range": (0, 1),
-    "trend": (0, 1),
-    "header colour": (0, 0),
-    "sky": (3, 0),
-    "ground": (3, 6),
-    "leftmost shape": (0, 3),
-    "rightmost shape": (6, 3),
-    "biggest shape": (0, 0),
-    "line colour": (0, 0),
-    "perimeter": (6, 0),
-    "longest side": (6, 6),
+}  # fmt: skip
+_CORNERS = {
+    "chart type": (0, 0), "largest": (6, 0), "smallest": (6, 1), "range": (0, 1), "trend": (0, 1),
+    "header colour": (0, 0), "sky": (3, 0), "ground": (3, 6), "leftmost shape": (0, 3), "rightmost shape": (6, 3),
+    "biggest shape": (0, 0), "line colour": (0, 0), "perimeter": (6, 0), "longest side": (6, 6),
     "right angle count": (0, 6),
-}
+}  # fmt: skip
+"""Cells (column, row) of facts that no single place shows."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -62,20 +49,12 @@ def anchors(picture: Picture) -> dict[str, tuple[int, int]]:
     A fact with a label belongs to the label's cell, the others to a fixed one; where it is taken, to the nearest free.
     """
     places = drawn(picture).places
-    wanted = {f.key: places[f.key] for f in picture.facts if f.key in places}
-    wanted |= {f.key: _middle(_CORNERS[f.relation]) for f in picture.facts if f.key not in places}
-    free = [(column, row) for row in range(CELLS) for column in range(CELLS)]
-    found = {}
-    for key, place in wanted.items():
-        found[key] = min(free, key=lambda cell: _distance(_middle(cell), place))
-        free.remove(found[key])
+    middles = {(c, r): ((c + 0.5) * CELL, (r + 0.5) * CELL) for r in range(CELLS) for c in range(CELLS)}
+    free, found = dict(middles), {}
+    for fact in sorted(picture.facts, key=lambda fact: fact.key not in places):
+        x, y = places.get(fact.key) or middles[_CORNERS[fact.relation]]
+        # squared distances; rounded, so that rounding errors decide nothing
+        away = {cell: round((a - x) ** 2 + (b - y) ** 2, 3) for cell, (a, b) in free.items()}
+        found[fact.key] = min(away, key=away.get)
+        del free[found[fact.key]]
     return {fact.key: found[fact.key] for fact in picture.facts}
-
-
-def _middle(cell: tuple[int, int]) -> tuple[float, float]:
-    return (cell[0] + 0.5) * CELL, (cell[1] + 0.5) * CELL
-
-
-def _distance(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Squared; rounded, so that rounding errors decide nothing."""
-    return round((one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2, 3)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
-from caprl_utils.mini.world import KINDS, UNSEEN, Fact, Picture, caption, distractors, picture
+from caprl_utils.mini.world import KINDS, UNSEEN, Picture, caption, distractors, picture
 from caprl_utils.records import Sample
 
 if TYPE_CHECKING:
@@ -60,21 +61,13 @@ def benchmark(name: str, num_samples: int | None = None, seed: int = 0) -> list[
         for fact in rng.sample(asked, QUESTIONS_PER_IMAGE):
             options = [fact.value, *distractors(rng, fact, shown.facts)] if kind in OPTION_KINDS else []
             rng.shuffle(options)
-            gold = prompts.LETTERS[options.index(fact.value)] if options else fact.value
-            samples.append(_sample(name, shown, fact, fact.question(rng.randrange(2)), options, gold))
+            samples.append(Sample(
+                id=f"{shown.id}-{fact.key.replace(' ', '-')}", benchmark=name, images=(partial(render, shown),),
+                question=fact.question(rng.randrange(2)), options=tuple(options),
+                gold=prompts.LETTERS[options.index(fact.value)] if options else fact.value,
+                meta=truth(shown) | {"image_id": shown.id, "asks": fact.key},
+            ))  # fmt: skip
     return samples
-
-
-def _sample(name: str, shown: Picture, fact: Fact, question: str, options: list[str], gold: str) -> Sample:
-    return Sample(
-        id=f"{shown.id}-{fact.key.replace(' ', '-')}",
-        benchmark=name,
-        images=(lambda: render(shown),),
-        question=question,
-        options=tuple(options),
-        gold=gold,
-        meta=truth(shown) | {"image_id": shown.id, "asks": fact.key},
-    )
 
 
 def training_rows(stage: str, num_images: int, seed: int) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
@@ -82,23 +75,18 @@ def training_rows(stage: str, num_images: int, seed: int) -> Iterator[tuple[str,
 
     "align" (BLIP-558K's role): the true caption, complete where BLIP's are short: of captions with two facts drawn
     at random no projector learned to read in 640 steps (reports/lab-log.md). "sft" (Open-LLaVA-NeXT-1M's role):
-    short and multiple-choice questions in turn.
+    short and multiple-choice questions in turn, in the words of the evaluation. A question with options is answered by
+    the option's text, as in the zoo's lessons: letters asked of images were learned at chance (reports/lab-log.md).
     """
     for number in range(num_images):
-        shown = picture("pretraining", number // len(KINDS), KINDS[number % len(KINDS)], seed)
+        shown, turns = picture("pretraining", number // len(KINDS), KINDS[number % len(KINDS)], seed), []
         if stage == "align":
-            turns = [(prompts.CAPTION, caption(shown.facts, shown.kind))]
+            turns.append((prompts.CAPTION, caption(shown.facts, shown.kind)))
         else:
             rng = random.Random(derive_seed("sft", shown.id, seed))
-            facts = rng.sample(shown.facts, min(QUESTIONS_IN_TURN, len(shown.facts)))
-            turns = [_turn(rng, fact, shown, with_options=place % 2 == 1) for place, fact in enumerate(facts)]
+            for place, fact in enumerate(rng.sample(shown.facts, min(QUESTIONS_IN_TURN, len(shown.facts)))):
+                options = [fact.value, *distractors(rng, fact, shown.facts)] if place % 2 == 1 else []
+                rng.shuffle(options)
+                question = prompts.look_question(fact.question(rng.randrange(2)), options)
+                turns.append((question, f"{prompts.ANSWER_PREFILL} {fact.value}"))
         yield shown.id, render(shown), turns
-
-
-def _turn(rng: random.Random, fact: Fact, shown: Picture, with_options: bool) -> tuple[str, str]:
-    """Question and answer in the words of the evaluation. A question with options is answered by the option's text,
-    as in the zoo's lessons: letters asked of images were learned at chance (reports/lab-log.md).
-    """
-    options = [fact.value, *distractors(rng, fact, shown.facts)] if with_options else []
-    rng.shuffle(options)
-    return prompts.look_question(fact.question(rng.randrange(2)), options), f"{prompts.ANSWER_PREFILL} {fact.value}"

@@ -35,36 +35,25 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 {%- if add_generation_prompt -%}<|im_start|>{{ 'assistant\n' }}{%- endif -%}"""
 
 
-def prompt_phrases() -> list[str]:
-    """Phrases of prompts that become one token each."""
+def _phrases() -> list[str]:
+    """What becomes one token each, the longest first: phrases of prompts, what stands between the words of sentences
+    and questions, and names of several words.
+    """
     read_head, read_middle, _ = re.split(r"\{caption\}|\{question\}", prompts.READ)
-    look_head = prompts.LOOK.split("{question}")[0]
-    rate_head = prompts.RATE.split("{caption}")[0]
-    unified_head, unified_tail = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
-    options = [f"\n{letter})" for letter in prompts.LETTERS]
-    numbered = [f"**{n}." for n in range(1, 6)]
-    return [prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, look_head, rate_head, unified_head,
-            unified_tail, FINAL, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL,
-            f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, "?**", "\n**Answer:**", "system\n", "user\n",
-            "assistant\n", "You are a helpful assistant.", *options, *numbered]  # fmt: skip
-
-
-def grammar_phrases() -> list[str]:
-    """What stands between the words of sentences and questions, one token each, and names of several words."""
-    phrases = {f" {name}" for name in words.ALONE if " " in name} | {*words.INTRODUCTION.values(), " is"}
+    unified = prompts.UNIFIED.format(question=prompts.CAPTION, caption="\x00").split("\x00")
+    phrases = {prompts.CAPTION, prompts.WRITE_QUESTIONS, read_head, read_middle, prompts.LOOK.split("{question}")[0],
+               prompts.RATE.split("{caption}")[0], *unified, FINAL, prompts.ANSWER_PREFILL, prompts.SCORE_PREFILL,
+               f" {prompts.CANNOT_ANSWER}", prompts.CANNOT_ANSWER, "?**", "\n**Answer:**", "system\n", "user\n",
+               "assistant\n", "You are a helpful assistant.", *(f"\n{letter})" for letter in prompts.LETTERS),
+               *(f"**{n}." for n in range(1, 6)), *words.INTRODUCTION.values(), " is"}  # fmt: skip
+    phrases.update(f" {name}" for name in words.ALONE if " " in name)
     for relation, forms in words.RELATIONS.items():
-        for sentence in forms.statements:
-            phrases.update(_between(f". {sentence}", relation))
-        for question in forms.questions:
-            phrases.update(_between(question, relation))
-            phrases.update(_between(f" {question}", relation))
-    return sorted(phrases)
-
-
-def _between(template: str, relation: str) -> list[str]:
-    """The stretches of a template around its head and value (or, without a head, around the relation's name)."""
-    places = r" \{[hv]\}" if "{h}" in template else rf" \{{v\}}| {relation}"
-    return [piece for piece in re.split(places, template) if len(piece.strip()) > 1]
+        told = [f". {sentence}" for sentence in forms.statements]
+        for template in (*told, *forms.questions, *(f" {question}" for question in forms.questions)):
+            # around its head and value (or, without a head, around the relation's name)
+            places = r" \{[hv]\}" if "{h}" in template else rf" \{{v\}}| {relation}"
+            phrases.update(piece for piece in re.split(places, template) if len(piece.strip()) > 1)
+    return sorted(phrases, key=lambda p: (-len(p), p))
 
 
 def _words() -> list[str]:
@@ -85,7 +74,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    phrases = sorted({*prompt_phrases(), *grammar_phrases()}, key=lambda p: (-len(p), p))
+    phrases = _phrases()
     ids = {token: i for i, token in enumerate(dict.fromkeys([*SPECIAL, *phrases, *_words()]))}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
@@ -93,14 +82,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     tokenizer.add_tokens([AddedToken(p, normalized=False) for p in phrases])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=1024,
-    )
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<unk>",
+        padding_side="left", clean_up_tokenization_spaces=False, model_max_length=1024,
+    )  # fmt: skip
     fast.chat_template = CHAT_TEMPLATE
     return fast
 

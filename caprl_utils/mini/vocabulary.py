@@ -8,25 +8,13 @@ NUMBERS = [str(n) for n in range(5, 245, 5)]
 COUNTS = ["one", "two", "three", "four", "five", "six", "seven"]
 YEARS = [str(year) for year in range(2015, 2025)]
 COLOURS = {
-    "red": (214, 39, 40),
-    "blue": (31, 95, 180),
-    "green": (44, 140, 44),
-    "orange": (245, 130, 20),
-    "purple": (140, 70, 170),
-    "brown": (125, 80, 50),
-    "pink": (235, 120, 180),
-    "black": (40, 40, 40),
-}
+    "red": (214, 39, 40), "blue": (31, 95, 180), "green": (44, 140, 44), "orange": (245, 130, 20),
+    "purple": (140, 70, 170), "brown": (125, 80, 50), "pink": (235, 120, 180), "black": (40, 40, 40),
+}  # fmt: skip
 SHAPES = {
-    "circle": "circles",
-    "square": "squares",
-    "triangle": "triangles",
-    "star": "stars",
-    "heart": "hearts",
-    "cross": "crosses",
-    "diamond": "diamonds",
-    "hexagon": "hexagons",
-}
+    "circle": "circles", "square": "squares", "triangle": "triangles", "star": "stars", "heart": "hearts",
+    "cross": "crosses", "diamond": "diamonds", "hexagon": "hexagons",
+}  # fmt: skip
 CITIES = ["Rome", "Oslo", "Lima", "Bern", "Riga", "Kyiv", "Baku", "Doha",
           "Nice", "Bonn", "Graz", "Cork", "Lagos", "Cairo", "Tokyo", "Delhi"]  # fmt: skip
 SERIES = ["exports", "imports", "cars", "trains", "boys", "girls", "coal", "solar"]
@@ -73,10 +61,8 @@ class Relation:
 
 
 def _about(key: str, having: str, asked: str) -> Relation:
-    """A relation with a head: "The value of Rome is 40", "Rome has a value of 40", "For Rome the value is 40".
-
-    The head comes first in all three: with the value first, small readers went on to mix up the heads of a picture
-    (reports/lab-log.md).
+    """A relation with a head, which comes first in all phrasings: with the value first, small readers went on to mix up
+    the heads of a picture (reports/lab-log.md).
     """
     return Relation(
         (f"The {key} {{h}} is {{v}}", f"{{h}} {having} {{v}}", f"For {{h}} the {key.split()[0]} is {{v}}"),

@@ -112,15 +112,11 @@ def statements(text: str) -> list[tuple[str, str] | None]:
         if sentence in words.INTRODUCTION.values():
             continue
         hits = ((relation, pattern.fullmatch(sentence)) for relation, pattern in _grammar())
-        told.append(next((_told(relation, hit) for relation, hit in hits if hit), None))
+        relation, hit = next(((relation, hit) for relation, hit in hits if hit), ("", None))
+        head = hit.groupdict().get("h", "") if hit else ""
+        known = hit and (not head or head in words.HEADS)
+        told.append((f"{relation} {head}".rstrip(), hit["v"]) if known else None)
     return told
-
-
-def _told(relation: str, hit: re.Match[str]) -> tuple[str, str] | None:
-    head = hit.groupdict().get("h") or ""
-    if head and head not in words.HEADS:
-        return None
-    return f"{relation} {head}".rstrip(), hit["v"]
 
 
 def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact], count: int = 3) -> list[str]:
@@ -134,13 +130,15 @@ def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact], count: i
 
 # The five kinds
 
+Content = tuple[list[Fact], dict[str, object]]
+
 
 def _alone(relation: str, value: str, options: Sequence[str]) -> Fact:
     return Fact(relation, "", value, tuple(options))
 
 
-def _skewed(rng: random.Random, relation: str, table: dict) -> Fact:
-    value = table["usual"] if rng.random() < GUESSED else rng.choice(table["others"])
+def _skewed(rng: random.Random, relation: str, table: dict, sure: bool = False) -> Fact:
+    value = table["usual"] if sure or rng.random() < GUESSED else rng.choice(table["others"])
     return Fact(relation, "", value, (table["usual"], *table["others"]), usual=True)
 
 
@@ -154,17 +152,17 @@ def _numbers(low: int, high: int, step: int = 5) -> list[str]:
     return [str(n) for n in range(low, high + 1, step)]
 
 
-def unseen_pair(topic: str, label: str) -> bool:
+def _unseen_pair(topic: str, label: str) -> bool:
     """Whether this topic and this label never stand in one chart of any training (one pair in eight)."""
     return derive_seed("pair", topic, label) % 8 == 0
 
 
-def _labels(rng: random.Random, topic: str, count: int, unseen: bool) -> list[str]:
-    return rng.sample([city for city in words.CITIES if unseen_pair(topic, city) == unseen], count)
+def _labels(rng: random.Random, topic: str, count: int, unseen: bool = False) -> list[str]:
+    return rng.sample([city for city in words.CITIES if _unseen_pair(topic, city) == unseen], count)
 
 
-def _chart(rng: random.Random, kind: str) -> tuple[list[Fact], dict[str, object]]:
-    topics = [t for t in words.CHART_TOPICS if sum(unseen_pair(t, c) for c in words.CITIES) > 2]
+def _chart(rng: random.Random, kind: str) -> Content:
+    topics = [t for t in words.CHART_TOPICS if sum(_unseen_pair(t, c) for c in words.CITIES) > 2]
     topic = rng.choice(topics if kind == "chart-pairs" else words.CHART_TOPICS)
     shape = "pie" if kind == "chart-type" else rng.choice(words.CHART_TYPES[:4])
     head = [_alone("chart type", shape, words.CHART_TYPES), _alone("topic", topic, words.CHART_TOPICS)]
@@ -173,25 +171,23 @@ def _chart(rng: random.Random, kind: str) -> tuple[list[Fact], dict[str, object]
     else:
         count = rng.choice((6, 7)) if kind == "chart-labels" else 3 if kind == "chart-pairs" else rng.choice((3, 4, 5))
         more, layout = _one_series(rng, shape, _labels(rng, topic, count, kind == "chart-pairs"))
-    unit = Fact("unit", "", "percent", ("percent", *words.UNITS["others"]), True) if shape == "pie" else _skewed(
-        rng, "unit", words.UNITS)  # fmt: skip
+    unit = _skewed(rng, "unit", words.UNITS, sure=shape == "pie")
     return [*head, unit, *more], layout | {"type": shape, "topic": topic, "unit": unit.value}
 
 
-def _one_series(rng: random.Random, shape: str, labels: list[str]) -> tuple[list[Fact], dict[str, object]]:
+def _one_series(rng: random.Random, shape: str, labels: list[str]) -> Content:
     printed = shape == "pie" or rng.random() < 0.5
     if shape == "pie":
         values = _parts(rng, len(labels))
     else:
         values = rng.sample(_numbers(10, 95) if printed else _numbers(10, 90, 10), len(labels))
-    trend = rng.choice(words.TRENDS) if shape in ("line", "area") else "mixed"
-    if trend != "mixed":
+    if shape in ("line", "area") and (trend := rng.choice(words.TRENDS)) != "mixed":
         values = sorted(values, key=int, reverse=trend == "falling")
-    rising = [int(a) < int(b) for a, b in pairwise(values)]
-    trend = "rising" if all(rising) else "mixed" if any(rising) else "falling"
     facts = [Fact("value of", c, v, tuple(_numbers(5, 95))) for c, v in zip(labels, values, strict=True)]
     facts += _extremes(dict(zip(labels, values, strict=True)), words.CITIES)
     if shape in ("line", "area"):
+        rising = [int(a) < int(b) for a, b in pairwise(values)]
+        trend = "rising" if all(rising) else "mixed" if any(rising) else "falling"
         facts.append(_alone("trend", trend, words.TRENDS))
     else:
         between = str(max(map(int, values)) - min(map(int, values)))
@@ -199,9 +195,9 @@ def _one_series(rng: random.Random, shape: str, labels: list[str]) -> tuple[list
     return facts, {"labels": labels, "values": [values], "printed": printed, "colours": [rng.choice([*words.COLOURS])]}
 
 
-def _several_series(rng: random.Random, topic: str) -> tuple[list[Fact], dict[str, object]]:
+def _several_series(rng: random.Random, topic: str) -> Content:
     """Two or three series: their colours, and who leads at each label."""
-    labels = _labels(rng, topic, rng.choice((2, 3)), False)
+    labels = _labels(rng, topic, rng.choice((2, 3)))
     series = rng.sample(words.SERIES, rng.choice((2, 2, 3)))
     colours = rng.sample([*words.COLOURS], len(series))
     values = [rng.sample(_numbers(10, 90, 10), len(series)) for _ in labels]  # of one label: all different
@@ -221,41 +217,33 @@ def _parts(rng: random.Random, count: int) -> list[str]:
             return [str(part) for part in parts]
 
 
-def _infographic(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+def _infographic(rng: random.Random) -> Content:
     topic, colour, year = rng.choice(words.GOODS_TOPICS), rng.choice([*words.COLOURS]), rng.choice(words.YEARS)
     goods = rng.sample(words.GOODS, rng.choice((3, 4)))
     shares, region = _parts(rng, len(goods)), _skewed(rng, "region", words.REGIONS)
-    facts = [
-        _alone("topic", topic, words.GOODS_TOPICS),
-        _alone("header colour", colour, tuple(words.COLOURS)),
-        _alone("year", year, words.YEARS),
-        *(Fact("share of", g, s, tuple(_numbers(5, 85))) for g, s in zip(goods, shares, strict=True)),
-        *_extremes(dict(zip(goods, shares, strict=True)), words.GOODS),
-        region,
-    ]
+    facts = [_alone("topic", topic, words.GOODS_TOPICS), _alone("header colour", colour, tuple(words.COLOURS)),
+             _alone("year", year, words.YEARS)]  # fmt: skip
+    facts += [Fact("share of", g, s, tuple(_numbers(5, 85))) for g, s in zip(goods, shares, strict=True)]
+    facts += [*_extremes(dict(zip(goods, shares, strict=True)), words.GOODS), region]
     return facts, {"topic": topic, "colour": colour, "year": year, "labels": goods, "values": shares,
                    "region": region.value}  # fmt: skip
 
 
-def _document(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+def _document(rng: random.Random) -> Content:
     kind, currency = rng.choice(words.DOCUMENT_TYPES), _skewed(rng, "currency", words.CURRENCIES)
     fields = rng.sample([("name", words.NAMES), ("city", words.CITIES), ("month", words.MONTHS)], 2)
     told = [_alone(key, rng.choice(options), options) for key, options in fields]
     items = rng.sample(words.ITEMS, rng.choice((2, 3)))
     prices = rng.sample(_numbers(5, 50), len(items))
     total = str(sum(map(int, prices)))
-    facts = [
-        _alone("document type", kind, words.DOCUMENT_TYPES),
-        *told,
-        *(Fact("price of", i, p, tuple(_numbers(5, 50))) for i, p in zip(items, prices, strict=True)),
-        _alone("total", total, _numbers(15, 135)),
-        currency,
-    ]
+    facts = [_alone("document type", kind, words.DOCUMENT_TYPES), *told]
+    facts += [Fact("price of", i, p, tuple(_numbers(5, 50))) for i, p in zip(items, prices, strict=True)]
+    facts += [_alone("total", total, _numbers(15, 135)), currency]
     return facts, {"type": kind, "fields": [(f.relation, f.value) for f in told], "labels": items, "values": prices,
                    "total": total, "currency": currency.value}  # fmt: skip
 
 
-def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+def _scene(rng: random.Random) -> Content:
     """Three or four shapes over ground and sky; one of them may stand there two or three times, and is then counted."""
     sky, ground = _skewed(rng, "sky", words.SKIES), rng.choice(words.GROUNDS)
     shapes = rng.sample([*words.SHAPES], rng.choice((3, 4)))
@@ -266,21 +254,16 @@ def _scene(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
     order = sorted(shapes, key=objects.index)
     colour_of = dict(zip(shapes, colours, strict=True))
     biggest = rng.choice([s for s, n in zip(shapes, counts, strict=True) if n == 1])
-    named = tuple(words.SHAPES)
-    facts = [
-        sky,
-        _alone("ground", ground, words.GROUNDS),
-        *(Fact("colour of", s, colour_of[s], tuple(words.COLOURS)) for s in order),
-        *(Fact("number of", words.SHAPES[s], words.COUNTS[n - 1], tuple(words.COUNTS[:4]))
-          for s, n in zip(shapes, counts, strict=True) if n > 1),
-        _alone("leftmost shape", objects[0], named),
-        _alone("rightmost shape", objects[-1], named),
-        _alone("biggest shape", biggest, named),
-    ]  # fmt: skip
+    facts = [sky, _alone("ground", ground, words.GROUNDS)]
+    facts += [Fact("colour of", s, colour_of[s], tuple(words.COLOURS)) for s in order]
+    facts += [Fact("number of", words.SHAPES[s], words.COUNTS[n - 1], tuple(words.COUNTS[:4]))
+              for s, n in zip(shapes, counts, strict=True) if n > 1]  # fmt: skip
+    places = {"leftmost": objects[0], "rightmost": objects[-1], "biggest": biggest}
+    facts += [_alone(f"{place} shape", name, tuple(words.SHAPES)) for place, name in places.items()]
     return facts, {"sky": sky.value, "ground": ground, "objects": objects, "biggest": biggest, "colours": colour_of}
 
 
-def _geometry(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
+def _geometry(rng: random.Random) -> Content:
     figure, colour = rng.choice(words.FIGURES), rng.choice([*words.COLOURS])
     a, b = sorted(rng.sample(_numbers(20, 60), 2), key=int)
     if figure == "triangle":  # the third side is longer than the difference of the others, shorter than their sum
@@ -293,25 +276,17 @@ def _geometry(rng: random.Random) -> tuple[list[Fact], dict[str, object]]:
     if figure == "triangle" and rng.random() < 0.5:  # 3, 4, 5 times five or ten: right at B
         factor = rng.choice((5, 10))
         sides, angles = [str(3 * factor), str(4 * factor), str(5 * factor)], "one"
-    total = str(sum(map(int, sides)))
-    unit = _skewed(rng, "unit", words.LENGTHS)
-    facts = [
-        _alone("figure", figure, words.FIGURES),
-        _alone("line colour", colour, tuple(words.COLOURS)),
-        *(Fact("length of", n, s, tuple(_numbers(15, 65))) for n, s in zip(names, sides, strict=True)),
-        _alone("perimeter", total, _numbers(60, 240)),
-        _alone("right angle count", angles, words.RIGHT_ANGLES),
-        unit,
-    ]
+    unit, total = _skewed(rng, "unit", words.LENGTHS), str(sum(map(int, sides)))
+    facts = [_alone("figure", figure, words.FIGURES), _alone("line colour", colour, tuple(words.COLOURS))]
+    facts += [Fact("length of", n, s, tuple(_numbers(15, 65))) for n, s in zip(names, sides, strict=True)]
+    facts += [_alone("perimeter", total, _numbers(60, 240)), _alone("right angle count", angles, words.RIGHT_ANGLES)]
     if figure == "triangle":
-        facts.insert(-1, _alone("longest side", names[sides.index(max(sides, key=int))], words.SIDES))
+        facts.append(_alone("longest side", names[sides.index(max(sides, key=int))], words.SIDES))
+    facts.append(unit)
     return facts, {"figure": figure, "colour": colour, "sides": names, "values": sides, "angles": angles,
                    "unit": unit.value, "fill": rng.random() < 0.5}  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[random.Random], tuple[list[Fact], dict[str, object]]]] = {
-    "infographic": _infographic,
-    "document": _document,
-    "scene": _scene,
-    "geometry": _geometry,
-}
+_MAKERS: dict[str, Callable[[random.Random], Content]] = {
+    "infographic": _infographic, "document": _document, "scene": _scene, "geometry": _geometry,
+}  # fmt: skip
