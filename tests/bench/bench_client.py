@@ -42,19 +42,15 @@ def rows() -> list[dict[str, Any]]:
     """Output tokens per second of the three on one server. Raises UserError when the server does not start."""
     model = load_profile("mini").models.policy.model_copy(update={"path": "zoo:base"})
     with serve(model, options=Options(max_model_len=512)) as server:
-        return compare(server.config, COUNT, harness.ROUNDS)
-
-
-def compare(served: ModelConfig, count: int, rounds: int) -> list[dict[str, Any]]:
-    """The rows on a server that runs."""
-    ways = {"ours": partial(ours, served, count), "vllm": partial(load_generator, served),
-            "batches": partial(ours, served, BATCH)}  # fmt: skip
-    ours(served, count, chats(IN_FLIGHT, 0, -1))  # warm
-    found = harness.side_by_side(ways, lambda turn, number: chats(count, turn, number), rounds)
+        served = server.config
+        ways = {"ours": partial(ours, served, COUNT), "vllm": partial(load_generator, served),
+                "batches": partial(ours, served, BATCH)}  # fmt: skip
+        ours(served, COUNT, chats(IN_FLIGHT, 0, -1))  # warm
+        found = harness.side_by_side(ways, lambda turn, number: chats(COUNT, turn, number))
     compared = {"vllm": ("of vLLM's load generator", VLLM_GOAL),
                 "batches": (f"against waiting for batches of {BATCH}", BATCH_GOAL)}  # fmt: skip
     return [
-        harness.row(f"client, {what}", found["ours"], found[way], goal, "output tokens/s", count * rounds)
+        harness.row(f"client, {what}", found["ours"], found[way], goal, "output tokens/s", COUNT * harness.ROUNDS)
         for way, (what, goal) in compared.items()
     ]
 

@@ -52,20 +52,18 @@ def tasks_of(profile: Profile, images: int, seed: int) -> list[CaptionTask]:
     tasks = []
     for _, item in zip(range(images), open_images(profile, "rl"), strict=False):
         rng, facts = random.Random(f"{seed}/{item.id}"), item.meta["facts"]
-        questions = [_question(rng, key, value, sorted({*facts.values()})) for key, value in facts.items()]
+        questions = []
+        for key, value in facts.items():
+            others = sorted({*facts.values()} - {value})
+            options = [value, *rng.sample(others, min(3, len(others)))]
+            rng.shuffle(options)
+            answer = "ABCD"[options.index(value)]
+            questions.append(Question(question=f"What is the {key}?", options=tuple(options), answer=answer))
         for index in range(GROUP):
             told = rng.sample(list(facts.items()), 1 + index * (len(facts) - 1) // (GROUP - 1))
             caption = " ".join(statement(f"What is the {key}?", value) for key, value in told)
             tasks.append(CaptionTask(caption, questions, (seed, 0, item.id, index)))
     return tasks
-
-
-def _question(rng: random.Random, key: str, value: str, values: Sequence[str]) -> Question:
-    others = [v for v in values if v != value]
-    options = [value, *rng.sample(others, min(3, len(others)))]
-    rng.shuffle(options)
-    answer = "ABCD"[options.index(value)]
-    return Question(question=f"What is the {key}?", options=tuple(options), answer=answer)
 
 
 def _settings(profile: Profile, kind: str = "qa_expected", draw: str | None = None) -> RL:

@@ -8,6 +8,7 @@ ends it. A step that fails is told and does not hold up the others.
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,7 @@ def train(size: dict[str, Any], folder: Path, name: str, steps: int, **training:
     return [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
 
 
-def shown(row: dict[str, Any]) -> dict[str, Any]:
+def told(row: dict[str, Any]) -> dict[str, Any]:
     """What of a step is told."""
     names = ("seconds", "seconds_generate", "seconds_reward", "completion_tokens", "reward", "grad_norm", "kl")
     return {"ok": row["grad_norm"] is not None, **{name: row[name] for name in names}}
@@ -189,18 +190,16 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def lora(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Two steps of profile one_gpu: adapters of rank 64."""
-    return shown(train(size, folder, "lora", 2, lora={})[-1])
+    return told(train(size, folder, "lora", 2, lora={})[-1])
 
 
 def full(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A step of all weights with the KL reference; it needs some 100 GB at the true size."""
-    return shown(train(size, folder, "full", 1)[-1])
+    return told(train(size, folder, "full", 1)[-1])
 
 
 def resume(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The second step of `lora` again, from the checkpoint of the first."""
-    import shutil
-
     shutil.rmtree(folder / "again", ignore_errors=True)
     shutil.copytree(folder / "lora", folder / "again")
     first = json.loads((folder / "lora" / "curve.jsonl").read_text().splitlines()[-1])
@@ -210,16 +209,7 @@ def resume(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"ok": all(gap <= ROUNDING * abs(first[name]) + 1e-6 for name, gap in gaps.items()), **gaps}
 
 
-STEPS = (models, vision, reader, rollout, lora, full, resume)
-
-
-def one(name: str, size: str, folder: Path) -> None:
-    """Run a step in this process and print its line."""
-    torch.set_num_threads(torch.get_num_threads() if GPU else 1)
-    step = next(step for step in STEPS if step.__name__ == name)
-    start, peak = time.perf_counter(), fresh_peak()
-    found = {"step": name, "ok": True} | step(SIZES[size], folder)
-    print(json.dumps(found | {"total_sec": time.perf_counter() - start, "peak_gb": peak()}))
+STEPS = {step.__name__: step for step in (models, vision, reader, rollout, lora, full, resume)}
 
 
 def main(argv: list[str]) -> int:
@@ -227,20 +217,23 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=list(SIZES), default="3b" if GPU else "tiny")
     parser.add_argument("--folder", type=Path, help="for the models, 15 GB at 3b; by default a temporary one")
-    parser.add_argument("--step", choices=[step.__name__ for step in STEPS])
+    parser.add_argument("--step", choices=list(STEPS))
     given = parser.parse_args(argv)
-    if given.step:
-        one(given.step, given.size, given.folder)
+    if given.step:  # in this process
+        torch.set_num_threads(torch.get_num_threads() if GPU else 1)
+        start, peak = time.perf_counter(), fresh_peak()
+        found = {"step": given.step, "ok": True} | STEPS[given.step](SIZES[given.size], given.folder)
+        print(json.dumps(found | {"total_sec": time.perf_counter() - start, "peak_gb": peak()}))
         return 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="check-gpu-") as temporary:
         folder = given.folder or Path(temporary)
         for step in STEPS:
-            words = [sys.executable, __file__, "--step", step.__name__, "--size", given.size, "--folder", str(folder)]
+            words = [sys.executable, __file__, "--step", step, "--size", given.size, "--folder", str(folder)]
             done = subprocess.run(words, capture_output=True, text=True)
             lines = done.stdout.strip().splitlines() or [""]
             told = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            failed = {"step": step.__name__, "ok": False, "error": told}
+            failed = {"step": step, "ok": False, "error": told}
             rows.append(failed if done.returncode else json.loads(lines[-1]))
             print(json.dumps(rows[-1]), flush=True)
     print(f"\n{'step':8} {'ok':4} {'sec':>7} {'peak GB':>8}")

@@ -76,8 +76,7 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
         known = {row["name"]: row for row in json.loads(file.read_text("utf-8"))} if file.exists() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{paths.shown(file)} is damaged ({error}); restore or delete it") from None
-    for one in rows:
-        known[one["name"]] = {**one, "machine": machine(), "commit": runs.commit()["commit"]}
+    known |= {row["name"]: {**row, "machine": machine(), "commit": runs.commit()["commit"]} for row in rows}
     ordered = sorted(known.values(), key=lambda row: row["name"])
     write_json(file, ordered)
     write_atomic(file.with_suffix(".md"), f"# Benches\n\n{INTRODUCTION}\n\n{table(ordered)}\n")
@@ -93,7 +92,15 @@ def machine() -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = [HEADS, [":---", "---:", "---:", ":---", "---:", "---:", ":---", "---:", ":---"]]
-    lines += [[*_cells(row), row.get("machine", "this")] for row in rows]
+    for row in rows:
+        compared = f"target {row['baseline']:g}" if row["target"] else f"measured {three_digits(row['baseline'])}"
+        goal, ratio = row["goal"], row["ratio"]
+        met = "" if None in (goal, ratio) else ", met" if ratio >= goal else ", missed"
+        lines.append([
+            row["name"], three_digits(row["ours"]), compared, "lower" if row["lower"] else "higher",
+            three_digits(ratio), MISSING if goal is None else f"{goal:g}{met}", row["unit"], f"{row['n']:,}",
+            row.get("machine", "this"),
+        ])  # fmt: skip
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
@@ -103,13 +110,3 @@ def three_digits(value: float | None) -> str:
         return MISSING
     places = 2 - floor(log10(abs(value))) if value else 0
     return f"{round(value, places):,.{max(0, places)}f}"
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    compared = f"target {row['baseline']:g}" if row["target"] else f"measured {three_digits(row['baseline'])}"
-    goal, ratio = row["goal"], row["ratio"]
-    met = "" if None in (goal, ratio) else ", met" if ratio >= goal else ", missed"
-    return [
-        row["name"], three_digits(row["ours"]), compared, "lower" if row["lower"] else "higher", three_digits(ratio),
-        MISSING if goal is None else f"{goal:g}{met}", row["unit"], f"{row['n']:,}",
-    ]  # fmt: skip
