@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
-from collections.abc import Sequence
+from functools import partial
 
 from PIL import Image
 
@@ -40,6 +40,7 @@ class _Chart:
         from matplotlib.figure import Figure
 
         self.layout, self.kind, self.rng, self.face = layout, layout["type"], rng, face
+        self.size = partial(fit, face=face)  # at which every text has room, as matplotlib counts it
         self.labels, self.values = layout["labels"], [[int(v) for v in row] for row in layout["values"]]
         self.colours, self.series = [_rgb(COLOURS[name]) for name in layout["colours"]], layout.get("series", ())
         self.figure = Figure(figsize=(SIZE / 72, SIZE / 72), dpi=72)  # a point is a pixel
@@ -56,10 +57,6 @@ class _Chart:
             shown.note(text.get_text(), (box.x0, SIZE - box.y1, box.x1, SIZE - box.y0), key)
         return shown
 
-    def _size(self, texts: Sequence[str], width: float, most: float) -> float:
-        """Size at which every text has room, as matplotlib counts it."""
-        return fit(texts, width, most, self.face)
-
     def _titles(self) -> None:
         """The title, the unit, and the names of the series."""
         from matplotlib.lines import Line2D
@@ -70,12 +67,12 @@ class _Chart:
         title, unit = self.rng.choice(TITLES).format(t=topic, T=topic.capitalize()), self.rng.choice(UNITS)
         unit = unit.format(u=self.layout["unit"])
         for y, text, size, key in ((0.945, title, 27, "topic"), (0.875, unit, 21, "unit")):
-            size = self._size([text], SIZE - 28, size)
+            size = self.size([text], SIZE - 28, size)
             self.words.append((self.figure.text(x, y, text, size=size, ha=align, va="center"), key))
         if self.series:
             dots = {"marker": "o", "ms": 10, "lw": 5}
             marks = [Line2D([], [], color=c, **dots) if self.kind == "line" else Patch(color=c) for c in self.colours]
-            size = self._size(["".join(self.series)], SIZE - 20 - 44 * len(marks), 22)
+            size = self.size(["".join(self.series)], SIZE - 20 - 44 * len(marks), 22)
             legend = self.figure.legend(
                 marks, self.series, loc="center", bbox_to_anchor=(0.5, 0.8), ncols=3, fontsize=size, borderpad=0.2,
                 handlelength=24 / size, handletextpad=5 / size, columnspacing=14 / size)  # fmt: skip
@@ -105,7 +102,7 @@ class _Chart:
         key = "leader in" if self.series else "value of"
         self.words += [(tick.label1, f"{key} {label}") for tick, label in zip(labels, self.labels, strict=True)]
         ticks = [*range(0, int(high) + 1, 20)] if scaled else []
-        numbers = across(ticks, map(str, ticks), size=self._size(["100"], 46, 19))
+        numbers = across(ticks, map(str, ticks), size=self.size(["100"], 46, 19))
         self.words += [(tick.label1, "") for tick in numbers]
         axes.tick_params(length=0, pad=5)
         axes.grid(scaled, axis="x" if bars else "y")
@@ -118,20 +115,17 @@ class _Chart:
         """Axes with room for the labels; the labels' size, and whether they are turned because they are too long."""
         count, top, bottom = len(self.labels), SIZE * (0.74 if self.series else 0.81), 34 if scaled else 10
         if self.kind == "bars":
-            size = self._size(self.labels, 92, min(25, (top - bottom) / count - 6))
+            size = self.size(self.labels, 92, min(25, (top - bottom) / count - 6))
             low, high = self._stepped(SIZE - top, SIZE - bottom, count)
-            return self._axes(stepped(self._wide(size) + 16), SIZE - high, SIZE - 22, SIZE - low), size, False
-        left = 54 if scaled else 12
-        left, right = self._stepped(left, SIZE - 8, count)
+            left = stepped(widest(self.labels, size, self.face) + 16)
+            return self._axes(left, SIZE - high, SIZE - 22, SIZE - low), size, False
+        left, right = self._stepped(54 if scaled else 12, SIZE - 8, count)
         part = (right - left) / count
-        size = self._size(self.labels, part - 7, 24)
+        size = self.size(self.labels, part - 7, 24)
         if turned := widest(self.labels, size, self.face) > part - 3:
-            size = self._size(self.labels, SIZE, 21)
-        return self._axes(left, 18 + (self._wide(size) if turned else size), right, top), size, turned
-
-    def _wide(self, size: float) -> float:
-        """Pixels of the longest label."""
-        return widest(self.labels, size, self.face)
+            size = self.size(self.labels, SIZE, 21)
+        high = widest(self.labels, size, self.face) if turned else size
+        return self._axes(left, 18 + high, right, top), size, turned
 
     def _bars(self, axes) -> None:
         whole, inside = self.rng.uniform(0.6, 0.82), self.rng.random() < 0.4

@@ -167,22 +167,16 @@ def _framed(rng: random.Random, layout: dict) -> tuple[list[complex], list[tuple
     tried = ((length, turn) for some in (turns[:4], turns[4:]) for length in range(310, 130, -10) for turn in some)
     for length, turn in tried:
         corners = [point * cmath.rect(length / reach, turn) for point in shape]
-        boxes = _boxes(corners, widths, flip)
+        middle, boxes = sum(corners) / len(corners), []  # of the letters outside their corners, then of the lengths
+        places = [(corner, corner - middle) for corner in corners]
+        places += [((a + b) / 2, flip * 1j * (b - a)) for a, b in _ends(corners)]
+        for (at, out), width in zip(places, widths, strict=False):
+            out /= abs(out)
+            at += out * (abs(out.real) * width / 2 + abs(out.imag) * 12 + 9)
+            boxes.append((at.real - width / 2, at.imag - 12, at.real + width / 2, at.imag + 12))
         lefts, tops, rights, bottoms = zip(*boxes, strict=True)
         dx, dy = (SIZE - min(lefts) - max(rights)) / 2, (SIZE - min(tops) - max(bottoms)) / 2
         if min(min(lefts) + dx, min(tops) + dy) > 6 and not overlap(boxes):
             break
     moved = [(left + dx, top + dy, right + dx, bottom + dy) for left, top, right, bottom in boxes]
     return [point + complex(dx, dy) for point in corners], [(*w, box) for w, box in zip(words, moved, strict=True)]
-
-
-def _boxes(corners: list[complex], widths: list[float], flip: int) -> list[Box]:
-    """Boxes of the letters outside their corners, then of the lengths outside their sides."""
-    middle, boxes = sum(corners) / len(corners), []
-    places = [(corner, corner - middle) for corner in corners]
-    places += [((a + b) / 2, flip * 1j * (b - a)) for a, b in _ends(corners)]
-    for (at, out), width in zip(places, widths, strict=False):
-        out /= abs(out)
-        at += out * (abs(out.real) * width / 2 + abs(out.imag) * 12 + 9)
-        boxes.append((at.real - width / 2, at.imag - 12, at.real + width / 2, at.imag + 12))
-    return boxes

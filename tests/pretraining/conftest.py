@@ -2,7 +2,9 @@
 
 import pytest
 
+from caprl_utils.config import load_profile
 from caprl_utils.hashing import file_hash
+from caprl_utils.mini.source import training_rows
 from caprl_utils.pretraining import data, llamafactory
 from caprl_utils.records import about_image
 
@@ -26,22 +28,26 @@ class WordCounter:
         return sum(len(message.content.split()) for message in example.messages)
 
 
+def data_set(folder, examples):
+    """Conversations as a checked data set; their images lie in the same folder."""
+    data.write_rows(folder, "sft", examples)
+    values = {"hash": file_hash(folder / "sft.jsonl"), "rows": len(examples)}
+    return data.DataSet("sft", folder, folder, values)
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """A data folder with conversations of the mini world; returns folder and rows."""
-    from caprl_utils.mini.source import training_rows
-
-    folder = tmp_path_factory.mktemp("data")
-    examples = []
+    """Conversations of the mini world."""
+    folder, examples = tmp_path_factory.mktemp("data"), []
     for name, image, turns in training_rows("sft", STEPS * BATCH, seed=1):
         image.save(folder / f"{name}.png")
         examples.append(about_image(name, f"{name}.png", turns))
-    data.write_rows(folder, "sft", examples)
-    return folder, examples
+    return data_set(folder, examples)
 
 
-def dataset(rows):
-    """The rows as a checked data set."""
-    folder, examples = rows
-    values = {"hash": file_hash(folder / "sft.jsonl"), "rows": len(examples)}
-    return data.DataSet("sft", folder, folder, values)
+def small_profile(**changed):
+    """Profile mini with stages of six steps. changed: more of the section `pretraining`."""
+    stage = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
+    stages = dict.fromkeys(("align", "further", "sft"), stage)
+    pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
+    return load_profile("mini", {"pretraining": stages | pace | {"save_every": 2, "parallel_runs": 1} | changed})

@@ -20,17 +20,14 @@ def arguments(file, *overrides):
 def parse(file, *overrides):
     model, data, training, finetuning, _ = arguments(file, *overrides)
     return {
-        "model": model.model_name_or_path, "dataset": data.dataset, "cutoff_len": data.cutoff_len,
-        "max_pixels": model.image_max_pixels, "template": data.template, "packing": data.packing,
-        "learning_rate": training.learning_rate, "epochs": training.num_train_epochs,
+        "cutoff_len": data.cutoff_len, "max_pixels": model.image_max_pixels, "packing": data.packing,
+        "liger": model.enable_liger_kernel, "learning_rate": training.learning_rate, "bf16": training.bf16,
         "batch": training.per_device_train_batch_size, "accumulation": training.gradient_accumulation_steps,
         "schedule": str(training.lr_scheduler_type.value), "warmup_ratio": float(training.warmup_ratio or 0),
-        "warmup_steps": float(training.warmup_steps), "bf16": training.bf16, "deepspeed": training.deepspeed,
+        "warmup_steps": float(training.warmup_steps),
         "zero_stage": training.hf_deepspeed_config.config["zero_optimization"]["stage"] if training.deepspeed else None,
-        "parallel": str(training.parallel_mode.value),
         "frozen": [finetuning.freeze_vision_tower, finetuning.freeze_multi_modal_projector,
                    finetuning.freeze_language_model],
-        "resume": training.resume_from_checkpoint, "liger": model.enable_liger_kernel,
     }  # fmt: skip
 
 

@@ -7,13 +7,12 @@ import time
 import psutil
 import pytest
 
-from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import llamafactory
 from caprl_utils.pretraining.sets import STAGES, Training, folder_of
 from caprl_utils.vlm_init.assembly import assemble
-from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
+from tests.pretraining.conftest import REAL, STEPS, small_profile
 
 pytestmark = REAL
 KILLED_AT = 4
@@ -29,22 +28,18 @@ def model(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
-    sizes = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH, "num_epochs": 1}
-    pace = {"align_of": {"mini-internlm-clip": {"num_epochs": 1}}}
-    changed = {"align": sizes, "further": sizes, "sft": sizes, "save_every": 2, "parallel_runs": 1} | pace
-    profile = load_profile("mini", {"pretraining": changed})
-    data = dataset(rows)
+    profile = small_profile()
     names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
     homes = [folder_of(profile, run) for run in names]
     whole, killed = (Training(run, SETTINGS[model.name], name) for run in names)
 
-    undisturbed = llamafactory.train(profile, whole, model, data)
+    undisturbed = llamafactory.train(profile, whole, model, rows)
     killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))
     killer.start()
     with pytest.raises(UserError, match="llamafactory-cli ended"):
-        llamafactory.train(profile, killed, model, data)
+        llamafactory.train(profile, killed, model, rows)
     killer.join()
-    resumed = llamafactory.train(profile, killed, model, data)
+    resumed = llamafactory.train(profile, killed, model, rows)
 
     assert "/checkpoint-" in (homes[1] / "train.yaml").read_text()
     assert resumed["values"] == undisturbed["values"] and resumed["values"]["steps"] == STEPS

@@ -17,7 +17,7 @@ from caprl_utils.pretraining import data, llamafactory
 from caprl_utils.pretraining.sets import STAGES, Training, folder_of
 from caprl_utils.records import about_image
 from caprl_utils.schema import ModelConfig
-from tests.pretraining.conftest import BATCH, REAL, STEPS, dataset
+from tests.pretraining.conftest import REAL, data_set, small_profile
 
 pytestmark = REAL
 SOME = data.DataSet("rows", Path("folder"), Path("media"), {"hash": "hash", "rows": 10_000})
@@ -34,12 +34,6 @@ def small_model(tmp_path_factory):
     model.save_pretrained(folder)
     models.build_processor().save_pretrained(folder)
     return folder
-
-
-def small_profile():
-    stage = {"num_rows": STEPS * BATCH, "batch_size": BATCH, "micro_batch_size": BATCH}
-    changed = {"align": stage, "further": stage, "sft": stage, "save_every": 2, "parallel_runs": 1}
-    return load_profile("mini", {"pretraining": changed})
 
 
 def write_yaml(folder, profile, name, model, rows):
@@ -86,9 +80,8 @@ def test_llama_factorys_parser_reads_what_we_write(profile, name, tmp_path):
 
 
 def test_rows_have_the_tokens_that_we_count_and_that_the_model_is_asked_with(small_model, rows, tmp_path):
-    _, examples = rows
-    profile = small_profile()
-    config = write_yaml(tmp_path, profile, "sft", small_model, dataset(rows))
+    profile, examples = small_profile(), data.read_rows(rows.folder / "sft.jsonl")
+    config = write_yaml(tmp_path, profile, "sft", small_model, rows)
     encoded = probe("encode", config)
     counter = data.TokenCounter(small_model, profile.pretraining.max_pixels)
     processor = counter.processor
@@ -115,8 +108,7 @@ def test_pictures_are_seen_as_they_were_captioned(small_model, tmp_path):
     grey = Image.fromarray(np.linspace(0, 60_000, 3600).reshape(60, 60).astype("uint16"))
     examples = [save("clear.png", Image.new("RGBA", (80, 60))), save("deep.png", grey),
                 save("side.jpg", Image.new("RGB", (120, 90)), exif=exif)]  # fmt: skip
-    data.write_rows(tmp_path, "sft", examples)
-    checked = dataset((tmp_path, examples))
+    checked = data_set(tmp_path, examples)
     seen = probe("look", write_yaml(tmp_path, small_profile(), "sft", small_model, checked))
     clear, deep, side = seen
     assert clear["corner"] == [255] * 3 and 120 < deep["mean"][0] < 135 and side["size"] == [90, 120]
@@ -130,13 +122,11 @@ def test_a_step_with_qwens_tokenizer(qwen_vlm, rows, tmp_path):
     folder.mkdir()
     Image.effect_noise((640, 480), 90).convert("RGB").save(folder / "photo.jpg")
     examples = [about_image(str(i), "photo.jpg", [("What is it?", "Noise, 42 %.")]) for i in range(2)]
-    data.write_rows(folder, "sft", examples)
     # two epochs, since the first step only warms up
     sizes = {"num_rows": 2, "batch_size": 2, "micro_batch_size": 2, "num_epochs": 2}
-    profile = load_profile("mini", {"pretraining": {"sft": sizes, "cutoff_tokens": 2048, "parallel_runs": 1,
-                                                    "max_pixels": 1024 * 28 * 28}})  # fmt: skip
+    profile = small_profile(sft=sizes, cutoff_tokens=2048, max_pixels=1024 * 28 * 28)
     training = Training("real", "mini-qwen-3b", "sft")
-    made = llamafactory.train(profile, training, qwen_vlm, dataset((folder, examples)))
+    made = llamafactory.train(profile, training, qwen_vlm, data_set(folder, examples))
     assert made["values"]["steps"] == 2 and all(moved > 0 for moved in made["values"]["moved"].values())
     home = folder_of(profile, "real")
     encoded = probe("encode", home / "train.yaml")
@@ -154,5 +144,5 @@ def test_a_failure_is_told_with_the_end_of_the_log(small_model, rows, tmp_path):
     (broken / "model.safetensors").write_bytes(b"cut off")
     profile = small_profile()
     with pytest.raises(UserError, match="llamafactory-cli ended with status") as error:
-        llamafactory.train(profile, Training("broken", "mini-qwen-3b", "sft"), broken, dataset(rows))
+        llamafactory.train(profile, Training("broken", "mini-qwen-3b", "sft"), broken, rows)
     assert paths.shown(folder_of(profile, "broken") / "train.log") in str(error.value)
