@@ -12,7 +12,7 @@ from PIL import Image
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.pretraining import data, llamafactory, pretrain, sets
-from caprl_utils.pretraining.data import DataSet, described, image_source, prepare, read_rows
+from caprl_utils.pretraining.data import DataSet, image_source, prepare, read_rows
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.vlm_init import assembly
 from tests.pretraining.conftest import WordCounter
@@ -34,16 +34,17 @@ def profile():
 
 @pytest.fixture
 def captioned(monkeypatch, tmp_path):
-    """Captions of every rendered set, each naming its image and who wrote it; the first one is empty, and of
-    DenseFusion's the next three are cut, a loop, and hold a mark.
+    """Captions of every rendered set, CapRL's true ones, each other naming its image and who wrote it; the first one is
+    empty, and of DenseFusion's the next three are cut, a loop, and hold a mark.
     """
     from caprl_utils.mini.source import image_at
 
     def caption(profile, pairs_name):
         split, total, seed = image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
-        names = [image_at(split, number, None, int(seed))[0] for number in range(int(total))]
-        rows = [{"image_id": name, "caption": f"{pairs_name} {name}", "num_tokens": 4, "looped": False,
-                 "finish_reason": "stop"} for name in names]  # fmt: skip
+        shown = [image_at(split, number, None, int(seed)) for number in range(int(total))]
+        rows = [{"image_id": name, "num_tokens": 4, "looped": False, "finish_reason": "stop",
+                 "caption": meta["true_caption"] if pairs_name == "caprl-by-caprl" else f"{pairs_name} {name}"}
+                for name, _, _, meta in shown]  # fmt: skip
         rows[0]["caption"] = " "
         if pairs_name == "densefusion-by-densefusion":
             rows[1]["finish_reason"] = "length"
@@ -84,23 +85,8 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
     assert found["rows"] == 6 and found["set_aside"] == []
     assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
     assert (found["captions"]["tokens"], found["captions"]["told"], found["captions"]["statements"]) == (4, 0, 0.1)
-
-
-def test_how_true_captions_are_is_measured():
-    from caprl_utils.mini.source import truth
-    from caprl_utils.mini.world import KINDS, picture
-
-    first, second = (picture("pretraining", 0, kind, 7) for kind in KINDS[:2])
-    row = {"num_tokens": 10, "finish_reason": "stop", "looped": False}
-    wrong = "The value of nobody is 7. The value of nobody is 7."  # of nothing in the picture, and said twice
-    drawn = [(truth(first), row | {"caption": " ".join(fact.sentence() for fact in first.facts)}),
-             (truth(second), row | {"caption": f"{second.facts[1].sentence()} {wrong}"}),
-             (truth(second), None)]  # fmt: skip
-    found = described(drawn)
-    told = len({fact.sentence() for fact in first.facts}) + 1
-    assert found["told"] == pytest.approx(told / (len(first.facts) + len(second.facts)))
-    assert found["false share"] == pytest.approx(2 / (told + 2)) and found["repeats"] == 0  # garbled, no known thing
-    assert found["false count"] == 1 and found["count"] == 2 and found["tokens"] == 10
+    whole = made["caprl-1m"].values  # how true captions are is measured
+    assert whole["captions"]["told"] > 0.8 and whole["captions"]["false share"] == whole["captions"]["repeats"] == 0
 
 
 def test_other_items_leave_data_sets_as_they_are(profile, captioned):
@@ -131,12 +117,10 @@ def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
 def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path):
     seeded, made = load_profile("smoke", {"pretraining.seeds": [0, 3]}), {}
     monkeypatch.setattr(assembly, "assemble", lambda name, out, seed: made.update({out.name: (name, seed)}))
-    folders = pretrain.assemble(seeded)
-    assert made == {"mini-qwen-3b-seed0": ("mini-qwen-3b", 0), "mini-qwen-3b-seed3": ("mini-qwen-3b", 3)}
-    assert list(folders) == list(made)
-    trainings = {t.name: t for t in sets.all_trainings(seeded.pretraining)}
-    both = [trainings["mini-qwen-3b-align-seed0"], trainings["mini-qwen-3b-align-seed3"]]
-    assert len({data.dataset_of(training) for training in both}) == 1
+    assert list(pretrain.assemble(seeded)) == ["mini-qwen-3b-seed0", "mini-qwen-3b-seed3"]
+    assert made == {f"mini-qwen-3b-seed{seed}": ("mini-qwen-3b", seed) for seed in (0, 3)}
+    both = [t for t in sets.all_trainings(seeded.pretraining) if t.stage == "align"]
+    assert len(both) == 2 and len({data.dataset_of(training) for training in both}) == 1
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     texts = [llamafactory.train_yaml(seeded, training, tmp_path, SOME, tmp_path) for training in both]
     assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
