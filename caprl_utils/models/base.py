@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,38 +105,19 @@ which splits words differently, without a word (transformers 5.17)."""
 
 
 def check_folder(path: str, name: str) -> None:
-    """Refuse a path that looks like a folder and is no model; hub ids pass."""
+    """Raises UserError for a path that looks like a folder and is no model; hub ids pass."""
     folder = Path(path)
     looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.is_dir()
     if looks_local and not (folder / "config.json").is_file():
         raise UserError(f"no model at {paths.shown(folder)} (models path {name!r}): config.json is missing")
 
 
-def misread_tokenizer(folder: Path) -> bool:
-    """Whether this is a text model's folder whose tokenizer AutoTokenizer replaces by another."""
-    config, tokenizer = folder / "config.json", folder / "tokenizer_config.json"
-    if not (config.is_file() and tokenizer.is_file()) or "vision_config" in json.loads(config.read_text()):
-        return False
-    return json.loads(tokenizer.read_text()).get("tokenizer_class") in GENERAL_TOKENIZERS
-
-
 # Parts of a vision-language model, by their names in Qwen2.5-VL, Qwen3-VL, InternVL and LLaVA.
 PARTS = ("vision_tower", "projector", "language_model")
-_PROJECTORS = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector")
-_TOWERS = ("visual", "vision_tower")
 
 
 def part_of(name: str) -> str:
     """The one of PARTS that a tensor belongs to, in any of the layouts that transformers writes."""
-    dotted = f".{name}."
-    if any(f".{prefix}." in dotted for prefix in _PROJECTORS):
+    if re.search(r"\b(visual\.merger|visual\.deepstack_merger_list|multi_modal_projector)(\.|$)", name):
         return "projector"
-    return "vision_tower" if any(f".{prefix}." in dotted for prefix in _TOWERS) else "language_model"
-
-
-def weights_in(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its head. Raises SafetensorError when it was cut off."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return "vision_tower" if re.search(r"\b(visual|vision_tower)(\.|$)", name) else "language_model"

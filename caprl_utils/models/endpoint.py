@@ -83,8 +83,12 @@ class Client:
     def __init__(self, base_urls: Sequence[str], in_flight: int, api_key: str | None = None) -> None:
         """in_flight: requests that a server works on at once. Raises UserError for a proxy that cannot be used."""
         self.base_urls, self.in_flight, self.api_key = [*base_urls], in_flight, api_key or "none"
-        for url in base_urls:
-            _check_proxy(url)
+        for url in map(urlsplit, base_urls):
+            host, proxies = url.hostname or "", getproxies()
+            proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+            if proxy.startswith("socks") and not proxy_bypass(host):  # this machine is in NO_PROXY since the import
+                told = f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked"
+                raise UserError(f"{told}: set an http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY")
 
     def run(self, posts: Iterable[Post]) -> Iterator[tuple[Any, Any]]:
         """(key, what was read or a RequestError) of each post as it ends; posts are taken as there is room."""
@@ -110,26 +114,33 @@ class Client:
 
     @contextmanager
     def _loop(self) -> Iterator[tuple[asyncio.AbstractEventLoop, list[_Server]]]:
-        servers = [_Server(url, self._api(url), asyncio.Semaphore(self.in_flight)) for url in self.base_urls]
+        import openai
+
+        options = {"timeout": openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC), "max_retries": RETRIES}
+        servers = []
+        for url in self.base_urls:
+            http = openai.DefaultAioHttpClient(follow_redirects=False)  # which would send a GET without body
+            api = openai.AsyncOpenAI(base_url=url, api_key=self.api_key, http_client=http, **options)
+            servers.append(_Server(url, api, asyncio.Semaphore(self.in_flight)))
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="caprl-client", daemon=True)
         thread.start()
+
+        async def close() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for server in servers:
+                await server.api.close()
+
         try:
             yield loop, servers
         finally:
-            asyncio.run_coroutine_threadsafe(_close(servers), loop).result()
+            asyncio.run_coroutine_threadsafe(close(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
-
-    def _api(self, url: str) -> openai.AsyncOpenAI:
-        import openai
-
-        # a redirect would send a GET without body
-        http = openai.DefaultAioHttpClient(follow_redirects=False)
-        timeout = openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC)
-        options = {"api_key": self.api_key, "max_retries": RETRIES, "timeout": timeout, "http_client": http}
-        return openai.AsyncOpenAI(base_url=url, **options)
 
     async def _result(self, servers: list[_Server], post: Post) -> tuple[Any, Any]:
         """One post with all its attempts."""
@@ -185,24 +196,6 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
-def _check_proxy(url: str) -> None:
-    """This machine is in NO_PROXY since the import of the package."""
-    host, proxies = urlsplit(url).hostname or "", getproxies()
-    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
-    if proxy.startswith("socks") and not proxy_bypass(host):
-        told = f"the environment names the SOCKS proxy {proxy}, through which model servers cannot be asked"
-        raise UserError(f"{told}: set an http:// proxy (HTTPS_PROXY), or put {host} into NO_PROXY")
-
-
-async def _close(servers: Sequence[_Server]) -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for server in servers:
-        await server.api.close()
-
-
 class EndpointBackend:
     """The model that `config.path` names, served at `config.base_urls`."""
 
@@ -215,7 +208,7 @@ class EndpointBackend:
 
     @cached_property
     def model_hash(self) -> str:
-        """See `weights.model_hash`."""
+        """See `base.model_hash`."""
         return model_hash(self.config)
 
     @cached_property
@@ -237,10 +230,9 @@ class EndpointBackend:
         """The models that a server has, each with its context where it tells."""
         import openai
 
-        http = openai.DefaultHttpxClient(timeout=10)
-        options = {"api_key": self.client.api_key, "max_retries": 0, "http_client": http}
+        options = {"max_retries": 0, "http_client": openai.DefaultHttpxClient(timeout=10)}
         try:
-            with openai.OpenAI(base_url=url, **options) as api:
+            with openai.OpenAI(base_url=url, api_key=self.client.api_key, **options) as api:
                 return {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}
         except openai.NotFoundError:
             told = f"{url} is no address of a model server (HTTP 404)"
@@ -254,13 +246,22 @@ class EndpointBackend:
         order = {request.id: place for place, request in enumerate(requests)}
         if len(order) < len(requests):
             raise ValueError("two requests have the same id")
-        found = self.stream(requests, sampling)
-        return sorted(found, key=lambda completion: (order[completion.id], completion.index))
+        return sorted(self.stream(requests, sampling), key=lambda done: (order[done.id], done.index))
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. The servers stay full while there are requests. Raises UserError when they are gone."""
+
+        def read(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:
+            (choice,) = answer["choices"]
+            text, ended = choice["message"]["content"], choice["finish_reason"]
+            problem = None if ended in ("stop", "length") else f"the server ended: {ended}"
+            if text is None:  # a reasoning model that never came to its answer, or a call of a tool
+                problem = problem or f"the server gave no text (finish reason {ended})"
+            tokens = int(answer["usage"]["completion_tokens"])
+            return (None, tokens, "error", problem) if problem else (text, tokens, ended, None)
+
         jobs = ((request, index) for request in requests for index in range(sampling.n))
-        posts = (Post((r.id, index), self.chat_body(r, sampling, index), _read_completion) for r, index in jobs)
+        posts = (Post((r.id, index), self.chat_body(r, sampling, index), read) for r, index in jobs)
         failed_in_row = 0
         for (request_id, index), found in self.client.run(posts):
             if not isinstance(found, RequestError):
@@ -278,15 +279,14 @@ class EndpointBackend:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.choice_ids(tuple(choices))
         extra = {"logprobs": True, "logprob_token_ids": ids, "return_tokens_as_token_ids": True}
-        sampling = Sampling(max_tokens=1)
 
         def read(answer: dict[str, Any]) -> list[float]:
             top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             found = {entry["token"]: float(entry["logprob"]) for entry in top}
             return [found[f"token_id:{token}"] for token in ids]
 
-        posts = (Post(place, self.chat_body(r, sampling, **extra), read) for place, r in enumerate(requests))
-        found = dict(self.client.run(posts))
+        one = Sampling(max_tokens=1)
+        found = dict(self.client.run(Post(i, self.chat_body(r, one, **extra), read) for i, r in enumerate(requests)))
         rows = (found[place] for place in range(len(requests)))
         return [None if isinstance(row, RequestError) else row for row in rows]
 
@@ -300,8 +300,7 @@ class EndpointBackend:
                 if isinstance(tokens, RequestError):
                     raise UserError(f"no token ids ({tokens}); letters by probability need a vLLM server")
                 if len(tokens) != 1:
-                    told = f"{choice!r} is {len(tokens)} tokens of {self.name}"
-                    raise UserError(f"{told}; a choice must be one")
+                    raise UserError(f"{choice!r} is {len(tokens)} tokens of {self.name}; a choice must be one")
             self._choice_ids[choices] = [found[choice][0] for choice in choices]
         return self._choice_ids[choices]
 
@@ -347,15 +346,3 @@ def api_key(model: ModelConfig) -> str | None:
     if model.api_key_env and not key:
         raise UserError(f"{model.path}: set the environment variable {model.api_key_env} to the API key")
     return key
-
-
-def _read_completion(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:
-    """A Completion's fields after its id and index."""
-    (choice,) = answer["choices"]
-    tokens, ended = int(answer["usage"]["completion_tokens"]), choice["finish_reason"]
-    if ended not in ("stop", "length"):
-        return None, tokens, "error", f"the server ended: {ended}"
-    text = choice["message"]["content"]
-    if text is None:  # a reasoning model that never came to its answer, or a call of a tool
-        return None, tokens, "error", f"the server gave no text (finish reason {ended})"
-    return text, tokens, ended, None

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class LocalBackend:
 
     @cached_property
     def model_hash(self) -> str:
-        """See `weights.model_hash`."""
+        """See `base.model_hash`."""
         return model_hash(self.config)
 
     @cached_property
@@ -66,8 +66,7 @@ class LocalBackend:
         """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
         waiting = iter(requests)
         while some := list(islice(waiting, STREAM_BATCHES * self.batch_size)):
-            for _, completion in self._completed(some, sampling):
-                yield completion
+            yield from (completion for _, completion in self._completed(some, sampling))
 
     def _completed(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Job, Completion]]:
         """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
@@ -112,19 +111,15 @@ class LocalBackend:
                 if batch := [job for job in batch if reasons[job[0]] is None]:
                     yield batch, self.loaded.encode([requests[row] for row, _ in batch])
 
-    def close(self) -> None:
-        """Give the weights' memory back; the next request loads them again."""
-        close_all([self])
-
 
 _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
 
 
-def close_all(backends: Iterable[LocalBackend] = _backends) -> None:
-    """Close backends, by default all of this process, as before a training that needs the GPU."""
+def close_all() -> None:
+    """Give the memory of all weights back, as before a training on the GPU; the next request loads them again."""
     import torch
 
-    for backend in backends:
+    for backend in _backends:
         vars(backend).pop("loaded", None)
     gc.collect()  # models lie in cycles (`share_images`)
     if torch.cuda.is_available():
@@ -136,35 +131,49 @@ class ProcessorError(Exception):
 
 
 class LoadedModel:
-    """Weights and processor in memory, and the forward passes."""
+    """Weights and processor in memory (of a text model the tokenizer is its processor), and the forward passes."""
 
     def __init__(self, path: str, config: ModelConfig, torch_threads: int | None) -> None:
         import torch
-        from transformers import GenerationConfig
+        import transformers as hf
 
         if torch_threads is not None:
             torch.set_num_threads(torch_threads)
-        self.max_pixels = config.max_pixels
+        self.max_pixels, options = config.max_pixels, {"revision": config.revision}
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.processor, self.tokenizer, self.model = _load(path, config, self.device)
-        self.sees = self.processor is not self.tokenizer
-        own = self.model.generation_config
+        # 16-bit arithmetic is emulated on most CPUs
+        dtype = "float32" if (self.device, config.dtype) == ("cpu", "auto") else config.dtype
+        try:
+            self.sees = hasattr(hf.AutoConfig.from_pretrained(path, **options), "vision_config")
+            self.processor = (hf.AutoProcessor.from_pretrained if self.sees else load_tokenizer)(path, **options)
+            kind = hf.AutoModelForImageTextToText if self.sees else hf.AutoModelForCausalLM
+            model = kind.from_pretrained(path, dtype=dtype, **options)
+        except Exception as error:  # many kinds: JSON, safetensors, missing files, shapes
+            where, why = path, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            remedy = "Check the name and the connection; profiles with `offline: true` use local folders only."
+            if Path(path).is_dir():
+                where, remedy = paths.shown(path), "Delete the folder and make it again, or copy it again."
+            if config.path.startswith(paths.ZOO_PREFIX):
+                remedy = "Restore the file from git (`git checkout caprl_utils/mini/weights`), or train it: `make zoo`."
+            raise UserError(f"the model {where} cannot be loaded ({why}). {remedy}") from error
+        share_images(model)
+        self.tokenizer, self.model = getattr(self.processor, "tokenizer", self.processor), model.to(self.device).eval()
         if self.tokenizer.pad_token is None:  # Llama's
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        ends = own.eos_token_id if own.eos_token_id is not None else self.tokenizer.eos_token_id
+        own = model.generation_config.eos_token_id
+        ends = own if own is not None else self.tokenizer.eos_token_id
         self.end_ids = set(ends if isinstance(ends, list) else [ends])
         # generate() fills unset fields from the model's own defaults, so these must hold nothing else.
         ends, pad = sorted(self.end_ids), self.tokenizer.pad_token_id
-        self.model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+        self.model.generation_config = hf.GenerationConfig(eos_token_id=ends, pad_token_id=pad)
         self._special = [token for token in self.tokenizer.all_special_tokens if token]
 
     def prompt_text(self, request: Request) -> str:
         """The request in the model's chat template, with the start of the assistant's turn."""
         parts = [] if request.image is None else [{"type": "image"}]
         content = [*parts, {"type": "text", "text": request.prompt}] if self.sees else request.prompt
-        turns = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text + request.prefill
+        turns, how = [{"role": "user", "content": content}], {"tokenize": False, "add_generation_prompt": True}
+        return self.processor.apply_chat_template(turns, **how) + request.prefill
 
     def measure(self, requests: Sequence[Request], room: int) -> tuple[list[int], list[str | None]]:
         """Tokens of each prompt (an image counted as one), and why a request cannot be answered, if so."""
@@ -212,15 +221,13 @@ class LoadedModel:
         options = {"max_new_tokens": sampling.max_tokens, "do_sample": False, "logits_processor": decoding}
         with torch.inference_mode():
             tokens = self.model.generate(**inputs, **options)
-        new = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._completion(r.id, i, ids) for (r, i), ids in zip(rows, new, strict=True)]
-
-    def _completion(self, request_id: str, index: int, ids: list[int]) -> Completion:
-        end = next((place for place, token in enumerate(ids) if token in self.end_ids), None)
-        kept = ids if end is None else ids[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        used = len(kept) + (end is not None)  # the end of the turn was generated, and servers count it
-        return Completion(request_id, index, text, used, "length" if end is None else "stop")
+        found = []
+        for (request, index), ids in zip(rows, tokens[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+            kept = list(takewhile(lambda token: token not in self.end_ids, ids))
+            text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            ended = len(kept) < len(ids)  # the end of the turn was generated, and servers count it
+            found.append(Completion(request.id, index, text, len(kept) + ended, "stop" if ended else "length"))
+        return found
 
     def choice_ids(self, choices: Sequence[str]) -> list[int]:
         """Token id of each choice. Raises UserError for one that is not one token."""
@@ -242,27 +249,6 @@ class LoadedModel:
             return torch.log_softmax(logits.float(), dim=-1)[:, list(ids)].tolist()
 
 
-def _load(path: str, config: ModelConfig, device: str) -> tuple[Any, Any, Any]:
-    """(processor, tokenizer, model); for a text model processor and tokenizer are the same."""
-    import transformers as hf
-
-    options, dtype = {"revision": config.revision}, config.dtype
-    if device == "cpu" and dtype == "auto":
-        dtype = "float32"  # 16-bit arithmetic is emulated on most CPUs
-    try:
-        sees = hasattr(hf.AutoConfig.from_pretrained(path, **options), "vision_config")
-        processor = (hf.AutoProcessor.from_pretrained if sees else load_tokenizer)(path, **options)
-        kind = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
-        model = kind.from_pretrained(path, dtype=dtype, **options)
-    except Exception as error:  # many kinds: JSON, safetensors, missing files, shapes
-        where = paths.shown(path) if Path(path).is_dir() else path
-        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise UserError(f"the model {where} cannot be loaded ({why}). {_remedy(config)}") from error
-    if sees:
-        share_images(model)
-    return processor, getattr(processor, "tokenizer", processor), model.to(device).eval()
-
-
 def load_tokenizer(path: str, **options: Any) -> Any:
     """The tokenizer as its folder says: one that names the general class gets that one."""
     import transformers as hf
@@ -271,14 +257,6 @@ def load_tokenizer(path: str, **options: Any) -> Any:
     named = get_tokenizer_config(path, **options).get("tokenizer_class")
     kind = hf.PreTrainedTokenizerFast if named in GENERAL_TOKENIZERS else hf.AutoTokenizer
     return kind.from_pretrained(path, **options)
-
-
-def _remedy(config: ModelConfig) -> str:
-    if config.path.startswith(paths.ZOO_PREFIX):
-        return "Restore the file from git (`git checkout caprl_utils/mini/weights`), or train it: `make zoo`."
-    if Path(config.path).is_dir():
-        return "Delete the folder and make it again, or copy it again."
-    return "Check the name and the connection; profiles with `offline: true` use local folders only."
 
 
 # Sampling that does not depend on what else is in the batch: each row has random numbers of its own
@@ -298,10 +276,8 @@ def draw(logprobs: np.ndarray | Sequence[float], temperature: float, at: float) 
 
 
 class RowSampler:
-    """Repetition penalty, temperature and top-p per row; leaves only the drawn token for the greedy decoder.
-
-    The penalty counts prompt and completion, as vLLM does, but never the padding. rows: (seed, request id, index) of
-    each row; prompt_mask: attention mask of the prompts, (B, T).
+    """Repetition penalty (of prompt and completion, as in vLLM), temperature and top-p per row; leaves only the drawn
+    token for the greedy decoder. rows: (seed, request id, index) of each; prompt_mask: of the prompts, (B, T).
     """
 
     def __init__(self, sampling: Sampling, rows: Sequence[tuple[int, str, int]], prompt_mask: torch.Tensor):
@@ -326,21 +302,16 @@ class RowSampler:
             scores = torch.where(self.seen, torch.where(scores > 0, scores / penalty, scores * penalty), scores)
         if self.sampling.temperature == 0:
             return scores
-        chosen = self._draw(scores, self.draws[:, step : step + 1])
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
-
-    def _draw(self, scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """`draw` for a batch, on its device: (B, V), (B, 1) -> (B, 1)."""
-        import torch
-
-        probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)
+        probs = torch.softmax(scores.double() / self.sampling.temperature, dim=-1)  # from here on as `draw`
         if self.sampling.top_p < 1:
             probs, order = probs.sort(dim=-1, descending=True)
             probs = probs.masked_fill(probs.cumsum(-1) - probs >= self.sampling.top_p, 0.0)
         total = probs.cumsum(-1)
-        index = torch.searchsorted(total, draws * total[:, -1:], right=True)
-        index = index.clamp(max=scores.shape[1] - 1)
-        return order.gather(1, index) if self.sampling.top_p < 1 else index
+        chosen = torch.searchsorted(total, self.draws[:, step : step + 1] * total[:, -1:], right=True)
+        chosen = chosen.clamp(max=scores.shape[1] - 1)
+        if self.sampling.top_p < 1:
+            chosen = order.gather(1, chosen)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 # Each image of a batch is seen once, however many requests show it (in GRPO `group_size`): the numbers are those of
@@ -357,7 +328,12 @@ def share_images(model: Any) -> None:
         import torch
 
         images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-        rows, first = _places(images)
+        sums = torch.stack([image.sum() for image in images]).tolist()
+        rows, first = [], []  # of each image its place among the distinct ones; the indices of these
+        for i, image in enumerate(images):
+            same = (p for p, j in enumerate(first) if sums[j] == sums[i] and torch.equal(images[j], image))
+            rows.append(next(same, len(first)))
+            first += [i] * (rows[-1] == len(first))
         if len(first) == len(rows):
             return inner(pixel_values, image_grid_thw, **options)
         seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)
@@ -365,19 +341,6 @@ def share_images(model: Any) -> None:
         return seen
 
     model.model.get_image_features = features
-
-
-def _places(images: tuple[torch.Tensor, ...]) -> tuple[list[int], list[int]]:
-    """For each image its place among the distinct ones, in order of first appearance; the indices of these."""
-    import torch
-
-    sums = torch.stack([image.sum() for image in images]).tolist()
-    rows, first = [], []
-    for i, image in enumerate(images):
-        same = (p for p, j in enumerate(first) if sums[j] == sums[i] and torch.equal(images[j], image))
-        rows.append(next(same, len(first)))
-        first += [i] * (rows[-1] == len(first))
-    return rows, first
 
 
 @contextmanager

@@ -6,6 +6,7 @@ On a machine without GPU the CPU build serves the small models. `caprl serve MOD
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,24 +16,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 from caprl_utils import paths, processes
 from caprl_utils.errors import UserError
-from caprl_utils.models.base import check_folder, misread_tokenizer
+from caprl_utils.models.base import GENERAL_TOKENIZERS, check_folder
 from caprl_utils.models.endpoint import api_key
 from caprl_utils.processes import visible_gpus
 from caprl_utils.schema import ModelConfig
 
 HOST = "127.0.0.1"
 READY_SEC = float(os.environ.get("CAPRL_READY_SEC") or 900)  # a 72B model loads for minutes
-_POLL_SEC = 1.0
 _LINE_SEC = 10.0  # between progress lines
 CPU_MEMORY_SHARE = 0.2  # on CPU this flag is a share of the machine's memory, and its default of 0.92 fails
 WEIGHTS_SHARE = 0.6  # ours: of the GPUs' memory for a model's weights; the rest is for its prompts
+_REMEDIES = {
+    r"desired GPU memory utilization|No available memory for the cache|free memory on|MemoryError|out of memory":
+        "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)",
+    r"max_model_len|max model len": "the model takes fewer tokens: lower --max-model-len",
+    r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect":
+        "the model is no folder here and the hub did not give it: check its name and the connection",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,7 @@ class Options:
     more: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """A running server, and the model's config that reaches it."""
 
     url: str
@@ -62,16 +69,20 @@ class Server:
 def serve(
     model: ModelConfig, port: int | None = None, options: Options = Options(), log: Path | None = None
 ) -> Iterator[Server]:
-    """Run a vLLM server for `model` as long as the block lasts. port: a free one by default.
-
-    Raises UserError for a missing model, too few GPUs, a port in use, or a server that does not come up (with its log).
+    """Run a vLLM server for `model` as long as the block lasts. Raises UserError for a missing model, too few GPUs, a
+    port in use, or a server that does not come up (with its log).
     """
     folder = paths.resolve_model(model.path)
     check_folder(folder, model.path)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed in this environment; run `make setup`, or `pip install vllm`")
     port = port or free_port()
-    _check_port(port, options.host)
+    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as probe:
+        try:
+            probe.bind((options.host, port))
+        except OSError as error:
+            told = f"port {port} on {options.host} cannot be used ({error.strerror})"
+            raise UserError(f"{told}; stop what listens there or choose another") from None
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
     line = command(model, port, options, tokenizer_folder(Path(folder), log.with_suffix(".tokenizer")))
     process = processes.popen(line, log, environment(model), guarded=True)
@@ -126,9 +137,8 @@ def command(model: ModelConfig, port: int, options: Options = Options(), tokeniz
 
 
 def gpus_of(model: ModelConfig, most: int) -> int:
-    """GPUs that hold a model: the least power of two (up to `most`) of which the weights take WEIGHTS_SHARE.
-
-    A model of the hub has 2 bytes for each of the parameters that its name tells ("-72B-").
+    """The least power of two of GPUs (up to `most`) of which the weights take WEIGHTS_SHARE; of a hub's model 2 bytes
+    for each of the parameters that its name tells ("-72B-").
     """
     folder = Path(paths.resolve_model(model.path))
     weights = float(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
@@ -144,10 +154,14 @@ def gpus_of(model: ModelConfig, most: int) -> int:
 
 
 def tokenizer_folder(model: Path, target: Path) -> Path | None:
-    """A copy of a model's tokenizer that vLLM's AutoTokenizer takes as it is, having no config beside it; None where
-    the model's own folder will do (see `weights.GENERAL_TOKENIZERS`).
+    """A copy of a text model's tokenizer that vLLM's AutoTokenizer takes as it is, having no config beside it; None
+    where the model's own folder will do (see `base.GENERAL_TOKENIZERS`).
     """
-    if not misread_tokenizer(model):
+    files = (model / "config.json", model / "tokenizer_config.json")
+    if not all(file.is_file() for file in files):
+        return None
+    config, tokenizer = (json.loads(file.read_text()) for file in files)
+    if "vision_config" in config or tokenizer.get("tokenizer_class") not in GENERAL_TOKENIZERS:
         return None
     target.mkdir(parents=True, exist_ok=True)
     for file in (*model.glob("*token*.json"), *model.glob("chat_template.*")):
@@ -173,19 +187,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _check_port(port: int, host: str) -> None:
-    """Raises UserError when somebody listens on the port already, or the host is not this machine's."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            told = f"port {port} on {host} cannot be used ({error.strerror})"
-            raise UserError(f"{told}; stop what listens there or choose another") from None
-
-
 def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path) -> None:
     start, told = time.monotonic(), 0.0
-    while not _healthy(url):
+    while True:
+        with suppress(OSError), urlopen(url.removesuffix("/v1") + "/health", timeout=5.0):
+            break
         waited = time.monotonic() - start
         if process.poll() is not None:
             raise UserError(_why_ended(process.returncode, name, log))
@@ -195,25 +201,8 @@ def _wait_until_ready(process: subprocess.Popen, url: str, name: str, log: Path)
         if waited >= told + _LINE_SEC:
             print(f"starting {name}: {waited:.0f} s, log in {paths.shown(log)}", file=sys.stderr, flush=True)
             told = waited
-        time.sleep(_POLL_SEC)
+        time.sleep(1.0)
     print(f"{name} is served at {url} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urlopen(url.removesuffix("/v1") + "/health", timeout=5.0) as answer:
-            return answer.status == 200
-    except OSError:  # not up yet
-        return False
-
-
-_REMEDIES = {
-    r"desired GPU memory utilization|No available memory for the cache|free memory on|MemoryError|out of memory":
-        "there is too little free memory: stop other programs, or give fewer tokens (--max-model-len)",
-    r"max_model_len|max model len": "the model takes fewer tokens: lower --max-model-len",
-    r"RepositoryNotFound|Repository Not Found|offline mode|LocalEntryNotFound|couldn't connect":
-        "the model is no folder here and the hub did not give it: check its name and the connection",
-}  # fmt: skip
 
 
 def _why_ended(status: int, name: str, log: Path) -> str:

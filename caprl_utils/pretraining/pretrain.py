@@ -126,15 +126,15 @@ def _begin(profile: Profile, parent: int, told: str) -> None:
 
 def _evaluate(profile: Profile, name: str) -> Record:
     from caprl_utils.models.base import open_backend
+    from caprl_utils.models.local import close_all
     from caprl_utils.prism.evaluate import evaluate_vqa
 
     final = folder_of(profile, name) / "final"
     model = profile.models.policy.model_copy(update={"path": str(final), "revision": None})
-    backend = open_backend(model, profile)
     try:
-        return evaluate_vqa(profile, name, backend, _samples(profile.model_dump_json()))
+        return evaluate_vqa(profile, name, open_backend(model, profile), _samples(profile.model_dump_json()))
     finally:
-        backend.close()
+        close_all()
 
 
 @functools.lru_cache(maxsize=1)
