@@ -59,6 +59,11 @@ def first_capital(text: str) -> str | None:
     return found[0] if found else None
 
 
+def split_sentences(text: str) -> list[str]:
+    """The parts of a caption between full stops (or ! and ?) and their blanks."""
+    return re.split(r"(?<=[.!?]) ", text)
+
+
 def after_reasoning(text: str) -> str:
     """The text without a model's reasoning: what follows the last ``</think>``, nothing of an unclosed ``<think>``."""
     return _THOUGHT.sub("", text)

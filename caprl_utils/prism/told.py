@@ -6,12 +6,12 @@ sentence of the world; what is true without an image is neither told nor false. 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caprl_utils.answers import split_sentences
 from caprl_utils.prism.statistics import Scores
 from caprl_utils.registry import world_of
 
@@ -53,7 +53,7 @@ def sentences(caption: str, meta: Mapping[str, Any]) -> list[tuple[str, str | No
     states nothing (the introduction, a cut sentence), and of an image whose facts are not known.
     """
     world, seen, found = world_of(meta), set(), []
-    for sentence in re.split(r"(?<=[.!?]) ", caption):
+    for sentence in split_sentences(caption):
         statement = next(iter(world.statements(sentence)), ()) if world else ()
         kind = None if statement == () else "repeat" if statement in seen else kind_of(statement, meta)
         found.append((sentence, kind))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caprl_utils.answers import first_capital
-from caprl_utils.models.base import Backend, Request, Sampling, open_backend
+from caprl_utils.models.base import Backend, Request, Sampling, Scores, open_backend
 from caprl_utils.models.endpoint import Post, RequestError
 from caprl_utils.models.local import draw, uniforms
 from caprl_utils.schema import ModelConfig, Profile
@@ -45,7 +45,7 @@ class Reader:
         self.backend, self._fast, self.words = backend, fast, words
         self._same: bool | None = None  # whether the fast way gives the same numbers; None: not known yet
 
-    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
+    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> Scores:
         """Log-probability, at temperature 1, of each letter as the next token; None where the reader failed."""
         if self._use_fast(requests):
             return self._fast.letter_logprobs(requests, letters)
@@ -57,18 +57,18 @@ class Reader:
         get more than one.
         """
         texts = self._fast.first_tokens(requests, temperature) if self._use_fast(requests) else {}
-        self._add(texts, {i: r for i, r in enumerate(requests) if i not in texts}, temperature, 1)
-        unread = [i for i in range(len(requests)) if texts[i] and first_capital(texts[i]) is None]
-        rest = {i: replace(r := requests[i], id=f"{r.id}/rest", prefill=r.prefill + texts[i]) for i in unread}
-        self._add(texts, rest, temperature, MAX_ANSWER_TOKENS - 1)
-        return [texts[i] for i in range(len(requests))]
 
-    def _add(self, texts: dict[int, str | None], asked: dict[int, Request], temperature: float, count: int) -> None:
-        """Continue some of the texts by at most `count` tokens."""
-        if asked:
-            found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
-            for i, completion in zip(asked, found, strict=True):
-                texts[i] = None if completion.text is None else texts.get(i, "") + completion.text
+        def go_on(asked: dict[int, Request], count: int) -> None:
+            if asked:
+                found = self.backend.generate(list(asked.values()), Sampling(count, temperature=temperature))
+                for i, completion in zip(asked, found, strict=True):
+                    texts[i] = None if completion.text is None else texts.get(i, "") + completion.text
+
+        go_on({i: request for i, request in enumerate(requests) if i not in texts}, 1)
+        unread = {i: r for i, r in enumerate(requests) if texts[i] and first_capital(texts[i]) is None}
+        rest = {i: replace(r, id=f"{r.id}/rest", prefill=r.prefill + texts[i]) for i, r in unread.items()}
+        go_on(rest, MAX_ANSWER_TOKENS - 1)
+        return [texts[i] for i in range(len(requests))]
 
     def _use_fast(self, requests: Sequence[Request]) -> bool:
         if self._fast is None or self._same is not None:
@@ -99,7 +99,7 @@ def open_reader(model: ModelConfig, profile: Profile) -> Reader:
     return Reader(backend, None if backend.loaded.sees else PackedPrompts(backend), profile.prompts)
 
 
-def _plain_logprobs(backend: Backend, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
+def _plain_logprobs(backend: Backend, requests: Sequence[Request], letters: str) -> Scores:
     """Each different prompt is asked once: the answer does not depend on the draw's name."""
     unique = {r.prompt: r for r in requests}
     rows = backend.choice_logprobs(list(unique.values()), [f" {letter}" for letter in letters])
@@ -133,18 +133,6 @@ class Pack:
     rows: list[int] = field(default_factory=list)  # which prompts of the list they are
     path: list[int] = field(default_factory=list)  # places of the last prompt's tokens
 
-    def add(self, prompt: list[int], row: int, shared: int) -> None:
-        """Append a prompt as a branch that leaves the last one after `shared` tokens."""
-        start, new = len(self.ids), len(prompt) - shared
-        for place in self.path[shared:]:
-            self.stops[place] = start
-        self.path[shared:] = range(start, start + new)
-        self.ids += prompt[shared:]
-        self.positions += range(shared, len(prompt))
-        self.stops += [_OPEN] * new
-        self.ends.append(self.path[-1])
-        self.rows.append(row)
-
 
 def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
     """Trees of token lists in sorted order; none grows beyond `max_tokens` unless one prompt does. A tree that is half
@@ -157,9 +145,16 @@ def pack(prompts: Sequence[list[int]], max_tokens: int) -> list[Pack]:
         size = len(packs[-1].ids) if packs else max_tokens
         if size + len(ids) - shared > max_tokens or (2 * shared < len(ids) and 2 * size > max_tokens):
             packs.append(Pack())
-            shared = 0
-        packs[-1].add(ids, row, shared)
-        last = ids
+            shared = size = 0
+        tree, last = packs[-1], ids
+        for place in tree.path[shared:]:  # the branch that the new prompt leaves ends
+            tree.stops[place] = size
+        tree.path[shared:] = range(size, size + len(ids) - shared)
+        tree.ids += ids[shared:]
+        tree.positions += range(shared, len(ids))
+        tree.stops += [_OPEN] * (len(ids) - shared)
+        tree.ends.append(tree.path[-1])
+        tree.rows.append(row)
     return packs
 
 
@@ -182,10 +177,8 @@ def tensors(packs: Sequence[Pack]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
         for name, value in (("ids", 0), ("positions", 0), ("stops", _OPEN))
     )  # padding sees itself: a row without any would be NaN
     place = torch.arange(ids.shape[1])
-    before = place[:, None] >= place[None, :]
-    inside = place[:, None] < stops[:, None, :]
-    # a mask of booleans would be turned into this anew in every layer
-    hidden = torch.where(before & inside, 0.0, -torch.inf)
+    seen = (place[:, None] >= place) & (place[:, None] < stops[:, None, :])
+    hidden = torch.where(seen, 0.0, -torch.inf)  # a mask of booleans would be turned into this anew in every layer
     ends = torch.tensor([(i, end) for i, p in enumerate(packs) for end in p.ends])
     return ids, positions, hidden[:, None], ends
 
@@ -194,11 +187,11 @@ class PackedPrompts:
     """Asks a local text model by packs of prompts; identical prompts are computed once."""
 
     def __init__(self, backend: LocalBackend):
-        self._backend = backend
+        self._backend = backend  # whose weights may be dropped and loaded again
         # how far packed numbers may lie from plain ones, in log-probability
         self.tolerance = 1e-3 if str(backend.loaded.model.dtype) == "torch.float32" else 0.1
 
-    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
+    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> Scores:
         """See `Reader`."""
         ids = self._backend.loaded.choice_ids([f" {letter}" for letter in letters])
         return [None if row is None else row.tolist() for row in self._next_logprobs(requests, ids)]
@@ -212,23 +205,19 @@ class PackedPrompts:
 
     def _next_logprobs(self, requests: Sequence[Request], ids: list[int] | None = None) -> list[np.ndarray | None]:
         """Log-probabilities of the tokens `ids`, by default all, after each prompt; None for what is too long."""
-        model = self._backend.loaded
+        model, first = self._backend.loaded, replace(requests[0], prefill="")
+        before, _, after = model.prompt_text(first).partition(first.prompt)
         unique = {(r.prompt, r.prefill): r for r in requests}
-        asked = zip(unique.items(), self._prompt_ids(list(unique.values())), strict=True)
+        texts = [before + prompt + after + prefill for prompt, prefill in unique]
+        tokens = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        asked = zip(unique.items(), tokens, strict=True)
         good = {name: found for (name, r), found in asked if model.refusal(r, len(found) + 1) is None}
-        names, texts, rows = list(good), list(good.values()), {}
-        limit = max([TOKENS_PER_PACK, *(2 * len(text) for text in texts)])
-        for batch in batches(pack(texts, limit), TOKENS_PER_PASS[model.device]):
+        names, rows = list(good), {}
+        limit = max([TOKENS_PER_PACK, *(2 * len(found) for found in good.values())])
+        for batch in batches(pack(list(good.values()), limit), TOKENS_PER_PASS[model.device]):
             order = [names[row] for p in batch for row in p.rows]
             rows.update(zip(order, self._pass(batch, ids), strict=True))
         return [rows.get((r.prompt, r.prefill)) for r in requests]
-
-    def _prompt_ids(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Tokens of each prompt in the chat template, its prefill behind it."""
-        model, first = self._backend.loaded, replace(requests[0], prefill="")
-        before, _, after = model.prompt_text(first).partition(first.prompt)
-        texts = [before + r.prompt + after + r.prefill for r in requests]
-        return model.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def _pass(self, packs: Sequence[Pack], ids: list[int] | None) -> np.ndarray:
         """(R, V or len(ids)) log-probabilities after each prompt of the packs, in their order; taken on the device."""
@@ -266,22 +255,12 @@ class ListedPrompts:
         self._backend = backend
         self._frame: tuple[str, str] | None = None  # what the template puts around a prompt
 
-    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
+    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> Scores:
         """See `Reader`. Raises ValueError when no vLLM server is there."""
-        self._frame = self._frame or template_frame(self._backend, requests[0])
-        rows = self._ask({r.prompt: r for r in requests}, letters, *self._frame) if self._frame else {}
-        return [rows.get(r.prompt) for r in requests]
-
-    def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
-        """Place -> one sampled letter, None where the server failed. Only where it is a letter nearly for sure: the
-        places left out are asked plainly.
-        """
-        rows = enumerate(zip(requests, self.letter_logprobs(requests, ANSWERS), strict=True))
-        sure = [(i, r, row) for i, (r, row) in rows if row is None or surely_a_letter(row, temperature)]
-        return {i: None if row is None else f" {ANSWERS[_draw(row, temperature, r)]}" for i, r, row in sure}
-
-    def _ask(self, unique: dict[str, Request], letters: str, before: str, after: str) -> dict[str, list[float] | None]:
-        """Prompt -> log-probabilities of the letters, where the server did not fail."""
+        self._frame = self._frame or self._template_frame(requests[0])
+        if self._frame is None:
+            return [None] * len(requests)
+        (before, after), unique, known = self._frame, {r.prompt: r for r in requests}, {}
         ids, prompts = self._backend.choice_ids(tuple(f" {letter}" for letter in letters)), list(unique)
         fixed = {
             "model": self._backend.served, "max_tokens": 1, "temperature": 0.0, "logprobs": 0,
@@ -296,35 +275,42 @@ class ListedPrompts:
 
         parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]
         bodies = [fixed | {"prompt": [before + prompt + after for prompt in part]} for part in parts]
-        posts, found = [Post(*pair, read, "completions") for pair in zip(parts, bodies, strict=True)], {}
+        posts = [Post(*pair, read, "completions") for pair in zip(parts, bodies, strict=True)]
         for part, rows in list(self._backend.client.run(posts)):
             if isinstance(rows, RequestError) and rows.kind == "refused":  # the list is at fault
                 rows = dict(enumerate(_plain_logprobs(self._backend, [unique[p] for p in part], letters)))
             if not isinstance(rows, RequestError):
-                found |= {prompt: rows.get(i) for i, prompt in enumerate(part)}
-        return found
+                known |= {prompt: rows.get(i) for i, prompt in enumerate(part)}
+        return [known.get(r.prompt) for r in requests]
 
+    def first_tokens(self, requests: Sequence[Request], temperature: float) -> dict[int, str | None]:
+        """Place -> one sampled letter, None where the server failed. Only where it is a letter nearly for sure: the
+        places left out are asked plainly.
+        """
+        rows = enumerate(zip(requests, self.letter_logprobs(requests, ANSWERS), strict=True))
+        sure = [(i, r, row) for i, (r, row) in rows if row is None or surely_a_letter(row, temperature)]
+        return {i: None if row is None else f" {ANSWERS[_draw(row, temperature, r)]}" for i, r, row in sure}
 
-def template_frame(backend: EndpointBackend, request: Request) -> tuple[str, str] | None:
-    """What the server's chat template puts before and after a prompt, the prefill included; None without an answer.
-    Raises ValueError when it cannot be told: no vLLM server, or a template that changes the prompt.
-    """
-    ask, model = backend.client.ask, {"model": backend.served}
-    said = {"user": request.prompt, "assistant": request.prefill}
-    messages = [{"role": role, "content": content} for role, content in said.items()]
-    body = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
-    try:
-        ids = ask("/tokenize", model | body)["tokens"]
-        text = ask("/detokenize", model | {"tokens": ids})["prompt"]
-        same = ask("/tokenize", model | {"prompt": text, "add_special_tokens": False})["tokens"] == ids
-    except RequestError as error:
-        if error.kind == "refused":
-            raise ValueError(f"no vLLM server ({error})") from None
-        return None
-    before, found, after = text.partition(request.prompt)
-    if not (same and found):
-        raise ValueError("the server's chat template changes the prompt")
-    return before, after
+    def _template_frame(self, request: Request) -> tuple[str, str] | None:
+        """What the server's chat template puts before and after a prompt, the prefill included; None without an answer.
+        Raises ValueError when it cannot be told: no vLLM server, or a template that changes the prompt.
+        """
+        ask, model = self._backend.client.ask, {"model": self._backend.served}
+        said = {"user": request.prompt, "assistant": request.prefill}
+        messages = [{"role": role, "content": content} for role, content in said.items()]
+        body = {"messages": messages, "continue_final_message": True, "add_generation_prompt": False}
+        try:
+            ids = ask("/tokenize", model | body)["tokens"]
+            text = ask("/detokenize", model | {"tokens": ids})["prompt"]
+            same = ask("/tokenize", model | {"prompt": text, "add_special_tokens": False})["tokens"] == ids
+        except RequestError as error:
+            if error.kind == "refused":
+                raise ValueError(f"no vLLM server ({error})") from None
+            return None
+        before, found, after = text.partition(request.prompt)
+        if not (same and found):
+            raise ValueError("the server's chat template changes the prompt")
+        return before, after
 
 
 def surely_a_letter(logprobs: Sequence[float], temperature: float) -> bool:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from caprl_utils import prompts
-from caprl_utils.answers import first_capital
+from caprl_utils.answers import first_capital, split_sentences
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.hashing import derive_seed
 from caprl_utils.models.base import Backend, Request, Sampling, open_backend
@@ -38,9 +38,6 @@ SCORES = (1, 2, 3, 4, 5)
 UNIFIED_MAX_TOKENS = 512
 LENGTH_SHARES = (0.5, 0.75)
 """CapRL++ (2606.09393): tau1 and tau2, 2048 and 3072 of 4096 tokens."""
-YES, NO = " A", " B"
-"""The verifier's options (`prompts.VERIFY`)."""
-_FINAL = re.compile(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True)
@@ -57,9 +54,7 @@ class Rollout:
 
 @dataclass
 class RewardBatch:
-    """Rewards in the order of the captions (None where one could not be computed), what was seen on the way, and how
-    many requests to models it took.
-    """
+    """Rewards in the order of the captions (None: not computed), what was seen on the way, requests to models."""
 
     rewards: list[float | None]
     metrics: dict[str, float] = field(default_factory=dict)
@@ -73,8 +68,7 @@ def _average(values: Collection[float]) -> float:
 # The QA reward
 
 
-@dataclass(frozen=True)
-class CaptionTask:
+class CaptionTask(NamedTuple):
     """One caption to score, the questions of its image, and the names its random draws derive from."""
 
     caption: str
@@ -82,8 +76,7 @@ class CaptionTask:
     key: tuple[str | int, ...]  # (seed, step, image id, caption index)
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """One question as the reader gets it."""
 
     request: Request
@@ -96,16 +89,12 @@ Scores = tuple[list[float | None], dict[str, float]]  # of each round, and what 
 
 
 def qa(rollout: Rollout, reader: Reader, settings: RL) -> RewardBatch:
-    """Share of questions that the reader answers rightly (`qa_rewards`); draws derive from the training's seed, the
-    step, the image and the caption's number.
-    """
-    seen: Counter[str] = Counter()
-    tasks = []
-    for caption, name, questions in zip(
-        rollout.captions, rollout.rows["id"], rollout.rows["questions"], strict=True
-    ):  # fmt: skip
-        key = (*rollout.key, name, seen[name])
-        tasks.append(CaptionTask(caption, [Question(**question) for question in questions], key))
+    """Share of questions that the reader answers rightly (`qa_rewards`); draws derive from key, image and number."""
+    seen, tasks = Counter(), []
+    rows = zip(rollout.captions, rollout.rows["id"], rollout.rows["questions"], strict=True)
+    for caption, name, questions in rows:
+        asked = [Question(**question) for question in questions]
+        tasks.append(CaptionTask(caption, asked, (*rollout.key, name, seen[name])))
         seen[name] += 1
     return qa_rewards(tasks, reader, settings)
 
@@ -132,28 +121,22 @@ def draw_rounds(task: CaptionTask, rounds: int, draw: str, words: str = "short")
     """N questions of the image, each with its options shuffled and the extra option last. draw: "replacement" (author
     code) or "stratified" (ours): every question once before any is asked again. words: see `prompts.reward_question`.
     """
-    count, rng = len(task.questions), _random(*task.key, "draw")
+    count, rng = len(task.questions), random.Random(derive_seed(*task.key, "draw", bits=64))
     if draw == "replacement":
         drawn = [rng.randrange(count) for _ in range(rounds)]
     else:
-        passes = [rng.sample(range(count), count) for _ in range(math.ceil(rounds / count))]
-        drawn = [index for one_pass in passes for index in one_pass][:rounds]
-    return [_ask(task, task.questions[index], number, words) for number, index in enumerate(drawn)]
-
-
-def _ask(task: CaptionTask, question: Question, number: int, words: str) -> Round:
-    name = "/".join(map(str, (*task.key, number)))
-    order = list(range(len(question.options)))
-    _random(name).shuffle(order)
-    options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
-    prompt = prompts.reward_question(task.caption, question.question, options, words)
-    gold = prompts.LETTERS[order.index(prompts.LETTERS.index(question.answer))]
-    request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
-    return Round(request, gold, prompts.LETTERS[: len(options)], question.question)
-
-
-def _random(*names: str | int) -> random.Random:
-    return random.Random(derive_seed(*names, bits=64))
+        drawn = [i for _ in range(math.ceil(rounds / count)) for i in rng.sample(range(count), count)][:rounds]
+    found = []
+    for number, index in enumerate(drawn):
+        question, name = task.questions[index], "/".join(map(str, (*task.key, number)))
+        order = list(range(len(question.options)))
+        random.Random(derive_seed(name, bits=64)).shuffle(order)
+        options = [*(question.options[i] for i in order), prompts.CANNOT_ANSWER]
+        prompt = prompts.reward_question(task.caption, question.question, options, words)
+        gold = prompts.LETTERS[order.index(prompts.LETTERS.index(question.answer))]
+        request = Request(name, prompt, prefill=prompts.ANSWER_PREFILL)
+        found.append(Round(request, gold, prompts.LETTERS[: len(options)], question.question))
+    return found
 
 
 def sampled_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Scores:
@@ -180,10 +163,9 @@ def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Sc
     chances = {i: _softmax(known[i], settings.reader_temperature) for i in known if masses[i] >= MIN_LETTER_MASS}
     scores = {i: row[rounds[i].letters.index(rounds[i].gold)] for i, row in chances.items()}
     metrics = {
-        "letter_mass": _average(masses.values()),
-        "fallback": len(low) / len(rounds),
+        "letter_mass": _average(masses.values()), "fallback": len(low) / len(rounds),
         "cannot_answer": _average([row[-1] for row in chances.values()]),
-    }
+    }  # fmt: skip
     if low:
         drawn, more = sampled_scores([rounds[i] for i in low], reader, settings)
         scores |= zip(low, drawn, strict=True)
@@ -212,18 +194,11 @@ def vlm(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
         spaced = [replace(request, prefill=f"{request.prefill} ") for request in requests]
         rows = judge.choice_logprobs(spaced, [str(score) for score in SCORES])
     masses = {i: sum(map(math.exp, row)) for i, row in enumerate(rows) if row is not None}
-    rewards = [_expected(row) if masses.get(i, -1.0) >= MIN_SCORE_MASS else None for i, row in enumerate(rows)]
+    rewards: list[float | None] = [None] * len(rows)
+    for i, mass in masses.items():
+        if mass >= MIN_SCORE_MASS:
+            rewards[i] = _scaled(sum(s * p for s, p in zip(SCORES, _softmax(rows[i]), strict=True)))
     return RewardBatch(rewards, {"score_mass": _average(masses.values())}, len(requests))
-
-
-def _about_images(rollout: Rollout, template: str, prefill: str = "") -> list[Request]:
-    rows = zip(rollout.captions, rollout.rows["image"], rollout.rows["id"], strict=True)
-    texts = [(template.format(question=prompts.CAPTION, caption=caption), image, name) for caption, image, name in rows]
-    return [Request(f"{name}/{i}", text, image, prefill=prefill) for i, (text, image, name) in enumerate(texts)]
-
-
-def _expected(logprobs: Sequence[float]) -> float:
-    return _scaled(sum(s * p for s, p in zip(SCORES, _softmax(logprobs), strict=True)))
 
 
 def unified(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
@@ -238,13 +213,19 @@ def unified(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
 
 def final_score(text: str) -> float | None:
     """The last final score of an answer, scaled to 0 to 1; None without one on the scale."""
-    found = _FINAL.findall(text)
+    found = re.findall(r"Final Score:\s*\**\s*([0-9]+(?:\.[0-9]+)?)", text)
     score = float(found[-1]) if found else math.nan
     return _scaled(score) if SCORES[0] <= score <= SCORES[-1] else None
 
 
 def _scaled(score: float) -> float:
     return (score - SCORES[0]) / (SCORES[-1] - SCORES[0])
+
+
+def _about_images(rollout: Rollout, template: str, prefill: str = "") -> list[Request]:
+    texts = [template.format(question=prompts.CAPTION, caption=caption) for caption in rollout.captions]
+    rows = enumerate(zip(texts, rollout.rows["image"], rollout.rows["id"], strict=True))
+    return [Request(f"{name}/{i}", text, image, prefill=prefill) for i, (text, image, name) in rows]
 
 
 # Correctness: a model that looks at the image checks every sentence
@@ -265,8 +246,8 @@ def correct(rollout: Rollout, verifier: Backend, settings: RL) -> RewardBatch:
 
 
 def sentences_of(caption: str) -> list[str]:
-    """The different sentences of a caption, split as `prism.told.sentences` does."""
-    return list(dict.fromkeys(filter(None, re.split(r"(?<=[.!?]) ", caption.strip()))))
+    """The different sentences of a caption."""
+    return list(dict.fromkeys(filter(None, split_sentences(caption.strip()))))
 
 
 def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tuple[dict, float]:
@@ -277,11 +258,11 @@ def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tup
         Request("/".join(key), prompts.VERIFY.format(sentence=key[1]), image, prefill=prompts.ANSWER_PREFILL)
         for key, image in asked.items()
     ]
-    rows = verifier.choice_logprobs(requests, [YES, NO]) if requests else []
-    masses = [None if row is None else sum(map(math.exp, row)) for row in rows]
-    sure = [mass is not None and mass >= MIN_LETTER_MASS for mass in masses]
-    chances = [_softmax(row)[0] if good else None for row, good in zip(rows, sure, strict=True)]
-    return dict(zip(asked, chances, strict=True)), _average([mass for mass in masses if mass is not None])
+    rows = verifier.choice_logprobs(requests, [" A", " B"]) if requests else []  # yes and no
+    known = {key: row for key, row in zip(asked, rows, strict=True) if row is not None}
+    masses = {key: sum(map(math.exp, row)) for key, row in known.items()}
+    chances = {key: _softmax(row)[0] for key, row in known.items() if masses[key] >= MIN_LETTER_MASS}
+    return dict.fromkeys(asked) | chances, _average(masses.values())
 
 
 # Against a reference caption (BalCapRL, 2605.07394, where an LLM compares atomic claims; words are ours: no model more)
@@ -309,20 +290,20 @@ def open_references(model: ModelConfig, profile: Profile) -> References:
 
 def precision(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
     """Share of a caption's different words that its reference has (BalCapRL: of its claims that are right)."""
-    return _shared_words(rollout, references, settings, lambda own, other: own)
+    return _shared_words(rollout, references, settings, 0)
 
 
 def recall(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
     """Share of the reference's different words that the caption has (BalCapRL: of the reference's claims)."""
-    return _shared_words(rollout, references, settings, lambda own, other: other)
+    return _shared_words(rollout, references, settings, 1)
 
 
-def _shared_words(rollout: Rollout, references: References, settings: RL, whole: Callable) -> RewardBatch:
+def _shared_words(rollout: Rollout, references: References, settings: RL, whole: int) -> RewardBatch:
     texts, calls = references.of(rollout, settings.max_completion_tokens)
     rewards: list[float | None] = []
-    for caption, text in zip(rollout.captions, texts, strict=True):
-        own, other = (set(re.findall(r"\w+", one.lower())) for one in (caption, text or ""))
-        rewards.append(len(own & other) / max(1, len(whole(own, other))) if other else None)
+    for pair in zip(rollout.captions, texts, strict=True):
+        own, other = words = [{*re.findall(r"\w+", (text or "").lower())} for text in pair]
+        rewards.append(len(own & other) / max(1, len(words[whole])) if other else None)
     return RewardBatch(rewards, calls=calls)
 
 
@@ -337,8 +318,7 @@ def length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
 
 def within_length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
     """1 up to the second of LENGTH_SHARES of rl.max_completion_tokens, else 0 (BalCapRL's length-conditional mask)."""
-    most = LENGTH_SHARES[1] * settings.max_completion_tokens
-    return RewardBatch([float(n <= most) for n in rollout.num_tokens])
+    return RewardBatch([float(n <= LENGTH_SHARES[1] * settings.max_completion_tokens) for n in rollout.num_tokens])
 
 
 def fluency(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
@@ -382,16 +362,14 @@ TERMS = {
 
 
 def roles_of(reward: Reward) -> dict[str, str]:
-    """Term -> the role of the model that it asks, of those that ask one. Raises UserError for a term that is none, and
-    for gates alone.
-    """
+    """Term -> the role of the model that it asks, if one. Raises UserError for no such term, and for gates alone."""
     for name in reward.terms:
         if name not in TERMS:
             raise UserError(f"reward.terms: no term {name!r}{did_you_mean(name, TERMS)}; known: {', '.join(TERMS)}")
     if all(TERMS[name].gate for name in reward.terms):
         raise UserError(f"reward.terms: {', '.join(reward.terms)} multiplies other terms; name one beside it")
-    known = {name: TERMS[name].role for name in reward.terms} | ({"qa": reward.reader} if "qa" in reward.terms else {})
-    return {name: role for name, role in known.items() if role}
+    roles = {name: reward.reader if name == "qa" else TERMS[name].role for name in reward.terms}
+    return {name: role for name, role in roles.items() if role}
 
 
 def open_models(reward: Reward, profile: Profile) -> dict[str, Any]:
@@ -427,12 +405,8 @@ def within_groups(values: Sequence[float | None], groups: Sequence[str]) -> list
     """Values less their group's mean, over its standard deviation (n - 1): 0 where all of a group are equal, None where
     a value is (GDPO, which BalCapRL takes up: terms on other scales count alike, and a rare one is not drowned).
     """
-    known: dict[str, list[float]] = {group: [] for group in groups}
-    for value, group in zip(values, groups, strict=True):
-        known[group] += [] if value is None else [value]
-    means = {group: _average(own) for group, own in known.items()}
-    spreads = {group: statistics.stdev(own) if len(own) > 1 else 0.0 for group, own in known.items()}
-    return [
-        None if value is None else (value - means[group]) / (spreads[group] + 1e-4)  # the last: TRL's, no zero
-        for value, group in zip(values, groups, strict=True)
-    ]
+    pairs, scales = list(zip(values, groups, strict=True)), {}
+    for name in {*groups}:
+        own = [value for value, group in pairs if group == name and value is not None]
+        scales[name] = _average(own), (statistics.stdev(own) if len(own) > 1 else 0.0) + 1e-4  # TRL's, no zero
+    return [None if v is None else (v - scales[group][0]) / scales[group][1] for v, group in pairs]
