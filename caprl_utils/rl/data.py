@@ -30,27 +30,23 @@ _rank = partial(derive_seed, bits=256)
 
 @dataclass(frozen=True)
 class Pictures:
-    """Opens the pictures of a file's rows as curation saw them, scaled down to `max_pixels`. One limit for all: what is
-    scaled here has the same visual tokens for the trainer, vLLM and a judge.
-    """
+    """Opens the pictures of a file's rows, scaled down to `max_pixels`: one limit for the trainer, vLLM and a judge."""
 
     folder: Path  # of the file: a row without bytes names a picture below it
     max_pixels: int | None = None
 
     def __call__(self, image: dict[str, Any] | None) -> Image:
         """RGB pixels of a cell {bytes, path}. Raises BadImageError."""
-        image = image or {}
-        item = ImageItem("", lambda: image.get("bytes") or self._read(image.get("path")))
-        return item.open(self.max_pixels)
-
-    def _read(self, name: str | None) -> bytes:
-        target = (self.folder / (name or "")).resolve()
-        if name and not target.is_relative_to(self.folder.resolve()):
-            raise BadImageError(BadImage.OUTSIDE)
-        try:
-            return target.read_bytes() if name else b""
-        except OSError:
-            raise BadImageError(BadImage.UNREADABLE, name) from None
+        data, name = ((image or {}).get(key) for key in ("bytes", "path"))
+        if not data and name:
+            target = (self.folder / name).resolve()
+            if not target.is_relative_to(self.folder.resolve()):
+                raise BadImageError(BadImage.OUTSIDE)
+            try:
+                data = target.read_bytes()
+            except OSError:
+                raise BadImageError(BadImage.UNREADABLE, name) from None
+        return ImageItem("", lambda: data or b"").open(self.max_pixels)
 
 
 class TrainingSet(NamedTuple):
@@ -90,10 +86,19 @@ def load_data(
     rows = rows.select_columns([*COLUMNS]).cast_column("image", datasets.Image(decode=False))
     ids, bad, pictures = [str(name) for name in rows["id"]], {}, Pictures(file.parent, max_pixels)
     questions = [_questions(ids[i], cell, data, bad) for i, cell in enumerate(rows["reward_model"])]
-    kept = _chosen(ids, questions, data, num_images)
+    patterns = data.ids or ["*"]
+    wanted = [i for i, name in enumerate(ids) if questions[i] and any(fnmatchcase(name, p) for p in patterns)]
+    limit = min(data.num_images or num_images, len(wanted))
+    kept = sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])
+
+    def why_not(i: int) -> str | None:
+        try:
+            return refusal(pictures(rows[i]["image"]))
+        except BadImageError as error:
+            return str(error)
+
     if refusal is not None:
-        reasons = in_threads(lambda i: _why_not(rows[i]["image"], pictures, refusal), kept)
-        refused = {i: reason for i, reason in zip(kept, reasons, strict=True) if reason}
+        refused = {i: reason for i, reason in zip(kept, in_threads(why_not, kept), strict=True) if reason}
         bad |= {ids[i]: reason for i, reason in refused.items()}
         kept = [i for i in kept if i not in refused]
     told = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:5])
@@ -111,13 +116,6 @@ def load_data(
     return TrainingSet(chosen.add_column("questions", asked), pictures, bad)
 
 
-def _why_not(image: dict[str, Any] | None, pictures: Pictures, refusal: Refusal) -> str | None:
-    try:
-        return refusal(pictures(image))
-    except BadImageError as error:
-        return str(error)
-
-
 def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str, str]) -> list[Question]:
     """The questions that a run takes of a row; none, with a reason in `bad`, when they cannot be read."""
     try:
@@ -133,10 +131,3 @@ def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str
         return []
     order = sorted(range(len(questions)), key=lambda i: _rank(f"{name}/{questions[i].question}"))
     return [questions[i] for i in sorted(order[: data.questions_per_image])]
-
-
-def _chosen(ids: list[str], questions: list[list[Question]], data: Data, num_images: int) -> list[int]:
-    patterns = data.ids or ["*"]
-    wanted = [i for i, name in enumerate(ids) if questions[i] and any(fnmatchcase(name, p) for p in patterns)]
-    limit = min(data.num_images or num_images, len(wanted))
-    return sorted(sorted(wanted, key=lambda i: _rank(ids[i]))[: math.ceil(limit * data.image_share)])

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from functools import cache, partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from caprl_utils import paths, processes, prompts
@@ -34,7 +33,6 @@ from caprl_utils.schema import RL, Experiment, ModelConfig, Profile
 STAGE = "rl"
 MAIN = "caprl"
 BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as notebook 04 names it
-TABLE_3 = (MAIN, "judge_vlm", "judge_unified")
 SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
 RECIPE = [
     "caprl_utils.rl.rewards", "caprl_utils.rl.readers", "caprl_utils.rl.grpo", "caprl_utils.rl.policy",
@@ -50,7 +48,7 @@ _POLL_SEC, _GRACE_SEC = 0.5, 600.0  # the second: to end a step and save
 
 
 class Planned(NamedTuple):
-    """One training; its name is that of its run folder and of its Prism run."""
+    """One training."""
 
     experiment: str
     seed: int
@@ -61,7 +59,7 @@ class Planned(NamedTuple):
 
 
 def run_name(experiment: str, seed: int | str) -> str:
-    """Name of a run's folder; the seed may be a placeholder."""
+    """Name of a training's run folder and of its Prism run; the seed may be a placeholder."""
     return f"{experiment}-seed{seed}"
 
 
@@ -71,13 +69,12 @@ def prism_name(run: str, role: str = "prism_reader") -> str:
 
 
 def planned(profile: Profile, names: Sequence[str] = ()) -> list[Planned]:
-    """The trainings of a profile in their order, or those of the experiments named, which it need not list. Raises
-    UserError for a name that is none of configs/experiments.
-    """
+    """The trainings of a profile, or those of the experiments named. Raises UserError for an unknown name."""
     known = names_of(Experiment)
-    if wrong := [name for name in names if name not in known]:
-        hint = did_you_mean(wrong[0], known)
-        raise UserError(f"no experiment {wrong[0]!r}{hint}; known: {', '.join(known)} (configs/experiments)")
+    for name in names:
+        if name not in known:
+            hint = f"{did_you_mean(name, known)}; known: {', '.join(known)} (configs/experiments)"
+            raise UserError(f"no experiment {name!r}{hint}")
     order = dict.fromkeys([MAIN, *profile.ablations.experiments, *names])
     chosen = [name for name in order if not names or name in names]
     return [Planned(name, seed) for name in chosen for seed in seeds_of(profile, name)]
@@ -90,7 +87,7 @@ def seeds_of(profile: Profile, experiment: str) -> list[int]:
 
 def of_table_3(profile: Profile) -> list[str]:
     """The experiments of Table 3 that the profile has."""
-    return [name for name in TABLE_3 if name in (MAIN, *profile.ablations.experiments)]
+    return [MAIN, *(name for name in ("judge_vlm", "judge_unified") if name in profile.ablations.experiments)]
 
 
 def listing(profile_name: str) -> str:
@@ -141,8 +138,7 @@ def run_all(profile_name: str, names: Sequence[str] = (), twice: Sequence[str] =
     evaluate = _evaluator(profile, {*twice, *swap})
     # models that train and models that caption do not fit on one GPU together
     turn = threading.Lock() if workers == 1 and processes.visible_gpus() else nullcontext()
-    rows: dict[Planned, dict[str, Any]] = {}
-    stopping, failed = threading.Event(), []
+    rows, failed, stopping = {}, [], threading.Event()
     totals = {one.name: steps[one] for one in runs}
     with SharedProgress("training steps", totals) as bar, ThreadPoolExecutor(workers) as pool:
 
@@ -179,7 +175,6 @@ def run_all(profile_name: str, names: Sequence[str] = (), twice: Sequence[str] =
 
 
 def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:
-    """What a table of all runs shows of one."""
     values = record["values"]
     return {
         "run": one.name, "steps": values["steps"], "images": record["n"], "minutes": record["wall_sec"] / 60,
@@ -201,12 +196,9 @@ def _evaluator(profile: Profile, twice: Collection[str]) -> Callable[[str, Model
     reader = cache(lambda role: open_backend(profile.models[role], profile))
 
     def of(run: str, captioner: ModelConfig, experiment: str) -> dict[str, Any]:
-        model = open_backend(captioner, profile)
-        record = evaluate(profile, run, model, reader("prism_reader"), samples(), run)
-        if experiment in twice:
-            other = "reward_reader"
-            evaluate(profile, prism_name(run, other), model, reader(other), samples(), run)
-        return record
+        model, roles = open_backend(captioner, profile), ["prism_reader", "reward_reader"][: 1 + (experiment in twice)]
+        records = [evaluate(profile, prism_name(run, role), model, reader(role), samples(), run) for role in roles]
+        return records[0]
 
     return of
 
@@ -247,9 +239,15 @@ def launch(
     state.unlink(missing_ok=True)
     env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
     process = processes.popen(command(experiment, profile, seed, gpus, training.accelerate_config), log, env=env)
+    running, last, stopping = True, (0, ""), stopping or threading.Event()
     try:
         with nullcontext() if tell else SharedProgress("train", {name: rl.steps}) as bar:
-            _watch(process, state, tell or partial(bar.at, name), stopping or threading.Event())
+            while running:
+                running = process.poll() is None and not stopping.wait(_POLL_SEC)
+                now = {"done": 0, "note": ""} | read_state(state)
+                if (now["done"], now["note"]) != last:
+                    last = now["done"], now["note"]
+                    (tell or partial(bar.at, name))(*last)
     finally:
         processes.stop(process, _GRACE_SEC)
     if process.returncode:
@@ -258,17 +256,6 @@ def launch(
             f"{processes.tail(log)}\nRun it again to go on from its last checkpoint."
         )
     return load_result(folder)
-
-
-def _watch(process: Any, state: Path, tell: Callable[[int, str], None], stopping: threading.Event) -> None:
-    """Tell what changes in a training's progress file, until it ends or has to stop."""
-    running, last = True, (0, "")
-    while running:
-        running = process.poll() is None and not stopping.wait(_POLL_SEC)
-        now = {"done": 0, "note": ""} | read_state(state)
-        if (now["done"], now["note"]) != last:
-            last = now["done"], now["note"]
-            tell(*last)
 
 
 def _layout(accelerate_config: str | None) -> dict[str, Any]:

@@ -17,23 +17,23 @@ How it departs from TRL 1.16, each on purpose:
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
+from caprl_utils.files import write_json
 from caprl_utils.models.local import process_once
 from caprl_utils.paths import shown
 from caprl_utils.rl import policy
@@ -50,9 +50,7 @@ first pass over 128 prompts of 1,300 tokens take some 30 GB beside a 3B model in
 def grpo_arguments(
     profile: Profile, experiment: Experiment, seed: int, output_dir: Path, num_processes: int, on_gpu: bool
 ) -> dict[str, Any]:
-    """Keyword arguments of GRPOConfig. One optimizer step per rollout of prompts_per_step x group_size captions. Raises
-    UserError when the captions of a step do not divide over the processes.
-    """
+    """Keyword arguments of GRPOConfig, for one optimizer step per rollout. Raises UserError as `batch_layout`."""
     rl, training = profile.rl, experiment.training
     sizes = (rl.prompts_per_step, rl.group_size, training.micro_batch_size)
     micro, accumulation = batch_layout(*sizes, num_processes, on_gpu)
@@ -90,38 +88,23 @@ def grpo_arguments(
     }  # fmt: skip
 
 
-@dataclass(eq=False)
-class StepSampler(Sampler):
+def row_order(num_rows: int, steps: int, prompts: int, group: int, repeats: int, seed: int) -> list[int]:
     """Rows for every step of a training: `prompts` images, each `group` times, the whole `repeats` times. Passes over
     the data are permutations seeded by (seed, pass), put end to end, so no image is left out. `repeats` is TRL's number
     of micro-batches per rollout: it hands the rollout's rows to each of them.
     """
-
-    num_rows: int
-    steps: int
-    prompts: int
-    group: int
-    repeats: int
-    seed: int
-
-    def _images(self) -> Iterator[int]:
-        for number in count():
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            yield from torch.randperm(self.num_rows, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[int]:
-        images = self._images()
-        for _ in range(self.steps):
-            yield from [row for row in islice(images, self.prompts) for _ in range(self.group)] * self.repeats
-
-    def __len__(self) -> int:
-        return self.steps * self.prompts * self.group * self.repeats
+    images: list[int] = []
+    for number in range(math.ceil(steps * prompts / num_rows)):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        images += torch.randperm(num_rows, generator=generator).tolist()
+    order: list[int] = []
+    for start in range(0, steps * prompts, prompts):
+        order += [row for row in images[start : start + prompts] for _ in range(group)] * repeats
+    return order
 
 
 class CaptionReward:
-    """The reward of a training as GRPOTrainer calls it: once a rollout, with captions that may fail, and a limit to how
-    many. reward, models: see `rewards.total`.
-    """
+    """The reward of a training as GRPOTrainer calls it, once a rollout. reward, models: see `rewards.total`."""
 
     def __init__(self, reward: Reward, models: Mapping[str, Any], rl: RL, seed: int):
         self.__name__ = "+".join(reward.terms)  # TRL names its metrics after it
@@ -146,33 +129,29 @@ class CaptionReward:
         self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any,
         log_extra: Any, log_metric: Any, **columns: Any,
     ) -> list[float | None]:  # fmt: skip
-        """As TRL calls it; `columns` are the data set's. Raises UserError when too many could not be scored."""
+        """As TRL calls it. Raises UserError, in every process, when of all their captions too many failed."""
         if self._begun is None:
             self.begin(completions, completion_ids, columns, trainer_state.global_step)
         (rollout, future), self._begun = self._begun, None
         batch, reason = future.result()
-        self._check(batch.rewards, reason)
+        found = gather_object([(batch.rewards.count(None), len(batch.rewards), reason)])  # of all processes
+        failed, asked = (sum(part[i] for part in found) for i in (0, 1))
+        if failed > self.rl.max_failed_share * asked:
+            reasons = sorted({why for _, _, why in found if why})
+            hint = "is the reader's or judge's server up, and are the captions within its context?"
+            raise UserError(
+                f"{failed} of {asked} captions could not be scored (rl.max_failed_share is "
+                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}. Nothing was learned from them; run again "
+                "to go on from the last checkpoint."
+            )
         log_extra("image_id", list(columns["id"]))
         log_extra("num_tokens", list(rollout.num_tokens))
-        share = sum(reward is None for reward in batch.rewards) / len(batch.rewards)
+        share = batch.rewards.count(None) / len(batch.rewards)
         repetition = sum(map(repeated_share, rollout.captions)) / len(rollout.captions)
         for name, value in {"failed_share": share, "repetition": repetition, **batch.metrics}.items():
             if not math.isnan(value):
                 log_metric(name, value)
         return batch.rewards
-
-    def _check(self, rewards: list[float | None], reason: str) -> None:
-        """Raise UserError in every process when too many rewards of all processes together failed."""
-        found = gather_object([(rewards.count(None), len(rewards), reason)])
-        failed, count = (sum(part[i] for part in found) for i in (0, 1))
-        if failed > self.rl.max_failed_share * count:
-            reasons = sorted({reason for _, _, reason in found if reason})
-            hint = "is the reader's or judge's server up, and are the captions within its context?"
-            raise UserError(
-                f"{failed} of {count} captions could not be scored (rl.max_failed_share is "
-                f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}. Nothing was learned from them; run again "
-                "to go on from the last checkpoint."
-            )
 
 
 class CaptionTrainer(GRPOTrainer):
@@ -190,17 +169,11 @@ class CaptionTrainer(GRPOTrainer):
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return self.state.global_step >= self.state.max_steps
 
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """All weights where each process holds a part of them (ZeRO-3), else None. Every process has to call it."""
-        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-        return self.accelerator.get_state_dict(self.deepspeed) if is_deepspeed_zero3_enabled() else None
-
-    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, dataset: Any = None) -> list[int]:
         args, group = self.args, self.num_generations
-        prompts = args.generation_batch_size // group
         repeats = self.num_iterations * args.steps_per_generation
-        return StepSampler(len(self.train_dataset), args.max_steps, prompts, group, repeats, args.seed)
+        sizes = (args.max_steps, args.generation_batch_size // group, group, repeats)
+        return row_order(len(self.train_dataset), *sizes, args.seed)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
         images = {row["id"]: row["image"] for row in inputs}
@@ -277,7 +250,11 @@ class CaptionTrainer(GRPOTrainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            policy.mark_whole(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            for file in filter(Path.is_file, folder.rglob("*")):
+                with open(file, "rb") as handle:
+                    os.fsync(handle)
+            write_json(folder / policy.WHOLE, {})
 
 
 # several processes on a CPU load their checkpoints to "cpu:<process>", which torch does not know

@@ -19,43 +19,44 @@ from caprl_utils.rl.rewards import TERMS, Rollout, chances_true, unified, vlm
 from caprl_utils.runs import Run
 from caprl_utils.schema import Profile
 
-STAGE = "judges"
+STAGE, VERIFIER = "judges", "verifier"
 ROLES = {"vlm_judge": vlm, "reward_judge": unified}
 ALL, ONE_WRONG, HALF_WRONG = "all facts", "all, one value wrong", "all, half of the values wrong"
 HALF, TWICE = "half of the facts", "half of the facts, said twice"
 PAIRS = ((ALL, ONE_WRONG), (ALL, HALF_WRONG), (ALL, HALF), (HALF, HALF_WRONG), (HALF, TWICE))
 """Better and worse caption."""
-VERIFIER = "verifier"
 TRUE, WRONG, NOT_SHOWN = "true", "false: another value", "false: a thing not shown"
+RECIPE = [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"]
 
 
 def trial(profile: Profile, role: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
-    """How often the profile's judge of a role scores the better of two captions higher: run judges/<role>.
-
-    Values: "pairs", "better / worse" -> share of the images (a tie is half); "scores", caption -> mean, and its
-    deviation over images. None where facts are not known.
+    """How often the profile's judge of a role scores the better of two captions higher: run judges/<role>. Values:
+    "pairs", "better / worse" -> share of the images (a tie is half); "scores", caption -> mean, and its deviation over
+    images. None where facts are not known.
     """
     known = {s.meta["image_id"]: s for s in samples if world_of(s.meta)}
     if not known:
         return None
     judge, images = open_backend(profile.models[role], profile), list(known.values())
     parts = {"judge": judge.model_hash, "samples": samples_hash(images), "seed": profile.seed}
-    recipe = [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"]
-    with Run.open(profile, STAGE, role, parts, recipe) as run:
+    with Run.open(profile, STAGE, role, parts, RECIPE) as run:
         if run.complete:
             return run.result
-        made, shown = _captions(profile, known), [sample.images[0]() for sample in images]
-        scores = {}
+        shown, values = [sample.images[0]() for sample in images], _values(known)
+        made = {image: _captions(profile, image, sample, values) for image, sample in known.items()}
+        scores, pairs, summary = {}, {}, {}
         for name in dict.fromkeys(name for pair in PAIRS for name in pair):
             texts = [captions[name] for captions in made.values()]
             rows = {"id": [f"{name}/{image}" for image in made], "image": shown}
             scores[name] = ROLES[role](Rollout(texts, [], rows), judge, profile.rl).rewards
-        return run.finish(
-            {"pairs": {" / ".join(pair): _ahead(*(scores[name] for name in pair)) for pair in PAIRS},
-             "scores": {name: _mean_and_deviation(found) for name, found in scores.items()}},
-            n=len(images), unit="image", unparsed=sum(found.count(None) for found in scores.values()),
-            judge=judge.name,
-        )  # fmt: skip
+            found = [score for score in scores[name] if score is not None]
+            summary[name] = {"mean": statistics.fmean(found), "deviation": statistics.pstdev(found)} if found else {}
+        for better, worse in PAIRS:
+            both = [(a, b) for a, b in zip(scores[better], scores[worse], strict=True) if None not in (a, b)]
+            ahead = sum((a > b) + 0.5 * (a == b) for a, b in both)
+            pairs[f"{better} / {worse}"] = ahead / len(both) if both else None
+        unparsed = sum(found.count(None) for found in scores.values())
+        return run.finish({"pairs": pairs, "scores": summary}, len(images), "image", unparsed, judge=judge.name)
 
 
 def verify(profile: Profile, samples: Sequence[Sample]) -> dict[str, Any] | None:
@@ -71,14 +72,17 @@ def verify(profile: Profile, samples: Sequence[Sample]) -> dict[str, Any] | None
         return None
     verifier = open_backend(profile.models[TERMS["correct"].role], profile)
     parts = {"verifier": verifier.model_hash, "samples": samples_hash([*known.values()]), "seed": profile.seed}
-    with Run.open(profile, STAGE, VERIFIER, parts, [__name__, "caprl_utils.rl.rewards", "caprl_utils.prompts"]) as run:
+    with Run.open(profile, STAGE, VERIFIER, parts, RECIPE) as run:
         if run.complete:
             return run.result
         of_all, kinds, pixels = _values(known), {}, {image: sample.images[0]() for image, sample in known.items()}
         for image, sample in known.items():
-            sentence, facts = world_of(sample.meta).sentence, sample.meta["facts"]
-            for kind, told in _facts_of_each_kind(facts, of_all, _random(profile, image)).items():
-                kinds |= {(image, sentence(*fact)): kind for fact in told.items()}
+            facts, rng = sample.meta["facts"], _random(profile, image)
+            others = sorted(of_all.keys() - facts.keys())
+            elsewhere = rng.sample(others, min(len(others), len(facts)))
+            not_shown = {key: rng.choice(sorted(of_all[key])) for key in elsewhere}
+            for kind, told in {TRUE: facts, WRONG: _wrong(facts, of_all, rng), NOT_SHOWN: not_shown}.items():
+                kinds |= {(image, world_of(sample.meta).sentence(*fact)): kind for fact in told.items()}
         chances, mass = chances_true({key: pixels[key[0]] for key in kinds}, verifier)
         values = {}
         for kind in (TRUE, WRONG, NOT_SHOWN):
@@ -92,15 +96,6 @@ def verify(profile: Profile, samples: Sequence[Sample]) -> dict[str, Any] | None
         return run.finish(values, len(known), "image", unread, judge=verifier.name, letter_mass=mass)
 
 
-def _facts_of_each_kind(
-    facts: Mapping[str, str], values: Mapping[str, set[str]], rng: random.Random
-) -> dict[str, dict[str, str]]:
-    """Kind of sentence -> the facts that such sentences about an image state."""
-    others = sorted(values.keys() - facts.keys())
-    not_shown = {key: rng.choice(sorted(values[key])) for key in rng.sample(others, min(len(others), len(facts)))}
-    return {TRUE: facts, WRONG: _wrong(facts, values, rng), NOT_SHOWN: not_shown}
-
-
 def _values(known: Mapping[str, Sample]) -> dict[str, set[str]]:
     """Key -> its values in all images."""
     values = defaultdict(set)
@@ -110,29 +105,21 @@ def _values(known: Mapping[str, Sample]) -> dict[str, set[str]]:
     return values
 
 
+def _random(profile: Profile, image: str) -> random.Random:
+    return random.Random(derive_seed(profile.seed, "judges", image))
+
+
 def _wrong(facts: Mapping[str, str], values: Mapping[str, set[str]], rng: random.Random) -> dict[str, str]:
     """Key -> a value that another image has for the same thing, where there is one."""
     return {key: rng.choice(sorted(values[key] - {value})) for key, value in facts.items() if values[key] - {value}}
 
 
-def _random(profile: Profile, image: str) -> random.Random:
-    return random.Random(derive_seed(profile.seed, "judges", image))
-
-
-def _captions(profile: Profile, known: Mapping[str, Sample]) -> dict[str, dict[str, str]]:
-    """Image -> captions by name."""
-    values, made = _values(known), {}
-    for image, sample in known.items():
-        rng = _random(profile, image)
-        wrong = _wrong(sample.meta["facts"], values, rng)
-        made[image] = _variants(sample.meta, wrong, rng.sample([*wrong], len(wrong)))
-    return made
-
-
-def _variants(meta: Mapping[str, Any], wrong: Mapping[str, str], can: Sequence[str]) -> dict[str, str]:
-    """The captions of one image. wrong: key -> a false value; can: these keys in the order in which they are taken."""
-    facts, sentence = meta["facts"], world_of(meta).sentence
-    opening, keys = meta["true_caption"].partition(".")[0], [*facts]
+def _captions(profile: Profile, image: str, sample: Sample, values: Mapping[str, set[str]]) -> dict[str, str]:
+    """The captions of one image by name."""
+    rng, facts, sentence = _random(profile, image), sample.meta["facts"], world_of(sample.meta).sentence
+    wrong = _wrong(facts, values, rng)
+    can = rng.sample([*wrong], len(wrong))  # in this order they are told falsely
+    opening, keys = sample.meta["true_caption"].partition(".")[0], [*facts]
 
     def told(chosen: Sequence[str], false: Sequence[str] = ()) -> str:
         return " ".join([f"{opening}.", *(sentence(k, wrong[k] if k in false else facts[k]) for k in chosen)])
@@ -141,13 +128,3 @@ def _variants(meta: Mapping[str, Any], wrong: Mapping[str, str], can: Sequence[s
         ALL: told(keys), ONE_WRONG: told(keys, can[:1]), HALF_WRONG: told(keys, can[: len(keys) // 2]),
         HALF: told(keys[::2]), TWICE: told([*keys[::2], *keys[::2]]),
     }  # fmt: skip
-
-
-def _ahead(better: Sequence[float | None], worse: Sequence[float | None]) -> float | None:
-    both = [(a, b) for a, b in zip(better, worse, strict=True) if None not in (a, b)]
-    return sum((a > b) + 0.5 * (a == b) for a, b in both) / len(both) if both else None
-
-
-def _mean_and_deviation(scores: Sequence[float | None]) -> dict[str, float]:
-    found = [score for score in scores if score is not None]
-    return {"mean": statistics.fmean(found), "deviation": statistics.pstdev(found)} if found else {}

@@ -38,34 +38,21 @@ LOGGED = {  # TRL's or our trainer's name of a column, where it is another
 
 
 def curve_row(step: int, logs: dict[str, Any], rewards: list[list[float]]) -> dict[str, Any]:
-    """One row of curve.jsonl: what is missing is None. `rewards`: one list per image, NaN where there is none."""
-    row = {name: _finite(logs.get(LOGGED.get(name, name))) for name in COLUMNS}
-    return {"id": str(step), "step": step, **row, "group_std": group_std(rewards)}
-
-
-def group_std(rewards: list[list[float]]) -> float | None:
-    """Mean over images of the standard deviation (n - 1) among an image's captions: the spread GRPO learns from."""
+    """One row of curve.jsonl: what is missing is None. rewards: one list per image, NaN where there is none. group_std:
+    mean over images of the standard deviation (n - 1) among an image's captions, the spread GRPO learns from.
+    """
     groups = [[r for r in group if not math.isnan(r)] for group in rewards]
     spreads = [statistics.stdev(known) for known in groups if len(known) > 1]
-    return statistics.fmean(spreads) if spreads else None
+    row = {name: _finite(logs.get(LOGGED.get(name, name))) for name in COLUMNS}
+    return {"id": str(step), "step": step, **row, "group_std": statistics.fmean(spreads) if spreads else None}
 
 
 def _finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def rows_until(file: Path, step: int) -> RowStore:
-    """A file without its rows beyond `step`: a training that goes on from its checkpoint makes them again."""
-    if file.is_file():
-        kept = [row for row in RowStore(file).read() if row["step"] <= step]
-        write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept))
-    return RowStore(file)
-
-
 class Monitor(TrainerCallback, ExitStack):
-    """Writes a row per step and stops the training on a signal (after saving) or a NaN (before saving). A context
-    manager: on leaving it the files are flushed.
-    """
+    """Writes a row per step; stops on a signal (after saving) or a NaN (before saving). Leaving it closes its files."""
 
     def __init__(self, trainer: CaptionTrainer, folder: Path, checkpoint: Path | None, tracker: str | None = None):
         """Start to listen to a trainer that goes on from a checkpoint, and to SIGTERM. tracker: `rl.report_to`."""
@@ -73,9 +60,13 @@ class Monitor(TrainerCallback, ExitStack):
         self.folder, self.stopping, self.trainer = folder, False, trainer
         self.writes = trainer.accelerator.is_main_process  # one of the processes that train together
         if self.writes:
-            start = step_of(checkpoint) if checkpoint else 0
-            names = ("curve.jsonl", "samples.jsonl")
-            self.curve, self.samples = (self.enter_context(rows_until(folder / n, start)) for n in names)
+            start, files = step_of(checkpoint) if checkpoint else 0, []
+            for file in (folder / "curve.jsonl", folder / "samples.jsonl"):
+                if file.is_file():  # steps beyond the checkpoint are made again
+                    kept = [row for row in RowStore(file).read() if row["step"] <= start]
+                    write_atomic(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept))
+                files.append(self.enter_context(RowStore(file)))
+            self.curve, self.samples = files
             self.board = self.enter_context(SummaryWriter(folder / "tensorboard", purge_step=start + 1))
             trainer.add_callback(TensorBoardCallback(self.board))
             trainer.args.run_name = folder.name  # a tracker's name of the run
@@ -84,10 +75,7 @@ class Monitor(TrainerCallback, ExitStack):
             self.progress = self.enter_context(Progress("train", total=trainer.args.max_steps))
             self.progress.update(start)
         trainer.add_callback(self)
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.stopping = True
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
         """Save and stop when asked to: all processes at one step, though each hears the signal at its own time."""

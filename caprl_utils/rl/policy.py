@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_json
-from caprl_utils.models.base import PARTS, part_of, weights_in
+from caprl_utils.models.base import PARTS, part_of
 from caprl_utils.models.local import share_images
 from caprl_utils.paths import resolve_model, shown
 from caprl_utils.schema import ModelConfig, Training
@@ -31,7 +31,7 @@ MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
     """The policy, the parts that do not train frozen. In float32: bfloat16 weights do not move at a learning rate of
     1e-6. Under adapters, which are float32 themselves, a GPU holds them in bfloat16, else rollouts would run in
-    float32. Raises UserError for settings that each work, but not together.
+    float32. Raises UserError for settings that do not work together.
     """
     import torch
     from transformers import AutoModelForImageTextToText
@@ -42,9 +42,8 @@ def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -
             "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
             "(training.accelerate_config: one_node.yaml); adapters leave room for it."
         )
-    dtype = torch.bfloat16 if training.lora and on_gpu else torch.float32
-    path = resolve_model(config.path)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, revision=config.revision)
+    options = {"dtype": torch.bfloat16 if training.lora and on_gpu else torch.float32, "revision": config.revision}
+    model = AutoModelForImageTextToText.from_pretrained(resolve_model(config.path), **options)
     freeze(model, training)
     read_alike(model, on_gpu)
     return model
@@ -76,8 +75,8 @@ def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
 
 def longest_prompt(config: PreTrainedConfig, room: int) -> int:
     """Tokens of a prompt that leave `room` for the caption."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return min(MAX_PROMPT_TOKENS, MAX_PROMPT_TOKENS if positions is None else positions - room)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    return min(MAX_PROMPT_TOKENS, positions - room)
 
 
 def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -> Refusal:
@@ -102,29 +101,26 @@ def windows_together(model: PreTrainedModel) -> None:
     """Let a Qwen2.5-VL tower attend within all windows of one size in one call. transformers calls attention once per
     window, some 2,000 times for an image of one megapixel.
     """
+    import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if model.config.model_type == "qwen2_5_vl":
-        name = "flash_windows"  # a name with "flash" is given the windows' places instead of one at a time
-        ALL_ATTENTION_FUNCTIONS.register(name, _window_attention)
-        model.model.visual.config._attn_implementation = name
+    if model.config.model_type != "qwen2_5_vl":
+        return
 
+    def attend(module: Any, *qkv: Any, scaling: float, cu_seq_lens_q: torch.Tensor, **more: Any) -> tuple:
+        """(1, heads, T, d) three times -> (1, T, heads, d); a token sees those of its own window."""
+        lengths, out = cu_seq_lens_q.diff(), torch.empty_like(qkv[0].transpose(1, 2))
+        for length in lengths.unique().tolist():
+            starts = cu_seq_lens_q[:-1][lengths == length]
+            places = starts[:, None] + torch.arange(length, device=starts.device)  # (windows, length)
+            parts = (tensor[0][:, places].transpose(0, 1) for tensor in qkv[:3])
+            seen = torch.nn.functional.scaled_dot_product_attention(*parts, scale=scaling)
+            out[0, places] = seen.transpose(1, 2)
+        return out, None
 
-def _window_attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any, scaling: float,
-    cu_seq_lens_q: torch.Tensor, **more: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """(1, heads, T, d) three times -> (1, T, heads, d); a token sees those of its own window."""
-    import torch
-
-    lengths, out = cu_seq_lens_q.diff(), torch.empty_like(query.transpose(1, 2))
-    for length in lengths.unique().tolist():
-        starts = cu_seq_lens_q[:-1][lengths == length]
-        places = starts[:, None] + torch.arange(length, device=starts.device)  # (windows, length)
-        parts = (tensor[0][:, places].transpose(0, 1) for tensor in (query, key, value))
-        seen = torch.nn.functional.scaled_dot_product_attention(*parts, scale=scaling)
-        out[0, places] = seen.transpose(1, 2)
-    return out, None
+    name = "flash_windows"  # a name with "flash" is given the windows' places instead of one at a time
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    model.model.visual.config._attn_implementation = name
 
 
 def freeze(model: PreTrainedModel, training: Training) -> None:
@@ -157,9 +153,8 @@ def counts(model: Any) -> dict[str, dict[str, int]]:
     """{part: {"trainable": n, "all": n}} in parameters, adapters counted with the part they sit in."""
     table = {part: {"trainable": 0, "all": 0} for part in PARTS}
     for name, parameter in model.named_parameters():
-        part = table[part_of(name)]
-        part["all"] += _size(parameter)
-        part["trainable"] += _size(parameter) * parameter.requires_grad
+        table[part_of(name)]["all"] += _size(parameter)
+        table[part_of(name)]["trainable"] += _size(parameter) * parameter.requires_grad
     return table
 
 
@@ -175,26 +170,22 @@ def save_final(
     state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
     weights were written than the model has.
     """
+    from safetensors import safe_open
+
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model
     merged.to(dtype).save_pretrained(temporary, state_dict=state_dict)
     processor.save_pretrained(temporary)
-    expected = sum(_size(parameter) for parameter in merged.parameters())
-    written = sum(map(weights_in, temporary.glob("*.safetensors")))
+    expected, written = sum(map(_size, merged.parameters())), 0
+    for file in temporary.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            written += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     if written < expected:
         told = f"{shown(temporary)} holds {written:,} of the model's {expected:,} weights"
         raise UserError(f"{told}; the checkpoints are kept")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
-
-
-def mark_whole(checkpoint: Path) -> None:
-    """Flush a checkpoint's files to disk, then write its marker."""
-    for file in (f for f in checkpoint.rglob("*") if f.is_file()):
-        with open(file, "rb") as handle:
-            os.fsync(handle)
-    write_json(checkpoint / WHOLE, {})
 
 
 def is_whole(checkpoint: Path) -> bool:

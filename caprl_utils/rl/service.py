@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
@@ -43,8 +43,8 @@ class QAReward:
         self.__name__ = "qa_reward"  # after which TRL names its metrics
         model = ModelConfig(path=reader)
         if reader.startswith(("http://", "https://")):
-            model = ModelConfig(path=reader, backend="endpoint", base_urls=[reader])
-            model = model.model_copy(update={"path": next(iter(EndpointBackend(model).models_at(reader)))})
+            served = ModelConfig(path=reader, backend="endpoint", base_urls=[reader])
+            model = served.model_copy(update={"path": next(iter(EndpointBackend(served).models_at(reader)))})
         words = "short" if model.path.startswith(ZOO_PREFIX) else "authors"
         profile = Profile(name=self.__name__, prompts=words, rl=RL(**rl))
         self.reader, self._rl, self._seed = open_reader(model, profile), profile.rl, seed
@@ -82,15 +82,12 @@ class QAReward:
                 continue
             name = text_hash("/".join([caption, *(q.model_dump_json() for q in questions)]))
             tasks[i] = CaptionTask(caption, questions, (self._seed, step, name))
-        found, metrics = self._scored(tasks.values()) if tasks else ({}, {})
-        return RewardBatch([found[tasks[i].key] if i in tasks else None for i in range(len(captions))], metrics)
-
-    def _scored(self, tasks: Collection[CaptionTask]) -> tuple[dict[tuple, float | None], dict[str, float]]:
-        """Rewards by the tasks' keys, and metrics, of one batch: all calls that wait when the reader is free."""
+        if not tasks:
+            return RewardBatch([None] * len(captions))
         mine: Future = Future()
-        self._waiting.append((tasks, mine))
+        self._waiting.append((tasks.values(), mine))
         with self._lock:
-            if not mine.done():
+            if not mine.done():  # one batch of all calls that wait
                 calls = [self._waiting.popleft() for _ in range(len(self._waiting))]
                 batch = {task.key: task for some, _ in calls for task in some}
                 try:
@@ -100,7 +97,8 @@ class QAReward:
                     tell, found = Future.set_exception, error
                 for _, future in calls:
                     tell(future, found)
-        return mine.result()
+        known, metrics = mine.result()
+        return RewardBatch([known[tasks[i].key] if i in tasks else None for i in range(len(captions))], metrics)
 
 
 def questions_of(cell: Any) -> list[Question]:
@@ -133,31 +131,26 @@ def read_request(body: dict[str, Any]) -> tuple[list[str], list[Any]]:
     return captions, body["labels"]
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers a post as the released server does, but 503 (with null for what failed) where a reward is missing: the
-    scripts' clients then ask again or stop.
+def reward_server(reward: QAReward, host: str, port: int) -> ThreadingHTTPServer:
+    """Ready to `serve_forever`: answers as the released server does, but 503 (and null) where a reward is missing, so
+    that the scripts' clients ask again or stop. Raises UserError for an address that cannot be had.
     """
 
-    reward: QAReward
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            try:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                found = reward.rewards(*read_request(request)).rewards
+                body = {"rewards": found, "scores": found, "extra_logs": {}}
+            except Exception as error:  # whatever it was, there are no rewards
+                found, body = [None], {"error": f"{type(error).__name__}: {error}"}
+                log.error("a request got no rewards: %(error)s", body)
+            self.send_response(503 if None in found else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
 
-    def do_POST(self) -> None:
-        """See `http.server`."""
-        try:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found = self.reward.rewards(*read_request(request)).rewards
-            body = {"rewards": found, "scores": found, "extra_logs": {}}
-        except Exception as error:  # whatever it was, there are no rewards
-            found, body = [None], {"error": f"{type(error).__name__}: {error}"}
-            log.error("a request got no rewards: %(error)s", body)
-        self.send_response(503 if None in found else 200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
-
-
-def reward_server(reward: QAReward, host: str, port: int) -> ThreadingHTTPServer:
-    """Ready to `serve_forever`. Raises UserError for an address that cannot be had."""
     try:
-        return ThreadingHTTPServer((host, port), type("Bound", (Handler,), {"reward": reward}))
+        return ThreadingHTTPServer((host, port), Handler)
     except OSError as error:
         raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from None

@@ -36,13 +36,12 @@ class Example:
 def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[Example]:
     """The first `count` images of the run's data set that can be opened."""
     file, limit = data_file(profile, experiment.data), profile.models.policy.max_pixels
-    rows, pictures, _ = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
+    data = load_data(file, experiment.data, profile.rl.num_images, max_pixels=limit)
     drawn = open_images(profile, "rl") if drawn_source(profile.images.source) else ()
-    known = {image.id: image.meta for image in drawn}
-    found: list[Example] = []
-    for row in rows:
+    known, found = {image.id: image.meta for image in drawn}, []
+    for row in data.rows:
         with suppress(BadImageError):
-            image, asked = pictures(row["image"]), [Question(**q) for q in row["questions"]]
+            image, asked = data.pictures(row["image"]), [Question(**q) for q in row["questions"]]
             found.append(Example(row["id"], image, asked, known.get(row["id"], {})))
         if len(found) == count:
             break
@@ -51,8 +50,7 @@ def load_examples(profile: Profile, experiment: Experiment, count: int) -> list[
 
 def statement(question: str, answer: str, meta: Mapping[str, Any] | None = None) -> str:
     """A sentence that answers a question: "What is the topic?", "rain" -> "The topic is rain."."""
-    key = (meta or {}).get("asked", {}).get(question)
-    if key:
+    if key := (meta or {}).get("asked", {}).get(question):
         return world_of(meta).sentence(key, answer)
     match = re.match(r"What is the (.+)\?$", question)
     return f"The {match[1]} is {answer}." if match else f"{question} {answer}."
@@ -66,8 +64,7 @@ def half(caption: str) -> str:
 
 def everything(example: Example) -> str:
     """A caption that claims every option of every question: what a policy writes that hacks a weak reader."""
-    claims = [(q.question, option) for q in example.questions for option in q.options]
-    return " ".join(statement(question, option, example.meta) for question, option in claims)
+    return " ".join(statement(q.question, option, example.meta) for q in example.questions for option in q.options)
 
 
 def true_caption(example: Example) -> str:
@@ -88,17 +85,16 @@ _BLUE = "#0b3c6f"
 
 def draw_curve(curve: DataFrame) -> None:
     """Reward, caption length and what GRPO learns from over the steps; heavy: centred mean of nine steps."""
-    panels = {
-        "Reward": {"reward": "-"}, "Tokens a caption": {"completion_tokens": "-"},
-        "Within a group": {"group_std": "-", "zero_variance_share": "--"},
+    lines = {  # column -> panel, style, label
+        "reward": (0, "-", None), "completion_tokens": (1, "-", None), "group_std": (2, "-", "spread of the rewards"),
+        "zero_variance_share": (2, "--", "share of groups without any"),
     }  # fmt: skip
-    labels = {"group_std": "spread of the rewards", "zero_variance_share": "share of groups without any"}
-    rows, figure = curve.set_index("step"), plt.figure(figsize=(10, 2.8), layout="constrained")
-    for axes, (title, series) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for name, line in series.items():
-            axes.plot(rows.index, rows[name], line, color=_BLUE, alpha=0.25)
-            smooth = rows[name].rolling(9, min_periods=1, center=True).mean()
-            axes.plot(rows.index, smooth, line, color=_BLUE, label=labels.get(name))
+    rows, panels = curve.set_index("step"), plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")[1]
+    for name, (panel, style, label) in lines.items():
+        axes, smooth = panels[panel], rows[name].rolling(9, min_periods=1, center=True).mean()
+        axes.plot(rows.index, rows[name], style, color=_BLUE, alpha=0.25)
+        axes.plot(rows.index, smooth, style, color=_BLUE, label=label)
+    for axes, title in zip(panels, ("Reward", "Tokens a caption", "Within a group"), strict=True):
         axes.set(title=title, xlabel="training step")
         axes.set_ylim(bottom=0 if axes.get_ylim()[0] > 0 else None)
     axes.legend(frameon=False)

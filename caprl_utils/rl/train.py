@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from caprl_utils.rl.grpo import CaptionTrainer
 
 STOPPED = 143  # 128 + SIGTERM
-_WINDOW = 10  # steps at either end that the record averages
 
 
 def train(experiment: Experiment, profile: Profile, seed: int) -> int:
@@ -44,6 +43,8 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         if run.complete if run else (folder / "result.json").is_file():
             return 0
 
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
         from caprl_utils.rl.grpo import open_trainer
         from caprl_utils.rl.monitor import Monitor
 
@@ -53,7 +54,8 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         with Monitor(trainer, folder, checkpoint, profile.rl.report_to):
             if not trainer.fit(checkpoint):
                 return STOPPED
-        weights = trainer.whole_weights()
+        # under ZeRO-3 each process holds a part of them, and all have to ask
+        weights = trainer.accelerator.get_state_dict(trainer.deepspeed) if is_deepspeed_zero3_enabled() else None
         if run:
             _finish(run, trainer, experiment, seed, checkpoint_dtype(profile.models.policy), weights)
         return 0
@@ -68,20 +70,19 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int
     parameters = counts(model)
     save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
     curve = list(run.rows("curve").read())
+
+    def mean(name: str, part: slice = slice(None)) -> float | None:
+        known = [row[name] for row in curve[part] if row[name] is not None]
+        return sum(known) / len(known) if known else None
+
     values = {"steps": len(curve), "set_aside": len(trainer.set_aside)}
-    for name in ("reward", "completion_tokens"):
-        values |= {f"{name}_first": _mean(curve[:_WINDOW], name), f"{name}_last": _mean(curve[-_WINDOW:], name)}
-    values |= {name: _mean(curve, name) for name in ("seconds", "seconds_generate", "seconds_reward", "reward_calls")}
+    for name in ("reward", "completion_tokens"):  # ten steps at either end
+        values |= {f"{name}_first": mean(name, slice(10)), f"{name}_last": mean(name, slice(-10, None))}
+    values |= {name: mean(name) for name in ("seconds", "seconds_generate", "seconds_reward", "reward_calls")}
     run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
     for checkpoint in checkpoints_in(run.folder):
         shutil.rmtree(checkpoint)
-
-
-def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
-    """Mean of a column; None when it was never known."""
-    known = [row[name] for row in rows if row[name] is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _without_vllm() -> None:
