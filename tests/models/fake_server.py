@@ -30,12 +30,14 @@ class FakeServer:
 
     def __init__(self, delay_sec: float = 0.0, models=("fake",), key=None, share: float = 0.0) -> None:
         self.delay_sec, self.models, self.key, self.share = delay_sec, models, key, share
-        self.attempts: Counter[str] = Counter()  # by prompt and seed
-        self.faults: Counter[str] = Counter()
+        self.attempts, self.faults = Counter(), Counter()  # the first by prompt and seed
         self.busy = self.most_busy = self.hold_until = 0
         self.down, self._port = False, 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def _do(self, work) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __enter__(self) -> FakeServer:
         self._thread.start()
@@ -44,47 +46,44 @@ class FakeServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        asyncio.run_coroutine_threadsafe(self._cancel(), self._loop).result()
+
+        async def cancel() -> None:  # answers that hang would outlive the loop
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._do(cancel())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def close(self) -> None:
         """Take no connection until `open`."""
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._do(self._runner.cleanup())
 
     def open(self) -> None:
-        """Listen again, at the same address."""
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        """Listen, after `close` again at the same address."""
 
-    async def _start(self) -> None:
-        app = web.Application(client_max_size=2**26)
-        app.add_routes(self._routes())
-        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
-        self._port = self._runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self._port}/v1"
+        async def start() -> None:
+            app = web.Application(client_max_size=2**26)
+            app.add_routes(self._routes())
+            self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await self._runner.setup()
+            await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+            self._port = self._runner.addresses[0][1]
+            self.url = f"http://127.0.0.1:{self._port}/v1"
+
+        self._do(start())
 
     def _routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/v1/models", self._list),
-            web.post("/v1/chat/completions", self._chat),
-            web.post("/tokenize", self._tokenize),
-        ]
-
-    async def _cancel(self) -> None:
-        """Answers that hang would outlive the loop."""
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        posts = {"/v1/chat/completions": self._chat, "/tokenize": self._tokenize}
+        return [web.get("/v1/models", self._list), *(web.post(*pair) for pair in posts.items())]
 
     async def _list(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in self.models]})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        return web.json_response({"tokens": [ord(c) for c in body["prompt"].strip()]})
+        return web.json_response({"tokens": [ord(c) for c in (await request.json())["prompt"].strip()]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
@@ -120,7 +119,12 @@ class FakeServer:
             request.transport.abort()
         if fault == "hang":
             await asyncio.sleep(30)
-        data = json.dumps(_answer(body, text)).encode()
+        content = None if "say nothing" in str(body["messages"]) else text
+        choice = {"message": {"content": content}, "finish_reason": "stop", "index": 0}
+        if ids := body.get("logprob_token_ids"):
+            top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]
+            choice["logprobs"] = {"content": [{"top_logprobs": top}]}
+        data = json.dumps({"choices": [choice], "usage": {"completion_tokens": len(text)}}).encode()
         half = data[: len(data) // 2]
         if fault == "cut":
             response = web.StreamResponse(headers={"Content-Length": str(len(data))})
@@ -129,12 +133,3 @@ class FakeServer:
             request.transport.abort()
             return response
         return web.Response(body=half if fault == "truncated" else data, content_type="application/json")
-
-
-def _answer(body: dict, text: str) -> dict:
-    content = None if "say nothing" in str(body["messages"]) else text
-    choice = {"message": {"content": content}, "finish_reason": "stop", "index": 0}
-    if ids := body.get("logprob_token_ids"):
-        top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]
-        choice["logprobs"] = {"content": [{"top_logprobs": top}]}
-    return {"choices": [choice], "usage": {"completion_tokens": len(text)}}

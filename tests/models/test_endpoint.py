@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import itertools
 import os
 import random
 import subprocess
@@ -13,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_server import FAULTS, FakeServer
 from PIL import Image
 
 from caprl_utils.errors import UserError
@@ -22,6 +22,7 @@ from caprl_utils.models.base import Request, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
+from tests.models.fake_server import FAULTS, FakeServer
 
 pytestmark = pytest.mark.usefixtures("quick_client")
 GREEDY = Sampling(max_tokens=9)
@@ -62,25 +63,15 @@ def test_the_server_is_kept_full_and_never_overfull(monkeypatch):
 def test_two_servers_share_the_work_and_one_may_go_down():
     with FakeServer(delay_sec=0.01) as first, FakeServer(delay_sec=0.01) as second:
         second.down = True
-        found = backend(first, second).generate(requests(60), GREEDY)
-        assert all(c.error is None for c in found)
+        assert all(c.error is None for c in backend(first, second).generate(requests(60), GREEDY))
         second.down = False
         backend(first, second).generate(requests(100, "more "), GREEDY)
         assert sum(second.attempts.values()) > 30
 
 
-def test_servers_that_only_fail_stop_the_run(monkeypatch):
-    monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 20)
-    with FakeServer() as server:
-        client = backend(server)
-        client.generate(requests(1), GREEDY)
-        server.down = True
-        with pytest.raises(UserError, match=r"last 20 requests to http.* all failed: HTTP 500.*run again"):
-            client.generate(requests(100), GREEDY)
-
-
-def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_stops_the_run(monkeypatch, caplog):
+def test_a_server_that_restarts_is_waited_for_and_one_that_fails_or_stays_away_stops_the_run(monkeypatch, caplog):
     monkeypatch.setattr(endpoint, "SILENT_SEC", 20.0)
+    monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 20)
     with FakeServer() as server:
         client = backend(server)
         expected = client.generate(requests(20), GREEDY)
@@ -88,6 +79,9 @@ def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_stops_the_
         threading.Timer(1.0, server.open).start()
         assert client.generate(requests(20), GREEDY) == expected
         assert caplog.text.count("waiting up to 20 s") == 1
+        server.down = True
+        with pytest.raises(UserError, match=r"last 20 requests to http.* all failed: HTTP 500.*run again"):
+            client.generate(requests(100), GREEDY)
         server.close()
         monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)
         with pytest.raises(UserError, match=r"requests to http://127.*start it again"):
@@ -96,30 +90,17 @@ def test_a_server_that_restarts_is_waited_for_and_one_that_stays_away_stops_the_
         server.open()
 
 
-def test_requests_are_taken_as_there_is_room():
-    taken = []
+def test_requests_are_taken_as_there_is_room_also_inside_a_running_loop_as_in_jupyter():
+    taken = itertools.count()
 
-    def endless():
-        for i in range(10**9):
-            taken.append(i)
-            yield Request(f"r{i}", f"prompt {i}")
-
-    with FakeServer() as server:
-        stream = backend(server).stream(endless(), GREEDY)
-        for _ in range(50):
-            next(stream)
+    async def cell():
+        stream = backend(server).stream((Request(f"r{i}", f"prompt {i}") for i in taken), GREEDY)
+        assert len([next(stream) for _ in range(50)]) == 50
         stream.close()
-        assert len(taken) <= 50 + 2 * 16 + 1
 
-
-def test_inside_a_running_loop_as_in_jupyter():
     with FakeServer() as server:
-        client = backend(server)
-
-        async def cell():
-            return client.generate(requests(3), GREEDY)
-
-        assert len(asyncio.run(cell())) == 3
+        asyncio.run(cell())
+    assert next(taken) <= 50 + 2 * 16 + 1
 
 
 def test_letters_by_probability():
@@ -131,12 +112,14 @@ def test_letters_by_probability():
 
 
 def test_images_and_prefill_are_sent_as_vllm_takes_them():
-    client = backend()
+    """No image is larger than the limit, and transparent places are white, as in every stage."""
+    client = backend(max_pixels=10_000)
     client.served = "fake"  # as a server would say
-    image = Image.new("RGBA", (8, 8), "red")
-    body = client.chat_body(Request("a", "What?", image, "The answer is"), Sampling(5, 0.6))
+    body = client.chat_body(Request("a", "What?", Image.new("RGBA", (400, 200)), "The answer is"), Sampling(5, 0.6))
     user, assistant = body["messages"]
-    assert user["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    head, _, data = user["content"][0]["image_url"]["url"].partition(",")
+    sent = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert head == "data:image/png;base64" and sent.size == (141, 70) and sent.getpixel((9, 9)) == (255, 255, 255)
     assert user["content"][1]["text"] == "What?"
     assert assistant == {"role": "assistant", "content": "The answer is"}
     assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
@@ -160,16 +143,6 @@ def test_what_is_refused_has_no_text_or_cannot_be_read_fails_alone_and_once(tmp_
         assert said in done.error
 
 
-def test_no_image_beyond_the_pixel_limit_is_sent():
-    """Transparent places are white, as in every stage."""
-    client = backend(max_pixels=10_000)
-    client.served = "fake"
-    body = client.chat_body(Request("x", "What?", Image.new("RGBA", (400, 200))), GREEDY)
-    url = body["messages"][0]["content"][0]["image_url"]["url"]
-    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    assert sent.size == (141, 70) and sent.getpixel((9, 9)) == (255, 255, 255)
-
-
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
 def test_a_server_here_is_asked_directly_whatever_proxy_is_named(proxy, monkeypatch):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -177,8 +150,7 @@ def test_a_server_here_is_asked_directly_whatever_proxy_is_named(proxy, monkeypa
     with FakeServer() as server:
         assert backend(server).generate(requests(1), GREEDY)[0].error is None
     script = "import caprl_utils, os, urllib.request as u; print(u.proxy_bypass('127.0.0.1'), os.environ['NO_PROXY'])"
-    env = {**os.environ, "NO_PROXY": "example.org"}
-    env.pop("no_proxy", None)
+    env = {name: value for name, value in os.environ.items() if name != "no_proxy"} | {"NO_PROXY": "example.org"}
     told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "example.org,localhost,127.0.0.1,::1"]
     if proxy.startswith("socks"):
@@ -191,8 +163,7 @@ def test_keys_come_from_the_environment(monkeypatch):
         with pytest.raises(UserError, match="MY_KEY"):
             backend(server, api_key_env="MY_KEY")
         monkeypatch.setenv("MY_KEY", "secret")
-        found = backend(server, api_key_env="MY_KEY").generate(requests(1), GREEDY)
-        assert found[0].error is None
+        assert backend(server, api_key_env="MY_KEY").generate(requests(1), GREEDY)[0].error is None
 
 
 def test_wrong_or_absent_servers_say_what_to_do():

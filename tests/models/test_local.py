@@ -55,20 +55,6 @@ def test_completions_come_in_order_and_neighbours_do_not_change_them(vlm, temper
     assert all(c.error is None and c.num_tokens <= 8 for c in together)
 
 
-def test_an_image_shown_often_is_seen_once(vlm):
-    first, second = image(0), image(1)
-    questions = [prompts.look_question(f"What is the {key}?") for key in ("topic", "figure", "name")]
-    shared = [Request(f"{q}{k}", q, i) for k, i in enumerate((first, second)) for q in questions]
-    sizes = []
-    tower = vlm.loaded.model.model.visual
-    hook = tower.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
-    together = vlm.choice_logprobs(shared, LETTERS)
-    hook.remove()
-    assert sizes == [2 * 196]  # patches of two images
-    for request, row in zip(shared, together, strict=True):
-        assert vlm.choice_logprobs([request], LETTERS)[0] == pytest.approx(row, abs=2e-4)
-
-
 def test_training_sees_each_image_once_with_the_same_features_and_gradients():
     """Six prompts over two images, as a rollout shows them after TRL's shuffle; the pixels are prepared once, too."""
     processor = build_processor()
@@ -121,17 +107,9 @@ def test_memory_is_given_back_and_the_model_loaded_again(reader_folder, profile)
     close_all()
     assert weights() is None
     assert backend.choice_logprobs(request, LETTERS) == before
-    backend.close()
-    assert "loaded" not in vars(backend)
 
 
-def test_seed_and_index_change_a_sampled_completion(vlm):
-    request = [Request("x", prompts.CAPTION, image(0))]
-    drawn = [done for seed in (0, 1) for done in vlm.generate(request, Sampling(8, 1.0, n=2, seed=seed))]
-    assert len({done.text for done in drawn}) == 4
-
-
-def test_greedy_equals_plain_transformers(vlm):
+def test_greedy_equals_plain_transformers_and_seed_and_index_change_a_sampled_completion(vlm):
     request = mixed_requests()[0]
     ours = vlm.generate([request], Sampling(max_tokens=6))[0]
     loaded = vlm.loaded
@@ -141,6 +119,8 @@ def test_greedy_equals_plain_transformers(vlm):
     assert ours.text == loaded.tokenizer.decode(new, skip_special_tokens=True)
     # the model's own defaults stay out
     assert loaded.model.generation_config.repetition_penalty in (None, 1.0)
+    drawn = [done for seed in (0, 1) for done in vlm.generate([request], Sampling(8, 1.0, n=2, seed=seed))]
+    assert len({done.text for done in drawn}) == 4
 
 
 def test_choice_logprobs_equal_the_unpadded_forward_pass(vlm, reader):
@@ -167,24 +147,21 @@ def test_requests_that_cannot_be_answered_say_why(reader):
         reader.choice_logprobs(requests, [" A B"])
 
 
-def test_hash_follows_the_weights_and_not_the_place(vlm_folder, reader_folder, profile, tmp_path):
+def test_hash_follows_the_weights_and_a_missing_or_corrupt_folder_names_path_and_remedy(
+    tmp_path, vlm_folder, reader_folder, profile
+):
     copy = shutil.copytree(reader_folder, tmp_path / "copy")
     (copy / "README.md").write_text("not part of the model")
-    folders = (reader_folder, copy, vlm_folder)
-    hashes = [open_backend(ModelConfig(path=str(folder)), profile).model_hash for folder in folders]
+    opened = [open_backend(ModelConfig(path=str(folder)), profile) for folder in (reader_folder, copy, vlm_folder)]
+    hashes = [backend.model_hash for backend in opened]
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_missing_and_corrupt_folders_name_path_and_remedy(tmp_path, reader_folder, profile):
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"copy cannot be loaded .* copy it again"):
+        opened[1].generate([Request("x", "hello")], Sampling(max_tokens=1))
     with pytest.raises(UserError, match="json is missing"):
         open_backend(ModelConfig(path=str(tmp_path / "nowhere")), profile)
     with pytest.raises(UserError, match="make zoo"):
         open_backend(ModelConfig(path="zoo:nothing"), profile)
-    copy = shutil.copytree(reader_folder, tmp_path / "copy")
-    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
-    broken = open_backend(ModelConfig(path=str(copy)), profile)
-    with pytest.raises(UserError, match="cannot be loaded"):
-        broken.generate([Request("x", "hello")], Sampling(max_tokens=1))
 
 
 # Decoding: the distribution that should be drawn from, whatever else is in the batch
@@ -198,18 +175,14 @@ def first_tokens(sampling: Sampling, logits: list[float], rows: int) -> torch.Te
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_frequencies_follow_the_softmax(temperature):
+def test_frequencies_follow_the_softmax_and_top_p_keeps_the_smallest_set_that_reaches_it(temperature):
     logits = [0.0, 1.0, 2.0, -1.0]
     tokens = first_tokens(Sampling(max_tokens=1, temperature=temperature), logits, 4000)
     expected = torch.softmax(torch.tensor(logits) / temperature, 0)
     assert torch.allclose(torch.bincount(tokens, minlength=4) / 4000, expected, atol=0.03)
-
-
-def test_top_p_keeps_the_smallest_set_that_reaches_it():
     probs = torch.tensor([0.1, 0.5, 0.15, 0.25])
     tokens = first_tokens(Sampling(max_tokens=1, temperature=1.0, top_p=0.7), probs.log().tolist(), 2000)
-    assert set(tokens.tolist()) == {1, 3}
-    assert (tokens == 1).float().mean() == pytest.approx(0.5 / 0.75, abs=0.03)
+    assert set(tokens.tolist()) == {1, 3} and (tokens == 1).float().mean() == pytest.approx(0.5 / 0.75, abs=0.03)
 
 
 def test_repetition_penalty_by_hand_and_padding_not_counted():
@@ -222,13 +195,9 @@ def test_repetition_penalty_by_hand_and_padding_not_counted():
     assert scores.tolist() == [[4.0, 2.0, -2.0, 1.5]]
 
 
-def test_uniforms_are_pinned():
+def test_random_numbers_are_pinned_and_a_draw_inverts_the_distribution():
     assert uniforms(3, "r1", 2, 2) == pytest.approx([0.4282003418356779, 0.9698115107170981])
     assert uniforms(0, "x", 0, 2) == pytest.approx(uniforms(0, "x", 0, 3)[:2])
-    assert uniforms(0, "x", 0, 1)[0] != uniforms(0, "x", 1, 1)[0] != uniforms(1, "x", 0, 1)[0]
-
-
-def test_one_draw_inverts_the_distribution():
     logprobs = [math.log(p) for p in (0.2, 0.5, 0.3)]
     assert [draw(logprobs, 1.0, at) for at in (0.0, 0.1999, 0.2001, 0.69, 0.71, 1.0)] == [0, 0, 1, 1, 2, 2]
     assert draw(logprobs, 0.01, 0.99) == 1

@@ -29,18 +29,14 @@ def flag(line: list[str], name: str) -> str | None:
     return line[line.index(name) + 1] if name in line else None
 
 
-def test_the_command_line_on_a_cpu(model, monkeypatch):
+def test_the_command_line(model, monkeypatch):
+    """On GPUs no cap on sequences; a 72B is spread over as many as hold it; vLLM's own options come last."""
     monkeypatch.setattr(server, "visible_gpus", list)
     line = " ".join(server.command(model, 8123, server.Options(max_model_len=512)))
     for part in ("--host 127.0.0.1 --port 8123", "--generation-config vllm", "--max-model-len 512",
                  "--dtype float32", "--enforce-eager", "--gpu-memory-utilization 0.2",
                  "--no-enable-chunked-prefill"):  # fmt: skip
-        assert part in line
-    assert "--trust-remote-code" not in line
-
-
-def test_the_command_line_on_gpus(model, monkeypatch):
-    """No cap on sequences; a 72B is spread over as many GPUs as hold it; vLLM's own options come last."""
+        assert part in line and "--trust-remote-code" not in line
     monkeypatch.setattr(server, "visible_gpus", lambda: ["0", "1", "2", "3", "4", "5"])
     monkeypatch.setattr(server.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="81559\n81559\n"))
     line = server.command(model, 8123, server.Options("0.0.0.0", more=("--enable-sleep-mode",)))
@@ -108,16 +104,10 @@ def test_what_cannot_start_is_refused_at_once(model, tmp_path, monkeypatch):
         ("ValueError: all is well otherwise", None),
     ],
 )
-def test_the_likely_cause_is_named(line, likely, tmp_path):
-    (tmp_path / "log").write_text(f"INFO starting\n{line}\n")
-    message = server._why_ended(1, "zoo:x", tmp_path / "log")
-    assert line in message and ("Likely" in message) == (likely is not None) and (likely or "") in message
-
-
-def test_a_server_that_dies_shows_the_end_of_its_log(model, tmp_path, monkeypatch):
-    script = "print('loading'); raise SystemExit('no such dtype')"
+def test_a_server_that_dies_shows_the_end_of_its_log_and_the_likely_cause(line, likely, model, tmp_path, monkeypatch):
+    script = f"print('loading'); raise SystemExit({line!r})"
     monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", script])
-    refused(model, r"status 1(?s:.*)no such dtype", log=tmp_path / "log")
+    refused(model, rf"status 1\. ?{f'Likely: .*{likely}' if likely else 'The end'}(?s:.*)loading", log=tmp_path / "log")
 
 
 HEALTHY = """

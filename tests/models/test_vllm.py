@@ -5,7 +5,6 @@ import pytest
 from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.image_sources import open_images
-from caprl_utils.images import ImageItem
 from caprl_utils.models import server
 from caprl_utils.models.base import Request, Sampling, open_backend
 from caprl_utils.models.endpoint import EndpointBackend
@@ -15,59 +14,35 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(3000)]
 LETTERS = [" A", " B", " C", " D"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def profile():
     return load_profile("smoke", {"images.num_images": 6})
 
 
-@pytest.fixture(scope="module")
-def items(profile) -> list[ImageItem]:
-    return list(open_images(profile))
-
-
-@pytest.fixture(scope="module")
-def running(profile, tmp_path_factory):
-    model = profile.models.policy.model_copy(update={"batch_size": 8})
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with server.serve(model, log=log) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def local(profile):
-    return open_backend(profile.models.policy.model_copy(update={"batch_size": 8}), profile)
-
-
-def mixed(items: list[ImageItem]) -> list[Request]:
+def test_letters_and_greedy_completions_are_the_same_and_sampling_is_repeatable(profile, tmp_path):
     """Captions and questions, with and without image, with and without the start of an answer."""
+    items = list(open_images(profile))
     key, value = next(iter(items[0].meta["facts"].items()))
     asked = prompts.look_question(f"What is the {key}?", [value, "42", "17", "red"])
-    return [
+    mixed = [
         *(Request(f"caption {item.id}", prompts.CAPTION, item.image) for item in items),
         Request("seen", asked, items[0].image, prompts.ANSWER_PREFILL),
         Request("blind", asked, None, prompts.ANSWER_PREFILL),
         Request("long", prompts.look_question("What is the value of Rome? " * 4), items[1].image),
     ]
-
-
-def test_letters_have_the_same_probabilities(running, local, items):
-    served = EndpointBackend(running.config).choice_logprobs(mixed(items), LETTERS)
-    for row, expected in zip(served, local.choice_logprobs(mixed(items), LETTERS), strict=True):
-        assert row == pytest.approx(expected, abs=2e-3)
-
-
-def test_greedy_completions_are_the_same(running, local, items):
-    sampling = Sampling(max_tokens=48)
-    served = EndpointBackend(running.config).generate(mixed(items), sampling)
-    assert served == local.generate(mixed(items), sampling)
-
-
-def test_sampling_is_repeatable(running, items):
-    endpoint = EndpointBackend(running.config)
+    model = profile.models.policy.model_copy(update={"batch_size": 8})
+    local, greedy = open_backend(model, profile), Sampling(max_tokens=48)
     sampling = Sampling(max_tokens=24, temperature=1.5, repetition_penalty=1.1, n=2, seed=3)
-    first = endpoint.generate(mixed(items), sampling)
-    assert endpoint.generate(mixed(items), sampling) == first
-    assert len({completion.text for completion in first}) > len(mixed(items))
+    with server.serve(model, log=tmp_path / "server.log") as running:
+        served = EndpointBackend(running.config)
+        for row, expected in zip(
+            served.choice_logprobs(mixed, LETTERS), local.choice_logprobs(mixed, LETTERS), strict=True
+        ):
+            assert row == pytest.approx(expected, abs=2e-3)
+        assert served.generate(mixed, greedy) == local.generate(mixed, greedy)
+        first = served.generate(mixed, sampling)
+        assert served.generate(mixed, sampling) == first
+    assert len({completion.text for completion in first}) > len(mixed)
 
 
 def test_a_text_reader_keeps_its_tokenizer(profile, tmp_path):

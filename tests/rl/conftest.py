@@ -24,13 +24,8 @@ def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 1
     for i in range(num_images):
         picture = io.BytesIO()
         Image.new("RGB", size, (10 * i % 255, 90, 200 - 10 * i % 200)).save(picture, "PNG")
-        questions = [
-            {
-                "question": f"What is the value of {city}?",
-                "choices": ["A) 1", "B) 2", "C) 3", "D) 4"], "answer": "BCD"[i % 3],
-            }
-            for city in ("Rome", "Oslo", "Lima")
-        ]  # fmt: skip
+        asked = {"choices": ["A) 1", "B) 2", "C) 3", "D) 4"], "answer": "BCD"[i % 3]}
+        questions = [{"question": f"What is the value of {city}?"} | asked for city in ("Rome", "Oslo", "Lima")]
         rows.append({
             "id": f"image-{i:02d}", "image": {"bytes": picture.getvalue(), "path": None},
             "prompt": [{"role": "user", "content": "<image> Please describe this image in detail."}],
@@ -44,16 +39,11 @@ def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 1
 def models(tmp_path_factory) -> dict[str, Path]:
     """Folders of a random policy and a random reader."""
     from caprl_utils.mini.tokenizer import build_tokenizer
-    from caprl_utils.mini.zoo import models as zoo
+    from caprl_utils.mini.zoo.models import build_language_model, build_processor, build_vlm
+    from tests.models.conftest import saved
 
-    folder = tmp_path_factory.mktemp("models")
-    policy = zoo.build_vlm(0), zoo.build_processor()
-    reader = zoo.build_language_model(1), build_tokenizer()
-    for name, (model, processor) in {"policy": policy, "reader": reader}.items():
-        zoo.prepare_generation(model)
-        model.save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
-    return {name: folder / name for name in ("policy", "reader")}
+    made = {"policy": (build_vlm(0), build_processor()), "reader": (build_language_model(1), build_tokenizer())}
+    return {name: saved(*parts, tmp_path_factory.mktemp(name)) for name, parts in made.items()}
 
 
 @pytest.fixture(scope="session")

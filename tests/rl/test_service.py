@@ -61,24 +61,19 @@ def test_import_is_quick():
 def test_trl_calls_it_with_plain_and_conversational_completions(reward):
     column, seen = [{"ground_truth": ROWS}] * 4, {}
     captions = [RIGHT, WRONG, "too long", RIGHT]
-    plain = reward(
-        prompts=["x"] * 4, completions=captions, completion_ids=[[1]] * 4, reward_model=column, image=[0] * 4
-    )
+    plain = reward(["x"] * 4, captions, completion_ids=[[1]] * 4, reward_model=column, image=[0] * 4)
     assert plain == near(0.5, 0.0, None, 0.5)
     turns = [[{"role": "assistant", "content": caption}] for caption in captions]
     assert reward(["x"] * 4, turns, reward_model=column, log_metric=seen.__setitem__) == plain
     assert seen["cannot_answer"] > 0 and reward.__name__ == "qa_reward"
 
 
-def test_a_row_without_readable_questions_has_no_reward(reward, caplog):
+def test_questions_are_read_in_every_layout_and_a_row_without_any_has_no_reward(reward, caplog):
+    for cell in (ROWS, {"ground_truth": ROWS}, json.dumps(ROWS), RELEASED, [tuple(row) for row in RELEASED]):
+        assert [q.ground_truth() for q in questions_of(cell)] == ROWS
     cells = [{"ground_truth": ROWS}, {"ground_truth": []}, {"ground_truth": [ROWS[0] | {"answer": "Z"}]}, None]
     assert reward(["x"] * 4, [WRONG] * 4, reward_model=cells) == near(0.0, None, None, None)
     assert len(caplog.messages) == 3 and "'Z'" in caplog.text
-
-
-def test_the_same_question_in_every_layout():
-    for cell in (ROWS, {"ground_truth": ROWS}, json.dumps(ROWS), RELEASED, [tuple(row) for row in RELEASED]):
-        assert [q.ground_truth() for q in questions_of(cell)] == ROWS
 
 
 def test_asked_again_a_caption_gets_the_same_reward(monkeypatch):
@@ -132,6 +127,8 @@ def test_calls_of_several_threads_become_batches_and_share_a_failure(reward, mon
 def post(reward):
     """Post as the released scripts do; gives status and parsed body."""
     server = reward_server(reward, "127.0.0.1", 0)
+    with pytest.raises(UserError, match="choose another --port"):
+        reward_server(reward, "127.0.0.1", server.server_port)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def call(body) -> tuple[int, dict]:
@@ -143,25 +140,22 @@ def post(reward):
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    call.port = server.server_port
     yield call
     server.shutdown()
     server.server_close()
 
 
-def test_a_client_of_the_released_scripts(post):
-    """CapRL's OpenRLHF and verl: prompts hold caption and questions; query and labels are empty."""
-    status, body = post({"prompts": [[RIGHT, RELEASED], [WRONG, RELEASED]], "query": [], "labels": []})
-    assert status == 200 and body["rewards"] == body["scores"] == near(0.5, 0.0)
-
-
-def test_a_client_of_openrlhf(post):
-    """Its remote reward: query is prompt and response as decoded; a label is what the data set has, as text."""
+def test_clients_of_the_released_scripts_and_of_openrlhf(post):
+    """CapRL's OpenRLHF and verl: prompts hold caption and questions; query and labels are empty. OpenRLHF's own remote
+    reward: query is prompt and response as decoded; a label is what the data set has, as text.
+    """
     prompt = "<|im_start|>user\nPlease describe this image in detail.<|im_end|>\n<|im_start|>assistant\n"
     padded = "<|endoftext|>" + prompt.replace("Please", "<|image_pad|><|image_pad|>Please")
     queries = [f"{prompt}{RIGHT}<|im_end|>\n<|endoftext|>", f"{padded}{WRONG}<|im_end|>"]
-    status, body = post({"query": queries, "prompts": [prompt] * 2, "labels": [json.dumps(ROWS)] * 2})
-    assert status == 200 and body["rewards"] == near(0.5, 0.0) and body["extra_logs"] == {}
+    for sent in ({"prompts": [[RIGHT, RELEASED], [WRONG, RELEASED]], "query": [], "labels": []},
+                 {"query": queries, "prompts": [prompt] * 2, "labels": [json.dumps(ROWS)] * 2}):  # fmt: skip
+        status, body = post(sent)
+        assert status == 200 and body["rewards"] == body["scores"] == near(0.5, 0.0) and body["extra_logs"] == {}
 
 
 @pytest.mark.parametrize(
@@ -177,11 +171,6 @@ def test_a_client_of_openrlhf(post):
 def test_what_fails_is_503_and_never_0(post, body, told):
     status, answer = post(body)
     assert status == 503 and answer.get("rewards") == told and (told or answer["error"])
-
-
-def test_a_port_that_is_taken(post, reward):
-    with pytest.raises(UserError, match="choose another --port"):
-        reward_server(reward, "127.0.0.1", post.port)
 
 
 @pytest.mark.integration

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +17,8 @@ from trl import GRPOTrainer
 
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.rl.grpo import StepSampler, open_trainer
-from caprl_utils.rl.monitor import Monitor, curve_row, group_std
+from caprl_utils.rl.grpo import open_trainer, row_order
+from caprl_utils.rl.monitor import Monitor, curve_row
 from caprl_utils.rl.policy import WHOLE, counts, is_whole, save_final
 from caprl_utils.runs import last_checkpoint
 from caprl_utils.schema import Lora
@@ -35,14 +36,20 @@ class Training:
         self.folder = folder
         folder.mkdir(exist_ok=True)
 
-    def fit(self, stop_after: int | None = None, reader=None) -> bool:
+    def fit(self, stop_after: int | None = None, fails=None) -> bool:
+        """stop_after: the step at which a stop is asked for, as by SIGTERM. fails: see `Failing`."""
         checkpoint = last_checkpoint(self.folder, is_whole)
         self.trainer = open_trainer(self.experiment, self.profile, 0, self.folder)
-        if reader is not None:
-            self.trainer.reward_funcs[0].models["qa"] = reader(self.trainer)
+        if fails is not None:
+            models = self.trainer.reward_funcs[0].models
+            models["qa"] = Failing(models["qa"], partial(fails, self.trainer))
         with Monitor(self.trainer, self.folder, checkpoint) as monitor:
-            if stop_after is not None:
-                self.trainer.add_callback(stop_after_step(monitor, stop_after))
+
+            class Stop(TrainerCallback):
+                def on_step_begin(self, args, state, control, **unused):
+                    monitor.stopping = monitor.stopping or state.global_step + 1 == stop_after
+
+            self.trainer.add_callback(Stop())
             return self.trainer.fit(checkpoint)
 
     curve = property(lambda self: self.rows("curve"))
@@ -55,14 +62,17 @@ class Training:
         return {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
 
 
-def stop_after_step(monitor, step):
-    """Asks for a stop as SIGTERM does."""
+class Failing:
+    """A reader that fails on some requests."""
 
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **unused):
-            monitor.stopping = monitor.stopping or state.global_step + 1 >= step
+    words = "short"
 
-    return Stop()
+    def __init__(self, inner, fails):
+        self.inner, self.fails = inner, fails
+
+    def letter_logprobs(self, requests, letters):
+        rows = self.inner.letter_logprobs(requests, letters)
+        return [None if self.fails(r) else row for r, row in zip(requests, rows, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +92,6 @@ def assert_same(a: Training, b: Training) -> None:
     torch.testing.assert_close(a.weights, b.weights, atol=1e-5, rtol=0)
 
 
-def stopped_and_whole(world: Path, folder: Path, **parts) -> tuple[Training, Training]:
-    """Two trainings with these settings, one of them stopped after step 3; both end equal."""
-    whole, resumed = (Training(world, folder / name, **parts) for name in ("whole", "resumed"))
-    assert whole.fit()
-    assert resumed.fit(stop_after=3) is False
-    assert resumed.fit()
-    assert_same(whole, resumed)
-    return whole, resumed
-
-
 def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, uninterrupted, tmp_path):
     """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
     training = Training(world, tmp_path / "run")
@@ -107,10 +107,30 @@ def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, u
 
 
 @pytest.mark.integration
-def test_stopped_in_between_and_resumed_equals_uninterrupted(world, runs, tmp_path):
-    """After step 3, between two regular checkpoints; as on a GPU, a step's captions go through in several passes."""
-    whole, _ = stopped_and_whole(world, tmp_path, micro_batch_size=2)
-    assert whole.trainer.args.gradient_accumulation_steps == 4
+@pytest.mark.parametrize(
+    "parts", [{"micro_batch_size": 2}, {"lora": Lora(rank=4, alpha=8), "vision_tower": False}], ids=["passes", "lora"]
+)
+def test_stopped_in_between_and_resumed_equals_uninterrupted(world, runs, tmp_path, parts):
+    """After step 3, between two regular checkpoints. As on a GPU a step's captions go through in several passes, or
+    adapters alone train; then the final folder needs no PEFT to load.
+    """
+    whole, resumed = (Training(world, tmp_path / name, **parts) for name in ("whole", "resumed"))
+    assert whole.fit()
+    assert resumed.fit(stop_after=3) is False
+    assert resumed.fit()
+    assert_same(whole, resumed)
+    if "lora" not in parts:
+        assert whole.trainer.args.gradient_accumulation_steps == 4
+        return
+    assert whole.curve[-1]["kl"] > 0
+    model = whole.trainer.model
+    assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
+    save_final(model, whole.trainer.processing_class, tmp_path / "final", torch.float32)
+    loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
+    assert not any(report.values())
+    base = AutoModelForImageTextToText.from_pretrained(whole.profile.models.policy.path)
+    changed = [n for n, p in loaded.named_parameters() if not torch.equal(p, base.get_parameter(n))]
+    assert any("language_model" in n for n in changed) and not any("visual.blocks" in n for n in changed)
 
 
 def test_trls_own_loading_loads_nothing_and_ours_refuses_what_does_not_fit(opened, uninterrupted, tmp_path):
@@ -135,26 +155,12 @@ def test_trls_own_loading_loads_nothing_and_ours_refuses_what_does_not_fit(opene
         trainer._load_from_checkpoint(str(folder))
 
 
-class Failing:
-    """A reader that fails on some requests."""
-
-    words = "short"
-
-    def __init__(self, trainer, fails):
-        self.trainer, self.fails = trainer, fails
-        self.inner = trainer.reward_funcs[0].models["qa"]
-
-    def letter_logprobs(self, requests, letters):
-        rows = self.inner.letter_logprobs(requests, letters)
-        return [None if self.fails(self.trainer, r) else row for r, row in zip(requests, rows, strict=True)]
-
-
 @pytest.mark.integration
 def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupted, tmp_path):
     """When the reader is back, the run goes on from the last checkpoint and equals any other."""
     training = Training(world, tmp_path / "run")
     with pytest.raises(UserError, match=r"8 of 8 captions.*Nothing was learned"):
-        training.fit(reader=lambda trainer: Failing(trainer, lambda t, r: t.state.global_step >= 3))
+        training.fit(fails=lambda trainer, request: trainer.state.global_step >= 3)
     assert len(training.curve) == 3 and last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
     assert training.fit()
     assert_same(uninterrupted, training)
@@ -170,7 +176,7 @@ def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path
     def fails(trainer, request):  # captions 0 and 3: the number behind the image in the request's name
         return "image-0" in request.id and request.id.split("/")[3] in ("0", "3")
 
-    training.fit(stop_after=1, reader=lambda trainer: Failing(trainer, fails))
+    training.fit(stop_after=1, fails=fails)
     rows = training.rows("samples")
     missing = [row["advantage"] for row in rows if row["reward"] is None]
     assert missing == [0] * 4  # of two captions of four images each
@@ -197,60 +203,47 @@ def test_curve_and_samples(uninterrupted):
     assert shown == f"{first[0]['reward']}: {first[0]['caption']}"
 
 
-@pytest.mark.integration
-def test_lora_trains_resumes_and_ends_as_a_whole_model(world, runs, tmp_path):
-    """Adapters alone train; a resumed run equals the whole one; the final folder needs no PEFT to load."""
-    whole, _ = stopped_and_whole(world, tmp_path, lora=Lora(rank=4, alpha=8), vision_tower=False)
-    assert whole.curve[-1]["kl"] > 0
-    model = whole.trainer.model
-    assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
-    save_final(model, whole.trainer.processing_class, tmp_path / "final", torch.float32)
-    loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
-    assert not any(report.values())
-    base = AutoModelForImageTextToText.from_pretrained(whole.profile.models.policy.path)
-    changed = [n for n, p in loaded.named_parameters() if not torch.equal(p, base.get_parameter(n))]
-    assert any("language_model" in n for n in changed) and not any("visual.blocks" in n for n in changed)
-
-
 def test_spread_by_hand_and_what_is_missing_is_none():
     # image 1: 0, 1 -> std 0.7071; image 2: one known reward -> none; image 3: equal -> 0
-    assert group_std([[0.0, 1.0], [0.5, math.nan], [0.3, 0.3]]) == pytest.approx(math.sqrt(0.5) / 2)
-    row = curve_row(7, {"reward": 0.5, "kl": math.nan, "loss": None}, [[math.nan, math.nan]])
-    assert row["id"] == "7" and row["reward"] == 0.5
-    assert [row[name] for name in ("kl", "loss", "unparsed", "group_std")] == [None] * 4
+    row = curve_row(7, {"reward": 0.5, "kl": math.nan, "loss": None}, [[0.0, 1.0], [0.5, math.nan], [0.3, 0.3]])
+    assert row["id"] == "7" and row["reward"] == 0.5 and row["group_std"] == pytest.approx(math.sqrt(0.5) / 2)
+    assert [row[name] for name in ("kl", "loss", "unparsed")] == [None] * 3
+    assert curve_row(7, {}, [[math.nan, math.nan]])["group_std"] is None
+
+
+@pytest.fixture
+def listening():
+    """A stand-in for a trainer; `heard` has the names of its callbacks."""
+    heard: list[str] = []
+    return SimpleNamespace(
+        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4), heard=heard,
+        add_callback=lambda callback: heard.append(getattr(callback, "__name__", type(callback).__name__)),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("logs", [{"loss": math.nan, "grad_norm": 1.0}, {"loss": 0.1, "grad_norm": math.inf}])
-def test_nan_stops_with_step_and_remedy(logs, tmp_path):
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4),
-        add_callback=lambda callback: None,
-    )  # fmt: skip
+def test_nan_stops_with_step_and_remedy(logs, listening, tmp_path):
     match = r"not finite at step 3.*rl\.learning_rate"
-    with Monitor(trainer, tmp_path, None) as monitor, pytest.raises(UserError, match=match):
+    with Monitor(listening, tmp_path, None) as monitor, pytest.raises(UserError, match=match):
         monitor.on_log(None, SimpleNamespace(global_step=3), None, logs)
     assert len(monitor.curve) == 0
 
 
-def test_a_tracker_listens_beside_tensorboard(tmp_path, monkeypatch):
+def test_a_tracker_listens_beside_tensorboard(listening, tmp_path, monkeypatch):
     package = tmp_path / "site" / "trackio"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(package.parent)
-    listening = []
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(is_main_process=True), args=SimpleNamespace(max_steps=4),
-        add_callback=lambda callback: listening.append(getattr(callback, "__name__", type(callback).__name__)),
-    )  # fmt: skip
-    with Monitor(trainer, tmp_path / "caprl-seed0", None, "trackio"):
+    with Monitor(listening, tmp_path / "caprl-seed0", None, "trackio"):
         pass
-    assert listening == ["TensorBoardCallback", "TrackioCallback", "Monitor"] and trainer.args.run_name == "caprl-seed0"
+    assert listening.heard == ["TensorBoardCallback", "TrackioCallback", "Monitor"]
+    assert listening.args.run_name == "caprl-seed0"
 
 
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():
     def steps(count: int, repeats: int, seed: int) -> list[list[int]]:
-        rows = list(sampler := StepSampler(7, count, prompts=4, group=2, repeats=repeats, seed=seed))
-        assert len(rows) == len(sampler)
+        rows = row_order(7, count, prompts=4, group=2, repeats=repeats, seed=seed)
+        assert len(rows) == 8 * count * repeats
         return [rows[i : i + 8 * repeats] for i in range(0, len(rows), 8 * repeats)]
 
     found = steps(9, 3, seed=5)
