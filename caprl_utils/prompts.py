@@ -12,21 +12,19 @@ from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
 
+# The instruction of the policy and of every captioner (paper, section 3; the released script drops the full stop).
 CAPTION = "Please describe this image in detail."
-"""Instruction of the policy and of every captioner (paper, section 3; the released script drops the full stop)."""
-
-ANSWER_PREFILL = "The answer is"
-"""Start of the assistant's turn for every question (author code), so that the first new token is `` A``."""
-
-WORDS_PREFILL = "It is"
-"""The same for a reader that is asked for words instead of letters (ours: SmolLM2-135M goes on with the value)."""
-
+ANSWER_PREFILL = "The answer is"  # starts the assistant's turn, so that the first new token is ` A` (author code)
+WORDS_PREFILL = "It is"  # the same where words are asked for (ours: SmolLM2-135M goes on with the value)
+SCORE_PREFILL = "The score is"  # the same for the VLM judge: the next token is the digit (ours)
+# The extra option of the reward (paper, section 3.2); always last, never shuffled (author code).
 CANNOT_ANSWER = "Can not answer based on the caption"
-"""The extra option of the reward (paper, section 3.2); always last, never shuffled (author code)."""
 
+# A question to a text-only LLM that sees the caption instead of the image (reward and Prism).
 READ = "Answer the question from the caption of an image alone.\nCaption: {caption}\nQuestion: {question}"
-"""A question to a text-only LLM that sees the caption instead of the image (reward and Prism)."""
-
+# A question to a VLM, with the image (visual accuracy) or without it (text accuracy), and for direct VQA.
+LOOK = "Answer the question about the image.\nQuestion: {question}"
+# The reward's question (author code's contract in words of our own: the caption alone, two examples, one unanswerable).
 READ_STRICTLY = (
     "You get a caption of an image, and a question about the image with lettered options. Answer strictly from the "
     "caption: what you know of the world or find likely does not count. When the caption does not tell, choose the "
@@ -38,32 +36,23 @@ READ_STRICTLY = (
     "\nA) 20 mm\nB) 35 mm\nC) 50 mm\nD) 80 mm\nE) Can not answer based on the caption\nThe answer is E\n\n"
     "Caption: {caption}\nQuestion: {question}"
 )
-"""The reward's question (author code's contract in words of our own: the caption alone, two examples, one without an
-answer)."""
-
-LOOK = "Answer the question about the image.\nQuestion: {question}"
-"""A question to a VLM, with the image (visual accuracy) or without it (text accuracy), and for direct VQA."""
-
+# Before a question to Prism's reader (author script, stage 2: their reader is trained on these words).
 READ_AUTHORS = "Here is a detailed caption of an image: {caption}. Please answer the question based on the caption."
-"""What stands before a question to Prism's reader (author script, stage 2: their reader is trained on these words)."""
-
+# The format of every question with options (ours; those without: `ask` in configs/benchmarks.yaml).
 LETTER_ONLY = "Answer with the letter of the right option only."
-"""Format of every question with options (ours; those without: `ask` in configs/benchmarks.yaml)."""
-
+# The layout that the authors' scorer reads; their own files ask for it (the wording is ours).
 THINK = (
     "Think first, between <think> and </think>. Then write the final answer alone (a letter if there are options) as "
     "<answer>\\boxed{...}</answer>."
 )
-"""The layout that the authors' scorer reads; their own files ask for it (the wording is ours)."""
-
+# Question writing (ours; the authors' script has other words for the same contract, and its layout is read).
 WRITE_QUESTIONS = (
     "Write five multiple choice questions about this image, each with the options A to D and one right answer. "
     "The answer must be visible in the image and impossible to guess without it. Write each question exactly so:\n"
     "**1. question?**\nA) option\nB) option\nC) option\nD) option\n**Answer:** A) option"
 )
-"""Question writing (ours; the authors' script has other words for the same contract, and its layout is read)."""
 
-
+# MM-Vet's contract: a grade from 0.0 to 1.0 in tenths (the wording of all judge prompts is ours).
 GRADE = (
     "Grade an answer to a question about an image against the reference answer.\n"
     "In the reference, <AND> joins parts that must all be there, <OR> joins parts of which one is enough.\n"
@@ -72,47 +61,37 @@ GRADE = (
     "Question: {question}\nReference: {gold}\nAnswer: {answer}\n"
     'Reply with one line: "Grade: X".'
 )
-"""MM-Vet's contract: a grade from 0.0 to 1.0 in tenths (the wording of all judge prompts is ours)."""
-
+# First call of MathVerse and MathVista: the answer out of a response, without solving anything.
 EXTRACT = (
     "Copy the final answer out of a response to a question, without solving the question yourself: the "
     "letter for a multiple-choice question, else the number, expression or words.{hint}\n"
     "Question: {question}\nResponse: {answer}\n"
     'Reply with one line: "Extracted: X". If the response gives no answer, reply "Extracted: none".'
 )
-"""First call of MathVerse and MathVista: the answer out of a response, without solving anything."""
-
+# Verdict of MathVerse and CharXiv; `rule` is one of the texts below.
 COMPARE = (
     "Decide whether an answer agrees with the correct answer of a question.{rule}\n"
     "Question: {question}\nCorrect answer: {gold}\nAnswer: {answer}\n"
     'Reply with one line: "Verdict: yes" or "Verdict: no".'
 )
-"""Verdict of MathVerse and CharXiv; `rule` is one of the texts below."""
-
 MATH_RULE = " Equal values in another notation, and a letter or its option's text, agree."
-
+# By the type of CharXiv's answer: text in the chart, text in general, number in the chart, number in general.
 CHARXIV_RULES = {
     1: " The answer must be the same text of the chart, whatever its notation or case.",
     2: " The answer must mean the same; another wording is fine.",
     3: " The answer must be the same number, whatever its notation; a near value is wrong.",
     4: " The answer must be the same number to the precision asked for; a near value is wrong.",
 }
-"""By the type of CharXiv's answer: text in the chart, text in general, number in the chart, number in general."""
-
 TYPE_HINTS = {"integer": " Give an integer.", "float": " Give a decimal number.", "list": " Give a Python list."}
 
-SCORE_PREFILL = "The score is"
-"""Start of the VLM judge's turn, so that the next token is the digit (ours)."""
-
+# Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known).
 RATE = (
     "Rate this description of the image with one whole number from 1 (poor) to 5 (excellent), for how correct and "
     "how complete it is.\nDescription: {caption}"
 )
-"""Question to the VLM judge (ours: the paper asks for an overall score of 1-5, its words are not known)."""
-
+# Question to the verifier of single sentences, read as the chance of its first option (ours).
 VERIFY = "Here is a statement about the image. {sentence}\nIs it true?\nA) Yes\nB) No"
-"""Question to the verifier of single sentences, read as the chance of its first option (ours)."""
-
+# Question to UnifiedReward (shortened from its repository; the scale is the paper's).
 UNIFIED = (
     "You are provided with an image and a question for this image. Please review the corresponding response based on "
     "its accuracy in describing objects, relationships and attributes, its helpfulness and its ethical side. "
@@ -121,7 +100,6 @@ UNIFIED = (
     'Provide a few lines for explanation and the rate number at last after "Final Score:".\n'
     "Your task is provided as follows:\nQuestion: [{question}]\nResponse: [{caption}]\n"
 )
-"""Question to UnifiedReward (shortened from its repository; the scale is the paper's)."""
 
 
 def format_options(options: Sequence[str]) -> str:
