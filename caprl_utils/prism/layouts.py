@@ -62,19 +62,15 @@ def build(
     elif not extras["image_id"]:
         extras["image_id"] = images[0].stored_hash() if facts.key in _SHARED_IMAGES else id
     question = record.text(columns.question[0]) if question is None else question
-    gold = _gold(record, facts, options) if gold is None else gold
+    if gold is None and facts.answer == "accepted_list":
+        gold = record.get(columns.answer[0])
+        if not isinstance(gold, list) or not gold or not all(isinstance(text, str) for text in gold):
+            told = f"column {columns.answer[0]!r} holds {gold!r:.60}"
+            raise UserError(f"{told}, a list of texts is needed (test has no answers)")
+    elif gold is None:
+        text = record.text(columns.answer[0])
+        gold = _letter(text, options, facts) if facts.answer == "letter" else text
     return Sample(id, facts.key, images, question, gold, tuple(options), {**extras, **meta})
-
-
-def _gold(record: Record, facts: Benchmark, options: Sequence[str]) -> Any:
-    column = facts.columns.answer[0]
-    if facts.answer != "accepted_list":
-        text = record.text(column)
-        return _letter(text, options, facts) if facts.answer == "letter" else text
-    golds = record.get(column)
-    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
-        raise UserError(f"column {column!r} holds {golds!r:.60}, a list of texts is needed (test has no answers)")
-    return golds
 
 
 def _letter(text: str, options: Sequence[str], facts: Benchmark) -> str:

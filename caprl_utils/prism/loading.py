@@ -80,12 +80,10 @@ def load_samples(profile: Profile, benchmarks: Sequence[str] | None = None, num_
 def load(
     benchmark: str, num_samples: int | None = None, seed: int = 0, path: Path | None = None, files: Path | None = None
 ) -> Samples:  # fmt: skip
-    """The samples of a benchmark in its own layout; those of a rendered benchmark from its maker. num_samples: a random
-    subset of this size (drawn with `seed`, in the data's order), by group for benchmarks whose metric groups rows; None
-    for all. path: local data instead of the hub: a parquet or JSONL file, a folder of such (as `hf download` writes
-    it), or a folder written by `Dataset.save_to_disk`. files: the authors' evaluation files instead (a folder, or the
-    benchmark's JSON in it). Raises UserError for absent data, wrong columns, ids that stand twice, or too many rows set
-    aside.
+    """The samples of a benchmark in its own layout, or from its maker; so many by a draw with `seed`, in the data's
+    order (whole groups where the metric groups rows). path: local data instead of the hub: a parquet or JSONL file, a
+    folder of such (as `hf download` writes it) or of `Dataset.save_to_disk`. files: the authors' evaluation files.
+    Raises UserError for absent data, wrong columns, ids that stand twice, or too many rows set aside.
     """
     facts = get_benchmark(benchmark)
     if facts.loader is not None:
@@ -97,7 +95,15 @@ def load(
     if twice:
         told = f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations"
         raise UserError(f"{told} are mixed, or a file is there twice: {str(origin)[:500]}")
-    samples = _subset(samples, num_samples, seed)
+    if num_samples is not None and num_samples < len(samples):
+        groups: dict[Any, list[int]] = {}
+        for index, item in enumerate(samples):
+            groups.setdefault(item.meta.get(_GROUPS.get(item.benchmark), index), []).append(index)
+        order, chosen = list(groups), []
+        random.Random(seed).shuffle(order)
+        while len(chosen) < num_samples:
+            chosen += groups[order.pop(0)]
+        samples = [samples[index] for index in sorted(chosen)]
     stored = {i: None for sample in samples for i in sample.images if isinstance(i, StoredImage)}
     problems = dict(in_threads(lambda image: (image, image.problem()), stored))  # now, so that all models get the same
     unopened = {s.id: why for s in samples for i in s.images if (why := problems.get(i))}
@@ -118,20 +124,6 @@ def _refuse(facts: Benchmark, bad: Mapping[str, str], good: int) -> None:
     if too_many(len(bad), good + len(bad)) or not good:
         raise UserError(f"{told}. That is too much: check that the data have the expected layout")
     log.warning(told)
-
-
-def _subset(samples: list[Sample], num_samples: int | None, seed: int) -> list[Sample]:
-    if num_samples is None or num_samples >= len(samples):
-        return samples
-    groups: dict[Any, list[int]] = {}
-    for index, item in enumerate(samples):
-        groups.setdefault(item.meta.get(_GROUPS.get(item.benchmark), index), []).append(index)
-    order = list(groups)
-    random.Random(seed).shuffle(order)
-    chosen: list[int] = []
-    while len(chosen) < num_samples:
-        chosen += groups[order.pop(0)]
-    return [samples[index] for index in sorted(chosen)]
 
 
 # The authors' own evaluation files (internlm/CapRL-Evaluation-Files): rows, prompts, SEED's 2,000 questions. A record
@@ -170,27 +162,25 @@ def _authors_samples(facts: Benchmark, place: Path | None) -> Read:
     root = file.parent.parent if file.parent.name == "json_file" else file.parent
     samples, bad = [], {}
     for number, record in enumerate(file_rows(file)):
+        where = f"{file}, record {number}"
         try:
-            samples.append(_authors_sample(facts, record, number, root, f"{file}, record {number}"))
+            if lacking := {"prompt", "answer", "image"} - record.keys():
+                raise UserError(f"a record has prompt, answer and image; it lacks {', '.join(sorted(lacking))}")
+            prompt, gold, names = record["prompt"], record["answer"], _image_names(record["image"])
+            if not isinstance(prompt, str) or prompt.count(_SLOT) != 1:
+                raise UserError("the prompt lacks the exact vision slot, so no caption would enter it")
+            if not isinstance(gold, (str, int, float, list)) or isinstance(gold, bool) or gold in ("", []):
+                raise UserError(f"the answer is {gold!r}, a text, a number or a list is needed")
+            if not names:
+                raise UserError("no image path in the record's image entry")
+            images = tuple(StoredImage(inside(root, name, where).read_bytes, f"{where}, {name}") for name in names)
         except UserError as error:
             bad[f"record {number}"] = str(error)
+            continue
+        question = prompt.split(_SLOT, 1)[1].split("<|im_end|>", 1)[0].rstrip()
+        gold, meta = gold if isinstance(gold, list) else str(gold), {"image_id": "+".join(names), OWN_PROMPT: True}
+        samples.append(Sample(str(record.get("id", number)), facts.key, images, question, gold, meta=meta))
     return samples, bad, {"path": str(file), "collection": COLLECTION}
-
-
-def _authors_sample(facts: Benchmark, record: Mapping[str, Any], number: int, root: Path, where: str) -> Sample:
-    if lacking := {"prompt", "answer", "image"} - record.keys():
-        raise UserError(f"a record has prompt, answer and image; it lacks {', '.join(sorted(lacking))}")
-    prompt, gold, names = record["prompt"], record["answer"], _image_names(record["image"])
-    if not isinstance(prompt, str) or prompt.count(_SLOT) != 1:
-        raise UserError("the prompt lacks the exact vision slot, so no caption would enter it")
-    if not isinstance(gold, (str, int, float, list)) or isinstance(gold, bool) or gold in ("", []):
-        raise UserError(f"the answer is {gold!r}, a text, a number or a list is needed")
-    if not names:
-        raise UserError("no image path in the record's image entry")
-    images = tuple(StoredImage(inside(root, name, where).read_bytes, f"{where}, {name}") for name in names)
-    question = prompt.split(_SLOT, 1)[1].split("<|im_end|>", 1)[0].rstrip()
-    gold, meta = gold if isinstance(gold, list) else str(gold), {"image_id": "+".join(names), OWN_PROMPT: True}
-    return Sample(str(record.get("id", number)), facts.key, images, question, gold, meta=meta)
 
 
 def _image_names(value: Any) -> list[str]:

@@ -384,32 +384,22 @@ def mathvista_match(sample: Sample, text: str, extracted: bool = False) -> Score
 
 
 def _judged(sample: Sample, text: str) -> Score:
-    return Score(None, final_answer(text) or None, "no judge: this benchmark's metric is a judge's verdict")
-
-
-def _mathverse(sample: Sample, text: str) -> Score:
+    """No score, which only a judge can give; but for MathVerse equal text needs none."""
     answer = final_answer(text)
-    if answer and answer == str(sample.gold).strip():
+    if answer == str(sample.gold).strip() != "" and get_benchmark(sample.benchmark).metric == "mathverse_judge":
         return Score(1.0, answer, "equal text, which needs no judge")
-    return _judged(sample, text)
+    return Score(None, answer or None, "no judge: this benchmark's metric is a judge's verdict")
 
 
 METRICS: dict[str, Metric] = {
-    "relaxed_accuracy": _text(relaxed_accuracy),
-    "relaxed_accuracy_pro": relaxed_accuracy_pro,
-    "anls": _text(anls),
-    "exact_match": _text(exact_match),
-    "letter_accuracy": letter_accuracy,
-    "letter_or_exact_match": letter_or_short,
-    "mmmu_accuracy": mmmu_accuracy,
-    "wemath_four_dimensional": letter_accuracy,
-    "circular_accuracy": letter_accuracy,
-    "math_equality": mathvision_accuracy,
+    "relaxed_accuracy": _text(relaxed_accuracy), "relaxed_accuracy_pro": relaxed_accuracy_pro,
+    "anls": _text(anls), "exact_match": _text(exact_match),
+    "letter_accuracy": letter_accuracy, "letter_or_exact_match": letter_or_short,
+    "wemath_four_dimensional": letter_accuracy, "circular_accuracy": letter_accuracy,
+    "mmmu_accuracy": mmmu_accuracy, "math_equality": mathvision_accuracy,
     "llm_extract_then_typed_match": mathvista_match,
-    "mathverse_judge": _mathverse,
-    "llm_judge": _judged,
-    "llm_judge_graded": _judged,
-}
+    "mathverse_judge": _judged, "llm_judge": _judged, "llm_judge_graded": _judged,
+}  # fmt: skip
 
 
 # --- the authors' Prism scorer (scoring "caprl"), quirk by quirk, with math-verify 0.8.0 ---

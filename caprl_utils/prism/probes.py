@@ -82,8 +82,12 @@ def _texts(
     world, true = world_of(meta), meta["true_caption"]
     told = [world.sentence(*fact) for fact in meta["facts"].items()]
     rng.shuffle(told)
-    foreign_facts = _foreign(asked, image)
-    drawn = rng.sample(sorted(foreign_facts), min(len(foreign_facts), max(INVENTED)))
+    shown, of_all = {*meta["facts"], *meta["known"]}, [found[0] for found in asked.values()]
+    for others in ([other for other in of_all if other.benchmark == asked[image][0].benchmark], of_all):
+        facts = {key: value for other in others for key, value in other.meta["facts"].items() if key not in shown}
+        if len(facts) >= max(INVENTED):  # of things not shown here: of its own benchmark if that has enough
+            break
+    drawn = rng.sample(sorted(facts), min(len(facts), max(INVENTED)))
     texts = ["", foreign, true]
     for most in lengths(profile):  # its facts said again as often as fits
         filled, again = true, cycle(told)
@@ -93,7 +97,7 @@ def _texts(
     for many in INVENTED:  # at places drawn behind the first sentence
         parts = re.split(r"(?<=\.) ", true)
         for key in drawn[:many]:
-            parts.insert(rng.randint(1, len(parts)), world.sentence(key, foreign_facts[key]))
+            parts.insert(rng.randint(1, len(parts)), world.sentence(key, facts[key]))
         texts.append(" ".join(parts))
     chosen = [sample for sample in asked[image] if sample.options]
     if not chosen or any("asks" not in sample.meta for sample in chosen):  # a fact's options can be told, no others
@@ -101,17 +105,6 @@ def _texts(
     options = [world.sentence(sample.meta["asks"], option) for sample in chosen for option in sample.options]
     rng.shuffle(options)
     return [*texts, " ".join(options)]
-
-
-def _foreign(asked: Mapping[str, Sequence[Sample]], image: str) -> dict[str, str]:
-    """Facts of other images about things that this one does not show: of its own benchmark if that has enough."""
-    own, of_all = asked[image][0], [found[0] for found in asked.values()]
-    for others in ([other for other in of_all if other.benchmark == own.benchmark], of_all):
-        facts = {key: value for other in others for key, value in other.meta["facts"].items()}
-        found = {key: v for key, v in facts.items() if key not in own.meta["facts"] and key not in own.meta["known"]}
-        if len(found) >= max(INVENTED):
-            break
-    return found
 
 
 # A reader from outside: no letters, the options' own words. Which option it means is found token by token: of the
@@ -140,31 +133,24 @@ class WordsReader:
         ids = [[tokenizer(f" {option}.", add_special_tokens=False)["input_ids"] for option in some] for some in options]
         ids = [[[*own, tokenizer.eos_token_id] for own in some] for some in ids]
         alive = [[place for place, own in enumerate(some) if own not in some[:place]] for some in ids]
-        while open_rows := [row for row in rows if len(alive[row]) > 1]:
-            asked, nexts = [], []
-            for row in open_rows:
-                left = [ids[row][place] for place in alive[row]]
-                common = next(n for n, tokens in enumerate(zip(*left, strict=False)) if len({*tokens}) > 1)
-                begun = tokenizer.decode(left[0][:common], clean_up_tokenization_spaces=False)
-                asked.append(replace(requests[row], prefill=requests[row].prefill + begun))
-                nexts.append({place: ids[row][place][common] for place in alive[row]})
-            for row, tokens, best in zip(open_rows, nexts, self._likeliest(asked, nexts), strict=True):
-                alive[row] = [place for place, token in tokens.items() if token == best]
-        return [places[0] for places in alive]
-
-    def _likeliest(self, requests: Sequence[Request], nexts: Sequence[dict[int, int]]) -> list[int]:
-        """The likeliest next token of each request, of those in `nexts`."""
         loaded, size = self._backend.loaded, self._backend.batch_size
-        order = sorted(range(len(requests)), key=lambda row: len(requests[row].prompt))
-        best = [0] * len(requests)
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            tokens = sorted({token for row in rows for token in nexts[row].values()})
-            found = loaded.next_logprobs(loaded.encode([requests[row] for row in rows]), tokens)
-            for row, values in zip(rows, found, strict=True):
-                chances = dict(zip(tokens, values, strict=True))
-                best[row] = max(nexts[row].values(), key=chances.__getitem__)
-        return best
+        order = sorted(rows, key=lambda row: len(requests[row].prompt))
+        while open_rows := [row for row in order if len(alive[row]) > 1]:
+            for start in range(0, len(open_rows), size):
+                batch, asked, nexts = open_rows[start : start + size], [], []
+                for row in batch:
+                    left = [ids[row][place] for place in alive[row]]
+                    common = next(n for n, tokens in enumerate(zip(*left, strict=False)) if len({*tokens}) > 1)
+                    begun = tokenizer.decode(left[0][:common], clean_up_tokenization_spaces=False)
+                    asked.append(replace(requests[row], prefill=requests[row].prefill + begun))
+                    nexts.append({place: ids[row][place][common] for place in alive[row]})
+                tokens = sorted({token for found in nexts for token in found.values()})
+                logprobs = loaded.next_logprobs(loaded.encode(asked), tokens)
+                for row, found, values in zip(batch, nexts, logprobs, strict=True):
+                    chances = dict(zip(tokens, values, strict=True))
+                    best = max(found.values(), key=chances.__getitem__)
+                    alive[row] = [place for place, token in found.items() if token == best]
+        return [places[0] for places in alive]
 
 
 def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:

@@ -15,11 +15,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from caprl_utils import prompts
 from caprl_utils.answers import MARKS, Letter, after_reasoning, final_answer, without_full_stop
@@ -29,7 +30,6 @@ from caprl_utils.hashing import text_hash
 from caprl_utils.models.base import Backend, Request, Sampling
 from caprl_utils.paths import shown
 from caprl_utils.prism import told
-from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import averaged, get_benchmark
 from caprl_utils.prism.metrics import METRICS, Score, all_rotations, by_authors, mathvista_match, prediction
 from caprl_utils.prism.statistics import AVERAGE, Scores, best_of_n, bootstrap_models
@@ -47,6 +47,33 @@ COLUMNS = (
 )  # fmt: skip
 _ASKED_OFTEN = 8  # ours: from so few answers on the commonest says something
 _LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question about one caption; None: the reader sees the image instead. image_id: of the first image, the unit
+    of the statistics. num_tokens, finish_reason: of the caption.
+    """
+
+    id: str
+    sample: Sample
+    caption_index: int
+    caption: str | None
+    image_id: str
+    num_tokens: int | None
+    finish_reason: str
+
+
+class Answer(BaseModel):
+    """What the reader said, a row of answers.jsonl. letters: the likeliest, or all exactly as likely."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    text: str
+    letters: str = ""
+    finish_reason: str = "stop"
+    letter_mass: float | None = None
 
 
 def score_rows(

@@ -129,7 +129,14 @@ class Bootstrap:
             means, draws = [*means, np.zeros(1)], [*draws, np.zeros((1, 1))]
         value, samples = float(means[0].mean() - means[1].mean()), draws[0].mean(axis=1) - draws[1].mean(axis=1)
         counts = [len(place) for columns, place in zip(sides, places, strict=True) if None not in columns]
-        if trained and (between := _between(means[0] - means[1] if common else None, counts, spread)):
+        paired, between = means[0] - means[1] if common else None, None  # variance that trainings bring, its df
+        if paired is not None and len(paired) >= OWN_SPREAD:
+            between = float(np.var(paired, ddof=1)) / len(paired), len(paired) - 1
+        elif spread and paired is not None and len(counts) == 2:
+            between = 2 * spread.paired / len(paired), spread.paired_df
+        elif spread and trained:
+            between = spread.single * sum(1 / count for count in counts), spread.single_df
+        if between:
             low, high, p_value = t_interval(value, float(np.var(samples)), *between, null, side)
         else:  # p: twice the share of draws beyond the null, counting the observed sample as one more draw
             low, high = map(float, np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
@@ -138,19 +145,6 @@ class Bootstrap:
             p_value = float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
         p_value = None if theirs is None else p_value
         return Interval(value, low, high, self.num_clusters, p_value, min(counts, default=None))
-
-
-def _between(paired: np.ndarray | None, counts: Sequence[int], spread: Spread | None) -> tuple[float, int] | None:
-    """(variance that trainings bring to a contrast, degrees of freedom); None where there is nothing to tell it from.
-    paired: values seed by seed, if they were paired. counts: trainings of each trained side.
-    """
-    if paired is not None and len(paired) >= OWN_SPREAD:
-        return float(np.var(paired, ddof=1)) / len(paired), len(paired) - 1
-    if spread is None:
-        return None
-    if paired is not None and len(counts) == 2:
-        return 2 * spread.paired / len(paired), spread.paired_df
-    return spread.single * sum(1 / count for count in counts), spread.single_df
 
 
 def bootstrap(scores: Any, clusters: Sequence[Any], models: Sequence[str], draws: int, seed: int) -> Bootstrap:

@@ -14,36 +14,27 @@ def columns_of(table):
     return [name for name in header[2:] if name != "Average"]
 
 
-def test_the_benchmarks_of_the_paper():
+def test_the_benchmarks_of_the_paper_and_the_branches_of_the_authors_scorer():
     assert len(benchmarks_of_table(3)) == len(columns_of("table3_prism.csv")) == 11
     assert len(benchmarks_of_table(1)) == len(columns_of("table1_pretraining.csv")) == 12
     assert [facts.key for facts in benchmarks_of_table(3)] == PRISM_BENCHMARKS
-    assert {"visulogic", "captionqa"} <= set(load_registry())
-
-
-def test_every_hub_benchmark_tells_where_it_is():
-    for facts in load_registry().values():
-        if facts.hub is None:
-            assert facts.loader or facts.key == "seed2k"
-            continue
-        assert facts.hub.id in how_to_get(facts) and facts.columns and facts.size
-
-
-def test_the_branches_of_the_authors_scorer():
     branches = {facts.key: facts.caprl.branch for facts in benchmarks_of_table(3)}
     charts = dict.fromkeys(("chartqa", "chartqapro", "charxiv"), "chart")
     assert branches == dict.fromkeys(branches, "symbolic") | charts | {"infovqa": "info"}
 
 
-def test_unknown_keys_name_the_nearest():
-    with pytest.raises(UserError, match="chartqapro"):
-        get_benchmark("chartqapor")
-
-
-def test_the_overview_has_every_benchmark():
+def test_every_benchmark_tells_where_it_is_and_unknown_ones_name_the_nearest():
+    assert {"visulogic", "captionqa"} <= set(load_registry())
+    for facts in load_registry().values():
+        if facts.hub is None:
+            assert facts.loader or facts.key == "seed2k"
+        else:
+            assert facts.hub.id in how_to_get(facts) and facts.columns and facts.size
     lines = overview().splitlines()
     assert [line.split()[0] for line in lines] == list(load_registry())
     assert "2500 rows" in lines[0] and lines[0].endswith("tables 1, 2, 3")
+    with pytest.raises(UserError, match="chartqapro"):
+        get_benchmark("chartqapor")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """`caprl score` on files of captions as other people have them, read by a scripted reader."""
 
-import csv
-import io
 import json
 
 import pytest
@@ -37,21 +35,14 @@ def run(monkeypatch):
     return run
 
 
-def told(number):
-    return f"The sky is {COLOURS[number % 4]}."
-
-
-def llava(numbers):
-    """Rows of a LLaVA training file."""
-    return [
-        {"id": f"{n:09d}", "image": f"vg/images/img{n}.jpg", "conversations": [
-            {"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": told(n)}]}
-        for n in numbers
-    ]  # fmt: skip
+def llava(n):
+    """A row of a LLaVA training file."""
+    said = [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": f"The sky is {COLOURS[n % 4]}."}]
+    return {"id": f"{n:09d}", "image": f"vg/images/img{n}.jpg", "conversations": said}
 
 
 def test_a_llava_file_is_scored_beside_a_placebo(run, tmp_path):
-    rows = [*llava(range(6)), *llava([0, 99]), {"id": "1", "image": "img7.jpg", "conversations": []}]
+    rows = [*map(llava, [*range(6), 0, 99]), {"id": "1", "image": "img7.jpg", "conversations": []}]
     rows[6]["conversations"][1]["value"] = "It shows something else."  # img0 has two captions
     file = tmp_path / "peer captions.json"
     file.write_text(json.dumps(rows))
@@ -93,11 +84,7 @@ def test_what_cannot_be_matched_is_told_with_examples(name, wrong, run, tmp_path
 
 
 def as_csv(rows):
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0])
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    return "\n".join([",".join(rows[0]), *(",".join(f'"{cell}"' for cell in row.values()) for row in rows)])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +105,7 @@ def test_files_and_names_as_people_have_them(file, rows, write, tmp_path):
     assert found == {"mini-scene/img1": ["one, two"], "mini-scene/img2": ["b"]}
 
 
-def test_a_parquet_file_is_read_without_its_pictures(tmp_path):
+def test_parquet_files_and_numbers_of_another_benchmark(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -126,9 +113,6 @@ def test_a_parquet_file_is_read_without_its_pictures(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     source, lines = given_captions(tmp_path / "a.parquet", images_of(SAMPLES))
     assert list(source.captions([])) == ["mini-scene/img3"] and lines == ["1 captions of 1 images, matched by 'id'"]
-
-
-def test_the_same_number_of_another_benchmark_is_not_matched(tmp_path):
     (tmp_path / "a.csv").write_text("image,caption\nmini-chart/img1.png,x\nmini-scene/img2.png,y\n")
     source, lines = given_captions(tmp_path / "a.csv", images_of(SAMPLES))
     assert list(source.captions([])) == ["mini-scene/img2"] and "1 rows of other images" in lines[1]

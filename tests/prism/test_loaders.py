@@ -8,8 +8,8 @@ import pytest
 from caprl_utils import prompts
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.prism.answers import prompt_of
 from caprl_utils.prism.benchmarks import get_benchmark
+from caprl_utils.prism.evaluate import prompt_of
 from caprl_utils.prism.layouts import CANNOT_ANSWER
 from caprl_utils.prism.loading import inside, load, load_samples
 from caprl_utils.prism.scores import score_answers
@@ -206,9 +206,8 @@ def test_absent_data_say_how_to_get_them(tmp_path, monkeypatch):
         raise ConnectionError(f"offline {arguments} {sorted(options)}")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(
-        UserError, match=r"Lin-Chen/MMStar could not be loaded \(ConnectionError.*revision.*hf download"
-    ):
+    told = r"Lin-Chen/MMStar could not be loaded \(ConnectionError.*revision.*hf download"
+    with pytest.raises(UserError, match=told):
         load("mmstar")
 
 

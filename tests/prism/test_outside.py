@@ -57,11 +57,10 @@ def test_the_option_that_the_model_goes_on_with_is_chosen(reader):
 
 
 def test_in_words_no_options_are_shown(reader, monkeypatch):
-    profile = load_profile("smoke")
-    samples = [s for s in load_samples(profile) if s.options]
-    seen = []
+    profile, seen = load_profile("smoke"), []
     monkeypatch.setattr(reader, "choose", lambda requests, options: seen.extend(requests) or [1] * len(requests))
     source = Source("one", {"s": 1}, lambda images: {i.id: written_captions(i.id, ["x"], "one", len) for i in images})
+    samples = [sample for sample in load_samples(profile) if sample.options]
     record = evaluate(profile, "one-by-outside_reader", source, reader, samples, mode="words")
     assert record["reader"] == {"name": "letters", "mode": "words"}
     assert all("A)" not in request.prompt and request.prefill == "It is" for request in seen) and len(seen) == 16

@@ -153,7 +153,7 @@ def test_what_is_asked_again(profile, samples):
 
 
 def test_a_kill_changes_nothing_in_the_result(profile, samples, monkeypatch):
-    monkeypatch.setattr("caprl_utils.prism.answers.CHUNK_QUESTIONS", 8)
+    monkeypatch.setattr("caprl_utils.prism.evaluate.CHUNK_QUESTIONS", 8)
     whole = evaluate(profile, "whole", Captioner(told=0.5), Reader(), samples)
     for stop in (8, 30, 56):
         with pytest.raises(KeyboardInterrupt):
@@ -420,7 +420,15 @@ def test_score_command_loads_models_and_benchmarks(monkeypatch):
 
 def test_what_a_key_covers():
     """What computes a score is in the key; reports, servers' clients, progress and pages are not."""
-    computing = ("prism.scores", "prism.metrics", "prism.statistics", "answers", "prompts", "models.local")
+    computing = (
+        "prism.evaluate",
+        "prism.scores",
+        "prism.metrics",
+        "prism.statistics",
+        "answers",
+        "prompts",
+        "models.local",
+    )
     assert {f"caprl_utils.{name}" for name in computing} <= {*prism.RECIPE}
     banned = ("reports", "gallery", "endpoint", "client", "progress", "runs", "loading", "html")
     assert not [name for name in prism.RECIPE if any(word in name for word in banned)]

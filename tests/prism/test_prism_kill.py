@@ -19,7 +19,7 @@ from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
-from caprl_utils.prism import answers
+from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import read_samples
 from tests.prism.test_prism import COLOURS, make_sample
@@ -119,7 +119,7 @@ def test_a_reader_that_fails_now_and_then_changes_nothing(tmp_path, whole):
 
 
 def work():
-    answers.CHUNK_QUESTIONS = CHUNK
+    prism.CHUNK_QUESTIONS = CHUNK
     profile, samples = load_profile("smoke"), [make_sample(n) for n in range(40)]
     samples += [make_sample(n, "mini-document", options=False) for n in range(40)]
     evaluate(profile, "m", Model(), Model(), samples)

@@ -1,4 +1,4 @@
-"""Scoring: quirks of the authors' scorer, each metric against values worked out by hand, judges, test vectors."""
+"""Scoring: quirks of the authors' scorer, each metric against values worked out by hand, judges."""
 
 import json
 import re
@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from caprl_utils.answers import Letter
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import metrics
-from caprl_utils.prism.answers import Answer, Task
 from caprl_utils.prism.benchmarks import load_registry
-from caprl_utils.prism.metrics import METRICS, Score, all_rotations, as_list, mathvista_match
-from caprl_utils.prism.scores import Judge, score_answers, score_rows
+from caprl_utils.prism.metrics import Score, all_rotations, as_list, mathvista_match
+from caprl_utils.prism.scores import Answer, Judge, Task, score_answers, score_rows
 from caprl_utils.prompts import CHARXIV_RULES
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 from tests.scripted import Says
 
-VECTORS = Path(__file__).parents[1] / "data" / "scoring-vectors.jsonl"
+DATA = Path(__file__).parents[1] / "data"
+VECTORS, REPLIES = (
+    [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+    for name in ("scoring-vectors.jsonl", "judge-replies.jsonl")
+)
 
 
 def sample(benchmark, gold, options=(), question="", **meta):
@@ -32,22 +35,27 @@ def score(benchmark, text, gold, options=(), judge=None, **meta):
     return score_answers([(sample(benchmark, gold, options, **meta), text)], "standard", judge)[0]
 
 
-# --- the authors' scorer ---
-
-
-def complete(answer: str) -> str:
-    return f"<think>reasoning</think>\n<answer>\\boxed{{{answer}}}</answer>"
-
-
-def by_authors(benchmark, text, gold):
+def by_authors(benchmark, answer, gold):
+    text = f"<think>reasoning</think>\n<answer>\\boxed{{{answer}}}</answer>"
     return score_answers([(sample(benchmark, gold), text)], "caprl")[0]
 
 
-def test_reasons():
-    assert by_authors("mmstar", "B", "B").reason == metrics.NO_ANSWER
-    assert by_authors("mmstar", "B", "").reason == metrics.GOLD_UNPARSED
-    assert by_authors("mmstar", complete("B"), "B").reason is None
+def test_all_vectors_pass():
+    """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
+    for number, line in enumerate(VECTORS, 1):
+        meta, several = line.get("meta") or {}, isinstance(line["prediction"], list)
+        pairs = zip(line["prediction"], line["gold"], strict=True) if several else [(line["prediction"], line["gold"])]
+        options = tuple(as_list(meta.get("options")) or ())
+        asked = [(Sample("v", line["benchmark"], (), "", gold, options, meta), text) for text, gold in pairs]
+        if line["mode"] == "standard" and line["benchmark"] == "mathvista" and len(asked[0][1].split()) == 1:
+            found = mathvista_match(*asked[0], extracted=True)  # the prediction is the final short answer
+        else:
+            found = all_rotations(score_answers(asked, line["mode"]))
+        expected = meta.get("math_verify", {}).get(metrics.MATH_VERIFY_VERSION, line["expected"])
+        assert found.value == (expected if expected is None else pytest.approx(expected, abs=1e-6)), (number, found)
 
+
+# --- the authors' scorer ---
 
 TAGS = ["</think>", "<answer>", "</answer>", "\\boxed{", "}", "{", "B", " ", "\n", "x"]
 
@@ -61,59 +69,48 @@ def test_extraction_is_the_greedy_pattern(text):
     assert metrics.extract(text) == (found[-1] if found else None)
 
 
-def test_extraction_of_a_loop_takes_linear_time():
-    start = time.process_time()
-    assert metrics.extract("</think><answer>" + "\\boxed{1} " * 20_000) is None
-    assert time.process_time() - start < 0.5
-
-
 @given(st.text(max_size=30), st.text(max_size=20), st.sampled_from(["chartqa", "infovqa", "mmstar"]))
 @settings(max_examples=15, deadline=None)
 def test_no_text_breaks_the_scorer(answer, gold, benchmark):
-    value = by_authors(benchmark, complete(answer), gold).value
-    assert value is not None and 0.0 <= value <= 1.0
+    assert 0.0 <= by_authors(benchmark, answer, gold).value <= 1.0
 
 
-def test_the_time_limit_counts_cpu_time(monkeypatch):
+def test_reasons_and_limits_of_time(monkeypatch):
     def loop():
         while True:
             pass
 
-    monkeypatch.setattr(metrics, "LIMIT_SEC", 0.05)
+    assert score_answers([(sample("mmstar", "B"), "B")], "caprl")[0].reason == metrics.NO_ANSWER
+    assert (
+        by_authors("mmstar", "B", "").reason == metrics.GOLD_UNPARSED and by_authors("mmstar", "B", "B").reason is None
+    )
+    start = time.process_time()
+    assert metrics.extract("</think><answer>" + "\\boxed{1} " * 20_000) is None
+    assert time.process_time() - start < 0.5
+    monkeypatch.setattr(metrics, "LIMIT_SEC", 0.05)  # of CPU time
     assert metrics._limited(loop, "stopped") == "stopped"
     assert metrics._limited(lambda: time.sleep(0.1), "stopped") is None  # waiting costs nothing
 
 
 # --- the benchmarks' own metrics ---
 
-SHORT_ANSWERS = ["chartqa", "chartqapro", "infovqa", "gqa", "mmmu", "realworldqa"]
-
-
-def test_every_benchmark_has_a_metric():
-    assert {facts.metric for facts in load_registry().values()} <= set(METRICS)
-
-
-def test_rotations_count_together():
-    right, wrong, unread = Score(1.0, "B"), Score(0.0, "A"), Score(0.0, None, "no letter")
-    assert all_rotations([right, right]) == Score(1.0, "B B") and all_rotations([right, wrong]).value == 0.0
-    found = all_rotations([right, unread])
-    assert (found.value, found.parsed) == (0.0, None) and "1 of 2 rotations" in found.reason
-
 
 def test_what_a_score_tells():
     found = [score("mmstar", text, "B", ["cat", "dog", "cow", "pig"]) for text in ("dog", "no idea")]
     assert [(one.value, one.parsed) for one in found] == [(1.0, "B"), (0.0, None)]
     assert "option" in found[0].reason and found[1].reason
+    right, wrong, unread = Score(1.0, "B"), Score(0.0, "A"), Score(0.0, None, "no letter")
+    assert all_rotations([right, right]) == Score(1.0, "B B") and all_rotations([right, wrong]).value == 0.0
+    assert all_rotations([right, unread]) == Score(0.0, None, "no clear letter in 1 of 2 rotations")
 
 
-@given(st.sampled_from(SHORT_ANSWERS), st.text(max_size=40), st.text(min_size=1, max_size=20))
+@given(
+    st.sampled_from(["chartqa", "chartqapro", "infovqa", "gqa", "mmmu", "realworldqa"]), st.text(max_size=40),
+    st.text(min_size=1, max_size=20),
+)  # fmt: skip
 @settings(max_examples=150, deadline=None)
 def test_scores_lie_between_0_and_1_for_any_text(benchmark, text, gold):
-    value = score(benchmark, text, gold).value
-    assert value is not None and 0.0 <= value <= 1.0
-
-
-# --- answers as a reader gives them ---
+    assert 0.0 <= score(benchmark, text, gold).value <= 1.0
 
 
 def sure(request):
@@ -128,32 +125,29 @@ SENTENCES = [
     "The answer is {} because the caption says so.",
     "Answer: {}", "The answer is: {}\nThe caption says so.", "{} because the caption says so.", '"{}".',
 ]  # fmt: skip
-KINDS = {"integer": "60", "text": "Paris"}
 
 
 @pytest.mark.parametrize("benchmark", [key for key, facts in load_registry().items() if not facts.loader])
-@pytest.mark.parametrize("sentence", SENTENCES)
-def test_right_answers_in_sentences_score_1(tmp_path, benchmark, sentence):
-    facts = load_registry()[benchmark]
+def test_right_answers_in_sentences_score_1(tmp_path, benchmark):
+    facts, judge = load_registry()[benchmark], Judge(Says(sure), RowStore(tmp_path / "verdicts.jsonl"))
     letter = "letter" in facts.answer and benchmark != "mathverse"
-    golds, answers, tasks = {"B": "B"} if letter else KINDS, {}, []
-    for kind, gold in golds.items():
-        meta = {"answer_type": kind, "question_type": "free_form", "ID": "1", "year": "NO", "image_id": "1"}
-        accepted, options = ([gold] if facts.answer == "accepted_list" else gold, tuple("dcab") if letter else ())
-        one = Sample(f"1-{kind}-2steps_1", benchmark, (), "?", accepted, options, meta)
-        tasks.append(Task(kind, one, 0, "caption", "image", 1, "stop"))
-        answers[kind] = Answer(id=kind, text=sentence.format(gold))
-    rows = score_rows(tasks, answers, "standard", Judge(Says(sure), RowStore(tmp_path / "verdicts.jsonl")))
-    assert [row["score"] for row in rows] == [1.0] * len(rows), rows
-    assert [row["answer"] for row in rows] == [sentence.format(gold) for gold in golds.values()]
+    for sentence in SENTENCES:
+        golds, answers, tasks = {"B": "B"} if letter else {"integer": "60", "text": "Paris"}, {}, []
+        for kind, gold in golds.items():
+            meta = {"answer_type": kind, "question_type": "free_form", "ID": "1", "year": "NO", "image_id": "1"}
+            accepted, options = ([gold] if facts.answer == "accepted_list" else gold, tuple("dcab") if letter else ())
+            one = Sample(f"1-{kind}-2steps_1", benchmark, (), "?", accepted, options, meta)
+            tasks.append(Task(kind, one, 0, "caption", "image", 1, "stop"))
+            answers[kind] = Answer(id=kind, text=sentence.format(gold))
+        rows = score_rows(tasks, answers, "standard", judge)
+        assert [row["score"] for row in rows] == [1.0] * len(rows), rows
+        assert [row["answer"] for row in rows] == [sentence.format(gold) for gold in golds.values()]
 
 
 @pytest.mark.parametrize("benchmark", [k for k, facts in load_registry().items() if facts.answer == "letter"])
 def test_a_letter_read_from_probabilities_is_never_read_as_text(benchmark):
-    options = ["b", "a", "c", "d"]
     for answer in ("A", Letter("A"), "The answer is A."):
-        assert score(benchmark, answer, "A", options).value == 1.0
-        assert score(benchmark, answer, "B", options).value == 0.0
+        assert [score(benchmark, answer, gold, ["b", "a", "c", "d"]).value for gold in "AB"] == [1.0, 0.0]
 
 
 # --- judges ---
@@ -175,13 +169,7 @@ class Replies:
 
 @pytest.fixture
 def judge(tmp_path):
-    def make(*texts):
-        return Judge(Replies(*texts), RowStore(tmp_path / "verdicts.jsonl"))
-
-    return make
-
-
-REPLIES = [json.loads(line) for line in (VECTORS.parent / "judge-replies.jsonl").read_text().splitlines()]
+    return lambda *texts: Judge(Replies(*texts), RowStore(tmp_path / "verdicts.jsonl"))
 
 
 @pytest.mark.parametrize("case", REPLIES, ids=lambda case: f"{case['benchmark']}-{case['text']}-{case['reply']}")
@@ -195,32 +183,12 @@ def test_what_is_plain_needs_no_judge_and_a_judges_reply_is_read_or_told(judge, 
     assert case["reply"] != "about half" or "about half" in found.reason
 
 
-def test_mathverse_extracts_then_compares(judge):
-    ask = judge("Extracted: 60", "Extracted: 60°", "Extracted: none", "Verdict: yes")
+def test_mathverse_extracts_then_compares_and_charxiv_uses_the_rule_of_the_answers_type(judge):
+    ask = judge("Extracted: 60", "Extracted: 60°", "Extracted: none", "Verdict: yes", *["Verdict: no"] * 4)
     asked = [(sample("mathverse", "60", question="angle?"), f"so it is {n}") for n in range(3)]
     assert [item.value for item in score_answers(asked, "standard", ask)] == [1.0, 1.0, 0.0]
-    assert len(ask.backend.prompts) == 4
     assert score("mathverse", "60", "60").value == 1.0
-
-
-def test_charxiv_uses_the_rule_of_the_answers_type(judge):
-    ask = judge(*["Verdict: no"] * 4)
     for kind in range(1, 5):
         assert score("charxiv", f"{kind}", "100", judge=ask, answer_type=kind).value == 0.0
     heads = [prompt.split("\n")[0] for prompt in ask.backend.prompts]
-    assert [CHARXIV_RULES[kind] in head for kind, head in enumerate(heads, 1)] == [True] * 4
-
-
-def test_all_vectors_pass():
-    """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
-    for number, line in enumerate(map(json.loads, VECTORS.read_text().splitlines()), 1):
-        meta, several = line.get("meta") or {}, isinstance(line["prediction"], list)
-        pairs = zip(line["prediction"], line["gold"], strict=True) if several else [(line["prediction"], line["gold"])]
-        options = tuple(as_list(meta.get("options")) or ())
-        asked = [(Sample("v", line["benchmark"], (), "", gold, options, meta), text) for text, gold in pairs]
-        if line["mode"] == "standard" and line["benchmark"] == "mathvista" and len(asked[0][1].split()) == 1:
-            found = mathvista_match(*asked[0], extracted=True)  # the prediction is the final short answer
-        else:
-            found = all_rotations(score_answers(asked, line["mode"]))
-        expected = meta.get("math_verify", {}).get(metrics.MATH_VERIFY_VERSION, line["expected"])
-        assert found.value == (expected if expected is None else pytest.approx(expected, abs=1e-6)), (number, found)
+    assert [CHARXIV_RULES[kind] in head for kind, head in enumerate(heads[4:], 1)] == [True] * 4
