@@ -101,7 +101,7 @@ def mmmu(record: Record, facts: Benchmark) -> dict[str, Any]:
     """Only the images named by <image n> in question and options belong to the sample; they keep their numbers."""
     options = as_list(record.get("options")) or []
     found: dict[str, Any] = {"question": str(record.get("question", "")), "options": options}
-    if "image_1" in record.table.data.column_names:
+    if "image_1" in record.data.column_names:
         marks = re.findall(r"<image (\d+)>", found["question"] + " ".join(options))
         found["image_numbers"] = numbers = sorted(map(int, {*marks})) or [1]
         found["images"] = tuple(image for n in numbers for image in record.images(f"image_{n}"))

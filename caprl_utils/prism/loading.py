@@ -220,16 +220,10 @@ def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _from_table(facts: Benchmark, path: Path | None) -> Read:
-    table, roles = open_table(facts, path), facts.columns
-    if facts.key == "mmmu_pro" and "image" in table.data.column_names:  # config vision: all is in the picture
-        needed = roles.answer
-    else:
-        images = () if facts.hub.images_config else roles.image[:1]  # of several only the first is in every row
-        needed = (*images, *roles.question[:1], *roles.options, *roles.answer[:1])
-    table.require(needed, facts)
+    records, origin = _records(facts, path)
     samples: list[Sample] = []
     bad: dict[str, str] = {}
-    for record in table.rows():
+    for record in records:
         if any(record.get(column) != value for column, value in facts.hub.keep.items()):
             continue
         try:
@@ -237,15 +231,48 @@ def _from_table(facts: Benchmark, path: Path | None) -> Read:
         except _BAD_CELLS as error:
             bad[f"row {record.index}"] = str(error)
     if facts.hub.images_config:  # GQA's images have a configuration of their own
-        other = open_table(facts, path, facts.hub.images_config)
-        other.require(("id", "image"), facts)
-        found = {str(record.get("id")): record.images("image") for record in other.rows()}
+        others, _ = _records(facts, path, images=True)
+        found = {str(record.get("id")): record.images("image") for record in others}
         if absent := sorted({str(item.meta["image_id"]) for item in samples} - found.keys()):
-            raise UserError(f"{other.label} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
+            raise UserError(f"{path or facts.hub.id} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
         samples = [replace(item, images=found[str(item.meta["image_id"])]) for item in samples]
     if facts.key == "captionqa":
         samples = shuffle_captionqa(samples)
-    return samples, bad, table.origin
+    return samples, bad, origin
+
+
+def _records(facts: Benchmark, path: Path | None, images: bool = False) -> tuple[Iterator[Record], Mapping[str, Any]]:
+    """Every row of the benchmark, or of the configuration of its images, in order, and what is read. Raises UserError
+    when they are absent, or columns are.
+    """
+    from datasets import load_dataset
+
+    hub, roles = facts.hub, facts.columns
+    config = hub.images_config if images else hub.config
+    origin: dict[str, Any] = {"config": config, "split": hub.split}
+    if path:
+        data, files = _open_local(facts, path, config)
+        origin |= {"path": str(path), "files": files}
+    else:
+        try:
+            data = load_dataset(hub.id, config, split=hub.split, revision=hub.revision, data_files=hub.data_files)
+        except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
+            reason = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+            raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
+        origin |= {"dataset": hub.id, "revision": hub.revision}
+    there, label, root = data.column_names, str(path or hub.id), path if path is None or path.is_dir() else path.parent
+    if facts.key == "mmmu_pro" and "image" in there:  # config vision: all is in the picture
+        needed = roles.answer
+    else:  # of several images only the first is in every row
+        own = () if hub.images_config else roles.image[:1]
+        needed = ("id", "image") if images else (*own, *roles.question[:1], *roles.options, *roles.answer[:1])
+    if missing := [repr(name) + did_you_mean(name, there) for name in needed if name not in there]:
+        told = f"{label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(there)};"
+        raise UserError(f"{told} for a copy with other names change columns in configs/benchmarks.yaml")
+    late = {name for name, feature in data.features.items() if "Image(" in repr(feature)} | {*roles.image} & {*there}
+    data = data.with_format("arrow")
+    rows = (row for batch in data.remove_columns([*late]).iter(1000) for row in batch.to_pylist())
+    return (Record(data, index, row, label, root) for index, row in enumerate(rows)), origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,36 +306,14 @@ class StoredImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of a dataset. images: columns that are read late. root: of local data. origin: for the record."""
+class Record:
+    """One row of a data set. values: without its images, which are read late; root: of local data."""
 
     data: Dataset
-    images: frozenset[str]
-    root: Path | None
-    label: str
-    origin: Mapping[str, Any]
-
-    def rows(self) -> Iterator[Record]:
-        """Every row without its images, in order."""
-        batches = self.data.remove_columns([*self.images]).iter(1000)
-        for index, row in enumerate(row for batch in batches for row in batch.to_pylist()):
-            yield Record(self, index, row)
-
-    def require(self, columns: Sequence[str], facts: Benchmark) -> None:
-        """Raises UserError naming the columns that are missing, with the nearest names there are."""
-        there = self.data.column_names
-        if missing := [repr(name) + did_you_mean(name, there) for name in columns if name not in there]:
-            told = f"{self.label} lacks columns of {facts.name}: {', '.join(missing)}. It has {', '.join(there)};"
-            raise UserError(f"{told} for a copy with other names change columns in configs/benchmarks.yaml")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row."""
-
-    table: Table
     index: int
     values: Mapping[str, Any]
+    label: str
+    root: Path | None
 
     def get(self, column: str, default: Any = None) -> Any:
         """The cell of a text column, `default` if there is no such column or it is empty."""
@@ -328,11 +333,11 @@ class Record:
 
     def images(self, column: str) -> tuple[StoredImage, ...]:
         """The image in `column`, or all images of a list, to be opened when they are called."""
-        where = f"{self.table.label}, row {self.index}, column {column!r}"
-        listed = "List(" in repr(self.table.data.features[column])
+        where = f"{self.label}, row {self.index}, column {column!r}"
+        listed = "List(" in repr(self.data.features[column])
 
         def cell() -> Any:  # a lazy arrow scalar
-            return self.table.data.select_columns([column])[self.index].column(0)[0]
+            return self.data.select_columns([column])[self.index].column(0)[0]
 
         def read(place: int) -> bytes:
             value = (cell()[place] if listed else cell()).as_py()
@@ -341,7 +346,7 @@ class Record:
             if isinstance(value, str) and column == "bytes":  # of MME-RealWorld: base64 text
                 return base64.b64decode(value.split(",", 1)[-1])
             if isinstance(value, str):
-                return inside(self.table.root, value, where).read_bytes()
+                return inside(self.root, value, where).read_bytes()
             if not isinstance(value, bytes):
                 raise UserError(f"{where} holds {_told(value)}, an image is needed")
             return value
@@ -361,28 +366,6 @@ def inside(root: Path | None, relative: str, where: str) -> Path:
     if not path.is_file():
         raise UserError(f"{where}: image {relative!r} is missing, expected at {path}")
     return path
-
-
-def open_table(facts: Benchmark, path: Path | None, config: str | None = None) -> Table:
-    """The benchmark's rows, or those of another configuration. Raises UserError when they are absent."""
-    from datasets import load_dataset
-
-    hub, config = facts.hub, config or facts.hub.config
-    origin = {"config": config, "split": hub.split}
-    if path:
-        data, files = _open_local(facts, path, config)
-        origin |= {"path": str(path), "files": files}
-    else:
-        try:
-            data = load_dataset(hub.id, config, split=hub.split, revision=hub.revision, data_files=hub.data_files)
-        except Exception as error:  # the hub client raises many types: offline, no such id, no access, no split
-            reason = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
-            raise UserError(f"{hub.id} could not be loaded ({reason}). {how_to_get(facts)}") from error
-        origin |= {"dataset": hub.id, "revision": hub.revision}
-    images = {name for name, feature in data.features.items() if "Image(" in repr(feature)}
-    images |= {*facts.columns.image} & {*data.column_names}
-    root = path if path is None or path.is_dir() else path.parent
-    return Table(data.with_format("arrow"), frozenset(images), root, str(path or hub.id), origin)
 
 
 def _open_local(facts: Benchmark, path: Path, config: str | None) -> tuple[Dataset, list[str]]:
