@@ -420,15 +420,7 @@ def test_score_command_loads_models_and_benchmarks(monkeypatch):
 
 def test_what_a_key_covers():
     """What computes a score is in the key; reports, servers' clients, progress and pages are not."""
-    computing = (
-        "prism.evaluate",
-        "prism.scores",
-        "prism.metrics",
-        "prism.statistics",
-        "answers",
-        "prompts",
-        "models.local",
-    )
+    computing = ("prism.evaluate", "prism.scores", "prism.metrics", "prism.statistics", "prompts", "models.local")
     assert {f"caprl_utils.{name}" for name in computing} <= {*prism.RECIPE}
     banned = ("reports", "gallery", "endpoint", "client", "progress", "runs", "loading", "html")
     assert not [name for name in prism.RECIPE if any(word in name for word in banned)]
