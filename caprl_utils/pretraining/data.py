@@ -83,16 +83,19 @@ def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str
     for name, training in wanted.items():  # a missing file is named before hours of work on the others
         pattern = getattr(settings, training.stage).data
         if drawn_source(pattern) is None:
-            files[name] = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
-            if not files[name].is_file():
-                told_where = f"no data file {shown(files[name])} (pretraining.{training.stage}.data)"
-                raise UserError(f"{told_where}; `make plan` says what belongs there")
+            file = files[name] = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
+            if not file.is_file():
+                named = f"{shown(file)} (pretraining.{training.stage}.data)"
+                raise UserError(f"no data file {named}; `make plan` says what belongs there")
     pairs = {name: t.captions.pairs_name for name, t in wanted.items() if t.captions and files[name] is None}
     written = {name: caption(profile, name) for name in dict.fromkeys(pairs.values())}
     files |= {name: written[pair] for name, pair in pairs.items()}
     folders = {setting: models[model_name(setting, settings.seeds[0])] for setting in settings.settings}
-    load = lambda: {name: TokenCounter(folder, settings.max_pixels) for name, folder in folders.items()}  # noqa: E731
-    counters = functools.cache(load)  # called when a data set is not there yet
+
+    @functools.cache  # loaded when a data set is not there yet
+    def counters() -> dict[str, TokenCounter]:
+        return {name: TokenCounter(folder, settings.max_pixels) for name, folder in folders.items()}
+
     return {name: _data_set(profile, t, files[name], folders, counters) for name, t in wanted.items()}
 
 
