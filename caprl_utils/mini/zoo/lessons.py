@@ -139,16 +139,15 @@ def binding_lesson(model, recipe: Recipe, first_step: int) -> Lesson:
     def answers(rng: random.Random, num_facts: int, form: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits, wanted) after a query about one of so many facts in a chain."""
         facts, asked = [], []
-        for row in range(recipe.batch_size):
+        for _ in range(recipe.batch_size):
             *chosen, last = rng.sample(words, 2 * num_facts + 1)
             keys, values = chosen[:num_facts], chosen[num_facts:]
             facts.append([*zip(keys, values, [*keys[1:], last], strict=True)])
-            asked.append(facts[row][rng.randrange(num_facts)])
+            asked.append(rng.choice(facts[-1]))
         asked = dict(zip(("key", "value", "next"), torch.tensor(asked).T, strict=True))
         cells = torch.stack([torch.randperm(packing.IMAGE_TOKENS)[:num_facts] for _ in facts])
         seen = torch.randn(len(facts), packing.IMAGE_TOKENS, width) * rng.choice(NOISE)
-        ideal = ideal_tokens(table.weight, torch.tensor(facts))
-        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), ideal)
+        seen.scatter_add_(1, cells[..., None].expand(-1, -1, width), ideal_tokens(table.weight, torch.tensor(facts)))
         tail = [asked[t] if t in asked else torch.full_like(asked["key"], t) for t in [end, *forms[form]]]
         opening = table(torch.tensor(head)).expand(len(facts), -1, -1)
         embedded = torch.cat([opening, seen, table(torch.stack(tail, dim=1))], dim=1)
