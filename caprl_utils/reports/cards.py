@@ -25,18 +25,19 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 def write_all(profile: Profile) -> list[Path]:
     """Write the card of every finished model and data set of a profile; returns their files."""
     home = paths.RUNS / profile.name
-    cards = {folder / "README.md": qa_card(profile, folder) for folder in _runs(home / "curation")}
-    models = [*_runs(home / "rl"), *(run for run in _runs(home / "pretraining") if (run / "final").is_dir())]
+
+    def runs(stage: str) -> list[Path]:
+        files = sorted((home / stage).glob("*/result.json"))
+        return [file.parent for file in files if not file.parent.name.startswith(".")]
+
+    cards = {folder / "README.md": qa_card(profile, folder) for folder in runs("curation")}
+    models = [*runs("rl"), *(run for run in runs("pretraining") if (run / "final").is_dir())]
     cards |= {folder / "README.md": model_card(profile, folder) for folder in models}
     sets = sorted([*home.glob("pretraining/captions/*.parquet"), *home.glob("quickstart/*.parquet")])
     cards |= {file.with_suffix(".md"): captions_card(profile, file) for file in sets}
     for file, text in cards.items():
         write_atomic(file, text)
     return list(cards)
-
-
-def _runs(stage: Path) -> list[Path]:
-    return sorted(file.parent for file in stage.glob("*/result.json") if not file.parent.name.startswith("."))
 
 
 class Hub:
@@ -48,19 +49,18 @@ class Hub:
         from huggingface_hub import HfApi
 
         self.repository, self.api = repository, HfApi()
-        self._ask("create_repo", repo_id=repository, private=True, exist_ok=True)
+        self._ask("create_repo", private=True, exist_ok=True)
 
     def push(self, profile: Profile, run: str) -> str:
         """Upload a finished captioner, runs/<profile>/rl/<run>/final, with its card; returns the commit's address."""
-        folder = paths.RUNS / profile.name / "rl" / run
+        folder, message = paths.RUNS / profile.name / "rl" / run, f"{profile.name} {run}"
         card = model_card(profile, folder).encode()
-        where = {"repo_id": self.repository, "commit_message": f"{profile.name} {run}"}
-        self._ask("upload_folder", folder_path=folder / "final", **where)
-        return str(self._ask("upload_file", path_or_fileobj=card, path_in_repo="README.md", **where))
+        self._ask("upload_folder", folder_path=folder / "final", commit_message=message)
+        return str(self._ask("upload_file", path_or_fileobj=card, path_in_repo="README.md", commit_message=message))
 
     def _ask(self, action: str, **arguments: Any) -> Any:
         try:
-            return getattr(self.api, action)(**arguments)
+            return getattr(self.api, action)(repo_id=self.repository, **arguments)
         except Exception as error:  # no login, no right, no network, no such name: the client has a class for each
             told = f"the hub's {action} for {self.repository} failed: {error}"
             raise UserError(f"{told}\nLog in by `hf auth login`, or set HF_TOKEN to a token that may write.") from None
@@ -80,18 +80,22 @@ def captions_card(profile: Profile, file: Path) -> str:
 
     columns = ["image_id", "num_tokens", "finish_reason", "looped", "model", "model_hash"]
     rows = pq.read_table(file, columns=columns).to_pylist()
-    tokens = [row["num_tokens"] for row in rows]
+    tokens, models = [row["num_tokens"] for row in rows], {(row["model"], row["model_hash"]) for row in rows}
+    inside = {  # folders of this repository are named alike on every machine
+        model: numbers.record_path(Path(model)) for model, _ in models
+        if any(Path(model).is_relative_to(folder) for folder in (paths.RUNS, paths.ROOT))
+    }  # fmt: skip
     return _data_card(
         profile, "captions", f"Captions {file.stem}", file.name, ["image-to-text"], ["caprl"], record=None,
         captions=len(rows), images=len({row["image_id"] for row in rows}), path=numbers.record_path(file),
-        models=sorted({f"`{_model_name(row['model'])}` ({row['model_hash']})" for row in rows}),
+        models=sorted({f"`{inside.get(model, model)}` ({found})" for model, found in models}),
         tokens=numbers.number(sum(tokens) / len(tokens) if tokens else None),
         reasons=Counter("a loop" if row["looped"] else row["finish_reason"] for row in rows),
     )  # fmt: skip
 
 
 def model_card(profile: Profile, folder: Path) -> str:
-    """Of a trained captioner (runs/<profile>/rl/<run>), or of a VLM pretrained on captions (.../pretraining/<run>)."""
+    """Of a trained captioner (runs/<profile>/rl/<run>) or a VLM pretrained on captions (.../pretraining/<run>)."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     record = load_result(folder)
@@ -101,16 +105,21 @@ def model_card(profile: Profile, folder: Path) -> str:
     else:
         kind, title, start, stage = "vlm", "Vision-language model", record["start"], "vqa"
         task, tags = "image-text-to-text", ["llama-factory", "caprl"]
-    scores = _scores(profile, stage, folder.name)
-    results = [EvalResult(task, key, title_of(key), "accuracy", round(100 * one[0], 2)) for key, one in scores.items()]
+    evaluation = paths.RUNS / profile.name / stage / folder.name
+    found = load_result(evaluation) if (evaluation / "result.json").is_file() else {"values": {"benchmarks": {}}}
+    means = {key: part["mean"] for key, part in found["values"]["benchmarks"].items() if part["mean"] is not None}
+    results = [EvalResult(task, key, title_of(key), "accuracy", round(100 * mean, 2)) for key, mean in means.items()]
+    local = start.startswith((paths.ZOO_PREFIX, "/", ".")) or Path(start).exists()
     data = ModelCardData(
         license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
         tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
-        base_model=start if _on_hub(start) else None,
+        base_model=start if start.count("/") == 1 and not local else None,
     )  # fmt: skip
-    shown = zip(scores.items(), numbers.percents([mean for mean, *_ in scores.values()]), strict=True)
-    lines = [(title_of(key), f"{text} {numbers.interval(bounds)}", n) for (key, (_, bounds, n)), text in shown]
-    facts = {"record": record, "values": record["values"], "start": start, "scores": lines, "kind": kind}
+    scores = [
+        (title_of(key), f"{text} {numbers.interval(found['intervals'].get(key))}", found["n"][key])
+        for key, text in zip(means, numbers.percents([*means.values()]), strict=True)
+    ]
+    facts = {"record": record, "values": record["values"], "start": start, "scores": scores, "kind": kind}
     path = numbers.record_path(folder)
     return _fill(ModelCard, data, profile, title=f"{title} {folder.name}", path=path, **facts)
 
@@ -130,26 +139,3 @@ def _data_card(
 def _fill(card: Any, data: Any, profile: Profile, **facts: Any) -> str:
     more = {"paper": PAPER, "count": numbers.count, "profile": profile, "about": about_models(profile)}
     return str(card.from_template(data, template_path=str(TEMPLATE), **more, **facts))
-
-
-def _scores(profile: Profile, stage: str, name: str) -> dict[str, tuple[float, Any, int]]:
-    """Benchmark -> (accuracy, interval, questions) of the model's evaluation; empty where there is none."""
-    folder = paths.RUNS / profile.name / stage / name
-    if not (folder / "result.json").is_file():
-        return {}
-    record = load_result(folder)
-    means = {key: part["mean"] for key, part in record["values"]["benchmarks"].items()}
-    intervals, counts = record["intervals"], record["n"]
-    return {key: (mean, intervals.get(key), counts[key]) for key, mean in means.items() if mean is not None}
-
-
-def _on_hub(path: str) -> bool:
-    """Whether a model's path is a hub id, owner/name."""
-    local = path.startswith((paths.ZOO_PREFIX, "/", ".")) or Path(path).exists()
-    return path.count("/") == 1 and not local
-
-
-def _model_name(path: str) -> str:
-    """A model as cards name it: of this repository's folders the path inside, others as they are."""
-    inside = any(Path(path).is_relative_to(folder) for folder in (paths.RUNS, paths.ROOT))
-    return numbers.record_path(Path(path)) if inside else path

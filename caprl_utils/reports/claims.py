@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,7 @@ from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import FOLLOW_UPS, Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
-from caprl_utils.reports.results import Results, keys_of
-from caprl_utils.reports.said import measure_of, resampled
+from caprl_utils.reports.results import Results, keys_of, measure_of
 from caprl_utils.schema import Profile
 
 _UNITS = {"tokens": (1, " tokens"), "false count": (2, " statements a caption"), "reward": (3, "")}  # decimals, unit
@@ -66,31 +64,46 @@ def test_all(results: Results) -> list[dict[str, Any]]:
     """What the data say about an item's claims, as its JSON holds it; those left out whose runs are not there or too
     short.
     """
-    tests = [(claim, (_reward if claim.kind == "reward" else _test)(claim, results)) for claim in results.item.claims]
-    return [_found(claim, *tested) for claim, tested in tests if tested]
-
-
-def _found(claim: Claim, gap: Interval, trainings: Sequence[int], sources: Sequence[Source], steps: int | None = None):
-    decided = (NOT_TESTABLE, claim.not_testable) if claim.not_testable else verdict(gap, claim.kind)
-    return {
-        **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
-        "value": gap.value, "interval": [gap.low, gap.high], "p": None if claim.not_testable else gap.p_value,
-        "verdict": decided[0], "reason": decided[1], "trainings": list(trainings), "images": gap.num_clusters or None,
-        "steps": steps, "sources": [asdict(source) for source in sources],
-    }  # fmt: skip
+    found = []
+    for claim in results.item.claims:
+        if tested := (_reward if claim.kind == "reward" else _test)(claim, results):
+            gap, trainings, sources, *steps = tested
+            decided = (NOT_TESTABLE, claim.not_testable) if claim.not_testable else verdict(gap, claim.kind)
+            found.append({
+                **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
+                "value": gap.value, "interval": [gap.low, gap.high], "p": None if claim.not_testable else gap.p_value,
+                "verdict": decided[0], "reason": decided[1], "trainings": trainings,
+                "images": gap.num_clusters or None, "steps": steps[0] if steps else None,
+                "sources": [asdict(source) for source in sources],
+            })  # fmt: skip
+    return found
 
 
 def _test(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source]] | None:
     """The difference of two rows, over images and trainings (none: 0), and where its numbers stand."""
-    sides = [results.measured.get(label) for label in (claim.ours, claim.theirs)]
-    if None in sides or (gap := _gap(claim, results)) is None:
+    sides, measured = (claim.ours, claim.theirs), [results.measured.get(label) for label in (claim.ours, claim.theirs)]
+    groups, beyond = (claim.benchmarks, claim.others), _BEYOND.get(claim.kind, 0)
+    there = [any(name in results.parts for name in group) for group in groups]
+    if None in measured or (claim.kind == "larger gain" and not all(there)):
         return None
-    groups = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
+    trainings = [0 if None in side.columns else len(side.columns) for side in measured]
     if claim.kind in MEASURES:
-        sources = [source for side in sides for source in side.samples(MEASURES[claim.kind].column)]
-    else:
-        sources = [source for side in sides for name in groups for source in side.sources(*keys_of(name))]
-    return gap, [0 if None in side.columns else len(side.columns) for side in sides], sources
+        part = results.said(claim.kind, sides, (claim.share, 1.0))
+        sources = [source for side in measured for source in side.samples(MEASURES[claim.kind].column)]
+        return part and (results.contrast(part, *sides, measure_of(claim.kind)), trainings, sources)
+    names = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
+    sources = [source for side in measured for name in names for source in side.sources(*keys_of(name))]
+    if claim.kind != "larger gain":
+        gap = results.difference(*sides, claim.benchmarks, null=-beyond * margin(claim.kind), side=beyond)
+        return gap, trainings, sources
+    first, second = (results.part_of(group) for group in groups)  # how much more ours gains on the first
+    values = [results.mean_on(group) for group in groups]
+    both = replace(
+        first, means=first.means - second.means, samples=first.samples - second.samples,
+        num_clusters=first.num_clusters + second.num_clusters, num_rows=first.num_rows + second.num_rows,
+    )  # fmt: skip
+    gap = results.contrast(both, *sides, lambda record: values[0](record) - values[1](record))
+    return gap, trainings, sources
 
 
 def _reward(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source], int] | None:
@@ -106,26 +119,6 @@ def _reward(claim: Claim, results: Results) -> tuple[Interval, list[int], list[S
     low, high, p = t_interval(value := _mean(values), sum(variances) / many**2, between, many - 1)
     sources = [Source(curve.file, "reward") for curve in curves]
     return Interval(value, low, high, 0, p, many), [many], sources, len(curves[0].rewards)
-
-
-def _gap(claim: Claim, results: Results) -> Interval | None:
-    sides, beyond = (claim.ours, claim.theirs), _BEYOND.get(claim.kind, 0)
-    if claim.kind in MEASURES:
-        part = resampled(results, sides, claim.kind, (claim.share, 1.0))
-        return part and results.contrast(part, *sides, results.spread(measure_of(claim.kind)))
-    if claim.kind != "larger gain":
-        null = -beyond * margin(claim.kind)
-        return results.difference(*sides, claim.benchmarks, null=null, side=beyond)
-    groups = (claim.benchmarks, claim.others)  # how much more ours gains on the first than on the second
-    if not all(any(name in results.parts for name in group) for group in groups):
-        return None
-    first, second = (results.part_of(group) for group in groups)
-    values = [results.mean_on(group) for group in groups]
-    both = replace(
-        first, means=first.means - second.means, samples=first.samples - second.samples,
-        num_clusters=first.num_clusters + second.num_clusters, num_rows=first.num_rows + second.num_rows,
-    )  # fmt: skip
-    return results.contrast(both, *sides, results.spread(lambda record: values[0](record) - values[1](record)))
 
 
 def verdict(found: Interval, kind: str = "accuracy") -> tuple[str, str]:
@@ -169,53 +162,49 @@ def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement
 def write_claims(profile: Profile) -> dict[str, Any]:
     """Write every statement of the paper, and their plot, from the reports in a profile's folder; returns the JSON."""
     folder, runs = paths.reports_of(profile.name), {}
-    rows = [row for item in items(profile).values() if not item.ours for row in _reported(item, folder, runs)]
+
+    def reported(item: Item) -> list[Statement]:
+        """An item's statements, from its report where that is there."""
+        file = folder / f"{item.name}.json"
+        if not file.is_file():
+            return statements(item, [])
+        note_access(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        runs.update({run["file"]: run for run in content["runs"]})
+        return statements(item, content["facts"].get("claims", []))
+
+    rows = [row for item in items(profile).values() if not item.ours for row in reported(item)]
     ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
     corrected = holm({name: p for name, p in ps.items() if p is not None})
     rows = [replace(row, corrected=corrected.get(row.id)) for row in rows]
-    supported = [row for row in rows if row.verdict == SUPPORTED and not row.claim.same_as]
-    facts = {
-        "profile": profile.name, "statements": len(rows), "counts": counted(rows), "tests": len(corrected),
-        "supported_large_p": [row.id for row in supported if row.corrected >= P_LEVEL],
+    facts = [row for row in rows if not row.claim.same_as]
+    told = {
+        "profile": profile.name, "statements": len(rows),
+        "counts": {word: sum(row.verdict == word for row in facts) for word in VERDICTS}, "tests": len(corrected),
+        "supported_large_p": [row.id for row in facts if row.verdict == SUPPORTED and row.corrected >= P_LEVEL],
         "printed_averages": all_average_notes(),
     }  # fmt: skip
-    later = [row for row in _reported(items(profile)[FOLLOW_UPS], folder, runs) if row.found]
+    tested = [row for row in facts if row.found]
+    first = {row.item.name: row.id for row in reversed(tested)}  # of every item, beside what data do not bear out
+    shown = [row for row in tested if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
+    findings = claims_table(shown, "findings", "Findings", HEADS[:3])
+    later = [row for row in reported(items(profile)[FOLLOW_UPS]) if row.found]
     follow_ups = claims_table(later, "follow_ups", "Statements of follow-up papers", HEADS[:3])
-    first = claims_table(headlines(rows), "findings", "Findings", HEADS[:3])
     table = claims_table(rows, "claims", "Every statement of the paper", HEADS)
-    figures.plot_forest(_forest(rows), folder / "claims", "The paper's statements in our data", profile)
+    forest: dict[str, list] = {}  # unit -> (label, value with its interval, verdict)
+    for row in (row for row in rows if row.found):
+        _, unit = _UNITS.get(row.claim.kind, (1, "percentage points"))
+        scale = 1 if row.claim.kind in _UNITS else 100
+        values = [scale * value for value in (row.found["value"], *row.found["interval"])]
+        forest.setdefault(unit.strip() or "reward", []).append((f"{row.id}  {row.claim.text}", values, row.verdict))
+    figures.plot_forest(forest, folder / "claims", "The paper's statements in our data", profile)
     text = numbers.fill(
-        "claims.md", profile=profile, facts=facts, findings=first, table=table, follow_ups=follow_ups,
-        warning=SMOKE_WARNING,
-        cautions=texts()["cautions"].values(), margins=texts()["margins"],
+        "claims.md", profile=profile, facts=told, findings=findings, table=table, follow_ups=follow_ups,
+        warning=SMOKE_WARNING, cautions=texts()["cautions"].values(), margins=texts()["margins"],
         window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
     )  # fmt: skip
-    of_runs = [runs[file] for file in sorted(runs)]
-    shown = [first, table, *[follow_ups] * bool(later)]
-    return numbers.write(folder / "claims", facts, shown, text, of_runs, [_line(row) for row in rows])
-
-
-def counted(rows: Sequence[Statement]) -> dict[str, int]:
-    """Facts by verdict: statements that repeat another's fact are not among them."""
-    return {word: sum(row.verdict == word and not row.claim.same_as for row in rows) for word in VERDICTS}
-
-
-def headlines(rows: Sequence[Statement]) -> list[Statement]:
-    """What the page begins with: the first fact of every item, and whatever the data do not bear out."""
-    facts = [row for row in rows if row.found and not row.claim.same_as]
-    first = {row.item.name: row.id for row in reversed(facts)}
-    return [row for row in facts if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
-
-
-def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:
-    """An item's statements, from its report where that is there; the runs behind it go to `runs`."""
-    file = folder / f"{item.name}.json"
-    if not file.is_file():
-        return statements(item, [])
-    note_access(file)
-    content = json.loads(file.read_text(encoding="utf-8"))
-    runs |= {run["file"]: run for run in content["runs"]}
-    return statements(item, content["facts"].get("claims", []))
+    of_runs, tables = [runs[file] for file in sorted(runs)], [findings, table, *[follow_ups] * bool(later)]
+    return numbers.write(folder / "claims", told, tables, text, of_runs, [_line(row) for row in rows])
 
 
 def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequence[str]) -> Table:
@@ -227,11 +216,17 @@ def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequ
 def _cells(row: Statement) -> dict[str, Cell]:
     """All of a statement's cells by their heads."""
     found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
-    of_paper = paper_means(row.item, row.claim)
-    printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),) if of_paper else ()
-    cells = dict.fromkeys(HEADS, Cell(numbers.MISSING)) | {
+    means, printed, printed_in = paper_means(row.item, row.claim), numbers.MISSING, ()
+    if means:
+        ours, theirs = numbers.percents([value / 100 for value in means])
+        gap, sign = round(means[0] - means[1], 2) / 100, "+" if row.claim.kind == "larger gain" else ""
+        printed = f"{sign}{ours} against {sign}{theirs} ({numbers.difference(gap)})"
+        printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),)
+    elif row.item.paper is None:
+        printed = "a curve"
+    cells = dict.fromkeys(HEADS, Cell()) | {
         "Statement": Cell(row.claim.text), "Verdict": Cell(f"{row.verdict}{linked}"),
-        PAPER: Cell(paper_text(row.item, row.claim), None, None, printed_in),
+        PAPER: Cell(printed, None, None, printed_in),
     }  # fmt: skip
     if found is None:
         return cells
@@ -245,17 +240,6 @@ def _cells(row: Statement) -> dict[str, Cell]:
         GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources),
         "p corrected": Cell(numbers.MISSING if p is None else numbers.p_value(p), p, None, sources),
     }  # fmt: skip
-
-
-def _forest(rows: Sequence[Statement]) -> dict[str, list[tuple[str, list[float], str]]]:
-    """Unit -> (label, value with its interval, verdict) of the statements that were tested."""
-    lines: dict[str, list] = {}
-    for row in (row for row in rows if row.found):
-        _, unit = _UNITS.get(row.claim.kind, (1, "percentage points"))
-        scale = 1 if row.claim.kind in _UNITS else 100
-        values = [scale * value for value in (row.found["value"], *row.found["interval"])]
-        lines.setdefault(unit.strip() or "reward", []).append((f"{row.id}  {row.claim.text}", values, row.verdict))
-    return lines
 
 
 def _line(row: Statement) -> dict[str, Any]:
@@ -290,14 +274,3 @@ def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
 def _printed_mean(row: Mapping[str, float], benchmarks: Sequence[str]) -> float:
     columns = [texts()["columns"].get(name) for name in benchmarks]
     return _mean([row[column] for column in columns if column in row] or [row[PRINTED_AVERAGE]])
-
-
-def paper_text(item: Item, claim: Claim) -> str:
-    """What the paper prints for a statement: "48.3 against 39.9 (+8.4)"."""
-    means = paper_means(item, claim)
-    if means is None:
-        return "a curve" if item.paper is None else numbers.MISSING
-    ours, theirs = numbers.percents([value / 100 for value in means])
-    gap = numbers.difference(round(means[0] - means[1], 2) / 100)
-    sign = "+" if claim.kind == "larger gain" else ""
-    return f"{sign}{ours} against {sign}{theirs} ({gap})"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import accumulate, cycle
 from pathlib import Path
@@ -21,8 +21,7 @@ from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, le
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models, texts
-from caprl_utils.reports.results import Curve, Results, title_of
-from caprl_utils.reports.said import TITLES, Point
+from caprl_utils.reports.results import READERS, Curve, Point, Results, title_of
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -77,32 +76,24 @@ def looks(labels: Sequence[str]) -> list[Look]:
     return found
 
 
-@contextmanager
-def styled() -> Iterator[None]:
+def styled() -> AbstractContextManager:
     """Draw figures inside this block: the style holds here and leaves the caller's settings alone."""
-    import matplotlib
+    from matplotlib import style
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(matplotlib.rc_params_from_file(STYLE, use_default_template=False))
-        yield
+    return style.context(STYLE, after_reset=True)
 
 
 def save(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     """Write <stem>.png and <stem>.svg, atomically and without dates, inside `styled`. note: small line below."""
     if note:
-        figure.supxlabel(
-            textwrap.fill(note, int(_NOTE_SIGNS * figure.get_figwidth())),
-            x=0.995,
-            ha="right",
-            fontsize=7,
-            color="#555555",
-        )
+        lines = textwrap.fill(note, int(_NOTE_SIGNS * figure.get_figwidth()))
+        figure.supxlabel(lines, x=0.995, ha="right", fontsize=7, color="#555555")
     dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    for kind, metadata in dates.items():
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in dates]
+    for file, (kind, metadata) in zip(files, dates.items(), strict=True):
         figure.savefig(buffer := io.BytesIO(), format=kind, metadata=metadata)
-        write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
-    return [stem.with_name(f"{stem.name}.{kind}") for kind in dates]
+        write_atomic(file, buffer.getvalue())
+    return files
 
 
 def new_grid(num_panels: int, num_columns: int, row_height_inches: float, **grid: Any) -> tuple[Figure, list]:
@@ -139,17 +130,16 @@ def counted(results: Results) -> str:
     return about(results.profile, over, "95 % intervals")
 
 
-def _legend(figure: Figure, axes: Axes, title: str) -> None:
-    """One legend above all panels, under the figure's title, in as many columns as its labels leave room for."""
+def _finish(figure: Figure, axes: Axes, title: str, stem: Path, note: str) -> list[Path]:
+    """Save with one legend above all panels, under the title, in as many columns as its labels leave room for."""
     handles, labels = axes.get_legend_handles_labels()
-    room = int(_LEGEND_SIGNS / (max(map(len, labels)) + 5))
-    columns = max(1, min(room, len(labels)))
+    columns = max(1, min(int(_LEGEND_SIGNS / (max(map(len, labels)) + 5)), len(labels)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, **TITLED)
+    return save(figure, stem, note)
 
 
 def plot_curves(
-    curves: Sequence[Curve], stem: Path, limit: int | None = None, note: str = "",
-    false: Sequence[Sequence[float]] = (), title: str = "",
+    curves: Sequence[Curve], stem: Path, limit: int, note: str, false: Sequence[Sequence[float]] = (), title: str = ""
 ) -> list[Path]:  # fmt: skip
     """Reward and caption length over training steps (as Figure 1c). limit: tokens at which the training cuts. false:
     of each curve, false statements a caption at every step, if known.
@@ -165,14 +155,13 @@ def plot_curves(
             axes.set(title=name, xlabel="training step")
         left, right = panels[:2]
         left.set(ylim=(0, 1.03))  # a full reward stays inside the frame
-        if limit is not None and max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
+        if max(max(curve.lengths) for curve in curves) > _NEAR_LIMIT * limit:
             right.axhline(limit, color="#444444", linestyle=":", linewidth=1.2)
             place = {"xycoords": ("axes fraction", "data"), "va": "top", "fontsize": 7}
             right.annotate(f"cut at {limit}", (0.01, 0.98 * limit), **place)
         for axes in panels[1:]:
             axes.set_ylim(bottom=0)
-        _legend(figure, left, title)
-        return save(figure, stem, f"{note}; heavy: centred mean of {SMOOTH_STEPS} steps".removeprefix("; "))
+        return _finish(figure, left, title, stem, f"{note}; heavy: centred mean of {SMOOTH_STEPS} steps")
 
 
 def plot_dots(
@@ -188,16 +177,13 @@ def plot_dots(
         rows, most = len(benchmarks), len(series) / len(settings)
         figure, panels = new_grid(len(settings), len(settings), 1.2 + rows * (0.11 * most + 0.17), sharey=True)
         for axes, setting in zip(panels, settings, strict=True):
-            own = {
-                name.removeprefix(f"{setting}, "): parts for name, parts in series.items() if name.startswith(setting)
-            }
-            _dots(axes, own, rows)
+            named = {name: parts for name, parts in series.items() if name.startswith(setting)}
+            _dots(axes, {name.removeprefix(f"{setting}, "): parts for name, parts in named.items()}, rows)
             axes.set(yticks=range(rows), yticklabels=list(reversed(benchmarks)), xlim=(0, 100), title=setting)
             axes.set(xlabel=ACCURACY, ylim=(-0.5, rows - 0.5))
             axes.grid(False, axis="y")
             axes.tick_params(axis="y", length=0)
-        _legend(figure, panels[0], title)
-        return save(figure, stem, note)
+        return _finish(figure, panels[0], title, stem, note)
 
 
 def _dots(axes: Axes, series: Mapping[str, Sequence], rows: int) -> None:
@@ -235,8 +221,7 @@ def plot_forest(
             for place, (_, (value, *ends), verdict) in zip(places, found, strict=True):
                 colour, marker = VERDICT_LOOKS[verdict]
                 axes.plot(ends, [place, place], color=colour, linewidth=1.4)
-                point = {"marker": marker, "color": colour, "markersize": 6, "linestyle": "none"}
-                axes.plot(value, place, label=verdict, **point)
+                axes.plot(value, place, marker, label=verdict, color=colour, markersize=6)
             axes.axvline(0, color="#444444", linewidth=0.8)
             axes.set(ylim=(min(places) - 1, max(places) + 1), xlabel=unit)
             axes.set_yticks(places, [textwrap.fill(label, _FOREST_SIGNS) for label, *_ in found], fontsize=7.5)
@@ -280,17 +265,14 @@ def plot_growth(results: Results, stem: Path) -> list[Path]:
         axes.set_xscale("symlog", linthresh=min(filter(None, places), default=1), linscale=0.5)
         axes.set_xticks(places, [str(place) for place in places])
         axes.minorticks_off()
-        _legend(figure, axes, results.item.title)
-        return save(figure, stem, counted(results))
+        return _finish(figure, axes, results.item.title, stem, counted(results))
 
 
 def plot_pareto(
     found: Mapping[str, tuple[Interval, Interval, float]], stem: Path, note: str, title: str
 ) -> list[Path]:  # fmt: skip
     """Facts told against false statements, with intervals both ways; a marker's area is the length of captions. Grey:
-    the rows than which none tells more and errs less.
-
-    found: row -> (facts told, share of false statements, tokens a caption).
+    the rows than which none tells more and errs less. found: as `tables.trade_off` gives it.
     """
     places = {name: (100 * told.value, 100 * false.value) for name, (told, false, _) in found.items()}
     best = [
@@ -312,8 +294,8 @@ def plot_pareto(
             filled.add(colour)
         axes.set(xlabel="facts told (%)", ylabel="false statements (%), fewer is better")
         axes.set_ylim(bottom=0)
-        _legend(figure, axes, title)
-        return save(figure, stem, f"{note}; area of a marker: tokens a caption; grey: none tells more and errs less")
+        legend = "area of a marker: tokens a caption; grey: none tells more and errs less"
+        return _finish(figure, axes, title, stem, f"{note}; {legend}")
 
 
 def plot_example(
@@ -324,36 +306,32 @@ def plot_example(
 
     told: captioner -> (sentence, its kind: a key of EXAMPLE_LOOKS). asked: (question, right from each caption).
     """
-    lines = [len(sentences) for sentences in told.values()]
+    columns = []  # title, and (text, colour) of each line
+    for number, (name, sentences) in enumerate(told.items(), 1):
+        looked = [(text, *EXAMPLE_LOOKS[kind]) for text, kind in sentences]
+        columns.append((f"{number}  {name}", [(f"{sign} {text}", colour) for text, sign, colour in looked]))
+    signs = [(" ".join("✓" if good else "✗" for good in answers), question) for question, answers in asked]
+    heads = " ".join(map(str, range(1, len(told) + 1)))
+    columns.append((f"{heads}  answered from it", [(f"{sign}  {question}", "#333333") for sign, question in signs]))
+    most = max(len(lines) for _, lines in columns)
     with styled():
-        figure, (left, *columns, right) = new_grid(
-            2 + len(told), 2 + len(told), max(2.2, 0.21 * max(*lines, len(asked)) + 0.9)
-        )
+        figure, all_axes = new_grid(1 + len(columns), 1 + len(columns), max(2.2, 0.21 * most + 0.9))
         figure.set_figwidth(_FOREST_INCHES)
-        left.imshow(picture, interpolation="antialiased")
-        for axes in (left, *columns, right):
+        all_axes[0].imshow(picture, interpolation="antialiased")
+        for axes in all_axes:
             axes.set_axis_off()
-        for number, (axes, (name, sentences)) in enumerate(zip(columns, told.items(), strict=True), 1):
-            looks = [(text, *EXAMPLE_LOOKS[kind]) for text, kind in sentences]
-            _listed(axes, f"{number}  {name}", [(f"{sign} {text}", colour) for text, sign, colour in looks])
-        signs = [(" ".join("✓" if good else "✗" for good in answers), question) for question, answers in asked]
-        _listed(right, f"{' '.join(map(str, range(1, len(told) + 1)))}  answered from it",
-                [(f"{sign}  {question}", "#333333") for sign, question in signs])  # fmt: skip
+        options = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": 8.5}
+        for axes, (title, lines) in zip(all_axes[1:], columns, strict=True):
+            axes.annotate(title, (0, 1), (0, 0), weight="bold", **options)
+            for number, (text, colour) in enumerate(lines, 1):
+                axes.annotate(text, (0, 1), (0, -15 * number), color=colour, **options)
         return save(figure, stem, about(profile, "green: true, red: false, grey: said before"))
-
-
-def _listed(axes: Axes, title: str, lines: Sequence[tuple[str, str]]) -> None:
-    """A column of (text, colour) below its title, from the top of its place."""
-    options = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top", "fontsize": 8.5}
-    axes.annotate(title, (0, 1), (0, 0), weight="bold", **options)
-    for number, (text, colour) in enumerate(lines, 1):
-        axes.annotate(text, (0, 1), (0, -15 * number), color=colour, **options)
 
 
 def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, stem: Path) -> list[Path]:
     """Table 3: accuracy of each reader from true captions, by their length and by what was invented beside the truth.
 
-    found: role -> probe -> what came out (`readers.points`).
+    found: role -> probe -> what came out (`results.points`).
     """
     filled = [TRUE, *map(REPEATED.format, lengths(profile))]
     mixed = {0: TRUE, **{count: WITH_INVENTED.format(count) for count in INVENTED}}
@@ -363,40 +341,36 @@ def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, ste
             of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
             of_mixture = [(count, probes[name].whole) for count, name in mixed.items()]
             for axes, row in ((left, of_length), (right, of_mixture)):
-                _line(axes, *zip(*row, strict=True), look, label=TITLES[role])
+                _line(axes, *zip(*row, strict=True), look, label=READERS[role])
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
         right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
-        _legend(figure, left, "The readers, tested on captions of known truth")
-        return save(figure, stem, about(profile, "average over the benchmarks, 95 % intervals"))
+        note = about(profile, "average over the benchmarks, 95 % intervals")
+        return _finish(figure, left, "The readers, tested on captions of known truth", stem, note)
 
 
 def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
-    """Figure 4: a panel per benchmark and the average, a line per caption set. pairs: row -> its caption pairs."""
-    panels = [*results.scored, AVERAGE]
-    with styled():
-        figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)
-        for axes, panel in zip(all_axes, panels, strict=True):
-            _panel(axes, results, pairs, panel)
-        for axes in all_axes[::_COLUMNS]:
-            axes.set_ylabel(ACCURACY)
-        for axes in all_axes[-_COLUMNS:]:
-            axes.set_xlabel("caption pairs")
-        _legend(figure, all_axes[0], results.item.title)
-        return save(figure, stem, counted(results))
-
-
-def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -> None:
-    """Both lines of one benchmark, from the point that they share."""
-    width, start = max(pairs.values()), results.interval(VANILLA, panel)
-    for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
-        labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
-        parts = [start, *(results.interval(label, panel) for label in labels)]
-        sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
-        _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
+    """Figure 4: a panel per benchmark and the average, a line per caption set, both from the point that they share.
+    pairs: row -> its caption pairs.
+    """
+    panels, width = [*results.scored, AVERAGE], max(pairs.values())
     (grey,) = looks([VANILLA])
-    _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
     ticks: list[int] = []  # sets that lost a few captions would write one number over another
     for count in sorted(set(pairs.values()), reverse=True):
         if not ticks or ticks[-1] - count > width / 10:
             ticks.append(count)
-    axes.set(title=title_of(panel), xticks=ticks)
+    with styled():
+        figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)
+        for axes, panel in zip(all_axes, panels, strict=True):
+            start = results.interval(VANILLA, panel)
+            for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
+                labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
+                parts = [start, *(results.interval(label, panel) for label in labels)]
+                sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
+                _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
+            _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
+            axes.set(title=title_of(panel), xticks=ticks)
+        for axes in all_axes[::_COLUMNS]:
+            axes.set_ylabel(ACCURACY)
+        for axes in all_axes[-_COLUMNS:]:
+            axes.set_xlabel("caption pairs")
+        return _finish(figure, all_axes[0], results.item.title, stem, counted(results))

@@ -92,11 +92,6 @@ class Item:
         return self.title.split(":")[0]
 
     @property
-    def notebook(self) -> str:
-        """The notebook that makes its runs."""
-        return NOTEBOOKS[self.kind]
-
-    @property
     def target(self) -> str:
         """The target of the Makefile that makes it."""
         groups = {FOLLOW_UPS: "rewards", "extra": "extras", "figure1c": "figures", "figure5": "figures"}
@@ -105,22 +100,18 @@ class Item:
     @property
     def experiments(self) -> list[str]:
         """The trainings of notebook 03 behind it, each once."""
-        return _experiments_of(self.rows) if self.kind == "rl" else []
+        runs = (run for row in self.rows for run in row.trainings if self.kind == "rl")
+        return list(dict.fromkeys(run.removeprefix("rl/").rsplit("-seed", 1)[0] for run in runs))
 
     @property
     def read_twice(self) -> list[str]:
         """Of these, those that the reader of the reward reads as well."""
-        return _experiments_of([row for row in self.rows if row.runs[0].endswith("-by-reward_reader")])
+        return replace(self, rows=[row for row in self.rows if row.runs[0].endswith("-by-reward_reader")]).experiments
 
     @property
     def ours(self) -> bool:
         """Whether it is no item of the paper."""
         return self.name.startswith("extra")
-
-
-def _experiments_of(rows: Sequence[Row]) -> list[str]:
-    runs = (run for row in rows for run in row.trainings)
-    return list(dict.fromkeys(run.removeprefix("rl/").rsplit("-seed", 1)[0] for run in runs))
 
 
 @functools.cache
@@ -136,25 +127,25 @@ def about_models(profile: Profile) -> Mapping[str, Any]:
 
 
 def items(profile: Profile) -> dict[str, Item]:
-    """All of them by name: the paper's tables, its figures, then ours."""
+    """All of them by name: the paper's tables, its figures, then ours. Raises UserError where a claim is the same as
+    one that is none.
+    """
     note_access(FILE)
-    listed = {name: _listed(profile, name, **entry) for name, entry in texts()["items"].items()}
-    made = [table1(profile), table2(profile), figure4(profile)]
-    found = {item.name: item for item in [*made, *listed.values()]}
-    found = {
-        name: replace(item, claims=[_linked(claim, found) for claim in item.claims]) for name, item in found.items()
-    }
-    return dict(sorted(found.items(), key=lambda entry: (entry[1].ours, entry[0][0] == "f", entry[0])))
+    listed = [_listed(profile, name, **entry) for name, entry in texts()["items"].items()]
+    found = {item.name: item for item in (table1(profile), table2(profile), figure4(profile), *listed)}
 
+    def linked(claim: Claim) -> Claim:
+        """A claim whose `same_as` reads as a page names it: "Table 3 (1)"."""
+        if not claim.same_as:
+            return claim
+        name, number = claim.same_as.rstrip(")").split(" (")
+        if name not in found or not 0 < int(number) <= len(found[name].claims):
+            told = f"{claim.text!r} is the same as {claim.same_as}, which is no statement"
+            raise UserError(f"{paths.shown(FILE)}: {told}")
+        return replace(claim, same_as=f"{found[name].short} ({number})")
 
-def _linked(claim: Claim, known: Mapping[str, Item]) -> Claim:
-    """A claim whose `same_as` reads as a page names it: "Table 3 (1)". Raises UserError where no such statement is."""
-    if not claim.same_as:
-        return claim
-    name, number = claim.same_as.rstrip(")").split(" (")
-    if name not in known or not 0 < int(number) <= len(known[name].claims):
-        raise UserError(f"{paths.shown(FILE)}: {claim.text!r} is the same as {claim.same_as}, which is no statement")
-    return replace(claim, same_as=f"{known[name].short} ({number})")
+    ordered = sorted(found.items(), key=lambda entry: (entry[1].ours, entry[0][0] == "f", entry[0]))
+    return {name: replace(item, claims=[linked(claim) for claim in item.claims]) for name, item in ordered}
 
 
 def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
@@ -167,11 +158,19 @@ def chosen(profile: Profile, names: Sequence[str]) -> list[Item]:
 
 
 def _listed(profile: Profile, name: str, told: Mapping | None = None, **entry: Any) -> Item:
-    """An item of configs/reports.yaml. Raises UserError for a key that none of its parts has."""
+    """An item of configs/reports.yaml; captioners stand there again under each of the profile's token budgets. Raises
+    UserError for a key that none of its parts has.
+    """
     try:
-        entry["rows"] = [_row(profile, **row) for row in entry["rows"]]
-        if entry.get("kind") == "prism":
-            entry["rows"] += _under_budgets(profile, entry["rows"])
+        rows = [_row(profile, **row) for row in entry["rows"]]
+        budgets = profile.prism.token_budgets if entry.get("kind") == "prism" else ()
+        entry["rows"] = rows + [
+            replace(
+                row, label=budget_label(row.label, count), runs=tuple(budget_run(run, count) for run in row.runs),
+                paper=None, bound=True, budget=count,
+            )
+            for row in rows if not row.bound for count in budgets
+        ]  # fmt: skip
         entry["claims"] = [_claim(profile, **claim) for claim in entry["claims"]]
         entry["pairs"] = [tuple(pair) for pair in entry["pairs"]]
         if told:
@@ -194,17 +193,6 @@ def _row(
     )  # fmt: skip
 
 
-def _under_budgets(profile: Profile, rows: Sequence[Row]) -> list[Row]:
-    """The rows of captioners again, their captions cut to each of the profile's token budgets."""
-    return [
-        replace(
-            row, label=budget_label(row.label, count), runs=tuple(budget_run(run, count) for run in row.runs),
-            paper=None, bound=True, budget=count,
-        )
-        for row in rows if not row.bound for count in profile.prism.token_budgets
-    ]  # fmt: skip
-
-
 def budget_label(label: str, count: int) -> str:
     """Label of a row whose captions are cut to so many tokens."""
     return f"{label}, first {count} tokens"
@@ -221,6 +209,16 @@ def _reason(profile: Profile, name: str) -> str:
     return about_models(profile).get("not_testable", {}).get(name, "")
 
 
+def _of_pretraining(
+    name: str, title: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str]], claims: Sequence[Claim],
+    *notes: str, **more: Any,
+) -> Item:  # fmt: skip
+    """An item of notebook 05: it needs all rows; where it has the paper's numbers, a guesser stands below."""
+    notes, guesser = [texts()["caption_sets"], *notes], [GUESSER] if "paper" in more else []
+    needed = [row.label for row in rows]
+    return Item(name, title, [*rows, *guesser], pairs, needed, claims, "pretraining", notes=notes, **more)
+
+
 def table1(profile: Profile) -> Item:
     """Table 1: every setting of the profile with every caption set."""
     rows, pairs, claims, first = [], [], [], {}
@@ -235,10 +233,9 @@ def table1(profile: Profile) -> Item:
             claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1], not_testable=reason))
         pairs.append((f"{prefix}{sets.CAPRL_5M.name}", ours))
         claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
-    return Item(
-        "table1", "Table 1: VLMs pretrained on caption sets", [*rows, GUESSER], pairs, [row.label for row in rows],
-        claims, "pretraining", told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first,
-        paper="table1_pretraining.csv", figures=["dots"], notes=[texts()["caption_sets"]],
+    return _of_pretraining(
+        "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, claims, figures=["dots"],
+        told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first, paper="table1_pretraining.csv",
     )  # fmt: skip
 
 
@@ -246,16 +243,15 @@ def table2(profile: Profile) -> Item:
     """Table 2: the same images, captions swapped for CapRL's, in the profile's first setting."""
     setting = profile.pretraining.settings[0]
     swapped = ((sets.CAPRL_SHAREGPT4V, sets.SHAREGPT4V), (sets.CAPRL_DENSEFUSION, DENSEFUSION))
-    pairs = [(ours.name, theirs.name) for ours, theirs in swapped]
+    pairs = {theirs.name: (ours.name, theirs.name) for ours, theirs in swapped}
     claims = [
-        Claim(f"On the images of {pair[1]}, CapRL's captions are better", *pair, not_testable=_reason(profile, pair[1]))
-        for pair in pairs
+        Claim(f"On the images of {name}, CapRL's captions are better", *pair, not_testable=_reason(profile, name))
+        for name, pair in pairs.items()
     ]
     rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
-    return Item(
-        "table2", "Table 2: the same images, other captions", [*rows, GUESSER], pairs, [row.label for row in rows],
-        claims, "pretraining", told="CapRL's captions against those of", told_pairs={pair[1]: pair for pair in pairs},
-        paper="table2_image_sources.csv", figures=["dots"], notes=[texts()["caption_sets"], f"Setting {setting}."],
+    return _of_pretraining(
+        "table2", "Table 2: the same images, other captions", rows, [*pairs.values()], claims, f"Setting {setting}.",
+        told="CapRL's captions against those of", told_pairs=pairs, paper="table2_image_sources.csv", figures=["dots"],
     )  # fmt: skip
 
 
@@ -266,20 +262,20 @@ def figure4(profile: Profile) -> Item:
     rows = [_pretrained(profile, setting, captions) for captions in (None, *growing)]
     labels = [row.label for row in rows[1:]]
     none_to_all = {base.name: (base.name, VANILLA) for base in (CAPRL_1M, DENSEFUSION)}
-    stated = [
-        (f"{ours} is better than {theirs}", ours, theirs) for theirs, ours in zip(*[iter(labels)] * 2, strict=True)
-    ]
-    stated.append(("CapRL's pairs are better than none", *none_to_all[CAPRL_1M.name]))
+    stated = {pair: "{} is better than {}" for pair in zip(labels[1::2], labels[::2], strict=True)}
+    stated[none_to_all[CAPRL_1M.name]] = "CapRL's pairs are better than none"
     if smaller := [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]:
-        stated.append(("More of CapRL's pairs are better than fewer", CAPRL_1M.name, smaller[0]))
+        stated[CAPRL_1M.name, smaller[0]] = "More of CapRL's pairs are better than fewer"
     counted = table1(profile).claims if "table1" in profile.pretraining.items else []
     same = {(claim.ours, claim.theirs): f"table1 ({number})" for number, claim in enumerate(counted, 1)}
-    claims = [Claim(*told, same_as=same.get(tuple(f"{setting}, {side}" for side in told[1:]), "")) for told in stated]
-    pairs = dict.fromkeys([*((claim.ours, claim.theirs) for claim in claims), *none_to_all.values()])
-    return Item(
-        "figure4", "Figure 4: growing caption sets", rows, list(pairs), [row.label for row in rows], claims,
-        "pretraining", told="no pairs to all:", told_pairs=none_to_all, figures=["sets"],
-        notes=[texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]],
+    claims = [
+        Claim(text.format(*pair), *pair, same_as=same.get(tuple(f"{setting}, {side}" for side in pair), ""))
+        for pair, text in stated.items()
+    ]
+    return _of_pretraining(
+        "figure4", "Figure 4: growing caption sets", rows, [*dict.fromkeys([*stated, *none_to_all.values()])], claims,
+        f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"],
+        told="no pairs to all:", told_pairs=none_to_all, figures=["sets"],
     )  # fmt: skip
 
 

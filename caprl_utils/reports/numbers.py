@@ -11,7 +11,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -60,10 +60,7 @@ def differences(values: Sequence[float]) -> list[str]:
 
 def interval(bounds: Sequence[float] | None, signed: bool = False) -> str:
     """An interval of shares in percent: (0.38, 0.443) -> "[38.0, 44.3]"; `signed` for a difference."""
-    if bounds is None:
-        return MISSING
-    low, high = (differences if signed else percents)(list(bounds))
-    return f"[{low}, {high}]"
+    return MISSING if bounds is None else f"[{', '.join((differences if signed else percents)(bounds))}]"
 
 
 def bounded(value: float, low: float, high: float) -> str:
@@ -125,16 +122,31 @@ class Source:
 class Cell:
     """What is printed, the raw value behind it, its interval if it has one, and its sources."""
 
-    text: str
+    text: str = MISSING
     value: float | int | str | None = None
     interval: tuple[float, float] | None = None
     sources: tuple[Source, ...] = ()
 
 
+def sources(files: Iterable[str], *keys: str) -> tuple[Source, ...]:
+    """The same place in several files."""
+    return tuple(Source(file, "/".join(keys)) for file in files)
+
+
+def cells_of(values: Sequence, sources: Sequence[Sequence[Source]], texts: Sequence[str]) -> list[Cell]:
+    """Cells without intervals, printed beside each other."""
+    return [Cell(t, v, None, tuple(s)) for t, v, s in zip(texts, values, sources, strict=True)]
+
+
+def plain(value: Any, sources: Sequence[Source], print_as: Callable[[Any], str] = number) -> Cell:
+    """A value without an interval; a dash for None."""
+    return Cell(print_as(value), value, None, tuple(sources))
+
+
 def cell_of(part: Any, sources: Sequence[Source], print_as: Callable = bounded) -> Cell:
     """A value with its interval (of `part`: value, low, high), printed by `bounded` or `gap`; a dash for None."""
     if part is None:
-        return Cell(MISSING, sources=tuple(sources))
+        return Cell(sources=tuple(sources))
     bounds = part.low, part.high
     return Cell(print_as(part.value, *bounds), part.value, bounds, tuple(sources))
 
@@ -153,18 +165,16 @@ class Table:
 
     def markdown(self) -> str:
         """The table, its caption above and its notes below, numbers aligned right."""
-        lines = [f"**{self.caption}**", "", _line([self.head, *self.columns])]
-        lines.append(_line([":---", *(":---" if self.words else "---:" for _ in self.columns)]))
-        lines += [_line([label, *(cell.text for cell in cells)]) for label, cells in self.rows]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
-        return "\n".join(lines) + "\n"
+        aligned = [":---", *[":---" if self.words else "---:"] * len(self.columns)]
+        rows = [[label, *(cell.text for cell in cells)] for label, cells in self.rows]
+        lines = [" | ".join(t.replace("|", "\\|") for t in row) for row in ([self.head, *self.columns], aligned, *rows)]
+        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join([f"**{self.caption}**", "", *(f"| {line} |" for line in lines), *notes]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the sources of each cell."""
         rows = [{"label": label, "cells": [asdict(cell) for cell in cells]} for label, cells in self.rows]
-        about = {"name": self.name, "caption": self.caption, "head": self.head, "columns": list(self.columns)}
-        return {**about, "rows": rows, "notes": list(self.notes), "words": self.words}
+        return vars(self) | {"columns": list(self.columns), "rows": rows, "notes": list(self.notes)}
 
 
 def write(
@@ -226,7 +236,3 @@ def look_up(record: Any, key: str) -> Any:
     for part in key.split("/"):
         record = record[int(part) if isinstance(record, list) else part]
     return record
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,4 +1,5 @@
-"""What gathers the reports of a profile: claims.md, report.html (figures inside), and the map in README.md.
+"""What gathers the reports of a profile: claims.md, the page of examples, report.html (figures inside), and the map in
+README.md.
 
 Written from the Markdown and JSON reports that are there; the same reports give the same bytes.
 """
@@ -11,7 +12,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic
 from caprl_utils.prism import probes
+from caprl_utils.prism.gallery import save_png
 from caprl_utils.prism.loading import load_samples
-from caprl_utils.reports import cards, claims, examples, numbers, tables
+from caprl_utils.prism.scores import read_samples
+from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.told import counts, false, sentences
+from caprl_utils.records import Sample
+from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
-from caprl_utils.reports.items import FOLLOW_UPS, Item, chosen, items
+from caprl_utils.reports.items import FOLLOW_UPS, NOTEBOOKS, Item, chosen, items
+from caprl_utils.reports.numbers import Cell, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
 from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl import judge_trial
@@ -42,6 +49,10 @@ MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethr
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
+EXAMPLES = "examples"
+NUM_PICTURES, NUM_FIRST = 12, 3
+WRITERS = ("base", "CapRL", "strong captioner")  # rows of Table 3 whose captions stand there
+_MARKS = {None: "{}", "true": "{} ✓", "repeat": "~~{}~~"}  # kind of a sentence -> how it stands; all others are false
 
 
 def train(profile: Profile, names: Sequence[str]) -> list[str]:
@@ -73,9 +84,69 @@ def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:
     names = [*tables.write_all(profile, names), "claims"]
     write_claims(profile)
     written = [paths.reports_of(profile.name) / f"{name}.md" for name in names]
-    if "table3" in names and (page := examples.write(profile)):
+    if "table3" in names and (page := write_examples(profile)):
         written.append(page)
     return [*written, write_html(profile), *cards.write_all(profile)]
+
+
+def write_examples(profile: Profile) -> Path | None:
+    """Write the page of examples with its pictures: what captioners of Table 3 wrote about the first pictures of each
+    benchmark in turn, the first caption of each, every statement checked; none is chosen for what it says. The first
+    picture is a figure too, with what is answered from its captions. None where runs are missing or facts not known.
+    """
+    runs = {row.label: paths.RUNS / profile.name / row.runs[0] for row in items(profile)["table3"].rows}
+    captions: dict[str, dict[str, list[dict[str, Any]]]] = {}  # captioner -> image -> rows, a question each
+    for label in (label for label in WRITERS if (runs[label] / "result.json").is_file()):
+        captions[label] = {}
+        for row in read_samples(runs[label]):
+            if row["caption_index"] == 0 and row["facts"] is not None:
+                captions[label].setdefault(row["image_id"], []).append(row)
+    if not captions or not all(captions.values()):
+        return None
+    captioned, by_benchmark = set.intersection(*map(set, captions.values())), {}
+    for sample in load_samples(profile):
+        if (image_id := image_ids(sample)[0]) in captioned:
+            by_benchmark.setdefault(sample.benchmark, {}).setdefault(image_id, sample)
+    turns = zip_longest(*(found.values() for found in by_benchmark.values()))
+    samples = list(islice((one for turn in turns for one in turn if one), NUM_PICTURES))
+    folder, rows = paths.reports_of(profile.name), []
+    first = image_ids(samples[0])[0]
+    _draw_example(profile, samples[0], {label: captions[label][first] for label in WRITERS[:2]})
+    for sample in samples:
+        image_id = image_ids(sample)[0]
+        file = f"{EXAMPLES}/{re.sub(r'[^A-Za-z0-9-]+', '-', image_id)}.png"
+        save_png(sample.images[0](), folder / file)
+        told = [Cell(marked(found[image_id][0]["caption"], sample.meta)) for found in captions.values()]
+        rows.append((f"![{sample.meta['true_caption']}]({file})", told))
+    first, more = (
+        Table(EXAMPLES, caption, "Picture", list(captions), part, words=True)
+        for caption, part in (("First captions", rows[:NUM_FIRST]), ("More pictures", rows[NUM_FIRST:]))
+    )
+    page = numbers.fill("examples.md", profile=profile, first=first, more=more, number=len(rows))
+    write_atomic(folder / f"{EXAMPLES}.md", page)
+    return folder / f"{EXAMPLES}.md"
+
+
+def _draw_example(profile: Profile, sample: Sample, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The strip of README: see `figures.plot_example`. rows: of each captioner, of its first caption of the picture."""
+    told = {
+        label: [(text, kind if kind in figures.EXAMPLE_LOOKS else "false")
+                for text, kind in sentences(some[0]["caption"], sample.meta) if kind]
+        for label, some in rows.items()
+    }  # fmt: skip
+    asked = [
+        (some[0]["question"].partition("\n")[0], [row["score"] == 1 for row in some])
+        for some in zip(*rows.values(), strict=False)
+    ]
+    figures.plot_example(sample.images[0](), told, asked, profile, paths.reports_of(profile.name) / "example")
+
+
+def marked(caption: str, meta: Mapping[str, Any]) -> str:
+    """A caption in Markdown behind a summary: ✓ true, bold ✗ false, struck through what was said before."""
+    found = counts(caption, meta)
+    plain = [(re.sub(r"([\\`*_~\[\]<>])", r"\\\1", text), kind) for text, kind in sentences(caption, meta)]
+    told = " ".join(_MARKS.get(kind, "**{} ✗**").format(text) for text, kind in plain)
+    return f"*{found['told']} of {found['facts']} facts, {false(found)} false.* {told}"
 
 
 def publish(profile: Profile) -> list[Path]:
@@ -100,7 +171,7 @@ def write_html(profile: Profile) -> Path:
     leads to its runs at the page's end. Raises UserError without any report, or a figure.
     """
     folder, known, records = paths.reports_of(profile.name), items(profile), Records()
-    there = [name for name in ("claims", examples.NAME, *known) if (folder / f"{name}.md").is_file()]
+    there = [name for name in ("claims", EXAMPLES, *known) if (folder / f"{name}.md").is_file()]
     if not there:
         raise UserError(f"no report in {paths.shown(folder)}; run `make reproduce PROFILE={profile.name}`")
     first, rest = [], []
@@ -108,7 +179,8 @@ def write_html(profile: Profile) -> Path:
         title, body = chapter(folder / f"{name}.md", records)
         body, *more = body.split(BREAK)
         first.append((name, title, body))
-        rest += [(f"{name}-more", *_titled(part)) for part in more]
+        for heading, rest_of in (part.split("</h3>", 1) for part in more):
+            rest.append((f"{name}-more", heading.rsplit(">", 1)[1], Markup(rest_of)))
     apart = {file.stem: chapter(file) for file in (paths.REPORTS / f"{name}.md" for name in APART) if file.is_file()}
     missing = [item.title for name, item in known.items() if not item.ours and name not in there]
     told = {"profile": profile, "warning": claims.SMOKE_WARNING if profile.name == "smoke" else None, "apart": apart}
@@ -147,12 +219,6 @@ def chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
     html = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     html = re.sub("<table>.*?</table>", r'<div class="wide">\g<0></div>', html, flags=re.DOTALL)
     return re.sub(r",? \(?profile \w+\)?", "", title), Markup(html)
-
-
-def _titled(part: str) -> tuple[str, Markup]:
-    """A part of a chapter that begins with a heading: its text, and what follows."""
-    heading, body = part.split("</h3>", 1)
-    return heading.rsplit(">", 1)[1], Markup(body)
 
 
 def _table(table: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], records: Records | None) -> str:
@@ -202,38 +268,36 @@ def data_uri(file: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _commits(*reports: dict[str, Any]) -> list[str]:
-    """Short commits of the runs behind reports; a star where the code had uncommitted changes."""
-    runs = [run for content in reports for run in content.get("runs", []) if run.get("commit")]
-    return sorted({f"{run['commit'][:10]}{'*' if run.get('dirty') else ''}" for run in runs})
-
-
 def readme_map() -> str:
     """Paper item, notebook, target, the paper's values and difference, ours, verdicts on what the paper states, and
-    profile and commit of the runs; from reports/ alone.
+    profile and commit of the runs, a star where the code had uncommitted changes; then how many facts have which
+    verdict. From reports/ alone.
     """
     heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Verdicts", "Runs of"]
-    of_paper = [item for item in items(load_profile(PUBLISHED)).values() if not item.ours]
-    rows = [
-        [item.title, f"`{item.notebook}`", f"`make {item.target}`", _printed(item), *_measured(item.name)]
-        for item in of_paper
-    ]
-    return "\n".join(
-        ["| " + " | ".join(row) + " |" for row in (heads, [":---"] * len(heads), *rows)] + _facts_counted()
-    )
-
-
-def _facts_counted() -> list[str]:
-    """How many facts of the paper's statements have which verdict, a paragraph below the map."""
+    rows = [heads, [":---"] * len(heads)]
+    for item in (item for item in items(load_profile(PUBLISHED)).values() if not item.ours):
+        files = {profile: paths.REPORTS / profile / f"{item.name}.json" for profile in MAPPED}
+        profile = next((profile for profile, file in files.items() if file.is_file()), None)
+        ours = ["not yet", "", ""]
+        if profile:
+            content = json.loads(files[profile].read_text(encoding="utf-8"))
+            found = Counter(claim["verdict"] for claim in content["facts"].get("claims", []))
+            runs = (run for run in content.get("runs", []) if run.get("commit"))
+            commits = sorted({f"{run['commit'][:10]}{'*' if run.get('dirty') else ''}" for run in runs})
+            told = f"[{content['facts']['summary']}](reports/{profile}/{item.name}.md)"
+            verdicts = ", ".join(f"{number} {word}" for word, number in found.items())
+            ours = [told, verdicts, f"{profile}, {', '.join(commits)}"]
+        rows.append([item.title, f"`{NOTEBOOKS[item.kind]}`", f"`make {item.target}`", _printed(item), *ours])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     file = paths.REPORTS / PUBLISHED / "claims.json"
     facts = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
-    if "tests" not in facts:
-        return []
-    told = ", ".join(f"{number} {word}" for word, number in facts["counts"].items() if number)
-    firm = facts["counts"][claims.SUPPORTED] - len(facts["supported_large_p"])
-    counted = f"{facts['statements']} statements of the paper are {sum(facts['counts'].values())} facts"
-    corrected = f"of the supported {firm} also after correction for {facts['tests']} tests"
-    return ["", f"{counted}: {told}; {corrected} ([claims](reports/{PUBLISHED}/claims.md))."]
+    if "tests" in facts:
+        told = ", ".join(f"{number} {word}" for word, number in facts["counts"].items() if number)
+        firm = facts["counts"][claims.SUPPORTED] - len(facts["supported_large_p"])
+        counted = f"{facts['statements']} statements of the paper are {sum(facts['counts'].values())} facts"
+        corrected = f"of the supported {firm} also after correction for {facts['tests']} tests"
+        lines += ["", f"{counted}: {told}; {corrected} ([claims](reports/{PUBLISHED}/claims.md))."]
+    return "\n".join(lines)
 
 
 def _printed(item: Item) -> str:
@@ -247,18 +311,6 @@ def _printed(item: Item) -> str:
         f"{(' to ' if len(row) == 2 else ', ').join(f'{value:.1f}' for value in row)} ({row[-1] - row[0]:+.1f})"
         for row in told
     )
-
-
-def _measured(name: str) -> list[str]:
-    for profile in MAPPED:
-        file = paths.REPORTS / profile / f"{name}.json"
-        if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8"))
-            told = f"[{content['facts']['summary']}](reports/{profile}/{name}.md)"
-            found = Counter(claim["verdict"] for claim in content["facts"].get("claims", []))
-            verdicts = ", ".join(f"{number} {word}" for word, number in found.items())
-            return [told, verdicts, f"{profile}, {', '.join(_commits(content))}"]
-    return ["not yet", "", ""]
 
 
 def update_readme(readme: Path, check: bool = False) -> bool:

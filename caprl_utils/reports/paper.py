@@ -12,16 +12,17 @@ from caprl_utils.reports.numbers import Cell, Source, Table, record_path
 PRINTED_AVERAGE = "Average"  # column of the paper's tables
 
 
-def _rows(file: str) -> list[dict[str, str]]:
-    return list(csv.DictReader((paths.PAPER / file).read_text(encoding="utf-8").splitlines()))
+def _rows(file: str) -> list[dict[str, tuple[str, float | str]]]:
+    """Column -> (as printed, number or a word such as "yes")."""
 
+    def value(text: str) -> float | str:
+        try:
+            return float(text)
+        except ValueError:
+            return text
 
-def _value(text: str) -> float | str:
-    """A printed number, or a word such as "yes" in a column of words."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    rows = csv.DictReader((paths.PAPER / file).read_text(encoding="utf-8").splitlines())
+    return [{column: (text, value(text)) for column, text in row.items()} for row in rows]
 
 
 def paper_table(file: str, caption: str) -> Table:
@@ -30,19 +31,19 @@ def paper_table(file: str, caption: str) -> Table:
     columns = [name for name in rows[0] if name not in labels]
     source, body = record_path(paths.PAPER / file), []
     for number, row in enumerate(rows):
-        cells = [Cell(row[c], _value(row[c]), None, (Source(source, f"{number}/{c}"),)) for c in columns]
-        body.append((", ".join(row[name] for name in labels), cells))
+        cells = [Cell(*row[c], None, (Source(source, f"{number}/{c}"),)) for c in columns]
+        body.append((", ".join(row[name][0] for name in labels), cells))
     notes = [*average_notes(file), *(note for name, note in texts()["cautions"].items() if name == file)]
     return Table(Path(file).stem, caption, labels[0], columns, body, notes)
 
 
 def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
     """Labels of a row -> column -> number as printed."""
-    labels, found = texts()["paper_tables"][file], {}
-    for row in _rows(file):
-        values = {column: _value(text) for column, text in row.items()}
-        found[tuple(row[name] for name in labels)] = {c: v for c, v in values.items() if isinstance(v, float)}
-    return found
+    labels = texts()["paper_tables"][file]
+    return {
+        tuple(row[name][0] for name in labels): {c: v for c, (_, v) in row.items() if isinstance(v, float)}
+        for row in _rows(file)
+    }
 
 
 def average_notes(file: str) -> list[str]:

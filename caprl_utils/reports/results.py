@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from caprl_utils.prism import probes, statistics
 from caprl_utils.prism.benchmarks import averaged, get_benchmark
 from caprl_utils.prism.scores import most_frequent, read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Columns, Interval, Scores, Spread, macro_average
+from caprl_utils.prism.told import by_image
 from caprl_utils.reports.items import Item, Row, items
-from caprl_utils.reports.numbers import Source, from_record_path, look_up, record_path
+from caprl_utils.reports.numbers import Source, from_record_path, look_up, record_path, sources
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
 Kin = Sequence[tuple[Row, Mapping[int, Mapping[str, Any]]]]  # as `kindred` finds them: row, seed -> record
 Value = Callable[[Mapping[str, Any]], float | None]  # of the record of an evaluation
+READERS = {"prism_reader": "Reader of the evaluation", "reward_reader": "Reader of the reward"}
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,30 @@ class Measured:
 
     def sources(self, *keys: str) -> tuple[Source, ...]:
         """Where those values stand."""
-        return tuple(Source(file, "/".join(("values", *keys))) for file in self.records)
+        return sources(self.records, "values", *keys)
 
     def samples(self, key: str) -> tuple[Source, ...]:
         """A column of the single scores of all runs."""
-        return tuple(Source(file.replace("result.json", "samples.parquet"), key) for file in self.records)
+        return sources((file.replace("result.json", "samples.parquet") for file in self.records), key)
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """Reward and length over each of its trainings. Raises UserError where one has none."""
-        label, many = self.row.label, len(self.trainings) > 1
-        numbered = enumerate(self.trainings, 1)
-        return [_read_curve(file, f"{label}, training {n}" if many else label) for n, file in numbered]
+        """Reward and length over each of its trainings, by their curve.jsonl, without steps that have no reward. Raises
+        UserError where one has none.
+        """
+        found = []
+        for number, record_file in enumerate(self.trainings, 1):
+            file = from_record_path(record_file).with_name("curve.jsonl")
+            lines = file.read_bytes().splitlines() if file.is_file() else []  # of bytes: split at \n alone
+            rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
+            if not rows:
+                raise UserError(f"no training curve in {paths.shown(file)}; make it: make 03_caprl_rl_training")
+            note_access(file)
+            rows.sort(key=lambda row: row["step"])
+            columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
+            which = f", training {number}" if len(self.trainings) > 1 else ""
+            found.append(Curve(f"{self.row.label}{which}", *columns, record_path(file)))
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,9 +120,9 @@ class Results:
         return [*dict.fromkeys(name for r in records for name in r["values"]["benchmarks"]), AVERAGE]
 
     @property
-    def heads(self) -> list[str]:
-        """Their names as printed."""
-        return [title_of(name) for name in self.groups]
+    def unbound(self) -> dict[str, Measured]:
+        """The rows that are no floor, ceiling or control."""
+        return {label: found for label, found in self.measured.items() if not found.row.bound}
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -123,22 +138,19 @@ class Results:
 
     def interval(self, label: str, *benchmarks: str) -> Interval:
         """Mean and 95 % interval of a row on the average, or on the mean of some benchmarks; within 0 and 1."""
-        found = self.contrast(self.part_of(benchmarks), label, None, self.spread(self.mean_on(benchmarks)))
+        found = self.contrast(self.part_of(benchmarks), label, None, self.mean_on(benchmarks))
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = (), **null: float) -> Interval:
         """Difference of two rows, paired by image and seed, on the average or on the mean of those of `benchmarks` that
         were measured. null: see `Bootstrap.contrast`.
         """
-        spread = self.spread(self.mean_on(benchmarks))
-        return self.contrast(self.part_of(benchmarks), ours, theirs, spread, **null)
+        return self.contrast(self.part_of(benchmarks), ours, theirs, self.mean_on(benchmarks), **null)
 
-    def contrast(
-        self, part: Bootstrap, ours: str, theirs: str | None, spread: Spread | None, **null: float
-    ) -> Interval:  # fmt: skip
-        """A row, or its difference from another, on any means of the rows' runs. spread: of these."""
+    def contrast(self, part: Bootstrap, ours: str, theirs: str | None, value: Value, **null: float) -> Interval:
+        """A row, or its difference from another, on any means of the rows' runs. value: reads these from a record."""
         other = self.measured[theirs].columns if theirs else None
-        return part.contrast(self.measured[ours].columns, other, spread, **null)
+        return part.contrast(self.measured[ours].columns, other, self.spread(value), **null)
 
     def part_of(self, benchmarks: Sequence[str] = ()) -> Bootstrap:
         """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
@@ -159,13 +171,22 @@ class Results:
         """How much a value differs between trainings with another seed, over all rows of the kind."""
         return spread_of(self.kin, value)
 
-    def notes(self) -> list[str]:
-        """What has no score, so that no number here is of it."""
-        unscored = ", ".join(title_of(name) for name in self.groups if name not in self.parts)
-        lost = [f"{count} of {title_of(name)}" for name, count in self.left_out.items() if name in self.parts]
-        notes = [f"Without scores, and not in the average: {unscored}."] if unscored else []
-        few = f"Samples that some row has no score for are left out of all: {', '.join(lost)}."
-        return [*notes, few] if lost else notes
+    def said(self, measure: str, labels: Sequence[str], factors: Sequence[float] = ()) -> Bootstrap | None:
+        """What some rows' captions say (a key of `told.MEASURES`): the average over the benchmarks of each run,
+        resampled by image; None where there is nothing to measure. factors: of the rows.
+        """
+        values = {}
+        for label, factor in zip_longest(labels, factors, fillvalue=1.0):
+            runs = self.measured[label].by_run.items()
+            values |= {run: by_image(rows, measure, factor) for run, rows in runs}
+        common, draws = shared(values)[0], self.profile.prism.bootstrap_draws
+        parts = statistics.bootstrap_models(common, draws, self.profile.seed) if all(common.values()) else {}
+        return parts.get(AVERAGE)
+
+
+def measure_of(name: str) -> Value:
+    """Reads what `Results.said` is the mean of from a record."""
+    return lambda record: record["values"].get("said", {}).get(name)
 
 
 def shared(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[dict[str, dict[str, Scores]], dict[str, int]]:
@@ -248,8 +269,7 @@ def load(profile: Profile, item: Item) -> Results:
     by_run = {run: sample_scores(rows) for one in measured.values() for run, rows in one.by_run.items()}
     scores, left_out = shared(by_run)
     if not any(scores.values()):
-        told = "no question was scored in all of its rows; the records say why (unscored)"
-        raise UserError(f"{item.name}: {told}")
+        raise UserError(f"{item.name}: no question was scored in all of its rows; the records say why (unscored)")
     parts = statistics.bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
     missing_of = {label: one.missing for label, one in found.items() if one.missing and not one.row.budget}
     return Results(profile, item, measured, parts, kindred(profile, item.kind), missing_of, left_out)
@@ -257,28 +277,45 @@ def load(profile: Profile, item: Item) -> Results:
 
 def _measure(profile: Profile, row: Row) -> Measured:
     home, there = paths.RUNS / profile.name, _there(profile, row.runs)
+
+    def records(runs: Sequence[str]) -> Records:
+        return {record_path(home / run / "result.json"): load_result(home / run) for run in runs}
+
     columns = {seed: run for seed, run in zip(row.seeds or [None], row.runs, strict=True) if run in there}
     trainings = [t for t, run in zip(row.trainings, row.runs, strict=False) if run in there]
     more = _there(profile, [*row.more, *(row.captions or ())[1:]]) if there else []
-    return Measured(
-        row, columns, _records(home, there), {run: read_samples(home / run) for run in there},
-        _records(home, trainings), _records(home, more),
-        [Path(run).name for run in row.runs if run not in there],
-    )  # fmt: skip
+    by_run = {run: read_samples(home / run) for run in there}
+    missing = [Path(run).name for run in row.runs if run not in there]
+    return Measured(row, columns, records(there), by_run, records(trainings), records(more), missing)
 
 
-def _records(home: Path, runs: Sequence[str]) -> Records:
-    return {record_path(home / run / "result.json"): load_result(home / run) for run in runs}
+@dataclass(frozen=True)
+class Point:
+    """What a reader made of one probe: mean tokens of the captions, accuracy over all benchmarks (None where only some
+    of their questions can be asked), and over those whose questions have options.
+    """
+
+    tokens: float
+    whole: Interval | None
+    options: Interval | None
 
 
-def _read_curve(record_file: str, label: str) -> Curve:
-    """The curve.jsonl beside a record; steps without a reward are left out. Raises UserError without any."""
-    file = from_record_path(record_file).with_name("curve.jsonl")
-    lines = file.read_bytes().splitlines() if file.is_file() else []  # of bytes: split at \n alone
-    rows = [row for row in map(json.loads, lines) if row["reward"] is not None]
-    if not rows:
-        raise UserError(f"no training curve in {paths.shown(file)}; make it: make 03_caprl_rl_training")
-    note_access(file)
-    rows.sort(key=lambda row: row["step"])
-    columns = ([row[key] for row in rows] for key in ("step", "reward", "completion_tokens"))
-    return Curve(label, *columns, record_path(file))
+def points(profile: Profile, reader: Measured) -> dict[str, Point]:
+    """Probe -> what came out."""
+    rows = {name: [] for name in probes.names(profile)}
+    for row in reader.rows:
+        rows[list(rows)[row["caption_index"]]].append(row)
+    asked_freely = {row["benchmark"] for row in reader.rows if not row["options"]}
+
+    def averages(names: Iterable[str], without: set[str]) -> dict[str, Interval]:
+        """Probe -> average over the benchmarks but some; empty where there are none."""
+        scores = {name: sample_scores([r for r in rows[name] if r["benchmark"] not in without]) for name in names}
+        if not all(scores.values()):
+            return {}
+        average = statistics.bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)[AVERAGE]
+        return {name: average.interval(name) for name in scores}
+
+    told = [name for name in rows if name != probes.OPTIONS]
+    whole, options = averages(told, set()), averages(told, asked_freely) | averages([probes.OPTIONS], asked_freely)
+    tokens = {name: sum(row["num_tokens"] for row in found) / len(found) for name, found in rows.items() if found}
+    return {name: Point(mean, whole.get(name), options.get(name)) for name, mean in tokens.items()}

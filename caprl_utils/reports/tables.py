@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,20 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.config import load_experiment, names_of
 from caprl_utils.errors import UserError
+from caprl_utils.files import note_access
+from caprl_utils.image_sources import open_images
 from caprl_utils.prism import statistics
 from caprl_utils.prism.benchmarks import averaged
-from caprl_utils.prism.statistics import AVERAGE
-from caprl_utils.prism.told import MEASURES
-from caprl_utils.reports import claims, figures, numbers, said
+from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval
+from caprl_utils.prism.told import MEASURES, counts, false
+from caprl_utils.registry import drawn_source
+from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports import results as measuring
-from caprl_utils.reports.items import CAPTIONERS, FOLLOW_UPS, Item, about_models, chosen, items, texts
-from caprl_utils.reports.numbers import Cell, Source, Table
+from caprl_utils.reports.items import CAPTIONERS, FOLLOW_UPS, Item, about_models, budget_label, chosen, items, texts
+from caprl_utils.reports.numbers import Cell, Source, Table, cell_of, cells_of, from_record_path, plain, record_path
 from caprl_utils.reports.paper import paper_table
-from caprl_utils.reports.results import Curve, Measured, Results, keys_of, title_of
+from caprl_utils.reports.results import READERS, Curve, Measured, Results, keys_of, measure_of, points, title_of
+from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.runs import load_result
 from caprl_utils.schema import RL, Profile
@@ -33,6 +38,10 @@ from caprl_utils.schema import RL, Profile
 BASE, CAPRL = "base", "CapRL"  # rows of Table 3
 LABEL_HEADS = {"prism": "Captioner", "rl": "Trained with", "pretraining": "Pretrained on"}
 GAPS = "Difference in percentage points with 95 % interval"
+JUDGES = {"vlm_judge": "VLM judge", "reward_judge": "rating judge"}
+FOOTING = ("told", "false share", "not shown", "repeats", "tokens")  # of MEASURES
+BY_REWARD = ", by the reward's reader"  # what labels of rows end with that it reads (configs/reports.yaml)
+COSTS = {"reward_calls": "Reward calls a step", "seconds_reward": "Seconds for the reward", "seconds": "of a step"}
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
@@ -59,7 +68,7 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
     tested = [row for row in claims.statements(item, found) if row.found]
     heads = claims.HEADS[: 3 if item.ours else 5]
     statements = claims.claims_table(tested, f"{name}_statements", f"{stated}, as our data have them", heads)
-    paper = [paper_table(item.paper, f"The paper's {item.short}, accuracy (%)")] if item.paper else []
+    paper = paper_table(item.paper, f"The paper's {item.short}, accuracy (%)") if item.paper else None
     draw(results, stem)
     first = next(record for one in results.measured.values() for record in one.records.values())
     facts = {
@@ -67,8 +76,9 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
         "training_seeds": {label: one.training_seeds for label, one in results.measured.items()},
         "missing": results.missing,
     }  # fmt: skip
-    text = _markdown(results, tables, statements, *paper or [None])
-    return numbers.write(stem, facts, [*tables, *[statements] * bool(tested), *paper], text, _runs_of(results, tables))
+    text = _markdown(results, tables, statements, paper)
+    every = [*tables, *[statements] * bool(tested), *[paper] * bool(paper)]
+    return numbers.write(stem, facts, every, text, _runs_of(results, tables))
 
 
 def _runs_of(results: Results, tables: Sequence[Table]) -> list[dict[str, Any]]:
@@ -79,46 +89,44 @@ def _runs_of(results: Results, tables: Sequence[Table]) -> list[dict[str, Any]]:
         records |= {**found.records, **found.trainings, **found.more}
     named = {source.file for table in tables for _, cells in table.rows for cell in cells for source in cell.sources}
     more = {file for file in named - records.keys() if file.endswith("/result.json")}  # of judges and their like
-    records |= {file: load_result(numbers.from_record_path(file)) for file in more}
+    records |= {file: load_result(from_record_path(file)) for file in more}
     runs = []
     for file in sorted(records):
-        beside = numbers.from_record_path(file).parent.iterdir()
+        beside = from_record_path(file).parent.iterdir()
         rows = sorted(other.name for other in beside if other.suffix in (".parquet", ".jsonl"))
         runs.append({"file": file, **{key: records[file].get(key) for key in kept}, "rows": rows})
     return runs
 
 
 def _markdown(results: Results, tables: list, statements: Table, paper: Table | None) -> str:
-    """The page of an item, in the words of item.md.jinja."""
-    item, profile = results.item, results.profile
+    """The page of an item, in the words of item.md.jinja; floors and ceilings say nothing of how was measured."""
+    item, profile, named = results.item, results.profile, results.profile.models.named()
     prism = item.kind == "prism"
     by_group = prism or item.figures == ["growth"] or any(claim.benchmarks for claim in item.claims)
-    trained = {label: found for label, found in results.measured.items() if found.row.seeds and not found.row.bound}
+    parts = [results.parts[name] for name in results.scored]
+    questions, images = (_range([getattr(p, name) for p in parts]) for name in ("num_rows", "num_clusters"))
+    told = {"asked": f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"}
+    if item.kind == "pretraining":
+        source = profile.pretraining.further.data
+        ours = texts()["caption_writers"].get(source)
+        models = {role: named[role].path for role in CAPTIONERS if role in named}
+        told["writers"] = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
+    else:
+        records = [record for found in results.unbound.values() for record in found.records.values()]
+        told["readers"] = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
+        told["captions"] = _range([record["captions_per_image"] for record in records])
+    captioners = about_models(profile).get("captioners", "") if prism else ""
+    if captioners:
+        folders = [Path(paths.resolve_model(named[role].path)) for role in CAPTIONERS if role in named]
+        made = [json.loads((folder / "record.json").read_text(encoding="utf-8")) for folder in folders]
+        sizes = numbers.numbers(sorted({record["parameters"] / 1e6 for record in made}))
+        captioners = captioners.format(sizes=" or ".join(sizes))
     return numbers.fill(
         "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
         warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
-        counts={label: len(found.columns) for label, found in trained.items()}, training=main_training(profile),
-        captioners=_captioners(profile) if prism else "", **_measuring(results),
+        counts={label: len(found.columns) for label, found in results.unbound.items() if found.row.seeds},
+        training=main_training(profile), captioners=captioners, **told,
     )  # fmt: skip
-
-
-def _measuring(results: Results) -> dict[str, Any]:
-    """How was measured; floors and ceilings aside."""
-    parts = [results.parts[name] for name in results.scored]
-    questions, images = (_range([getattr(p, name) for p in parts]) for name in ("num_rows", "num_clusters"))
-    asked = f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"
-    if results.item.kind == "pretraining":
-        named = results.profile.models.named()
-        models = {role: named[role].path for role in CAPTIONERS if role in named}
-        source = results.profile.pretraining.further.data
-        ours = texts()["caption_writers"].get(source)
-        writers = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
-        return {"asked": asked, "writers": writers}
-    shown = [found for found in results.measured.values() if not found.row.bound]
-    records = [record for found in shown for record in found.records.values()]
-    readers = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)
-    captions = _range([record["captions_per_image"] for record in records])
-    return {"asked": asked, "readers": readers, "captions": captions}
 
 
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
@@ -131,17 +139,6 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
     alone = averaged(rest)
     every = (*named, ("In the average alone", alone), ("In no average", [key for key in rest if key not in alone]))
     return [(name, [title_of(k) for k in results.scored if k in keys]) for name, keys in every]
-
-
-def _captioners(profile: Profile) -> str:
-    """What the captioners are that the paper compares by size, where that must be said."""
-    named, about = profile.models.named(), about_models(profile).get("captioners", "")
-    if not about:
-        return ""
-    folders = [Path(paths.resolve_model(named[role].path)) for role in CAPTIONERS if role in named]
-    records = [json.loads((folder / "record.json").read_text(encoding="utf-8")) for folder in folders]
-    sizes = numbers.numbers(sorted({record["parameters"] / 1e6 for record in records}))
-    return about.format(sizes=" or ".join(sizes))
 
 
 def _range(values: Sequence[int]) -> str:
@@ -180,27 +177,26 @@ def draw(results: Results, stem: Path) -> None:
     item, profile = results.item, results.profile
     for kind in item.figures:
         target = stem if len(item.figures) == 1 else stem.with_name(f"{stem.name}_{kind}")
-        if kind == "pareto" and (found := said.trade_off(results)):
+        if kind == "pareto" and (found := trade_off(results)):
             figures.plot_pareto(found, target, figures.counted(results), item.title)
         elif kind == "curves":
             step, curves = main_training(profile), curves_of(results)
             told = f"a step: {step.group_size} captions of each of {step.prompts_per_step} images"
             title = item.title if item.kind == "rl" else "Table 3: CapRL's training"
-            false, note = said.false_over_steps(profile, curves), figures.about(profile, told)
-            figures.plot_curves(curves, target, step.max_completion_tokens, note, false, title)
+            wrong, note = false_over_steps(profile, curves), figures.about(profile, told)
+            figures.plot_curves(curves, target, step.max_completion_tokens, note, wrong, title)
         elif kind in ("dots", "pareto"):  # of pictures whose facts are not known, accuracy alone
-            shown = [label for label, found in results.measured.items() if found.records and not found.row.bound]
+            shown = [label for label, found in results.unbound.items() if found.records]
             groups = [*results.scored, AVERAGE]
             parts = {label: [results.interval(label, group) for group in groups] for label in shown}
             series = {label: [(p.value, p.low, p.high) for p in found] for label, found in parts.items()}
             named = [label.rpartition(", ")[0] for label in shown] if item.kind == "pretraining" else [""]
-            settings = list(dict.fromkeys(named))
-            heads = [title_of(group) for group in groups]
+            settings, heads = list(dict.fromkeys(named)), [title_of(group) for group in groups]
             figures.plot_dots(series, heads, target, figures.counted(results), item.title, settings)
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "readers" and results.readers:
-            found = {role: said.points(profile, reader) for role, reader in results.readers.items()}
+            found = {role: points(profile, reader) for role, reader in results.readers.items()}
             figures.plot_readers(found, profile, target)
         elif kind == "sets":
             pairs = {label: _pairs(found) for label, found in results.measured.items()}
@@ -218,101 +214,86 @@ def curves_of(results: Results) -> list[Curve]:
 
 def tables_of(results: Results) -> list[Table]:
     """All tables of an item but the paper's."""
-    tables = [scores_table(results), gaps_table(results)]
-    if results.item.kind != "pretraining":
-        tables.append(said.said_table(results))
-    if results.item.kind == "prism":
-        bounds = scores_table(results, bounds=True)
-        more = best_table(results), variance_table(results)
-        return [*tables, said.budget_table(results), bounds, said.readers_table(results), *more]
+    first = [scores_table(results), gaps_table(results)]
     if results.item.kind == "pretraining":
-        tables.append(captions_table(results))
+        return [*first, captions_table(results)]
+    first.append(said_table(results))
+    if results.item.kind == "prism":
+        more = scores_table(results, bounds=True), readers_table(results), best_table(results)
+        return [*first, budget_table(results), *more, variance_table(results)]
     if results.item.figures == ["pareto"]:
-        return [said.footing_table(results), said.verifier_table(results), *tables]
+        return [footing_table(results), verifier_table(results), *first]
     if results.item.figures == ["curves"]:
-        tables += [curve_table(results), said.judges_table(results)]
-    return tables
+        return [*first, curve_table(results), judges_table(results)]
+    return first
 
 
 def scores_table(results: Results, bounds: bool = False) -> Table:
     """Accuracy with interval of every row, and its training. bounds: of floors, ceilings and controls instead."""
-    item = results.item
-    shown = {label: found for label, found in results.measured.items() if found.row.bound == bounds}
-    shown = {label: found for label, found in shown.items() if not found.row.budget}
+    item, measured = results.item, results.measured
+    shown = {label: one for label, one in measured.items() if one.row.bound == bounds and not one.row.budget}
     columns = [_score_column(results, list(shown.values()), name) for name in results.groups]
     more = [_more_cells(item, found).values() for found in shown.values()]
     rows = [(label, [*(column[n] for column in columns), *more[n]]) for n, label in enumerate(shown)]
-    heads = [*results.heads, *_more_cells(item, next(iter(results.measured.values())))]
-    name, caption, notes = item.name, f"{item.title}: accuracy (%) with 95 % interval", item.notes
+    heads = [*map(title_of, results.groups), *_more_cells(item, next(iter(measured.values())))]
     if bounds:
-        name, caption = "bounds", "Floors, ceilings and a control for length, accuracy (%)"
-    elif item.kind == "prism":
+        caption = "Floors, ceilings and a control for length, accuracy (%)"
+        return Table("bounds", caption, LABEL_HEADS[item.kind], heads, rows)
+    caption, notes = f"{item.title}: accuracy (%) with 95 % interval", item.notes
+    if item.kind == "prism":
+        caption = "Accuracy (%) with 95 % interval"
         parts = "; ".join(f"{row.label}: {row.paper[0]}" for row in item.rows if row.paper)
-        records = [record for found in results.measured.values() for record in found.records.values()]
+        records = [record for found in measured.values() for record in found.records.values()]
         unread = sum(sum(record["unparsed"].values()) for record in records)
         notes = [f"In the paper: {parts}.", f"Answers that could not be read score 0: {unread} in all runs together."]
-        caption, notes = "Accuracy (%) with 95 % interval", [*notes, *_missing(results)]
-    notes = () if bounds else [*notes, *results.notes()]
-    return Table(name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
-
-
-def _missing(results: Results) -> list[str]:
-    """What of the whole table was not evaluated, by row and run."""
-    gone = [f"{k} ({', '.join(v)})" for k, v in results.missing.items() if k not in results.measured]
-    notes = [f"Not evaluated, so not in the tables: {'; '.join(gone)}."] if gone else []
-    for label, found in results.measured.items():
-        if names := results.missing.get(label):
-            seeds = f"{len(found.records)} of {len(found.row.runs)} training seeds"
-            notes.append(f"{label} is averaged over {seeds}; not evaluated: {', '.join(names)}.")
-    return notes
+        gone = [f"{k} ({', '.join(v)})" for k, v in results.missing.items() if k not in measured]
+        notes += [f"Not evaluated, so not in the tables: {'; '.join(gone)}."] if gone else []
+        for label, names in ((label, results.missing.get(label)) for label in measured):
+            if names:
+                seeds = f"{len(measured[label].records)} of {len(measured[label].row.runs)} training seeds"
+                notes.append(f"{label} is averaged over {seeds}; not evaluated: {', '.join(names)}.")
+    unscored = ", ".join(title_of(name) for name in results.groups if name not in results.parts)
+    lost = [f"{count} of {title_of(name)}" for name, count in results.left_out.items() if name in results.parts]
+    notes = [*notes, *[f"Without scores, and not in the average: {unscored}."] * bool(unscored)]
+    notes += [f"Samples that some row has no score for are left out of all: {', '.join(lost)}."] if lost else []
+    return Table(item.name, caption, LABEL_HEADS[item.kind], heads, rows, notes)
 
 
 def _score_column(results: Results, shown: Sequence[Measured], benchmark: str) -> list[Cell]:
+    """Scores of rows on a benchmark: the values on record (or UserError where scores say otherwise); of VLMs, or with
+    samples left out, the resampled.
+    """
     if benchmark not in results.parts:
-        return [Cell(numbers.MISSING)] * len(shown)
-    values, cells = [_score(results, found, benchmark) for found in shown], []
+        return [Cell()] * len(shown)
+    keys, parts, values = keys_of(benchmark), [results.interval(one.row.label, benchmark) for one in shown], []
+    for found, part in zip(shown, parts, strict=True):
+        value = found.mean_of(*keys)
+        if value is None or results.left_out:
+            value = part.value
+        elif abs(value - part.value) > 1e-9:
+            told = f"{'/'.join(keys)} is {value}, its samples.parquet says {part.value}"
+            raise UserError(f"{next(iter(found.records))}: {told}; delete that run and make it again")
+        values.append(part.value if results.item.kind == "pretraining" else value)
     answers = next(iter(results.measured.values())).samples("gold")  # what a row without a run is scored by
-    for found, value, text in zip(shown, values, numbers.percents(values), strict=True):
-        part = results.interval(found.row.label, benchmark)
-        bounds, sources = (part.low, part.high), found.sources(*keys_of(benchmark)) or answers
-        cells.append(Cell(f"{text} {numbers.interval(bounds)}", value, bounds, sources))
-    return cells
-
-
-def _cells(texts: Sequence[str], values: Sequence, sources: Sequence[Sequence[Source]]) -> list[Cell]:
-    """Cells of a row without intervals."""
-    return [Cell(t, v, None, tuple(s)) for t, v, s in zip(texts, values, sources, strict=True)]
-
-
-def _score(results: Results, found: Measured, benchmark: str) -> float:
-    """The value on record (or UserError if scores say otherwise); of VLMs, or with samples left out, the resampled."""
-    mean, keys = results.interval(found.row.label, benchmark).value, keys_of(benchmark)
-    value = found.mean_of(*keys)
-    if value is None or results.left_out:
-        return mean
-    if abs(value - mean) > 1e-9:
-        told = f"{'/'.join(keys)} is {value}, its samples.parquet says {mean}"
-        raise UserError(f"{next(iter(found.records))}: {told}; delete that run and make it again")
-    return mean if results.item.kind == "pretraining" else value
+    return [
+        Cell(f"{text} {numbers.interval((p.low, p.high))}", value, (p.low, p.high), found.sources(*keys) or answers)
+        for found, p, value, text in zip(shown, parts, values, numbers.percents(values), strict=True)
+    ]
 
 
 def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     """Column -> what is told of a row besides its scores."""
-    first = next(iter(found.trainings.values()), None)
+    first, records = next(iter(found.trainings.values()), None), numbers.sources(found.trainings, "n")
     if item.kind == "pretraining":
         trained = len(found.records) or None
-        cells = {"Trainings": Cell(numbers.count(trained), trained)}
-        facts = {"Caption pairs": (_pairs(found) if trained else None, "n")}
-    else:
-        tokens, sources = found.mean_of("caption_tokens"), found.sources("caption_tokens")
-        cells, facts = {"Caption tokens": Cell(numbers.number(tokens), tokens, None, sources)}, {}
+        pairs = plain(_pairs(found) if trained else None, records, numbers.count)
+        return {"Trainings": plain(trained, (), numbers.count), "Caption pairs": pairs}
+    cells = {"Caption tokens": plain(found.mean_of("caption_tokens"), found.sources("caption_tokens"))}
     if item.kind == "rl":
-        facts["Training images"] = (first and first["n"], "n")
-        facts["Steps"] = (first and first["values"]["steps"], "values/steps")
-        facts["Trainings"] = (len(found.trainings) or None, "values/steps")
-    for head, (value, key) in facts.items():
-        sources = tuple(Source(file, key) for file in found.trainings)
-        cells[head] = Cell(numbers.count(value), value, None, sources)
+        steps = numbers.sources(found.trainings, "values", "steps")
+        cells["Training images"] = plain(first and first["n"], records, numbers.count)
+        cells["Steps"] = plain(first and first["values"]["steps"], steps, numbers.count)
+        cells["Trainings"] = plain(len(found.trainings) or None, steps, numbers.count)
     return cells
 
 
@@ -322,38 +303,34 @@ def _pairs(found: Measured) -> int:
 
 
 def gaps_table(results: Results) -> Table:
-    """Differences with p; in Table 3 also of single benchmarks, after Holm over these."""
-    table3 = results.item.kind == "prism"
-    rows = []
+    """Differences with p; in Table 3 also of single benchmarks, after Holm over these. Below: how much trainings differ
+    on the average, if anything was trained.
+    """
+    table3, rows = results.item.kind == "prism", []
     for ours, theirs in results.pairs:
         gaps = {name: results.difference(ours, theirs, [name]) for name in (*results.scored, AVERAGE)}
         values = [gap.value for gap in gaps.values()]
-        texts = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
+        printed = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
         ps = statistics.holm({name: gaps[name].p_value for name in results.scored}) if table3 else {}
         ps[AVERAGE] = gaps[AVERAGE].p_value
-        cells = dict.fromkeys(results.groups, Cell(numbers.MISSING))
-        for (name, gap), text in zip(gaps.items(), texts, strict=True):
+        cells = dict.fromkeys(results.groups, Cell())
+        for (name, gap), text in zip(gaps.items(), printed, strict=True):
             bounds, p = (gap.low, gap.high), f", {numbers.p_value(ps[name])}" if name in ps else ""
             shown = f"{text} {numbers.interval(bounds, signed=True)}{p}"
             sources = [results.measured[label].sources(*keys_of(name)) for label in (ours, theirs)]
             cells[name] = Cell(shown, gap.value, bounds, sources[0] + sources[1])
         rows.append((f"{ours} − {theirs}".replace("control: ", ""), list(cells.values())))
+    notes = [_note("gaps") + (_note("single") if table3 else "")]
+    if any(found.row.seeds for found in results.measured.values()):
+        notes.append(_note("no_spread"))
+        if spread := results.spread(results.mean_on()):
+            facts = spread._asdict() | {"single": numbers.percent(sqrt(spread.single)), "own": statistics.OWN_SPREAD}
+            facts["paired"] = numbers.percent(sqrt(2 * spread.paired))
+            kind = "pretraining" if results.item.kind == "pretraining" else "reinforcement learning"
+            many = sum(len(records) > 1 for _, records in results.kin)
+            notes[-1] = _note("spread", rows=many, kind=kind, **facts)
     name = "differences" if table3 else f"{results.item.name}_gaps"
-    notes = [_note("gaps") + (_note("single") if table3 else ""), *_spread_note(results)]
-    return Table(name, GAPS, "Comparison", results.heads, rows, notes)
-
-
-def _spread_note(results: Results) -> list[str]:
-    """How much trainings differ on the average, with the degrees of freedom, if anything was trained."""
-    if not any(found.row.seeds for found in results.measured.values()):
-        return []
-    if (spread := results.spread(results.mean_on())) is None:
-        return [_note("no_spread")]
-    single, paired = numbers.percent(sqrt(spread.single)), numbers.percent(sqrt(2 * spread.paired))
-    rows = sum(len(records) > 1 for _, records in results.kin)
-    kind = "pretraining" if results.item.kind == "pretraining" else "reinforcement learning"
-    facts = {"single_df": spread.single_df, "paired_df": spread.paired_df, "own": statistics.OWN_SPREAD}
-    return [_note("spread", single=single, paired=paired, rows=rows, kind=kind, **facts)]
+    return Table(name, GAPS, "Comparison", [title_of(name) for name in results.groups], rows, notes)
 
 
 def _note(name: str, **values: Any) -> str:
@@ -364,14 +341,14 @@ def captions_table(results: Results) -> Table:
     """What the caption sets are like that VLMs are pretrained on, where our models wrote them."""
     heads = {"count": "Captions", **{name: measure.head for name, measure in MEASURES.items()}, "cut": "Cut (%)",
              "looped": "Loops (%)"}  # fmt: skip
-    plain = {name: numbers.number for name, measure in MEASURES.items() if not measure.share}
-    prints, rows = {"count": numbers.count, **plain}, {}
-    sets = [found for found in results.measured.values() if found.row.captions]
-    for name, file, record in [(s.row.captions[0], *entry) for s in sets for entry in s.more.items()]:
-        if values := record["values"].get("captions"):
-            printed = [prints.get(key, numbers.percent)(values[key]) for key in heads]
-            sources = [[Source(file, f"values/captions/{key}")] for key in heads]
-            rows[name] = _cells(printed, [values[key] for key in heads], sources)
+    prints = dict.fromkeys(heads, numbers.percent) | {"count": numbers.count}
+    prints |= {name: numbers.number for name, measure in MEASURES.items() if not measure.share}
+    rows: dict[str, list[Cell]] = {}
+    for found in (found for found in results.measured.values() if found.row.captions):
+        for file, values in ((file, record["values"].get("captions")) for file, record in found.more.items()):
+            if values:
+                sources = {key: [Source(file, f"values/captions/{key}")] for key in heads}
+                rows[found.row.captions[0]] = [plain(values[key], sources[key], prints[key]) for key in heads]
     name = f"{results.item.name}_captions"
     return Table(name, "The caption sets", "Set", [*heads.values()], list(rows.items()), [_note("captions")])
 
@@ -384,7 +361,7 @@ def curve_table(results: Results) -> Table:
         printed = [*numbers.numbers(rewards, decimals=3), *numbers.numbers(lengths)]
         keys = ("reward", "reward", "completion_tokens", "completion_tokens")
         sources = [[Source(curve.file, key)] for key in keys]
-        rows.append((curve.label, _cells(printed, [*rewards, *lengths], sources)))
+        rows.append((curve.label, cells_of([*rewards, *lengths], sources, printed)))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
@@ -394,25 +371,31 @@ def best_table(results: Results) -> Table:
     """Mean over an image's captions beside the best of n, averages over the benchmarks (%)."""
     first = next(iter(results.measured[BASE].records.values()))["values"]["benchmarks"]
     counts, rows = list(first[results.scored[0]]["best_of"]), []
-    for label, found in [(name, one) for name, one in results.measured.items() if not one.row.bound]:
+    for label, found in results.unbound.items():
         values, sources = [found.mean_of(AVERAGE)], [found.sources(AVERAGE)]
         for k in counts:
             places = [("benchmarks", name, "best_of", k) for name in averaged(results.scored)]
             each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
             sources.append([source for keys in places for source in found.sources(*keys)])
-        rows.append((label, _cells(numbers.percents(values), values, sources)))
+        rows.append((label, cells_of(values, sources, numbers.percents(values))))
     heads, caption = ["Mean", *(f"Best of {k}" for k in counts)], "Mean and best of n captions, average (%)"
     return Table("best_of", caption, "Captioner", heads, rows, [_note("best_of")])
 
 
 def variance_table(results: Results) -> Table:
-    """Standard deviation of single scores by source, in points: questions, captions of one."""
+    """Standard deviation of single scores by source, in points: questions, captions of one. Of the first run, over the
+    questions that have all scores.
+    """
     rows = []
     for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
-        parts = statistics.variance_components(_score_array(next(iter(found.by_run.values()))))
+        scores: dict[tuple[str, str], list[float]] = {}
+        for row in (row for row in next(iter(found.by_run.values())) if row["score"] is not None):
+            scores.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
+        most = max(map(len, scores.values()))
+        parts = statistics.variance_components([one for _, one in sorted(scores.items()) if len(one) == most])
         values = [None if part is None else sqrt(part) for part in parts]
-        rows.append((label, _cells([numbers.percent(v) for v in values], values, [found.samples("score")] * 2)))
+        rows.append((label, [plain(value, found.samples("score"), numbers.percent) for value in values]))
     notes = [_note("variance")]
     if len(found.records) > 1:
         averages = numbers.percents([record["values"][AVERAGE] for record in found.records.values()])
@@ -423,10 +406,149 @@ def variance_table(results: Results) -> Table:
     return Table("variance", caption, "Captioner", ["Between questions", "Between captions"], rows, notes)
 
 
-def _score_array(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Scores of one run as (questions, captions), of the questions that have all."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for row in (row for row in rows if row["score"] is not None):
-        found.setdefault((row["benchmark"], row["sample_id"]), []).append(row["score"])
-    most = max(map(len, found.values()))
-    return [scores for _, scores in sorted(found.items()) if len(scores) == most]
+def said_table(results: Results) -> Table:
+    """Every measure of what captions say with its interval, rows as in the item and then its comparisons; without rows
+    where no facts are known.
+    """
+    unbound = results.unbound.items()
+    labels = [label for label, found in unbound if any(row["facts"] is not None for row in found.rows)]
+    parts = {name: results.said(name, labels) for name in MEASURES} if labels else {}
+    sides = [*((label,) for label in labels), *(pair for pair in results.pairs if {*pair} <= {*labels})]
+    rows = [(" − ".join(side), [_cell(results, name, part, *side) for name, part in parts.items()]) for side in sides]
+    heads = [measure.head for measure in MEASURES.values()]
+    name = f"{results.item.name}_said"
+    return Table(name, "What the captions say", "Captions of", heads, rows, [_note("said")])
+
+
+def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs: str | None = None) -> Cell:
+    """A row's value, its interval beside the raw number alone; or a difference, with its interval in print."""
+    if part is None:
+        return Cell()
+    measure, found = MEASURES[name], results.contrast(part, ours, theirs, measure_of(name))
+    sources = [s for side in (ours, theirs) if side for s in results.measured[side].samples(measure.column)]
+    if theirs:
+        return cell_of(found, sources, partial(numbers.gap, decimals=measure.decimals))
+    text = numbers.percent(found.value) if measure.share else numbers.numbers([found.value], measure.decimals)[0]
+    return Cell(text, found.value, (found.low, found.high), tuple(sources))
+
+
+def budget_table(results: Results) -> Table:
+    """The race at equal length: the average of every captioner under each token budget, of joined captions, and how
+    far ours is ahead.
+    """
+    budgets = sorted({found.row.budget for found in results.measured.values() if found.row.budget})
+    there, (ours, theirs) = results.measured, results.item.pairs[0]
+    cut = {label: [*(budget_label(label, n) for n in budgets), label] for label in results.unbound}
+    rows = [(label, [_average(results, name) for name in names]) for label, names in cut.items()]
+    joined = next((name for name, found in there.items() if found.row.runs[0].endswith("-joined")), None)
+    if joined:
+        rows.append((joined, [*[Cell()] * len(budgets), _average(results, joined)]))
+    sides = zip(cut[ours], cut[theirs], strict=True)
+    rows.append((f"{ours} − {theirs}", [_average(results, *pair) for pair in sides]))
+    length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
+    heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
+    notes = [_note("budgets", joined=length)]
+    caption = "At equal length: accuracy (%) with 95 % interval"
+    return Table("budgets", caption, "Captioner", heads, rows if budgets else [], notes)
+
+
+def _average(results: Results, ours: str, theirs: str | None = None) -> Cell:
+    """Average accuracy of a row, or of a comparison the difference; a dash where one was not evaluated."""
+    sides = [side for side in (ours, theirs) if side]
+    if not results.measured.keys() >= {*sides}:
+        return Cell()
+    sources = [source for side in sides for source in results.measured[side].sources(AVERAGE)]
+    if theirs:
+        return cell_of(results.difference(ours, theirs), sources, numbers.gap)
+    return cell_of(results.interval(ours, AVERAGE), sources)
+
+
+def false_over_steps(profile: Profile, curves: Sequence[Curve]) -> list[list[float]]:
+    """False statements a caption at every step of each training, by the captions that are kept of it (the group of one
+    image); empty where none are kept or the facts of the images are not known.
+    """
+    files = [from_record_path(curve.file).with_name("samples.jsonl") for curve in curves]
+    if not drawn_source(profile.images.source) or not all(file.is_file() for file in files):
+        return []
+    metas, found = {image.id: image.meta for image in open_images(profile)}, []
+    for curve, file in zip(curves, files, strict=True):
+        note_access(file)
+        by_step: dict[int, list[int]] = {}
+        for row in map(json.loads, file.read_bytes().splitlines()):
+            by_step.setdefault(row["step"], []).append(false(counts(row["caption"], metas[row["image_id"]])))
+        found.append([sum(by_step[step]) / len(by_step[step]) for step in curve.steps])
+    return found
+
+
+def readers_table(results: Results) -> Table:
+    """Every probe with what both readers made of it."""
+    found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
+    rows = []
+    for name, first in next(iter(found.values()), {}).items():
+        cells = []
+        for role, reader in results.readers.items():
+            parts = found[role][name].whole, found[role][name].options
+            cells += [cell_of(part, reader.samples("score")) for part in parts]
+        rows.append((name, [plain(first.tokens, reader.samples("num_tokens")), *cells]))
+    heads = [head for role in found for head in (READERS[role], f"{READERS[role]}, questions with options")]
+    caption = "Are the readers valid? Accuracy (%) with 95 % interval from captions made of known facts"
+    return Table("readers", caption, "Caption", ["Tokens", *heads], rows, [_note("readers")])
+
+
+def judges_table(results: Results) -> Table:
+    """How often either judge scores the better of two captions higher, where that was tried (`rl.judge_trial`)."""
+    home = paths.RUNS / results.profile.name / judge_trial.STAGE
+    files = {name: home / role / "result.json" for role, name in JUDGES.items()}
+    files, cells = {name: file for name, file in files.items() if file.is_file()}, {}
+    for file in files.values():
+        for pair, share in load_result(file)["values"]["pairs"].items():
+            source = Source(record_path(file), f"values/pairs/{pair}")
+            cells.setdefault(pair, []).append(plain(share, [source], numbers.percent))
+    caption = "Are the judges valid? How often the better of two captions of known facts is scored higher (%)"
+    return Table("judges", caption, "Better and worse", [*files], list(cells.items()), [_note("judges")])
+
+
+def footing_table(results: Results) -> Table:
+    """Rewards on one footing: what each taught by both readers and by the known facts, and its cost, means over its
+    trainings. Each row is over its own images: one that states nothing leaves the others whole.
+    """
+    rows = []
+    for label, found in results.unbound.items():
+        cells = [_average(results, label), _average(results, f"{label}{BY_REWARD}")]
+        cells += [_cell(results, name, results.said(name, [label]), label) for name in FOOTING]
+        for key in COSTS:
+            values = [record["values"].get(key) for record in found.trainings.values()]
+            known = bool(values) and None not in values
+            sources = numbers.sources(found.trainings, "values", key)
+            cells.append(plain(sum(values) / len(values), sources) if known else Cell())
+        rows.append((label, cells))
+    measures = (MEASURES[name].head for name in FOOTING)
+    heads = ["Accuracy (%)", "by the reward's reader", *measures, *COSTS.values()]
+    caption = "What each reward teaches: accuracy (%) with 95 % interval, what captions say, cost"
+    return Table(f"{results.item.name}_footing", caption, "Trained with", heads, rows, [_note("footing")])
+
+
+def trade_off(results: Results) -> dict[str, tuple[Interval, Interval, float]]:
+    """Row -> (facts told, share of false statements, tokens a caption), of rows that state something; empty where no
+    facts are known.
+    """
+    found = {}
+    for label, one in results.unbound.items():
+        parts = {name: results.said(name, [label]) for name in ("told", "false share")}
+        if None not in parts.values():
+            both = [results.contrast(part, label, None, measure_of(name)) for name, part in parts.items()]
+            found[label] = *both, one.mean_of("caption_tokens")
+    return found
+
+
+def verifier_table(results: Results) -> Table:
+    """How often the verifier of the correctness reward errs, where that was tried (`rl.judge_trial.verify`)."""
+    file = paths.RUNS / results.profile.name / judge_trial.STAGE / judge_trial.VERIFIER / "result.json"
+    record, rows = load_result(file)["values"] if file.is_file() else {}, []
+    for kind, found in record.items():
+        sentences, error = (Source(record_path(file), f"values/{kind}/{key}") for key in ("sentences", "error"))
+        cells = [plain(found["sentences"], [sentences], numbers.count)]
+        rows.append((kind, [*cells, plain(found["error"], [error], numbers.percent)]))
+    caption = "The verifier's own error on held-out pictures: sentences that it takes for the opposite (%)"
+    notes = [_note("verifier")]
+    return Table("verifier", caption, "Sentence", ["Sentences", "Taken for the opposite (%)"], rows, notes)

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,20 @@ MAKERS = {  # stage of a run -> notebook that makes it
 }  # fmt: skip
 DATA = ("data", "samples", "questions", "images", "source", "captions", "file")  # names of hashes of data
 MOST_SHOWN = 12  # cells listed when an item fits several
-UNKNOWN = "not recorded"
+Sources = Sequence[Mapping[str, str]]  # {file, key} of each number that a cell was made from
+Runs = Mapping[str, Mapping[str, Any]]  # record file -> what a report says of that run
 
 
 @dataclass(frozen=True)
 class Found:
-    """One printed cell."""
+    """One printed cell. own: False where it names no sources, and these are its row's."""
 
     name: tuple[str, str, str, str]  # report, table, row, column
     text: str
     value: Any
-    sources: Sequence[Mapping[str, str]]  # {file, key} of each number that it was made from
-    runs: Mapping[str, Mapping[str, Any]]  # record file -> what the report says of that run
-    own: bool  # False: it names no sources, these are its row's
+    sources: Sources
+    runs: Runs
+    own: bool
 
 
 def trace(profile: Profile, item: str) -> str:
@@ -60,15 +61,18 @@ def trace(profile: Profile, item: str) -> str:
 
 def find(item: str, folder: Path) -> list[Found]:
     """Cells that an item names; those of one exact row or column before those that only hold the word."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9.=]+", "", text.lower())
+
     report, *words = item.split()
-    wanted = [_plain(word) for word in words]
-    known = cells_of(folder, report)
-    fitting = [cell for cell in known if all(w in _plain(" ".join(cell.name[1:])) for w in wanted)]
-    # give or take a suffix such as "-3B"
-    exact = [
-        cell for cell in fitting
-        if cell.name[1] == report and all(any(_plain(p).startswith(w) for p in cell.name[2:]) for w in wanted)
-    ]  # fmt: skip
+    wanted, fitting, exact = [plain(word) for word in words], [], []
+    for cell in cells_of(folder, report):
+        if all(word in plain(" ".join(cell.name[1:])) for word in wanted):
+            fitting.append(cell)
+            parts = [plain(part) for part in cell.name[2:]]  # give or take a suffix such as "-3B"
+            if cell.name[1] == report and all(any(part.startswith(word) for part in parts) for word in wanted):
+                exact.append(cell)
     return exact or fitting
 
 
@@ -89,36 +93,27 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
                     yield Found(name, cell["text"], cell["value"], sources, runs, bool(cell["sources"]))
 
 
-def sources_of(row: Mapping[str, Any]) -> list[Sequence[Mapping[str, str]]]:
+def sources_of(row: Mapping[str, Any]) -> list[Sources]:
     """Of every cell of a table's row its sources: its own, or of a value without any the files of the whole row."""
     files = dict.fromkeys(source["file"] for cell in row["cells"] for source in cell["sources"])
     of_row = [{"file": file, "key": ""} for file in files]
     return [cell["sources"] or (of_row if cell["value"] is not None else []) for cell in row["cells"]]
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9.=]+", "", text.lower())
-
-
 def describe(cell: Found) -> str:
-    """The cell, and for each of its sources the record, value, code, data and command behind it."""
+    """The cell, and for each of its sources the record, the value there, code, data and command behind it."""
     files: dict[str, dict[str, Any]] = {}
-    for source in cell.sources:
-        known = files.setdefault(source["file"], {**about(source["file"], cell.runs), "keys": {}})
-        known["keys"][source["key"]] = None if known["again"] else _held(source["file"], source["key"])
+    for file, key in ((source["file"], source["key"]) for source in cell.sources):
+        known = files.setdefault(file, {**about(file, cell.runs), "keys": {}})
+        known["keys"][key], here = None, from_record_path(file)
+        if key and not known["again"] and here.is_file() and here.suffix in (".json", ".csv"):
+            text = here.read_text(encoding="utf-8")
+            content = list(csv.DictReader(text.splitlines())) if here.suffix == ".csv" else json.loads(text)
+            known["keys"][key] = look_up(content, key)
     return fill("trace.txt", cell=cell, files=list(files.values())).rstrip()
 
 
-def _held(file: str, key: str) -> Any:
-    """The number that a record, or a table of the paper, holds there; None where the file is not here or of rows."""
-    here = from_record_path(file)
-    if not key or not here.is_file() or here.suffix not in (".json", ".csv"):
-        return None
-    text = here.read_text(encoding="utf-8")
-    return look_up(list(csv.DictReader(text.splitlines())) if here.suffix == ".csv" else json.loads(text), key)
-
-
-def about(file: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def about(file: str, runs: Runs) -> dict[str, Any]:
     """What is known of a file: of a run's from the report itself (`runs`), and from the record where it is here."""
     if not file.startswith("runs/"):
         return {"file": file, "run": None, "again": None}
@@ -126,7 +121,7 @@ def about(file: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     told, here = runs.get(f"{folder}/result.json", {}), from_record_path(f"{folder}/result.json")
     record = json.loads(here.read_text(encoding="utf-8")) if here.is_file() else {}
     again = record["key"] if record and told.get("key") not in (None, record["key"]) else None
-    facts = {"key": UNKNOWN, "commit": UNKNOWN, "hashes": {}, **({} if again else record), **told}
+    facts = {**dict.fromkeys(("key", "commit"), "not recorded"), "hashes": {}, **({} if again else record), **told}
     _, profile, stage, run = folder.split("/", 3)
     hashes = {"data": {}, "hashes": {}}
     for name, value in facts["hashes"].items():
@@ -137,23 +132,23 @@ def about(file: str, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@dataclass
 class Records:
     """The entries at a page's end: the runs behind its cells, and the groups of runs that a cell is made from."""
 
-    def __init__(self) -> None:
-        self.files: dict[str, dict[str, Any]] = {}  # anchor -> what `about` knows of a run, or of a table of the paper
-        self.groups: dict[tuple[str, ...], str] = {}  # anchors of several runs -> that of their entry
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # anchor -> what `about` knows of a file
+    groups: dict[tuple[str, ...], str] = field(default_factory=dict)  # anchors of several files -> that of their entry
 
-    def anchor(self, sources: Sequence[Mapping[str, str]], runs: Mapping[str, Mapping[str, Any]]) -> str:
+    def anchor(self, sources: Sources, runs: Runs) -> str:
         """The anchor of a cell's entry, made on first use; "" of a cell without sources. runs: as of its report."""
-        names = []
+        names: dict[str, None] = {}
         for file in dict.fromkeys(source["file"] for source in sources):
             folder = file.rsplit("/", 1)[0] if file.startswith("runs/") else file
-            names.append(re.sub(r"[^a-z0-9]+", "-", folder.lower()))
-            if names[-1] not in self.files:
-                self.files[names[-1]] = about(file, runs)
-        names = tuple(dict.fromkeys(names))
-        return self.groups.setdefault(names, f"r{len(self.groups) + 1}") if len(names) > 1 else "".join(names)
+            name = re.sub(r"[^a-z0-9]+", "-", folder.lower())
+            names[name] = None
+            if name not in self.files:
+                self.files[name] = about(file, runs)
+        return self.groups.setdefault((*names,), f"r{len(self.groups) + 1}") if len(names) > 1 else "".join(names)
 
 
 def command(profile: str, stage: str, run: str) -> str:
