@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,7 @@ def evaluate(
 def profile(tmp_path, monkeypatch, request):
     """Profile mini, or the test's parameter, with two trainings a row; published reports are the test's own."""
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0, 1], "ablations.seeds": [0, 1]}
+    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0, 1], "ablations.seeds": [0, 1], "pretraining.seeds": [0, 1]}
     return load_profile(getattr(request, "param", "mini"), over)
 
 
@@ -64,24 +63,17 @@ def prism_run(profile):
 def trained(profile, prism_run):
     """Makes trainings with these seeds that come out alike, each with its curve and its evaluation."""
 
-    def make(experiment, right, *more, seeds=(0, 1), **named):
+    def make(experiment, right, images=40, tokens=20.0, rises=True, seeds=(0, 1)):
+        about = {"name": experiment, "description": "as in the paper", "rl": {"group_size": 8},
+                 "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"}}  # fmt: skip
+        values = {"steps": 12, "reward_first": 0.25, "reward_last": 0.7}
+        rows = [{"step": n, "reward": 0.3 + 0.03 * n * rises, "completion_tokens": tokens + n} for n in range(1, 13)]
         for seed in seeds:
-            one(experiment, right, seed, *more, **named)
-
-    def one(experiment, right, seed, images=40, tokens=20.0, rises=True):
-        name = f"{experiment}-seed{seed}"
-        with Run.open(profile, "rl", name, {"questions": "q"}, RECIPE) as run:
-            rows = [
-                {"step": n, "reward": 0.3 + (0.03 * n if rises else 0.0), "completion_tokens": tokens + n}
-                for n in range(1, 13)
-            ]
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (run.folder / "curve.jsonl").write_text(lines)
-            about = {"name": experiment, "description": "as in the paper", "rl": {"group_size": 8},
-                     "reward": {"judge": "qa"}, "data": {"file": "curation/main/qa.parquet"}}  # fmt: skip
-            run.finish(values={"steps": 12, "reward_first": 0.25, "reward_last": 0.7}, n=images, unit="image",
-                       seeds=[seed], experiment=about)  # fmt: skip
-        prism_run(name, right, tokens)
+            name = f"{experiment}-seed{seed}"
+            with Run.open(profile, "rl", name, {"questions": "q"}, RECIPE) as run:
+                (run.folder / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                run.finish(values=values, n=images, unit="image", seeds=[seed], experiment=about)
+            prism_run(name, right, tokens)
 
     return make
 
@@ -109,12 +101,10 @@ def table5(profile, prism_run, trained):
 def no_figures(monkeypatch):
     """Drawing takes longest: empty pictures, for tests of anything else."""
 
-    def plot(*arguments, **named):
-        (stem,) = (argument for argument in arguments if isinstance(argument, Path))
+    def save(figure, stem, note=""):
         write_atomic(stem.with_name(f"{stem.name}.svg"), "<svg/>")
 
-    for name in ("plot_curves", "plot_dots", "plot_forest", "plot_growth", "plot_pareto", "plot_sets"):
-        monkeypatch.setattr(figures, name, plot)
+    monkeypatch.setattr(figures, "save", save)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, vlm, q
     assert (captioner / "result.json").read_bytes() == before
 
 
-def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_and_limits(profile, captioner):
+def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_limits_and_its_licence(profile, captioner):
     text = cards.model_card(profile, captioner)
     card = ModelCard(text)
     assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "image-to-text"
@@ -85,6 +85,10 @@ def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_and_limits(profil
                  "| Mini Chart | 70.0 [", "## Limits", load_result(captioner)["key"][:16]):  # fmt: skip
         assert part in text, part
     assert str(paths.RUNS) not in text and "None" not in text
+    real = profile.model_copy(update={"models": load_profile("paper").models})
+    card = ModelCard(cards.model_card(real, captioner))
+    assert card.data.base_model == real.models.policy.path and card.data.license == "other"
+    assert "licences of the base model" in str(card)
 
 
 def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, vlm, questions, captions):
@@ -99,13 +103,6 @@ def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, vlm, quest
     }  # fmt: skip
     for card, parts in told.items():
         assert [part for part in parts if part not in card] == []
-
-
-def test_models_of_the_hub_are_named_as_base_and_their_licence_is_not_ours(profile, captioner):
-    real = profile.model_copy(update={"models": load_profile("paper").models})
-    card = ModelCard(cards.model_card(real, captioner))
-    assert card.data.base_model == real.models.policy.path and card.data.license == "other"
-    assert "licences of the base model" in str(card)
 
 
 class HubStub:

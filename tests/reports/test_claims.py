@@ -11,21 +11,8 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism.statistics import Interval
-from caprl_utils.reports import claims, page, paper, tables
+from caprl_utils.reports import claims, paper, tables
 from caprl_utils.reports.items import items, texts
-
-
-@pytest.fixture
-def reported(finished, no_figures):
-    """Table 3 and the claims; returns profile and what the claims' JSON holds."""
-    tables.write(finished, "table3")
-    return finished, page.write_claims(finished)
-
-
-@pytest.fixture(scope="module")
-def stated():
-    told = [item for item in items(load_profile("mini")).values() if not item.ours]
-    return [(item, claim) for item in told for claim in item.claims]
 
 
 def rows_of(content):
@@ -80,7 +67,9 @@ def test_larger_gain_needs_both_groups_of_benchmarks(finished, results_of):
     assert claim.text not in [one["text"] for one in claims.test_all(found)]
 
 
-def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated):
+def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it():
+    told = [item for item in items(load_profile("mini")).values() if not item.ours]
+    stated = [(item, claim) for item in told for claim in item.claims]
     assert len({(item.name, claim.text) for item, claim in stated}) == len(stated) >= 20
     printed = [(i, c, means) for i, c in stated if (means := claims.paper_means(i, c)) is not None]
     assert len(printed) >= 30
@@ -88,16 +77,14 @@ def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it(stated)
         gap = round(ours - theirs, 6)
         states = {"no gain": gap <= 0, "as good": gap >= 0}.get(claim.kind, gap > 0)
         assert states, f"{item.name}: {claim.text}: {ours} against {theirs}"
-
-
-def test_every_setting_of_the_pretraining_is_one_of_the_papers():
-    known = texts()["settings"]
+    known = texts()["settings"]  # of the pretraining: each is one of the paper's
     assert set(known) == {file.stem for file in (paths.CONFIGS / "vlm_init").glob("*.yaml")}
     assert set(known.values()) == {setting for setting, _ in paper.paper_values("table1_pretraining.csv")}
 
 
-def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
-    _, content = reported
+def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finished, trained, no_figures):
+    tables.write(finished, "table3")
+    content = claims.write_claims(finished)
     counts, rows = content["facts"]["counts"], rows_of(content)
     assert counts["supported"] >= 1 and counts["not run"] >= 20
     linked = [row for row in rows.values() if "; the fact of " in row[1]]
@@ -121,6 +108,20 @@ def test_verdicts_come_from_the_reports_and_the_rest_is_not_run(reported):
     files = {source["file"].split("/")[3] for source in row["cells"][1]["sources"]}
     assert files == {"caprl-seed0", "caprl-seed1", "base-3b"}
 
+    for name, right in (("rounds_1", 12), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
+        trained(name, right)
+    tables.write(finished, "table5")
+    file = paths.reports_of("mini") / "table3.json"
+    content = json.loads(file.read_text())
+    next(c for c in content["facts"]["claims"] if c["verdict"] == "supported")["p"] = 0.03
+    file.write_text(json.dumps(content))
+    content = claims.write_claims(finished)
+    tested, facts = [row for row in rows_of(content).values() if row[5] != "–"], content["facts"]
+    assert facts["tests"] == len(tested) >= 4 and facts["supported_large_p"] == ["Table 3 (1)"]
+    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
+    assert "1 has a corrected p of 0.05 or more: Table 3 (1)." in text
+    assert "+30.0 points [" in text and ", p = 0.030 | 48.3 against" in text
+
 
 def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     found = paper.all_average_notes()
@@ -131,53 +132,24 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows
 
 
-@pytest.fixture
-def first_claim(monkeypatch):
-    """Gives Table 3's first statement further keys."""
-
+def test_what_the_models_cannot_test_is_counted_apart_and_the_same_fact_must_be_one(finished, no_figures, monkeypatch):
     def change(**keys):
         item = texts()["items"]["table3"]
-        claims = [{**item["claims"][0], **keys}, *item["claims"][1:]]
-        monkeypatch.setitem(texts(), "items", texts()["items"] | {"table3": {**item, "claims": claims}})
+        told = [{**item["claims"][0], **keys}, *item["claims"][1:]]
+        monkeypatch.setitem(texts(), "items", texts()["items"] | {"table3": {**item, "claims": told}})
 
-    return change
-
-
-def test_what_the_models_cannot_test_is_counted_apart_with_its_reason(finished, no_figures, first_claim, monkeypatch):
-    first_claim(**{"not testable": "why"})
+    change(**{"not testable": "why"})
     assert not items(finished)["table3"].claims[0].not_testable  # the models have no such reason
     monkeypatch.setitem(texts()["models"][0], "not_testable", {"why": "they were made so"})
     tables.write(finished, "table3")
-    content = page.write_claims(finished)
+    content = claims.write_claims(finished)
     assert content["facts"]["counts"]["not testable here"] == 1
     _, verdict, gap, *_ = rows_of(content)["Table 3 (1)"]
-    assert (
-        verdict == "**not testable here**: they were made so" and gap.startswith("+30.0 points [") and ", p" not in gap
-    )
+    assert verdict == "**not testable here**: they were made so"
+    assert gap.startswith("+30.0 points [") and ", p" not in gap
     text = (paths.reports_of("mini") / "table3.md").read_text()
     assert "trained from | **not testable here**: they were made so | +30.0 points" in text
     assert not any(claim.not_testable for claim in items(load_profile("paper"))["table3"].claims)
-
-
-def test_the_same_fact_must_be_a_statement(finished, first_claim):
-    first_claim(**{"same as": "table3 (99)"})
+    change(**{"same as": "table3 (99)"})
     with pytest.raises(UserError, match=r"is the same as table3 \(99\), which is no statement"):
         items(finished)
-
-
-def test_p_is_corrected_over_the_facts_of_all_items(reported, trained):
-    profile, _ = reported
-    for name, right in (("rounds_1", 12), ("rounds_2", 12), ("short", 14), ("rounds_8", 14)):
-        trained(name, right)
-    tables.write(profile, "table5")
-    file = paths.reports_of("mini") / "table3.json"
-    content = json.loads(file.read_text())
-    supported = [c for c in content["facts"]["claims"] if c["verdict"] == "supported"]
-    supported[0]["p"] = 0.03
-    file.write_text(json.dumps(content))
-    content = page.write_claims(profile)
-    tested, facts = [row for row in rows_of(content).values() if row[5] != "–"], content["facts"]
-    assert facts["tests"] == len(tested) >= 4 and facts["supported_large_p"] == ["Table 3 (1)"]
-    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
-    assert "1 has a corrected p of 0.05 or more: Table 3 (1)." in text
-    assert "+30.0 points [" in text and ", p = 0.030 | 48.3 against" in text

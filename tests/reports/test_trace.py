@@ -41,6 +41,7 @@ def test_a_cell_is_found_by_words_of_its_row_and_column_and_tells_its_run(report
     assert trace.find("table3 caprl mini-scene", reports) == []  # nothing was measured there
     with pytest.raises(Exception, match=r"table9.*there are: table3"):
         trace.find("table9 caprl", reports)
+    assert trace.command("mini", "rl", "rounds_8-seed0") == "caprl train rounds_8 --profile mini"
 
 
 def test_the_command_tells_what_it_found_and_that_nothing_fits():
@@ -52,9 +53,9 @@ def test_the_command_tells_what_it_found_and_that_nothing_fits():
     assert "Columns: Mini Chart, " in told
 
 
-def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_told(reports, tmp_path):
+def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_told(reports):
     content = json.loads((reports / "table3.json").read_text())
-    record_file = tmp_path / "runs" / "mini" / "prism" / "caprl-seed0" / "result.json"
+    record_file = paths.RUNS / "mini" / "prism" / "caprl-seed0" / "result.json"
     record = json.loads(record_file.read_text())
     kept = {key: record[key] for key in ("key", "commit", "dirty", "seeds", "hashes")}
     content["runs"] = [{"file": "runs/mini/prism/caprl-seed0/result.json", **kept}]
@@ -65,16 +66,6 @@ def test_without_its_run_a_report_still_answers_and_a_new_run_under_its_name_is_
     record_file.unlink()
     told = trace.describe(trace.find("table3 caprl mini-chart", reports)[0])
     assert "is not here" in told and "c" * 40 in told and "config aaaa" in told
-
-
-def test_the_command_that_makes_a_run():
-    made = {
-        ("prism", "caprl-seed0-first-16"): "make 04_prism_evaluation PROFILE=mini",
-        ("prism", "base-3b"): "make 04_prism_evaluation PROFILE=mini",
-        ("rl", "rounds_8-seed0"): "caprl train rounds_8 --profile mini",
-        ("pretraining", "mini-qwen-3b-vanilla-sft"): "make 05_llamafactory_pretraining PROFILE=mini",
-    }
-    assert {run: trace.command("mini", *run) for run in made} == made
 
 
 def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
