@@ -52,9 +52,16 @@ def start(profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, s
 
     needs: run "stage/name" -> notebook that makes it. show: sections or keys to list folded ("rl", "models.policy").
     """
+    from IPython import get_ipython
     from IPython.display import HTML, display
 
-    _errors_in_one_line()
+    def message_alone(shell: Any, kind: type, error: BaseException, *_: Any, **__: Any) -> list[str]:
+        message = [f"{kind.__name__}: {error}"]
+        shell._showtraceback(kind, error, message)
+        return message
+
+    if shell := get_ipython():  # a kernel: no traceback through our own code
+        shell.set_custom_exc((UserError,), message_alone)
     loaded = load_profile(profile)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"parameter seed: expected a whole number from 0 on, got {seed!r}")
@@ -161,8 +168,10 @@ def publish(profile: Profile) -> list[Path]:
 
 def light(notebook: Any) -> Any:
     """An executed notebook (nbformat) without what went to stderr (of earlier runs of this machine), progress bars,
-    times and run metadata, its pictures in few colours.
+    times and run metadata, its pictures as PNG in few colours.
     """
+    from PIL import Image
+
     notebook = copy.deepcopy(notebook)
     notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
     for cell in notebook.cells:
@@ -170,30 +179,10 @@ def light(notebook: Any) -> Any:
         if cell.cell_type == "code":
             bars = [o for o in cell.outputs if any("widget" in kind for kind in o.get("data", ()))]
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and o not in bars]
-            for output in cell.outputs:
-                _make_light(output.get("data", {}))
+            for data in (output.get("data", {}) for output in cell.outputs):
+                data.pop("image/jpeg", None)
+                if "image/png" in data:
+                    image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+                    image.quantize(_COLOURS).save(buffer := io.BytesIO(), format="PNG", optimize=True)
+                    data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
     return notebook
-
-
-def _make_light(data: dict[str, str]) -> None:
-    """One output's data: pictures as PNG of few colours and nothing else."""
-    from PIL import Image
-
-    data.pop("image/jpeg", None)
-    if "image/png" in data:
-        image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-        image.quantize(_COLOURS).save(buffer := io.BytesIO(), format="PNG", optimize=True)
-        data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
-
-
-def _errors_in_one_line() -> None:
-    """In a kernel, show a UserError as its message instead of a traceback through our own code."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        shell.set_custom_exc((UserError,), _show_user_error)
-
-
-def _show_user_error(shell: Any, kind: type, error: BaseException, *_: Any, **__: Any) -> list[str]:
-    message = [f"{kind.__name__}: {error}"]
-    shell._showtraceback(kind, error, message)
-    return message
