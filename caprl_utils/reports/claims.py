@@ -61,9 +61,7 @@ def margin(kind: str) -> float | None:
 
 
 def test_all(results: Results) -> list[dict[str, Any]]:
-    """What the data say about an item's claims, as its JSON holds it; those left out whose runs are not there or too
-    short.
-    """
+    """What the data say about an item's claims, as its JSON holds it; without those whose runs are missing or short."""
     found = []
     for claim in results.item.claims:
         if tested := (_reward if claim.kind == "reward" else _test)(claim, results):

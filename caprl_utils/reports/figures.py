@@ -21,7 +21,7 @@ from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, le
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models, texts
-from caprl_utils.reports.results import READERS, Curve, Point, Results, title_of
+from caprl_utils.reports.results import READERS, Curve, Results, title_of
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -168,10 +168,8 @@ def plot_dots(
     series: Mapping[str, Sequence], benchmarks: Sequence[str], stem: Path, note: str = "", title: str = "",
     settings: Sequence[str] = ("",),
 ) -> list[Path]:  # fmt: skip
-    """Accuracy per benchmark, one row each, models side by side with their intervals; a panel for each of `settings`.
-
-    series: model -> (accuracy, low, high) on each of the benchmarks (names as printed), None where there is none. Of
-    several settings it is named "<setting>, <model>".
+    """Accuracy per benchmark (names as printed), models side by side: model -> (accuracy, low, high) or None on each. A
+    panel for each of `settings`; of several a model is named "<setting>, <model>".
     """
     with styled():
         rows, most = len(benchmarks), len(series) / len(settings)
@@ -207,9 +205,7 @@ def _dots(axes: Axes, series: Mapping[str, Sequence], rows: int) -> None:
 def plot_forest(
     lines: Mapping[str, Sequence[tuple[str, Sequence[float], str]]], stem: Path, title: str, profile: Profile
 ) -> list[Path]:  # fmt: skip
-    """Differences, one below the other, coloured by verdict. lines: unit, a panel each -> (label, (value, low, high),
-    verdict).
-    """
+    """Differences coloured by verdict: unit, a panel each -> (label, (value, low, high), verdict)."""
     room = {label: 1.2 + len(label) // _FOREST_SIGNS for found in lines.values() for label, *_ in found}
     heights = [sum(room[label] for label, *_ in found) + 4 for found in lines.values()] or [4]
     with styled():
@@ -302,9 +298,8 @@ def plot_example(
     picture: Image, told: Mapping[str, Sequence[tuple[str, str]]], asked: Sequence[tuple[str, Sequence[bool]]],
     profile: Profile, stem: Path,
 ) -> list[Path]:  # fmt: skip
-    """A picture, what captioners say of it, and which questions a reader answers from that.
-
-    told: captioner -> (sentence, its kind: a key of EXAMPLE_LOOKS). asked: (question, right from each caption).
+    """A picture, what captioners say of it, and which questions a reader answers from that. told: captioner ->
+    (sentence, its kind: a key of EXAMPLE_LOOKS). asked: (question, right from each caption).
     """
     columns = []  # title, and (text, colour) of each line
     for number, (name, sentences) in enumerate(told.items(), 1):
@@ -328,18 +323,17 @@ def plot_example(
         return save(figure, stem, about(profile, "green: true, red: false, grey: said before"))
 
 
-def plot_readers(found: Mapping[str, Mapping[str, Point]], profile: Profile, stem: Path) -> list[Path]:
-    """Table 3: accuracy of each reader from true captions, by their length and by what was invented beside the truth.
-
-    found: role -> probe -> what came out (`results.points`).
+def plot_readers(found: Mapping[str, Mapping[str, tuple]], profile: Profile, stem: Path) -> list[Path]:
+    """Table 3: accuracy of each reader (role -> `results.points`) from true captions, by their length and by what was
+    invented beside the truth.
     """
     filled = [TRUE, *map(REPEATED.format, lengths(profile))]
     mixed = {0: TRUE, **{count: WITH_INVENTED.format(count) for count in INVENTED}}
     with styled():
         figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
         for (role, probes), look in zip(found.items(), looks([*found]), strict=True):
-            of_length = [(probes[name].tokens, probes[name].whole) for name in filled]
-            of_mixture = [(count, probes[name].whole) for count, name in mixed.items()]
+            of_length = [probes[name][:2] for name in filled]
+            of_mixture = [(count, probes[name][1]) for count, name in mixed.items()]
             for axes, row in ((left, of_length), (right, of_mixture)):
                 _line(axes, *zip(*row, strict=True), look, label=READERS[role])
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))

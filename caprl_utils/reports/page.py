@@ -151,9 +151,7 @@ def marked(caption: str, meta: Mapping[str, Any]) -> str:
 
 def publish(profile: Profile) -> list[Path]:
     """Copy a profile's reports and executed notebooks into reports/, and its results into README's map; returns what
-    was written.
-
-    Raises UserError for profile smoke, whose numbers mean nothing, and where there is no report.
+    was written. Raises UserError for profile smoke, whose numbers mean nothing, and where there is no report.
     """
     made, target = paths.reports_of(profile.name), paths.REPORTS / profile.name
     if profile.name == "smoke" or not paths.IN_CHECKOUT:
@@ -246,10 +244,14 @@ def _inline(text: str) -> Markup:
 
 
 def _complete(token: Token, base: Path) -> None:
-    """Figures come inside, links to reports lead to their chapter or page, verdicts get a colour."""
+    """Figures come inside (or UserError), links to reports lead to their chapter or page, verdicts get a colour."""
     for child in token.children or []:
         if child.type == "image":
-            child.attrSet("src", data_uri(base / str(child.attrGet("src"))))
+            file = base / str(child.attrGet("src"))
+            if not file.is_file():
+                raise UserError(f"the figure {paths.shown(file)} is missing; make its report again")
+            kind, held = {".svg": "svg+xml", ".png": "png"}[file.suffix], base64.b64encode(file.read_bytes()).decode()
+            child.attrSet("src", f"data:image/{kind};base64,{held}")
         elif child.type == "link_open":
             target = str(child.attrGet("href"))
             if not target.startswith(("http:", "https:", "#")):
@@ -258,14 +260,6 @@ def _complete(token: Token, base: Path) -> None:
     for opening, text in pairwise(token.children or []):
         if opening.type == "strong_open" and text.content in claims.VERDICTS:
             opening.attrSet("class", f"verdict {text.content.replace(' ', '-')}")
-
-
-def data_uri(file: Path) -> str:
-    """A figure as an address that holds it. Raises UserError when it is missing."""
-    if not file.is_file():
-        raise UserError(f"the figure {paths.shown(file)} is missing; make its report again")
-    kind = {".svg": "svg+xml", ".png": "png"}[file.suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def readme_map() -> str:

@@ -42,17 +42,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the runs of one row say. columns: training seed -> run ({None: run} of a row that was not trained).
-    by_run: run -> its samples.parquet. missing: runs that are not there.
-    """
+    """What the runs of one row say."""
 
     row: Row
-    columns: Columns
+    columns: Columns  # training seed -> run ({None: run} of a row that was not trained)
     records: Records
-    by_run: Mapping[str, Sequence[Mapping[str, Any]]]
+    by_run: Mapping[str, Sequence[Mapping[str, Any]]]  # run -> its samples.parquet
     trainings: Records
     more: Records
-    missing: Sequence[str]
+    missing: Sequence[str]  # runs that are not there
 
     @cached_property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -78,9 +76,7 @@ class Measured:
 
     @cached_property
     def curves(self) -> list[Curve]:
-        """Reward and length over each of its trainings, by their curve.jsonl, without steps that have no reward. Raises
-        UserError where one has none.
-        """
+        """Each of its trainings, without steps that have no reward. Raises UserError where one has no curve.jsonl."""
         found = []
         for number, record_file in enumerate(self.trainings, 1):
             file = from_record_path(record_file).with_name("curve.jsonl")
@@ -142,9 +138,7 @@ class Results:
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = (), **null: float) -> Interval:
-        """Difference of two rows, paired by image and seed, on the average or on the mean of those of `benchmarks` that
-        were measured. null: see `Bootstrap.contrast`.
-        """
+        """Difference of two rows, paired by image and seed, on what `part_of` gives. null: see `Bootstrap.contrast`."""
         return self.contrast(self.part_of(benchmarks), ours, theirs, self.mean_on(benchmarks), **null)
 
     def contrast(self, part: Bootstrap, ours: str, theirs: str | None, value: Value, **null: float) -> Interval:
@@ -224,17 +218,15 @@ def missing_runs(profile: Profile, item: Item) -> list[str]:
 
 
 def kindred(profile: Profile, kind: str) -> Kin:
-    """Every row of every item whose trainings are of this kind, each training once, with its evaluations that are
-    there: the rows over which is pooled how much seeds matter.
-    """
+    """Rows over which is pooled how much seeds matter: all whose trainings are of this kind, each once, and records."""
     of_kind = [item for item in items(profile).values() if (item.kind == "pretraining") == (kind == "pretraining")]
     rows: dict[tuple[str, ...], Row] = {}
     for row in (row for item in of_kind for row in item.rows if row.seeds and not row.bound):
         rows.setdefault(row.trainings or row.runs, row)
     home, found = paths.RUNS / profile.name, []
     for row in rows.values():
-        there = [(seed, run) for seed, run in zip(row.seeds, row.runs, strict=True) if _there(profile, [run])]
-        found.append((row, {seed: load_result(home / run) for seed, run in there}))
+        there = {seed: run for seed, run in zip(row.seeds, row.runs, strict=True) if _there(profile, [run])}
+        found.append((row, {seed: load_result(home / run) for seed, run in there.items()}))
     return found
 
 
@@ -254,13 +246,11 @@ def listed(runs: Sequence[str]) -> str:
 
 
 def load(profile: Profile, item: Item) -> Results:
-    """Read the runs of an item and resample their scores. Raises UserError naming what is missing and how to make it.
-
-    Rows without runs are left out, if the item can do without; of a row's seeds those are taken that are there.
+    """Read the runs of an item and resample their scores. Rows without runs are left out, if the item can do without;
+    of a row's seeds those are taken that are there. Raises UserError naming what is missing and how to make it.
     """
     if missing := missing_runs(profile, item):
-        command = f"make {item.target} PROFILE={profile.name}"
-        raise UserError(f"{item.name} needs {listed(missing)}; make them: {command}")
+        raise UserError(f"{item.name} needs {listed(missing)}; make them: make {item.target} PROFILE={profile.name}")
     found = {row.label: _measure(profile, row) for row in item.rows if row.runs}
     measured = {label: one for label, one in found.items() if one.records}
     for row in (row for row in item.rows if not row.runs):  # the guesser, on the first row's questions
@@ -289,26 +279,16 @@ def _measure(profile: Profile, row: Row) -> Measured:
     return Measured(row, columns, records(there), by_run, records(trainings), records(more), missing)
 
 
-@dataclass(frozen=True)
-class Point:
-    """What a reader made of one probe: mean tokens of the captions, accuracy over all benchmarks (None where only some
+def points(profile: Profile, reader: Measured) -> dict[str, tuple[float, Interval | None, Interval | None]]:
+    """What a reader made of each probe: mean tokens of the captions, accuracy over all benchmarks (None where only some
     of their questions can be asked), and over those whose questions have options.
     """
-
-    tokens: float
-    whole: Interval | None
-    options: Interval | None
-
-
-def points(profile: Profile, reader: Measured) -> dict[str, Point]:
-    """Probe -> what came out."""
     rows = {name: [] for name in probes.names(profile)}
     for row in reader.rows:
         rows[list(rows)[row["caption_index"]]].append(row)
     asked_freely = {row["benchmark"] for row in reader.rows if not row["options"]}
 
     def averages(names: Iterable[str], without: set[str]) -> dict[str, Interval]:
-        """Probe -> average over the benchmarks but some; empty where there are none."""
         scores = {name: sample_scores([r for r in rows[name] if r["benchmark"] not in without]) for name in names}
         if not all(scores.values()):
             return {}
@@ -318,4 +298,4 @@ def points(profile: Profile, reader: Measured) -> dict[str, Point]:
     told = [name for name in rows if name != probes.OPTIONS]
     whole, options = averages(told, set()), averages(told, asked_freely) | averages([probes.OPTIONS], asked_freely)
     tokens = {name: sum(row["num_tokens"] for row in found) / len(found) for name, found in rows.items() if found}
-    return {name: Point(mean, whole.get(name), options.get(name)) for name, mean in tokens.items()}
+    return {name: (mean, whole.get(name), options.get(name)) for name, mean in tokens.items()}

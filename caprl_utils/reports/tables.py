@@ -130,9 +130,7 @@ def _markdown(results: Results, tables: list, statements: Table, paper: Table | 
 
 
 def _groups(results: Results) -> list[tuple[str, list[str]]]:
-    """Which benchmarks are called documents and charts, which natural images, which are neither, and which are in no
-    average.
-    """
+    """Which benchmarks are called documents and charts, natural images, neither, and which are in no average."""
     found = texts()["groups"]
     rest = [key for key in results.scored if not any(key in group for group in found.values())]
     named = (("Documents and charts", found["documents"]), ("Natural images", found["natural"]))
@@ -384,9 +382,7 @@ def best_table(results: Results) -> Table:
 
 
 def variance_table(results: Results) -> Table:
-    """Standard deviation of single scores by source, in points: questions, captions of one. Of the first run, over the
-    questions that have all scores.
-    """
+    """Standard deviation of single scores between questions and captions of one, in points, of each row's first run."""
     rows = []
     for label, found in ((label, results.measured[label]) for label in (BASE, CAPRL)):
         scores: dict[tuple[str, str], list[float]] = {}
@@ -407,9 +403,7 @@ def variance_table(results: Results) -> Table:
 
 
 def said_table(results: Results) -> Table:
-    """Every measure of what captions say with its interval, rows as in the item and then its comparisons; without rows
-    where no facts are known.
-    """
+    """Every measure of what captions say with its interval, of rows and comparisons; none where facts are not known."""
     unbound = results.unbound.items()
     labels = [label for label, found in unbound if any(row["facts"] is not None for row in found.rows)]
     parts = {name: results.said(name, labels) for name in MEASURES} if labels else {}
@@ -433,9 +427,7 @@ def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs
 
 
 def budget_table(results: Results) -> Table:
-    """The race at equal length: the average of every captioner under each token budget, of joined captions, and how
-    far ours is ahead.
-    """
+    """The race at equal length: averages under each token budget and of joined captions, and how far ours is ahead."""
     budgets = sorted({found.row.budget for found in results.measured.values() if found.row.budget})
     there, (ours, theirs) = results.measured, results.item.pairs[0]
     cut = {label: [*(budget_label(label, n) for n in budgets), label] for label in results.unbound}
@@ -484,12 +476,11 @@ def readers_table(results: Results) -> Table:
     """Every probe with what both readers made of it."""
     found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
     rows = []
-    for name, first in next(iter(found.values()), {}).items():
+    for name, (tokens, *_) in next(iter(found.values()), {}).items():
         cells = []
         for role, reader in results.readers.items():
-            parts = found[role][name].whole, found[role][name].options
-            cells += [cell_of(part, reader.samples("score")) for part in parts]
-        rows.append((name, [plain(first.tokens, reader.samples("num_tokens")), *cells]))
+            cells += [cell_of(part, reader.samples("score")) for part in found[role][name][1:]]
+        rows.append((name, [plain(tokens, reader.samples("num_tokens")), *cells]))
     heads = [head for role in found for head in (READERS[role], f"{READERS[role]}, questions with options")]
     caption = "Are the readers valid? Accuracy (%) with 95 % interval from captions made of known facts"
     return Table("readers", caption, "Caption", ["Tokens", *heads], rows, [_note("readers")])
@@ -509,8 +500,8 @@ def judges_table(results: Results) -> Table:
 
 
 def footing_table(results: Results) -> Table:
-    """Rewards on one footing: what each taught by both readers and by the known facts, and its cost, means over its
-    trainings. Each row is over its own images: one that states nothing leaves the others whole.
+    """What each reward taught, by both readers and by the known facts, and its cost. Each row is over its own images:
+    one that states nothing leaves the others whole.
     """
     rows = []
     for label, found in results.unbound.items():
@@ -529,9 +520,7 @@ def footing_table(results: Results) -> Table:
 
 
 def trade_off(results: Results) -> dict[str, tuple[Interval, Interval, float]]:
-    """Row -> (facts told, share of false statements, tokens a caption), of rows that state something; empty where no
-    facts are known.
-    """
+    """Row -> (facts told, share of false statements, tokens a caption), of rows that state something."""
     found = {}
     for label, one in results.unbound.items():
         parts = {name: results.said(name, [label]) for name in ("told", "false share")}
