@@ -205,41 +205,6 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     return numbers.write(folder / "claims", told, tables, text, of_runs, [_line(row) for row in rows])
 
 
-def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequence[str]) -> Table:
-    """Statements, some of `HEADS` of each; every number with the runs that it was compared from."""
-    body = [(row.id, [cells[head] for head in heads]) for row, cells in ((row, _cells(row)) for row in rows)]
-    return Table(name, caption, "Item", heads, body, words=True)
-
-
-def _cells(row: Statement) -> dict[str, Cell]:
-    """All of a statement's cells by their heads."""
-    found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
-    means, printed, printed_in = paper_means(row.item, row.claim), numbers.MISSING, ()
-    if means:
-        ours, theirs = numbers.percents([value / 100 for value in means])
-        gap, sign = round(means[0] - means[1], 2) / 100, "+" if row.claim.kind == "larger gain" else ""
-        printed = f"{sign}{ours} against {sign}{theirs} ({numbers.difference(gap)})"
-        printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),)
-    elif row.item.paper is None:
-        printed = "a curve"
-    cells = dict.fromkeys(HEADS, Cell()) | {
-        "Statement": Cell(row.claim.text), "Verdict": Cell(f"{row.verdict}{linked}"),
-        PAPER: Cell(printed, None, None, printed_in),
-    }  # fmt: skip
-    if found is None:
-        return cells
-    bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
-    what, reason = "steps" if found["images"] is None else "images", f": {found['reason']}" if found["reason"] else ""
-    count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
-    gap, p = numbers.gap(found["value"], *bounds, *_UNITS.get(found["kind"], (None, " points"))), row.corrected
-    gap += "" if found["p"] is None else f", {numbers.p_value(found['p'])}"
-    return cells | {
-        "Verdict": Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, sources),
-        GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources),
-        "p corrected": Cell(numbers.MISSING if p is None else numbers.p_value(p), p, None, sources),
-    }  # fmt: skip
-
-
 def _line(row: Statement) -> dict[str, Any]:
     """A statement in claims.csv: raw values, shares where they are accuracies, percentages of the paper."""
     claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or (None, None)
@@ -253,6 +218,35 @@ def _line(row: Statement) -> dict[str, Any]:
         "trainings_ours": ours, "trainings_theirs": theirs, "verdict": row.verdict, "reason": found.get("reason"),
         "same_as": claim.same_as,
     }  # fmt: skip
+
+
+def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequence[str]) -> Table:
+    """Statements, some of `HEADS` of each; every number with the runs that it was compared from."""
+    body = []
+    for row in rows:
+        found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
+        means, printed, printed_in = paper_means(row.item, row.claim), numbers.MISSING, ()
+        if means:
+            ours, theirs = numbers.percents([value / 100 for value in means])
+            gap, sign = round(means[0] - means[1], 2) / 100, "+" if row.claim.kind == "larger gain" else ""
+            printed = f"{sign}{ours} against {sign}{theirs} ({numbers.difference(gap)})"
+            printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),)
+        elif row.item.paper is None:
+            printed = "a curve"
+        cells = dict.fromkeys(HEADS, Cell()) | {"Statement": Cell(row.claim.text), "Verdict": Cell(NOT_RUN + linked)}
+        cells[PAPER] = Cell(printed, None, None, printed_in)
+        if found:
+            bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
+            what, p = "steps" if found["images"] is None else "images", row.corrected
+            reason = f": {found['reason']}" if found["reason"] else ""
+            count = f"{numbers.count(found[what])} {what}; trainings: {' against '.join(map(str, found['trainings']))}"
+            gap = numbers.gap(found["value"], *bounds, *_UNITS.get(found["kind"], (None, " points")))
+            gap += "" if found["p"] is None else f", {numbers.p_value(found['p'])}"
+            cells["Verdict"] = Cell(f"**{row.verdict}**{reason}{linked}", row.verdict, None, sources)
+            cells |= {GAP: Cell(gap, found["value"], bounds, sources), "n": Cell(count, found[what], None, sources)}
+            cells["p corrected"] = Cell(numbers.MISSING if p is None else numbers.p_value(p), p, None, sources)
+        body.append((row.id, [cells[head] for head in heads]))
+    return Table(name, caption, "Item", heads, body, words=True)
 
 
 def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
