@@ -1,11 +1,12 @@
 """Cards of finished models and data: what the records say, in the format of the hub."""
 
 from functools import partial
+from unittest.mock import call, create_autospec
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from typer.testing import CliRunner
 
 from caprl_utils import paths
@@ -26,43 +27,32 @@ def captioner(profile, trained):
 
 
 @pytest.fixture
-def vlm(profile):
-    """The last stage of a pretraining; returns the run's folder."""
+def made(profile):
+    """The last stage of a pretraining, a curation, and a set of three captions of two images: folders and file."""
     values = {"steps": 9, "loss_first": 2.0, "loss_last": 0.5}
-    with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, RECIPE) as run:
-        (run.folder / "final").mkdir()
-        run.finish(
+    with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, RECIPE) as vlm:
+        (vlm.folder / "final").mkdir()
+        vlm.finish(
             values=values, n=100, unit="row", setting="mini-qwen-3b", training_stage="sft", captions=None,
             start="runs/mini/pretraining/mini-qwen-3b-align/final", trains=["projector"],
         )  # fmt: skip
-    return run.folder
-
-
-@pytest.fixture
-def questions(profile):
-    """A finished curation; returns its folder."""
     values = {
         "images_read": 320, "images_kept": 318, "questions_kept": 902, "questions_extracted": 1245,
         "verdicts": {"kept": 902, "answered without the image": 291},
     }  # fmt: skip
-    with Run.open(profile, "curation", "main", {}, RECIPE) as run:
-        run.finish(values=values, n=1245, unit="question")
-    return run.folder
-
-
-@pytest.fixture
-def captions(profile):
-    """A set of three captions of two images."""
+    with Run.open(profile, "curation", "main", {}, RECIPE) as questions:
+        questions.finish(values=values, n=1245, unit="question")
     row = {"image_id": "a", "num_tokens": 10, "finish_reason": "stop", "looped": False, "model": "zoo:base"}
     row["model_hash"] = "abc"
     rows = [row, row | {"num_tokens": 20}, row | {"image_id": "b", "num_tokens": 30, "looped": True}]
     file = paths.RUNS / profile.name / "pretraining" / "captions" / "sharegpt4v-by-caprl.parquet"
     file.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), file)
-    return file
+    return vlm.folder, questions.folder, file
 
 
-def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, vlm, questions, captions):
+def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, made):
+    vlm, questions, captions = made
     with Run.open(profile, "rl", "short-seed0", {}, RECIPE):
         pass  # not finished
     before = (captioner / "result.json").read_bytes()
@@ -91,7 +81,8 @@ def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_limits_and_its_li
     assert "licences of the base model" in str(card)
 
 
-def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, vlm, questions, captions):
+def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, made):
+    vlm, questions, captions = made
     text = cards.model_card(profile, vlm)
     assert ModelCard(text).data.eval_results is None
     told = {
@@ -105,38 +96,23 @@ def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, vlm, quest
         assert [part for part in parts if part not in card] == []
 
 
-class HubStub:
-    """Notes what would go to the hub."""
-
-    def __init__(self):
-        self.calls = []
-
-    def create_repo(self, repo_id, **more):
-        if repo_id == "nobody/there":
-            raise PermissionError("403 Forbidden")
-        self.calls.append(("create", repo_id, more["private"]))
-
-    def upload_folder(self, folder_path, repo_id, commit_message):
-        self.calls.append(("folder", repo_id, folder_path))
-
-    def upload_file(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
-        self.calls.append((path_in_repo, repo_id, path_or_fileobj.decode()))
-        return f"https://huggingface.co/{repo_id}/commit/1"
-
-
 def test_a_captioner_goes_to_the_hub_with_its_card_and_a_refusal_shows_before_the_training(
     profile, captioner, monkeypatch
 ):
-    hub, trained = HubStub(), []
+    hub, trained = create_autospec(HfApi, instance=True), []
+    hub.upload_file.return_value = "https://huggingface.co/me/captioner/commit/1"
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
     monkeypatch.setattr("caprl_utils.rl.experiments.run_all", lambda *asked: trained.append(asked) or [])
-    caprl = partial(CliRunner().invoke, app, catch_exceptions=False)
+    caprl, to = partial(CliRunner().invoke, app, catch_exceptions=False), {"repo_id": "me/captioner"}
     told = caprl(["train", "caprl", "--profile", profile.name, "--push-to-hub", "me/captioner"]).stdout
     assert told.endswith("caprl-seed0: https://huggingface.co/me/captioner/commit/1\n") and len(trained) == 1
-    assert hub.calls == [
-        ("create", "me/captioner", True), ("folder", "me/captioner", captioner / "final"),
-        ("README.md", "me/captioner", cards.model_card(profile, captioner)),
-    ]  # fmt: skip
+    card, message = cards.model_card(profile, captioner).encode(), {"commit_message": f"{profile.name} caprl-seed0"}
+    assert hub.method_calls == [
+        call.create_repo(**to, private=True, exist_ok=True),
+        call.upload_folder(**to, folder_path=captioner / "final", **message),
+        call.upload_file(**to, path_or_fileobj=card, path_in_repo="README.md", **message),
+    ]
+    hub.create_repo.side_effect = PermissionError("403 Forbidden")
     with pytest.raises(UserError, match=r"nobody/there failed: 403 Forbidden\nLog in by `hf auth login`"):
         caprl(["train", "--profile", profile.name, "--push-to-hub", "nobody/there"])
     assert len(trained) == 1
