@@ -21,7 +21,7 @@ from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, le
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
 from caprl_utils.reports.items import about_models, texts
-from caprl_utils.reports.results import READERS, Curve, Results, title_of
+from caprl_utils.reports.results import READERS, Curve, Results, points, title_of
 from caprl_utils.schema import Profile
 
 if TYPE_CHECKING:
@@ -239,10 +239,9 @@ def growth(results: Results) -> dict[str, list[tuple[int, Interval]]]:
     groups, lines = texts()["groups"], {}
     named = {"average": (), "documents and charts": groups["documents"], "natural images": groups["natural"]}
     for label, found in results.measured.items():
-        images = next((record["n"] for record in found.trainings.values()), 0)
         for name, benchmarks in named.items():
             if not benchmarks or any(b in results.parts for b in benchmarks):
-                lines.setdefault(name, []).append((images, results.interval(label, *benchmarks)))
+                lines.setdefault(name, []).append((found.trained_on, results.interval(label, *benchmarks)))
     return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
 
 
@@ -323,11 +322,10 @@ def plot_example(
         return save(figure, stem, about(profile, "green: true, red: false, grey: said before"))
 
 
-def plot_readers(found: Mapping[str, Mapping[str, tuple]], profile: Profile, stem: Path) -> list[Path]:
-    """Table 3: accuracy of each reader (role -> `results.points`) from true captions, by their length and by what was
-    invented beside the truth.
-    """
-    filled = [TRUE, *map(REPEATED.format, lengths(profile))]
+def plot_readers(results: Results, stem: Path) -> list[Path]:
+    """Table 3: accuracy of each reader from true captions, by their length and by what was invented beside it."""
+    found = {role: points(results.profile, reader) for role, reader in results.readers.items()}
+    filled = [TRUE, *map(REPEATED.format, lengths(results.profile))]
     mixed = {0: TRUE, **{count: WITH_INVENTED.format(count) for count in INVENTED}}
     with styled():
         figure, (left, right) = new_grid(2, 2, 2.6, sharey=True)
@@ -338,14 +336,13 @@ def plot_readers(found: Mapping[str, Mapping[str, tuple]], profile: Profile, ste
                 _line(axes, *zip(*row, strict=True), look, label=READERS[role])
         left.set(title="True facts, repeated", xlabel="tokens of the caption", ylabel=ACCURACY, ylim=(0, 103))
         right.set(title="True facts and invented ones", xlabel="invented statements", xticks=list(mixed))
-        note = about(profile, "average over the benchmarks, 95 % intervals")
+        note = about(results.profile, "average over the benchmarks, 95 % intervals")
         return _finish(figure, left, "The readers, tested on captions of known truth", stem, note)
 
 
-def plot_sets(results: Results, pairs: Mapping[str, int], stem: Path) -> list[Path]:
-    """Figure 4: a panel per benchmark and the average, a line per caption set, both from the point that they share.
-    pairs: row -> its caption pairs.
-    """
+def plot_sets(results: Results, stem: Path) -> list[Path]:
+    """Figure 4: a panel per benchmark and the average, a line per caption set, both from the point that they share."""
+    pairs = {label: found.trained_on for label, found in results.measured.items()}
     panels, width = [*results.scored, AVERAGE], max(pairs.values())
     (grey,) = looks([VANILLA])
     ticks: list[int] = []  # sets that lost a few captions would write one number over another

@@ -61,6 +61,11 @@ class Measured:
     def training_seeds(self) -> list[int]:
         return [seed for record in self.trainings.values() for seed in record["seeds"]]
 
+    @property
+    def trained_on(self) -> int:
+        """Images or caption pairs of each of its trainings, which all have the same; 0 without any."""
+        return next((record["n"] for record in self.trainings.values()), 0)
+
     def mean_of(self, *keys: str) -> float | None:
         """Mean over the runs of a value of their records; None where one misses it."""
         values = [look_up(record, "/".join(("values", *keys))) for record in self.records.values()]

@@ -155,9 +155,8 @@ def summary(results: Results) -> str:
     """What an item found, in a line of the README's map: of a ladder its values and gap, else its told pairs."""
     item = results.item
 
-    def gap(ours: str, theirs: str) -> str:
-        found = results.difference(ours, theirs)
-        return numbers.gap(found.value, found.low, found.high)
+    def gap(*pair: str) -> str:
+        return cell_of(results.difference(*pair), (), numbers.gap).text
 
     if not item.ladder:
         known = [(name, pair) for name, pair in item.told_pairs.items() if results.measured.keys() >= {*pair}]
@@ -194,11 +193,9 @@ def draw(results: Results, stem: Path) -> None:
         elif kind == "growth":
             figures.plot_growth(results, target)
         elif kind == "readers" and results.readers:
-            found = {role: points(profile, reader) for role, reader in results.readers.items()}
-            figures.plot_readers(found, profile, target)
+            figures.plot_readers(results, target)
         elif kind == "sets":
-            pairs = {label: _pairs(found) for label, found in results.measured.items()}
-            figures.plot_sets(results, pairs, target)
+            figures.plot_sets(results, target)
 
 
 def curves_of(results: Results) -> list[Curve]:
@@ -284,20 +281,15 @@ def _more_cells(item: Item, found: Measured) -> dict[str, Cell]:
     first, records = next(iter(found.trainings.values()), None), numbers.sources(found.trainings, "n")
     if item.kind == "pretraining":
         trained = len(found.records) or None
-        pairs = plain(_pairs(found) if trained else None, records, numbers.count)
+        pairs = plain(found.trained_on if trained else None, records, numbers.count)
         return {"Trainings": plain(trained, (), numbers.count), "Caption pairs": pairs}
     cells = {"Caption tokens": plain(found.mean_of("caption_tokens"), found.sources("caption_tokens"))}
     if item.kind == "rl":
         steps = numbers.sources(found.trainings, "values", "steps")
-        cells["Training images"] = plain(first and first["n"], records, numbers.count)
+        cells["Training images"] = plain(found.trained_on if first else None, records, numbers.count)
         cells["Steps"] = plain(first and first["values"]["steps"], steps, numbers.count)
         cells["Trainings"] = plain(len(found.trainings) or None, steps, numbers.count)
     return cells
-
-
-def _pairs(found: Measured) -> int:
-    """Caption pairs that a VLM was trained on; all seeds train on the same rows."""
-    return next((record["n"] for record in found.trainings.values()), 0)
 
 
 def gaps_table(results: Results) -> Table:
