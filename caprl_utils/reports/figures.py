@@ -283,8 +283,8 @@ def plot_pareto(
             axes.hlines(y, 100 * told.low, 100 * told.high, color=colour, linewidth=1)
             axes.vlines(x, 100 * false.low, 100 * false.high, color=colour, linewidth=1)
             axes.scatter(
-                x, y, 3 * tokens, "white" if colour in filled else colour, look.marker, edgecolors=colour, zorder=3,
-                clip_on=False, label=name,
+                x, y, 3 * tokens, "white" if colour in filled else colour, marker=look.marker, edgecolors=colour,
+                zorder=3, clip_on=False, label=name,
             )  # fmt: skip
             filled.add(colour)
         axes.set(xlabel="facts told (%)", ylabel="false statements (%), fewer is better")

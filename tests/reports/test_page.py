@@ -14,13 +14,6 @@ from caprl_utils.reports import page, tables
 from tests.browser import CHROMIUM, WHY_SKIPPED, problems
 
 
-@pytest.fixture
-def readme(tmp_path):
-    file = tmp_path / "README.md"
-    file.write_text(f"# Title\n\n{page.START}\nold\n{page.END}\n\nThe end.\n", encoding="utf-8")
-    return file
-
-
 class Tags(HTMLParser):
     """Start tags with their attributes; asserts that elements close in order."""
 
@@ -101,24 +94,19 @@ def test_what_is_wrong_with_a_page_is_seen(tmp_path):
     )
 
 
-def test_the_map_is_filled_between_its_marks(readme, profile):
-    assert not page.update_readme(readme, check=True)
-    assert "old" in readme.read_text(encoding="utf-8")
+def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_published(
+    tmp_path, finished, no_figures, monkeypatch
+):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{page.START}\nold\n{page.END}\n\nThe end.\n", encoding="utf-8")
+    monkeypatch.setattr(paths, "ROOT", readme.parent)
+    assert not page.update_readme(readme, check=True) and "\nold\n" in readme.read_text(encoding="utf-8")
     assert not page.update_readme(readme) and page.update_readme(readme, check=True)
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "old" not in text
+    assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "\nold\n" not in text
     assert "`make table3` | 39.9 to 48.3 (+8.4) | not yet |" in text
     assert "| 55.5 to 59.7 (+4.2); 58.7 to 62.2 (+3.5); 55.6 to 59.6 (+4.0) |" in text  # all of Table 1's settings
     assert "| 47.3, 47.6, 48.4, 48.3 (+1.0) |" in text and "| Verdicts | Runs of |" in text
-    readme.write_text("no marks", encoding="utf-8")
-    with pytest.raises(UserError, match="map:start"):
-        page.update_readme(readme)
-
-
-def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_published(
-    readme, finished, no_figures, monkeypatch
-):
-    monkeypatch.setattr(paths, "ROOT", readme.parent)
     with pytest.raises(UserError, match=r"no report in .*make reproduce PROFILE=mini"):
         page.publish(finished)
     with pytest.raises(UserError, match="table5 needs"):
@@ -127,7 +115,7 @@ def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_pu
         page.train(finished, ["table1"])
     names = [file.name for file in page.write_all(finished)]
     assert names == ["table3.md", "claims.md", "report.html", "README.md", "README.md"]
-    assert not paths.REPORTS.exists() and "old" in readme.read_text(encoding="utf-8")
+    assert not paths.REPORTS.exists() and readme.read_text(encoding="utf-8") == text
     published = page.publish(finished)
     assert {"table3.md", "claims.md", "report.html", "README.md"} <= {file.name for file in published}
     row = r"\[CapRL against base: 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| [^|]*\d supported"
@@ -135,6 +123,9 @@ def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_pu
     assert re.search(r"\d+ statements of the paper are \d+ facts: 1 supported, .*of the supported 1 also after", text)
     with pytest.raises(UserError, match="profile smoke none that mean anything"):
         page.publish(load_profile("smoke"))
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(UserError, match="map:start"):
+        page.update_readme(readme)
 
 
 @pytest.mark.parametrize("profile", ["one_gpu", "paper"], indirect=True)

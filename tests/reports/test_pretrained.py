@@ -60,11 +60,11 @@ def pretrained(profile, vqa_run, made, monkeypatch):
     return profile
 
 
-def test_every_number_has_its_source_and_claims_trace_and_page_take_these_items_as_they_come(
-    pretrained, recorded, no_figures
-):
+def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
+    facts, tables_of = {}, {}
     for name, num_rows in ITEMS.items():
         content = tables.write(pretrained, name)
+        facts[name], tables_of[name] = content["facts"], content["tables"]
         scores, gaps = content["tables"][:2]
         if name != "figure4":  # one question about every image, and one answer: the guesser is right
             floor = scores["rows"].pop()
@@ -79,6 +79,32 @@ def test_every_number_has_its_source_and_claims_trace_and_page_take_these_items_
                 assert look_up(record, source["key"]) == pytest.approx(value)
             heads = zip(scores["columns"], row["cells"], strict=True)
             assert all(cell["sources"] or cell["value"] == 0 for head, cell in heads if head != "Trainings")
+
+    scores, settings = tables_of["table1"][0], pretrained.pretraining.settings
+    rows, place = {row["label"]: row["cells"] for row in scores["rows"]}, scores["columns"].index("Average")
+    vanilla, ours = (rows[f"{settings[0]}, {name}"] for name in ("Vanilla", "CapRL-1M"))
+    assert vanilla[place]["value"] == pytest.approx(0.2) and ours[place]["value"] == pytest.approx(0.6)
+    assert ours[-1]["value"] == pretrained.pretraining.further.num_rows and vanilla[-1]["text"] == "0"
+    assert {claim["verdict"] for claim in facts["table1"]["claims"]} == {"supported"}
+    told = (
+        "40 questions about 40 images in each of the 2 benchmarks",
+        "bear the names of the paper's",
+        "zoo:mid",
+        "59.7",
+    )
+    assert [part for part in told if part not in (paths.reports_of("mini") / "table1.md").read_text()] == []
+    summary = facts["table1"]["summary"]
+    assert summary.startswith("CapRL-1M against Vanilla: ") and all(setting in summary for setting in settings)
+
+    drawn = (paths.reports_of("mini") / "figure4.svg").read_text()
+    assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
+    summary = facts["figure4"]["summary"]
+    assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
+    # a comparison that Table 1 makes is counted there alone
+    assert [claim["same_as"] for claim in facts["figure4"]["claims"]] == ["", "Table 1 (3)", "Table 1 (1)", ""]
+    alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
+    assert not any(claim.same_as for claim in figure4(pretrained.model_copy(update={"pretraining": alone})).claims)
+
     counts = page.write_claims(pretrained)["facts"]["counts"]
     assert counts["supported"] == 16 and counts["not run"] >= 20
     text = page.write_html(pretrained).read_text(encoding="utf-8")
@@ -88,36 +114,6 @@ def test_every_number_has_its_source_and_claims_trace_and_page_take_these_items_
     for told in map(trace.describe, cells):
         assert "no source on record" not in told, told
         assert "    run      mini/" in told or "the paper's value as printed" in told, told
-
-
-def test_table_1_has_the_values_and_the_verdicts(pretrained):
-    content = tables.write(pretrained, "table1")
-    rows = {row["label"]: row["cells"] for row in content["tables"][0]["rows"]}
-    setting = pretrained.pretraining.settings[0]
-    place = content["tables"][0]["columns"].index("Average")
-    assert rows[f"{setting}, Vanilla"][place]["value"] == pytest.approx(0.2)
-    assert rows[f"{setting}, CapRL-1M"][place]["value"] == pytest.approx(0.6)
-    assert rows[f"{setting}, CapRL-1M"][-1]["value"] == pretrained.pretraining.further.num_rows
-    assert rows[f"{setting}, Vanilla"][-1]["text"] == "0"
-    assert {claim["verdict"] for claim in content["facts"]["claims"]} == {"supported"}
-    text, summary = (paths.reports_of("mini") / "table1.md").read_text(), content["facts"]["summary"]
-    assert "40 questions about 40 images in each of the 2 benchmarks" in text
-    assert "bear the names of the paper's" in text and "zoo:mid" in text and "59.7" in text
-    assert summary.startswith("CapRL-1M against Vanilla: ")
-    assert all(setting in summary for setting in pretrained.pretraining.settings)
-
-
-def test_figure_4_stands_in_the_order_of_sizes(pretrained):
-    content = tables.write(pretrained, "figure4")
-    assert (paths.reports_of("mini") / "figure4.png").stat().st_size > 0
-    drawn = (paths.reports_of("mini") / "figure4.svg").read_text()
-    assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
-    summary = content["facts"]["summary"]
-    assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
-    # a comparison that Table 1 makes is counted there alone
-    assert [claim["same_as"] for claim in content["facts"]["claims"]] == ["", "Table 1 (3)", "Table 1 (1)", ""]
-    alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
-    assert not any(claim.same_as for claim in figure4(pretrained.model_copy(update={"pretraining": alone})).claims)
 
 
 def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_run, no_figures):
