@@ -233,6 +233,6 @@ def from_record_path(name: str) -> Path:
 
 def look_up(record: Any, key: str) -> Any:
     """The value that `Source.key` names."""
-    for part in key.split("/"):
+    for part in re.split(r"(?<! )/", key):  # a judge's pair is "better / worse"
         record = record[int(part) if isinstance(record, list) else part]
     return record

@@ -54,4 +54,5 @@ def test_a_table_as_markdown_csv_and_json(tmp_path):
     assert rows[1]["value"] == ""  # missing is missing
     cell = content["tables"][0]["rows"][0]["cells"][0]
     assert json.loads((tmp_path / "t.json").read_text())["facts"] == {}
+    assert numbers.look_up({"pairs": [{"good / bad": 0.5}]}, "pairs/0/good / bad") == 0.5
     assert list(cell["sources"]) == [{"file": "runs/mini/prism/x/result.json", "key": "values/average"}]
