@@ -7,7 +7,6 @@ Rounding is half up on the decimal form (41.25: 41.3). Nothing depends on dates,
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import re
@@ -25,6 +24,10 @@ from caprl_utils.files import write_atomic
 MISSING = "–"
 EQUAL_BELOW = 1e-9  # ours: nearer values differ only by the order of a summation
 _MAX_DECIMALS = 12
+_TEMPLATES = Environment(
+    loader=PackageLoader("caprl_utils.reports", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    autoescape=lambda name: name.endswith(".html.jinja"),
+)  # fmt: skip
 
 
 def percent(value: float | None) -> str:
@@ -201,16 +204,8 @@ def write(
 
 def fill(template: str, **values: Any) -> str:
     """A text of this folder (<template>.jinja) with its values; pages of HTML are escaped, empty lines never double."""
-    text = _templates().get_template(f"{template}.jinja").render(values)
+    text = _TEMPLATES.get_template(f"{template}.jinja").render(values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-@functools.cache
-def _templates() -> Environment:
-    return Environment(
-        loader=PackageLoader("caprl_utils.reports", "."), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, autoescape=lambda name: name.endswith(".html.jinja"),
-    )  # fmt: skip
 
 
 def record_path(path: Path) -> str:
