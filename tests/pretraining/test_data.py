@@ -1,15 +1,27 @@
-"""Rows: LLaMA-Factory's form, a user's forms, what is refused, and the check of tokens and images."""
+"""Data sets: rows in LLaMA-Factory's form and a user's, what is refused, the check of tokens and images; and from image
+sets to checked files, with captions that a test wrote and a counter of words.
+"""
 
 import json
+from pathlib import Path
+from unittest.mock import Mock
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from caprl_utils.captions import job
+from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.pretraining import data
+from caprl_utils.mini.source import image_at
+from caprl_utils.pretraining import data, llamafactory, pretrain, sets
+from caprl_utils.pretraining.data import prepare, read_rows
+from caprl_utils.pretraining.sets import Training
 from caprl_utils.records import about_image
+from caprl_utils.vlm_init import assembly
 from tests.pretraining.conftest import WordCounter
 
 TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?", "The answer is 42")]
@@ -23,7 +35,7 @@ def test_written_rows_come_back_and_are_described(tmp_path):
     assert list(info) == ["align", "sft"]
     assert info["align"]["formatting"] == "sharegpt"
     assert info["align"]["columns"] == {"messages": "messages", "images": "images"}
-    assert data.read_rows(tmp_path / "align.jsonl") == rows
+    assert read_rows(tmp_path / "align.jsonl") == rows
     assert rows[0].messages[0].content.startswith("<image>Please")
     assert "<image>" not in rows[0].messages[2].content
 
@@ -58,7 +70,7 @@ def test_a_bad_row_is_set_aside_and_the_others_stay(tmp_path, form):
     rows = [GOOD, *(row for row, _ in BAD.values()), LLAVA]
     file = tmp_path / "rows.json"
     file.write_text(json.dumps(rows) if form == "list" else "\n".join(map(json.dumps, rows)))
-    first, *found, last = data.read_rows(file)
+    first, *found, last = read_rows(file)
     assert first == about_image("x", "x.png", TURNS[:1]) and (last.id, last.images) == ("7", ("a/b.png",))
     assert [m.role for m in last.messages] == ["user", "assistant"]
     for number, (row, (_, said)) in enumerate(zip(found, BAD.values(), strict=True), start=2):
@@ -74,17 +86,17 @@ def test_signs_that_editors_leave_do_not_count_and_a_foreign_encoding_spoils_its
     file, last = tmp_path / "rows.json", [b"", b" \n\n"]
     text = b"[" + b",".join(lines) + b"]\n" if form == "list" else b"\r\n".join([*lines, *last])
     file.write_bytes(before.encode() + text)
-    good, bad, _ = data.read_rows(file)
+    good, bad, _ = read_rows(file)
     assert good.messages[1].content == "Un café." and bad.startswith("row ") and "not UTF-8" in bad
 
 
 def test_only_the_rows_that_are_drawn_are_read(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join([*(json.dumps(GOOD | {"id": str(i)}) for i in range(20)), *["{"] * 20]))
-    drawn = data.read_rows(file, 10, seed=3)
-    assert drawn == data.sample(data.read_rows(file), 10, seed=3)
+    drawn = read_rows(file, 10, seed=3)
+    assert drawn == data.sample(read_rows(file), 10, seed=3)
     with pytest.raises(UserError, match="41 rows are asked for, the data set has 40"):
-        data.read_rows(file, 41)
+        read_rows(file, 41)
 
 
 @given(st.binary(max_size=200))
@@ -92,7 +104,7 @@ def test_whatever_bytes_a_file_has_rows_or_one_message_come_out(tmp_path_factory
     file = tmp_path_factory.getbasetemp() / "any.json"
     file.write_bytes(content)
     try:
-        assert all(isinstance(row, data.BadRow) for row in data.read_rows(file))
+        assert all(isinstance(row, data.BadRow) for row in read_rows(file))
     except UserError as error:
         assert "any.json" in str(error)
 
@@ -100,9 +112,9 @@ def test_whatever_bytes_a_file_has_rows_or_one_message_come_out(tmp_path_factory
 def test_files_and_sets_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([GOOD, GOOD])[:-9])
     with pytest.raises(UserError, match=r"rows\.json is not valid JSON"):
-        data.read_rows(tmp_path / "rows.json")
+        read_rows(tmp_path / "rows.json")
     with pytest.raises(UserError, match="no data file"):
-        data.read_rows(tmp_path / "nowhere.json")
+        read_rows(tmp_path / "nowhere.json")
     with pytest.raises(UserError, match="would be empty"):
         data.write_rows(tmp_path, "align", [])
 
@@ -169,3 +181,168 @@ def test_llama_factory_resizes_before_the_processor():
     assert data.resized(140, 140, 802816) == (140, 140)
     assert data.resized(2000, 1000, 802816) == (1267, 633)
     assert data.resized(8, 8, 802816) == (32, 32)
+
+
+# Whole data sets
+
+SOME = data.DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows": 4})
+
+
+def profile_of(**changed):
+    """Profile smoke with few rows. changed: more of the section `pretraining`."""
+    few = {"further": {"num_rows": 10, "num_rows_large": 15, "growth": [0.5]}, "align": {"num_rows": 10},
+           "sft": {"num_rows": 10}}  # fmt: skip
+    return load_profile("smoke", {"pretraining": few | changed})
+
+
+@pytest.fixture
+def profile():
+    return profile_of()
+
+
+@pytest.fixture
+def captioned(monkeypatch, tmp_path):
+    """Captions of every rendered set, CapRL's true ones, each other naming its image and who wrote it; the first one is
+    empty, and of DenseFusion's the next three are cut, a loop, and hold a mark.
+    """
+
+    def caption(profile, pairs_name):
+        split, total, seed = data.image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
+        shown = [image_at(split, number, None, int(seed)) for number in range(int(total))]
+        rows = [{"image_id": name, "num_tokens": 4, "looped": False, "finish_reason": "stop",
+                 "caption": meta["true_caption"] if pairs_name == "caprl-by-caprl" else f"{pairs_name} {name}"}
+                for name, _, _, meta in shown]  # fmt: skip
+        rows[0]["caption"] = " "
+        if pairs_name == "densefusion-by-densefusion":
+            rows[1]["finish_reason"] = "length"
+            rows[2]["looped"] = True
+            rows[3]["caption"] = "A film plays in <video>."
+        file = tmp_path / f"{pairs_name}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), file)
+        return file
+
+    monkeypatch.setattr(data, "caption", caption)
+    monkeypatch.setattr(data, "TokenCounter", lambda *_: WordCounter())
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    return {"mini-qwen-3b-seed0": model}
+
+
+def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profile, captioned):
+    trainings = sets.all_trainings(profile.pretraining)
+    made = prepare(profile, trainings, captioned)
+    assert set(made) == {data.dataset_of(t) for t in trainings}
+    rows = {name: read_rows(found.folder / f"{name}.jsonl") for name, found in made.items()}
+    assert len(rows["align"]) == len(rows["sft"]) == 10
+    half, full = ({row.images for row in rows[name]} for name in ("caprl-1m-x0.5", "caprl-1m"))
+    assert half < full
+    media = made["sft"].media
+    assert all((media / image).is_file() for name in rows for row in rows[name] for image in row.images)
+    for row in rows["densefusion-1m"]:
+        assert row.messages[1].content == f"densefusion-by-densefusion {row.id}"
+        assert row.messages[0].content.startswith("<image>Please describe")
+    assert len(rows["sft"][0].messages) > 2 and "The answer is" in rows["sft"][0].messages[1].content
+    everything = [row.images for name in ("align", "sft", "densefusion-1m") for row in rows[name]]
+    assert len(set(everything)) == len(everything)
+    assert prepare(profile, trainings, captioned) == made
+    assert made["align"].values["rows"] == 10
+    found = made["densefusion-1m"].values  # what exports leave out is not trained on, and counted
+    assert found["left_out"] == {"no caption": 1, "cut": 1, "loop": 1, "holds a mark of a medium": 1}
+    assert found["rows"] == 6 and found["set_aside"] == []
+    assert (found["captions"]["cut"], found["captions"]["looped"]) == (0.1, 0.1)
+    assert (found["captions"]["tokens"], found["captions"]["told"], found["captions"]["statements"]) == (4, 0, 0.1)
+    whole = made["caprl-1m"].values  # how true captions are is measured
+    assert whole["captions"]["told"] > 0.8 and whole["captions"]["false share"] == whole["captions"]["repeats"] == 0
+
+
+def test_other_items_leave_data_sets_as_they_are(profile, captioned):
+    """`make table1` beside a running `make figure4` must not move the data away under its trainings."""
+    figure4 = prepare(profile, sets.all_trainings(profile.pretraining, ("figure4",)), captioned)
+    times = {name: found.folder.stat().st_ctime_ns for name, found in figure4.items()}
+    table1 = prepare(profile, sets.all_trainings(profile.pretraining, ("table1",)), captioned)
+    shared = figure4.keys() & table1.keys()
+    assert shared == {"align", "densefusion-1m", "caprl-1m", "sft"}
+    assert all(table1[name].folder.stat().st_ctime_ns == times[name] for name in shared)
+    assert not (table1["sft"].folder.parent / ".stale").exists()
+
+
+def test_captions_made_otherwise_have_another_name(profile, monkeypatch):
+    written = []
+    monkeypatch.setattr(job, "caption_source", lambda source, out, model, _: written.append((out, model.path)))
+    sampled = profile.prism.model_copy(update={"caption_temperature": 0.5})
+    for one in (profile, profile, profile.model_copy(update={"prism": sampled})):
+        data.caption(one, "densefusion-by-densefusion")
+    assert written[0] == written[1] != written[2]
+    assert all(o.name.startswith("densefusion-by-densefusion-") and path == "zoo:mid" for o, path in written)
+    with pytest.raises(UserError, match="make 03_caprl_rl_training PROFILE=smoke"):
+        data.caption(profile, "caprl-by-caprl")
+
+
+def test_a_seed_has_its_own_projector_and_shares_the_data(monkeypatch, tmp_path):
+    seeded, made = load_profile("smoke", {"pretraining.seeds": [0, 3]}), {}
+    monkeypatch.setattr(assembly, "assemble", lambda name, out, seed: made.update({out.name: (name, seed)}))
+    assert list(pretrain.assemble(seeded)) == ["mini-qwen-3b-seed0", "mini-qwen-3b-seed3"]
+    assert made == {f"mini-qwen-3b-seed{seed}": ("mini-qwen-3b", seed) for seed in (0, 3)}
+    both = [t for t in sets.all_trainings(seeded.pretraining) if t.stage == "align"]
+    assert len(both) == 2 and len({data.dataset_of(training) for training in both}) == 1
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    texts = [llamafactory.train_yaml(seeded, training, tmp_path, SOME, tmp_path) for training in both]
+    assert "seed: 0" in texts[0] and "seed: 3" in texts[1]
+
+
+ALIGN = Training("a", "mini-qwen-3b", "align")
+
+
+def test_a_missing_file_is_named_before_anything_is_captioned(monkeypatch):
+    monkeypatch.setattr(data, "caption", lambda *_: pytest.fail("captioned"))
+    own = profile_of(sft={"data": "nowhere/sft.json"})
+    with pytest.raises(UserError, match=r"no data file nowhere/sft\.json \(pretraining\.sft\.data\)"):
+        prepare(own, sets.all_trainings(own.pretraining), {})
+
+
+def test_rows_of_a_user_are_told_apart_by_their_place_and_bad_ones_set_aside(captioned, tmp_path):
+    (tmp_path / "media").mkdir()
+    Image.new("RGB", (112, 112)).save(tmp_path / "media" / "x.png")
+
+    def row(image, answer):
+        turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": answer}]
+        return {"id": "same", "image": image, "conversations": turns}
+
+    file = tmp_path / "blip.json"
+    file.write_text(json.dumps([row("x.png", "A cat."), row("gone.png", "A dog."), row("x.png", "A cow."),
+                                row("x.png", "See <image>."), row("x.png", "See <audio>.")]))  # fmt: skip
+    given = {"align": {"data": str(file), "num_rows": 5}, "media_folder": str(tmp_path / "media")}
+    made = prepare(profile_of(**given, max_bad_share=0.6), [ALIGN], captioned)["align"]
+    told = [r.messages[1].content for r in read_rows(made.folder / "align.jsonl")]
+    assert told == ["A cat.", "A cow."] and made.values["rows"] == 2 and made.values["captions"] is None
+    aside = "; ".join(made.values["set_aside"])
+    assert all(part in aside for part in ("2 <image> for 1 images", "holds <audio>", "row same: no image"))
+    with pytest.raises(UserError, match=r"data set align: .* tokens .* over the cutoff 16"):
+        prepare(profile_of(**given, cutoff_tokens=16), [ALIGN], captioned)
+    with pytest.raises(UserError, match=r"data set align: 3 of 5 rows .* 2 <image> for 1 images"):
+        prepare(profile_of(**given, max_bad_share=0.5), [ALIGN], captioned)
+
+
+def test_trainings_wait_for_their_start_and_run_side_by_side(monkeypatch):
+    done, most, running = [], 0, set()
+
+    def train(profile, training, model, *_):
+        nonlocal most
+        running.add(training.name)
+        most = max(most, len(running))
+        assert training.start in (None, *done) and model.parent.name == (training.start or "vlm_init")
+        running.remove(training.name)
+        done.append(training.name)
+        return {}
+
+    profile = profile_of(parallel_runs=2)
+    trainings = sets.all_trainings(profile.pretraining)
+    given = {data.dataset_of(t): SOME for t in trainings}, {"mini-qwen-3b-seed0": Path("vlm_init/model")}
+    monkeypatch.setattr(pretrain, "train", train)
+    assert set(pretrain.train_all(profile, trainings, *given)) == {t.name for t in trainings} and most <= 2
+    failing = Mock(side_effect=UserError("align failed"))
+    monkeypatch.setattr(pretrain, "train", failing)
+    with pytest.raises(UserError, match="align failed"):
+        pretrain.train_all(profile_of(parallel_runs=1), trainings, *given)
+    assert failing.call_count == 1  # the rest is not begun
