@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,21 +158,21 @@ def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement
     return [Statement(f"{item.short} ({n})", item, claim, there.get(claim.text)) for n, claim in numbered]
 
 
+def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:
+    """An item's statements, from its report where that is there; the runs behind it go to `runs`."""
+    file = folder / f"{item.name}.json"
+    if not file.is_file():
+        return statements(item, [])
+    note_access(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    runs |= {run["file"]: run for run in content["runs"]}
+    return statements(item, content["facts"].get("claims", []))
+
+
 def write_claims(profile: Profile) -> dict[str, Any]:
     """Write every statement of the paper, and their plot, from the reports in a profile's folder; returns the JSON."""
     folder, runs = paths.reports_of(profile.name), {}
-
-    def reported(item: Item) -> list[Statement]:
-        """An item's statements, from its report where that is there."""
-        file = folder / f"{item.name}.json"
-        if not file.is_file():
-            return statements(item, [])
-        note_access(file)
-        content = json.loads(file.read_text(encoding="utf-8"))
-        runs.update({run["file"]: run for run in content["runs"]})
-        return statements(item, content["facts"].get("claims", []))
-
-    rows = [row for item in items(profile).values() if not item.ours for row in reported(item)]
+    rows = [row for item in items(profile).values() if not item.ours for row in _reported(item, folder, runs)]
     ps = {row.id: row.found["p"] for row in rows if row.found and not row.claim.same_as}
     corrected = holm({name: p for name, p in ps.items() if p is not None})
     rows = [replace(row, corrected=corrected.get(row.id)) for row in rows]
@@ -186,7 +187,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     first = {row.item.name: row.id for row in reversed(tested)}  # of every item, beside what data do not bear out
     shown = [row for row in tested if row.id == first[row.item.name] or row.verdict in (NOT_SUPPORTED, NO_DIFFERENCE)]
     findings = claims_table(shown, "findings", "Findings", HEADS[:3])
-    later = [row for row in reported(items(profile)[FOLLOW_UPS]) if row.found]
+    later = [row for row in _reported(items(profile)[FOLLOW_UPS], folder, runs) if row.found]
     follow_ups = claims_table(later, "follow_ups", "Statements of follow-up papers", HEADS[:3])
     table = claims_table(rows, "claims", "Every statement of the paper", HEADS)
     forest: dict[str, list] = {}  # unit -> (label, value with its interval, verdict)
