@@ -159,7 +159,7 @@ class RowStore(AbstractContextManager):
 class Run(AbstractContextManager):
     """One run folder. Use as a context manager, or keep it over notebook cells and call `finish`.
 
-    with Run.open(profile, "curation", "answers", {"rl": profile.rl}, ["caprl_utils.curation.answer"]) as run:
+    with Run.open(profile, "curation", "answers", {"rl": profile.rl}, ["caprl_utils.curation.pipeline"]) as run:
         if not run.complete:
             run.rows("answers").append({"id": "image 1", ...})  # those not there yet
             run.finish(values={"accuracy": 0.61}, n=320, unit="image", unparsed=3)

@@ -108,10 +108,6 @@ class _Block:
     answers: list[str] = field(default_factory=list)
     problem: Reason | None = None
 
-    def rejection(self, reason: Reason) -> Rejection:
-        text = "\n".join([self.question, *self.lines])[:_EXCERPT]
-        return Rejection(reason=reason, number=self.number, text=text.encode("utf-8", "replace").decode())
-
     def is_prose(self) -> bool:
         """Whether it is no question at all, but a part of an introduction, a title or an explanation."""
         return not self.options and not self.answers and not (self.bold and self.number and _asks(self.question))
@@ -152,24 +148,27 @@ def _option(line: str) -> re.Match[str] | None:
 
 def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], list[Rejection]]:
     """The questions in a text, a rejection for each piece that is none. finish_reason: "length" where it was cut."""
-    blocks, cut = _blocks(text), finish_reason == "length"
-    blocks = [b for b in blocks if not b.is_prose() or (cut and b is blocks[-1] and b.number)]
-    if not blocks:
-        reason = Reason.NO_QUESTION if text.strip() else Reason.EMPTY_TEXT
-        excerpt = text[:_EXCERPT].encode("utf-8", "replace").decode()
-        return [], [Rejection(reason=reason, number=None, text=excerpt)]
     questions: list[Question] = []
     rejected: list[Rejection] = []
     numbers, statements = set[int](), set[str]()
+
+    def reject(reason: Reason, number: int | None, piece: str) -> None:
+        excerpt = piece[:_EXCERPT].encode("utf-8", "replace").decode()
+        rejected.append(Rejection(reason=reason, number=number, text=excerpt))
+
+    blocks, cut = _blocks(text), finish_reason == "length"
+    blocks = [b for b in blocks if not b.is_prose() or (cut and b is blocks[-1] and b.number)]
+    if not blocks:
+        reject(Reason.NO_QUESTION if text.strip() else Reason.EMPTY_TEXT, None, text)
     for block in blocks:
         last = cut and block is blocks[-1]
-        found = _problem(block, numbers) or _with_answer(block, whole=not last)
-        if isinstance(found, Reason) and last:
-            found = Reason.CUT_OFF
+        found = _question(block, numbers, whole=not last)
         if isinstance(found, Question) and text_key(found.question) in statements:
             found = Reason.QUESTION_REPEATED
+        elif isinstance(found, Reason) and last:
+            found = Reason.CUT_OFF
         if isinstance(found, Reason):
-            rejected.append(block.rejection(found))
+            reject(found, block.number, "\n".join([block.question, *block.lines]))
         else:
             questions.append(found)
             statements.add(text_key(found.question))
@@ -179,12 +178,22 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
 
 
 def _blocks(text: str) -> list[_Block]:
+    """The pieces; each starts with what may start a question: a numbered line, or one that is bold as a whole."""
     blocks: list[_Block] = []
     for raw in map(str.strip, text.splitlines()):
         if not raw or _RULE.match(raw):
             continue
-        line = _EMPHASIS.sub(r"\1", raw.lstrip("#").strip()).strip()
-        heading = None if _option(line) or _ANSWER.match(line) or _LABEL.match(line) else _heading(raw, line)
+        whole, bold, heading = raw.lstrip("#").strip(), bool(_STARTS_BOLD.match(raw)), None
+        line = _EMPHASIS.sub(r"\1", whole).strip()
+        if _option(line) or _ANSWER.match(line) or _LABEL.match(line):
+            pass
+        elif match := _NUMBERED.match(line):
+            heading = _Block(int(match["number"]), match["text"].strip(), bold)
+        elif match := _NAMED.match(line):
+            named = (match["text"] or match["rest"] or "").strip()
+            heading = _Block(int(match["number"] or match["short"]), named, bold)
+        elif whole.startswith("**") and whole.endswith("**") and whole != line:
+            heading = _Block(None, line)
         if heading and (not blocks or blocks[-1].ends_before(heading)):
             blocks.append(heading)
         elif blocks:
@@ -192,21 +201,14 @@ def _blocks(text: str) -> list[_Block]:
     return blocks
 
 
-def _heading(raw: str, line: str) -> _Block | None:
-    """What may start a question: a numbered line, or one that is bold as a whole."""
-    bold = bool(_STARTS_BOLD.match(raw))
-    if match := _NUMBERED.match(line):
-        return _Block(int(match["number"]), match["text"].strip(), bold)
-    if match := _NAMED.match(line):
-        text = (match["text"] or match["rest"] or "").strip()
-        return _Block(int(match["number"] or match["short"]), text, bold)
-    whole = raw.lstrip("#").strip()
-    return _Block(None, line) if whole.startswith("**") and whole.endswith("**") and whole != line else None
-
-
-def _problem(block: _Block, numbers: set[int]) -> Reason | None:
-    """Why a block is no question, whatever its answer says. numbers: of the blocks before it."""
-    letters, texts = [letter for letter, _ in block.options], [text_key(text) for _, text in block.options]
+def _question(block: _Block, numbers: set[int], whole: bool) -> Question | Reason:
+    """The block as a question, or why it is none. numbers: of the blocks before it. whole: text follows, so that a
+    letter alone is an answer.
+    """
+    letters, options = [letter for letter, _ in block.options], [text for _, text in block.options]
+    keys, value = [text_key(text) for text in options], block.answers[0] if block.answers else ""
+    match = _ANSWER_VALUE.match(value)
+    letter, text = ((match["letter"] or match["alone"]).upper(), match["text"]) if match else ("", "")
     checks = [
         (not block.bold, Reason.NOT_BOLD),
         (block.number is None, Reason.NO_NUMBER),
@@ -221,30 +223,18 @@ def _problem(block: _Block, numbers: set[int]) -> Reason | None:
         (len(letters) < len(LETTERS), Reason.MISSING_OPTION),
         (len(letters) > len(LETTERS), Reason.TOO_MANY_OPTIONS),
         (letters != [*LETTERS], Reason.WRONG_ORDER),
-        (not all(texts), Reason.EMPTY_OPTION),
-        (len(set(texts)) < len(texts), Reason.OPTIONS_EQUAL),
+        (not all(keys), Reason.EMPTY_OPTION),
+        (len(set(keys)) < len(keys), Reason.OPTIONS_EQUAL),
         # it would change its meaning when options are shuffled
-        (any(_REFERS.search(text) for _, text in block.options), Reason.OPTION_REFERS),
+        (any(map(_REFERS.search, options)), Reason.OPTION_REFERS),
+        (not value, Reason.NO_ANSWER),
+        (_TWO_LETTERS.match(value) and text_key(value) not in keys, Reason.SEVERAL_ANSWERS),
+        (match is None, Reason.ANSWER_WITHOUT_LETTER),
+        (letter not in LETTERS, Reason.UNKNOWN_LETTER),
+        (not text and not whole, Reason.CUT_OFF),
+        (text and text_key(text) != dict(zip(LETTERS, keys, strict=False)).get(letter), Reason.ANSWER_DISAGREES),
     ]
-    return next((reason for is_so, reason in checks if is_so), None)
-
-
-def _with_answer(block: _Block, whole: bool) -> Question | Reason:
-    """The block as a question, or what is wrong with its answer. whole: text follows, a letter alone is an answer."""
-    options, value = [text for _, text in block.options], block.answers[0]
-    if not value:
-        return Reason.NO_ANSWER
-    if _TWO_LETTERS.match(value) and text_key(value) not in map(text_key, options):
-        return Reason.SEVERAL_ANSWERS
-    match = _ANSWER_VALUE.match(value)
-    if match is None:
-        return Reason.ANSWER_WITHOUT_LETTER
-    letter, text = (match["letter"] or match["alone"]).upper(), match["text"]
-    if letter not in LETTERS:
-        return Reason.UNKNOWN_LETTER
-    if not text and not whole:
-        return Reason.CUT_OFF
-    if text and text_key(text) != text_key(options[LETTERS.index(letter)]):
-        return Reason.ANSWER_DISAGREES
+    if reason := next((reason for is_so, reason in checks if is_so), None):
+        return reason
     question = " ".join(block.question.split())
     return Question(question=question, options=tuple(options), answer=letter, number=block.number)

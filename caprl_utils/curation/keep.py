@@ -29,6 +29,13 @@ from caprl_utils.schema import Curation
 
 QA_FILE, LEAKING_FILE, QUESTIONS_FILE = "qa.parquet", "leaking.parquet", "questions.parquet"
 _QA_ROWS, _QUESTION_ROWS = 100, 5000  # rows of a row group: images are large
+_TEXT, _NUMBER, _REAL = pa.string(), pa.int32(), pa.float64()
+_QUESTIONS = pa.schema([
+    ("id", _TEXT), ("image_id", _TEXT), ("kind", _TEXT), ("number", _NUMBER), ("question", _TEXT),
+    ("options", pa.list_(_TEXT)), ("answer", _TEXT), ("visual_accuracy", _REAL), ("text_accuracy", _REAL),
+    ("other_accuracy", _REAL), ("open_correct", pa.bool_()), ("unparsed", _NUMBER), ("verdict", _TEXT),
+    ("truth", _TEXT),  # what the image source knows, if it knows its images
+])  # fmt: skip
 
 
 # The rule
@@ -67,17 +74,6 @@ def measured(image_id: str, question: Question) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def truth_of(question: Question, meta: dict[str, Any]) -> str | None:
-    """What an image source that knows its images (`registry.DrawnSource`) says about a question; None for others."""
-    if "facts" not in meta:
-        return None
-    key = meta["asked"].get(question.question)
-    for name, label in (("known", "leaking"), ("facts", "sound")):
-        if key in meta[name]:
-            return label if text_key(question.answer_text) == text_key(meta[name][key]) else "wrong answer"
-    return "unknown fact"
-
-
 # The tables
 
 
@@ -95,20 +91,6 @@ def qa_schema() -> pa.Schema:
         "data_source": text,
         "reward_model": {"ground_truth": List(question)},
     }).arrow_schema  # fmt: skip
-
-
-@cache
-def questions_schema() -> pa.Schema:
-    """Arrow schema of questions.parquet; `truth` is what the image source knows, if it knows its images."""
-    text, number, real = pa.string(), pa.int32(), pa.float64()
-    return pa.schema(
-        [
-            ("id", text), ("image_id", text), ("kind", text), ("number", number), ("question", text),
-            ("options", pa.list_(text)), ("answer", text), ("visual_accuracy", real), ("text_accuracy", real),
-            ("other_accuracy", real), ("open_correct", pa.bool_()), ("unparsed", number), ("verdict", text),
-            ("truth", text),
-        ]
-    )  # fmt: skip
 
 
 @contextmanager
@@ -152,14 +134,14 @@ def write_tables(folder: Path, images: Iterable[ImageItem], answered: RowStore, 
     with (
         table_writer(folder / QA_FILE, qa_schema(), _QA_ROWS) as add_kept,
         table_writer(folder / LEAKING_FILE, qa_schema(), _QA_ROWS) as add_leaking,
-        table_writer(folder / QUESTIONS_FILE, questions_schema(), _QUESTION_ROWS) as add_measured,
+        table_writer(folder / QUESTIONS_FILE, _QUESTIONS, _QUESTION_ROWS) as add_measured,
     ):
         for item in images:
             chosen: dict[Verdict, list[Question]] = {}
             for question in answered.get(item.id, QuestionSet).questions if item.id in answered else ():
                 row = measured(item.id, question)
                 said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
-                truth = truth_of(question, item.meta)
+                truth = _truth_of(question, item.meta) if "facts" in item.meta else None
                 add_measured(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
                 chosen.setdefault(said, []).append(question)
             for said, add in ((Verdict.KEPT, add_kept), (Verdict.LEAKS, add_leaking)):
@@ -170,35 +152,39 @@ def write_tables(folder: Path, images: Iterable[ImageItem], answered: RowStore, 
     return _counts(folder / QUESTIONS_FILE)
 
 
+def _truth_of(question: Question, meta: dict[str, Any]) -> str:
+    """What an image source that knows its images (`registry.DrawnSource`) says about a question."""
+    key = meta["asked"].get(question.question)
+    for name, label in (("known", "leaking"), ("facts", "sound")):
+        if key in meta[name]:
+            return label if text_key(question.answer_text) == text_key(meta[name][key]) else "wrong answer"
+    return "unknown fact"
+
+
 def _counts(questions: Path) -> dict[str, Any]:
+    """What a questions.parquet holds; truth: how the filter did where the source knows its images.
+
+    leaking_removed: share of the questions made to leak that are gone. sound_seen_kept: of the sound ones whose answer
+    the filter model names without options, the share that is kept. precision: share of sound ones among the kept.
+    """
     columns = ["image_id", "verdict", "truth", "open_correct", "unparsed"]
     rows = pd.read_parquet(questions, columns=columns, dtype_backend="pyarrow")
-    kept = rows["verdict"] == Verdict.KEPT.value
-    return {
-        "questions_kept": int(kept.sum()),
-        "images_kept": int(rows["image_id"][kept].nunique()),
-        "verdicts": {name: int(count) for name, count in rows["verdict"].value_counts().items()},
-        "unparsed_answers": int(rows["unparsed"].sum()),
-        "truth": _truth_rates(rows, kept) if rows["truth"].notna().any() else None,
-    }
-
-
-def _truth_rates(rows: pd.DataFrame, kept: pd.Series) -> dict[str, Any]:
-    """How the filter did where the source knows its images.
-
-    leaking_removed: share of the questions made to leak that are gone. sound_seen_kept: of the sound ones
-    whose answer the filter model names without options, the share that is kept. precision: share of sound
-    ones among the kept.
-    """
 
     def share(part: pd.Series, whole: pd.Series) -> float | None:
         return float(part[whole].mean()) if whole.any() else None
 
-    leaking, sound = rows["truth"] == "leaking", rows["truth"] == "sound"
+    kept, leaking, sound = rows["verdict"] == Verdict.KEPT.value, rows["truth"] == "leaking", rows["truth"] == "sound"
     seen = sound & rows["open_correct"].fillna(False)
-    return {
+    truth = {
         "leaking": int(leaking.sum()), "leaking_removed": share(~kept, leaking),
         "sound_seen": int(seen.sum()), "sound_seen_kept": share(kept, seen),
         "sound": int(sound.sum()), "sound_kept": share(kept, sound),
         "kept": int(kept.sum()), "precision": share(sound, kept),
     }  # fmt: skip
+    return {
+        "questions_kept": int(kept.sum()),
+        "images_kept": int(rows["image_id"][kept].nunique()),
+        "verdicts": {name: int(count) for name, count in rows["verdict"].value_counts().items()},
+        "unparsed_answers": int(rows["unparsed"].sum()),
+        "truth": truth if rows["truth"].notna().any() else None,
+    }

@@ -2,28 +2,37 @@
 
 Everything is streamed: one image and a few requests are in memory at a time, beside the ids. A request that
 fails is listed in <stage>.failed.json and tried again when the stage runs again; the others are not held up.
+
+The filter model answers each question several times, options shuffled, with the image and without it; an answer that
+states neither letter nor option counts as wrong. As released (`prompts: authors`) it is asked for the letter alone and
+may say with the image that no option is right. Ours: the question with another image, and without its options.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from PIL.Image import Image
+
 from caprl_utils import prompts
-from caprl_utils.curation import answer
+from caprl_utils.answers import read_letter
 from caprl_utils.curation.checks import DuplicateFinder, check_image
 from caprl_utils.curation.extract import NUM_QUESTIONS, QuestionSet, extract
 from caprl_utils.curation.keep import write_tables
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.hashing import derive_seed
 from caprl_utils.image_sources import fingerprint, open_images
 from caprl_utils.images import BadImage, ImageItem
 from caprl_utils.models.base import Backend, Completion, Request, Sampling, open_backend
 from caprl_utils.paths import shown
 from caprl_utils.progress import Progress
+from caprl_utils.records import Question
 from caprl_utils.registry import drawn_source
 from caprl_utils.runs import RowStore, Run
 from caprl_utils.schema import Profile
@@ -31,12 +40,15 @@ from caprl_utils.schema import Profile
 STAGE = "curation"
 CHECKED, WRITTEN, EXTRACTED, ANSWERED = "images", "generated", "extracted", "answered"
 RECIPE = [
-    *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "answer", "keep")),
+    *(f"caprl_utils.curation.{name}" for name in ("pipeline", "checks", "extract", "keep")),
     *(f"caprl_utils.{name}" for name in ("image_sources", "images", "answers", "prompts", "records")),
     "caprl_utils.models.local",
 ]  # fmt: skip
-WRITER_TEMPERATURE, WRITER_REPETITION_PENALTY = 0.1, 1.05  # paper
-Answers = dict[str, Completion | None]  # about an image: request -> what the filter model said, None while it is out
+WRITER_TEMPERATURE, REPETITION_PENALTY = 0.1, 1.05  # paper
+ANSWER_TOKENS = 10  # author script: the reward LLM's; their filter's 4 are too few for an answer in words (ours)
+NONE = "None of the above"  # author script: a fifth option where the image is shown
+ASK_LETTER = "{question}{options}. Answer the question with only the correct letter"  # author script
+VISUAL, TEXT, OTHER, OPEN = "visual", "text", "other", "open"  # what a request shows: the fields of `Question`
 
 
 @dataclass
@@ -51,11 +63,6 @@ class Job:
     benchmarks: DuplicateFinder
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
     passed: Counter[str] = field(default_factory=Counter)  # what else lies in the source
-
-    @property
-    def authors(self) -> bool:
-        """Whether the filter model is asked as released."""
-        return self.profile.prompts == "authors"
 
     def rows(self, stage: str) -> RowStore:
         """The rows of a stage so far."""
@@ -125,8 +132,8 @@ def write_questions(job: Job) -> None:
     if job.run.complete:
         return
     store = job.rows(WRITTEN)
-    limit, penalty = job.profile.curation.max_tokens, WRITER_REPETITION_PENALTY
-    sampling = Sampling(limit, WRITER_TEMPERATURE, repetition_penalty=penalty, seed=job.seed)
+    limit = job.profile.curation.max_tokens
+    sampling = Sampling(limit, WRITER_TEMPERATURE, repetition_penalty=REPETITION_PENALTY, seed=job.seed)
     todo = (item for item in job.good_images() if item.id not in store)
     requests = (Request(item.id, prompts.WRITE_QUESTIONS, item.image) for item in todo)
     with Progress("write questions", len(job.good_ids)) as bar:
@@ -160,13 +167,30 @@ def answer_questions(job: Job) -> None:
     """Have the filter model answer every question with and without its image."""
     if job.run.complete:
         return
-    store, extracted, rounds = job.rows(ANSWERED), job.rows(EXTRACTED), job.profile.curation.rounds
-    sampling = answer.sampling(job.authors, job.seed)
-    waiting: dict[str, Answers] = {}
+    store, extracted = job.rows(ANSWERED), job.rows(EXTRACTED)
+    authors = job.profile.prompts == "authors"
+    how = job.profile.curation.rounds, job.seed, authors
+    # at 0.1, penalty 1.05 (author script), or 0.6 (ours: as their reward reader)
+    temperature, penalty = (0.1, REPETITION_PENALTY) if authors else (0.6, 1.0)
+    sampling = Sampling(ANSWER_TOKENS, temperature, repetition_penalty=penalty, seed=job.seed)
+    waiting: dict[str, dict[str, Completion | None]] = {}  # image -> its requests, None while one is out
+
+    def requests() -> Iterator[Request]:
+        other = None
+        for item in job.good_images():
+            if item.id in extracted and item.id not in store:
+                questions = extracted.get(item.id, QuestionSet).questions
+                asked = list(requests_about(item.id, questions, item.image, other and other.image, *how))
+                waiting[item.id] = {request.id: None for request in asked}
+                yield from asked
+                if not asked:
+                    store.append(QuestionSet(id=item.id, questions=()))
+            other = item
+
     with Progress("answer", len(extracted)) as bar:
         bar.update(len(store))
-        for completion in job.reader.stream(_unanswered(job, waiting), sampling):
-            image_id = answer.image_of(completion.id)
+        for completion in job.reader.stream(requests(), sampling):
+            image_id = completion.id.rpartition("#")[0]
             found = waiting[image_id]
             found[completion.id] = completion
             if None in found.values():
@@ -176,44 +200,85 @@ def answer_questions(job: Job) -> None:
                 job.failures.setdefault(ANSWERED, {})[image_id] = error
             else:
                 questions = extracted.get(image_id, QuestionSet).questions
-                how = (found, rounds, job.seed, job.authors)
-                answered = tuple(answer.with_answers(image_id, question, *how) for question in questions)
+                answered = tuple(with_answers(image_id, question, found, *how) for question in questions)
                 store.append(QuestionSet(id=image_id, questions=answered))
             bar.update()
     _end_of_stage(job, ANSWERED, len(extracted), "images have unanswered questions")
 
 
-def _unanswered(job: Job, waiting: dict[str, Answers]) -> Iterator[Request]:
-    """Requests for all unanswered images; notes in `waiting` what each image still waits for."""
-    store, extracted, other = job.rows(ANSWERED), job.rows(EXTRACTED), None
-    for item in job.good_images():
-        if item.id in extracted and item.id not in store:
-            questions = extracted.get(item.id, QuestionSet).questions
-            another = other.image if other is not None else None
-            asked = (item.id, questions, item.image, another, job.profile.curation.rounds, job.seed, job.authors)
-            if requests := list(answer.requests_about(*asked)):
-                waiting[item.id] = {request.id: None for request in requests}
-                yield from requests
-            else:
-                store.append(QuestionSet(id=item.id, questions=()))
-        other = item
+def shuffled(seed: int, image_id: str, number: int, round_: int, count: int) -> list[int]:
+    """Order of the options in one round: place -> index of the option as written. Stable over machines."""
+    order = list(range(count))
+    random.Random(derive_seed(seed, f"{image_id}#{number}", round_, bits=64)).shuffle(order)
+    return order
+
+
+def requests_about(
+    image_id: str, questions: Sequence[Question], image: Image, other: Image | None, rounds: int, seed: int,
+    authors: bool = False,
+) -> Iterator[Request]:  # fmt: skip
+    """All requests about one image; `other` is another image, or None to leave that one out. The sampling of an answer
+    is seeded by the request's id, IMAGE#NUMBER/VIEW/ROUND.
+    """
+    views = {VISUAL: image, TEXT: None} | ({OTHER: other} if other is not None else {})
+    for question in questions:
+        name = f"{image_id}#{question.number}"
+        for round_ in range(rounds):
+            order = shuffled(seed, image_id, question.number, round_, len(question.options))
+            options = [question.options[index] for index in order]
+            for view, picture in views.items():
+                if authors:
+                    told = prompts.format_options([*options, NONE] if view == VISUAL else options)
+                    asked, prefill = ASK_LETTER.format(question=question.question, options=told), ""
+                else:
+                    asked, prefill = prompts.look_question(question.question, options), prompts.ANSWER_PREFILL
+                yield Request(f"{name}/{view}/{round_}", asked, picture, prefill)
+        yield Request(f"{name}/{OPEN}/0", prompts.look_question(question.question), image, prompts.ANSWER_PREFILL)
+
+
+def with_answers(
+    image_id: str, question: Question, found: Mapping[str, Completion], rounds: int, seed: int, authors: bool = False
+) -> Question:  # fmt: skip
+    """A question with the letters of its options that the completions to its requests state, None where nothing is
+    clear; one that is exactly an option's text states its letter. found: by id, all that were sent.
+    """
+    name, options = f"{image_id}#{question.number}", [*question.options, NONE]
+    letters: dict[str, list[str | None]] = {VISUAL: [], TEXT: [], OTHER: []}
+    for round_ in range(rounds):
+        order = shuffled(seed, image_id, question.number, round_, len(question.options))
+        for view, given in letters.items():
+            if completion := found.get(f"{name}/{view}/{round_}"):
+                asked = [*order, len(order)] if authors and view == VISUAL else order
+                stated = read_letter(completion.text, prompts.LETTERS[: len(asked)], [options[i] for i in asked]).letter
+                given.append(stated and prompts.LETTERS[asked[prompts.LETTERS.index(stated)]])
+    answers = {view: tuple(given) for view, given in letters.items()}
+    return question.model_copy(update=answers | {"open_answer": found[f"{name}/{OPEN}/0"].text.strip()})
 
 
 def filter_questions(job: Job) -> dict[str, Any]:
     """Apply the limits, write qa.parquet and questions.parquet, and return the run's record."""
     if job.run.complete:
         return job.run.result
-    counts = write_tables(job.run.folder, open_images(job.profile), job.rows(ANSWERED), job.profile.curation)
-    values = _counts(job) | counts
+    rejected, extracted = Counter[str](), 0
+    for row in job.rows(EXTRACTED).read():
+        extracted += len(row["questions"])
+        rejected.update(piece["reason"] for piece in row["rejected"])
+    set_aside = Counter(row["reason"] for row in job.rows(CHECKED).read() if row["reason"] is not None)
+    values = {
+        "images_read": len(job.rows(CHECKED)), "images_set_aside": dict(set_aside),
+        "images_passed_over": dict(job.passed), "images_written_about": len(job.rows(WRITTEN)),
+        "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS, "questions_extracted": extracted,
+        "rejected": dict(rejected), "failed": {stage: len(failed) for stage, failed in job.failures.items()},
+        **write_tables(job.run.folder, open_images(job.profile), job.rows(ANSWERED), job.profile.curation),
+    }  # fmt: skip
     if values["questions_kept"] == 0:
         raise UserError(
-            f"the filter kept none of {values['questions_extracted']} questions ({values['verdicts']}). Look "
+            f"the filter kept none of {extracted} questions ({values['verdicts']}). Look "
             "at the accuracies in questions.parquet; the limits are curation.min_visual_accuracy and "
             "curation.max_text_accuracy."
         )
     return job.run.finish(
-        values, n=values["questions_extracted"], unit="question", unparsed=counts["unparsed_answers"],
-        seeds=[job.seed],
+        values, n=extracted, unit="question", unparsed=values["unparsed_answers"], seeds=[job.seed]
     )  # fmt: skip
 
 
@@ -225,25 +290,6 @@ def funnel(values: dict[str, Any]) -> list[tuple[str, int]]:
         ("asked for", values["questions_asked_for"]), ("well formed", answered),
         ("not answered without the image", answered - leaking), ("and answered with it: kept", kept),
     ]  # fmt: skip
-
-
-def _counts(job: Job) -> dict[str, Any]:
-    """Counts of the stages before the filter."""
-    rejected, extracted = Counter[str](), 0
-    for row in job.rows(EXTRACTED).read():
-        extracted += len(row["questions"])
-        rejected.update(piece["reason"] for piece in row["rejected"])
-    set_aside = Counter(row["reason"] for row in job.rows(CHECKED).read() if row["reason"] is not None)
-    return {
-        "images_read": len(job.rows(CHECKED)),
-        "images_set_aside": dict(set_aside),
-        "images_passed_over": dict(job.passed),
-        "images_written_about": len(job.rows(WRITTEN)),
-        "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS,
-        "questions_extracted": extracted,
-        "rejected": dict(rejected),
-        "failed": {stage: len(failed) for stage, failed in job.failures.items()},
-    }
 
 
 def _end_of_stage(job: Job, stage: str, total: int, what: str, bad: dict[str, Any] | None = None) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from caprl_utils import prompts
-from caprl_utils.curation import answer, pipeline
+from caprl_utils.curation import pipeline
 from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import measured
 from caprl_utils.curation.pipeline import Job
@@ -57,12 +57,12 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     question = next(one for one in answered.questions if one.number == number)
 
     def option(letter: str | None) -> str:
-        named = dict(zip(prompts.LETTERS, (*question.options, answer.NONE), strict=False))
+        named = dict(zip(prompts.LETTERS, (*question.options, pipeline.NONE), strict=False))
         return named.get(letter, "no letter")
 
     table = []
     for round_, (visual, text) in enumerate(zip(question.visual, question.text, strict=True)):
-        order = answer.shuffled(job.seed, image_id, number, round_, len(question.options))
+        order = pipeline.shuffled(job.seed, image_id, number, round_, len(question.options))
         table.append({
             "round": round_ + 1,
             "options shown": ", ".join(question.options[index] for index in order),

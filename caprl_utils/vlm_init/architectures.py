@@ -48,9 +48,7 @@ _TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "
 
 
 def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The vision donor's config with everything of the language model from the language donor's, and notes. Raises
-    UserError for other classes and for what does not fit together.
-    """
+    """The vision donor's config with everything of the language model from the language donor's, and notes."""
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
     for donor, raw, name in ((setting.language, language, "qwen2"), (setting.vision, vision, "qwen2_5_vl")):
@@ -74,9 +72,7 @@ def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, A
 
 
 def qwen_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
-    """Processor of the vision donor (its chat template knows images) with the setting's limit, and most image tokens.
-    Raises UserError where the language donor's tokenizer lacks tokens of the vision donor's, or gives other ids.
-    """
+    """The vision donor's processor (its chat template knows images) with the setting's limit, and most image tokens."""
     from transformers import Qwen2_5_VLProcessor
 
     ours, theirs = (fast_tokenizer(folder).get_vocab() for folder in (language, vision))
@@ -98,7 +94,7 @@ def qwen_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, t
 
 
 def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The new model's config from both config.json, and notes. Raises UserError for classes that do not belong here."""
+    """The new model's config from both config.json, and notes."""
     import transformers
 
     kind, path = language.get("model_type"), setting.language.path
@@ -125,8 +121,8 @@ def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, 
 
 
 def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path) -> tuple[Any, int]:
-    """Processor (the language donor's tokenizer, images padded to a square) and tokens of an image. The config gets the
-    image token's id. Raises UserError for tokens or sizes that do not fit.
+    """Processor (the language donor's tokenizer, images padded to a square), and tokens of an image. The config gets
+    the image token's id.
     """
     from transformers import CLIPImageProcessor, LlavaImageProcessor, LlavaProcessor
 
@@ -154,7 +150,7 @@ def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path
 
 
 def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
-    """All tensors of both donors under the new model's stored names. Raises UserError for a donor without a tower."""
+    """All tensors of both donors under the new model's stored names."""
     first = "embeddings.class_embedding"
     prefix = next((p for p in _TOWERS if p + first in vision), None)
     require(prefix is not None, f"the vision donor has no CLIP tower ({first} under no known prefix)")
@@ -169,6 +165,7 @@ def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, 
 
 # class_name: in transformers. stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a
 # CLIP tower under `vision_model.` only, and a model that transformers built itself is saved without that level.
+# config, processor, tensors raise UserError for donors of another class, size or vocabulary.
 ARCHITECTURES = {
     "qwen2_5_vl": SimpleNamespace(
         class_name="Qwen2_5_VLForConditionalGeneration",
@@ -211,27 +208,22 @@ def llama_config(internlm: Mapping[str, Any]) -> LlamaConfig:
 
 
 def llama_tensors(internlm: Tensors, config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """Tensors of InternLM2 under Llama's names, the fused ones split. Raises UserError as `split` does."""
-    found = {}
+    """Tensors of InternLM2 under Llama's names. Its fused ((heads + 2 kv heads) * head_dim, ...) holds, for each
+    key-value head, the rows of its query heads, its key, its value. Raises UserError for other rows.
+    """
+    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    rows, found = (heads + 2 * kv_heads) * width, {}
     for name, tensor in internlm.items():
         stem, fused, kind = name.partition("attention.wqkv.")
         if fused:
-            parts = zip("qkv", split(tensor, config), strict=True)
-            found |= {f"{stem}self_attn.{letter}_proj.{kind}": part for letter, part in parts}
+            require(tensor.shape[0] == rows, f"a fused wqkv has {tensor.shape[0]} rows, {heads} heads and {kv_heads} "
+                    f"key-value heads of {width} make {rows}; wrong config.json?")  # fmt: skip
+            by_head = tensor.unflatten(0, (kv_heads, heads // kv_heads + 2, width))
+            found[f"{stem}self_attn.q_proj.{kind}"] = by_head[:, :-2].flatten(0, 2)
+            found[f"{stem}self_attn.k_proj.{kind}"] = by_head[:, -2].flatten(0, 1)
+            found[f"{stem}self_attn.v_proj.{kind}"] = by_head[:, -1].flatten(0, 1)
         else:
             for old, new in INTERNLM_NAMES.items():
                 name = name.replace(f"{old}.", f"{new}.")
             found[name] = tensor
     return found
-
-
-def split(wqkv: torch.Tensor, config: LlamaConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fused tensor ((heads + 2 kv heads) * head_dim, ...) -> query, key, value. It holds, for each key-value head,
-    the rows of its query heads, its key, its value. Raises UserError for other rows.
-    """
-    heads, kv_heads, width = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    rows = (heads + 2 * kv_heads) * width
-    require(wqkv.shape[0] == rows, f"a fused wqkv has {wqkv.shape[0]} rows, {heads} heads and {kv_heads} key-value "
-            f"heads of {width} make {rows}; wrong config.json?")  # fmt: skip
-    by_head = wqkv.unflatten(0, (kv_heads, heads // kv_heads + 2, width))
-    return by_head[:, :-2].flatten(0, 2), by_head[:, -2].flatten(0, 1), by_head[:, -1].flatten(0, 1)

@@ -52,14 +52,10 @@ def donor_folder(donor: Donor) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a donor, as it is. Raises UserError when it is missing or cut."""
-    file = folder / "config.json"
-    require(file.is_file(), f"{shown(folder)} has no config.json; is it a model folder?")
-    return _read_json(file)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file of a donor, as it is. Raises UserError when it is missing or cut."""
+    file = folder / name
+    require(file.is_file(), f"{shown(folder)} has no {name}; is it a model folder?")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,9 +67,9 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index, tensors = folder / INDEX, {}
-    require(index.is_file() or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
-    names = _read_json(index)["weight_map"].values() if index.is_file() else [SINGLE]
+    tensors, sharded = {}, (folder / INDEX).is_file()
+    require(sharded or (folder / SINGLE).is_file(), f"{shown(folder)} {NO_WEIGHTS}")
+    names = read_config(folder, INDEX)["weight_map"].values() if sharded else [SINGLE]
     for file in sorted({folder / name for name in names}):
         require(file.is_file(), f"missing shard {shown(file)}, which {INDEX} names; fetch the model again")
         try:

@@ -59,8 +59,7 @@ def test_training_data_names_the_files_of_a_folder(captions, images, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "drawn", "list"])
-def test_images_that_are_no_files_of_their_own_are_written(images, tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(export, "_JOIN_ROWS", 4)  # several passes over the source
+def test_images_that_are_no_files_of_their_own_are_written(images, tmp_path, kind):
     data = [file.read_bytes() for file in sorted(images.iterdir())]
     pq.write_table(pa.table({"image": data}), tmp_path / "source.parquet", row_group_size=2)
     (tmp_path / "list.txt").write_text("".join(f"images/p00{n}.png\n" for n in (3, 1)))
@@ -229,7 +228,11 @@ def test_a_release_becomes_our_parquet_and_then_training_data(release, tmp_path)
         export.write_llamafactory(out, file)
     written = export.write_llamafactory(out, file, tmp_path, max_bad_share=0.5)
     assert written[1:] == ["left out: 1, cut or loops", f"set aside: 1, {export.MISSING}"]
-    assert [example.images[0] for example in read_rows(file)] == [row["image_id"] for row in rows[:3]]
+    assert [example.id for example in read_rows(file)] == [
+        "images/p000.png#0",
+        "images/p000.png#1",
+        "images/p001.png#0",
+    ]
     assert export.sample(out, tmp_path / "sample.parquet", 2) in (2, 3)
     export.write_llamafactory(tmp_path / "sample.parquet", file, tmp_path, max_bad_share=0.9)
     assert len(lines(file)) <= 3
@@ -259,13 +262,12 @@ def test_a_folder_is_captioned_by_a_server(images, tmp_path, monkeypatch):
     assert status == 0 and "10 images, 9 good" in said and "set aside: broken.jpg: not an image" in said
 
 
-def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path, monkeypatch):
+def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path):
     config = tmp_path / "model" / "config.json"
     config.parent.mkdir()
     for context, limit in ((1024, 512), (100_000, 2048)):
         config.write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": context}))
         assert job.token_limit(ModelConfig(path=str(config.parent))) == limit
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
     assert "or for a trial --model zoo:base" in told("caption", images, "--model", "no/such-model")[2]
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from caprl_utils import prompts
 from caprl_utils.__main__ import app
 from caprl_utils.config import SET_ENV, load_profile
-from caprl_utils.curation import answer, pipeline
+from caprl_utils.curation import pipeline
 from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import measured, read_qa
 from caprl_utils.errors import UserError
@@ -178,14 +178,13 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
 def test_the_filter_is_asked_as_released():
     """For the letter alone, and with the image it may say that no option is right, which is a wrong answer."""
     question = Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=1)
-    asked = list(answer.requests_about("i", [question], Image.new("RGB", (9, 9)), None, 1, 0, authors=True))
+    asked = list(pipeline.requests_about("i", [question], Image.new("RGB", (9, 9)), None, 1, 0, authors=True))
     seen, guessed, bare = asked
     assert seen.prompt.endswith("E) None of the above. Answer the question with only the correct letter")
     assert "None of" not in guessed.prompt and guessed.image is None and seen.prefill == guessed.prefill == ""
     said = {r.id: Completion(r.id, 0, "a" if r is bare else "E", 1, "stop") for r in asked}
-    found = answer.with_answers("i", question, said, 1, 0, authors=True)
+    found = pipeline.with_answers("i", question, said, 1, 0, authors=True)
     assert (found.visual, found.text, measured("i", found)["visual_accuracy"]) == (("E",), (None,), 0.0)
-    assert answer.sampling(True, 3).temperature == 0.1 and answer.sampling(False, 3).temperature == 0.6
 
 
 def test_repeated_ids_are_set_aside_and_what_cannot_be_read_is_tried_again(tmp_path, monkeypatch):

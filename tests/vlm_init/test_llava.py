@@ -37,11 +37,12 @@ def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
     """The rearrangement of modeling_internlm2.py, written out: 'b q (h gs d) -> b q h gs d', then the last two."""
     raw = json.loads((internlm_donor / "config.json").read_text())
     config = architectures.llama_config(raw)
-    wqkv = load_file(internlm_donor / "model.safetensors")["model.layers.0.attention.wqkv.weight"]
+    tensors = load_file(internlm_donor / "model.safetensors")
+    wqkv, split = tensors["model.layers.0.attention.wqkv.weight"], architectures.llama_tensors(tensors, config)
     hidden = torch.randn(7, raw["hidden_size"])
     heads, groups, width = 2, 2, 32
     fused = (hidden @ wqkv.T).view(7, heads, groups + 2, width)
-    query, key, value = (hidden @ part.T for part in architectures.split(wqkv, config))
+    query, key, value = (hidden @ split[f"model.layers.0.self_attn.{part}_proj.weight"].T for part in "qkv")
     torch.testing.assert_close(query, fused[:, :, :groups].reshape(7, heads * groups * width))
     torch.testing.assert_close(key, fused[:, :, -2].reshape(7, heads * width))
     torch.testing.assert_close(value, fused[:, :, -1].reshape(7, heads * width))

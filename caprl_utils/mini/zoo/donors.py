@@ -70,7 +70,7 @@ _SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 def write_internlm2(source: Path, target: Path) -> None:
     """A Qwen2 or Llama model in the layout of InternLM2: the same function, fused wqkv (see
-    `vlm_init.architectures.split`), other names.
+    `vlm_init.donors.llama_tensors`), other names.
 
     Qwen2 has biases on q, k and v alone, InternLM2's flag has one on the output too: it is zero there.
     """
