@@ -169,7 +169,7 @@ test-integration: environment ## tests that train or start servers (TESTS="tests
 	$(PY) -m pytest -m integration $(TESTS)
 
 test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_05.py tests/rl \
-	tests/vlm_init tests/curation/test_notebook_01.py tests/bench/test_check_gpu.py
+	tests/vlm_init tests/curation/test_pipeline.py tests/bench/test_check_gpu.py
 test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL, and what the sizes that need GPUs run
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.

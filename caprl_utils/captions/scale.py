@@ -1,7 +1,7 @@
-"""Captions of millions of images: Ray Data gives the numbers of those that are not done to a pool of model actors.
+"""Captions of millions of images: a pool of Ray's actors, each with a model, is given the numbers of those not done.
 
-An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that Ray
-gives out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. Driver
+An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that is
+given out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. Driver
 and actors hold some 150 bytes an image. RAY_ADDRESS names a cluster, whose nodes must see the folders.
 """
 
@@ -54,10 +54,16 @@ def caption_shards(
     todo = np.flatnonzero(~np.isin(hashes, done))
     tally.looked = tally.made = len(done)
     if len(todo):
-        units = [{"numbers": cut.tolist()} for cut in np.split(todo, range(batch, len(todo), batch))]
-        with _ray(workers), Progress("captions", len(hashes)) as bar:
+        with _ray(workers) as ray, Progress("captions", len(hashes)) as bar:
+            slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
+            kind = ray.remote(max_concurrency=2, max_restarts=-1, max_task_retries=-1, **slot)(_Actor)
+            actors = [kind.remote(dict(job), folder, opener, len(done) > 0) for _ in range(workers)]
+            pool = ray.util.ActorPool(2 * actors)  # an actor reads and writes a batch while it captions another
             bar.update(len(done))
-            for told in _told((dict(job), folder, opener, len(done) > 0), units, workers, gpus):
+            units = np.split(todo, range(batch, len(todo), batch))
+            for told in pool.map_unordered(lambda actor, unit: actor.caption.remote(unit.tolist()), units):
+                if isinstance(told, str):
+                    raise UserError(told)
                 bar.update(told["images"])
                 tally.looked += told["images"]
                 tally.made += told["made"]
@@ -97,10 +103,11 @@ def _write_shard(url: str, table: pa.Table) -> None:
 
 
 @contextmanager
-def _ray(workers: int) -> Iterator[None]:
+def _ray(workers: int) -> Iterator[Any]:
     """Ray for as long as the block lasts."""
     try:
         import ray
+        import ray.util
     except ImportError:
         raise UserError("--workers needs Ray, which is not installed: `pip install ray`") from None
     slots = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, workers)}
@@ -117,30 +124,9 @@ def _ray(workers: int) -> Iterator[None]:
                 told = f"Ray could not be started or reached ({error}). On a loaded machine run again later;"
                 raise UserError(f"{told} for a cluster check RAY_ADDRESS.") from error
     try:
-        yield
+        yield ray
     finally:
         ray.shutdown()
-
-
-def _told(actor: tuple, units: list[dict[str, Any]], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
-    """What the actors say of each unit: see `_Actor._caption`. Raises UserError when one gives up."""
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = context.enable_auto_log_stats = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
-    pool = ActorPoolStrategy(
-        size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
-        max_tasks_in_flight_per_actor=2,
-    )  # fmt: skip
-    rows = ray.data.from_items(units, override_num_blocks=len(units))
-    for row in rows.map(_Actor, fn_constructor_args=actor, compute=pool, **slot).iter_rows():
-        told = json.loads(row["told"])
-        if "error" in told:
-            raise UserError(told["error"])
-        yield told
 
 
 class _Actor:
@@ -162,12 +148,12 @@ class _Actor:
             queue.put(EndpointBackend(backend.config))
         return queue
 
-    def __call__(self, unit: dict[str, Any]) -> dict[str, str]:
-        """Caption a unit, write its shard, and tell of it; of an exception Ray would keep no more than its text."""
+    def caption(self, numbers: list[int]) -> dict[str, Any] | str:
+        """Caption images, write their shard, and tell of it (see `_caption`), or why that cannot be."""
         try:
-            return {"told": json.dumps(self._caption([int(number) for number in unit["numbers"]]))}
+            return self._caption(numbers)
         except UserError as error:
-            return {"told": json.dumps({"error": str(error)})}
+            return str(error)
 
     def _read(self, numbers: list[int]) -> list[tuple[int, ImageItem]]:
         """The images of these numbers; the source is read on from where the last ones ended."""

@@ -1,4 +1,4 @@
-"""What notebook 01 shows: images, what was written about them, what was rejected, how a question fared."""
+"""What notebook 01 shows: images, how a question fared, how many questions are left."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
     return sheet
 
 
-def written_about(job: Job, image_id: str) -> str:
-    """What the question writer wrote about an image."""
-    return next(row["text"] for row in job.rows(pipeline.WRITTEN).read() if row["id"] == image_id)
-
-
-def rejections(job: Job) -> pd.DataFrame:
-    """Every rejected piece: image, reason and text."""
-    rows = job.rows(pipeline.EXTRACTED).read(QuestionSet)
-    pieces = [(row.id, piece.reason, piece.text) for row in rows for piece in row.rejected]
-    return pd.DataFrame(pieces, columns=["image", "reason", "text"])
-
-
 def accuracies(job: Job) -> pd.DataFrame:
     """Every answered question with its accuracies, before any verdict."""
     rows = job.rows(pipeline.ANSWERED).read(QuestionSet)
@@ -55,19 +43,13 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     """How the filter model answered one question: one row per round, letters as the model saw them."""
     answered = job.rows(pipeline.ANSWERED).get(image_id, QuestionSet)
     question = next(one for one in answered.questions if one.number == number)
-
-    def option(letter: str | None) -> str:
-        named = dict(zip(prompts.LETTERS, (*question.options, pipeline.NONE), strict=False))
-        return named.get(letter, "no letter")
-
+    options = dict(zip(prompts.LETTERS, (*question.options, pipeline.NONE), strict=False))
     table = []
     for round_, (visual, text) in enumerate(zip(question.visual, question.text, strict=True)):
         order = pipeline.shuffled(job.seed, image_id, number, round_, len(question.options))
         table.append({
-            "round": round_ + 1,
-            "options shown": ", ".join(question.options[index] for index in order),
-            "with image": option(visual),
-            "without image": option(text),
+            "round": round_ + 1, "options shown": ", ".join(question.options[index] for index in order),
+            "with image": options.get(visual, "no letter"), "without image": options.get(text, "no letter"),
             "right": question.answer_text,
         })  # fmt: skip
     return table

@@ -21,7 +21,6 @@ from caprl_utils.paths import shown
 from caprl_utils.runs import Lock, versions
 from caprl_utils.schema import Assembly
 from caprl_utils.vlm_init import donors
-from caprl_utils.vlm_init.architectures import ARCHITECTURES, llama_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ class Plan:
 
 def plan_of(setting: Assembly) -> Plan:
     """Open and check the donors of a setting; nothing is written. Raises UserError for what does not fit."""
-    kind = ARCHITECTURES[setting.architecture]
+    kind = donors.ARCHITECTURES[setting.architecture]
     language, vision = folders = tuple(map(donors.donor_folder, (setting.language, setting.vision)))
     config, notes = kind.config(setting, *map(donors.read_config, folders))
     processor, max_image_tokens = kind.processor(setting, config, *folders)
@@ -76,7 +75,7 @@ def stored_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    stored, shapes = ARCHITECTURES[config.model_type].stored, {}
+    stored, shapes = donors.ARCHITECTURES[config.model_type].stored, {}
     for name, parameter in model.named_parameters():  # tied ones stand once
         if name != "lm_head.weight" or not config.tie_word_embeddings:
             old = next((start for start in stored if name.startswith(start)), "")
@@ -95,7 +94,7 @@ def full_size_config(setting: Assembly) -> Any:
     """
     names = (donor.path.rpartition("/")[2].lower() for donor in (setting.language, setting.vision))
     raw = (json.loads((paths.CONFIGS / "vlm_init" / "public" / f"{name}.json").read_text()) for name in names)
-    return ARCHITECTURES[setting.architecture].config(setting, *raw)[0]
+    return donors.ARCHITECTURES[setting.architecture].config(setting, *raw)[0]
 
 
 def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
     import transformers
     from safetensors.torch import save
 
-    setting, architecture = plan.setting, ARCHITECTURES[plan.setting.architecture].class_name
+    setting, architecture = plan.setting, donors.ARCHITECTURES[plan.setting.architecture].class_name
     language = Counter(tensor.dtype for name, tensor in plan.tensors.items() if part_of(name) == "language_model")
     ((commonest, _),) = language.most_common(1)
     dtype = commonest if setting.dtype == "auto" else getattr(torch, setting.dtype)
@@ -209,7 +208,7 @@ def text_differences(folder: Path, input_ids: torch.Tensor, attention_mask: torc
     plan = plan_of(Assembly.model_validate(record_of(folder)["setting"]))
     weights, config = donors.read_weights(plan.folders[0]), plan.config.text_config
     if "model.tok_embeddings.weight" in weights:  # InternLM2's own class is remote code
-        state = llama_tensors(weights, config)
+        state = donors.llama_tensors(weights, config)
         theirs = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     else:
         theirs = AutoModelForCausalLM.from_pretrained(plan.folders[0], dtype=torch.float32)

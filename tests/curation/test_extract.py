@@ -101,15 +101,6 @@ def test_usual_layouts_are_read_with_their_right_answers(head, mark, given_, aro
     assert all(q.options == tuple(options) and q.question == f"What is bar {q.number}?" for q in found)
 
 
-def test_the_layout_of_the_authors_is_read():
-    one = "\n   - A) Ours\n   - B) Red\n   - C) Black\n   - D) White\n\n**Answer:** B) Red   \n------\n"
-    asked = "Which method is best?", "What is the color of the kayak?"
-    found, rejected = extract("".join(f"#### {n}. **{text}**{one}" for n, text in enumerate(asked, 1)))
-    assert rejected == [] and [(q.number, q.question, q.answer_text) for q in found] == [
-        (1, asked[0], "Red"), (2, asked[1], "Red")
-    ]  # fmt: skip
-
-
 PIECES = st.sampled_from(
     ["**1. q?**", "**2. r?**", "A) one", "B) two", "C) three", "D) four", "**Answer:** B) two", "Answer: A",
      "**Answer:** B", "**", "1. q", "\n", "---", "A) ", "E) five", "text", "答案", "\ufffd"]

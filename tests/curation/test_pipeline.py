@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from caprl_utils import prompts
+from caprl_utils import paths, prompts
 from caprl_utils.__main__ import app
 from caprl_utils.config import SET_ENV, load_profile
 from caprl_utils.curation import pipeline
 from caprl_utils.curation.extract import QuestionSet
-from caprl_utils.curation.keep import measured, read_qa
+from caprl_utils.curation.keep import QA_FILE, measured, read_qa
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes
 from caprl_utils.image_sources import _Place, open_images
 from caprl_utils.images import BadImage, BadImageError, ImageItem
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question, text_key
+from caprl_utils.registry import drawn_source
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+import bench_curation
 
 
 class FakeWriter:
@@ -122,29 +129,21 @@ def test_the_command_prints_the_funnel(models, monkeypatch):
     assert "50 questions asked for" in done.output and "10 images with kept questions: " in done.output
 
 
-def test_failed_rows_are_listed_and_tried_again(profile, models):
-    writer, _ = models
-    writer.broken = {"rl-chart-000000", "rl-scene-000001"}
+def test_failed_rows_are_listed_and_tried_again_and_too_many_stop_the_stage(profile, models):
+    writer, failing = models[0], ["rl-chart-000000", "rl-scene-000001"]
     job = pipeline.open_job(profile)
     pipeline.check_images(job)
-    pipeline.write_questions(job)
-    failed = json.loads((job.run.folder / "generated.failed.json").read_text())
-    assert failed == dict.fromkeys(sorted(writer.broken), "server is down")
-    job.run.close()
-    writer.broken, writer.asked = set(), []
-    job = pipeline.open_job(profile)
-    pipeline.write_questions(job)
-    assert sorted(writer.asked) == ["rl-chart-000000", "rl-scene-000001"]
-    assert len(job.rows(pipeline.WRITTEN)) == 10
-    assert json.loads((job.run.folder / "generated.failed.json").read_text()) == {}
-
-
-def test_too_many_failures_stop_the_stage(profile, models):
-    models[0].broken = set(models[0].meta)
-    job = pipeline.open_job(profile)
-    pipeline.check_images(job)
+    writer.broken = set(writer.meta)
     with pytest.raises(UserError, match=r"max_bad_share.*'rl-chart-000000'.*generated\.jsonl"):
         pipeline.write_questions(job)
+    for broken, asked in ((failing, sorted(writer.meta)), ([], failing)):
+        job.run.close()
+        writer.broken, writer.asked, job = set(broken), [], pipeline.open_job(profile)
+        pipeline.write_questions(job)
+        assert sorted(writer.asked) == asked
+        failed = json.loads((job.run.folder / "generated.failed.json").read_text())
+        assert failed == dict.fromkeys(broken, "server is down")
+    assert len(job.rows(pipeline.WRITTEN)) == 10
 
 
 def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
@@ -219,3 +218,37 @@ def test_the_recipe_covers_what_makes_the_questions_and_nothing_that_shows_or_mo
     assert {"caprl_utils.curation.extract", "caprl_utils.models.local"} <= set(pipeline.RECIPE)
     kinds = ("story", "reports", "endpoint", "client", "progress", "server", "notebook")
     assert not [name for name in pipeline.RECIPE if any(kind in name for kind in kinds)]
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(3600)
+def test_time_is_linear_and_a_million_rows_fit_in_a_gigabyte():
+    small, large = 2000, 6000  # images; below, what is fixed (imports, buffers) hides what grows
+    few, many = bench_curation.measure(small), bench_curation.measure(large)
+    assert many["seconds"] / few["seconds"] < 1.5 * large / small
+    gb_per_image = (many["peak_gb"] - few["peak_gb"]) / (large - small)  # `make bench` measures the million itself
+    assert many["peak_gb"] + gb_per_image * (1_000_000 / bench_curation.QUESTIONS - large) < 1.0
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["one_gpu", "paper"])
+def test_notebook_01_runs_to_its_checks_with_the_settings_of_the_sizes_that_need_gpus(
+    name, real_profile, runs_folder, tmp_path
+):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(20):
+        image_id, image, *_ = drawn_source("mini-world").image_at("rl", number, None, 0)
+        image.save(folder / f"{image_id}.png")
+    file = real_profile(
+        name,
+        models={"question_writer": {"path": "zoo:strong"}, "question_filter": {"path": "zoo:base"}},
+        prompts="short",  # the words that zoo models know
+        images={"source": str(folder), "num_images": 20},
+        curation={"max_tokens": 160},
+    )
+    command = [sys.executable, "-m", "caprl_utils", "run", "01_qa_curation", "-p", f"profile={file}"]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert (runs_folder / file.stem / "curation" / "main" / QA_FILE).is_file()

@@ -29,14 +29,9 @@ def at(folder) -> Donor:
     return Donor(path=str(folder))
 
 
-def qwen_of(language, vision):
-    """A setting of these two folders."""
-    return load_assembly("mini-qwen-3b", {"language": at(language), "vision": at(vision)})
-
-
-def llava_of(language, vision):
-    """A setting of these two folders."""
-    return load_assembly("mini-internlm-clip", {"language": at(language), "vision": at(vision)})
+def setting_of(name, language, vision):
+    """A setting of configs/vlm_init with these two folders."""
+    return load_assembly(name, {"language": at(language), "vision": at(vision)})
 
 
 def stirred(model):
@@ -62,7 +57,8 @@ def setting_with_head(tied: bool, vision_donor, folder):
     frame.save_pretrained(folder / "vision")
     torch.manual_seed(6)
     config = Qwen2Config(**models.text_config() | {"tie_word_embeddings": tied}, rope_parameters=ROPE)
-    return qwen_of(save_language(stirred(Qwen2ForCausalLM(config)), folder / "language"), folder / "vision")
+    language = save_language(stirred(Qwen2ForCausalLM(config)), folder / "language")
+    return setting_of("mini-qwen-3b", language, folder / "vision")
 
 
 def loaded(folder):
@@ -120,9 +116,9 @@ def internlm_donor(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def qwen_setting(language_donor, vision_donor):
-    return qwen_of(language_donor, vision_donor)
+    return setting_of("mini-qwen-3b", language_donor, vision_donor)
 
 
 @pytest.fixture(scope="session")
 def llava_setting(internlm_donor, clip_donor):
-    return llava_of(internlm_donor, clip_donor)
+    return setting_of("mini-internlm-clip", internlm_donor, clip_donor)

@@ -14,10 +14,9 @@ from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors
-from caprl_utils.vlm_init import architectures
 from caprl_utils.vlm_init.assembly import assemble, record_of, text_differences, verify_tensors
-from caprl_utils.vlm_init.donors import fast_tokenizer, renamed
-from tests.vlm_init.conftest import PADDED, at, llava_of, loaded, same_logits
+from caprl_utils.vlm_init.donors import fast_tokenizer, llama_config, llama_tensors, renamed
+from tests.vlm_init.conftest import PADDED, at, loaded, same_logits, setting_of
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,9 @@ def vlm(folder):
 def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
     """The rearrangement of modeling_internlm2.py, written out: 'b q (h gs d) -> b q h gs d', then the last two."""
     raw = json.loads((internlm_donor / "config.json").read_text())
-    config = architectures.llama_config(raw)
+    config = llama_config(raw)
     tensors = load_file(internlm_donor / "model.safetensors")
-    wqkv, split = tensors["model.layers.0.attention.wqkv.weight"], architectures.llama_tensors(tensors, config)
+    wqkv, split = tensors["model.layers.0.attention.wqkv.weight"], llama_tensors(tensors, config)
     hidden = torch.randn(7, raw["hidden_size"])
     heads, groups, width = 2, 2, 32
     fused = (hidden @ wqkv.T).view(7, heads, groups + 2, width)
@@ -50,7 +49,7 @@ def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
 
 def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_path, language_donor):
     donors.write_internlm2(language_donor, tmp_path / "donor")
-    assemble(llava_of(tmp_path / "donor", clip_donor), tmp_path / "out")
+    assemble(setting_of("mini-internlm-clip", tmp_path / "donor", clip_donor), tmp_path / "out")
     same_logits(loaded(tmp_path / "out"), Qwen2ForCausalLM.from_pretrained(language_donor).eval())
 
 
@@ -91,10 +90,8 @@ def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm
 
 def test_it_is_stored_and_saved_under_the_names_that_servers_read(folder, vlm, tmp_path):
     stored = load_file(folder / "model.safetensors").keys()
-    assert {name.split(".layers.")[0] for name in stored if ".layers.0." in name} == {
-        "language_model.model",
-        "vision_tower.vision_model.encoder",
-    }
+    starts = {name.split(".layers.")[0] for name in stored if ".layers.0." in name}
+    assert starts == {"language_model.model", "vision_tower.vision_model.encoder"}
     vlm.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == stored
 
@@ -143,6 +140,6 @@ def test_rope_scaling_that_is_not_known_is_refused():
     shape = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     dynamic = shape | {"rope_theta": 1e6, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
-    assert architectures.llama_config(dynamic).rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
+    assert llama_config(dynamic).rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
     with pytest.raises(UserError, match="rope scaling 'yarn'"):
-        architectures.llama_config(shape | {"rope_scaling": {"type": "yarn", "factor": 2.0}})
+        llama_config(shape | {"rope_scaling": {"type": "yarn", "factor": 2.0}})

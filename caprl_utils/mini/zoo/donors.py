@@ -18,7 +18,7 @@ from transformers import Qwen2Config
 from caprl_utils import paths
 from caprl_utils.files import write_json
 from caprl_utils.models.base import model_hash
-from caprl_utils.vlm_init.architectures import INTERNLM_NAMES
+from caprl_utils.vlm_init.donors import INTERNLM_NAMES
 
 
 def folder(name: str) -> Path:
