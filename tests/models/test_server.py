@@ -110,21 +110,12 @@ def test_a_server_that_dies_shows_the_end_of_its_log_and_the_likely_cause(line, 
     refused(model, rf"status 1\. ?{f'Likely: .*{likely}' if likely else 'The end'}(?s:.*)loading", log=tmp_path / "log")
 
 
-HEALTHY = """
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-
-
 def test_the_command_serves_until_it_is_stopped(reader_folder, tmp_path):
     """`caprl serve` with a stand-in for vLLM's program: SIGTERM ends both, without an error."""
+    (tmp_path / "health").touch()
+    line = f"[sys.executable, *'-m http.server --directory {tmp_path}'.split(), str(port)]"
     script = (
-        "import sys; from caprl_utils.models import server; "
-        f"server.command = lambda model, port, *_: [sys.executable, '-c', {HEALTHY!r}, str(port)]; "
+        f"import sys; from caprl_utils.models import server; server.command = lambda model, port, *_: {line}; "
         "from caprl_utils.__main__ import main; main()"
     )
     command = [sys.executable, "-c", script, "serve", str(reader_folder), "--port", str(server.free_port())]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from caprl_utils.models.base import Request
-from caprl_utils.models.local import uniforms
+from caprl_utils.models.local import draw, uniforms
 
 
 def options_of(prompt: str) -> dict[str, str]:
@@ -33,12 +33,7 @@ class ChanceReader:
 
     def _drawn(self, request: Request, temperature: float) -> str | None:
         row = self._letters(request)
-        if row is None:
-            return None
-        weights = {letter: p ** (1 / temperature) for letter, p in row.items()}
-        place = uniforms(0, request.id, 0, 1)[0] * sum(weights.values())
-        for letter, weight in weights.items():
-            place -= weight
-            if place < 0:
-                return f" {letter}"
-        return " nothing"
+        known = {letter: math.log(p) for letter, p in (row or {}).items() if p}
+        if not known:
+            return None if row is None else " nothing"
+        return f" {[*known][draw([*known.values()], temperature, uniforms(0, request.id, 0, 1)[0])]}"

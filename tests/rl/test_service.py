@@ -6,11 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from caprl_utils import paths, prompts, qa_reward
@@ -132,13 +131,9 @@ def post(reward):
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def call(body) -> tuple[int, dict]:
-        url, data = f"http://127.0.0.1:{server.server_port}/get_reward", json.dumps(body).encode()
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            answer = client.post(f"http://127.0.0.1:{server.server_port}/get_reward", json=body)
+        return answer.status_code, answer.json()
 
     yield call
     server.shutdown()
