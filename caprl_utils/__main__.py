@@ -184,6 +184,7 @@ def score(
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
     authors: Annotated[Path | None, Option(metavar="DIR", help="Their protocol and files.")] = None,
     list_them: Annotated[bool, Option("--list", help="Show the benchmarks.")] = False,
+    vectors: Annotated[Path | None, Option(metavar="FILE.jsonl", help="Check the scorer.")] = None,
     profile: ProfileOption = "mini",
     overrides: SetOption = [],
 ) -> None:
@@ -195,6 +196,12 @@ def score(
         from caprl_utils.prism.benchmarks import overview
 
         return print(overview())
+    if vectors:
+        from caprl_utils.prism.vectors import check_vectors
+
+        passed, failures = check_vectors(vectors)
+        print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")
+        raise typer.Exit(1 if failures else 0)
     if captions is None:
         raise UserError("name a file of captions or a captioning model (zoo:NAME, a folder, a hub id), or --list")
     from caprl_utils.prism.loading import protocol

@@ -11,7 +11,7 @@ import harness
 
 from caprl_utils.errors import UserError
 
-BENCHES = ("client", "curation", "bootstrap", "reward")  # each is `rows()` of the module bench_NAME
+BENCHES = ("client", "curation", "bootstrap", "reward", "same_twice")  # each is `rows()` of the module bench_NAME
 
 
 def main(names: Sequence[str]) -> int:

@@ -73,3 +73,10 @@ def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch
     shown = capsys.readouterr()
     assert "bench client: no model" in shown.err and "bootstrap" in shown.out
     assert bench_main.main(["nothing"]) == 2
+
+
+def test_halves_of_a_rows_trainings_are_each_compared_once():
+    splits = importlib.import_module("bench_same_twice").splits
+    assert list(splits([0, 1])) == [((0,), (1,))]
+    assert len(list(splits([0, 1, 2]))) == 3 and len(list(splits([0, 1, 2, 3]))) == 3
+    assert len(list(splits(range(6)))) == 10

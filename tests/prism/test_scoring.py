@@ -8,23 +8,25 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from caprl_utils.__main__ import app
 from caprl_utils.answers import Letter
+from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import metrics
 from caprl_utils.prism.benchmarks import load_registry
-from caprl_utils.prism.metrics import Score, all_rotations, as_list, mathvista_match
+from caprl_utils.prism.metrics import Score, all_rotations
 from caprl_utils.prism.scores import Answer, Judge, Task, score_answers, score_rows
+from caprl_utils.prism.vectors import check_vectors
 from caprl_utils.prompts import CHARXIV_RULES
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore
 from tests.scripted import Says
 
 DATA = Path(__file__).parents[1] / "data"
-VECTORS, REPLIES = (
-    [json.loads(line) for line in (DATA / name).read_text().splitlines()]
-    for name in ("scoring-vectors.jsonl", "judge-replies.jsonl")
-)
+VECTORS = DATA / "scoring-vectors.jsonl"
+REPLIES = [json.loads(line) for line in (DATA / "judge-replies.jsonl").read_text().splitlines()]
 
 
 def sample(benchmark, gold, options=(), question="", **meta):
@@ -38,21 +40,6 @@ def score(benchmark, text, gold, options=(), judge=None, **meta):
 def by_authors(benchmark, answer, gold):
     text = f"<think>reasoning</think>\n<answer>\\boxed{{{answer}}}</answer>"
     return score_answers([(sample(benchmark, gold), text)], "caprl")[0]
-
-
-def test_all_vectors_pass():
-    """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
-    for number, line in enumerate(VECTORS, 1):
-        meta, several = line.get("meta") or {}, isinstance(line["prediction"], list)
-        pairs = zip(line["prediction"], line["gold"], strict=True) if several else [(line["prediction"], line["gold"])]
-        options = tuple(as_list(meta.get("options")) or ())
-        asked = [(Sample("v", line["benchmark"], (), "", gold, options, meta), text) for text, gold in pairs]
-        if line["mode"] == "standard" and line["benchmark"] == "mathvista" and len(asked[0][1].split()) == 1:
-            found = mathvista_match(*asked[0], extracted=True)  # the prediction is the final short answer
-        else:
-            found = all_rotations(score_answers(asked, line["mode"]))
-        expected = meta.get("math_verify", {}).get(metrics.MATH_VERIFY_VERSION, line["expected"])
-        assert found.value == (expected if expected is None else pytest.approx(expected, abs=1e-6)), (number, found)
 
 
 # --- the authors' scorer ---
@@ -192,3 +179,56 @@ def test_mathverse_extracts_then_compares_and_charxiv_uses_the_rule_of_the_answe
         assert score("charxiv", f"{kind}", "100", judge=ask, answer_type=kind).value == 0.0
     heads = [prompt.split("\n")[0] for prompt in ask.backend.prompts]
     assert [CHARXIV_RULES[kind] in head for kind, head in enumerate(heads[4:], 1)] == [True] * 4
+
+
+# --- caprl score --vectors ---
+
+
+def vectors(path, *lines):
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def vector(**changes):
+    return {"benchmark": "gqa", "prediction": "yes", "gold": "yes", "mode": "standard", "expected": 1.0} | changes
+
+
+def test_all_vectors_pass():
+    """The quirks of the authors' scorer one by one (`why`), each metric against values worked out by hand."""
+    done = CliRunner().invoke(app, ["score", "--vectors", str(VECTORS)])
+    assert done.exit_code == 0
+    assert done.output.strip() == f"{len(VECTORS.read_text().splitlines())} passed, 0 failed"
+
+
+def test_failures_are_printed_and_counted(tmp_path):
+    file = vectors(tmp_path / "v.jsonl", vector(), vector(expected=0.0), vector(benchmark="mmvet", expected=None))
+    done = CliRunner().invoke(app, ["score", "--vectors", str(file)])
+    assert done.exit_code == 1 and "FAILED line 2 of" in done.output
+    assert done.output.strip().endswith("2 passed, 1 failed")
+
+
+def test_the_value_for_the_pinned_version_wins(tmp_path):
+    line = vector(expected=0.0, meta={"math_verify": {"0.9.0": 0.0, "0.8.0": 1.0}})
+    assert check_vectors(vectors(tmp_path / "v.jsonl", line)) == (1, [])
+
+
+def test_a_line_that_is_no_vector_fails_alone(tmp_path):
+    bad = [
+        "{broken\n", ["a list"], {"benchmark": "gqa", "mode": "standard"}, vector(mode="other"),
+        vector(benchmark="gqqa"), vector(expected="yes"), vector(meta=[1]), vector(prediction=7), vector(mode="caprl"),
+    ]  # fmt: skip
+    passed, failures = check_vectors(vectors(tmp_path / "v.jsonl", *bad, vector(), "\n"))
+    assert (passed, len(failures)) == (1, 9)
+    for number, text in enumerate((
+        "Invalid JSON", "should be an object", "gold Field required", "mode Input should be",
+        "'gqqa'; did you mean", "expected Input should be", "meta Input should be", "prediction.str Input should be",
+        "use scoring 'standard'",
+    )):  # fmt: skip
+        assert text in failures[number] and f"line {number + 1} of" in failures[number]
+
+
+def test_unusable_files_are_named(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    for name in ("none.jsonl", "empty.jsonl"):
+        with pytest.raises(UserError, match=name):
+            check_vectors(tmp_path / name)
