@@ -1,4 +1,4 @@
-"""Captions of millions of images: a pool of Ray's actors, each with a model, is given the numbers of those not done.
+"""Captions of millions of images: Ray Data gives the numbers of those not done to a pool of actors, each with a model.
 
 An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that is
 given out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. Driver
@@ -54,16 +54,10 @@ def caption_shards(
     todo = np.flatnonzero(~np.isin(hashes, done))
     tally.looked = tally.made = len(done)
     if len(todo):
-        with _ray(workers) as ray, Progress("captions", len(hashes)) as bar:
-            slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
-            kind = ray.remote(max_concurrency=2, max_restarts=-1, max_task_retries=-1, **slot)(_Actor)
-            actors = [kind.remote(dict(job), folder, opener, len(done) > 0) for _ in range(workers)]
-            pool = ray.util.ActorPool(2 * actors)  # an actor reads and writes a batch while it captions another
+        with _ray(workers), Progress("captions", len(hashes)) as bar:
             bar.update(len(done))
             units = np.split(todo, range(batch, len(todo), batch))
-            for told in pool.map_unordered(lambda actor, unit: actor.caption.remote(unit.tolist()), units):
-                if isinstance(told, str):
-                    raise UserError(told)
+            for told in _told((dict(job), folder, opener, len(done) > 0), units, workers, gpus):
                 bar.update(told["images"])
                 tally.looked += told["images"]
                 tally.made += told["made"]
@@ -72,6 +66,30 @@ def caption_shards(
                 check()
     _drop_repeats(folder)
     return _shards(folder)
+
+
+def _told(actor: tuple, units: list[np.ndarray], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
+    """What the actors say of each batch: see `_Actor._caption`. Raises UserError when one gives up."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.enable_auto_log_stats = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
+    pool = ActorPoolStrategy(  # an actor reads and writes a batch while it captions another
+        size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
+        max_tasks_in_flight_per_actor=2,
+    )  # fmt: skip
+    items = [{"numbers": unit.tolist()} for unit in units]
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor, batch_size=None, batch_format="pyarrow", compute=pool, fn_constructor_args=actor, **slot
+    )
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for told in map(json.loads, table["told"].to_pylist()):
+            if "error" in told:
+                raise UserError(told["error"])
+            yield told
 
 
 def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -103,11 +121,10 @@ def _write_shard(url: str, table: pa.Table) -> None:
 
 
 @contextmanager
-def _ray(workers: int) -> Iterator[Any]:
+def _ray(workers: int) -> Iterator[None]:
     """Ray for as long as the block lasts."""
     try:
         import ray
-        import ray.util
     except ImportError:
         raise UserError("--workers needs Ray, which is not installed: `pip install ray`") from None
     slots = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, workers)}
@@ -124,7 +141,7 @@ def _ray(workers: int) -> Iterator[Any]:
                 told = f"Ray could not be started or reached ({error}). On a loaded machine run again later;"
                 raise UserError(f"{told} for a cluster check RAY_ADDRESS.") from error
     try:
-        yield ray
+        yield
     finally:
         ray.shutdown()
 
@@ -148,12 +165,13 @@ class _Actor:
             queue.put(EndpointBackend(backend.config))
         return queue
 
-    def caption(self, numbers: list[int]) -> dict[str, Any] | str:
-        """Caption images, write their shard, and tell of it (see `_caption`), or why that cannot be."""
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Caption batches, write their shards, tell of each; of an exception Ray would keep no more than its text."""
         try:
-            return self._caption(numbers)
+            for numbers in table["numbers"].to_pylist():
+                yield pa.table({"told": [json.dumps(self._caption(numbers))]})
         except UserError as error:
-            return str(error)
+            yield pa.table({"told": [json.dumps({"error": str(error)})]})
 
     def _read(self, numbers: list[int]) -> list[tuple[int, ImageItem]]:
         """The images of these numbers; the source is read on from where the last ones ended."""
