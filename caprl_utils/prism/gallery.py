@@ -115,6 +115,8 @@ def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str,
             found[file] = []
         if file in found:
             found[file].append(sample)
+    for other in {*folder.rglob("*.png")} - {folder / file for file in found}:
+        other.unlink()  # of other benchmarks, written before
     return found
 
 
