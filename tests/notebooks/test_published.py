@@ -31,7 +31,7 @@ def test_a_published_notebook_is_light_and_was_executed_without_noise(file):
 @pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
 @pytest.mark.parametrize("file", COPIES, ids=lambda file: file.stem)
 def test_its_page_shows_all_of_it_without_a_network(file, tmp_path, monkeypatch):
-    """Pictures in their ratio, outputs whole at 1280 pixels, the page not wider than a window of 800; formulas as such."""
+    """Pictures in their ratio, outputs whole at 1280 pixels, the page not wider than a window of 800; formulas."""
     monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
     executed = tmp_path / "runs" / "smoke" / "notebooks" / file.name
