@@ -199,14 +199,29 @@ def light(notebook: Any) -> Any:
 
 
 def _make_light(data: dict[str, str]) -> None:
-    """One output's data: pictures as PNG of few colours and nothing else."""
-    from PIL import Image
-
+    """One output's data: figures as PNG of few colours and nothing else; pictures inside HTML as WebP."""
     data.pop("image/jpeg", None)
     if "image/png" in data:
-        image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-        image.quantize(_COLOURS).save(buffer := io.BytesIO(), format="PNG", optimize=True)
-        data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+        figure = _opened(data["image/png"], 900).quantize(_COLOURS)
+        data["image/png"] = _encoded(figure, format="PNG", optimize=True)
+    if "text/html" in data:
+        before, *pictures = re.split(r"data:image/\w+;base64,([\w+/=]+)", data["text/html"])
+        for encoded, after in zip(pictures[::2], pictures[1::2], strict=True):
+            before += f"data:image/webp;base64,{_encoded(_opened(encoded, 240), format='WEBP')}{after}"
+        data["text/html"] = before
+
+
+def _opened(encoded: str, widest: int) -> Any:
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image.thumbnail((widest, image.height))
+    return image
+
+
+def _encoded(image: Any, **how: Any) -> str:
+    image.save(buffer := io.BytesIO(), **how)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _errors_in_one_line() -> None:
