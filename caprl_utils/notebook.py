@@ -27,7 +27,6 @@ OFFLINE = {  # nothing is fetched, so nobody waits at a bar
 }  # fmt: skip
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
 MOST_KB = 250  # ours: of a published copy; GitHub shows larger ones slowly or not at all
-_COLOURS = 64  # ours: of its pictures
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def settings(profile: Profile, show: Sequence[str]) -> list[str]:
 
 def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
     """Rows (a frame, or what pandas makes one of) as HTML: whole numbers with thousands separated, others with so many
-    decimals, a dash for what is missing, texts aligned left and wrapped.
+    decimals, a dash for what is missing, texts and their heads aligned left and wrapped.
     """
     import pandas as pd
     from IPython.display import HTML
@@ -132,7 +131,12 @@ def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
             return f"{value:,.{decimals}f}"
         return f"{value:,}" if type(value) is not bool else ("yes" if value else "no")
 
-    return HTML(frame.map(text).to_html(escape=False, border=0, index=index))
+    cells = frame.map(text)
+    if frame.columns.nlevels == 1:  # pandas sets every head right, above texts too
+        left = [cells.iloc[:, at].str.startswith("<div").any() for at in range(frame.shape[1])]
+        heads = zip(frame.columns, left, strict=True)
+        cells.columns = [f"<div style='text-align:left'>{head}</div>" if is_text else head for head, is_text in heads]
+    return HTML(cells.to_html(escape=False, border=0, index=index))
 
 
 def saw(*sentences: str) -> Any:
@@ -144,10 +148,14 @@ def saw(*sentences: str) -> Any:
 
 def publish(profile: Profile) -> list[Path]:
     """Write light copies of the executed notebooks into reports/<profile>/notebooks, and beside each executed one its
-    page in HTML; returns the pages. Raises UserError for a copy that is too large.
+    page in HTML, which needs no network; returns the pages. Raises UserError for a copy that is too large.
     """
     import nbformat
     from nbconvert import HTMLExporter
+
+    scripts = ("html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs")
+    without = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in scripts)
+    as_page = HTMLExporter(raw_template=f"{{% extends 'lab/index.html.j2' %}}{without}")
 
     copies, pages = {}, []
     for file in sorted((paths.RUNS / profile.name / "notebooks").glob("[0-9]*.ipynb")):
@@ -162,16 +170,28 @@ def publish(profile: Profile) -> list[Path]:
             )
         write_atomic(target, text)
         pages.append(file.with_name(f"{name}.html"))
-        write_atomic(pages[-1], HTMLExporter().from_notebook_node(small)[0])
+        for cell in small.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _formulas(cell.source)
+        write_atomic(pages[-1], as_page.from_notebook_node(small, {"metadata": {"name": name}})[0])
     return pages
+
+
+def _formulas(text: str) -> str:
+    """Markdown, its TeX as MathML."""
+    from latex2mathml.converter import convert
+
+    def shown_by_browsers(found: re.Match) -> str:
+        tex = (found[1] or found[2]).replace(r"\mathbb{1}", "𝟙")  # MathML has no such letter
+        return convert(tex, display="block" if found[1] else "inline")
+
+    return re.sub(r"\$\$(.+?)\$\$|\$(.+?)\$", shown_by_browsers, text, flags=re.DOTALL)
 
 
 def light(notebook: Any) -> Any:
     """An executed notebook (nbformat) without what went to stderr (of earlier runs of this machine), progress bars,
-    times and run metadata, its pictures as PNG in few colours.
+    times and run metadata; figures as PNG of few colours, pictures inside HTML as small WebP.
     """
-    from PIL import Image
-
     notebook = copy.deepcopy(notebook)
     notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
     for cell in notebook.cells:
@@ -182,7 +202,20 @@ def light(notebook: Any) -> Any:
             for data in (output.get("data", {}) for output in cell.outputs):
                 data.pop("image/jpeg", None)
                 if "image/png" in data:
-                    image = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
-                    image.quantize(_COLOURS).save(buffer := io.BytesIO(), format="PNG", optimize=True)
-                    data["image/png"] = base64.b64encode(buffer.getvalue()).decode()
+                    data["image/png"] = _small(data["image/png"], 900, colours=64)
+                before, *pictures = re.split(r"data:image/\w+;base64,([\w+/=]+)", data.get("text/html", ""))
+                for encoded, after in zip(pictures[::2], pictures[1::2], strict=True):
+                    before += f"data:image/webp;base64,{_small(encoded, 240)}{after}"
+                data.update({"text/html": before} if pictures else {})
     return notebook
+
+
+def _small(encoded: str, widest: int, colours: int = 0) -> str:
+    """A picture in base64 at most so many pixels wide, as WebP or as PNG of so many colours."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image.thumbnail((widest, image.height))
+    how = {"format": "PNG", "optimize": True} if colours else {"format": "WEBP"}
+    (image.quantize(colours) if colours else image).save(buffer := io.BytesIO(), **how)
+    return base64.b64encode(buffer.getvalue()).decode()

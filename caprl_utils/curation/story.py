@@ -29,7 +29,8 @@ def contact_sheet(items: Sequence[ImageItem], columns: int = 6) -> Image.Image:
         small = item.image.copy()
         small.thumbnail((_CELL - 8, _CELL - 8))
         sheet.paste(small, (left + 4, top + 4))
-        draw.text((left + 4, top + _CELL), Path(item.id).stem[-22:], fill="black")
+        name = Path(item.id).stem
+        draw.text((left + 4, top + _CELL), name if len(name) <= 22 else f"…{name[-21:]}", fill="black")
     return sheet
 
 

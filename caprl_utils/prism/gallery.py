@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
 from caprl_utils.images import as_rgb
+from caprl_utils.prism.benchmarks import averaged
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import gold_option
 from caprl_utils.prism.sources import image_ids
@@ -97,9 +98,9 @@ def write(cards: Sequence[str], file: Path, title: str) -> Path:
 
 
 def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str, list[Sample]]:
-    """Write some images of the profile's benchmarks as PNG files; returns file -> the questions about it."""
+    """Write some images of the benchmarks in the profile's average as PNG files; returns file -> questions about it."""
     found: dict[str, list[Sample]] = {}
-    by_benchmark = [load_samples(profile, [name]) for name in profile.prism.benchmarks]
+    by_benchmark = [load_samples(profile, [name]) for name in averaged(profile.prism.benchmarks)]
     for sample in (sample for row in zip(*by_benchmark, strict=False) for sample in row):  # all kinds in turn
         file = f"{sample.benchmark}/{image_ids(sample)[0].rpartition('/')[2]}.png"
         if file not in found and len(found) < num_images:
@@ -107,6 +108,8 @@ def write_examples(profile: Profile, folder: Path, num_images: int) -> dict[str,
             found[file] = []
         if file in found:
             found[file].append(sample)
+    for other in {*folder.rglob("*.png")} - {folder / file for file in found}:
+        other.unlink()  # of other benchmarks, written before
     return found
 
 

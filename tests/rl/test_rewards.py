@@ -293,10 +293,12 @@ CHEATS = {
     "every option": " ".join(f"It is {option}." for question in QUESTIONS for option in question.options),
 }
 PAYS = {("reward_judge", "one fact, repeated"), ("reward_judge", "every option")}  # a judge that likes length
+PAYS |= {("reward_correct_3", "one fact, repeated")}  # one true sentence is all correct, and weighs the most there
 
 
 @pytest.mark.parametrize(
-    "name", ["short", "length_term", "reward_masked", "reward_correct", "reward_balanced", "reward_judge"]
+    "name",
+    ["short", "length_term", "reward_masked", "reward_correct", "reward_correct_3", "reward_balanced", "reward_judge"],
 )
 def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
     reward = load_experiment(name, "mini")[0].reward
