@@ -10,7 +10,7 @@ from caprl_utils import paths
 from caprl_utils.pretraining.data import dataset_of, run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.prism.told import MEASURES
-from caprl_utils.reports import page, tables, trace
+from caprl_utils.reports import claims, page, tables, trace
 from caprl_utils.reports.items import figure4, texts
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import Run
@@ -20,6 +20,7 @@ RIGHT = {"vanilla": 4, "sharegpt4v-1m": 6, "densefusion-1m": 8, "caprl-1m": 12, 
          "caprl-1m-x0.5": 9}  # fmt: skip
 RECIPE = ["caprl_utils.errors"]
 CAPTIONS = {"count": 10, **dict.fromkeys(MEASURES, 0.6), "tokens": 12.3, "cut": 0.0, "looped": 0.1}
+AT_THE_FLOOR = claims.at_the_floor
 ITEMS = {"table1": 15, "table2": 5, "figure4": 5}  # rows
 
 
@@ -43,6 +44,7 @@ def made(tmp_path_factory):
 def pretrained(profile, vqa_run, made, monkeypatch):
     """Profile mini with two trainings a row and their evaluations, its models able to test everything."""
     monkeypatch.setitem(texts()["models"][0], "not_testable", {})
+    monkeypatch.setattr(claims, "at_the_floor", lambda *a: "")  # these questions have one answer: the guesser is right
     if not made.is_dir():
         settings = profile.pretraining
         for training in all_trainings(settings):
@@ -58,6 +60,13 @@ def pretrained(profile, vqa_run, made, monkeypatch):
         shutil.copytree(paths.RUNS, made)
     shutil.copytree(made, paths.RUNS, dirs_exist_ok=True)
     return profile
+
+
+def test_rows_at_the_floor_decide_nothing(pretrained, monkeypatch):
+    monkeypatch.setattr(claims, "at_the_floor", AT_THE_FLOOR)
+    found = tables.write(pretrained, "table1")["facts"]["claims"]
+    assert {claim["reason"] for claim in found} == {"neither does better than always giving the most frequent answer"}
+    assert {claim["verdict"] for claim in found} == {claims.NOT_TESTABLE} and not any(claim["p"] for claim in found)
 
 
 def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
