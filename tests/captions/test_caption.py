@@ -190,9 +190,13 @@ def test_a_shard_without_captions_is_a_dead_captioner_only_where_nothing_was_cap
     silent = [f"p{number:03d}.png" for number in range(CHUNK_IMAGES + 1)]
     job = captioning.make_job(fill(images, CHUNK_IMAGES + 1), Scripted(), SAMPLING)
     actor = scale._Actor(job, str(tmp_path / "set"), lambda _: Scripted(broken=silent[1:]), False)
-    first, second = (actor.caption(numbers) for numbers in ([0] * made, [*range(1, CHUNK_IMAGES + 1)]))
+    batches = pa.table({"numbers": [[0] * made, [*range(1, CHUNK_IMAGES + 1)]]})
+    first, second = (json.loads(told["told"][0].as_py()) for told in actor(batches))
     assert first["made"] == 2 * made
-    assert second["failed"]["p064.png"] == "server said no" if made else second.startswith("none of 64 images")
+    if made:
+        assert second["failed"]["p064.png"] == "server said no"
+    else:
+        assert second["error"].startswith("none of 64 images")
 
 
 def test_what_cannot_be_captioned_or_written_is_named(images, tmp_path):
