@@ -20,7 +20,7 @@ from caprl_utils.files import note_access
 from caprl_utils.prism.statistics import AVERAGE, Interval, holm, t_interval
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import figures, numbers
-from caprl_utils.reports.items import FOLLOW_UPS, Claim, Item, items, texts
+from caprl_utils.reports.items import FOLLOW_UPS, GUESSER, Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
 from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
 from caprl_utils.reports.results import Results, keys_of
@@ -67,14 +67,26 @@ def test_all(results: Results) -> list[dict[str, Any]]:
     short.
     """
     tests = [(claim, (_reward if claim.kind == "reward" else _test)(claim, results)) for claim in results.item.claims]
-    return [_found(claim, *tested) for claim, tested in tests if tested]
+    floors = [claim.not_testable or at_the_floor(claim, results) for claim, tested in tests if tested]
+    found = [(claim, tested) for claim, tested in tests if tested]
+    return [_found(claim, why, *tested) for (claim, tested), why in zip(found, floors, strict=True)]
 
 
-def _found(claim: Claim, gap: Interval, trainings: Sequence[int], sources: Sequence[Source], steps: int | None = None):
-    decided = (NOT_TESTABLE, claim.not_testable) if claim.not_testable else verdict(gap, claim.kind)
+def at_the_floor(claim: Claim, results: Results) -> str:
+    """Why a difference says nothing of what two rows learned, where neither does better than who sees no image."""
+    if GUESSER.label not in results.measured:
+        return ""
+    above = [results.difference(row, GUESSER.label, claim.benchmarks).low > 0 for row in (claim.ours, claim.theirs)]
+    return "" if any(above) else "neither does better than always giving the most frequent answer"
+
+
+def _found(
+    claim: Claim, why: str, gap: Interval, trainings: Sequence[int], sources: Sequence[Source], steps: int | None = None
+):
+    decided = (NOT_TESTABLE, why) if why else verdict(gap, claim.kind)
     return {
         **{key: getattr(claim, key) for key in ("text", "kind", "ours", "theirs", "same_as")},
-        "value": gap.value, "interval": [gap.low, gap.high], "p": None if claim.not_testable else gap.p_value,
+        "value": gap.value, "interval": [gap.low, gap.high], "p": None if why else gap.p_value,
         "verdict": decided[0], "reason": decided[1], "trainings": list(trainings), "images": gap.num_clusters or None,
         "steps": steps, "sources": [asdict(source) for source in sources],
     }  # fmt: skip
