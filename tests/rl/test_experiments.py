@@ -112,7 +112,7 @@ def keys(tmp_path, monkeypatch):
 def test_what_a_change_retrains(keys):
     """The reward's rounds: all but those with rounds of their own. The ablations' size: not the main run."""
     before, rounds, size = keys(), keys(rounds=3), keys("ablations: {steps: 7}")
-    own = {f"rounds_{rounds}-seed{seed}" for rounds in (1, 2, 8) for seed in (0, 1)}
+    own = {f"rounds_{rounds}-seed{seed}" for rounds in (1, 2, 8) for seed in (0, 1, 2)}
     assert {name for name in before if before[name] == rounds[name]} == own
     assert before["caprl-seed0"] == size["caprl-seed0"] and before["short-seed0"] != size["short-seed0"]
     one_seed = keys("rl: {seeds: [0]}")
