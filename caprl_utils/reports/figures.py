@@ -20,7 +20,7 @@ from caprl_utils.prism.gallery import GREEN, GREY, RED
 from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, lengths
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
-from caprl_utils.reports.items import about_models, texts
+from caprl_utils.reports.items import GUESSER, about_models, texts
 from caprl_utils.reports.results import READERS, Curve, Results, points, title_of
 from caprl_utils.schema import Profile
 
@@ -359,6 +359,8 @@ def plot_sets(results: Results, stem: Path) -> list[Path]:
                 sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
                 _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
             _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
+            floor = 100 * results.interval(GUESSER.label, panel).value
+            axes.axhline(floor, color="#9a9a9a", linewidth=1, linestyle=":", label="most frequent answer")
             axes.set(title=title_of(panel), xticks=ticks)
         for axes in all_axes[::_COLUMNS]:
             axes.set_ylabel(ACCURACY)

@@ -213,10 +213,9 @@ def _of_pretraining(
     name: str, title: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str]], claims: Sequence[Claim],
     *notes: str, **more: Any,
 ) -> Item:  # fmt: skip
-    """An item of notebook 05: it needs all rows; where it has the paper's numbers, a guesser stands below."""
-    notes, guesser = [texts()["caption_sets"], *notes], [GUESSER] if "paper" in more else []
-    needed = [row.label for row in rows]
-    return Item(name, title, [*rows, *guesser], pairs, needed, claims, "pretraining", notes=notes, **more)
+    """An item of notebook 05: it needs all rows; a guesser stands below."""
+    notes, needed = [texts()["caption_sets"], *notes], [row.label for row in rows]
+    return Item(name, title, [*rows, GUESSER], pairs, needed, claims, "pretraining", notes=notes, **more)
 
 
 def table1(profile: Profile) -> Item:
