@@ -20,7 +20,7 @@ from caprl_utils.prism.gallery import GREEN, GREY, RED
 from caprl_utils.prism.probes import INVENTED, TRUE, lengths, repeated, with_invented
 from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.reports import numbers
-from caprl_utils.reports.items import about_models, texts
+from caprl_utils.reports.items import GUESSER, about_models, texts
 from caprl_utils.reports.results import Curve, Results, title_of
 from caprl_utils.reports.said import TITLES, Point
 from caprl_utils.schema import Profile
@@ -395,6 +395,8 @@ def _panel(axes: Axes, results: Results, pairs: Mapping[str, int], panel: str) -
         _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
     (grey,) = looks([VANILLA])
     _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
+    floor = 100 * results.interval(GUESSER.label, panel).value
+    axes.axhline(floor, color="#9a9a9a", linewidth=1, linestyle=":", label="most frequent answer")
     ticks: list[int] = []  # sets that lost a few captions would write one number over another
     for count in sorted(set(pairs.values()), reverse=True):
         if not ticks or ticks[-1] - count > width / 10:

@@ -277,7 +277,7 @@ def figure4(profile: Profile) -> Item:
     claims = [Claim(*told, same_as=same.get(tuple(f"{setting}, {side}" for side in told[1:]), "")) for told in stated]
     pairs = dict.fromkeys([*((claim.ours, claim.theirs) for claim in claims), *none_to_all.values()])
     return Item(
-        "figure4", "Figure 4: growing caption sets", rows, list(pairs), [row.label for row in rows], claims,
+        "figure4", "Figure 4: growing caption sets", [*rows, GUESSER], list(pairs), [row.label for row in rows], claims,
         "pretraining", told="no pairs to all:", told_pairs=none_to_all, figures=["sets"],
         notes=[texts()["caption_sets"], f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"]],
     )  # fmt: skip
