@@ -100,7 +100,7 @@ table6: ## Table 6: leaking questions
 figure4: ## Figure 4: growing caption sets
 figures: figure4 ## Figures 1c, 4 and 5
 extras: ## our own tables: length term, swap of readers, a reader from outside
-rewards: ## seven rewards on one footing: CapRL's and those of papers after it
+rewards: ## eight rewards on one footing: CapRL's and those of papers after it
 
 $(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
 	@$(PY) -m caprl_utils train --table3 --profile $(PROFILE)
