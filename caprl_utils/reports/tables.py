@@ -419,7 +419,7 @@ def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs
 
 
 def budget_table(results: Results) -> Table:
-    """The race at equal length: averages under each token budget and of joined captions, and how far ours is ahead."""
+    """Averages under each token budget and of joined captions, and how far ours is ahead."""
     budgets = sorted({found.row.budget for found in results.measured.values() if found.row.budget})
     there, (ours, theirs) = results.measured, results.item.pairs[0]
     cut = {label: [*(budget_label(label, n) for n in budgets), label] for label in results.unbound}
@@ -432,7 +432,7 @@ def budget_table(results: Results) -> Table:
     length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
     heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
     notes = [_note("budgets", joined=length)]
-    caption = "At equal length: accuracy (%) with 95 % interval"
+    caption = "From the first tokens of each caption: accuracy (%) with 95 % interval"
     return Table("budgets", caption, "Captioner", heads, rows if budgets else [], notes)
 
 
