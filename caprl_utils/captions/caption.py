@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -96,8 +97,11 @@ def draw(
     tally.made += len(done)
 
     def requests() -> Iterator[Request]:
-        lacking = (one for one in images if any(caption_id(one[1].id, i) not in done for i in range(sampling.n)))
-        for (number, item), image in in_threads(lambda one: (one, opened(one[1], max_pixels)), lacking):
+        lacking = (
+            numbered for numbered in images
+            if any(caption_id(numbered[1].id, index) not in done for index in range(sampling.n))
+        )  # fmt: skip
+        for (number, item), image in in_threads(partial(_opened, max_pixels), lacking):
             if isinstance(image, BadImageError):
                 tally.bad[item.id] = str(image)
             elif isinstance(image, Exception):
@@ -127,12 +131,11 @@ def draw(
             )  # fmt: skip
 
 
-def opened(item: ImageItem, max_pixels: int | None = None) -> Image | Exception:
-    """An image's pixels, or why there are none: a BadImageError where it cannot be used."""
+def _opened(max_pixels: int | None, numbered: tuple[int, ImageItem]) -> tuple[tuple[int, ImageItem], Image | Exception]:
     try:
-        return item.open(max_pixels)
+        return numbered, numbered[1].open(max_pixels)
     except (OSError, UserError) as error:
-        return error
+        return numbered, error
 
 
 def failure_message(what: str, failed: Mapping[str, str], total: int, store: RowStore) -> str:
@@ -161,13 +164,18 @@ def token_counter(model: ModelConfig) -> Callable[[str], int]:
 
 
 def is_loop(text: str) -> bool:
-    """Whether a text ends in a phrase said at least `MIN_REPEATS` times, the last time perhaps not whole, or says one
-    sentence as often.
+    """Whether a text ends in a phrase said at least `MIN_REPEATS` times, or says one sentence as often."""
+    return _tail_repeats(text) or _sentence_repeats(text)
+
+
+def _tail_repeats(text: str) -> bool:
+    """Whether the end of the text is one phrase over and over, the last time perhaps not whole.
 
     The prefix function of the reversed text gives the shortest period of every tail in linear time.
     """
     turned = text.rstrip()[-20_000:][::-1]
-    border, length = [0] * len(turned), 0
+    border = [0] * len(turned)
+    length = 0
     for place in range(1, len(turned)):
         while length and turned[place] != turned[length]:
             length = border[length - 1]
@@ -176,6 +184,11 @@ def is_loop(text: str) -> bool:
         size = place + 1
         if size >= MIN_CHARS and size >= MIN_REPEATS * (size - length):
             return True
+    return False
+
+
+def _sentence_repeats(text: str) -> bool:
+    """Whether one sentence of some words stands `MIN_REPEATS` times in the text, wherever."""
     sentences = (part.strip().casefold() for part in re.split(r"(?<=[.!?。！？])\s*|\n+", text))
     counts = Counter(s for s in sentences if len(s.split()) >= MIN_SENTENCE_WORDS)
-    return max(counts.values(), default=0) >= MIN_REPEATS
+    return any(count >= MIN_REPEATS for count in counts.values())

@@ -27,7 +27,7 @@ from caprl_utils.captions.job import JOB_KEY, SCHEMA, write_parquet
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.hashing import derive_seed, file_hash, text_hash
-from caprl_utils.image_sources import IMAGE_KEYS, LISTS, read_source
+from caprl_utils.image_sources import IMAGE_KEYS, read_source
 from caprl_utils.images import BadImageError, ImageItem, encode, is_plain, peek
 from caprl_utils.paths import shown
 from caprl_utils.progress import track
@@ -38,6 +38,7 @@ CAPTION_KEYS = ("caption", "text", "captions")  # ours: where files that we have
 MAX_BAD_SHARE = 0.05  # ours: more captions set aside than this is a mistake somewhere, not chance
 RELEASED_KEY = b"released_captions"  # in the parquet file's metadata: no source is known for the images
 _BATCH_ROWS = 4096  # rows in memory at once
+_JOIN_ROWS = 100_000  # captions that wait for their images in one pass over the source
 
 
 def export(
@@ -129,18 +130,20 @@ def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
     refused with UserError. Samples of one seed are nested: the smaller one is inside the larger one. Memory: some
     60 bytes an image, for 64-bit hashes of the ids.
     """
+    schema = SCHEMA.with_metadata(_metadata(captions))
     hashes = id_hashes(read_tables(captions, ["image_id"]))
     _, first = np.unique(hashes, return_index=True)
     if n > len(first):
         raise UserError(f"{captions} has {len(first)} images, fewer than the {n} asked for")
     drawn = hashes[np.sort(first)[np.random.default_rng(seed).permutation(len(first))[:n]]]
     kept = (table.filter(pa.array(np.isin(id_hashes([table]), drawn))) for table in read_tables(captions))
-    return write_parquet(out, kept, SCHEMA.with_metadata(_metadata(captions)))
+    return write_parquet(out, kept, schema)
 
 
 def id_hashes(tables: Iterable[pa.Table], column: str = "image_id") -> np.ndarray:
     """64-bit hashes of the ids in a column of all tables, shape (N,)."""
-    return np.fromiter((derive_seed(i, bits=64) for table in tables for i in table[column].to_pylist()), np.uint64)
+    names = (name for table in tables for name in table[column].to_pylist())
+    return np.fromiter((derive_seed(name, bits=64) for name in names), np.uint64)
 
 
 # Training data of LLaMA-Factory
@@ -156,37 +159,35 @@ def write_llamafactory(
     local folder or list stay where they are, below `media` (by default that folder). What a trainer would see
     otherwise than the captioner did, and what is no file of its own, is written to `images` or `.caprl-images` in it.
     A released set names no source: there `media` must be given. sound_only: without loops and cut captions.
-    max_bad_share: of captions set aside (empty, with a mark of LLaMA-Factory, no image) before UserError. Memory: the
-    captions.
+    max_bad_share: of captions set aside (empty, with a mark of LLaMA-Factory, no image) before UserError.
     """
     if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
-    job, home = _origin(captions, media)
+    job = _job_of(captions)
+    if job is None and (media is None or not media.is_dir()):
+        raise UserError(
+            f"released captions name their images by path: name the folder that these start at (--media), not {media}"
+        )
+    home = media.resolve() if job is None else _files_home(job["source"])
     media = Path(media or home or file.parent).resolve()
     folder = media / (".caprl-images" if home else "images") / file.stem  # hidden: it may stand in the source
-    rows, left_out, written, aside = dict[str, list[dict[str, Any]]](), 0, 0, Counter[str]()
-    for row in read_captions(captions):
-        if sound_only and not is_sound(row):
-            left_out += 1
-        else:
-            rows.setdefault(row["image_id"], []).append(row)
-    of_paths = (ImageItem(name, (media / name).read_bytes, name, path=name) for name in rows.copy())
+    aside, rows, left_out = Counter[str](), 0, Counter[bool]()
+    chosen = _chosen(captions, sound_only, left_out)
     with appearing(file) as temporary:
         with open(temporary, "w", encoding="utf-8") as lines:
-            for item in track(read_source(job["source"], job["kinds"]) if job else of_paths, "images"):
-                found = rows.pop(item.id, ())
-                image = _file_of(item, home, folder) if found else None
-                for row in found:
-                    if reason := _why_not(row["caption"], image, media):
-                        aside[reason] += 1
-                        continue
-                    path = image.relative_to(media).as_posix()
-                    lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
-                    written += 1
-        aside[MISSING] += sum(map(len, rows.values()))
-        told = [f"{written} rows, image paths below {shown(media)} (media_dir)", f"left out: {left_out}, cut or loops"]
-        told += [f"set aside: {count}, {reason}" for reason, count in sorted(aside.items()) if count]
-        if not written or aside.total() > max_bad_share * (written + aside.total()):
+            for row, image in track(_with_files(chosen, job, home, folder), "rows"):
+                path = _below(media, image)
+                if reason := _why_not(row["caption"], media / path):
+                    aside[reason] += 1
+                    continue
+                lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
+                rows += 1
+        told = [
+            f"{rows} rows, image paths below {shown(media)} (media_dir)",
+            f"left out: {left_out[True]}, cut or loops",
+            *(f"set aside: {count}, {reason}" for reason, count in sorted(aside.items())),
+        ]
+        if not rows or aside.total() > max_bad_share * (rows + aside.total()):
             raise UserError(
                 f"{shown(file)} was not written: {'; '.join(told)}. More than {max_bad_share:.0%} of the "
                 "captions set aside, or none left; mend the cause, or allow more (--max-bad-share)"
@@ -195,52 +196,83 @@ def write_llamafactory(
     return told
 
 
-def _origin(captions: str | Path, media: Path | None) -> tuple[dict[str, Any] | None, Path | None]:
-    """The job that made a set, None for released captions; and the folder that its image paths start at, None where the
-    source is no local folder or list. Raises UserError for a set of another tool, and released ones without media.
-    """
+def _job_of(captions: str | Path) -> dict[str, Any] | None:
+    """The job that made a set; None for released captions. Raises UserError for a set of another tool."""
     record, metadata = Path(captions) / "job.json", _metadata(captions)
     if record.is_file():  # it knows where a moved source is
-        job = json.loads(record.read_text(encoding="utf-8"))["job"]
-    elif JOB_KEY in metadata:
-        job = json.loads(metadata[JOB_KEY])
-    elif RELEASED_KEY not in metadata:
+        return json.loads(record.read_text(encoding="utf-8"))["job"]
+    if RELEASED_KEY not in metadata and JOB_KEY not in metadata:
         raise UserError(f"{captions} does not say what made it: it was written by another tool")
-    elif media is None or not media.is_dir():
-        told = "released captions name their images by path: name the folder that these start at (--media)"
-        raise UserError(f"{told}, not {media}")
-    else:
-        return None, media.resolve()
-    source = Path(job["source"])
-    return job, source if source.is_dir() else source.parent if source.suffix in LISTS and source.is_file() else None
+    return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
 
 
-def _file_of(item: ImageItem, home: Path | None, folder: Path) -> Path | None:
-    """An image's own file where all see it as it was captioned, else a new one; None where it is gone."""
-    own = Path(os.path.normpath(home / item.path)) if home and item.path and item.path == item.key else None
-    try:
-        if own and is_plain(peek(own)):
-            return own
-        data, kind = encode(item.open())
-    except (BadImageError, OSError):
+def _files_home(source: str) -> Path | None:
+    """The folder that the image paths of a source start at; None where its images are no local files of their own."""
+    first = next(iter(read_source(source))) if Path(source).exists() else None
+    if first is None or first.path is None or first.key != first.path:
         return None
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", item.id)[-60:]
-    target = folder / f"{name}-{text_hash(item.id)[:8]}.{kind.rpartition('/')[2]}"
-    if not target.exists():
-        write_atomic(target, data)
-    return target
+    return Path(source) if Path(source).is_dir() else Path(source).parent
 
 
-def _why_not(caption: str, image: Path | None, media: Path) -> str | None:
-    """Why a caption cannot be trained on. Raises UserError for an image outside the media folder."""
-    if image and not image.is_relative_to(media):
-        where = f"image {image} is outside the media folder {shown(media)}"
-        raise UserError(f"{where}; name a folder that holds all images (--media)")
+def _chosen(captions: str | Path, sound_only: bool, left_out: Counter[bool]) -> Iterator[dict[str, Any]]:
+    for row in read_captions(captions):
+        unsound = sound_only and not is_sound(row)
+        left_out[unsound] += 1
+        if not unsound:
+            yield row
+
+
+def _below(media: Path, image: str) -> str:
+    path = Path(os.path.normpath(media / image))
+    if path.is_relative_to(media):
+        return path.relative_to(media).as_posix()
+    where = f"image {image} is outside the media folder {shown(media)}"
+    raise UserError(f"{where}; name a folder that holds all images (--media)")
+
+
+def _why_not(caption: str, image: Path) -> str | None:
     if not caption.strip():
         return EMPTY
     if found := mark_in(caption):
         return f"the caption holds {found}, which LLaMA-Factory takes for a file"
-    return None if image else MISSING
+    return None if image.is_file() else MISSING
+
+
+def _with_files(
+    rows: Iterator[dict[str, Any]], job: dict[str, Any] | None, home: Path | None, folder: Path
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Captions with a file of their image as it was captioned, "" where it is gone."""
+    while some := list(islice(rows, _JOIN_ROWS)):
+        waiting: dict[str, list[dict[str, Any]]] = {}
+        for row in some:
+            own = home / row["image_key"] if home else None
+            path = _file_of(ImageItem(row["image_id"], own.read_bytes), folder, own) if own else ""
+            if path or job is None:
+                yield row, path
+            else:
+                waiting.setdefault(row["image_id"], []).append(row)
+        for item in read_source(job["source"], job["kinds"]) if waiting else ():
+            found = waiting.pop(item.id, ())
+            path = _file_of(item, folder) if found else ""
+            yield from ((row, path) for row in found)
+            if not waiting:
+                break
+        yield from ((row, "") for lost in waiting.values() for row in lost)
+
+
+def _file_of(item: ImageItem, folder: Path, own: Path | None = None) -> str:
+    """The path of an image's own file where all see it as it was captioned, else of a new one; "" where it is gone."""
+    try:
+        if own and is_plain(peek(own)):
+            return str(own)
+        data, kind = encode(item.open())
+    except (BadImageError, OSError):
+        return ""
+    suffix = f".{kind.rpartition('/')[2]}"
+    target = folder / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', item.id)[-60:]}-{text_hash(item.id)[:8]}{suffix}"
+    if not target.exists():
+        write_atomic(target, data)
+    return str(target)
 
 
 # Captions that others released
@@ -257,25 +289,10 @@ def write_released(
     max_bad_share. Memory: some 100 bytes an image, to number the captions of one image.
     """
     aside: dict[str, list[str]] = {}  # reason -> places
-    names, seen = ", ".join(file.name for file in files), Counter[int]()
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for file in files:
-            maker = {"model": file.name, "model_hash": file_hash(file)}
-            with open(file, "rb") as lines:
-                for number, line in enumerate(islice(filter(None, map(bytes.strip, lines)), limit), start=1):
-                    try:
-                        image, caption = _parsed(line)
-                    except ValueError as error:
-                        aside.setdefault(str(error), []).append(f"{shown(file)}, line {number}")
-                        continue
-                    index = seen[key := derive_seed(image, bits=64)]
-                    seen[key] += 1
-                    yield maker | {"id": caption_id(image, index), "image_id": image, "image_key": image,
-                                   "index": index, "caption": caption, "looped": is_loop(caption)}  # fmt: skip
-
-    tracked, schema = track(rows(), "captions"), SCHEMA.with_metadata({RELEASED_KEY: names})
-    batches = iter(lambda: list(islice(tracked, _BATCH_ROWS)), [])
+    names = ", ".join(file.name for file in files)
+    rows = track(_released_rows(files, limit, aside), "captions")
+    batches = iter(lambda: list(islice(rows, _BATCH_ROWS)), [])
+    schema = SCHEMA.with_metadata({RELEASED_KEY: names})
     made = write_parquet(out, (pa.Table.from_pylist(some, schema) for some in batches), schema)
     told = [f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items()]
     bad = sum(map(len, aside.values()))
@@ -283,6 +300,24 @@ def write_released(
         out.unlink()
         raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
     return [f"{made} captions", *told]
+
+
+def _released_rows(files: Sequence[Path], limit: int | None, aside: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+    seen: Counter[int] = Counter()
+    for file in files:
+        maker = {"model": file.name, "model_hash": file_hash(file)}
+        with open(file, "rb") as lines:
+            for number, line in enumerate(islice(filter(None, map(bytes.strip, lines)), limit), start=1):
+                try:
+                    image, caption = _parsed(line)
+                except ValueError as error:
+                    aside.setdefault(str(error), []).append(f"{shown(file)}, line {number}")
+                    continue
+                key = derive_seed(image, bits=64)
+                row_id = caption_id(image, seen[key])
+                yield maker | {"id": row_id, "image_id": image, "image_key": image, "index": seen[key],
+                               "caption": caption, "looped": is_loop(caption)}  # fmt: skip
+                seen[key] += 1
 
 
 def _parsed(line: bytes) -> tuple[str, str]:

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caprl_utils import paths, prompts
-from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, caption_id, draw, opened
+from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, caption_id, draw
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
-from caprl_utils.images import ImageItem, in_threads
+from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import shown
@@ -70,34 +70,41 @@ def token_limit(model: ModelConfig) -> int:
     if model.base_urls:
         context = EndpointBackend(model).context
     else:
+        from huggingface_hub import HfApi, try_to_load_from_cache
         from transformers import AutoConfig
 
         path = paths.resolve_model(model.path)
         check_folder(path, model.path)
-        try:
-            text = AutoConfig.from_pretrained(path, revision=model.revision).get_text_config()
-        except (OSError, ValueError) as error:  # no network, no such model, no permission, no id
-            raise UserError(
-                f"the model {path} is not on this machine and cannot be fetched ({str(error).splitlines()[0]}). Name a "
-                "folder, a server (--base-url), or for a trial --model zoo:base, which is here."
-            ) from None
+        if not Path(path).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+            try:
+                HfApi().model_info(path, revision=model.revision, timeout=10)
+            except Exception as error:  # no network, no such model, no permission, no id
+                raise UserError(
+                    f"the model {path} is not on this machine and cannot be fetched ({type(error).__name__}). Name a "
+                    "folder, a server (--base-url), or for a trial --model zoo:base, which is here."
+                ) from None
+        text = AutoConfig.from_pretrained(path, revision=model.revision).get_text_config()
         context = getattr(text, "max_position_embeddings", None)
     return min(MAX_TOKENS, (context or 2 * MAX_TOKENS) // 2)
 
 
-@dataclass
-class CaptionSet(Tally):
+@dataclass(frozen=True)
+class CaptionSet:
     """What was made. file: the parquet file, or the folder of shards. images: with a caption; looked: all there were.
-    listed: the file that names the bad and failed ones. For the rest see `caption.Tally`.
+    bad, failed, passed: see `caption.Tally`. listed: the file that names the bad and failed ones.
     """
 
-    file: str = ""
-    listed: str = ""
-    images: int = 0
-    captions: int = 0
-    tokens: int = 0
-    cut: int = 0
-    looped: int = 0
+    file: str
+    images: int
+    captions: int
+    tokens: int
+    cut: int
+    looped: int
+    looked: int
+    bad: dict[str, str]
+    failed: dict[str, str]
+    passed: dict[str, int]
+    listed: str
 
     def lines(self) -> list[str]:
         """For people."""
@@ -114,37 +121,6 @@ class CaptionSet(Tally):
             listed = self.listed if "://" in self.listed else shown(self.listed)
             told.append(f"all of these with their reasons: {listed}")
         return told + _passed(self.passed)
-
-    def refuse_many(self, max_share: float, at_least: int = CHUNK_IMAGES) -> None:
-        """Raise UserError when more than a share of the images that were looked at cannot be used."""
-        if len(self.bad) > max_share * max(self.looked, at_least):
-            name, reason = next(iter(self.bad.items()))
-            raise UserError(
-                f"{len(self.bad)} images of the first {self.looked} cannot be used; first: {name}: {reason}. All are "
-                f"in {self.listed}. What was captioned is kept. Mend the source, or allow more than {max_share:.0%} "
-                "(--max-bad-share)."
-            )
-
-    def list_set_aside(self) -> None:
-        """Write the images without a caption, with the reasons; an old list goes where there is none now."""
-        files, path = fsspec.core.url_to_fs(self.listed)
-        if self.bad or self.failed:
-            text = io.StringIO()
-            csv.writer(text).writerows([("image", "reason"), *self.bad.items(), *self.failed.items()])
-            write_file(self.listed, text.getvalue().encode("utf-8", "backslashreplace"))
-        elif files.exists(path):
-            files.rm(path)
-
-    def gather(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """The tables, their captions counted."""
-        for table in tables:
-            rows = table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pandas()
-            self.images += int((rows["index"] == 0).sum())
-            self.captions += len(rows)
-            self.tokens += int(rows["num_tokens"].sum())
-            self.cut += int((rows["finish_reason"] == "length").sum())
-            self.looped += int(rows["looped"].sum())
-            yield table
 
 
 def _passed(passed: Mapping[str, int]) -> list[str]:
@@ -179,34 +155,30 @@ def caption_source(
     Raises UserError for a source that is missing or too bad (`max_bad_share`), a result that stands in the source,
     cannot be written or holds something else, and a captioner that says nothing.
     """
-    job, out = make_job(source, captioner, sampling, prompt, kinds, limit), str(out)
-    folder, single = _open_folder(job, out, shards=workers > 0), out.endswith(".parquet")
-    made = CaptionSet(
-        file=out, listed=f"{out.removesuffix('.parquet')}.set-aside.csv" if single else f"{folder}/set-aside.csv"
-    )
-    opener, check = partial(open_captioner, captioner, engine, gpus), partial(made.refuse_many, max_bad_share)
+    job = make_job(source, captioner, sampling, prompt, kinds, limit)
+    folder = _open_folder(job, str(out), shards=workers > 0)
+    single, tally, opener = str(out).endswith(".parquet"), Tally(), partial(open_captioner, captioner, engine, gpus)
+    listed = f"{str(out).removesuffix('.parquet')}.set-aside.csv" if single else f"{folder}/set-aside.csv"
     with ExitStack() as stack:
         if "://" not in folder:
             lock = Lock(Path(folder) / ".lock", shown(folder))
             lock.acquire()
             stack.callback(lock.release)
-        stack.callback(made.list_set_aside)
+        stack.callback(_list_set_aside, listed, tally)
+        check = partial(_refuse_many, tally, max_bad_share, listed)
         if workers:
             from caprl_utils.captions.scale import caption_shards
 
-            tables = caption_shards(job, folder, opener, gpus, workers, shard_images, made, check)
+            tables = caption_shards(job, folder, opener, gpus, workers, shard_images, tally, check)
         else:
-            tables = _caption_here(job, Path(folder), partial(opener, stack), made, check)
-        if not made.looked:
-            raise UserError(f"no image in {job['source']!r}{'; '.join(['', *_passed(made.passed)])}")
-        made.refuse_none()
+            tables = _caption_here(job, Path(folder), partial(opener, stack), tally, check)
+        if not tally.looked:
+            raise UserError(f"no image in {job['source']!r}{'; '.join(['', *_passed(tally.passed)])}")
+        tally.refuse_none()
         check(0)
-        if single:
-            write_parquet(Path(out), made.gather(tables), SCHEMA.with_metadata({JOB_KEY: json.dumps(job)}))
-        else:
-            deque(made.gather(tables), maxlen=0)
-        write_file(f"{folder}/result.json", json.dumps(vars(made), indent=2, ensure_ascii=False).encode())
-    return made
+        result = _gather(tables, str(out), SCHEMA.with_metadata({JOB_KEY: json.dumps(job)}), tally, listed)
+        write_file(f"{folder}/result.json", json.dumps(asdict(result), indent=2, ensure_ascii=False).encode())
+    return result
 
 
 def _caption_here(
@@ -237,60 +209,66 @@ def read_job(job: Mapping[str, Any], passed: Counter[str] | None = None) -> Iter
     return islice(read_source(job["source"], job["kinds"], passed), job["limit"])
 
 
+def _refuse_many(tally: Tally, max_share: float, listed: str, at_least: int = CHUNK_IMAGES) -> None:
+    """Raise UserError when more than a share of the images that were looked at cannot be used."""
+    if len(tally.bad) > max_share * max(tally.looked, at_least):
+        name, reason = next(iter(tally.bad.items()))
+        raise UserError(
+            f"{len(tally.bad)} images of the first {tally.looked} cannot be used; first: {name}: {reason}. All are in "
+            f"{listed}. What was captioned is kept. Mend the source, or allow more than {max_share:.0%} "
+            "(--max-bad-share)."
+        )
+
+
+def _list_set_aside(listed: str, tally: Tally) -> None:
+    """Write the images without a caption, with the reasons; an old list goes where there is none now."""
+    files, path = fsspec.core.url_to_fs(listed)
+    if not (tally.bad or tally.failed):
+        return files.rm(path) if files.exists(path) else None
+    text = io.StringIO()
+    csv.writer(text).writerows([("image", "reason"), *tally.bad.items(), *tally.failed.items()])
+    write_file(listed, text.getvalue().encode("utf-8", "backslashreplace"))
+
+
 def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) -> list[str]:
     """Open every image and say what is wrong with the source, for people; nothing is written."""
-    passed, good, told = Counter[str](), 0, []
+
+    def problem(item: ImageItem) -> tuple[str, str] | None:
+        try:
+            return item.open() and None
+        except BadImageError as error:
+            return item.id, str(error)
+
+    passed = Counter[str]()
     items = islice(unique(read_source(source, kinds, passed)), limit)
-    for item, image in in_threads(lambda item: (item, opened(item)), items):
-        if isinstance(image, Exception):
-            told.append(f"set aside: {item.id}: {image}")
-        else:
-            good += 1
-    return [f"{good + len(told)} images, {good} good", *told, *_passed(passed)]
+    found = list(in_threads(problem, items))
+    told = [f"{len(found)} images, {found.count(None)} good"]
+    return told + [f"set aside: {name}: {reason}" for name, reason in filter(None, found)] + _passed(passed)
 
 
 # Files
 
 
-def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
-    """The folder that a job works in, with its record; one of the same job is continued, also where its source has
-    moved. Raises UserError for a place that cannot be, or holds something else than this job's captions.
-    """
-    single, remote, home = out.endswith(".parquet"), "://" in out, Path(job["source"])
-    possible = not remote and not Path(out).is_dir() if single else shards and Path(out).suffix not in _FILES
-    if not possible:
-        raise UserError(
-            f"--out {out}: a file NAME.parquet here, or with --workers a folder of shards, here or in a store"
-        )
-    folder = f"{out}.work" if single else out.rstrip("/")
-    if not remote and home.is_dir() and Path(folder).resolve().is_relative_to(home):
-        raise UserError(
-            f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
-            "it; name a place outside (--out)"
-        )
-    try:
-        files, root = fsspec.core.url_to_fs(folder)
-        names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
-        if names & {"captions.jsonl", "shards"} and "job.json" in names:
-            record = json.loads(files.cat_file(f"{root}/job.json"))
-            before, now = record["job"] | {"workers": record["shards"]}, {**job, "workers": shards}
-            changed = [name for name in now if before.get(name) != now[name]]
-            if "source" in changed and Path(before["source"]).is_absolute() and not Path(before["source"]).exists():
-                changed.remove("source")
-            if changed:
-                told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
-                raise UserError(
-                    f"{folder} was made otherwise ({told}). Take another name for the result, or delete it."
-                )
-        elif other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
-            raise UserError(f"{folder} is no captioning job and not empty ({other[0]} is there); take another name")
-        if single and Path(out).exists() and "job.json" not in names:
-            raise UserError(f"{out} is there, and its {folder} is not: take another name, or delete it")
-        record = {"job": dict(job), "shards": shards}
-        write_file(f"{folder}/job.json", json.dumps(record, indent=2, ensure_ascii=False).encode())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror or error}); take another --out") from None
-    return folder
+def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally, listed: str) -> CaptionSet:
+    """Count captions and, where `out` is a NAME.parquet, write them into it, a table in memory at a time."""
+    totals = Counter[str]()
+
+    def counted() -> Iterator[pa.Table]:
+        for table in tables:
+            yield table
+            rows = table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pandas()
+            totals.update(
+                images=int((rows["index"] == 0).sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
+                cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
+            )  # fmt: skip
+
+    if out.endswith(".parquet"):
+        write_parquet(Path(out), counted(), schema)
+    else:
+        deque(counted(), maxlen=0)
+    totals.update(images=0, captions=0, tokens=0, cut=0, looped=0)  # where there is no table
+    return CaptionSet(out, **totals, looked=tally.looked, bad=tally.bad, failed=tally.failed,
+                      passed=dict(tally.passed), listed=listed)  # fmt: skip
 
 
 def write_parquet(file: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
@@ -314,3 +292,48 @@ def write_file(url: str, data: bytes) -> None:
         write_atomic(Path(path), data)
     else:
         files.pipe_file(path, data)
+
+
+def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
+    """The folder that a job works in, with its record; one of the same job is continued."""
+    single, remote, home = out.endswith(".parquet"), "://" in out, Path(job["source"])
+    possible = not remote and not Path(out).is_dir() if single else shards and Path(out).suffix not in _FILES
+    if not possible:
+        raise UserError(
+            f"--out {out}: a file NAME.parquet here, or with --workers a folder of shards, here or in a store"
+        )
+    folder = f"{out}.work" if single else out.rstrip("/")
+    if not remote and home.is_dir() and Path(folder).resolve().is_relative_to(home):
+        raise UserError(
+            f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
+            "it; name a place outside (--out)"
+        )
+    try:
+        _check_folder(job, folder, shards)
+        if single and Path(out).exists() and not Path(f"{folder}/job.json").exists():
+            raise UserError(f"{out} is there, and its {folder} is not: take another name, or delete it")
+        now = {"job": dict(job), "shards": shards}
+        write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
+    except OSError as error:
+        message = f"{folder} cannot be written ({error.strerror or error}); take another --out"
+        raise UserError(message) from None
+    return folder
+
+
+def _check_folder(job: Mapping[str, Any], folder: str, shards: bool) -> None:
+    """Raise UserError when a folder holds something else than this job's captions. A source that is gone has moved:
+    the captions are continued at its new place.
+    """
+    files, root = fsspec.core.url_to_fs(folder)
+    names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
+    if names & {"captions.jsonl", "shards"} and "job.json" in names:
+        record = json.loads(files.cat_file(f"{root}/job.json"))
+        before, now = record["job"] | {"workers": record["shards"]}, {**job, "workers": shards}
+        changed = [name for name in now if before.get(name) != now[name]]
+        if "source" in changed and Path(before["source"]).is_absolute() and not Path(before["source"]).exists():
+            changed.remove("source")
+        if changed:
+            told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
+            raise UserError(f"{folder} was made otherwise ({told}). Take another name for the result, or delete it.")
+    elif other := sorted(filter(None, names - {"job.json", "result.json", "set-aside.csv", ".lock"})):
+        raise UserError(f"{folder} is no captioning job and not empty ({other[0]} is there); take another name")

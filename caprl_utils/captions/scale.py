@@ -1,8 +1,8 @@
-"""Captions of millions of images: Ray Data gives the numbers of those not done to a pool of actors, each with a model.
+"""Captions of millions of images: Ray Data gives the numbers of those that are not done to a pool of model actors.
 
-An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that is
-given out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. Driver
-and actors hold some 150 bytes an image. RAY_ADDRESS names a cluster, whose nodes must see the folders.
+An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that Ray
+gives out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. The
+driver holds some 50 bytes an image. RAY_ADDRESS names a cluster, whose nodes must see the folders.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caprl_utils.captions.caption import Tally, draw
+from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, draw
 from caprl_utils.captions.export import caption_files, id_hashes, read_tables
 from caprl_utils.captions.job import JOB_KEY, SCHEMA, read_job, write_file
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.image_sources import unique
+from caprl_utils.image_sources import is_hub, repeated
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
@@ -48,16 +48,16 @@ def caption_shards(
     tally: Tally, check: Callable[[], None],
 ) -> Iterator[pa.Table]:  # fmt: skip
     """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
-    done = np.unique(id_hashes(_shards(folder, ["image_id"])))
-    ids = (derive_seed(item.id, bits=64) for item in unique(read_job(job, tally.passed)))
-    hashes = np.fromiter(ids, np.uint64)
-    todo = np.flatnonzero(~np.isin(hashes, done))
+    hashes, done = None, _done(folder)
+    if not is_hub(job["source"]):  # which is streamed, and not counted before
+        ids = (derive_seed(item.id, bits=64) for item in read_job(job, tally.passed))
+        hashes = np.fromiter(ids, np.uint64)
     tally.looked = tally.made = len(done)
-    if len(todo):
-        with _ray(workers), Progress("captions", len(hashes)) as bar:
+    if hashes is None or not np.isin(hashes, done).all():
+        with _ray(workers), Progress("captions", None if hashes is None else len(hashes)) as bar:
             bar.update(len(done))
-            units = np.split(todo, range(batch, len(todo), batch))
-            for told in _told((dict(job), folder, opener, len(done) > 0), units, workers, gpus):
+            actor = dict(job), folder, opener, len(done) > 0, batch
+            for told in _told(actor, _units(hashes, done, batch, workers), workers, gpus):
                 bar.update(told["images"])
                 tally.looked += told["images"]
                 tally.made += told["made"]
@@ -68,36 +68,16 @@ def caption_shards(
     return _shards(folder)
 
 
-def _told(actor: tuple, units: list[np.ndarray], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
-    """What the actors say of each batch: see `_Actor._caption`. Raises UserError when one gives up."""
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = context.enable_auto_log_stats = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
-    pool = ActorPoolStrategy(  # an actor reads and writes a batch while it captions another
-        size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
-        max_tasks_in_flight_per_actor=2,
-    )  # fmt: skip
-    items = [{"numbers": unit.tolist()} for unit in units]
-    rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Actor, batch_size=None, batch_format="pyarrow", compute=pool, fn_constructor_args=actor, **slot
-    )
-    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for told in map(json.loads, table["told"].to_pylist()):
-            if "error" in told:
-                raise UserError(told["error"])
-            yield told
+def _done(folder: str) -> np.ndarray:
+    """Hashes of the ids that have captions. Raises UserError for a damaged shard."""
+    return np.unique(id_hashes(_shards(folder, ["image_id"])))
 
 
 def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Tables of the shards, of which there may be none yet. Raises UserError for a damaged one."""
     try:
         caption_files(f"{folder}/shards")
     except UserError:
-        return iter(())
+        return iter(())  # none yet
     return read_tables(f"{folder}/shards", columns)
 
 
@@ -105,8 +85,11 @@ def _drop_repeats(folder: str) -> None:
     """Take out rows that stand twice: a worker may outlive a killed driver for a moment, and write after the next one
     has looked at what is done.
     """
-    hashes, seen = id_hashes(_shards(folder, ["id"]), "id"), np.zeros(0, np.uint64)
-    for files, name in caption_files(f"{folder}/shards") if len(np.unique(hashes)) < len(hashes) else ():
+    hashes = id_hashes(_shards(folder, ["id"]), "id")
+    if len(np.unique(hashes)) == len(hashes):
+        return
+    seen = np.zeros(0, np.uint64)
+    for files, name in caption_files(f"{folder}/shards"):
         table = pq.read_table(name, filesystem=files)
         ids = id_hashes([table], "id")
         new = ~np.isin(ids, seen)
@@ -122,11 +105,14 @@ def _write_shard(url: str, table: pa.Table) -> None:
 
 @contextmanager
 def _ray(workers: int) -> Iterator[None]:
-    """Ray for as long as the block lasts."""
+    """Ray for as long as the block lasts, unless it runs already."""
     try:
         import ray
     except ImportError:
         raise UserError("--workers needs Ray, which is not installed: `pip install ray`") from None
+    if ray.is_initialized():
+        yield
+        return
     slots = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(os.cpu_count() or 1, workers)}
     variables = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     os.environ.update(_SETTINGS)
@@ -146,13 +132,50 @@ def _ray(workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def _told(actor: tuple, units: list[dict[str, Any]], workers: int, gpus: int) -> Iterator[dict[str, Any]]:
+    """What the actors say of each batch: see `_Actor._caption`. Raises UserError when one gives up."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.enable_auto_log_stats = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    slot = {"num_gpus": gpus} if ray.cluster_resources().get("GPU") else {"num_cpus": 0.5}
+    pool = ActorPoolStrategy(
+        size=workers, enable_true_multi_threading=True, max_concurrent_calls_per_actor=2,
+        max_tasks_in_flight_per_actor=2,
+    )  # fmt: skip
+    rows = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        _Actor, batch_size=None, batch_format="pyarrow", compute=pool, **slot,
+        fn_constructor_args=actor,
+    )  # fmt: skip
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for told in map(json.loads, table["told"].to_pylist()):
+            if "error" in told:
+                raise UserError(told["error"])
+            yield told
+
+
+def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int) -> list[dict[str, Any]]:
+    """What an actor gets at a time: numbers of images (again: those whose id an earlier one has), or, of a source that
+    cannot be counted, every `of`-th chunk.
+    """
+    if hashes is None:
+        return [{"numbers": [], "again": [], "part": part, "of": workers} for part in range(workers)]
+    again = np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+    todo = np.union1d(np.flatnonzero(~np.isin(hashes, done)), again)
+    cuts = np.split(todo, range(batch, len(todo), batch))
+    return [{"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist(), "part": 0, "of": 1} for cut in cuts]
+
+
 class _Actor:
-    """One model, and the images that it is given. proven: earlier ones were captioned well."""
+    """One model, and the batches that it is given. proven: earlier batches were captioned well."""
 
     def __init__(
-        self, job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], proven: bool
+        self, job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], proven: bool, batch: int
     ) -> None:
-        self.job, self.folder, self.opener, self.made = job, folder, opener, int(proven)
+        self.job, self.folder, self.opener, self.batch, self.made = job, folder, opener, batch, int(proven)
+        self.silent: dict[str, str] = {}  # images about which nothing was said, of earlier batches
         self.stack, self.lock = ExitStack(), Lock()  # a server of its own ends with this process
         self.place, self.source = 0, iter(())
 
@@ -166,41 +189,59 @@ class _Actor:
         return queue
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Caption batches, write their shards, tell of each; of an exception Ray would keep no more than its text."""
+        """Caption units, write their shards, and tell of each; of an exception Ray would keep no more than its text."""
         try:
-            for numbers in table["numbers"].to_pylist():
-                yield pa.table({"told": [json.dumps(self._caption(numbers))]})
+            for unit in table.to_pylist():
+                for items in [self._numbered(**unit)] if unit["numbers"] else self._chunks(**unit):
+                    yield pa.table({"told": [json.dumps(self._caption(items))]})
         except UserError as error:
             yield pa.table({"told": [json.dumps({"error": str(error)})]})
 
-    def _read(self, numbers: list[int]) -> list[tuple[int, ImageItem]]:
-        """The images of these numbers; the source is read on from where the last ones ended."""
+    def _numbered(self, numbers: list[int], again: list[int], **_: int) -> list[tuple[int, ImageItem]]:
+        """The images of a unit; the source is read on from where the last one ended."""
         found = []
-        for number in numbers:
-            if number < self.place or self.place == 0:
-                self.place, self.source = 0, unique(read_job(self.job))
-            found.append((number, next(islice(self.source, number - self.place, None))))
-            self.place = number + 1
+        with self.lock:
+            for number in numbers:
+                if number < self.place or self.place == 0:
+                    self.place, self.source = 0, read_job(self.job)
+                item = next(islice(self.source, number - self.place, None))
+                self.place = number + 1
+                found.append((number, repeated(item) if number in again else item))
         return found
 
-    def _caption(self, numbers: list[int]) -> dict[str, Any]:
+    def _chunks(self, part: int, of: int, **_: list[int]) -> Iterator[list[tuple[int, ImageItem]]]:
+        done = set(_done(self.folder).tolist())
+        mine = (
+            (number, item)
+            for number, item in enumerate(read_job(self.job))
+            if number // CHUNK_IMAGES % of == part and derive_seed(item.id, bits=64) not in done
+        )
+        while found := list(islice(mine, self.batch)):
+            yield found
+
+    def _caption(self, items: list[tuple[int, ImageItem]]) -> dict[str, Any]:
         """How many images were seen, and which have no caption, and why. Images with some of theirs are made again."""
         with self.lock:
-            items, idle = self._read(numbers), self.idle
-        backend, tally, sampling = idle.get(), Tally(self.made), Sampling(**self.job["sampling"])
+            idle = self.idle
+        sampling, backend = Sampling(**self.job["sampling"]), idle.get()
+        tally = Tally(self.made, failed=dict(self.silent))
         try:
-            captions = list(draw(items, lambda: backend, sampling, self.job["prompt"], tally, self.job["max_pixels"]))
+            prompt, pixels = self.job["prompt"], self.job["max_pixels"]
+            captions = list(draw(items, lambda: backend, sampling, prompt, tally, pixels))
         finally:
             idle.put(backend)
+        tally.failed = {name: why for name, why in tally.failed.items() if name not in self.silent}
         self.made += len(captions)
+        if not self.made:
+            self.silent |= tally.failed
         for name, found in Counter(c.image_id for c in captions).items():
             if found < sampling.n:
                 tally.failed.setdefault(name, f"the captioner gave {found} captions of {sampling.n}")
-        places = {item.id: number for number, item in items}
+        numbers = {item.id: number for number, item in items}
         whole = [c.model_dump() for c in captions if c.image_id not in tally.failed]
         if whole:
-            whole.sort(key=lambda c: (places[c["image_id"]], c["index"]))
+            whole.sort(key=lambda c: (numbers[c["image_id"]], c["index"]))
             table = pa.Table.from_pylist(whole, SCHEMA.with_metadata({JOB_KEY: json.dumps(self.job)}))
-            name = f"{numbers[0]:09d}-{value_hash(list(places))}.parquet"
+            name = f"{items[0][0]:09d}-{value_hash(list(numbers))}.parquet"
             _write_shard(f"{self.folder}/shards/{name}", table)
         return {"images": len(items), "made": len(whole), "bad": tally.bad, "failed": tally.failed}

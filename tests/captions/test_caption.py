@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,11 +29,38 @@ from caprl_utils.hashing import derive_seed
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Sampling
 from caprl_utils.prism import evaluate, sources
+from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
 
 SAMPLING = Sampling(max_tokens=16, temperature=1.0, n=2, seed=3)
 SEED = derive_seed(3, "captions", 0, bits=31)
 IMAGES = 11
+
+# lists of images
+
+
+@pytest.fixture
+def listed():
+    return [(f"i{k}", Image.new("RGB", (4, 4)).copy) for k in range(CHUNK_IMAGES + 3)]
+
+
+def write(listed, captioner, store):
+    items = enumerate(ImageItem(name, load) for name, load in listed)
+    for row in draw(items, lambda: captioner, SAMPLING, "?", Tally(), done=store):
+        store.append(row)
+    return {row.id: row for row in store.read(Caption)}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 128, 134])
+def test_a_stopped_list_ends_with_the_same_rows(listed, tmp_path, kept):
+    whole = write(listed, Scripted(), RowStore(tmp_path / "captions.jsonl"))
+    lines = (tmp_path / "captions.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:kept]))
+    captioner = Scripted()
+    assert write(listed, captioner, RowStore(tmp_path / "cut.jsonl")) == whole
+    assert len(set(captioner.asked)) == len(listed) - kept // 2
+    assert whole["i5#1"].caption == f"i5 1 {SEED}"
+    assert whole["i64#0"].seed == derive_seed(3, "captions", 1, bits=31) != SEED
 
 
 def test_the_recipe_names_what_makes_captions_and_nothing_else():
@@ -57,36 +85,37 @@ def rows(result):
     return [Caption(**row) for row in pq.read_table(result.file).to_pylist()]
 
 
-def test_a_list_and_drawn_images(images, tmp_path):
+def test_a_folder_becomes_one_file(images, tmp_path):
+    result = caption(images, tmp_path / "captions.parquet")
+    found = rows(result)
+    assert [row.id for row in found] == [f"p{n:03d}.png#{i}" for n in range(IMAGES) for i in (0, 1)]
+    assert found[3].caption == f"p001.png 1 {SEED}" and found[3].image_key == "p001.png"
+    assert (result.images, result.captions, result.tokens) == (IMAGES, 22, 110)
+    assert json.loads((tmp_path / "captions.parquet.work" / "result.json").read_text())["captions"] == 22
+
+
+def test_lists_and_drawn_images(images, tmp_path):
     (tmp_path / "list.csv").write_text("image\nimages/p004.png\nimages/p001.png\nimages/none.png\n")
     result = caption(tmp_path / "list.csv", tmp_path / "a.parquet", max_bad_share=0.5)
     assert [row.image_key for row in rows(result)[::2]] == ["images/p004.png", "images/p001.png"]
     assert result.bad == {"images/none.png": "cannot be read (No such file or directory)"}
     assert caption("mini-world:rl:3", tmp_path / "b.parquet").images == 3
+    with pytest.raises(UserError, match="mini-world:SPLIT:COUNT"):
+        caption("mini-world:rl", tmp_path / "c.parquet")
 
 
-@pytest.mark.parametrize("after", [0, 1, 9])
+@pytest.mark.parametrize("after", [0, 1, 4, 9])
 def test_a_stopped_job_ends_with_the_same_file_and_captions_nothing_twice(images, tmp_path, after):
-    result = caption(images, tmp_path / "whole.parquet")
-    whole, out = rows(result), tmp_path / "captions.parquet"
-    assert [row.id for row in whole] == [f"p{n:03d}.png#{i}" for n in range(IMAGES) for i in (0, 1)]
-    assert whole[3].caption == f"p001.png 1 {SEED}" and whole[3].image_key == "p001.png"
-    assert (result.images, result.captions, result.tokens) == (IMAGES, 22, 110)
-    assert json.loads((tmp_path / "whole.parquet.work" / "result.json").read_text())["captions"] == 22
-    first, second, again = Scripted(die_after=2 * after), Scripted(), Scripted()
+    whole = rows(caption(images, tmp_path / "whole.parquet"))
+    out = tmp_path / "captions.parquet"
+    first, second = Scripted(die_after=2 * after), Scripted()
     with pytest.raises(KeyboardInterrupt):
         caption(images, out, first)
     assert not out.exists()
     assert rows(caption(images, out, second)) == whole
     assert len(first.asked) + len(second.asked) == 2 * IMAGES
+    again = Scripted()
     assert rows(caption(images, out, again)) == whole and again.asked == []
-
-
-def test_images_have_the_seed_of_their_chunk():
-    later = (CHUNK_IMAGES, ImageItem("x", Image.new("RGB", (4, 4)).copy))
-    found = list(draw([later], Scripted, SAMPLING, "?", Tally(), done=["x#0"]))
-    assert [row.index for row in found] == [1]  # the other one is there
-    assert found[0].seed == derive_seed(3, "captions", 1, bits=31) != SEED
 
 
 def test_loops_and_cut_captions_stay_and_are_counted(images, tmp_path):
@@ -99,20 +128,28 @@ def test_loops_and_cut_captions_stay_and_are_counted(images, tmp_path):
     assert len(captioner.asked) == IMAGES  # nothing is drawn twice
 
 
-def test_too_many_bad_images_are_an_error_as_soon_as_it_is_clear(images, tmp_path):
+def test_bad_images_are_set_aside_and_too_many_are_an_error(images, tmp_path):
     (images / "empty.png").write_bytes(b"")
-    out = tmp_path / "c.parquet"
-    with pytest.raises(UserError, match=r"1 images of the first 12 .*; first: empty.png: empty file. All are in"):
-        caption(images, out, max_bad_share=0.05)
+    (images / "text.png").write_text("no image")
+    out, listed = tmp_path / "c.parquet", tmp_path / "c.set-aside.csv"
+    result = caption(images, out)
+    assert result.bad == {"empty.png": "empty file", "text.png": "not an image"} and result.images == IMAGES
+    told = "2 of 13 images set aside:", "  empty.png: empty file", "  text.png: not an image"
+    assert result.lines()[1:4] == [*told] and str(listed) in result.lines()[4]
+    assert listed.read_text().split() == ["image,reason", "empty.png,empty", "file", "text.png,not", "an", "image"]
+    with pytest.raises(
+        UserError, match=r"2 images of the first 13 cannot be used; first: empty.png: empty file. All are in"
+    ):
+        caption(images, out, max_bad_share=0.1)
     for number in range(70):
         (images / f"a{number:03d}.png").write_text("no image")
     captioner = Scripted()
     with pytest.raises(UserError, match=r"7. images of the first .. cannot be used"):
         caption(images, tmp_path / "d.parquet", captioner)
-    assert len(set(captioner.asked)) < IMAGES
-    for file in [*images.glob("a*.png"), images / "empty.png"]:
+    assert len(set(captioner.asked)) < IMAGES  # it stops as soon as it is clear
+    for file in [*images.glob("a*.png"), images / "empty.png", images / "text.png"]:
         file.unlink()
-    assert caption(images, out).bad == {} and not (tmp_path / "c.set-aside.csv").exists()
+    assert caption(images, out).bad == {} and not listed.exists()
 
 
 def jpeg(seed, kind="JPEG", **options):
@@ -157,68 +194,86 @@ def test_captioning_a_folder_of_30_awkward_files_names_each_one_set_aside_with_i
 
 
 def test_new_images_are_captioned_where_the_folder_is_now(images, tmp_path):
-    out, again = tmp_path / "c.parquet", Scripted()
+    out = tmp_path / "c.parquet"
     caption(images, out)
     (images / ".DS_Store").write_bytes(b"x")
+    os.utime(images / "p000.png")
     picture(99).save(images / "new.png")
     (images / "p003.png").unlink()
     with pytest.raises(UserError, match=r"made otherwise .source: "):  # another folder, not a moved one
         caption(fill(tmp_path / "other", 2), out)
-    moved = images.rename(tmp_path / "moved")
+    moved, again = images.rename(tmp_path / "moved"), Scripted()
     result = caption(moved, out, again)
     assert set(again.asked) == {"new.png"} and result.images == IMAGES
     assert {row.image_id for row in rows(result)} == {file.name for file in moved.glob("*.png")}
 
 
 def test_failed_images_and_empty_captions_are_named_and_tried_again_by_the_next_run(images, tmp_path):
-    out, again = tmp_path / "c.parquet", Scripted()
-    with pytest.raises(UserError, match=r"none of 11 images was captioned; p000.png: server said no"):
-        caption(images, out, Scripted(broken=[file.name for file in images.iterdir()]), prompt="Say it.")
+    out = tmp_path / "c.parquet"
     result = caption(images, out, Scripted(broken=["p001.png"], said={"p009.png": (" \n", "stop")}))
     assert result.failed == {"p001.png": "server said no", "p009.png": "the captioner gave no text"}
     told = "2 images not captioned; run again to try them again:", "  p001.png: server said no"
     assert result.lines()[1:3] == [*told] and result.captions == 2 * (IMAGES - 2)
     assert caption(images, out, Scripted(broken=["p001.png"])).failed == {"p001.png": "server said no"}
+    again = Scripted()
     result = caption(images, out, again)
     assert result.failed == {} and again.asked == ["p001.png"] * 2
     assert rows(result) == rows(caption(images, tmp_path / "whole.parquet"))
 
 
-@pytest.mark.parametrize("made", [True, False])
-def test_a_shard_without_captions_is_a_dead_captioner_only_where_nothing_was_captioned_before(made, images, tmp_path):
-    """An actor without Ray: of images in a later shard the captioner may say nothing."""
+def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
+    """A worker without Ray: the last shard may hold one image, and that one may be refused."""
     silent = [f"p{number:03d}.png" for number in range(CHUNK_IMAGES + 1)]
-    job = captioning.make_job(fill(images, CHUNK_IMAGES + 1), Scripted(), SAMPLING)
-    actor = scale._Actor(job, str(tmp_path / "set"), lambda _: Scripted(broken=silent[1:]), False)
-    batches = pa.table({"numbers": [[0] * made, [*range(1, CHUNK_IMAGES + 1)]]})
-    first, second = (json.loads(told["told"][0].as_py()) for told in actor(batches))
-    assert first["made"] == 2 * made
-    if made:
-        assert second["failed"]["p064.png"] == "server said no"
-    else:
-        assert second["error"].startswith("none of 64 images")
+    fill(images, CHUNK_IMAGES + 1)
+    job = captioning.make_job(images, Scripted(), SAMPLING)
+    hashes = np.arange(len(silent), dtype=np.uint64)
+    units = scale._units(hashes, hashes[:2], 40, 2)
+    assert [unit["numbers"] for unit in units] == [[*range(2, 42)], [*range(42, 65)]]
+    for broken, dead in ((["p064.png"], False), (silent, True)):
+        scripted = Scripted(broken=broken)
+        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False, 40)
+        told = []
+        for part in ([64], [*range(30)], [*range(30, 64)]):
+            table = pa.Table.from_pylist([{"numbers": part, "again": [], "part": 0, "of": 1}])
+            told += [json.loads(one["told"][0].as_py()) for one in actor(table)]
+        assert told[0]["failed"] == {"p064.png": "server said no"} and ("error" in told[-1]) == dead
 
 
-def test_what_cannot_be_captioned_or_written_is_named(images, tmp_path):
+def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    with pytest.raises(UserError, match=r"none of 11 images was captioned; p000.png: server said no"):
+        caption(images, out, Scripted(broken=[file.name for file in images.iterdir()]))
+    assert caption(images, out, prompt="Say it.").images == IMAGES
+
+
+def test_other_settings_are_refused(images, tmp_path):
+    out = tmp_path / "c.parquet"
+    caption(images, out)
+    with pytest.raises(UserError, match=r"made otherwise .prompt: .*now 'Say it.'"):
+        caption(images, out, prompt="Say it.")
+    other = Scripted()
+    other.model_hash = "ba7"
+    with pytest.raises(UserError, match="model_hash"):
+        caption(images, out, other)
+    foreign = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    with pytest.raises(UserError, match=r"mine.parquet is there, and its .*\.work is not"):
+        caption(images, foreign)
+
+
+def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
     for name in ("bad/x.png", "full.parquet.work/thesis.txt", "folder.parquet/x", "file"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "mine.parquet")
-    caption(images, tmp_path / "c.parquet")
-    other = Scripted()
-    other.model_hash = "ba7"
     bad = r"1 images of the first 1 cannot be used; first: x.png: empty file"
     inside = r"would stand inside the image folder .*name a place outside"
     wrong = r"NAME.parquet here, or with --workers"
     for source, out, settings, message in (
-        (images, "c.parquet", {"prompt": "Say it."}, r"made otherwise .prompt: .*now 'Say it.'"),
-        (images, "c.parquet", {"captioner": other}, "made otherwise .model_hash"),
-        (images, "mine.parquet", {}, r"mine.parquet is there, and its .*\.work is not"),
         ("/nowhere/images", "a.parquet", {}, r"no .*nowhere"), (tmp_path / "bad", "b.parquet", {}, bad),
         (images, "full.parquet", {}, r"not empty .thesis.txt is there"), (images, "set", {}, wrong),
         (images, "folder.parquet", {}, wrong), (images, "file/c.parquet", {}, "cannot be written"),
-        (images, "c.jsonl", {"workers": 1}, wrong), (images, "images/deep/c.parquet", {}, inside),
-        ("mini-world:rl", "d.parquet", {}, "mini-world:SPLIT:COUNT"),
+        (images, "c.jsonl", {"workers": 1}, wrong), (images, "images/c.parquet", {}, inside),
+        (images, "images/deep/c.parquet", {}, inside),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             caption(source, tmp_path / out, **settings)
@@ -233,7 +288,7 @@ def test_ten_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(ima
     out, log = tmp_path / "c.parquet", tmp_path / "asked.txt"
     log.write_text("")
     kills = 0
-    for count in range(1, 21, 2):
+    for count in (1, 3, 5, 7, 9, 11, 13, 15, 17, 19):
         process = multiprocessing.get_context("fork").Process(target=_killed, args=(images, out, log))
         process.start()
         while process.is_alive() and len(log.read_text().splitlines()) < count:
@@ -246,6 +301,9 @@ def test_ten_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(ima
     asked = [line.split()[1] for line in log.read_text().splitlines()]
     # an image whose first caption is on disk and whose second is not is asked about as a whole
     assert len(asked) - len(set(asked)) <= 2 * kills
+
+
+# what runs a model
 
 
 def test_who_runs_a_model(monkeypatch):
@@ -277,6 +335,8 @@ CAPTION = (
     "The chart shows the sales of four cities. Rome has 42, Oslo 17, Lima 30 and Cairo 12. The title is blue. "
     "The bars are green, and a legend stands on the right."
 )
+
+
 LOOPS = [
     CAPTION + " The title is blue." * 12,
     CAPTION + " and the tree and the tree and the tree and the tree and the tree and the tr" * 2,
@@ -295,6 +355,11 @@ def test_loops_are_told_from_lists_and_tables(text):
     assert is_loop(text) == (text in LOOPS)
 
 
-@given(st.text(min_size=1, max_size=40).filter(str.strip), st.integers(70, 100), st.text(max_size=59))
-def test_whatever_is_said_seventy_times_is_a_loop_and_a_short_text_never(phrase, times, short):
-    assert is_loop(CAPTION + phrase * times) and not is_loop(short)
+@given(st.text(min_size=1, max_size=40).filter(str.strip), st.integers(70, 100))
+def test_whatever_is_said_seventy_times_is_a_loop(phrase, times):
+    assert is_loop(CAPTION + phrase * times)
+
+
+@given(st.text(max_size=59))
+def test_a_short_text_never_is(text):
+    assert not is_loop(text)

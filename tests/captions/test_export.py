@@ -59,7 +59,8 @@ def test_training_data_names_the_files_of_a_folder(captions, images, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "drawn", "list"])
-def test_images_that_are_no_files_of_their_own_are_written(images, tmp_path, kind):
+def test_images_that_are_no_files_of_their_own_are_written(images, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(export, "_JOIN_ROWS", 4)  # several passes over the source
     data = [file.read_bytes() for file in sorted(images.iterdir())]
     pq.write_table(pa.table({"image": data}), tmp_path / "source.parquet", row_group_size=2)
     (tmp_path / "list.txt").write_text("".join(f"images/p00{n}.png\n" for n in (3, 1)))
@@ -116,16 +117,15 @@ def test_captions_that_the_trainer_would_trip_over_are_set_aside(images, tmp_pat
         export.write_llamafactory(tmp_path / "set.parquet", file, prompt="<audio> Describe.")
 
 
-def test_a_set_of_another_tool_is_refused_and_images_that_went_since_are_set_aside(captions, tmp_path):
+def test_sets_that_do_not_say_where_their_images_are_or_lost_them_are_refused(captions, tmp_path):
     pq.write_table(pq.read_table(captions).replace_schema_metadata(None), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="does not say what made it"):
         export.write_llamafactory(tmp_path / "other.parquet", tmp_path / "x.jsonl")
-    source, out = tmp_path / "source.parquet", tmp_path / "set.parquet"
     data = [(tmp_path / "images" / f"p00{n}.png").read_bytes() for n in range(3)]
-    pq.write_table(pa.table({"image": data}), source)
-    caption_source(source, out, Scripted(), Sampling(16))
-    pq.write_table(pa.table({"image": data[:2]}), source)
-    written = export.write_llamafactory(out, tmp_path / "x.jsonl", max_bad_share=0.5)
+    pq.write_table(pa.table({"image": data}), tmp_path / "source.parquet")
+    caption_source(tmp_path / "source.parquet", tmp_path / "set.parquet", Scripted(), Sampling(16))
+    pq.write_table(pa.table({"image": data[:2]}), tmp_path / "source.parquet")
+    written = export.write_llamafactory(tmp_path / "set.parquet", tmp_path / "x.jsonl", max_bad_share=0.5)
     assert written[0].startswith("2 rows") and written[2:] == [f"set aside: 1, {export.MISSING}"]
 
 
@@ -147,16 +147,21 @@ def test_samples_are_seeded_nested_in_order_and_of_whole_images(captions, images
     assert [row["index"] for row in export.read_captions(tmp_path / "s.parquet")] == [0, 1] * 4
 
 
-def test_a_damaged_set_is_named_also_for_a_byte_that_turned_in_any_column(captions, tmp_path):
-    """Where the footer is sound only the checksum of a page tells."""
+@pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: data[:300] + b"\0" * 9 + data[309:]])
+def test_a_damaged_set_is_named(captions, tmp_path, damage):
+    captions.write_bytes(damage(captions.read_bytes()))
+    with pytest.raises(UserError, match=r"captions\.parquet is half-written or damaged .* fetch it again"):
+        export.sample(captions, tmp_path / "s.parquet", 2)
+
+
+def test_a_byte_that_turned_in_any_column_is_found(captions, tmp_path):
+    """The footer is sound: only the checksum of a page tells."""
     data, group = captions.read_bytes(), pq.ParquetFile(captions).metadata.row_group(0)
-    columns = [group.column(number) for number in range(group.num_columns)]
-    starts = [column.dictionary_page_offset or column.data_page_offset for column in columns]
-    # in the values of the last page
-    places = [start + column.total_compressed_size - 2 for start, column in zip(starts, columns, strict=True)]
-    for broken in (data[:60], *(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :] for place in places)):
-        captions.write_bytes(broken)
-        with pytest.raises(UserError, match=r"captions\.parquet is half-written or damaged .* fetch it again"):
+    for column in (group.column(number) for number in range(group.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        place = start + column.total_compressed_size - 2  # in the values of the last page
+        captions.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(UserError, match=r"captions\.parquet is half-written or damaged"):
             list(export.read_captions(captions))
 
 
@@ -171,12 +176,13 @@ RELEASED = [
 ]  # fmt: skip
 
 
-def test_released_files_of_every_form_are_read(tmp_path):
+@pytest.mark.parametrize("row", RELEASED)
+def test_released_files_are_read(tmp_path, row):
     file, out = tmp_path / "caprl.jsonl", tmp_path / "r.parquet"
-    file.write_text("\ufeff" + "\n\n".join(map(json.dumps, RELEASED)), encoding="utf-8")
-    assert export.write_released([file], out) == ["3 captions"]
+    file.write_text(f"\ufeff{json.dumps(row)}\n\n{json.dumps(row)}\n", encoding="utf-8")
+    assert export.write_released([file], out) == ["2 captions"]
     found = list(export.read_captions(out))
-    assert [(row["image_id"], row["caption"]) for row in found] == [("coco/1.jpg", "A cat.")] * 3
+    assert [(row["image_id"], row["caption"]) for row in found] == [("coco/1.jpg", "A cat.")] * 2
     assert export.write_released([file], out, limit=1) == ["1 captions"]
 
 
@@ -223,12 +229,10 @@ def test_a_release_becomes_our_parquet_and_then_training_data(release, tmp_path)
         export.write_llamafactory(out, file)
     written = export.write_llamafactory(out, file, tmp_path, max_bad_share=0.5)
     assert written[1:] == ["left out: 1, cut or loops", f"set aside: 1, {export.MISSING}"]
-    assert [example.id for example in read_rows(file)] == [
-        "images/p000.png#0",
-        "images/p000.png#1",
-        "images/p001.png#0",
-    ]
+    assert [example.images[0] for example in read_rows(file)] == [row["image_id"] for row in rows[:3]]
     assert export.sample(out, tmp_path / "sample.parquet", 2) in (2, 3)
+    export.write_llamafactory(tmp_path / "sample.parquet", file, tmp_path, max_bad_share=0.9)
+    assert len(lines(file)) <= 3
 
 
 # commands
@@ -255,12 +259,13 @@ def test_a_folder_is_captioned_by_a_server(images, tmp_path, monkeypatch):
     assert status == 0 and "10 images, 9 good" in said and "set aside: broken.jpg: not an image" in said
 
 
-def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path):
+def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path, monkeypatch):
     config = tmp_path / "model" / "config.json"
     config.parent.mkdir()
     for context, limit in ((1024, 512), (100_000, 2048)):
         config.write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": context}))
         assert job.token_limit(ModelConfig(path=str(config.parent))) == limit
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
     assert "or for a trial --model zoo:base" in told("caption", images, "--model", "no/such-model")[2]
 
 
@@ -276,25 +281,25 @@ def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):
 
 
 def test_the_command_exports(captions, release, tmp_path):
-    out, rows, gone = tmp_path / "sample.parquet", tmp_path / "train.jsonl", tmp_path / "no.jsonl"
+    out = tmp_path / "sample.parquet"
     status, said, _ = told("export", captions, "--out", out, "--images", 4, "--seed", 7)
     assert status == 0 and f"4 captions of 4 images\nwritten: {out}" in said and pq.read_table(out).num_rows == 4
-    status, said, _ = told("export", captions, "--out", rows, "--media", tmp_path, "--prompt", "Say.")
+    assert "fewer than the 99" in told("export", captions, "--out", out, "--images", 99)[2]
+    assert "no captions at" in told("export", tmp_path / "nowhere", "--out", out, "--images", 1)[2]
+    assert "must end in .parquet or .jsonl" in told("export", captions, "--out", tmp_path / "x.csv")[2]
+    assert "at least 1" in told("export", captions, "--out", out, "--images", 0)[2]
+    out = tmp_path / "train.jsonl"
+    status, said, _ = told("export", captions, "--out", out, "--media", tmp_path, "--prompt", "Say.")
     assert status == 0 and f"8 rows, image paths below {tmp_path}" in said
-    first = read_rows(rows)[0]
+    first = read_rows(out)[0]
     assert first.messages[0].content == "<image>Say." and first.images == ("images/p000.png",)
+    (tmp_path / "no").mkdir()
+    error = told("export", captions, "--out", out, "--media", tmp_path / "no")[2]
+    assert "images/p000.png is outside the media folder" in error and read_rows(out)[0] == first
+    assert told("export", captions, "--out", out, "--all")[0] == 0 and len(lines(out)) == 9
     status, said, _ = told("export", release, release, "--out", tmp_path / "r.parquet", "--limit", 2)
     assert status == 0 and "4 captions" in said
-    (tmp_path / "no").mkdir()
-    for arguments, error in (
-        ((captions, "--out", out, "--images", 99), "fewer than the 99"),
-        ((tmp_path / "nowhere", "--out", out, "--images", 1), "no captions at"),
-        ((captions, "--out", tmp_path / "x.csv"), "must end in .parquet or .jsonl"),
-        ((captions, "--out", out, "--images", 0), "at least 1"), ((release, "--out", rows), "--media"),
-        ((captions, "--out", rows, "--media", tmp_path / "no"), "images/p000.png is outside the media folder"),
-        ((gone, "--out", rows, "--media", tmp_path), "missing file"),
-    ):  # fmt: skip
-        assert error in told("export", *arguments)[2] and read_rows(rows)[0] == first
-    assert told("export", captions, "--out", rows, "--all")[0] == 0 and len(lines(rows)) == 9
-    status, said, _ = told("export", release, "--out", rows, "--media", tmp_path, "--max-bad-share", 0.4)
+    status, said, _ = told("export", release, "--out", out, "--media", tmp_path, "--max-bad-share", 0.4)
     assert status == 0 and "3 rows" in said and "set aside: 1, no such image below the media folder" in said
+    assert "--media" in told("export", release, "--out", out)[2]
+    assert "missing file" in told("export", tmp_path / "no.jsonl", "--out", out, "--media", tmp_path)[2]
