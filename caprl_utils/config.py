@@ -144,11 +144,10 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        values = super().construct_mapping(node, deep)
-        for number, (key, _) in enumerate(node.value):
+        for number, (key, _) in enumerate(node.value):  # before `<<` puts another mapping's keys among them
             if key.value in [earlier.value for earlier, _ in node.value[:number]]:
                 raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-        return values
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

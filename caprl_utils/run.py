@@ -151,7 +151,12 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
     for url, (role, path) in served.items():
         try:
             there = bool(httpx.get(f"{url}/models", timeout=2.0).status_code)  # a refusal without a key is an answer
-        except (httpx.HTTPError, httpx.InvalidURL):
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            OSError,
+            ValueError,
+        ):  # the last two: of a wrong proxy or certificate
             there = False
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
         yield ("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")

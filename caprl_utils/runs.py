@@ -312,7 +312,8 @@ def _read_json(file: Path) -> Any:
 @cache
 def commit() -> dict[str, Any]:
     """{"commit": hex or None, "dirty": bool or None}; None outside a git checkout, or in that of another project."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # another repository's
+    another = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE"}  # repository's
+    env = {name: value for name, value in os.environ.items() if name not in another}
 
     def git(*command: str) -> str | None:
         try:
@@ -350,4 +351,4 @@ def hardware() -> dict[str, Any]:
     model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     cpu = model[1].strip() if model else platform.machine()
     found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 2**30, 1)}
-    return found | {"gpus": list(listed_gpus().values())}
+    return found | {"gpus": [name for _, _, name in listed_gpus()]}

@@ -253,7 +253,7 @@ class EndpointBackend:
 
         def read(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:
             (choice,) = answer["choices"]
-            text, ended = choice["message"]["content"], choice["finish_reason"]
+            text, ended = choice["message"].get("content"), choice["finish_reason"]
             problem = None if ended in ("stop", "length") else f"the server ended: {ended}"
             if text is None:  # a reasoning model that never came to its answer, or a call of a tool
                 problem = problem or f"the server gave no text (finish reason {ended})"

@@ -164,7 +164,7 @@ def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
     reader = WordsReader(LocalBackend(config.model_copy(update={"path": folder})), config.path)
     closed = [sample for sample in load_samples(profile) if sample.options]
     benchmarks = dict.fromkeys(sample.benchmark for sample in closed)
-    each, samples = QUESTIONS // len(benchmarks), []
+    each, samples = QUESTIONS // max(1, len(benchmarks)), []
     for name in benchmarks:
         samples += [sample for sample in closed if sample.benchmark == name][:each]
     known = {}

@@ -36,8 +36,9 @@ class Vector(BaseModel):
         options, expected = tuple(as_list(meta.get("options")) or ()), self.expected
         pairs = zip(self.prediction, self.gold, strict=True) if several else [(self.prediction, self.gold)]
         asked = [(Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs]
-        if self.mode == "standard" and self.benchmark == "mathvista" and len(asked[0][1].split()) == 1:
-            found: Score = mathvista_match(*asked[0], extracted=True)  # the prediction is the final short answer
+        (sample, text), *_ = asked  # ValueError where there is none
+        if self.mode == "standard" and self.benchmark == "mathvista" and len(text.split()) == 1:
+            found: Score = mathvista_match(sample, text, extracted=True)  # the prediction is the final short answer
         else:
             found = all_rotations(score_answers(asked, self.mode))
         expected = meta.get("math_verify", {}).get(MATH_VERIFY_VERSION, expected)

@@ -106,7 +106,9 @@ class Item:
     @property
     def read_twice(self) -> list[str]:
         """Of these, those that the reader of the reward reads as well."""
-        return replace(self, rows=[row for row in self.rows if row.runs[0].endswith("-by-reward_reader")]).experiments
+        return replace(
+            self, rows=[row for row in self.rows if row.runs and row.runs[0].endswith("-by-reward_reader")]
+        ).experiments
 
     @property
     def ours(self) -> bool:

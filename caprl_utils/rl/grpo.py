@@ -22,14 +22,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
@@ -88,19 +90,28 @@ def grpo_arguments(
     }  # fmt: skip
 
 
-def row_order(num_rows: int, steps: int, prompts: int, group: int, repeats: int, seed: int) -> list[int]:
+@dataclass(eq=False)
+class StepSampler(Sampler):
     """Rows for every step of a training: `prompts` images, each `group` times, the whole `repeats` times. Passes over
     the data are permutations seeded by (seed, pass), put end to end, so no image is left out. `repeats` is TRL's number
     of micro-batches per rollout: it hands the rollout's rows to each of them.
     """
-    images: list[int] = []
-    for number in range(math.ceil(steps * prompts / num_rows)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        images += torch.randperm(num_rows, generator=generator).tolist()
-    order: list[int] = []
-    for start in range(0, steps * prompts, prompts):
-        order += [row for row in images[start : start + prompts] for _ in range(group)] * repeats
-    return order
+
+    num_rows: int
+    steps: int
+    prompts: int
+    group: int
+    repeats: int
+    seed: int
+
+    def __iter__(self) -> Iterator[int]:
+        passes = (torch.Generator().manual_seed(self.seed * 1_000_003 + number) for number in count())
+        images = (row for one in passes for row in torch.randperm(self.num_rows, generator=one).tolist())
+        for _ in range(self.steps):
+            yield from [row for row in islice(images, self.prompts) for _ in range(self.group)] * self.repeats
+
+    def __len__(self) -> int:
+        return self.steps * self.prompts * self.group * self.repeats
 
 
 class CaptionReward:
@@ -173,7 +184,7 @@ class CaptionTrainer(GRPOTrainer):
         args, group = self.args, self.num_generations
         repeats = self.num_iterations * args.steps_per_generation
         sizes = (args.max_steps, args.generation_batch_size // group, group, repeats)
-        return row_order(len(self.train_dataset), *sizes, args.seed)
+        return StepSampler(len(self.train_dataset), *sizes, args.seed)
 
     def _generate_and_score_completions(self, inputs: list) -> dict[str, Any]:
         images = {row["id"]: row["image"] for row in inputs}

@@ -55,6 +55,20 @@ def test_completions_come_in_order_and_neighbours_do_not_change_them(vlm, temper
     assert all(c.error is None and c.num_tokens <= 8 for c in together)
 
 
+def test_an_image_shown_often_is_seen_once(vlm):
+    first, second = image(0), image(1)
+    questions = [prompts.look_question(f"What is the {key}?") for key in ("topic", "figure", "name")]
+    shared = [Request(f"{q}{k}", q, i) for k, i in enumerate((first, second)) for q in questions]
+    sizes = []
+    tower = vlm.loaded.model.model.visual
+    hook = tower.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
+    together = vlm.choice_logprobs(shared, LETTERS)
+    hook.remove()
+    assert sizes == [2 * 196]  # patches of two images
+    for request, row in zip(shared, together, strict=True):
+        assert vlm.choice_logprobs([request], LETTERS)[0] == pytest.approx(row, abs=2e-4)
+
+
 def test_training_sees_each_image_once_with_the_same_features_and_gradients():
     """Six prompts over two images, as a rollout shows them after TRL's shuffle; the pixels are prepared once, too."""
     processor = build_processor()

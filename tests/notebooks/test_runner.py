@@ -123,7 +123,7 @@ def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected, tmp_pa
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_or_killed_runner_takes_kernel_and_children_along(runs_folder, start, number):
     process = start()
     pids = pids_of_slow(runs_folder)

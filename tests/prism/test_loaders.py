@@ -13,6 +13,7 @@ from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark, loa
 from caprl_utils.prism.evaluate import prompt_of
 from caprl_utils.prism.layouts import CANNOT_ANSWER
 from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
+from caprl_utils.prism.scores import score_answers
 from caprl_utils.schema import PRISM_BENCHMARKS
 from tests.rows import LAYOUTS, OTHER, captionqa_row, collection, picture, png, write, write_gqa, write_visulogic
 
@@ -46,6 +47,11 @@ def test_hub_layouts(key, tmp_path):
     assert (sample.question, sample.options, sample.gold) == first
     assert sample.benchmark == key and sample.meta["image_id"] and "secret" not in str(sample.meta)
     assert sample.images[0]().size == (6, 4)
+    text = sample.gold[0] if isinstance(sample.gold, list) else sample.gold
+    judged = key in ("charxiv", "mmvet")
+    assert score_answers([(sample, text)], "standard")[0].value == (None if judged else 1.0)
+    hub = {name for name, facts in load_registry().items() if facts.hub is not None}
+    assert hub == {*LAYOUTS, "visulogic", "gqa", "captionqa"}
 
 
 def test_what_a_row_tells_reaches_the_prompt(loaded):

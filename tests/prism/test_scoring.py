@@ -216,13 +216,14 @@ def test_a_line_that_is_no_vector_fails_alone(tmp_path):
     bad = [
         "{broken\n", ["a list"], {"benchmark": "gqa", "mode": "standard"}, vector(mode="other"),
         vector(benchmark="gqqa"), vector(expected="yes"), vector(meta=[1]), vector(prediction=7), vector(mode="caprl"),
+        vector(benchmark="mathvista", prediction=[], gold=[]),
     ]  # fmt: skip
     passed, failures = check_vectors(vectors(tmp_path / "v.jsonl", *bad, vector(), "\n"))
-    assert (passed, len(failures)) == (1, 9)
+    assert (passed, len(failures)) == (1, 10)
     for number, text in enumerate((
         "Invalid JSON", "should be an object", "gold Field required", "mode Input should be",
         "'gqqa'; did you mean", "expected Input should be", "meta Input should be", "prediction.str Input should be",
-        "use scoring 'standard'",
+        "use scoring 'standard'", "not enough values",
     )):  # fmt: skip
         assert text in failures[number] and f"line {number + 1} of" in failures[number]
 

@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.rl.grpo import open_trainer, row_order
+from caprl_utils.rl.grpo import StepSampler, open_trainer
 from caprl_utils.rl.monitor import Monitor, curve_row
 from caprl_utils.rl.policy import WHOLE, counts, is_whole, save_final
 from caprl_utils.runs import last_checkpoint
@@ -242,7 +242,7 @@ def test_a_tracker_listens_beside_tensorboard(listening, tmp_path, monkeypatch):
 
 def test_data_order_covers_all_images_and_depends_on_the_step_alone():
     def steps(count: int, repeats: int, seed: int) -> list[list[int]]:
-        rows = row_order(7, count, prompts=4, group=2, repeats=repeats, seed=seed)
+        rows = list(StepSampler(7, count, prompts=4, group=2, repeats=repeats, seed=seed))
         assert len(rows) == 8 * count * repeats
         return [rows[i : i + 8 * repeats] for i in range(0, len(rows), 8 * repeats)]
 
