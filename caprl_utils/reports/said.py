@@ -91,7 +91,7 @@ def budget_table(results: Results) -> Table:
     length = numbers.number(there[joined].mean_of("caption_tokens")) if joined else numbers.MISSING
     heads = [*(f"First {n} tokens" for n in budgets), "Whole captions"]
     notes = [texts()["notes"]["budgets"].format(joined=length)]
-    caption = "At equal length: accuracy (%) with 95 % interval"
+    caption = "From the first tokens of each caption: accuracy (%) with 95 % interval"
     return Table("budgets", caption, "Captioner", heads, rows if budgets else [], notes)
 
 

@@ -148,13 +148,13 @@ def test_captions_are_compared_at_equal_length(finished, prism_run, results_of, 
     results = results_of(finished)
     table = said.budget_table(results)
     assert table.columns == ["First 16 tokens", "Whole captions"] and "39.0" in table.notes[0]
-    joined = "control: base captions joined to CapRL's length"
+    joined = "control: base captions joined, up to CapRL's length"
     assert list(dict(table.rows)) == ["base", "strong captioner", "CapRL", joined, PAIR]
     assert cell(table, "base", "First 16 tokens").value == pytest.approx(0.3)
     assert cell(table, "strong captioner", "First 16 tokens").text == cell(table, joined, "First 16 tokens").text == "–"
     gap = cell(table, PAIR, "First 16 tokens")
     assert gap.value == pytest.approx(0.15) and gap.interval[0] > 0 and len(gap.sources) == 2
-    found = cell(tables.gaps_table(results), "CapRL − base captions joined to CapRL's length", "Average")
+    found = cell(tables.gaps_table(results), "CapRL − base captions joined, up to CapRL's length", "Average")
     assert found.value == pytest.approx(0.15) and ", p" in found.text
     assert joined in dict(tables.scores_table(results, bounds=True).rows)
     text = json.dumps(tables.write(finished, "table3"))
