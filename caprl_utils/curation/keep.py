@@ -173,7 +173,8 @@ def _counts(questions: Path) -> dict[str, Any]:
     def share(part: pd.Series, whole: pd.Series) -> float | None:
         return float(part[whole].mean()) if whole.any() else None
 
-    kept, leaking, sound = rows["verdict"] == Verdict.KEPT.value, rows["truth"] == "leaking", rows["truth"] == "sound"
+    known = rows["truth"].fillna("")  # missing where the source does not know its images
+    kept, leaking, sound = rows["verdict"] == Verdict.KEPT.value, known == "leaking", known == "sound"
     seen = sound & rows["open_correct"].fillna(False)
     truth = {
         "leaking": int(leaking.sum()), "leaking_removed": share(~kept, leaking),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from caprl_utils.config import load_profile
+from caprl_utils.curation import keep
 from caprl_utils.curation.keep import measured, qa_schema, read_qa, table_writer, verdict
 from caprl_utils.errors import UserError
 from caprl_utils.records import ImageQA, Question
@@ -83,3 +84,12 @@ def test_a_row_in_another_form_is_named(rows, tmp_path):
     pq.write_table(pa.Table.from_pylist([rows[0].to_row(), broken]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet, row 2 \('1'\).*does not start with 'A\)'"):
         list(read_qa(tmp_path / "x.parquet"))
+
+
+def test_a_source_that_does_not_know_its_images_says_nothing_of_the_truth(tmp_path):
+    question = Question(question="Which?", options=("a", "b"), answer="A", number=1, visual=("A",), text=("B",),
+                        open_answer="a")  # fmt: skip
+    rows = [measured(f"i{n}", question) | {"verdict": "kept", "truth": None} for n in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=keep._QUESTIONS), file := tmp_path / "questions.parquet")
+    counts = keep._counts(file)
+    assert counts["truth"] is None and (counts["questions_kept"], counts["images_kept"]) == (2, 2)
