@@ -9,10 +9,13 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
+
+_PARSING = Lock()  # on Python 3.11 threads that parse at the same time were seen to end in a SystemError
 
 
 def text_hash(text: str) -> str:
@@ -67,7 +70,8 @@ def code_hashes(recipe: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _tree_hash(source: str) -> str:
-    tree = ast.parse(source)
+    with _PARSING:
+        tree = ast.parse(source)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and ast.get_docstring(node, clean=False) is not None:

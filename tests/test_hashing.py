@@ -1,13 +1,14 @@
 """Keys follow values and code, and nothing else."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caprl_utils import paths
+from caprl_utils import hashing, paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes, derive_seed, file_hash, value_hash
@@ -75,3 +76,10 @@ def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
 def test_a_seed_is_the_same_everywhere_and_has_its_bits():
     assert derive_seed("mini", 3, "a/b") == derive_seed("mini/3", "a", "b") == 7430837832773879921
     assert derive_seed(0, "x", bits=31) == derive_seed(0, "x") >> 32 < 2**31
+
+
+def test_threads_may_hash_code_at_the_same_time():
+    source = (paths.ROOT / "caprl_utils" / "answers.py").read_text()
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(hashing._tree_hash, [f"{source}\n# {number}" for number in range(60)]))
+    assert len(found) == 1
