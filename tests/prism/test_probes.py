@@ -143,4 +143,6 @@ def test_smollm2_reads_true_captions_and_guesses_without(monkeypatch):
         scores = [row["score"] for row in read_samples(paths.RUNS / "mini" / "prism" / f"{name}-by-outside_reader")]
         means[name] = sum(scores) / len(scores)
     print(means)
-    assert means["ceiling-true-facts"] > 0.55 and means["floor-empty"] < 0.45
+    assert (
+        means["floor-empty"] < 0.45 and means["ceiling-true-facts"] > means["floor-empty"] + 0.2
+    )  # of 120: 61 and 27 %
