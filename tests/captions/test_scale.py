@@ -86,7 +86,7 @@ def test_workers_write_what_one_process_writes_and_do_nothing_twice(tmp_path, mo
     images, log = fill(tmp_path / "images", 40), tmp_path / "asked.txt"
     (images / "text.png").write_text("no image")
     whole = caption_source(images, tmp_path / "whole.parquet", Scripted(), SAMPLING)
-    slow, out = Scripted(log=log, sec=0.05), tmp_path / "c.parquet"
+    slow, out = Scripted(log=log, sec=0.3), tmp_path / "c.parquet"
     found = caption_source(images, out, slow, SAMPLING, workers=2, shard_images=4)
     assert texts(found.file) == texts(whole.file) and found.bad == whole.bad == {"text.png": "not an image"}
     assert (found.images, found.captions, found.tokens) == (40, 80, 400)
