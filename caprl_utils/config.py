@@ -144,9 +144,11 @@ class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice, where YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        for number, (key, _) in enumerate(node.value):  # before `<<` puts another mapping's keys among them
-            if key.value in [earlier.value for earlier, _ in node.value[:number]]:
+        seen: list[Any] = []
+        for key, _ in node.value:  # before `<<` puts another mapping's keys among them
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -26,6 +26,7 @@ OFFLINE = {  # nothing is fetched, so nobody waits at a bar
     "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }  # fmt: skip
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+_TEXTS = (str, list, tuple)  # what a cell of `table` shows as words
 MOST_KB = 250  # ours: of a published copy; GitHub shows larger ones slowly or not at all
 
 
@@ -122,7 +123,7 @@ def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
     frame.index, frame.columns = (one.set_names([None] * one.nlevels) for one in (frame.index, frame.columns))
 
     def text(value: Any) -> str:
-        if isinstance(value, (str, list, tuple)):
+        if isinstance(value, _TEXTS):
             plain = html.escape(value if isinstance(value, str) else ", ".join(map(str, value)))
             return f"<div style='text-align:left;white-space:normal'>{plain}</div>"
         if value is None or pd.isna(value):
@@ -133,8 +134,8 @@ def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
 
     cells = frame.map(text)
     if frame.columns.nlevels == 1:  # pandas sets every head right, above texts too
-        left = [cells.iloc[:, at].str.startswith("<div").any() for at in range(frame.shape[1])]
-        heads = zip(frame.columns, left, strict=True)
+        of_texts = frame.map(lambda value: isinstance(value, _TEXTS)).any()
+        heads = zip(frame.columns, of_texts, strict=True)
         cells.columns = [f"<div style='text-align:left'>{head}</div>" if is_text else head for head, is_text in heads]
     return HTML(cells.to_html(escape=False, border=0, index=index))
 

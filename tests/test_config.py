@@ -53,6 +53,12 @@ def test_bad_setting_is_named(overrides, expected):
         load_profile("smoke", overrides)
 
 
+def test_a_mapping_may_take_over_another_and_change_a_value(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
+    assert config.read_yaml(file)["b"] == {"x": 3, "y": 2}
+
+
 def load_in_mini(file):
     return load_experiment(file, "mini")
 

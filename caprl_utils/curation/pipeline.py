@@ -180,10 +180,10 @@ def answer_questions(job: Job) -> None:
         for item in job.good_images():
             if item.id in extracted and item.id not in store:
                 questions = extracted.get(item.id, QuestionSet).questions
-                asked = list(requests_about(item.id, questions, item.image, other and other.image, *how))
-                waiting[item.id] = {request.id: None for request in asked}
-                yield from asked
-                if not asked:
+                if asked := list(requests_about(item.id, questions, item.image, other and other.image, *how)):
+                    waiting[item.id] = {request.id: None for request in asked}
+                    yield from asked
+                else:
                     store.append(QuestionSet(id=item.id, questions=()))
             other = item
 

@@ -1,10 +1,10 @@
 """Stage 3 of Prism, from answers to the numbers of a run: scores, a row per question and caption, and their summary.
 
 Two ways to score are never mixed: `standard` is each benchmark's own metric, as the common toolkits compute it, and
-`caprl` the verdict of the authors' Prism scorer (both in `metrics`). A
-metric that needs a judge gives no score without one; which model judges moves the score by points, so record and key
-name it. A sample without a score is left out of the mean and counted; an answer that could not be read scores 0, is
-counted and listed. The rotations of one MMBench question make one row; We-Math scores problem groups.
+`caprl` the verdict of the authors' Prism scorer (both in `metrics`). A metric that needs a judge gives no score without
+one; which model judges moves the score by points, so record and key name it. A sample without a score is left out of
+the mean and counted; an answer that could not be read scores 0, is counted and listed. The rotations of one MMBench
+question make one row; We-Math scores problem groups.
 """
 
 from __future__ import annotations
