@@ -8,7 +8,6 @@ requests, extraction, letters, verdicts and the rows on disk. Images are one bla
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -62,8 +61,7 @@ def measure_here(count: int) -> dict[str, float]:
     kept = pipeline.filter_questions(job)["values"]["questions_kept"]
     if kept != QUESTIONS * count:
         raise UserError(f"the filter kept {kept} of {QUESTIONS * count} sound questions")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": time.process_time() - start, "peak_gb": peak}
+    return {"seconds": time.process_time() - start, "peak_gb": harness.peak_gb()}
 
 
 def measure(count: int) -> dict[str, float]:

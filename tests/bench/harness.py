@@ -61,6 +61,12 @@ def row(
     }  # fmt: skip
 
 
+def peak_gb() -> float:
+    """GiB that this process held at most. Not getrusage's: after exec that starts at the parent's peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
 def results_file() -> Path:
     """Where the rows are kept."""
     return paths.REPORTS / "bench" / "bench.json"

@@ -27,14 +27,15 @@ HERE = Path(__file__).parent
 SAMPLING = Sampling(max_tokens=16, temperature=1.0, n=2, seed=3)
 ENV = {"PYTHONPATH": f"{paths.ROOT}:{HERE}", "CUDA_VISIBLE_DEVICES": ""}
 JOB = """
-import resource, sys
+import sys
 from scripted_captioner import Scripted
+from tests.bench.harness import peak_gb
 from caprl_utils.captions.job import caption_source
 from caprl_utils.models.base import Sampling
 source, out, log, sec, batch = sys.argv[1:]
 found = caption_source(source, out, Scripted(log=log or None, sec=float(sec)), Sampling(16, 1.0, n=2, seed=3),
                        workers=2, shard_images=int(batch))
-print("made", found.captions, "peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+print("made", found.captions, "peak", peak_gb(), flush=True)
 """
 
 
@@ -126,7 +127,7 @@ def test_the_driver_holds_hardly_anything_of_the_images(tmp_path):
         assert processes.popen(job(source, tmp_path / f"set-{count}", batch=256), log, ENV).wait() == 0
         _, made, _, peak = log.read_text().splitlines()[-1].split()
         assert int(made) == 2 * count
-        peaks[count], seconds[count] = int(peak) / 1024, time.monotonic() - start
+        peaks[count], seconds[count] = 1024 * float(peak), time.monotonic() - start
     print(f"driver's peak memory in MiB: {peaks}; seconds: {seconds}")
     assert peaks[100_000] < peaks[1_000] + 40
 
