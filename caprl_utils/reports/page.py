@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 from caprl_utils import notebook, paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
-from caprl_utils.files import note_access, write_atomic
+from caprl_utils.files import note_access, write_atomic, write_json
 from caprl_utils.prism import probes
 from caprl_utils.prism.gallery import save_png
 from caprl_utils.prism.loading import load_samples
@@ -34,11 +34,12 @@ from caprl_utils.records import Sample
 from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
 from caprl_utils.reports.items import FOLLOW_UPS, NOTEBOOKS, Item, chosen, items
-from caprl_utils.reports.numbers import Cell, Table
+from caprl_utils.reports.numbers import Cell, Table, record_path
 from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
 from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import run_all
+from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
 OUTSIDE = "extra_outside"  # the item that needs a reader which none of ours trained
@@ -46,6 +47,11 @@ PUBLISHED = "mini"  # the profile whose items README's map lists
 APART = ("deviations", "lab-log", "bench/bench")  # reports with a page of their own
 BREAK = "<hr />"  # what follows it in a chapter stands after all tables
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+NUMBER = re.compile(
+    r"(?<!Table )(?<!Tables )(?<!Tables \d and )(?<!Figure )(?<![\w./:-])([+-]?\d+(?:,\d{3})*(?:\.\d+)?)"
+    r"(?![\w/-]|[.:]\w| % interval)"
+)
+"""In running text; not part of a name, of a word, or what every interval is."""
 VALUE_AND_INTERVAL = re.compile(r"^([^\[]+?) (\[[^\]]*\])(?:,? (.*))?$")
 START, END = "<!-- map:start -->", "<!-- map:end -->"
 MAPPED = ("paper", "one_gpu", "mini")  # the largest profile that has a result is shown; smoke never is
@@ -124,6 +130,8 @@ def write_examples(profile: Profile) -> Path | None:
     )
     page = numbers.fill("examples.md", profile=profile, first=first, more=more, number=len(rows))
     write_atomic(folder / f"{EXAMPLES}.md", page)
+    files = {record_path(runs[label] / "result.json"): load_result(runs[label] / "result.json") for label in captions}
+    write_json(folder / f"{EXAMPLES}.json", {"runs": tables.runs_of(files)})
     return folder / f"{EXAMPLES}.md"
 
 
@@ -202,6 +210,7 @@ def chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
     content = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     runs, tables = (content.get(key, []) if isinstance(content, dict) else [] for key in ("runs", "tables"))
     by_caption = {f"**{table['caption']}**": table for table in tables}
+    shown, known, every = _shown(tables), {run["file"]: run for run in runs}, [{"file": run["file"]} for run in runs]
     for place, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
@@ -210,18 +219,44 @@ def chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
             token.attrSet("id", f"{file.stem}-{slug}")
         elif token.type == "table_open" and (table := by_caption.get(tokens[place - 2].content)):
             ends = next(n for n in range(place, len(tokens)) if tokens[n].type == "table_close")
-            html = _table(table, runs, records)
+            html = _table(table, known, records)
             tokens[place : ends + 1] = [Token("html_block", "", 0, content=html)]
         elif token.type == "inline":
             _complete(token, file.parent)
+            if records and runs and tokens[place - 1].type != "heading_open":
+                token.children = _linked(token, lambda text: records.anchor(shown.get(text, every), known))
     html = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
     html = re.sub("<table>.*?</table>", r'<div class="wide">\g<0></div>', html, flags=re.DOTALL)
     return re.sub(r",? \(?profile \w+\)?", "", title), Markup(html)
 
 
-def _table(table: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], records: Records | None) -> str:
-    """A report's table as HTML; its cells lead to their records if these are kept."""
-    known, rows = {run["file"]: run for run in runs}, []
+def _shown(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, str]]]:
+    """Every number with decimals that a table prints -> the sources of the cells where it stands."""
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for row in (row for table in tables for row in table["rows"]):
+        for cell, sources in zip(row["cells"], sources_of(row), strict=True):
+            for text in NUMBER.findall(cell["text"]) if sources else ():
+                found.setdefault(text, []).extend(sources)
+    return {text: sources for text, sources in found.items() if "." in text}
+
+
+def _linked(token: Token, anchor: Callable[[str], str]) -> list[Token]:
+    """Running text whose numbers lead to their records: the runs of the cells that show it, else all of the report."""
+    children, inside = [], False
+    for child in token.children or []:
+        inside = child.type == "link_open" or (inside and child.type != "link_close")
+        if child.type != "text" or inside:
+            children.append(child)
+            continue
+        for place, text in enumerate(NUMBER.split(child.content)):
+            link = f'<a class="number" href="#{anchor(text)}">{text}</a>' if place % 2 else ""
+            children.append(Token("html_inline" if link else "text", "", 0, content=link or text))
+    return children
+
+
+def _table(table: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]], records: Records | None) -> str:
+    """A report's table as HTML; its cells lead to their records if these are kept. known: the report's runs."""
+    rows = []
     for row in table["rows"]:
         cells = []
         for cell, sources in zip(row["cells"], sources_of(row), strict=True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import sqrt
@@ -82,15 +82,18 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
 
 
 def _runs_of(results: Results, tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """The runs behind an item: record, key, commit, seeds, n, hashes, names of the files with their rows."""
-    kept = ("key", "commit", "dirty", "seeds", "n", "unit", "hashes")
+    """The runs behind an item, those of judges and their like among them."""
     records: dict[str, Any] = {}
     for found in (*results.measured.values(), *results.readers.values()):
         records |= {**found.records, **found.trainings, **found.more}
     named = {source.file for table in tables for _, cells in table.rows for cell in cells for source in cell.sources}
-    more = {file for file in named - records.keys() if file.endswith("/result.json")}  # of judges and their like
-    records |= {file: load_result(from_record_path(file)) for file in more}
-    runs = []
+    more = {file for file in named - records.keys() if file.endswith("/result.json")}
+    return runs_of(records | {file: load_result(from_record_path(file)) for file in more})
+
+
+def runs_of(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a report says of its runs: record, key, commit, seeds, n, hashes, names of the files with their rows."""
+    kept, runs = ("key", "commit", "dirty", "seeds", "n", "unit", "hashes"), []
     for file in sorted(records):
         beside = from_record_path(file).parent.iterdir()
         rows = sorted(other.name for other in beside if other.suffix in (".parquet", ".jsonl"))

@@ -9,7 +9,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.files import write_atomic
 from caprl_utils.prism import scores, told
-from caprl_utils.reports import figures
+from caprl_utils.reports import figures, page
 from caprl_utils.reports.items import items
 from caprl_utils.reports.results import load
 from caprl_utils.runs import Run
@@ -109,8 +109,8 @@ def no_figures(monkeypatch):
 
 @pytest.fixture
 def recorded():
-    """Checks a page: every number of a result leads to its record, which names n, seeds, commit and rows; returns how
-    many numbers there are."""
+    """Checks a page: every number of a result, in tables and in sentences, leads to its record, which names n, seeds,
+    commit and rows; returns how many numbers the tables have."""
 
     def check(text):
         dts = dict(re.findall(r'<dt id="([^"]+)">.*?</dt>\s*<dd>(.*?)</dd>', text, re.DOTALL))
@@ -123,6 +123,10 @@ def recorded():
             for name in re.findall(r'href="#([^"]+)"', dts[anchor[1]]) or [anchor[1]]:
                 told = ("n = ", "; seed", "; commit ", "; rows: ", "made by <code>")
                 assert dts[name] == "The paper's values as printed." or all(part in dts[name] for part in told), name
+        prose = re.sub(r"<(nav|style|table|dl|h\d)\b.*?</\1>", "", text, flags=re.DOTALL)
+        assert all(anchor in dts for anchor in re.findall(r'<a class="number" href="#([^"]+)"', prose))
+        prose = re.sub(r"<a\b.*?</a>|<[^>]+>", "", prose, flags=re.DOTALL)
+        assert not (left := page.NUMBER.findall(prose)), left
         return len(numbers)
 
     return check
