@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils.files import write_atomic
-from caprl_utils.pretraining.sets import CAPRL_1M, DENSEFUSION, VANILLA
+from caprl_utils.pretraining.sets import VANILLA
 from caprl_utils.prism.gallery import GREEN, GREY, RED
 from caprl_utils.prism.probes import INVENTED, REPEATED, TRUE, WITH_INVENTED, lengths
 from caprl_utils.prism.statistics import AVERAGE, Interval
@@ -353,11 +353,11 @@ def plot_sets(results: Results, stem: Path) -> list[Path]:
         figure, all_axes = new_grid(len(panels), _COLUMNS, 2.2, sharey=True)
         for axes, panel in zip(all_axes, panels, strict=True):
             start = results.interval(VANILLA, panel)
-            for base, side in ((DENSEFUSION, -1), (CAPRL_1M, 1)):
-                labels = sorted((label for label in pairs if label.startswith(base.name)), key=pairs.get)
+            for name, side in zip(results.item.told_pairs, (1, -1), strict=True):
+                labels = sorted((label for label in pairs if label.startswith(name)), key=pairs.get)
                 parts = [start, *(results.interval(label, panel) for label in labels)]
                 sizes = [0, *(pairs[label] + side * _ASIDE * width for label in labels)]
-                _line(axes, sizes, parts, looks([base.name])[0], label=base.name, markevery=slice(1, None))
+                _line(axes, sizes, parts, looks([name])[0], label=name, markevery=slice(1, None))
             _line(axes, [0], [start], replace(grey, strong=True), label=VANILLA)
             floor = 100 * results.interval(GUESSER.label, panel).value
             axes.axhline(floor, color="#9a9a9a", linewidth=1, linestyle=":", label="most frequent answer")

@@ -211,32 +211,44 @@ def _reason(profile: Profile, name: str) -> str:
     return about_models(profile).get("not_testable", {}).get(name, "")
 
 
+def called(profile: Profile, captions: CaptionSet | None) -> str:
+    """A caption set as rows name it: after its writer where a stand-in wrote it, else by the paper's name."""
+    if captions is None:
+        return VANILLA
+    ours = texts()["caption_sets"].get(profile.pretraining.further.data, {"called": {}})["called"]
+    share = "" if captions.share == 1 else f" x {captions.share:g}"
+    return f"{ours.get(captions.name, captions.name)}{share}"
+
+
 def _of_pretraining(
     name: str, title: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str]], claims: Sequence[Claim],
     *notes: str, **more: Any,
 ) -> Item:  # fmt: skip
     """An item of notebook 05: it needs all rows; a guesser stands below."""
-    notes, needed = [texts()["caption_sets"], *notes], [row.label for row in rows]
-    return Item(name, title, [*rows, GUESSER], pairs, needed, claims, "pretraining", notes=notes, **more)
+    needed, sets_of = [row.label for row in rows], {row.captions[0]: row.paper for row in rows if row.captions}
+    named = ", ".join(f"{paper[1]} (here: {ours})" for ours, paper in sets_of.items() if paper and paper[1] != ours)
+    first = texts()["paper_sets"].format(named=f"In the paper the sets are {named}. " if named else "")
+    return Item(name, title, [*rows, GUESSER], pairs, needed, claims, "pretraining", notes=[first, *notes], **more)
 
 
 def table1(profile: Profile) -> Item:
     """Table 1: every setting of the profile with every caption set."""
     rows, pairs, claims, first = [], [], [], {}
+    name = {captions: called(profile, captions) for captions in sets.TABLE_1}
     for setting in profile.pretraining.settings:
-        prefix = f"{setting}, "
-        rows += [_pretrained(profile, setting, captions, prefix) for captions in sets.TABLE_1]
-        ours = f"{prefix}{CAPRL_1M.name}"
-        first[setting] = (ours, f"{prefix}{VANILLA}")
-        for theirs in (VANILLA, sets.SHAREGPT4V.name, DENSEFUSION.name):
-            pairs.append((ours, f"{prefix}{theirs}"))
-            reason = _reason(profile, theirs)
-            claims.append(Claim(f"{setting}: CapRL-1M is better than {theirs}", *pairs[-1], not_testable=reason))
-        pairs.append((f"{prefix}{sets.CAPRL_5M.name}", ours))
+        label = {captions: f"{setting}, {text}" for captions, text in name.items()}
+        rows += [_pretrained(profile, setting, captions, f"{setting}, ") for captions in sets.TABLE_1]
+        first[setting] = label[CAPRL_1M], label[None]
+        for theirs in (None, sets.SHAREGPT4V, DENSEFUSION):
+            pairs.append((label[CAPRL_1M], label[theirs]))
+            reason = _reason(profile, theirs.name) if theirs else ""
+            told = f"{setting}: {name[CAPRL_1M]} are better than {name[theirs] if theirs else 'none'}"
+            claims.append(Claim(told, *pairs[-1], not_testable=reason))
+        pairs.append((label[sets.CAPRL_5M], label[CAPRL_1M]))
         claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
     return _of_pretraining(
         "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, claims, figures=["dots"],
-        told=f"{CAPRL_1M.name} against {VANILLA}:", told_pairs=first, paper="table1_pretraining.csv",
+        told=f"{name[CAPRL_1M]} against none:", told_pairs=first, paper="table1_pretraining.csv",
     )  # fmt: skip
 
 
@@ -244,15 +256,16 @@ def table2(profile: Profile) -> Item:
     """Table 2: the same images, captions swapped for CapRL's, in the profile's first setting."""
     setting = profile.pretraining.settings[0]
     swapped = ((sets.CAPRL_SHAREGPT4V, sets.SHAREGPT4V), (sets.CAPRL_DENSEFUSION, DENSEFUSION))
-    pairs = {theirs.name: (ours.name, theirs.name) for ours, theirs in swapped}
+    pairs = {theirs: (called(profile, ours), called(profile, theirs)) for ours, theirs in swapped}
     claims = [
-        Claim(f"On the images of {name}, CapRL's captions are better", *pair, not_testable=_reason(profile, name))
-        for name, pair in pairs.items()
+        Claim(f"On the images of {pair[1]}, CapRL's captions are better", *pair, not_testable=_reason(profile, of.name))
+        for of, pair in pairs.items()
     ]
     rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
     return _of_pretraining(
         "table2", "Table 2: the same images, other captions", rows, [*pairs.values()], claims, f"Setting {setting}.",
-        told="CapRL's captions against those of", told_pairs=pairs, paper="table2_image_sources.csv", figures=["dots"],
+        told="CapRL's captions against", told_pairs={pair[1]: pair for pair in pairs.values()},
+        paper="table2_image_sources.csv", figures=["dots"],
     )  # fmt: skip
 
 
@@ -261,12 +274,12 @@ def figure4(profile: Profile) -> Item:
     setting = profile.pretraining.settings[0]
     growing = [*sets.growth_sets(profile.pretraining), *sets.FIGURE_4]
     rows = [_pretrained(profile, setting, captions) for captions in (None, *growing)]
-    labels = [row.label for row in rows[1:]]
-    none_to_all = {base.name: (base.name, VANILLA) for base in (CAPRL_1M, DENSEFUSION)}
-    stated = {pair: "{} is better than {}" for pair in zip(labels[1::2], labels[::2], strict=True)}
-    stated[none_to_all[CAPRL_1M.name]] = "CapRL's pairs are better than none"
-    if smaller := [label for label in labels if label.startswith(f"{CAPRL_1M.name} x")]:
-        stated[CAPRL_1M.name, smaller[0]] = "More of CapRL's pairs are better than fewer"
+    labels, caprl = [row.label for row in rows[1:]], called(profile, CAPRL_1M)
+    none_to_all = {name: (name, VANILLA) for name in (caprl, called(profile, DENSEFUSION))}
+    stated = {pair: "{} are better than {}" for pair in zip(labels[1::2], labels[::2], strict=True)}
+    stated[none_to_all[caprl]] = "CapRL's pairs are better than none"
+    if smaller := [label for label in labels if label.startswith(f"{caprl} x")]:
+        stated[caprl, smaller[0]] = "More of CapRL's pairs are better than fewer"
     counted = table1(profile).claims if "table1" in profile.pretraining.items else []
     same = {(claim.ours, claim.theirs): f"table1 ({number})" for number, claim in enumerate(counted, 1)}
     claims = [
@@ -282,16 +295,14 @@ def figure4(profile: Profile) -> Item:
 
 def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, prefix: str = "") -> Row:
     """A row of Tables 1 and 2 and Figure 4: a setting with a caption set (None: Vanilla)."""
-    name = VANILLA if captions is None else captions.name
-    share = "" if captions is None or captions.share == 1 else f" x {captions.share:g}"
-    seeds = profile.pretraining.seeds
+    name, seeds = called(profile, captions), profile.pretraining.seeds
     stages = [training for seed in seeds for training in sets.row_trainings(setting, captions, seed)]
     paper = texts()["settings"].get(setting)
     return Row(
-        f"{prefix}{name}{share}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
+        f"{prefix}{name}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
         tuple(seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
-        None if captions is None else (name, f"pretraining/{data.run_name(captions.slug)}"),
-        (paper, name) if paper else None, setting=setting,
+        None if captions is None else (name.partition(" x ")[0], f"pretraining/{data.run_name(captions.slug)}"),
+        (paper, captions.name if captions else VANILLA) if paper else None, setting=setting,
     )  # fmt: skip

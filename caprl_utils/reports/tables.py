@@ -111,9 +111,8 @@ def _markdown(results: Results, tables: list, statements: Table, paper: Table | 
     told = {"asked": f"{questions} questions about {images} images in each of the {len(parts)} benchmarks"}
     if item.kind == "pretraining":
         source = profile.pretraining.further.data
-        ours = texts()["caption_writers"].get(source)
-        models = {role: named[role].path for role in CAPTIONERS if role in named}
-        told["writers"] = ours.format(**models) if ours else f"The caption sets are files of the user ({source})."
+        ours = texts()["caption_sets"].get(source)
+        told["writers"] = ours["writers"] if ours else f"The caption sets are files of the user ({source})."
     else:
         records = [record for found in results.unbound.values() for record in found.records.values()]
         told["readers"] = dict.fromkeys(f"{r['reader']['name']}, mode {r['reader']['mode']}" for r in records)

@@ -91,24 +91,24 @@ def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
 
     scores, settings = tables_of["table1"][0], pretrained.pretraining.settings
     rows, place = {row["label"]: row["cells"] for row in scores["rows"]}, scores["columns"].index("Average")
-    vanilla, ours = (rows[f"{settings[0]}, {name}"] for name in ("Vanilla", "CapRL-1M"))
+    vanilla, ours = (rows[f"{settings[0]}, {name}"] for name in ("Vanilla", "CapRL captions"))
     assert vanilla[place]["value"] == pytest.approx(0.2) and ours[place]["value"] == pytest.approx(0.6)
     assert ours[-1]["value"] == pretrained.pretraining.further.num_rows and vanilla[-1]["text"] == "0"
     assert {claim["verdict"] for claim in facts["table1"]["claims"]} == {"supported"}
     told = (
         "40 questions about 40 images in each of the 2 benchmarks",
-        "bear the names of the paper's",
-        "zoo:mid",
+        "DenseFusion-1M (here: mid captions)",
+        "the mid captioner",
         "59.7",
     )
     assert [part for part in told if part not in (paths.reports_of("mini") / "table1.md").read_text()] == []
     summary = facts["table1"]["summary"]
-    assert summary.startswith("CapRL-1M against Vanilla: ") and all(setting in summary for setting in settings)
+    assert summary.startswith("CapRL captions against none: ") and all(setting in summary for setting in settings)
 
     drawn = (paths.reports_of("mini") / "figure4.svg").read_text()
     assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
     summary = facts["figure4"]["summary"]
-    assert summary.startswith("no pairs to all: CapRL-1M +40.0 [") and ", DenseFusion-1M +20.0 [" in summary
+    assert summary.startswith("no pairs to all: CapRL captions +40.0 [") and ", mid captions +20.0 [" in summary
     # a comparison that Table 1 makes is counted there alone
     assert [claim["same_as"] for claim in facts["figure4"]["claims"]] == ["", "Table 1 (3)", "Table 1 (1)", ""]
     alone = pretrained.pretraining.model_copy(update={"items": ["figure4"]})
@@ -131,7 +131,7 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     content = tables.write(pretrained, "table1")
     scores, gaps, captions = content["tables"][:3]
     rows = {row["label"]: dict(zip(scores["columns"], row["cells"], strict=True)) for row in scores["rows"]}
-    ours = rows[f"{setting}, CapRL-1M"]
+    ours = rows[f"{setting}, CapRL captions"]
     assert ours["Average"]["value"] == pytest.approx((12 + 8) / 2 / 20) and ours["Trainings"]["value"] == 2
     assert len(ours["Average"]["sources"]) == len(ours["Caption pairs"]["sources"]) == 2
     files = {run["file"] for run in content["runs"]}
@@ -150,4 +150,4 @@ def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
     settings = pretrained.pretraining.model_copy(update={"further": further})
     tables.write(pretrained.model_copy(update={"pretraining": settings}), "table2")
     text = (paths.reports_of("mini") / "table2.md").read_text()
-    assert "files of the user (own/{name}.json)" in text and "short and noisy" not in text
+    assert "files of the user (own/{name}.json)" in text and "base captions" not in text and "| DenseFusion-1M |" in text
