@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -221,38 +222,46 @@ def first_tokens(run_folder: Path, model: ModelConfig, count: int) -> Source:
     return captions_of_run(run_folder, name, lambda rows: [*map(cut, rows)], source="first tokens", count=count)
 
 
-def joined_captions(run_folder: Path, longer: Sequence[Path]) -> Source:
-    """A run's captions of an image joined, one after the other from each of them on, until their tokens are as near as
-    they come to the mean of the runs `longer`: what length alone would bring.
+def joined_captions(profile: Profile, captioner: Backend, base: str, longer: Sequence[str]) -> Source:
+    """What length alone would bring: captions of a picture by the captioner of the run `base`, further ones drawn as
+    `model_captions` does, one after the other until their tokens are as near as they come to the mean of the runs
+    `longer`. As many of them a picture as a run has captions.
     """
-    records = [load_result(folder) for folder in longer]
-    target = sum(record["values"]["caption_tokens"] for record in records) / len(records)
+    folder, how = paths.RUNS / profile.name / "prism", profile.prism
+    records = {name: load_result(folder / name) for name in (base, *longer)}
+    tokens = {name: record["values"]["caption_tokens"] for name, record in records.items()}
+    target = sum(tokens[name] for name in longer) / len(longer)
+    many = max(how.captions_per_image, 1 + math.ceil(target / max(1, tokens[base])))
+    wide = profile.model_copy(update={"prism": how.model_copy(update={"captions_per_image": many})})
+    drawn = model_captions(wide, captioner, f"{base}-joined")
 
     def joined(rows: list[Caption]) -> Iterator[Caption]:
-        for start, row in enumerate(rows):
+        for start, row in enumerate(rows[: how.captions_per_image]):
             turned = [*rows[start:], *rows[:start]]
             lengths = [*accumulate(one.num_tokens - 1 for one in turned)]  # without the end of each turn
             used = 1 + min(range(len(turned)), key=lambda place: abs(lengths[place] + 1 - target))
             text = " ".join(one.caption for one in turned[:used])
             yield row.model_copy(update={"caption": text, "num_tokens": lengths[used - 1] + 1})
 
-    keys, name = [record["key"] for record in records], f"{run_folder.name} joined"
-    return captions_of_run(run_folder, name, lambda rows: [*joined(rows)], source="joined", longer=keys)
+    made_from = {"source": "joined", "of": drawn.fingerprint, "target": target}
+    return Source(f"{base} joined", made_from, lambda images: {
+        image: [*joined(rows)] for image, rows in drawn.captions(images).items()
+    })  # fmt: skip
 
 
 def controls(
-    profile: Profile, samples: Sequence[Sample], captioners: Mapping[str, ModelConfig], base: str,
+    profile: Profile, samples: Sequence[Sample], captioners: Mapping[str, ModelConfig], base: str, writer: Backend,
     trained: Sequence[str],
 ) -> dict[str, Source]:  # fmt: skip
-    """Floors, ceilings and controls for length that need no captioner, by run name. captioners: by the names of their
-    finished Prism runs. base: the one whose captions are moved to other images, and joined to the length of those of
-    `trained`. Other images come only where each benchmark has two, the true facts only where every sample has them.
+    """Floors, ceilings and controls for length, by run name. captioners: by the names of their finished Prism runs.
+    base, writer: the one whose captions are moved to other images, and joined to the length of those of `trained`.
+    Other images come only where each benchmark has two, the true facts only where every sample has them.
     """
     folder = paths.RUNS / profile.name / "prism"
     found = {"floor-empty": empty_captions()}
     if placebo := other_image_captions(captions_of_run(folder / base), images_of(samples)):
         found["floor-other-image"] = placebo
-    found[f"{base}-joined"] = joined_captions(folder / base, [folder / name for name in trained])
+    found[f"{base}-joined"] = joined_captions(profile, writer, base, trained)
     if all(sample.meta.get("true_caption") for sample in samples):
         found["ceiling-true-facts"] = true_captions(token_counter(captioners[base]))
     for count, (name, model) in product(profile.prism.token_budgets, captioners.items()):

@@ -196,7 +196,7 @@ def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_one
     def runs(base, longer, *budgets):
         how = profile.prism.model_copy(update={"token_budgets": budgets})
         named = {base: profile.models.policy, longer: profile.models.policy}
-        return controls(profile.model_copy(update={"prism": how}), samples, named, base, [longer])
+        return controls(profile.model_copy(update={"prism": how}), samples, named, base, Captioner(0.5), [longer])
 
     for name, captioner in (("base", Captioner()), ("half", Captioner(0.5)), ("wordy", Captioner(tokens=17))):
         evaluate(profile, name, captioner, Reader(), samples)
@@ -212,7 +212,7 @@ def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_one
     record = evaluate(profile, "half-joined", found["half-joined"], Reader(), samples)
     (told,) = {row["caption"] for row in rows_of("half-joined") if row["image_id"] == "mini-scene/img0"}
     assert told == "This is a scene. The sky is red. This is a scene. The sky is red."  # 15 of 17 tokens
-    assert record["values"]["caption_tokens"] == pytest.approx((15 + 7) / 2)  # the others have no more to join
+    assert record["values"]["caption_tokens"] == pytest.approx((15 + 13) / 2)  # four captions were drawn: 4 x 3 + 1
     evaluate(profile, "wordy-first-4", found["wordy-first-4"], Reader(), samples)
     row = next(row for row in rows_of("wordy-first-4") if row["image_id"] == "mini-scene/img0")
     tokenizer = tokenizer_of(profile.models.policy)
