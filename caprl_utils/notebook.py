@@ -3,6 +3,7 @@
 import base64
 import copy
 import html
+import math
 import io
 import numbers
 import os
@@ -129,7 +130,7 @@ def table(rows: Any, decimals: int = 1, index: bool = True) -> Any:
         if value is None or pd.isna(value):
             return "–"
         if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-            return f"{value:,.{decimals}f}"
+            return f"{value + math.copysign(1e-9, value):,.{decimals}f}"  # half up, as the reports print
         return f"{value:,}" if type(value) is not bool else ("yes" if value else "no")
 
     cells = frame.map(text)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caprl_utils import paths, prompts
-from caprl_utils.captions.caption import CHUNK_IMAGES, Caption, Tally, caption_id, draw
+from caprl_utils.captions.caption import CHUNK_IMAGES, MIN_REPEATS, Caption, Tally, caption_id, draw
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
@@ -108,7 +108,8 @@ class CaptionSet:
 
     def lines(self) -> list[str]:
         """For people."""
-        counts = f"{self.tokens} tokens; cut {self.cut}, loops {self.looped}"
+        looped = f"loops (a phrase {MIN_REPEATS} times or more) {self.looped}"
+        counts = f"{self.tokens} tokens; cut {self.cut}, {looped}"
         told = [f"{self.captions} captions of {self.images} images, {counts}"]
         again = f"{len(self.failed)} images not captioned; run again to try them again:"
         aside = f"{len(self.bad)} of {self.looked} images set aside:"

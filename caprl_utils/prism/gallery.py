@@ -86,7 +86,8 @@ def card_of(sample: Sample, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
                 text = f"{row['question'].splitlines()[0]} {gold_option(row['gold'], row['options']) or row['gold']}"
                 said = gold_option(str(row["parsed"]), row["options"]) or str(row["answer"] or "nothing").strip()
                 good = row["score"] == 1
-                ticks.setdefault(name, []).append((good, text if good else f"{text} (the reader: {said[:60]})"))
+                who = "the model" if row["caption"] is None else "the reader"
+                ticks.setdefault(name, []).append((good, text if good else f"{text} ({who}: {said[:60]})"))
     return card(sample.images[0](), captions, sample.meta, ticks)
 
 

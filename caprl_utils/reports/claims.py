@@ -126,7 +126,7 @@ def at_the_floor(claim: Claim, results: Results) -> str:
     if GUESSER.label not in results.measured:
         return ""
     above = [results.difference(row, GUESSER.label, claim.benchmarks).low > 0 for row in (claim.ours, claim.theirs)]
-    return "" if any(above) else "neither does better than always giving the most frequent answer"
+    return "" if any(above) else "neither side is measurably above always giving the most frequent answer"
 
 
 def verdict(found: Interval, kind: str = "accuracy") -> tuple[str, str]:
@@ -189,7 +189,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     told = {
         "profile": profile.name, "statements": len(rows),
         "counts": {word: sum(row.verdict == word for row in facts) for word in VERDICTS}, "tests": len(corrected),
-        "supported_large_p": [row.id for row in facts if row.verdict == SUPPORTED and row.corrected >= P_LEVEL],
+        "large_p": {word: [row.id for row in facts if row.verdict == word and _falls(row)] for word in VERDICTS[:2]},
         "printed_averages": all_average_notes(),
     }  # fmt: skip
     tested = [row for row in facts if row.found]
@@ -209,10 +209,15 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     text = numbers.fill(
         "claims.md", profile=profile, facts=told, findings=findings, table=table, follow_ups=follow_ups,
         warning=SMOKE_WARNING, cautions=texts()["cautions"].values(), margins=texts()["margins"],
-        window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS,
+        window=WINDOW_STEPS, level=P_LEVEL, least=LEAST_TRAININGS, signs=texts()["signs"],
     )  # fmt: skip
     of_runs, tables = [runs[file] for file in sorted(runs)], [findings, table, *[follow_ups] * bool(later)]
     return numbers.write(folder / "claims", told, tables, text, of_runs, [_line(row) for row in rows])
+
+
+def _falls(row: Statement) -> bool:
+    """Whether a verdict would not stand after correction; p of "as good" and "no gain" only speaks for the statement."""
+    return row.corrected >= P_LEVEL and (row.verdict == SUPPORTED or row.claim.kind not in _BEYOND)
 
 
 def _line(row: Statement) -> dict[str, Any]:

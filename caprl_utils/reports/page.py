@@ -298,33 +298,29 @@ def _complete(token: Token, base: Path) -> None:
 
 
 def readme_map() -> str:
-    """Paper item, notebook, target, the paper's values and difference, ours, verdicts on what the paper states, and
-    profile and commit of the runs, a star where the code had uncommitted changes; then how many facts have which
-    verdict. From reports/ alone.
+    """Paper item, notebook, target, the paper's values and difference, ours at a profile, verdicts on what the paper
+    states; then how many facts have which verdict. From reports/ alone.
     """
-    heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Verdicts", "Runs of"]
+    heads = ["Paper item", "Notebook", "Target", "Paper", "Ours", "Verdicts"]
     rows = [heads, [":---"] * len(heads)]
     for item in (item for item in items(load_profile(PUBLISHED)).values() if not item.ours):
         files = {profile: paths.REPORTS / profile / f"{item.name}.json" for profile in MAPPED}
         profile = next((profile for profile, file in files.items() if file.is_file()), None)
-        ours = ["not yet", "", ""]
+        ours = ["not yet", ""]
         if profile:
             content = json.loads(files[profile].read_text(encoding="utf-8"))
             found = Counter(claim["verdict"] for claim in content["facts"].get("claims", []))
-            runs = (run for run in content.get("runs", []) if run.get("commit"))
-            commits = sorted({f"{run['commit'][:10]}{'*' if run.get('dirty') else ''}" for run in runs})
-            told = f"[{content['facts']['summary']}](reports/{profile}/{item.name}.md)"
-            verdicts = ", ".join(f"{number} {word}" for word, number in found.items())
-            ours = [told, verdicts, f"{profile}, {', '.join(commits)}"]
+            told = f"{profile}: [{content['facts']['summary']}](reports/{profile}/{item.name}.md)"
+            ours = [told, ", ".join(f"{number} {word}" for word, number in found.items())]
         rows.append([item.title, f"`{NOTEBOOKS[item.kind]}`", f"`make {item.target}`", _printed(item), *ours])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     file = paths.REPORTS / PUBLISHED / "claims.json"
     facts = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
     if "tests" in facts:
         told = ", ".join(f"{number} {word}" for word, number in facts["counts"].items() if number)
-        firm = facts["counts"][claims.SUPPORTED] - len(facts["supported_large_p"])
+        firm = [f"{facts['counts'][word] - len(ids)} of those {word}" for word, ids in facts["large_p"].items()]
         counted = f"{facts['statements']} statements of the paper are {sum(facts['counts'].values())} facts"
-        corrected = f"of the supported {firm} also after correction for {facts['tests']} tests"
+        corrected = f"{' and '.join(firm)} stand after correction for {facts['tests']} tests"
         lines += ["", f"{counted}: {told}; {corrected} ([claims](reports/{PUBLISHED}/claims.md))."]
     return "\n".join(lines)
 

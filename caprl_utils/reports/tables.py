@@ -41,7 +41,7 @@ GAPS = "Difference in percentage points with 95 % interval"
 JUDGES = {"vlm_judge": "VLM judge", "reward_judge": "rating judge"}
 FOOTING = ("told", "false share", "not shown", "repeats", "tokens")  # of MEASURES
 BY_REWARD = ", by the reward's reader"  # what labels of rows end with that it reads (configs/reports.yaml)
-COSTS = {"reward_calls": "Reward calls a step", "seconds_reward": "Seconds for the reward", "seconds": "of a step"}
+COSTS = {"reward_calls": "Reward calls a step", "seconds_reward": "Seconds waited for it", "seconds": "Seconds a step"}
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[str]:
@@ -127,7 +127,7 @@ def _markdown(results: Results, tables: list, statements: Table, paper: Table | 
         "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
         warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
         counts={label: len(found.columns) for label, found in results.unbound.items() if found.row.seeds},
-        training=main_training(profile), captioners=captioners, **told,
+        training=main_training(profile), captioners=captioners, signs=texts()["signs"], **told,
     )  # fmt: skip
 
 

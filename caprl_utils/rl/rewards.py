@@ -311,13 +311,13 @@ def _shared_words(rollout: Rollout, references: References, settings: RL, whole:
 
 
 def length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
-    """1 up to the first of LENGTH_SHARES of rl.max_completion_tokens, 0 from the second on, linear between."""
+    """1 up to half of the token limit, 0 from three quarters of it on, linear between (LENGTH_SHARES; CapRL++)."""
     full, zero = (share * settings.max_completion_tokens for share in LENGTH_SHARES)
     return RewardBatch([min(1.0, max(0.0, (zero - n) / max(1.0, zero - full))) for n in rollout.num_tokens])
 
 
 def within_length(rollout: Rollout, model: None, settings: RL) -> RewardBatch:
-    """1 up to the second of LENGTH_SHARES of rl.max_completion_tokens, else 0 (BalCapRL's length-conditional mask)."""
+    """1 up to three quarters of the token limit, else 0 (LENGTH_SHARES; BalCapRL's length-conditional mask)."""
     return RewardBatch([float(n <= LENGTH_SHARES[1] * settings.max_completion_tokens) for n in rollout.num_tokens])
 
 

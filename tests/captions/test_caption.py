@@ -124,7 +124,7 @@ def test_loops_and_cut_captions_stay_and_are_counted(images, tmp_path):
     result = caption(images, tmp_path / "c.parquet", captioner, replace(SAMPLING, n=1))
     first = next(row for row in rows(result) if row.image_id == "p001.png")
     assert (first.caption, first.looped) == (LOOP.strip(), True)
-    assert (result.cut, result.looped) == (2, 2) and "cut 2, loops 2" in result.lines()[0]
+    assert (result.cut, result.looped) == (2, 2) and "cut 2, loops (a phrase 4 times or more) 2" in result.lines()[0]
     assert len(captioner.asked) == IMAGES  # nothing is drawn twice
 
 

@@ -117,7 +117,7 @@ def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finish
     file.write_text(json.dumps(content))
     content = claims.write_claims(finished)
     tested, facts = [row for row in rows_of(content).values() if row[5] != "–"], content["facts"]
-    assert facts["tests"] == len(tested) >= 4 and facts["supported_large_p"] == ["Table 3 (1)"]
+    assert facts["tests"] == len(tested) >= 4 and facts["large_p"]["supported"] == ["Table 3 (1)"]
     text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
     assert "1 has a corrected p of 0.05 or more: Table 3 (1)." in text
     assert "+30.0 points [" in text and ", p = 0.030 | 48.3 against" in text
