@@ -3,8 +3,8 @@
 import base64
 import copy
 import html
-import math
 import io
+import math
 import numbers
 import os
 import re

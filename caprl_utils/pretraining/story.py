@@ -20,14 +20,18 @@ from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
 
-def captions_side_by_side(profile: Profile, data: Mapping[CaptionSet, DataSet], count: int) -> list[str]:
-    """A card for `count` images of each image set, with the captions of all sets that describe them."""
+def captions_side_by_side(
+    profile: Profile, data: Mapping[CaptionSet, DataSet], count: int, names: Mapping[str, str]
+) -> list[str]:
+    """A card for `count` images of each image set, with the captions of all sets that describe them. names: of sets, by
+    their slugs, here and below.
+    """
     captions: dict[str, dict[str, dict[str, str]]] = {}  # image set -> image -> caption set -> caption
     for chosen, found in data.items():
         for row in read_rows(found.folder / f"{found.name}.jsonl"):
             if isinstance(row, Conversation) and row.images:
                 of_image = captions.setdefault(chosen.images, {}).setdefault(row.images[0], {})
-                of_image[chosen.name] = row.messages[-1].content
+                of_image[names[chosen.slug]] = row.messages[-1].content
     media, cards = next(iter(data.values())).media, []
     for images, found in captions.items():
         drawn = drawn_source(profile.pretraining.further.data)
@@ -38,7 +42,7 @@ def captions_side_by_side(profile: Profile, data: Mapping[CaptionSet, DataSet], 
     return cards
 
 
-def draw_losses(profile: Profile, trainings: Sequence[Training], setting: str) -> None:
+def draw_losses(profile: Profile, trainings: Sequence[Training], setting: str, names: Mapping[str, str]) -> None:
     """Loss over the steps of all trainings of a setting, a panel a stage; thin: rows trained again by other seeds."""
     figure = plt.figure(figsize=(10, 3.4), layout="constrained")
     colours: dict[str, str] = {}
@@ -48,6 +52,7 @@ def draw_losses(profile: Profile, trainings: Sequence[Training], setting: str) -
             file = paths.RUNS / profile.name / "pretraining" / training.name / "curve.jsonl"
             curve = pd.read_json(file, lines=True)
             row = training.name.removeprefix(f"{setting}-").rpartition(stage)[0].strip("-") or "what all begin with"
+            row = names.get(row, row)
             style = {"linewidth": 0.7} if row in seen else {"linewidth": 1.6, "label": row}
             axes.plot(curve["step"], curve["loss"], color=colours.setdefault(row, f"C{len(colours)}"), **style)
             seen.add(row)

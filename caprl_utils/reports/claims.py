@@ -216,7 +216,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
 
 
 def _falls(row: Statement) -> bool:
-    """Whether a verdict would not stand after correction; p of "as good" and "no gain" only speaks for the statement."""
+    """Whether a verdict would not stand after correction. p of "as good" and "no gain" can only speak for them."""
     return row.corrected >= P_LEVEL and (row.verdict == SUPPORTED or row.claim.kind not in _BEYOND)
 
 

@@ -150,4 +150,5 @@ def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
     settings = pretrained.pretraining.model_copy(update={"further": further})
     tables.write(pretrained.model_copy(update={"pretraining": settings}), "table2")
     text = (paths.reports_of("mini") / "table2.md").read_text()
-    assert "files of the user (own/{name}.json)" in text and "base captions" not in text and "| DenseFusion-1M |" in text
+    assert "files of the user (own/{name}.json)" in text
+    assert "base captions" not in text and "| DenseFusion-1M |" in text
