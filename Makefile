@@ -99,7 +99,7 @@ table5: ## Table 5: answer rounds in the reward
 table6: ## Table 6: leaking questions
 figure4: ## Figure 4: growing caption sets
 figures: figure4 ## Figures 1c, 4 and 5
-extras: ## our own tables: length term, swap of readers, a reader from outside
+extras: ## our own tables: length term, swap of readers, other starts, a reader from outside
 rewards: ## eight rewards on one footing: CapRL's and those of papers after it
 
 $(REPORT)/table3.md: $(COPIES)/01_qa_curation.ipynb FORCE
@@ -113,7 +113,8 @@ table1 table2 figure4: $(COPIES)/01_qa_curation.ipynb $(COPIES)/03_caprl_rl_trai
 	@$(CAPRL) report $@ --profile $(PROFILE)
 
 figures_ITEMS := figure1c figure5_left figure5_right
-extras_ITEMS := extra_length extra_readers extra_outside
+# other captioners to start from are the mini world's: one_gpu has no model of 72B
+extras_ITEMS := extra_length extra_readers $(if $(filter mini,$(PROFILE)),extra_start) extra_outside
 table4 table5 table6 figures extras: $(COPIES)/01_qa_curation.ipynb
 	@$(CAPRL) report $(or $($@_ITEMS),$@) --train --profile $(PROFILE)
 

@@ -222,9 +222,12 @@ def missing_runs(profile: Profile, item: Item) -> list[str]:
     return [run for row in rows if not _there(profile, row.runs) for run in row.runs]
 
 
-def kindred(profile: Profile, kind: str) -> Kin:
-    """Rows over which is pooled how much seeds matter: all whose trainings are of this kind, each once, and records."""
-    of_kind = [item for item in items(profile).values() if (item.kind == "pretraining") == (kind == "pretraining")]
+def kindred(profile: Profile, one: Item) -> Kin:
+    """Rows over which is pooled how much seeds matter: the item's and all of the paper's items whose trainings are of
+    its kind, each once, and records. What else of ours is there changes no table.
+    """
+    known = [item for item in items(profile).values() if not item.ours or item.name == one.name]
+    of_kind = [item for item in known if (item.kind == "pretraining") == (one.kind == "pretraining")]
     rows: dict[tuple[str, ...], Row] = {}
     for row in (row for item in of_kind for row in item.rows if row.seeds and not row.bound):
         rows.setdefault(row.trainings or row.runs, row)
@@ -267,7 +270,7 @@ def load(profile: Profile, item: Item) -> Results:
         raise UserError(f"{item.name}: no question was scored in all of its rows; the records say why (unscored)")
     parts = statistics.bootstrap_models(scores, profile.prism.bootstrap_draws, profile.seed)
     missing_of = {label: one.missing for label, one in found.items() if one.missing and not one.row.budget}
-    return Results(profile, item, measured, parts, kindred(profile, item.kind), missing_of, left_out)
+    return Results(profile, item, measured, parts, kindred(profile, item), missing_of, left_out)
 
 
 def _measure(profile: Profile, row: Row) -> Measured:

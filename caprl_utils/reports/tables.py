@@ -398,8 +398,9 @@ def variance_table(results: Results) -> Table:
 
 def said_table(results: Results) -> Table:
     """Every measure of what captions say with its interval, of rows and comparisons; none where facts are not known."""
-    unbound = results.unbound.items()
-    labels = [label for label, found in unbound if any(row["facts"] is not None for row in found.rows)]
+    shown = results.unbound.keys() | {side for pair in results.pairs for side in pair}
+    measured = ((label, found) for label, found in results.measured.items() if label in shown)
+    labels = [label for label, found in measured if any(row["facts"] is not None for row in found.rows)]
     parts = {name: results.said(name, labels) for name in MEASURES} if labels else {}
     sides = [*((label,) for label in labels), *(pair for pair in results.pairs if {*pair} <= {*labels})]
     rows = [(" − ".join(side), [_cell(results, name, part, *side) for name, part in parts.items()]) for side in sides]

@@ -16,17 +16,18 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism.scores import read_samples, sample_scores
 from caprl_utils.prism.statistics import AVERAGE, Interval, bootstrap_models
+from caprl_utils.reports.items import Item, items
 from caprl_utils.reports.results import kindred, shared, spread_of
 from caprl_utils.schema import Profile
 
 LEVEL = 0.05
-KINDS = {"rl": "reinforcement learning", "pretraining": "pretraining"}
+KINDS = {"table3": "reinforcement learning", "table1": "pretraining"}  # an item of each
 
 
 def rows() -> list[dict[str, Any]]:
     """A row for either kind of training. Raises UserError where no two rows have several trainings."""
     profile = load_profile("mini")
-    found = {what: compared(profile, kind) for kind, what in KINDS.items()}
+    found = {what: compared(profile, items(profile)[name]) for name, what in KINDS.items()}
     if not any(found.values()):
         where = paths.shown(paths.RUNS / profile.name)
         raise UserError(f"no two rows with several trainings in {where}; run `make reproduce`")
@@ -39,9 +40,9 @@ def rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def compared(profile: Profile, kind: str) -> list[Interval]:
-    """The differences of all pairs of halves of a kind's rows, on the average."""
-    kin, gaps = kindred(profile, kind), []
+def compared(profile: Profile, item: Item) -> list[Interval]:
+    """The differences of all pairs of halves of the rows that an item pools, on the average."""
+    kin, gaps = kindred(profile, item), []
     for row, records in kin:
         spread = spread_of([other for other in kin if other[0] is not row], lambda r: r["values"][AVERAGE])
         if len(records) > 1 and spread:

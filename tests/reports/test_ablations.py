@@ -124,4 +124,4 @@ def test_items_name_rows_that_they_have_and_experiments_that_exist(name):
         assert item.paper is None or (paths.PAPER / item.paper).is_file()
         trained = set(item.experiments) - {"caprl", "from_mid", "from_strong"}
         assert trained <= set(names_of(Experiment)), item.name
-        assert item.name == "extra_rewards" or trained <= set(ABLATIONS), item.name  # that one is no part of reproduce
+        assert item.ours or trained <= set(ABLATIONS), item.name  # ours are no part of reproduce

@@ -173,14 +173,14 @@ def test_the_loop_trains_two_at_once_the_longest_first_and_evaluates_each_once(s
         return RECORD
 
     evaluated = scripted(train)
-    rows = experiments.run_all("mini", ["short", "judge_vlm", "judge_unified", "rounds_1"])
-    names = ["judge_vlm", "judge_unified", "short", "rounds_1"]
+    rows = experiments.run_all("mini", ["short", "judge_vlm", "judge_unified", "other_reader"])
+    names = ["judge_vlm", "judge_unified", "short", "other_reader"]
     assert {*trained[:2]} == {(name, 0) for name in names[:2]} and sorted(trained) == sorted((n, 0) for n in names)
     assert [(row["run"], row["accuracy"], row["minutes"]) for row in rows] == [(f"{n}-seed0", 0.5, 1.0) for n in names]
-    others = "short-seed0-by-reward_reader", "short-seed0", "final"  # the swap of readers
+    others = [(f"{n}-seed0-by-reward_reader", f"{n}-seed0", "final") for n in names[2:]]  # the swap of readers
     bases = [(name, "base-3b", "zoo:base") for name in ("base-3b", "base-3b-by-reward_reader")]
     assert evaluated[:2] == bases
-    assert sorted(evaluated[2:]) == sorted([*((f"{n}-seed0", f"{n}-seed0", "final") for n in names), others])
+    assert sorted(evaluated[2:]) == sorted([*((f"{n}-seed0", f"{n}-seed0", "final") for n in names), *others])
 
 
 def test_a_tracker_that_is_not_installed_shows_before_any_model_loads(scripted, monkeypatch):
