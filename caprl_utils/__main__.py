@@ -79,12 +79,12 @@ def caption(
     gpus: Annotated[int, Option(metavar="N", min=1, help="Of a worker's model.")] = 1,
     captions: Annotated[int, Option(metavar="N", min=1, help="Of each image.")] = 1,
     max_tokens: Annotated[int | None, Option(metavar="N", min=1, help="2048 if they fit.")] = None,
-    temperature: Annotated[float, Option(metavar="T", help="0 is greedy.")] = 1.0,
+    temperature: Annotated[float, Option(metavar="T", min=0, help="0 is greedy.")] = 1.0,
     seed: Annotated[int, Option(metavar="N", help="Of sampling.")] = 0,
     prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
     kind: Annotated[list[str], Option(metavar="NAME", help="Only images of such a folder.")] = [],
-    limit: Annotated[int | None, Option(metavar="N", help="Only the first images.")] = None,
-    max_bad_share: Annotated[float, Option(metavar="X", help="Of unusable images.")] = 0.2,
+    limit: Annotated[int | None, Option(metavar="N", min=1, help="Only the first images.")] = None,
+    max_bad_share: Annotated[float, Option(metavar="X", min=0, help="Of unusable images.")] = 0.2,
     check: Annotated[bool, Option("--check", help="Look at the images only.")] = False,
 ) -> None:
     """Caption images; stop it at any time and run it again: it goes on where it was."""
@@ -102,7 +102,8 @@ def caption(
     sampling = Sampling(max_tokens or token_limit(captioner), temperature, n=captions, seed=seed)
     if model.startswith(paths.ZOO_PREFIX) and not drawn_source(source):
         print("models of the zoo know rendered pictures only; for photos name another (internlm/CapRL-3B)")
-    out = out or f"captions-{Path(source.rstrip('/')).stem or 'images'}.parquet"
+    here = Path(source.rstrip("/"))
+    out = out or f"captions-{(here.name if here.is_dir() else here.stem) or 'images'}.parquet"
     made = caption_source(
         source, out, captioner, sampling, prompt=prompt or prompts.CAPTION,
         kinds=kind or None, limit=limit, max_bad_share=max_bad_share, engine=engine, workers=workers, gpus=gpus,
@@ -115,12 +116,12 @@ def export(
     captions: Annotated[list[str], Argument(help="A caption set, or released .jsonl files.")],
     out: Annotated[Path, Option(help="NAME.jsonl for LLaMA-Factory, or NAME.parquet.")],
     images: Annotated[int | None, Option(metavar="N", help="A sample of so many.")] = None,
-    seed: Annotated[int, Option(metavar="N", help="Of the sample; they are nested.")] = 0,
+    seed: Annotated[int, Option(metavar="N", min=0, help="Of the sample; they are nested.")] = 0,
     media: Annotated[Path | None, Option(help="Where image paths start (media_dir).")] = None,
     prompt: Annotated[str | None, Option(help="Instead of the paper's.")] = None,
     everything: Annotated[bool, Option("--all", help="Loops and cut captions too.")] = False,
-    limit: Annotated[int | None, Option(metavar="N", help="Only the first released lines.")] = None,
-    max_bad_share: Annotated[float, Option(metavar="X", help="Of unusable captions.")] = 0.05,
+    limit: Annotated[int | None, Option(metavar="N", min=1, help="Only the first released lines.")] = None,
+    max_bad_share: Annotated[float, Option(metavar="X", min=0, help="Of unusable captions.")] = 0.05,
 ) -> None:
     """Write captions for other tools: training data, a sample, or released files with our columns."""
     from caprl_utils.captions.export import export as write
@@ -179,7 +180,7 @@ def plan(profile: ProfileOption = "mini", overrides: SetOption = []) -> None:
 def score(
     captions: Annotated[str | None, Argument(help="A file of captions, or a model.", show_default=False)] = None,
     benchmark: Annotated[list[str], Option(metavar="KEY[=PATH]", help="Or local data of it.")] = [],
-    num_samples: Annotated[int | None, Option(help="Of each benchmark.")] = None,
+    num_samples: Annotated[int | None, Option(min=1, help="Of each benchmark.")] = None,
     name: Annotated[str | None, Option(help="Of the run; by default the file's or model's.")] = None,
     direct: Annotated[bool, Option("--direct", help="VQA: it answers from the image.")] = False,
     authors: Annotated[Path | None, Option(metavar="DIR", help="Their protocol and files.")] = None,
@@ -280,7 +281,7 @@ def trace(
 def serve(
     more: typer.Context,
     model: Annotated[str, Argument(help="zoo:NAME, a folder, or a hub id.")],
-    port: Annotated[int, Option(help="Where it listens.")] = 8000,
+    port: Annotated[int, Option(min=1, max=65535, help="Where it listens.")] = 8000,
     host: Annotated[str, Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
     gpus: Annotated[int | None, Option("--tensor-parallel-size", "--gpus", help="As few as hold it.")] = None,
     copies: Annotated[int, Option("--data-parallel-size", help="Copies, each on GPUs of its own.")] = 1,
@@ -306,7 +307,7 @@ def serve(
 def serve_reward(
     reader: Annotated[str, Argument(help="zoo:NAME, a folder, a hub id, or a vLLM server's URL.")],
     rounds: Annotated[int, Option(metavar="N", min=1, help="Questions asked of a caption.")] = 4,
-    port: Annotated[int, Option(help="Where it listens.")] = 18889,
+    port: Annotated[int, Option(min=1, max=65535, help="Where it listens.")] = 18889,
     host: Annotated[str, Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
 ) -> None:
     """Answer /get_reward with the QA reward until Ctrl-C, for OpenRLHF and the authors' scripts."""
@@ -330,9 +331,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`")
     except OSError as error:
-        if error.errno not in _MENDABLE or error.filename is None:
+        if error.errno not in _MENDABLE:
             raise
-        sys.exit(f"error: {error.filename}: {error.strerror}; choose another place, or change what is there")
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)  # pyarrow's names it in its text
+        sys.exit(f"error: {told}; choose another place, or change what is there")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def reasons(model: type[Settings], name: str | Path) -> dict[str, str]:
             else:
                 found[f"{prefix}{key.value}"] = lines[key.start_mark.line].partition(" # ")[2].strip()
 
-    collect(yaml.compose(text))
+    if whole := yaml.compose(text):
+        collect(whole)
     given = dict.fromkeys(parse_overrides(shlex.split(os.environ.get(SET_ENV, ""))), "--set")
     return {**(reasons(model, str(parent)) if parent else {}), **found, **given}
 
@@ -156,7 +157,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError for anything else, and for a key given twice."""
     try:
         values = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{paths.shown(file)} is not valid YAML: {error}") from None
     if not isinstance(values, dict | None):
         raise UserError(f"{paths.shown(file)}: expected `key: value` lines, found {type(values).__name__}")

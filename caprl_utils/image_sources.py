@@ -159,7 +159,8 @@ class _Place:
     def of(cls, source: str) -> _Place:
         local = "://" not in source
         try:
-            files, root = fsspec.core.url_to_fs(str(local_path(source).resolve()) if local else source)
+            here = fsspec.filesystem("file"), str(local_path(source).resolve())  # "::" is no chain of stores in a name
+            files, root = here if local else fsspec.core.url_to_fs(source)
             files.invalidate_cache()  # a listing from before
             local or files.exists(root)
         except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds
@@ -228,7 +229,7 @@ class _Place:
         try:
             me = os.stat(folder)[1:3]  # inode and device
             with os.scandir(folder) as entries:
-                found = [(e.name, e.is_dir(), e.is_file() or e.is_symlink()) for e in entries]
+                found = [(e.name, os.path.isdir(e.path), e.is_symlink() or e.is_file()) for e in entries]  # no ELOOP
         except OSError:
             passed[f"closed folder {shown(folder)}"] += 1
             return
@@ -329,7 +330,7 @@ def csv_table(lines: Iterator[str]) -> csv.DictReader[str]:
     """The rows of a table with a header and any of the usual separators."""
     csv.field_size_limit(2**31 - 1)
     first = next(lines, "")
-    table = csv.DictReader(chain([first], lines), delimiter=max(",;\t|", key=first.count))
+    table = csv.DictReader(chain([first], lines), delimiter=max(",;\t|", key=first.count), strict=True)
     table.fieldnames = [cell.strip() for cell in table.fieldnames or ()]
     return table
 
@@ -384,7 +385,8 @@ def _parquet(home: _Place, name: str, passed: Counter[str] | None) -> Iterator[I
     try:
         table = pq.ParquetFile(home.open(name))
         types = {f.name: f.type for f in table.schema_arrow}
-        column = next((n for n in IMAGE_COLUMNS if re.search("binary|string", str(types.get(n)))), None)
+        form = "binary|string" if passed is None else "binary"  # paths in a folder: of pictures that stand there anyway
+        column = next((n for n in IMAGE_COLUMNS if re.search(form, str(types.get(n)))), None)
         if column is None:
             if passed is None:
                 raise UserError(f"{name} has no column `image`; its columns: {', '.join(types)}")

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from caprl_utils import prompts
+from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
+from caprl_utils.paths import shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -202,7 +204,12 @@ def about_image(name: str, image: str, turns: Sequence[tuple[str, str]]) -> Conv
 def register(file: Path) -> None:
     """Enter a file NAME.jsonl of conversations as NAME in dataset_info.json beside it, as LLaMA-Factory asks."""
     info = file.parent / "dataset_info.json"
-    entries = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8-sig")) if info.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{shown(info)} is no sound JSON ({error}); mend it and run again") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"{shown(info)} holds no object of data sets; move it away and run again")
     entries[file.stem] = {
         "file_name": file.name, "formatting": "sharegpt",
         "columns": {"messages": "messages", "images": "images"}, "tags": _TAGS,

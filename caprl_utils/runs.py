@@ -191,6 +191,8 @@ class Run(AbstractContextManager):
         old = _read_json(file)
         if run.folder.exists() and (old is None or old["key"] != run.key):
             stale = run.folder.parent / ".stale" / run.name
+            if (stale / "result.json").is_file() and not (run.folder / "result.json").is_file():
+                stale = stale.with_name(f"{run.name}.unfinished")  # a finished one outlives two mistakes in turn
             shutil.rmtree(stale, ignore_errors=True)
             stale.parent.mkdir(parents=True, exist_ok=True)
             os.replace(run.folder, stale)

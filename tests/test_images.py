@@ -167,10 +167,13 @@ def test_links_are_followed_and_what_has_no_picture_or_no_name_is_set_aside(fold
     (folder / "linked").symlink_to(blobs)
     (folder / "link.png").symlink_to(blobs / "abc")
     (folder / "dangling.png").symlink_to(folder / "nothing.png")
+    (folder / "itself.png").symlink_to("itself.png")
     with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
         file.write(GOOD)
     found = problems(folder)
-    assert found["linked/abc"] is found["link.png"] is None and len(found) == len(NAMES) + 4
+    assert found["linked/abc"] is found["link.png"] is None and len(found) == len(NAMES) + 5
+    assert found["itself.png"] == BadImage.UNREADABLE
+    assert ids(files(tmp_path / "a::b", "x.png", data=GOOD)) == ["x.png"]  # no chain of stores
     assert found["dangling.png"] == BadImage.UNREADABLE and found["caf\\udce9.png"] == BadImage.NAME
 
 
@@ -281,10 +284,11 @@ def test_mixed_folders_give_all_their_images(tmp_path):
         table(tmp_path / f"{name}.parquet", [{"text" if name == "meta" else "image": GOOD}] * 2)
     files(tmp_path, "backup.tar", data=tar_of("old.png"))
     files(tmp_path, "photo.png", data=GOOD)
+    table(tmp_path / "metadata.parquet", [{"image": "photo.png"}])  # of a picture that stands there anyway
     passed = Counter()
     tables = [f"data/{language}/0-0000000{row}" for language in ("en", "fr") for row in (0, 1)]
     assert ids(tmp_path, passed=passed) == ["backup/old.png", *tables, "photo.png"]
-    assert passed == {"table without images": 1}
+    assert passed == {"table without images": 2}
 
 
 @pytest.mark.parametrize("column", ["image", "img", "images"])

@@ -67,6 +67,7 @@ def test_rows_resume_after_a_stop_and_another_key_sets_them_aside_and_says_why(c
     monkeypatch.setattr(runs, "code_hashes", lambda recipe: {"caprl_utils.answers": "other"})
     with open_run(a=2, b=1) as run:
         assert not run.complete and "changed: code of caprl_utils.answers)" in caplog.text
+    assert (run.folder.parent / ".stale" / "name" / "result.json").is_file()  # two changes in turn do not cost it
 
 
 def test_a_bad_name_and_a_missing_or_damaged_result_are_told(tmp_path):

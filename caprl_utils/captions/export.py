@@ -49,6 +49,13 @@ def export(
     released = [Path(name) for name in captions if name.endswith(".jsonl")]
     if out.suffix not in (".parquet", ".jsonl"):
         raise UserError(f"--out {out}: the name must end in .parquet or .jsonl")
+    for name in captions:
+        if Path(name).is_file() and Path(name).suffix not in (".parquet", ".jsonl"):
+            raise UserError(f"{name}: name a caption set (.parquet, or a folder of shards) or released .jsonl files")
+        if Path(name).resolve() == out.resolve():
+            raise UserError(f"--out {out} is what is read; take another name")
+    if images and (released or out.suffix != ".parquet"):
+        raise UserError("--images draws a sample of a caption set into NAME.parquet; export that file then")
     if len(captions) > 1 and len(released) < len(captions):
         raise UserError("one caption set at a time, or several released .jsonl files")
     if released and out.suffix == ".parquet":
@@ -62,7 +69,7 @@ def export(
             table.unlink(missing_ok=True)
     if out.suffix == ".jsonl":
         return write_llamafactory(captions[0], out, media, prompt, sound_only, max_bad_share)
-    if not images:
+    if (images or 0) < 1:
         raise UserError("--images: how many images the sample has, at least 1")
     return [f"{sample(captions[0], out, images, seed)} captions of {images} images"]
 
@@ -130,6 +137,7 @@ def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
     refused with UserError. Samples of one seed are nested: the smaller one is inside the larger one. Memory: some
     60 bytes an image, for 64-bit hashes of the ids.
     """
+    _job_of(captions)  # or an error for what is no caption set
     schema = SCHEMA.with_metadata(_metadata(captions))
     hashes = id_hashes(read_tables(captions, ["image_id"]))
     _, first = np.unique(hashes, return_index=True)
@@ -293,12 +301,20 @@ def write_released(
     rows = track(_released_rows(files, limit, aside), "captions")
     batches = iter(lambda: list(islice(rows, _BATCH_ROWS)), [])
     schema = SCHEMA.with_metadata({RELEASED_KEY: names})
-    made = write_parquet(out, (pa.Table.from_pylist(some, schema) for some in batches), schema)
-    told = [f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items()]
-    bad = sum(map(len, aside.values()))
-    if not made or bad > max_bad_share * (made + bad):
-        out.unlink()
-        raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
+    made, told = 0, []
+
+    def checked() -> Iterator[pa.Table]:
+        """The rows; an error behind them leaves the file as it was."""
+        nonlocal made
+        for some in batches:
+            made += len(some)
+            yield pa.Table.from_pylist(some, schema)
+        told.extend(f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items())
+        bad = sum(map(len, aside.values()))
+        if not made or bad > max_bad_share * (made + bad):
+            raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
+
+    write_parquet(out, checked(), schema)
     return [f"{made} captions", *told]
 
 
@@ -343,6 +359,7 @@ def caption_in(row: Mapping[str, Any]) -> Any:
     what stands under one of `CAPTION_KEYS`; None where it has none.
     """
     turns = row.get("conversations") or row.get("messages") or []
-    said = [turn.get("value") or turn.get("content") for turn in turns
-            if turn.get("from", turn.get("role")) in ("gpt", "assistant")]  # fmt: skip
-    return said[-1] if said else next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None)
+    said = [turn.get("value") or turn.get("content") for turn in turns if isinstance(turn, dict)
+            and turn.get("from", turn.get("role")) in ("gpt", "assistant")]  # fmt: skip
+    found = said[-1] if said else next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None)
+    return found.encode("utf-8", "ignore").decode() if isinstance(found, str) else found  # without half of an emoji

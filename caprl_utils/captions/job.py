@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +29,7 @@ from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import CHUNK_IMAGES, MIN_REPEATS, Caption, Tally, caption_id, draw
 from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
-from caprl_utils.image_sources import count_images, local_path, passed_over, read_source, unique
+from caprl_utils.image_sources import count_images, fingerprint, local_path, passed_over, read_source, unique
 from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash
 from caprl_utils.models.endpoint import EndpointBackend
@@ -46,6 +47,7 @@ _FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".zip", ".md", ".ht
 MAX_TOKENS = 2048  # ours: of a caption; CapRL's longest are about half of it
 MAX_BAD_SHARE = 0.2  # ours: more unusable images than this are a mistake somewhere, not chance
 Captioner = Backend | ModelConfig
+log = logging.getLogger(__name__)
 
 
 def open_captioner(captioner: Captioner, engine: str | None, gpus: int, stack: ExitStack) -> Backend:
@@ -309,11 +311,12 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
             f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
             "it; name a place outside (--out)"
         )
+    state = _state(job["source"])
     try:
-        _check_folder(job, folder, shards)
+        _check_folder(job, folder, shards, state)
         if single and Path(out).exists() and not Path(f"{folder}/job.json").exists():
             raise UserError(f"{out} is there, and its {folder} is not: take another name, or delete it")
-        now = {"job": dict(job), "shards": shards}
+        now = {"job": dict(job), "shards": shards, "state": state}
         write_file(f"{folder}/job.json", json.dumps(now, indent=2, ensure_ascii=False).encode())
     except OSError as error:
         message = f"{folder} cannot be written ({error.strerror or error}); take another --out"
@@ -321,18 +324,30 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
     return folder
 
 
-def _check_folder(job: Mapping[str, Any], folder: str, shards: bool) -> None:
+def _state(source: str) -> str | None:
+    """What tells a source here from another of its name; None elsewhere."""
+    here = Path(source)
+    return str(here.stat().st_size) if here.is_file() else fingerprint(source) if here.is_dir() else None
+
+
+def _check_folder(job: Mapping[str, Any], folder: str, shards: bool, state: str | None) -> None:
     """Raise UserError when a folder holds something else than this job's captions. A source that is gone has moved:
-    the captions are continued at its new place.
+    the captions are continued at its new place. One whose files changed is told: captions are known by names alone.
     """
     files, root = fsspec.core.url_to_fs(folder)
     names = {name.rpartition("/")[2] for name in files.ls(root, detail=False)} if files.isdir(root) else set()
     if names & {"captions.jsonl", "shards"} and "job.json" in names:
-        record = json.loads(files.cat_file(f"{root}/job.json"))
+        try:
+            record = json.loads(files.cat_file(f"{root}/job.json"))
+        except ValueError:
+            raise UserError(f"{folder}/job.json is damaged; delete {folder} to caption anew") from None
         before, now = record["job"] | {"workers": record["shards"]}, {**job, "workers": shards}
         changed = [name for name in now if before.get(name) != now[name]]
         if "source" in changed and Path(before["source"]).is_absolute() and not Path(before["source"]).exists():
             changed.remove("source")
+        if not changed and record.get("state") not in (None, state):
+            told = f"{shown(job['source'])} has changed since; captions that are there stay"
+            log.warning("%s (to caption all anew, delete %s)", told, folder)
         if changed:
             told = ", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in changed)
             raise UserError(f"{folder} was made otherwise ({told}). Take another name for the result, or delete it.")

@@ -23,7 +23,7 @@ from caprl_utils import prompts
 from caprl_utils.answers import read_letter
 from caprl_utils.curation.checks import DuplicateFinder, check_image
 from caprl_utils.curation.extract import NUM_QUESTIONS, QuestionSet, extract
-from caprl_utils.curation.keep import write_tables
+from caprl_utils.curation.keep import QA_FILE, write_tables
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
 from caprl_utils.hashing import derive_seed
@@ -272,11 +272,12 @@ def filter_questions(job: Job) -> dict[str, Any]:
         **write_tables(job.run.folder, open_images(job.profile), job.rows(ANSWERED), job.profile.curation),
     }  # fmt: skip
     if values["questions_kept"] == 0:
-        raise UserError(
-            f"the filter kept none of {extracted} questions ({values['verdicts']}). Look "
-            "at the accuracies in questions.parquet; the limits are curation.min_visual_accuracy and "
-            "curation.max_text_accuracy."
-        )
+        (job.run.folder / QA_FILE).unlink()  # nothing to train on
+        why = "Look at the accuracies in questions.parquet; the limits are curation.min_visual_accuracy and "
+        why += "curation.max_text_accuracy."
+        if not extracted:
+            why = f"No question could be read from what the writer wrote: {dict(rejected) or 'nothing'}."
+        raise UserError(f"the filter kept none of {extracted} questions ({values['verdicts']}). {why}")
     return job.run.finish(
         values, n=extracted, unit="question", unparsed=values["unparsed_answers"], seeds=[job.seed]
     )  # fmt: skip

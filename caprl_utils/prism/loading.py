@@ -6,6 +6,7 @@ counted and told; absent data are a UserError that says how to get them. Images 
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import json
 import logging
@@ -66,11 +67,13 @@ def load_samples(profile: Profile, benchmarks: Sequence[str] | None = None, num_
     count = settings.num_samples if num_samples is None else num_samples
     files = paths.HOME / settings.evaluation_files if settings.evaluation_files else None
     found = Samples()
-    for name in settings.benchmarks if benchmarks is None else benchmarks:
+    for name in dict.fromkeys(settings.benchmarks if benchmarks is None else benchmarks):
         key, _, path = name.partition("=")
         path = path or (paths.HOME / settings.paths[key] if key in settings.paths else "")
         authors = settings.scoring == "caprl" or get_benchmark(key).hub is None
         part = load(key, count, profile.seed, Path(path) if path else None, files if authors else None)
+        if not part:
+            raise UserError(f"{key}: {count} samples hold no whole question; ask for more")
         found += part
         found.set_aside |= part.set_aside
         found.origins |= part.origins
@@ -201,19 +204,25 @@ def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
         if file.suffix == ".parquet":
             import pyarrow.parquet as pq
 
-            light = [field.name for field in pq.read_schema(file) if "binary" not in str(field.type)]
+            fields = {field.name: str(field.type) for field in pq.read_schema(file)}
+            beside = {name for name, kind in fields.items() if re.match("struct<.*binary.*path: string", kind)}
+            light = [name for name, kind in fields.items() if "binary" not in kind]
+            light += [f"{name}.path" for name in beside]
             rows = [row for table in read_tables(file, light) for row in table.to_pylist()]
         elif file.suffix == ".jsonl":
             rows = [json.loads(line) for _, line in text_lines(file)]
         else:
             with open(file, encoding="utf-8-sig", newline="") as lines:
                 rows = json.load(lines) if file.suffix == ".json" else list(csv_table(lines))
-    except ValueError as error:  # JSON, UTF-8, parquet
+    except (ValueError, csv.Error) as error:  # JSON, UTF-8, parquet
         raise UserError(f"{shown(file)} is no sound {file.suffix} file: {error}") from None
     if isinstance(rows, dict):
         lists = [value for value in rows.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         rows = lists[-1] if lists else [{"image_id": name, "caption": text} for name, text in rows.items()]
-    return (row for row in rows if isinstance(row, dict))
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    if wide := next((number for number, row in enumerate(rows, 1) if None in row), None):
+        raise UserError(f"{shown(file)}, row {wide} has more cells than the head: put texts with commas in quotes")
+    return iter(rows)
 
 
 # A data set in the hub's layout

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caprl_utils import paths
-from caprl_utils.captions.export import caption_in
+from caprl_utils.captions.export import CAPTION_KEYS, caption_in
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.hashing import value_hash
@@ -52,7 +52,8 @@ def score(
     file = Path(captioner) if captioner.endswith(SUFFIXES) else None
     if file and (direct or not file.is_file()):
         raise UserError(f"{captioner}: " + ("--direct needs a model that looks" if direct else "no such file"))
-    name = name or re.sub(r"[^A-Za-z0-9.-]+", "-", file.stem if file else captioner).strip("-.")
+    name = name or (file.stem if file else captioner)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "captions"
     samples = load_samples(profile, benchmarks or None, num_samples)
     asked = profile.models.policy.model_copy(update={"path": captioner, "revision": None})
     lines, others = [], []
@@ -163,9 +164,11 @@ def given_captions(file: Path, images: Sequence[ImageItem]) -> tuple[Source, lis
         else:
             aside["without a caption" if image else "of other images than these questions are about"] += 1
     if lacking := [image for image in images if image.kind not in {name.partition("/")[0] for name in found}]:
+        silent = aside["without a caption"]
+        untold = f"{silent} rows name an image and have no text under {', '.join(CAPTION_KEYS)}. " if silent else ""
         theirs = [name for some in named.values() for name, _ in some[:2]] or [f"none under {', '.join(NAME_KEYS)}"]
         raise UserError(
-            f"{shown(file)} has no caption of {lacking[0].kind}. It names {', '.join(theirs[:4])}; its "
+            f"{shown(file)} has no caption of {lacking[0].kind}. {untold}It names {', '.join(theirs[:4])}; its "
             f"images are {', '.join(image.id for image in lacking[:3])} (its name and a suffix may be left out). "
             "--benchmark names others"
         )

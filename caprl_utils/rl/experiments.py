@@ -8,6 +8,8 @@ can compare them image by image. `ablations.parallel_runs` run side by side, whi
 
 from __future__ import annotations
 
+import json
+import logging
 import shlex
 import sys
 import threading
@@ -41,6 +43,7 @@ RECIPE = [
 """The modules that compute a training's weights and curve; prompts and settings are in the key by their values."""
 GPU_MICRO_BATCH = 4
 """Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
+log = logging.getLogger(__name__)
 _POLL_SEC, _GRACE_SEC = 0.5, 600.0  # the second: to end a step and save
 
 
@@ -134,6 +137,7 @@ def run_all(profile_name: str, names: Sequence[str] = (), twice: Sequence[str] =
     # a mistake in the last of them shows before the first starts
     steps = {one: load_experiment(one.experiment, profile_name)[1].rl.steps for one in runs}
     require_tracker(profile.rl)
+    _tell_other_images(profile)
     swap = SWAPPED if SWAPPED[1] in (*profile.ablations.experiments, *names) else ()
     evaluate = _evaluator(profile, {*twice, *swap})
     # models that train and models that caption do not fit on one GPU together
@@ -172,6 +176,15 @@ def run_all(profile_name: str, names: Sequence[str] = (), twice: Sequence[str] =
             f"to go on:{''.join(failed)}"
         )
     return [rows[one] for one in runs]
+
+
+def _tell_other_images(profile: Profile) -> None:
+    """Say so where the questions were made on other images than the profile names now; other people's say nothing."""
+    made = paths.RUNS / profile.name / "curation" / "main" / "config.json"
+    images = json.loads(made.read_text(encoding="utf-8"))["images"] if made.is_file() else {}
+    if images.get("source", profile.images.source) != profile.images.source:
+        told = f"the questions are about images of {images['source']}, the profile names {profile.images.source}"
+        log.warning("%s; `caprl curate` makes new ones", told)
 
 
 def _summary(one: Planned, record: dict[str, Any], prism: dict[str, Any]) -> dict[str, Any]:

@@ -193,7 +193,7 @@ def test_captioning_a_folder_of_30_awkward_files_names_each_one_set_aside_with_i
     assert lines[13].endswith(result.listed) and lines[14] == "passed over: 1 .md"
 
 
-def test_new_images_are_captioned_where_the_folder_is_now(images, tmp_path):
+def test_new_images_are_captioned_where_the_folder_is_now_and_a_change_is_told(images, tmp_path, caplog):
     out = tmp_path / "c.parquet"
     caption(images, out)
     (images / ".DS_Store").write_bytes(b"x")
@@ -203,7 +203,9 @@ def test_new_images_are_captioned_where_the_folder_is_now(images, tmp_path):
     with pytest.raises(UserError, match=r"made otherwise .source: "):  # another folder, not a moved one
         caption(fill(tmp_path / "other", 2), out)
     moved, again = images.rename(tmp_path / "moved"), Scripted()
+    assert not caplog.text
     result = caption(moved, out, again)
+    assert "moved has changed since; captions that are there stay (to caption all anew, delete" in caplog.text
     assert set(again.asked) == {"new.png"} and result.images == IMAGES
     assert {row.image_id for row in rows(result)} == {file.name for file in moved.glob("*.png")}
 

@@ -303,3 +303,22 @@ def test_the_command_exports(captions, release, tmp_path):
     assert status == 0 and "3 rows" in said and "set aside: 1, no such image below the media folder" in said
     assert "--media" in told("export", release, "--out", out)[2]
     assert "missing file" in told("export", tmp_path / "no.jsonl", "--out", out, "--media", tmp_path)[2]
+
+
+def test_an_export_that_fails_leaves_what_was_there(captions, release, tmp_path):
+    out, bad = tmp_path / "good.parquet", tmp_path / "bad.jsonl"
+    assert told("export", release, "--out", out)[0] == 0
+    before = out.read_bytes()
+    bad.write_text('{"caption": "no image"}\n')
+    assert "0 lines hold a caption that can be used" in told("export", bad, "--out", out)[2]
+    assert out.read_bytes() == before
+    for source, target, *more in ((release, release), (captions, captions, "--images", 2)):
+        assert "is what is read" in told("export", source, "--out", target, *more)[2]
+    assert "--images draws" in told("export", release, "--out", tmp_path / "x.jsonl", "--images", 2)[2]
+    (tmp_path / "llava.json").write_text("[]")
+    assert "name a caption set" in told("export", tmp_path / "llava.json", "--out", out, "--images", 1)[2]
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "other.parquet")
+    assert "written by another tool" in told("export", tmp_path / "other.parquet", "--out", out, "--images", 1)[2]
+    (tmp_path / "dataset_info.json").write_text("[]")
+    error = told("export", captions, "--out", tmp_path / "y.jsonl", "--media", tmp_path)[2]
+    assert "dataset_info.json holds no object" in error

@@ -64,6 +64,12 @@ def test_a_llava_file_is_scored_beside_a_placebo(run, tmp_path):
     assert load_result(folder.with_name("peer-captions-placebo"))["captioner"] == "another image's caption"
 
 
+def test_a_run_is_named_after_a_file_of_any_name(run, tmp_path):
+    (tmp_path / "中文.json").write_text(json.dumps({f"img{n}": "The sky is red." for n in range(8)}))
+    assert run(tmp_path / "中文.json").splitlines()[-1].endswith("smoke/prism/captions")
+    assert run(tmp_path / "中文.json", "--name", "../a b").splitlines()[-1].endswith("smoke/prism/a-b")
+
+
 def test_a_model_gets_the_same_page(run):
     printed = run("zoo:x", "--num-samples", 6)
     assert "| mini-scene | 83.3 [" in printed and printed.splitlines()[-1].endswith("smoke/prism/zoo-x")
@@ -72,12 +78,18 @@ def test_a_model_gets_the_same_page(run):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("none.jsonl", "no such file"), ("others.csv", "It names a.png, b.png; its images are mini-scene/img0, mini"),
-     ("torn.json", "is no sound .json file"), ("twice.csv", "'img1.png' and 'x/img1' both mean mini-scene/img1")],
+     ("torn.json", "is no sound .json file"), ("twice.csv", "'img1.png' and 'x/img1' both mean mini-scene/img1"),
+     ("bare.csv", "row 1 has more cells than the head"), ("open.csv", "is no sound .csv file"), ("null.json", "names"),
+     ("other.csv", "2 rows name an image and have no text under caption, text, captions")],
 )  # fmt: skip
 def test_what_cannot_be_matched_is_told_with_examples(name, wrong, run, tmp_path):
     (tmp_path / "others.csv").write_text("image,caption\na.png,x\nb.png,y\n")
     (tmp_path / "torn.json").write_text('[{"image": ')
     (tmp_path / "twice.csv").write_text("image,caption\nimg1.png,x\nx/img1,y\n")
+    (tmp_path / "bare.csv").write_text("image,caption\nimg1.png,red, green and blue\n")
+    (tmp_path / "open.csv").write_text('image,caption\nimg1.png,"red\nimg2.png,blue\n')
+    (tmp_path / "null.json").write_text("null")
+    (tmp_path / "other.csv").write_text("image,description\nimg1.png,x\nimg2.png,y\n")
     with pytest.raises(UserError, match=wrong):
         run(tmp_path / name)
     assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
@@ -94,6 +106,8 @@ def as_csv(rows):
         ("a.jsonl", [{"question_id": "img1", "prompt": "?", "text": "one, two"}, {"question_id": "img2", "text": "b"}],
          lambda rows: "\n".join(map(json.dumps, rows))),
         ("a.json", {"img1": ["one, two"], "mini-scene/img2.png": "b"}, json.dumps),
+        ("中文.json", [{"image": "img1", "caption": "one, two\ud83d"}, {"image": "img2", "caption": "b",
+                                                                   "conversations": "[...]"}], json.dumps),
         ("a.json", {"info": {}, "annotations": [{"image": "img1.png", "caption": "one, two"},
                                                 {"image": "coco/img2.jpg", "caption": "b"}]}, json.dumps),
     ],
@@ -113,6 +127,10 @@ def test_parquet_files_and_numbers_of_another_benchmark(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     source, lines = given_captions(tmp_path / "a.parquet", images_of(SAMPLES))
     assert list(source.captions([])) == ["mini-scene/img3"] and lines == ["1 captions of 1 images, matched by 'id'"]
+    pq.write_table(
+        pa.Table.from_pylist([rows[0] | {"image": {"bytes": b"x", "path": "img5.png"}}]), tmp_path / "b.parquet"
+    )
+    assert list(given_captions(tmp_path / "b.parquet", images_of(SAMPLES))[0].captions([])) == ["mini-scene/img5"]
     (tmp_path / "a.csv").write_text("image,caption\nmini-chart/img1.png,x\nmini-scene/img2.png,y\n")
     source, lines = given_captions(tmp_path / "a.csv", images_of(SAMPLES))
     assert list(source.captions([])) == ["mini-scene/img2"] and "1 rows of other images" in lines[1]

@@ -14,6 +14,7 @@ import pytest
 from caprl_utils import paths
 from caprl_utils.config import load_experiment, load_profile, names_of
 from caprl_utils.errors import UserError
+from caprl_utils.files import write_json
 from caprl_utils.progress import PROGRESS_ENV
 from caprl_utils.rl import experiments
 from caprl_utils.rl.experiments import batch_layout
@@ -192,7 +193,8 @@ def test_a_tracker_that_is_not_installed_shows_before_any_model_loads(scripted, 
     assert evaluated == []
 
 
-def test_a_failed_training_holds_up_no_other(scripted):
+def test_a_failed_training_holds_up_no_other_and_questions_about_other_images_are_told(scripted, caplog):
+    write_json(paths.RUNS / "mini" / "curation" / "main" / "config.json", {"images": {"source": "my/images"}})
     done = []
 
     def train(experiment, *_):
@@ -205,6 +207,7 @@ def test_a_failed_training_holds_up_no_other(scripted):
     with pytest.raises(UserError, match=r"(?s)1 of 3 trainings failed.*rounds_1-seed0: no reader"):
         experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
     assert done == ["short", "rounds_2"]
+    assert "the questions are about images of my/images, the profile names mini-world:rl:320" in caplog.text
     with pytest.raises(UserError, match=r"^no reader$"):  # without the main one the others say nothing
         experiments.run_all("mini", ["caprl", "short"])
 
