@@ -207,7 +207,7 @@ def test_a_failed_training_holds_up_no_other_and_questions_about_other_images_ar
     with pytest.raises(UserError, match=r"(?s)1 of 3 trainings failed.*rounds_1-seed0: no reader"):
         experiments.run_all("mini", ["short", "rounds_1", "rounds_2"])
     assert done == ["short", "rounds_2"]
-    assert "the questions are about images of my/images, the profile names mini-world:rl:320" in caplog.text
+    assert "the questions are about images of my/images, the profile names mini-world" in caplog.text
     with pytest.raises(UserError, match=r"^no reader$"):  # without the main one the others say nothing
         experiments.run_all("mini", ["caprl", "short"])
 
