@@ -23,7 +23,7 @@ $(error unknown variable $(UNKNOWN)$(MEANT); known: $(VARIABLES); a setting of t
 endif
 
 PROFILES := $(basename $(notdir $(wildcard configs/profiles/*.yaml)))
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
+ifneq ($(words $(PROFILE)) $(filter-out $(PROFILES),$(PROFILE)),1 )
 $(error unknown profile '$(PROFILE)'; known profiles: $(PROFILES))
 endif
 

@@ -18,7 +18,7 @@ def test_the_written_list_of_packages_is_whole():
     written = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {file.parent for file in (paths.ROOT / "caprl_utils").rglob("*.py")}
     names = {".".join(folder.relative_to(paths.ROOT).parts) for folder in folders}
-    assert set(written) == names | {"caprl_utils.configs"}
+    assert set(written) == names | {"caprl_utils.configs", "caprl_utils.reports.paper"}
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,7 @@ def test_a_folder_is_captioned_and_a_captioner_scored_from_any_folder(caprl):
     told = caprl("score", "zoo:strong", "--benchmark", "mini-chart", "--profile", "smoke")
     assert "mini-chart" in told
     assert Path(caprl.folder / "runs").is_dir()
+    with pytest.raises(
+        AssertionError, match="error: no report in runs/mini/reports; run"
+    ):  # the paper's values are there
+        caprl("report")

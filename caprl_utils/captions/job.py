@@ -257,11 +257,18 @@ def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tall
     totals = Counter[str]()
 
     def counted() -> Iterator[pa.Table]:
+        last = ""
         for table in tables:
             yield table
-            rows = table.select(["index", "num_tokens", "finish_reason", "looped"]).to_pandas()
+            rows = table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pandas()
+            if rows.empty:
+                continue
+            before, last = (
+                rows["image_id"].shift(fill_value=last),
+                rows["image_id"].iloc[-1],
+            )  # an image's stand together
             totals.update(
-                images=int((rows["index"] == 0).sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
+                images=int((rows["image_id"] != before).sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
                 cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
             )  # fmt: skip
 

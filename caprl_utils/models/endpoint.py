@@ -192,7 +192,7 @@ async def _attempt(server: _Server, post: Post) -> Any:
         silent = isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
         kind = "silent" if silent else "late" if isinstance(cause, TimeoutError) else "failed"
         raise RequestError(f"{type(cause).__name__}: {cause} ({server.url})", kind) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, IndexError, TypeError) as error:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
@@ -233,7 +233,13 @@ class EndpointBackend:
         options = {"max_retries": 0, "http_client": openai.DefaultHttpxClient(timeout=10)}
         try:
             with openai.OpenAI(base_url=url, api_key=self.client.api_key, **options) as api:
-                return {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}
+                found = {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}
+            if not found:
+                raise ValueError("it lists no model")
+            return found
+        except (AttributeError, TypeError, ValueError) as error:  # a page, or JSON of another kind
+            told = f"{url} answers as no model server does ({error})"
+            raise UserError(f"{told}: such an address ends in /v1, as in http://127.0.0.1:8000/v1") from None
         except openai.NotFoundError:
             told = f"{url} is no address of a model server (HTTP 404)"
             raise UserError(f"{told}: such an address ends in /v1, as in http://127.0.0.1:8000/v1") from None
@@ -254,6 +260,9 @@ class EndpointBackend:
         def read(answer: dict[str, Any]) -> tuple[str | None, int, str, str | None]:
             (choice,) = answer["choices"]
             text, ended = choice["message"].get("content"), choice["finish_reason"]
+            if not isinstance(text, str | None):
+                raise TypeError(f"content is {type(text).__name__}, no text")
+            (text or "").encode()  # half a character could not be written
             problem = None if ended in ("stop", "length") else f"the server ended: {ended}"
             if text is None:  # a reasoning model that never came to its answer, or a call of a tool
                 problem = problem or f"the server gave no text (finish reason {ended})"

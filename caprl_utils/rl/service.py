@@ -23,7 +23,7 @@ from caprl_utils.hashing import text_hash
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import ZOO_PREFIX
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import open_reader
+from caprl_utils.rl.readers import ANSWERS, open_reader
 from caprl_utils.rl.rewards import CaptionTask, RewardBatch, qa_rewards
 from caprl_utils.schema import RL, ModelConfig, Profile
 
@@ -59,6 +59,8 @@ class QAReward:
         """
         captions = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
         batch = self.rewards(captions, reward_model, getattr(trainer_state, "global_step", 0))
+        if captions and batch.metrics and batch.rewards.count(None) == len(captions):
+            raise UserError(f"the reader answered about none of {len(captions)} captions: is its server up?")
         for name, value in batch.metrics.items() if log_metric else ():
             if not math.isnan(value):
                 log_metric(name, value)
@@ -77,7 +79,7 @@ class QAReward:
         for i, (caption, cell) in enumerate(zip(captions, asked, strict=True)):
             try:
                 questions = questions_of(cell)
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
                 log.warning("no reward for %.80r: its questions cannot be read (%s)", caption, error)
                 continue
             name = text_hash("/".join([caption, *(q.model_dump_json() for q in questions)]))
@@ -112,8 +114,8 @@ def questions_of(cell: Any) -> list[Question]:
             choices = [choice for choice in choices if prompts.CANNOT_ANSWER not in choice]
             row = {"question": question.strip(), "choices": choices, "answer": row[1].strip()}
         found.append(Question.from_ground_truth(row))
-    if not found:
-        raise ValueError("there are none")
+    if not found or max(len(question.options) for question in found) >= len(ANSWERS):
+        raise ValueError(f"{len(ANSWERS)} options leave no letter for the extra one" if found else "there are none")
     return found
 
 
@@ -126,7 +128,8 @@ def read_request(body: dict[str, Any]) -> tuple[list[str], list[Any]]:
         return [caption for caption, _ in body["prompts"]], [asked for _, asked in body["prompts"]]
     captions = []
     for query, prompt, _ in zip(body["query"], body["prompts"], body["labels"], strict=True):
-        after = query[len(prompt) :] if query.startswith(prompt) else query.split("<|im_start|>assistant\n", 1)[1]
+        turns = max(1, prompt.count(turn := "<|im_start|>assistant\n"))  # a query may begin with padding
+        after = query[len(prompt) :] if query.startswith(prompt) else query.split(turn, turns)[turns]
         captions.append(re.split(r"<\|im_end\|>|<\|endoftext\|>", after)[0].strip())
     return captions, body["labels"]
 
@@ -150,7 +153,10 @@ def reward_server(reward: QAReward, host: str, port: int) -> ThreadingHTTPServer
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 1024  # 5 by default: the rest of a rollout's requests would be reset
+
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return Server((host, port), Handler)
     except OSError as error:
         raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from None

@@ -80,6 +80,8 @@ class FakeServer:
         return [web.get("/v1/models", self._list), *(web.post(*pair) for pair in posts.items())]
 
     async def _list(self, request: web.Request) -> web.Response:
+        if self.models == "page":
+            return web.Response(text="<html>hello</html>", content_type="text/html")
         return web.json_response({"data": [{"id": name} for name in self.models]})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
@@ -119,7 +121,8 @@ class FakeServer:
             request.transport.abort()
         if fault == "hang":
             await asyncio.sleep(30)
-        content = None if "say nothing" in str(body["messages"]) else text
+        odd = {"say nothing": None, "say a list": [text], "say half": "\ud83d"}  # of a character
+        content = next((said for asked, said in odd.items() if asked in str(body["messages"])), text)
         choice = {"message": {"content": content}, "finish_reason": "stop", "index": 0}
         if ids := body.get("logprob_token_ids"):
             top = [{"token": f"token_id:{i}", "logprob": -float(i)} for i in [*ids, 7]]

@@ -133,13 +133,16 @@ def test_what_is_refused_has_no_text_or_cannot_be_read_fails_alone_and_once(tmp_
     Image.effect_noise((64, 64), 80).save(file)
     file.write_bytes(file.read_bytes()[:-900])
     bad = [Request("cut", "What?", Image.open(file)), Request("null", "say nothing"), Request("no", "refuse me")]
+    odd = [Request("list", "say a list"), Request("half", "say half")]
     with FakeServer() as server:
         *found, first, second = backend(server).generate([*bad, *requests(2)], GREEDY)
         assert max(server.attempts.values()) == 1
+        found += backend(server).generate(odd, GREEDY)
         assert backend(server).choice_logprobs([bad[0], *requests(1)], [" A"]) == [None, [-65.0]]
     assert first.error is second.error is None
-    assert [(c.text, c.finish_reason) for c in found] == [(None, "error")] * 3
-    for done, said in zip(found, ("image cannot be read", "gave no text", "prompt too long"), strict=True):
+    assert [(c.text, c.finish_reason) for c in found] == [(None, "error")] * 5
+    reasons = "image cannot be read", "gave no text", "prompt too long", "content is list, no text", "surrogates"
+    for done, said in zip(found, reasons, strict=True):
         assert said in done.error
 
 
@@ -171,6 +174,12 @@ def test_wrong_or_absent_servers_say_what_to_do():
         backend(server).generate(requests(1), GREEDY)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1.*make serve"):
         backend().generate(requests(1), GREEDY)
+    for odd in ((), "page"):
+        with (
+            FakeServer(models=odd) as server,
+            pytest.raises(UserError, match=r"answers as no model server.*ends in /v1"),
+        ):
+            backend(server).generate(requests(1), GREEDY)
     with FakeServer() as server:
         server.url = server.url.removesuffix("/v1")
         with pytest.raises(UserError, match="ends in /v1"):

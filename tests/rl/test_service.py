@@ -73,6 +73,11 @@ def test_questions_are_read_in_every_layout_and_a_row_without_any_has_no_reward(
     cells = [{"ground_truth": ROWS}, {"ground_truth": []}, {"ground_truth": [ROWS[0] | {"answer": "Z"}]}, None]
     assert reward(["x"] * 4, [WRONG] * 4, reward_model=cells) == near(0.0, None, None, None)
     assert len(caplog.messages) == 3 and "'Z'" in caplog.text
+    ten = {"question": "?", "choices": [f"{letter}) {letter}" for letter in "ABCDEFGHIJ"], "answer": "J"}
+    for odd in ([17, 42], [[]], ["x"], [["q"]], [["q", 1]], [["q", None]], [ROWS[0] | {"choices": [17, 42]}], [ten]):
+        assert reward(["x"] * 2, [RIGHT] * 2, reward_model=[{"ground_truth": ROWS}, odd]) == near(0.5, None), odd
+    with pytest.raises(UserError, match="about none of 2 captions: is its server up"):  # TRL would train on nothing
+        reward(["x"] * 2, ["too long"] * 2, reward_model=[{"ground_truth": ROWS}] * 2)
 
 
 def test_asked_again_a_caption_gets_the_same_reward(monkeypatch):
@@ -147,6 +152,9 @@ def test_clients_of_the_released_scripts_and_of_openrlhf(post):
     prompt = "<|im_start|>user\nPlease describe this image in detail.<|im_end|>\n<|im_start|>assistant\n"
     padded = "<|endoftext|>" + prompt.replace("Please", "<|image_pad|><|image_pad|>Please")
     queries = [f"{prompt}{RIGHT}<|im_end|>\n<|endoftext|>", f"{padded}{WRONG}<|im_end|>"]
+    shots = f"{prompt}{WRONG}<|im_end|>\n{prompt}"  # an earlier turn, behind padding too
+    status, body = post({"query": [f"<|endoftext|>{shots}{RIGHT}"], "prompts": [shots], "labels": [json.dumps(ROWS)]})
+    assert (status, body["rewards"]) == (200, near(0.5))
     for sent in ({"prompts": [[RIGHT, RELEASED], [WRONG, RELEASED]], "query": [], "labels": []},
                  {"query": queries, "prompts": [prompt] * 2, "labels": [json.dumps(ROWS)] * 2}):  # fmt: skip
         status, body = post(sent)
