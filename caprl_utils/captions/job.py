@@ -263,12 +263,10 @@ def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tall
             rows = table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pandas()
             if rows.empty:
                 continue
-            before, last = (
-                rows["image_id"].shift(fill_value=last),
-                rows["image_id"].iloc[-1],
-            )  # an image's stand together
+            names = rows["image_id"]  # an image's captions stand together
+            begun, last = names != names.shift(fill_value=last), names.iloc[-1]
             totals.update(
-                images=int((rows["image_id"] != before).sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
+                images=int(begun.sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
                 cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
             )  # fmt: skip
 
