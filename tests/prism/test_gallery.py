@@ -31,7 +31,7 @@ def test_true_false_and_repeated_statements_are_marked():
     rows = [{"image_id": image_ids(sample)[0], "caption_index": 0, "caption": None, "question": "Which?", "gold": "B",
              "options": ["a", "b"], "parsed": "A", "answer": "A", "score": 0.0}]  # fmt: skip
     card = gallery.card_of(sample, {"looks": rows, "absent": []})
-    assert "(looks at the image)" in card and "Which? b (the reader: a)" in card and "absent" not in card
+    assert "(looks at the image)" in card and "Which? b (the model: a)" in card and "absent" not in card
 
 
 def test_the_page_stands_alone_is_the_same_each_time_and_its_images_are_small(tmp_path):
