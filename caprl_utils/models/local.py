@@ -156,6 +156,8 @@ class LoadedModel:
             if config.path.startswith(paths.ZOO_PREFIX):
                 remedy = "Restore the file from git (`git checkout caprl_utils/mini/weights`), or train it: `make zoo`."
             raise UserError(f"the model {where} cannot be loaded ({why}). {remedy}") from error
+        if not self.processor.chat_template:
+            raise UserError(f"the model {path} has no chat template; name one that was taught to answer (Instruct)")
         share_images(model)
         self.tokenizer, self.model = getattr(self.processor, "tokenizer", self.processor), model.to(self.device).eval()
         if self.tokenizer.pad_token is None:  # Llama's

@@ -16,6 +16,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import BadImage, BadImageError, ImageItem, in_threads
 from caprl_utils.records import Question
+from caprl_utils.rl.readers import ANSWERS
 from caprl_utils.schema import Data, Profile
 
 if TYPE_CHECKING:
@@ -120,12 +121,12 @@ def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str
     """The questions that a run takes of a row; none, with a reason in `bad`, when they cannot be read."""
     try:
         questions = [Question.from_ground_truth(q) for q in cell["ground_truth"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = "; ".join(str(error).splitlines())
         bad[name] = f"reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
         return []
-    if any(len(q.options) == len(prompts.LETTERS) for q in questions):
-        bad[name] = f"{len(prompts.LETTERS)} options leave no letter for the extra option"
+    if any(len(q.options) >= len(ANSWERS) for q in questions):
+        bad[name] = f"{len(ANSWERS)} options leave no letter for the extra option"
         return []
     if len(questions) < data.min_questions:
         return []

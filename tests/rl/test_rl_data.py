@@ -71,6 +71,8 @@ def mixed(tmp_path, runs) -> Path:
     cell = {"ground_truth": [asked]}
     rows = [{"id": i, "image": image, "reward_model": cell} for i, image in enumerate(images)]
     rows.append({"id": 99, "image": images[0], "reward_model": {"ground_truth": [asked | {"answer": "Q"}]}})
+    nine = asked | {"choices": [f"{letter}) {letter}" for letter in "ABCDEFGHI"]}
+    rows.append({"id": 98, "image": images[0], "reward_model": {"ground_truth": [nine]}})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "mixed.parquet")
     return tmp_path / "mixed.parquet"
 
@@ -79,10 +81,10 @@ def test_bad_rows_are_set_aside_and_named(mixed, caplog):
     data = load_data(mixed, Data(), num_images=99, refusal=lambda picture: None)
     assert data.rows["id"] == ["0", "1", "2"]
     reasons = {"3": "truncated", "4": "aspect", "5": "empty", "6": "cannot be read", "7": "outside",
-               "8": "not an image", "99": "schema"}  # fmt: skip
+               "8": "not an image", "99": "schema", "98": "no letter for the extra"}  # fmt: skip
     assert all(word in data.set_aside[name] for name, word in reasons.items())
-    assert "7 of 10 rows of" in caplog.text and "99: reward_model.ground_truth" in caplog.text
-    with pytest.raises(UserError, match=r"3 images of 10 remain, the run needs 4.*7 rows are bad: 99: reward_model"):
+    assert "8 of 11 rows of" in caplog.text and "99: reward_model.ground_truth" in caplog.text
+    with pytest.raises(UserError, match=r"3 images of 11 remain, the run needs 4.*8 rows are bad: 99: reward_model"):
         load_data(mixed, Data(), num_images=99, min_images=4, refusal=lambda picture: None)
     wide = load_data(mixed, Data(), num_images=99, refusal=lambda p: "too wide" if p.width > 120 else None)
     assert wide.rows["id"] == ["1", "2"] and wide.set_aside["0"] == "too wide"
