@@ -72,7 +72,7 @@ def test_every_cell_of_every_table_in_git_is_traced(monkeypatch, tmp_path):
     """From the reports alone: what a fresh clone, without runs/, can say of each printed number."""
     monkeypatch.setattr(paths, "RUNS", tmp_path)
     cells = list(trace.cells_of(folder := paths.PAPER.parent / "mini"))
-    assert {cell.name[0] for cell in cells} == {file.stem for file in folder.glob("*.json")}
+    assert {cell.name[0] for cell in cells} | {"examples"} == {file.stem for file in folder.glob("*.json")}  # captions
     assert len(cells) > 300
     for cell in cells:
         told = trace.describe(cell)
