@@ -44,7 +44,7 @@ def test_settings_with_their_sources_and_overrides():
         (["frobnicate"], 2, "No such command"),
         (["caption", "x", "--temperature", "-1"], 2, "greater than or equal to 0"),
         (["score", "zoo:base", "--num-samples", "0"], 2, "greater than or equal to 1"),
-        (["score", "zoo:base", "--benchmark", "mini-chart", "--num-samples", "1"], 1, "1 samples hold no"),
+        (["score", "zoo:base", "--benchmark", "mini-chart", "--num-samples", "1"], 1, "1 samples of each"),
     ],
 )
 def test_what_can_be_mended_is_told_in_one_line(arguments, status, told):

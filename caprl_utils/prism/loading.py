@@ -72,11 +72,11 @@ def load_samples(profile: Profile, benchmarks: Sequence[str] | None = None, num_
         path = path or (paths.HOME / settings.paths[key] if key in settings.paths else "")
         authors = settings.scoring == "caprl" or get_benchmark(key).hub is None
         part = load(key, count, profile.seed, Path(path) if path else None, files if authors else None)
-        if not part:
-            raise UserError(f"{key}: {count} samples hold no whole question; ask for more")
         found += part
         found.set_aside |= part.set_aside
         found.origins |= part.origins
+    if not found:
+        raise UserError(f"{count} samples of each benchmark hold no whole question; ask for more")
     return found
 
 
