@@ -68,5 +68,4 @@ def test_a_folder_is_captioned_and_a_captioner_scored_from_any_folder(caprl):
     told = caprl("score", "zoo:strong", "--benchmark", "mini-chart", "--profile", "smoke")
     assert "mini-chart" in told
     assert Path(caprl.folder / "runs").is_dir()
-    with pytest.raises(AssertionError, match="error: no report in runs/mini/reports; run"):  # and no traceback
-        caprl("report")
+    caprl("report")  # of the paper's values alone: they are in the wheel
