@@ -112,7 +112,7 @@ def reasons(model: type[Settings], name: str | Path) -> dict[str, str]:
 
     if whole := yaml.compose(text):
         collect(whole)
-    given = dict.fromkeys(parse_overrides(_given()), "--set")
+    given = dict.fromkeys(_given(), "--set")
     return {**(reasons(model, str(parent)) if parent else {}), **found, **given}
 
 
@@ -205,17 +205,18 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _given() -> list[str]:
+def _given() -> dict[str, Any]:
     """What `--set` or SET gave. Raises UserError for quotes that do not close."""
     text = os.environ.get(SET_ENV, "")
     try:
-        return shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"settings {text!r} cannot be read: {error}") from None
+    return parse_overrides(words)
 
 
 def _from_command_line(model: type[Settings]) -> dict[str, Any]:
-    values = _nested(parse_overrides(_given()))
+    values = _nested(_given())
     training = {key: values.pop(key) for key in _OF_EXPERIMENTS if key in values}
     _checked(Experiment, {"name": SET_ENV, **training}, Path("--set"), {})  # told even if none is loaded
     return training if model is Experiment else values

@@ -159,8 +159,10 @@ class _Place:
     def of(cls, source: str) -> _Place:
         local = "://" not in source
         try:
-            here = fsspec.filesystem("file"), str(local_path(source).resolve())  # "::" is no chain of stores in a name
-            files, root = here if local else fsspec.core.url_to_fs(source)
+            if local:  # "::" in a name is no chain of stores
+                files, root = fsspec.filesystem("file"), str(local_path(source).resolve())
+            else:
+                files, root = fsspec.core.url_to_fs(source)
             files.invalidate_cache()  # a listing from before
             local or files.exists(root)
         except Exception as error:  # no driver, no key, no bucket: each store raises its own kinds

@@ -45,6 +45,7 @@ SILENT_SEC = 300.0  # how long servers that take no connection are waited for; v
 GIVE_UP_AFTER = 100  # requests that failed in a row: the servers are gone
 IN_FLIGHT = 256  # requests at a server at once; vLLM queues what it has no room for
 _WAITING = 16  # more that are made ready for it
+_ADDRESS = "such an address ends in /v1, as in http://127.0.0.1:8000/v1"
 _AWAY = (502, 503, 504)  # what a gateway answers when the server behind it takes no connection
 _IMAGES_KEPT = 16  # encoded images at hand: requests about one image come close together
 
@@ -238,11 +239,9 @@ class EndpointBackend:
                 raise ValueError("it lists no model")
             return found
         except (AttributeError, TypeError, ValueError) as error:  # a page, or JSON of another kind
-            told = f"{url} answers as no model server does ({error})"
-            raise UserError(f"{told}: such an address ends in /v1, as in http://127.0.0.1:8000/v1") from None
+            raise UserError(f"{url} answers as no model server does ({error}): {_ADDRESS}") from None
         except openai.NotFoundError:
-            told = f"{url} is no address of a model server (HTTP 404)"
-            raise UserError(f"{told}: such an address ends in /v1, as in http://127.0.0.1:8000/v1") from None
+            raise UserError(f"{url} is no address of a model server (HTTP 404): {_ADDRESS}") from None
         except openai.OpenAIError as error:
             told = f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set base_urls"
             raise UserError(f"{told} of this model in the profile.") from None

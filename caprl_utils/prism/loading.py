@@ -196,7 +196,7 @@ def _image_names(value: Any) -> list[str]:
     return [name for part in value for name in _image_names(part)] if isinstance(value, list) else []
 
 
-def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+def file_rows(file: Path) -> list[Mapping[str, Any]]:
     """The rows of a .json, .jsonl, .csv, .tsv or .parquet file without its pictures; of a JSON object those of the last
     list of rows in it, or what it maps names to (as image_id and caption).
     """
@@ -205,8 +205,8 @@ def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
             import pyarrow.parquet as pq
 
             fields = {field.name: str(field.type) for field in pq.read_schema(file)}
-            beside = {name for name, kind in fields.items() if re.match("struct<.*binary.*path: string", kind)}
             light = [name for name, kind in fields.items() if "binary" not in kind]
+            beside = (name for name, kind in fields.items() if re.match("struct<.*binary.*path: string", kind))
             light += [f"{name}.path" for name in beside]
             rows = [row for table in read_tables(file, light) for row in table.to_pylist()]
         elif file.suffix == ".jsonl":
@@ -222,7 +222,7 @@ def file_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     if wide := next((number for number, row in enumerate(rows, 1) if None in row), None):
         raise UserError(f"{shown(file)}, row {wide} has more cells than the head: put texts with commas in quotes")
-    return iter(rows)
+    return rows
 
 
 # A data set in the hub's layout

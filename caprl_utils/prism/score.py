@@ -148,7 +148,7 @@ def given_captions(file: Path, images: Sequence[ImageItem]) -> tuple[Source, lis
     that without suffix. It may have several captions (see `caption_in`), in rows or in a list. Raises UserError for a
     file that cannot be read, a benchmark without a caption, and two names that mean one image.
     """
-    rows, find = list(file_rows(file)), _finder([image.id for image in images])
+    rows, find = file_rows(file), _finder([image.id for image in images])
     named = {key: [(name, row) for row in rows if (name := _name(row.get(key)))] for key in NAME_KEYS}
     key = next((key for key, some in named.items() if any(find(name) for name, _ in some)), "")
     found: dict[str, list[str]] = defaultdict(list)

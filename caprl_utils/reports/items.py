@@ -298,11 +298,11 @@ def _pretrained(profile: Profile, setting: str, captions: CaptionSet | None, pre
     name, seeds = called(profile, captions), profile.pretraining.seeds
     stages = [training for seed in seeds for training in sets.row_trainings(setting, captions, seed)]
     paper = texts()["settings"].get(setting)
+    whole = captions and (called(profile, replace(captions, share=1.0)), f"pretraining/{data.run_name(captions.slug)}")
     return Row(
         f"{prefix}{name}", tuple(f"vqa/{sets.final_name(setting, captions, seed)}" for seed in seeds),
         tuple(seeds),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "further"),
         tuple(f"pretraining/{t.name}" for t in stages if t.stage == "sft"),
-        None if captions is None else (name.partition(" x ")[0], f"pretraining/{data.run_name(captions.slug)}"),
-        (paper, captions.name if captions else VANILLA) if paper else None, setting=setting,
+        whole, (paper, captions.name if captions else VANILLA) if paper else None, setting=setting,
     )  # fmt: skip

@@ -130,8 +130,8 @@ def write_examples(profile: Profile) -> Path | None:
     )
     page = numbers.fill("examples.md", profile=profile, first=first, more=more, number=len(rows))
     write_atomic(folder / f"{EXAMPLES}.md", page)
-    files = {record_path(runs[label] / "result.json"): load_result(runs[label] / "result.json") for label in captions}
-    write_json(folder / f"{EXAMPLES}.json", {"runs": tables.runs_of(files)})
+    records = {record_path(runs[label] / "result.json"): load_result(runs[label]) for label in captions}
+    write_json(folder / f"{EXAMPLES}.json", {"runs": tables.runs_of(records)})
     return folder / f"{EXAMPLES}.md"
 
 

@@ -16,7 +16,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import BadImage, BadImageError, ImageItem, in_threads
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import ANSWERS
+from caprl_utils.rl.readers import no_letter_left
 from caprl_utils.schema import Data, Profile
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str
         problem = "; ".join(str(error).splitlines())
         bad[name] = f"reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
         return []
-    if any(len(q.options) >= len(ANSWERS) for q in questions):
-        bad[name] = f"{len(ANSWERS)} options leave no letter for the extra option"
+    if problem := no_letter_left(questions):
+        bad[name] = problem
         return []
     if len(questions) < data.min_questions:
         return []

@@ -22,6 +22,7 @@ from caprl_utils.answers import first_capital
 from caprl_utils.models.base import Backend, Request, Sampling, Scores, open_backend
 from caprl_utils.models.endpoint import Post, RequestError
 from caprl_utils.models.local import draw, uniforms
+from caprl_utils.records import Question
 from caprl_utils.schema import ModelConfig, Profile
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ ANSWERS = "ABCDEFGHI"
 """Author script: an answer is the first of these capitals."""
 MAX_ANSWER_TOKENS = 10
 """Author script."""
+
+
+def no_letter_left(questions: Sequence[Question]) -> str | None:
+    """Why questions cannot be asked as the reward does, with one option more; None where they can."""
+    many = any(len(question.options) >= len(ANSWERS) for question in questions)
+    return f"{len(ANSWERS)} options leave no letter for the extra option" if many else None
 
 
 class Reader:

@@ -23,7 +23,7 @@ from caprl_utils.hashing import text_hash
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import ZOO_PREFIX
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import ANSWERS, open_reader
+from caprl_utils.rl.readers import no_letter_left, open_reader
 from caprl_utils.rl.rewards import CaptionTask, RewardBatch, qa_rewards
 from caprl_utils.schema import RL, ModelConfig, Profile
 
@@ -114,8 +114,8 @@ def questions_of(cell: Any) -> list[Question]:
             choices = [choice for choice in choices if prompts.CANNOT_ANSWER not in choice]
             row = {"question": question.strip(), "choices": choices, "answer": row[1].strip()}
         found.append(Question.from_ground_truth(row))
-    if not found or max(len(question.options) for question in found) >= len(ANSWERS):
-        raise ValueError(f"{len(ANSWERS)} options leave no letter for the extra one" if found else "there are none")
+    if problem := no_letter_left(found) if found else "there are none":
+        raise ValueError(problem)
     return found
 
 
