@@ -178,7 +178,7 @@ test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
 test-notebooks: environment ## the smoke chain from nothing, then nbval over the notebooks
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
+	$(PY) -m pytest -p nbval --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
 		$(EXTRA:%=notebooks/%.ipynb) $(CHAIN:%=notebooks/%.ipynb)
 
 clean: ## remove what PROFILE computed (published reports stay)

@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_native_id
 from typing import Any
 
 from caprl_utils.errors import UserError
@@ -31,31 +31,21 @@ def full_disk_as_user_error(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file: temporary name beside it, fsync, rename. Raises UserError on a full disk."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    with full_disk_as_user_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp makes 0600
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    """Write a whole file, also when several processes do: a name of its own beside it, fsync, rename. Raises UserError
+    on a full disk.
+    """
+    with appearing(path, f"{get_native_id()}.tmp") as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     if path.parent.name == "reports":
         note_access(path)
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path, ending: str = "tmp") -> Iterator[Path]:
     """A temporary name beside `path` that takes its place when the block ends without an error, and goes otherwise.
     Raises UserError on a full disk.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{ending}")
     try:
         with full_disk_as_user_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

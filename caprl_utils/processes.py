@@ -6,14 +6,12 @@ child that its parent died, so a server's own children would stay behind after `
 
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 from caprl_utils.errors import UserError
@@ -62,34 +60,11 @@ def require_slurm(nodes: int, asked: str, script: str) -> None:
         raise UserError(f"{asked}: srun starts the training on each, so this has to run in {job}")
 
 
-def listed_gpus() -> list[list[str]]:
-    """Index, UUID and name of each GPU that nvidia-smi lists; empty without one."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60)
-    told = [line.split(", ", 2) for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return [gpu for gpu in told if len(gpu) == 3]  # not "No devices were found"
+def visible_gpus() -> list[int]:
+    """The NVIDIA GPUs that this process may use, of those in CUDA_VISIBLE_DEVICES where it is set."""
+    import torch
 
-
-def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that this process may use: the entries of CUDA_VISIBLE_DEVICES, else the indices of all.
-
-    As CUDA reads it: an entry that does not exist hides those behind it, and one that stands twice hides all.
-    """
-    listed = listed_gpus()
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
-        return [index for index, *_ in listed]
-    found = list(takewhile(lambda name: _is_gpu(name, listed), (name.strip() for name in chosen.split(","))))
-    return found if len(set(found)) == len(found) else []
-
-
-def _is_gpu(name: str, listed: Sequence[Sequence[str]]) -> bool:
-    """Whether a name of CUDA_VISIBLE_DEVICES is an index, the beginning of a UUID, or a slice of a GPU (MIG)."""
-    if name.startswith("MIG-"):
-        return bool(listed)
-    of_uuid = name.startswith("GPU-")
-    return any(name == index or (of_uuid and uuid.startswith(name)) for index, uuid, _ in listed)
+    return list(range(torch.cuda.device_count()))
 
 
 def python_path() -> str:

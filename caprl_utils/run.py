@@ -1,8 +1,8 @@
-"""What a profile needs before it starts (`make plan`), and running its notebooks through papermill.
+"""What a profile needs before it starts (`make plan`), and running its notebooks with papermill's parameters.
 
-Whether a notebook is out of date is make's decision (Makefile). It runs under a temporary name and gets its own when it
-has succeeded, dated at its start, so that whatever was edited meanwhile is newer; a failed copy is kept as
-NAME.failed.ipynb. NAME.files lists the records and reports that it read or wrote: when one is gone, make runs it again.
+Whether a notebook is out of date is make's decision (Makefile). Its copy is written when it has succeeded, dated at its
+start, so that whatever was edited meanwhile is newer; a failed copy is NAME.failed.ipynb. NAME.files lists the records
+and reports that it read or wrote: when one is gone, make runs it again.
 """
 
 import os
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,19 +22,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import nbformat
 import papermill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from packaging.utils import canonicalize_name
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
+from papermill.parameterize import parameterize_notebook
 
 from caprl_utils import paths
 from caprl_utils.config import load_assembly, parse_overrides, read_yaml
 from caprl_utils.errors import UserError, did_you_mean
-from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
+from caprl_utils.files import ACCESS_LOG_ENV, appearing, full_disk_as_user_error, write_atomic, write_json
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
@@ -151,12 +151,7 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
     for url, (role, path) in served.items():
         try:
             there = bool(httpx.get(f"{url}/models", timeout=2.0).status_code)  # a refusal without a key is an answer
-        except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
-            OSError,
-            ValueError,
-        ):  # the last two: of a wrong proxy or certificate
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):  # the last: of a wrong proxy or certificate
             there = False
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
         yield ("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")
@@ -219,16 +214,21 @@ def check_environment() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook to run. name: of its executed copy, as Makefile knows it; folder: where that goes."""
+    """A notebook to run, its parameters set. name: of its executed copy, as Makefile knows it; folder: its place."""
 
     source: Path
-    parameters: dict[str, Any]
+    notebook: Any  # as nbformat reads it
     name: str
     folder: Path
 
     def side_file(self, kind: str) -> Path:
         """A hidden file beside the copy while it is made."""
         return self.folder / f".{self.name}.{kind}"
+
+    @property
+    def num_cells(self) -> int:
+        """Code cells, with the one that sets parameters."""
+        return sum(map(_is_code, self.notebook.cells))
 
 
 def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()) -> None:
@@ -269,32 +269,33 @@ def _job(text: str, profile: Profile, items: Sequence[str]) -> Job:
         if value is not None and type(value) is not kind and (type(value), kind) != (int, float):
             raise UserError(f"{shown(source)}: parameter {name} is {kind.__name__}, got {value!r}")
     name = "-".join([source.stem, *(item.replace("/", "_").replace("=", "-") for item in sorted(items))])
-    return Job(source.resolve(), parameters, name, paths.RUNS / profile.name / "notebooks")
+    as_is = papermill.iorw.load_notebook_node(str(source))
+    for cell in filter(_is_code, as_is.cells):
+        cell.update(outputs=[], execution_count=None)
+    notebook = parameterize_notebook(as_is, parameters, kernel_name=NATIVE_KERNEL_NAME, language="python")
+    return Job(source.resolve(), notebook, name, paths.RUNS / profile.name / "notebooks")
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
-    temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"
     progress, access = job.side_file("progress"), job.side_file("access")
-    for file in (temporary, progress, access):
+    for file in (progress, access):
         file.unlink(missing_ok=True)
     os.environ |= {  # for the kernel, which inherits it
         "PYTHONPATH": python_path(), "CAPRL_RUNS": str(paths.RUNS), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         PROGRESS_ENV: str(progress), ACCESS_LOG_ENV: str(access),
     }  # fmt: skip
-    start = time.time()
+    start, failed = time.time(), job.folder / f"{job.name}.failed.ipynb"
     try:
-        _execute(job, temporary, Monitor(job, chain, known_times(profile.name)))
+        _execute(job, Monitor(job, chain, known_times(profile.name)))
     except UserError as error:
-        if "cells" not in read_state(temporary):
-            temporary.unlink(missing_ok=True)
-            raise
-        os.replace(temporary, failed)
+        write_atomic(failed, nbformat.writes(job.notebook))
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
     sec = time.time() - start
     files = sorted(set(access.read_text(encoding="utf-8").split("\n")) - {""}) if access.exists() else []
     write_atomic(job.folder / f"{job.name}.files", "".join(f"{file}\n" for file in files))
-    os.utime(temporary, (start, start))
-    os.replace(temporary, job.folder / f"{job.name}.ipynb")
+    with appearing(job.folder / f"{job.name}.ipynb") as copy:
+        copy.write_text(nbformat.writes(job.notebook), encoding="utf-8")
+        os.utime(copy, (start, start))
     failed.unlink(missing_ok=True)
     measured = read_state(job.folder / "times.json")  # a shorter time found some of its results made
     write_json(job.folder / "times.json", measured | {job.name: max(round(sec, 1), measured.get(job.name, 0.0))})
@@ -308,62 +309,46 @@ class _OwnKernel(AsyncKernelManager):
         return KernelSpecManager(kernel_dirs=[], parent=self)
 
 
-class _Engine(NBClientEngine):
-    """papermill's engine, telling of each code cell; the kernel logs to a file and dies with this process."""
-
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, on_cell: Callable[..., None], kernel_log: Path, **_: Any
-    ) -> Any:
-        options = {"startup_timeout": _KERNEL_START_SEC, "kernel_manager_class": _OwnKernel}
-        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, on_cell_execute=on_cell, **options)
-        parent = os.getpid()
-        with open(kernel_log, "wb") as log:
-            return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
-
-
-papermill_engines.register("caprl", _Engine)
-
-
-def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
-    """Run a notebook into `target`, which exists even when a cell failed. Raises UserError naming cell and cause."""
-    kernel_log = job.folder / f"{job.name}.kernel.log"
-    log_end = f"{shown(kernel_log)}:\n"
-    cells = papermill.iorw.load_notebook_node(str(job.source)).cells
-    tagged = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    running: list[str] = []  # each code cell that was started, by its position in the source
-
-    def on_cell(cell: Any, cell_index: int) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):  # nbclient would report Ctrl-C as a dead kernel
-            signal.signal(number, signal.default_int_handler)
-        position = cell_index + (cell_index <= tagged)  # from 1; papermill puts its own cell behind the tagged one
-        running.append(f"{shown(job.source)}, cell {position} (`{first_line(cell.source)}`)")
-        monitor.tell(f"cell {len(running)}/{monitor.num_cells} {first_line(cell.source)}")
-
-    with full_disk_as_user_error(target), monitor:
-        try:
-            notebook = papermill.execute_notebook(
-                str(job.source), str(target), job.parameters, engine_name="caprl", progress_bar=False,
-                kernel_name=NATIVE_KERNEL_NAME, cwd=str(job.source.parent), on_cell=on_cell, kernel_log=kernel_log,
-            )  # fmt: skip
-        except PapermillExecutionError as error:
-            lines = str(error.evalue).strip().splitlines()
-            told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
-            raise UserError(f"{running[-1]}\n{error.ename}: {told}") from None
-        except (DeadKernelError, RuntimeError) as error:
-            if not running:
-                told = f"{shown(job.source)}\nthe kernel did not start; the end of {log_end}{tail(kernel_log)}"
-                raise UserError(told) from None
-            if not isinstance(error, DeadKernelError):
-                raise
-            raise UserError(
-                f"{running[-1]}\nthe kernel died: its process was killed (often the system being out of memory) or "
-                "crashed. Stop other programs or use a smaller profile, then run again: it continues from what is "
-                f"saved.\nThe end of {log_end}{tail(kernel_log)}"
-            ) from None
-    code = filter(_is_code, notebook.cells)  # one that calls exit() ends the notebook with success in papermill
-    if any(cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs) for cell in code):
-        raise UserError(f"{running[-1]}\nthe notebook ended here without an error: a cell must not call exit()")
+def _execute(job: Job, monitor: "Monitor") -> None:
+    """Run a job's notebook in place. Raises UserError naming cell and cause. The kernel dies with this process."""
+    client = NotebookClient(
+        job.notebook, kernel_name=NATIVE_KERNEL_NAME, kernel_manager_class=_OwnKernel, raise_on_iopub_timeout=True,
+        startup_timeout=_KERNEL_START_SEC, resources={"metadata": {"path": str(job.source.parent)}},
+    )  # fmt: skip
+    client.reset_execution_trackers()
+    parent, log, started, position, place = os.getpid(), job.folder / f"{job.name}.kernel.log", 0, 0, ""
+    try:
+        with (
+            full_disk_as_user_error(log), open(log, "wb") as file, monitor,
+            client.setup_kernel(stdout=file, stderr=file, preexec_fn=lambda: die_with_parent(parent)),
+        ):  # fmt: skip
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            for index, cell in enumerate(job.notebook.cells):
+                position += "injected-parameters" not in cell.metadata.get("tags", [])  # as the source counts
+                if _is_code(cell):
+                    started, line = started + 1, first_line(cell.source)
+                    place = f"{shown(job.source)}, cell {position} (`{line}`)"
+                    monitor.tell(f"cell {started}/{job.num_cells} {line}")
+                client.execute_cell(cell, index)
+            told = client.wait_for_reply(client.kc.kernel_info())
+            job.notebook.metadata.language_info = told["content"]["language_info"]
+            client.set_widgets_metadata()
+    except CellExecutionError as error:
+        if error.ename == "SystemExit" and error.evalue in ("", "0"):
+            raise UserError(f"{place}\nthe notebook ended here without an error: a cell must not call exit()") from None
+        lines = error.evalue.strip().splitlines()
+        told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
+        raise UserError(f"{place}\n{error.ename}: {told}") from None
+    except (DeadKernelError, RuntimeError) as error:
+        end = f"the end of {shown(log)}:\n{tail(log)}"
+        if not place:
+            raise UserError(f"{shown(job.source)}\nthe kernel did not start; {end}") from None
+        if not isinstance(error, DeadKernelError):
+            raise
+        raise UserError(
+            f"{place}\nthe kernel died: its process was killed (often the system being out of memory) or crashed. Stop "
+            f"other programs or use a smaller profile, then run again: it continues from what is saved.\nT{end[1:]}"
+        ) from None
 
 
 def _is_code(cell: Any) -> bool:
@@ -384,8 +369,6 @@ class Monitor(AbstractContextManager):
 
     def __init__(self, job: Job, chain: Sequence[str], times: Mapping[str, float]):
         self.job, self.chain, self.times = job, chain, times
-        cells = papermill.iorw.load_notebook_node(str(job.source)).cells
-        self.num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
         self._start, self._terminal, self._end = time.monotonic(), sys.stderr.isatty(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 

@@ -35,7 +35,6 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import full_disk_as_user_error, note_access, write_json
 from caprl_utils.hashing import code_hashes, value_hash
 from caprl_utils.paths import shown
-from caprl_utils.processes import listed_gpus
 from caprl_utils.schema import Profile
 
 log = logging.getLogger(__name__)
@@ -353,4 +352,7 @@ def hardware() -> dict[str, Any]:
     model = re.search(r"^model name\s*: (.*)$", info.read_text() if info.exists() else "", re.MULTILINE)
     cpu = model[1].strip() if model else platform.machine()
     found = {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gb": round(memory / 2**30, 1)}
-    return found | {"gpus": [name for _, _, name in listed_gpus()]}
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=60) if shutil.which("nvidia-smi") else None
+    names = done.stdout.splitlines() if done and done.returncode == 0 else []
+    return found | {"gpus": [name for name in names if "No devices" not in name]}

@@ -1,6 +1,7 @@
 """For all tests: run folders of their own, no network, patience on a loaded machine."""
 
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -11,6 +12,7 @@ from caprl_utils.config import load_profile
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of addresses takes seconds to load
 
 
 @pytest.fixture(autouse=True)

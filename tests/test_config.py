@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from caprl_utils import config, paths
 from caprl_utils.config import load_assembly, load_experiment, load_profile, names_of, walk
@@ -20,9 +19,8 @@ SOURCES = ("paper", "author script", "author README", "ours")
 @pytest.mark.parametrize("name", ["mini", "one_gpu", "paper", "smoke"])
 def test_profiles_load_under_their_file_names_and_hold_only_what_differs(name):
     assert load_profile(name).name == name in names_of(Profile) and len(names_of(Profile)) == 4
-    given = yaml.safe_load((paths.PROFILES / f"{name}.yaml").read_text())
-    parent = given.pop("extends", None)
-    base = load_profile(parent) if parent else Profile(name="defaults")
+    given = config.read_yaml(paths.PROFILES / f"{name}.yaml")
+    base = load_profile(given["extends"]) if "extends" in given else Profile(name="defaults")
     for section in ("images", "curation", "rl", "prism"):
         for key, value in given.get(section, {}).items():
             assert value != getattr(getattr(base, section), key), f"{section}.{key} repeats the default"
@@ -53,12 +51,6 @@ def test_bad_setting_is_named(overrides, expected):
         load_profile("smoke", overrides)
 
 
-def test_a_mapping_may_take_over_another_and_change_a_value(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")
-    assert config.read_yaml(file)["b"] == {"x": 3, "y": 2}
-
-
 def load_in_mini(file):
     return load_experiment(file, "mini")
 
@@ -66,6 +58,7 @@ def load_in_mini(file):
 @pytest.mark.parametrize(
     ("load", "text", "message"),
     [
+        (load_profile, "rl: &a {rounds: 2}\ncuration: {<<: *a, rounds: x}", r"own.yaml:\n  curation.rounds: 'x'"),
         (load_profile, "seed: 1\nseed: 2\n", "key 'seed' stands twice"),
         (load_profile, "rl: [1\n", r"own\.yaml is not valid YAML"),
         (load_profile, "- rl\n", "expected `key: value` lines, found list"),
@@ -91,15 +84,12 @@ def test_mistakes_in_a_file_are_named(load, text, message, tmp_path):
         load(str(file))
 
 
-def test_files_extend_others_and_another_model_does_not_inherit_the_papers_server():
+def test_another_model_does_not_inherit_the_papers_server_and_the_hash_follows_what_changes_outputs():
     assert load_profile("paper").models.question_writer.backend == "endpoint"
     writer = load_profile("mini").models.question_writer
     assert writer.backend == "local" and writer.base_urls == []
     pair = load_assembly("mini-qwen-3b", {"vision.revision": "main"})
     assert (pair.name, pair.vision.path, pair.vision.revision) == ("mini-qwen-3b", "zoo:base", "main")
-
-
-def test_hash_follows_what_changes_outputs_and_nothing_else():
     base = load_profile("smoke")
     changed = {key: load_profile("smoke", {key: 9}).content_hash() for key in ("rl.steps", "rl.save_every")}
     assert changed["rl.steps"] != base.content_hash() == changed["rl.save_every"]

@@ -4,6 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +14,11 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import code_hashes, derive_seed, file_hash, value_hash
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=8,
-)
 
-
-@given(st.dictionaries(st.text(max_size=3), JSON, max_size=4))
+@hypothesis.settings(max_examples=25)
+@given(st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.lists(st.text(max_size=3)), max_size=4))
 def test_the_order_of_keys_does_not_count(value):
-    assert value_hash(value) == value_hash(dict(reversed(value.items())))
+    assert value_hash({"a": value}) == value_hash({"a": dict(reversed(value.items()))})
 
 
 def test_values_count_settings_by_what_changes_outputs_and_other_objects_are_refused():
@@ -62,7 +58,7 @@ def test_no_page_client_or_progress_line_is_in_a_recipe(owner):
     assert not [name for name in recipe if re.search(rf"\b({bystanders})\b", name)]
 
 
-def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
+def test_files_count_by_their_content_and_a_seed_is_the_same_everywhere(tmp_path):
     (tmp_path / "a").write_text("1")
     before = file_hash(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
@@ -71,15 +67,11 @@ def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
     assert file_hash(tmp_path / "b") != before
     with pytest.raises(UserError, match="missing file"):
         file_hash(tmp_path / "none")
-
-
-def test_a_seed_is_the_same_everywhere_and_has_its_bits():
     assert derive_seed("mini", 3, "a/b") == derive_seed("mini/3", "a", "b") == 7430837832773879921
     assert derive_seed(0, "x", bits=31) == derive_seed(0, "x") >> 32 < 2**31
 
 
 def test_threads_may_hash_code_at_the_same_time():
-    source = (paths.ROOT / "caprl_utils" / "answers.py").read_text()
+    source = (paths.ROOT / "caprl_utils" / "records.py").read_text()
     with ThreadPoolExecutor(8) as pool:
-        found = set(pool.map(hashing._tree_hash, [f"{source}\n# {number}" for number in range(60)]))
-    assert len(found) == 1
+        assert len(set(pool.map(hashing._tree_hash, [f"{source}\n# {number}" for number in range(24)]))) == 1

@@ -58,23 +58,3 @@ def test_the_end_of_a_log(tmp_path):
     (tmp_path / "out.log").write_text("\n".join(map(str, range(99))))
     assert processes.tail(tmp_path / "out.log").split() == [str(n) for n in range(84, 99)]
     assert processes.tail(tmp_path / "none.log") == "(no log)"
-
-
-@pytest.mark.parametrize(
-    ("chosen", "gpus"),
-    [
-        (None, ["0", "1", "2", "10"]), ("0,1", ["0", "1"]), ("2, 10", ["2", "10"]), ("", []), ("-1", []),
-        ("0,7,1", ["0"]), ("none", []), ("1,1", []), ("GPU-2a,0", ["GPU-2a", "0"]), ("GPU-9", []), ("MIG-x", ["MIG-x"]),
-    ],
-)  # fmt: skip
-def test_gpus_are_counted_as_cuda_does(chosen, gpus, tmp_path, monkeypatch):
-    stand_in = tmp_path / "nvidia-smi"
-    stand_in.write_text("#!/bin/sh\nfor n in 0 1 2 10; do echo $n, GPU-${n}abc, NVIDIA X; done; echo No devices more\n")
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if chosen is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
-    assert processes.visible_gpus() == gpus
-    stand_in.write_text("#!/bin/sh\nexit 9\n")
-    assert processes.visible_gpus() == []
