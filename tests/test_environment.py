@@ -29,13 +29,12 @@ def test_locks_answer_every_direct_requirement_and_agree_where_both_name_a_packa
     pairs = [("main.in", lock) for lock in LOCKS]
     pairs += [(f"{name}.in", f"{name}.lock") for name in ("main-cpu", "main-gpu", "llamafactory")]
     for source, lock in pairs:
-        assert written(source)
         for requirement in written(source):
             version = requirements(lock).get(canonicalize_name(requirement.name))
             assert version and requirement.specifier.contains(version), f"{requirement} in {lock}: {version}"
     cpu, gpu = map(requirements, LOCKS)
     different = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
-    assert not different & {*requirements("main.in"), "numpy", "tokenizers", "huggingface-hub"}
+    assert cpu and not different & {*requirements("main.in"), "numpy", "tokenizers", "huggingface-hub"}
 
 
 def test_pyproject_and_conda_take_the_same_lists_and_python():
@@ -91,8 +90,6 @@ def test_the_workflow_and_the_image_run_commands_that_exist():
     text = (paths.ROOT / "Dockerfile").read_text()
     targets = re.findall(r"(?:RUN|caprl) make ([a-z-]+)", text)
     assert targets == ["reproduce", "setup"] and all(f"\n{target}: " in MAKEFILE for target in targets)
-    assert set(re.findall(r"^[A-Z]+(?= )", text, re.MULTILINE)) == {"FROM", "RUN", "WORKDIR", "COPY", "CMD"}
+    installs = [("main-cpu", ".venv"), ("llamafactory", ".venv-llamafactory")]
+    assert all(f"install.sh {folder} requirements/{lock}.lock" in text for lock, folder in installs)
     assert f"FROM python:{PYTHON}-slim-bookworm\n" in text
-    installs = re.findall(r"install.sh (\S+) (\S+)", text)
-    locks = ("requirements/main-cpu.lock", "requirements/llamafactory.lock")
-    assert installs == list(zip((".venv", ".venv-llamafactory"), locks, strict=True))

@@ -57,17 +57,14 @@ USUAL = {  # what viewers show and a captioner is to see, whatever its name says
 }
 
 
-def test_a_bad_image_is_set_aside_with_its_reason():
+def test_a_bad_image_is_set_aside_with_its_reason_and_a_usual_one_is_opened_by_its_content():
     for name, (data, reason) in BAD.items():
         item = ImageItem(name, lambda data=data: data, path=name)
         assert (item.problem.reason, item.image) == (reason, None), name
-
-
-@pytest.mark.parametrize("name", USUAL)
-def test_usual_pictures_are_opened_by_their_content(name):
-    shown = ImageItem(name, lambda: USUAL[name], path=name).open()
-    assert shown.mode == "RGB" and shown.size == (128, 96)
-    assert np.abs(np.asarray(shown, int) - np.asarray(picture(0), int)).mean() < 12
+    for name, data in USUAL.items():
+        shown = ImageItem(name, lambda data=data: data, path=name).open()
+        assert shown.mode == "RGB" and shown.size == (128, 96), name
+        assert np.abs(np.asarray(shown, int) - np.asarray(picture(0), int)).mean() < 12, name
 
 
 BROKEN_EXIF = (  # orientation 6, and a rational of -1/0
@@ -112,10 +109,10 @@ def test_transparent_places_are_white_in_every_mode(mode):
 
 
 def test_large_pictures_are_scaled_once_and_plain_files_are_sent_as_they_are():
-    data = as_bytes(picture(0, (4000, 3000)), "JPEG")
-    whole, small = open_image(data), open_image(data, max_pixels=1003520)
-    assert encode(whole) == (data, "image/jpeg") and fit(whole, 1003520).size == (1156, 867)
-    assert small.size == (1156, 867) and encode(small)[1] == "image/png" and fit(small, 1003520) is small
+    data = as_bytes(picture(0, (1600, 1200)), "JPEG")
+    whole, small = open_image(data), open_image(data, max_pixels=160_000)
+    assert encode(whole) == (data, "image/jpeg") and fit(whole, 160_000).size == (461, 346)
+    assert small.size == (461, 346) and encode(small)[1] == "image/png" and fit(small, 160_000) is small
     assert encode(whole.resize((40, 30)))[1] == "image/png"
 
 
@@ -147,7 +144,7 @@ def problems(source):
 
 def test_a_folder_is_walked_in_the_order_of_sorted_paths_and_what_is_passed_over_is_counted(folder, monkeypatch):
     (folder / "a" / "loop").symlink_to(folder)
-    (folder / "hash").write_bytes(GOOD)
+    files(folder, "hash", data=GOOD)
     (folder / "LICENSE").touch()
     os.mkfifo(folder / "pipe.png")
     passed = Counter()
@@ -164,17 +161,14 @@ def test_a_folder_is_walked_in_the_order_of_sorted_paths_and_what_is_passed_over
 def test_links_are_followed_and_what_has_no_picture_or_no_name_is_set_aside(folder, tmp_path):
     """As the snapshots of Hugging Face's cache link into its blobs."""
     blobs = files(tmp_path / "blobs", "abc", data=GOOD)
-    (folder / "linked").symlink_to(blobs)
-    (folder / "link.png").symlink_to(blobs / "abc")
-    (folder / "dangling.png").symlink_to(folder / "nothing.png")
-    (folder / "itself.png").symlink_to("itself.png")
+    for name, target in (("linked", blobs), ("link.png", blobs / "abc"), ("dangling.png", "no"), ("me.png", "me.png")):
+        (folder / name).symlink_to(target)
     with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
         file.write(GOOD)
     found = problems(folder)
     assert found["linked/abc"] is found["link.png"] is None and len(found) == len(NAMES) + 5
-    assert found["itself.png"] == BadImage.UNREADABLE
+    assert found["me.png"] == found["dangling.png"] == BadImage.UNREADABLE and found["caf\\udce9.png"] == BadImage.NAME
     assert ids(files(tmp_path / "a::b", "x.png", data=GOOD)) == ["x.png"]  # no chain of stores
-    assert found["dangling.png"] == BadImage.UNREADABLE and found["caf\\udce9.png"] == BadImage.NAME
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -191,22 +185,20 @@ def test_the_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(fold
     os.utime(folder / "a.png")
     moved = folder.rename(tmp_path / "moved")
     assert fingerprint(str(moved)) == before
-    files(moved, "a/new.png")
-    changed = fingerprint(str(moved))
+    changed = fingerprint(str(files(moved, "a/new.png")))
     (moved / "a" / "new.png").rename(moved / "a" / "newer.png")
-    assert len({before, changed, fingerprint(str(moved))}) == 3
-    assert fingerprint("someone/data") != fingerprint("someone/other")
+    assert len({before, changed, fingerprint(str(moved)), fingerprint("a/data"), fingerprint("a/other")}) == 5
 
 
 def test_only_the_names_of_one_folder_are_held(tmp_path):
-    """40 folders of 100 files: the peak is that of one folder, far below that of 4,000 names."""
-    files(tmp_path, *(f"{number // 100:03d}/{number % 100:03d}.png" for number in range(4000)))
+    """20 folders of 50 files: the peak is that of one folder, far below that of 1,000 names."""
+    files(tmp_path, *(f"{number // 50:03d}/{number % 50:03d}.png" for number in range(1000)))
     fingerprint(str(tmp_path))
     tracemalloc.start()
     fingerprint(str(tmp_path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 100_000
+    assert peak < 30_000
 
 
 # tables and tars
@@ -240,11 +232,11 @@ CELLS = {
 
 
 @pytest.mark.parametrize("column", ["image", "images", "img"])
-@pytest.mark.parametrize("kind", CELLS)
-def test_every_form_of_a_cell_is_read(tmp_path, kind, column):
+def test_every_form_of_a_cell_is_read(tmp_path, column):
     files(tmp_path, "x.png", data=GOOD)
-    found = problems(table(tmp_path / "t.parquet", [{"text": "t", column: CELLS[kind]}] * 2))
-    assert len(found) == (4 if isinstance(CELLS[kind], list) else 2) and set(found.values()) == {None}
+    for kind, cell in CELLS.items():
+        found = problems(table(tmp_path / "t.parquet", [{"text": "t", column: cell}] * 2))
+        assert len(found) == (4 if isinstance(cell, list) else 2) and set(found.values()) == {None}, kind
 
 
 def test_a_damaged_or_other_table_is_named(tmp_path):
@@ -291,7 +283,7 @@ def test_mixed_folders_give_all_their_images(tmp_path):
     assert passed == {"table without images": 2}
 
 
-@pytest.mark.parametrize("column", ["image", "img", "images"])
+@pytest.mark.parametrize("column", ["img", "images"])
 def test_saved_data_sets(tmp_path, column):
     cell, feature, wanted = {"bytes": GOOD, "path": None}, datasets.Image(), ["0"]
     if column == "images":

@@ -11,7 +11,6 @@ from caprl_utils import paths
 
 MAKEFILE = (paths.ROOT / "Makefile").read_text()
 CHAIN = re.search(r"^CHAIN := (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-TABLES = CHAIN[-1]
 
 
 def make(*arguments):
@@ -24,7 +23,7 @@ def plan(runs, *arguments) -> str:
 
 def stale(runs, *arguments) -> list[str]:
     """The notebooks that make would run."""
-    return [line.split()[6] for line in plan(runs, *arguments).splitlines() if "caprl_utils run " in line]
+    return re.findall(r"caprl_utils run --profile smoke (\S+)", plan(runs, *arguments))
 
 
 def made(runs, *names):
@@ -54,23 +53,18 @@ def test_each_item_has_a_target_that_makes_what_it_needs_first_and_reproduce_the
     assert table3.index("train --table3") < table3.index("run --profile smoke 04_")  # seeds, judges
 
 
-def test_a_notebook_runs_again_after_what_comes_before_it_or_a_setting_changed(tmp_path):
+def test_a_notebook_runs_again_after_what_it_needs_changed_or_a_table_of_it_is_gone(tmp_path):
     slice_ = [name for name in CHAIN if not name.startswith("05_")]
-    copies = made(tmp_path, *slice_)
+    copies, table = made(tmp_path, *slice_), tmp_path / "table 3.md"
+    table.touch()
+    (copies / f"{slice_[-1]}.files").write_text(f"{table}\n")
     assert stale(tmp_path, "slice") == [] and stale(tmp_path, CHAIN[0]) == []
     assert stale(tmp_path, "slice", "-W", "caprl_utils/reports/tables.py") == slice_  # as if just edited
+    table.unlink()
+    assert stale(tmp_path, "slice") == slice_[-1:]
     os.utime(copies / f"{slice_[1]}.ipynb", (time.time() + 100, time.time() + 100))
     assert stale(tmp_path, "slice") == slice_[2:]
     assert stale(tmp_path, "slice", "SET=rl.steps=3") != []
-
-
-def test_a_table_that_is_gone_makes_its_notebook_run_again(tmp_path):
-    table = tmp_path / "table 3.md"
-    (made(tmp_path, TABLES) / f"{TABLES}.files").write_text(f"{table}\n")
-    table.write_text("")
-    assert stale(tmp_path, TABLES) == []
-    table.unlink()
-    assert stale(tmp_path, TABLES) == [TABLES]
 
 
 def test_tables_are_made_under_runs_and_reports_are_no_target():
@@ -83,18 +77,15 @@ def test_tables_are_made_under_runs_and_reports_are_no_target():
     ("arguments", "told"),
     [
         (["serve"], "make serve MODEL=zoo:base"),
-        (["serve", "MODEL=zoo:nothing"], "no model 'zoo:nothing'"),
         (["PROFILE=mno"], "unknown profile 'mno'; known profiles: mini one_gpu paper smoke"),
         (["reproduce", "PY=.nowhere/bin/python"], "make setup"),
-        (["-n", "reproduce", "PROFIL=smoke"], "unknown variable PROFIL; did you mean PROFILE?"),
         (["-n", "reproduce", "profile=smoke"], "unknown variable profile; did you mean PROFILE?"),
-        (["-n", "reproduce", "STEPS=3"], "unknown variable STEPS; known: PROFILE SET"),
-        (["-n", "reproduce", "STEPS=3"], 'a setting of the profile: SET="rl.steps=10"'),
+        (["-n", "reproduce", "STEPS=3"], "STEPS; known: PROFILE SET .*; a setting of the profile: SET=.rl.steps=10"),
     ],
 )
 def test_what_make_cannot_do_is_told(arguments, told):
     done = make(*arguments)
-    assert done.returncode != 0 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode != 0 and re.search(told, done.stderr) and "Traceback" not in done.stderr
 
 
 def test_folders_and_settings_may_hold_spaces_and_quotes(tmp_path):
