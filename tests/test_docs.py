@@ -49,33 +49,27 @@ def paths_in(text: str) -> set[str]:
     return {word for word in inside if not PLACEHOLDERS.search(word)}
 
 
-def defined_in(file: Path) -> set[str]:
-    """Names that a module defines at its top level."""
-    names = r"^(?:def |class |async def )?([A-Za-z_]\w*)"
-    return set(re.findall(names, file.read_text(encoding="utf-8"), re.MULTILINE))
-
-
 def problems_of(text: str, folder: Path) -> list[str]:
-    """What a text names that does not exist."""
+    """What a text names that does not exist; a name behind a module's path must stand at its top level."""
     found = []
     for path in paths_in(text):
         file, _, name = path.partition(":")
         if not (paths.ROOT / file).exists():
             found.append(f"path {file}")
-        elif name and name not in defined_in(paths.ROOT / file):
+        elif name and not re.search(rf"^(def |class )?{name}\b", (paths.ROOT / file).read_text(), re.MULTILINE):
             found.append(f"{name} in {file}")
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     found += [f"link {link}" for link in links if "://" not in link and not (folder / link).exists()]
-    code, profiles = "\n".join(code_of(text)), names_of(Profile)
+    code = "\n".join(code_of(text))
     modules = re.findall(r"python -m (caprl_utils[\w.]*)", code)
-    found += [f"target {name}" for name in re.findall(r"\bmake ([a-z0-9_-]+)", code) if name not in TARGETS]
     found += [f"module {name}" for name in modules if importlib.util.find_spec(name) is None]
-    named = re.findall(r"(?:PROFILE=|--profile )([a-z]\w*)", code)
-    found += [f"profile {name}" for name in named if name not in profiles]
-    trained, known = re.findall(r"caprl(?:_utils)? train ([a-z]\w+)", text), {*names_of(Experiment), *PRETRAINED}
-    found += [f"experiment {name}" for name in trained if name not in known]
-    notebooks = {file.stem for file in NOTEBOOKS}
-    return found + [f"notebook {n}" for n in re.findall(r"\b0\d_[a-z][a-z0-9_]+", text) if n not in notebooks]
+    named = {
+        "target": (re.findall(r"\bmake ([a-z0-9_-]+)", code), TARGETS),
+        "profile": (re.findall(r"(?:PROFILE=|--profile )([a-z]\w*)", code), names_of(Profile)),
+        "experiment": (re.findall(r"caprl(?:_utils)? train ([a-z]\w+)", text), {*names_of(Experiment), *PRETRAINED}),
+        "notebook": (re.findall(r"\b0\d_[a-z][a-z0-9_]+", text), {file.stem for file in NOTEBOOKS}),
+    }
+    return found + [f"{what} {name}" for what, (names, there) in named.items() for name in names if name not in there]
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(paths.ROOT)))

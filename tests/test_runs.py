@@ -10,7 +10,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -35,13 +35,19 @@ def ids(store):
     return [row["id"] for row in store.read()]
 
 
-def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_other_files(runs_folder):
+def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_other_files(runs_folder, monkeypatch):
+    report, log = paths.reports_of("smoke") / "table3.md", runs_folder / "access"
+    assert not report.is_relative_to(paths.REPORTS)
     with open_run(a=1) as run, pytest.raises(ValueError, match="Out of range float"):
         finish(run, float("nan"))
+    monkeypatch.setenv(files.ACCESS_LOG_ENV, str(log))
     with open_run(a=1) as run:
         assert not run.complete and run.folder == runs_folder / "smoke" / "stage" / "name"
         assert {file.name for file in run.folder.iterdir()} == {"config.json", "key.json"}
         record = finish(run)
+    write_atomic(report, "| |")
+    write_atomic(runs_folder / "other.txt", "x")
+    assert log.read_text().splitlines() == [str(run.folder / "result.json"), str(report)]
     with open_run(a=1) as again:
         assert again.complete and again.result["values"] == {"accuracy": 0.5, "missing": None}
     assert record == load_result(run.folder)
@@ -53,11 +59,10 @@ def test_a_run_is_complete_only_after_finish_and_its_record_answers_without_othe
 
 
 def test_rows_resume_after_a_stop_and_another_key_sets_them_aside_and_says_why(caplog, monkeypatch):
+    for number in ("1", "2"):
+        with open_run(a=1, b=1) as run:
+            run.rows("answers").append({"id": number})
     with open_run(a=1, b=1) as run:
-        run.rows("answers").append({"id": "1"})
-    with open_run(a=1, b=1) as run:
-        assert "1" in run.rows("answers")
-        run.rows("answers").append({"id": "2"})
         finish(run)
     assert ids(run.rows("answers")) == ["1", "2"]
     with open_run(a=2, b=1) as run:
@@ -88,37 +93,26 @@ def test_a_second_process_waits_and_names_the_first_whose_death_frees_the_lock(t
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
     holder = subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    threading.Timer(1.0, holder.kill).start()
+    threading.Timer(0.5, holder.kill).start()
     with Lock(tmp_path / "lock", "the folder"):
         assert f"waiting: the folder is in use by process {holder.pid}" in capsys.readouterr().err
         assert holder.wait() < 0
         Lock(tmp_path / "lock", "x").acquire()  # the same process may
 
 
+def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_atomic_write_keeps_the_old_file_on_a_full_disk(tmp_path, monkeypatch):
     target = tmp_path / "result.json"
     write_atomic(target, "old")
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"the disk is full: .*result\.json"):
         write_atomic(target, "new")
     assert target.read_text() == "old" and [f.name for f in tmp_path.iterdir()] == ["result.json"]
     with pytest.raises(OSError, match=r"Not a directory|File exists"):  # other errors are not hidden
         write_atomic(target / "below", "x")
-
-
-def test_access_log_gets_records_and_reports_and_smoke_stays_out_of_reports(tmp_path, monkeypatch):
-    report, log = paths.reports_of("smoke") / "table3.md", tmp_path / "access"
-    assert not report.is_relative_to(paths.REPORTS)
-    monkeypatch.setenv(files.ACCESS_LOG_ENV, str(log))
-    with open_run(a=1) as run:
-        finish(run)
-    write_atomic(report, "| |")
-    write_atomic(tmp_path / "other.txt", "x")
-    assert log.read_text().splitlines() == [str(run.folder / "result.json"), str(report)]
 
 
 class Answer(BaseModel):
@@ -139,6 +133,7 @@ def test_rows_come_back_in_order_and_an_id_is_taken_once(tmp_path):
             again.append({"id": taken})
 
 
+@settings(max_examples=30)
 @given(cut=st.integers(min_value=1, max_value=30))
 def test_any_cut_of_the_last_line_is_repaired_and_damage_in_the_middle_named(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
@@ -157,13 +152,9 @@ def test_full_disk_leaves_no_half_row(tmp_path):
     store = RowStore(tmp_path / "a.jsonl")
     store.append({"id": "1"})
     file, room = store._file, [5]
-
-    def write(data):
-        if not room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return file.write(data[: room.pop()])
-
-    store._file = SimpleNamespace(fileno=file.fileno, write=write)
+    store._file = SimpleNamespace(
+        fileno=file.fileno, write=lambda data: file.write(data[: room.pop()]) if room else full(data)
+    )
     with pytest.raises(UserError, match=r"the disk is full: .*a\.jsonl.* MB free"):
         store.append({"id": "2"})
     assert ids(RowStore(tmp_path / "a.jsonl")) == ["1"]

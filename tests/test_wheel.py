@@ -27,21 +27,18 @@ def caprl(tmp_path_factory):
     if not UV.exists():
         pytest.skip("no uv: make setup")
     home = tmp_path_factory.mktemp("wheel")
-    source = home / "source"  # the build writes beside the sources
-    subprocess.run(["git", "clone", "-q", str(paths.ROOT), str(source)], check=True)
+    source, venv, lock = home / "source", home / "venv", paths.ROOT / "requirements" / "main-cpu.lock"
+    subprocess.run(["git", "clone", "-q", str(paths.ROOT), str(source)], check=True)  # the build writes beside sources
     subprocess.run([UV, "build", "-q", "--wheel", "-o", str(home), str(source)], check=True)
-    (wheel,) = home.glob("*.whl")
-    subprocess.run([UV, "venv", "-q", "--python", sys.executable, str(home / "venv")], check=True)
-    lock = paths.ROOT / "requirements" / "main-cpu.lock"
-    subprocess.run(
-        [UV, "pip", "install", "-q", "--python", str(home / "venv"), "-c", str(lock), str(wheel)], check=True
-    )
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, str(venv)], check=True)
+    wheels = map(str, home.glob("*.whl"))
+    subprocess.run([UV, "pip", "install", "-q", "--python", str(venv), "-c", str(lock), *wheels], check=True)
     (home / "elsewhere").mkdir()
 
     def call(*arguments: str) -> str:
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "CAPRL_RUNS")}
         done = subprocess.run(
-            [home / "venv" / "bin" / "caprl", *arguments], cwd=home / "elsewhere", env=environment,
+            [venv / "bin" / "caprl", *arguments], cwd=home / "elsewhere", env=environment,
             capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
