@@ -91,7 +91,7 @@ def read_source(
         told = f"name a folder, a .parquet or .tar file, or a list of paths ({', '.join(LISTS)})"
         raise UserError(f"no {source if place.remote else shown(source)}; {told}")
     else:
-        images = _hub(source)
+        images = _data_set(source)
     return (image for image in map(_with_text_name, images) if kinds is None or image.kind in kinds)
 
 
@@ -264,9 +264,7 @@ def _folder(place: _Place, source: str, passed: Counter[str]) -> Iterator[ImageI
     if "dataset_dict.json" in names:
         raise UserError(f"{where} is a data set with several splits; name the folder of one of them")
     if "state.json" in names:
-        import datasets
-
-        yield from _rows(datasets.load_from_disk(source if place.remote else place.root), place)
+        yield from _data_set(source if place.remote else place.root, place)
         return
     item = None
     for name in place.walk(passed):
@@ -457,22 +455,20 @@ def _tar(home: _Place, name: str, passed: Counter[str]) -> Iterator[ImageItem]:
 # Data sets of Hugging Face
 
 
-def _hub(name: str) -> Iterator[ImageItem]:
-    """A streamed data set; "NAME:SPLIT" picks a split other than train."""
+def _data_set(source: str, home: _Place | None = None) -> Iterator[ImageItem]:
+    """A saved data set, whose rows are read when they are asked for, or (without `home`) a streamed one of the hub:
+    "NAME:SPLIT" picks a split other than train.
+    """
     import datasets
 
-    name, _, split = name.partition(":")
-    try:
-        rows = datasets.load_dataset(name, split=split or "train", streaming=True)
-    except Exception as error:
-        raise UserError(f"{name!r} is no folder here and cannot be loaded as a data set ({error})") from None
-    yield from _rows(rows, None)
-
-
-def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
-    """Rows of a data set; those of a saved one (at `home`) are read when they are asked for."""
-    import datasets
-
+    if home:
+        rows = datasets.load_from_disk(source)
+    else:
+        name, _, split = source.partition(":")
+        try:
+            rows = datasets.load_dataset(name, split=split or "train", streaming=True)
+        except Exception as error:
+            raise UserError(f"{name!r} is no folder here and cannot be loaded as a data set ({error})") from None
     names = rows.column_names or []
     column = next((name for name in IMAGE_COLUMNS if name in names), "image")
     if names and column not in names:
@@ -481,8 +477,8 @@ def _rows(rows: Any, home: _Place | None) -> Iterator[ImageItem]:
     if isinstance(kind, (datasets.Image, datasets.List)):
         stored = datasets.Image(decode=False)
         rows = rows.cast_column(column, stored if isinstance(kind, datasets.Image) else datasets.List(stored))
-    if home:
-        light = [n for n in ("id", "kind") if n in names] + [column] * isinstance(kind, datasets.List)
-        several = rows.select_columns(light) if light else ({} for _ in range(len(rows)))
-        return _pictures_of(several, column, lambda number: rows[number][column], home.read)
-    return _pictures_of(rows, column, None, lambda path: fsspec.open(path).open().read())
+    if not home:
+        return _pictures_of(rows, column, None, lambda path: fsspec.open(path).open().read())
+    light = [n for n in ("id", "kind") if n in names] + [column] * isinstance(kind, datasets.List)
+    several = rows.select_columns(light) if light else ({} for _ in range(len(rows)))
+    return _pictures_of(several, column, lambda number: rows[number][column], home.read)

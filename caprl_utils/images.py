@@ -53,11 +53,20 @@ class BadImageError(UserError):
         super().__init__(reason if detail is None else f"{reason} ({self.detail})")
 
 
-def open_image(data: bytes | Path, max_pixels: int | None = None) -> Image.Image:
+def open_image(data: bytes | Path, max_pixels: int | None = None, header: Image.Image | None = None) -> Image.Image:
     """RGB pixels of an image file as a viewer shows them: upright (EXIF), transparent places white, deep grey values
-    stretched; scaled down to `max_pixels`. Raises BadImageError, and FileNotFoundError.
+    stretched; scaled down to `max_pixels`. header: what `peek` gave of it. Raises BadImageError, and FileNotFoundError.
     """
-    return _pixels(peek(data), max_pixels, data)
+    opened = header or peek(data)
+    try:
+        plain, size = is_plain(opened), opened.width * opened.height
+        pixels = fit(opened, max_pixels)
+        pixels.load()
+    except Exception as error:
+        raise BadImageError(BadImage.TRUNCATED, error) from None
+    if plain and isinstance(data, bytes) and pixels.width * pixels.height == size:
+        pixels.own_file = data, _PLAIN_FORMATS[opened.format]  # for `encode`; no copy of the picture has it
+    return pixels
 
 
 def peek(data: bytes | Path | Any) -> Image.Image:
@@ -142,19 +151,6 @@ def fit(image: Image.Image, max_pixels: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _pixels(opened: Image.Image, max_pixels: int | None, data: bytes | Path) -> Image.Image:
-    """The pixels of what `peek` gave of these data."""
-    try:
-        plain, size = is_plain(opened), opened.width * opened.height
-        pixels = fit(opened, max_pixels)
-        pixels.load()
-    except Exception as error:
-        raise BadImageError(BadImage.TRUNCATED, error) from None
-    if plain and isinstance(data, bytes) and pixels.width * pixels.height == size:
-        pixels.own_file = data, _PLAIN_FORMATS[opened.format]  # for `encode`; no copy of the picture has it
-    return pixels
-
-
 def is_plain(opened: Image.Image) -> bool:
     """Whether every program shows the file of `peek` as `open_image` does: usual, nothing to turn, blend or stretch."""
     if opened.format not in _PLAIN_FORMATS or opened.mode not in ("RGB", "L", "P", "1"):
@@ -204,24 +200,20 @@ class ImageItem:
             raise BadImageError(BadImage.TOO_NARROW, f"{opened.width} x {opened.height}")
         if opened.format not in ("MPO", "TIFF") and getattr(opened, "n_frames", 1) > 1:
             raise BadImageError(BadImage.ANIMATED, f"{opened.n_frames} frames")
-        return _pixels(opened, max_pixels, data)
+        return open_image(data, max_pixels, opened)
 
     @cached_property
-    def _opened(self) -> tuple[Image.Image | None, BadImageError | None]:
-        try:
-            return self.open(), None
-        except BadImageError as error:
-            return None, error
-
-    @property
     def image(self) -> Image.Image | None:
         """The pixels, kept as long as the item; None where there is a problem."""
-        return self._opened[0]
+        try:
+            return self.open()
+        except BadImageError as error:
+            self._problem = error
 
     @property
     def problem(self) -> BadImageError | None:
         """Why the image cannot be used."""
-        return self._opened[1]
+        return self._problem if self.image is None else None
 
     @classmethod
     def failing(cls, name: str, reason: BadImage, detail: object = None, key: str = "") -> ImageItem:
