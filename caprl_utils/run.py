@@ -340,14 +340,14 @@ def _execute(job: Job, monitor: "Monitor") -> None:
         told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
         raise UserError(f"{place}\n{error.ename}: {told}") from None
     except (DeadKernelError, RuntimeError) as error:
-        end = f"the end of {shown(log)}:\n{tail(log)}"
+        end = f"end of {shown(log)}:\n{tail(log)}"
         if not place:
-            raise UserError(f"{shown(job.source)}\nthe kernel did not start; {end}") from None
+            raise UserError(f"{shown(job.source)}\nthe kernel did not start; the {end}") from None
         if not isinstance(error, DeadKernelError):
             raise
         raise UserError(
             f"{place}\nthe kernel died: its process was killed (often the system being out of memory) or crashed. Stop "
-            f"other programs or use a smaller profile, then run again: it continues from what is saved.\nT{end[1:]}"
+            f"other programs or use a smaller profile, then run again: it continues from what is saved.\nThe {end}"
         ) from None
 
 

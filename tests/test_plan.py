@@ -37,6 +37,7 @@ def test_nothing_is_missing_for_the_mini_world(monkeypatch, tmp_path):
 
 
 def test_a_server_that_only_an_earlier_notebook_asked_may_be_gone(monkeypatch):
+    monkeypatch.setattr(run, "visible_gpus", list)
     monkeypatch.setattr(run, "_have", lambda path, kind: True)
     with pytest.raises(UserError, match=r"\(prism_reader\)") as told:
         run.check(load_profile("paper"), ["04_prism_evaluation", "06_tables_and_figures"])
