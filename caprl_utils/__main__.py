@@ -320,6 +320,7 @@ def serve_reward(
 
 def main() -> None:
     """Entry point of the console script."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's, below nbformat: seconds to load, and of no use here
     try:
         app(prog_name="caprl")
     except SystemExit as status:

@@ -225,11 +225,6 @@ class Job:
         """A hidden file beside the copy while it is made."""
         return self.folder / f".{self.name}.{kind}"
 
-    @property
-    def num_cells(self) -> int:
-        """Code cells, with the one that sets parameters."""
-        return sum(map(_is_code, self.notebook.cells))
-
 
 def run_all(notebooks: Sequence[str], profile: Profile, items: Sequence[str] = (), chain: Sequence[str] = ()) -> None:
     """Run notebooks in order. Raises UserError at the first failure. notebooks: NAME, or NAME:PARAMETER=VALUE; items:
@@ -311,6 +306,7 @@ class _OwnKernel(AsyncKernelManager):
 
 def _execute(job: Job, monitor: "Monitor") -> None:
     """Run a job's notebook in place. Raises UserError naming cell and cause. The kernel dies with this process."""
+    cells = job.notebook.cells
     client = NotebookClient(
         job.notebook, kernel_name=NATIVE_KERNEL_NAME, kernel_manager_class=_OwnKernel, raise_on_iopub_timeout=True,
         startup_timeout=_KERNEL_START_SEC, resources={"metadata": {"path": str(job.source.parent)}},
@@ -323,12 +319,12 @@ def _execute(job: Job, monitor: "Monitor") -> None:
             client.setup_kernel(stdout=file, stderr=file, preexec_fn=lambda: die_with_parent(parent)),
         ):  # fmt: skip
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            for index, cell in enumerate(job.notebook.cells):
+            for index, cell in enumerate(cells):
                 position += "injected-parameters" not in cell.metadata.get("tags", [])  # as the source counts
                 if _is_code(cell):
                     started, line = started + 1, first_line(cell.source)
                     place = f"{shown(job.source)}, cell {position} (`{line}`)"
-                    monitor.tell(f"cell {started}/{job.num_cells} {line}")
+                    monitor.tell(f"cell {started}/{sum(map(_is_code, cells))} {line}")
                 client.execute_cell(cell, index)
             told = client.wait_for_reply(client.kc.kernel_info())
             job.notebook.metadata.language_info = told["content"]["language_info"]
