@@ -1,4 +1,4 @@
-"""Child processes: logged, gone when their parent is."""
+"""Child processes: logged, gone when their parent is; progress that they tell."""
 
 import subprocess
 import sys
@@ -7,7 +7,8 @@ import time
 import psutil
 import pytest
 
-from caprl_utils import paths, processes
+from caprl_utils import paths, processes, progress
+from caprl_utils.progress import PROGRESS_ENV, Progress, read_state, track
 
 pytestmark = pytest.mark.timeout(90)
 SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]
@@ -58,3 +59,19 @@ def test_the_end_of_a_log(tmp_path):
     (tmp_path / "out.log").write_text("\n".join(map(str, range(99))))
     assert processes.tail(tmp_path / "out.log").split() == [str(n) for n in range(84, 99)]
     assert processes.tail(tmp_path / "none.log") == "(no log)"
+
+
+def test_progress_leaves_its_last_state_in_few_writes_and_is_silent_where_nobody_looks(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(PROGRESS_ENV, raising=False)
+    assert list(track(range(3), "quiet")) == [0, 1, 2] and capsys.readouterr().err == ""
+    monkeypatch.setenv(PROGRESS_ENV, str(tmp_path / "progress"))
+    for items, total in (([1, 2, 3], 3), (iter([1, 2, 3]), None)):
+        assert list(track(items, "counting")) == [1, 2, 3]
+        state = read_state(tmp_path / "progress")
+        assert (state["label"], state["done"], state["total"]) == ("counting", 3, total)
+    writes = []
+    monkeypatch.setattr(progress, "write_json", lambda path, state: writes.append(state))
+    with Progress("train", total=1000) as bar:
+        for _ in range(1000):
+            bar.update(note="reward 0.5")
+    assert len(writes) <= 4 and writes[-1]["done"] == 1000 and writes[-1]["note"] == "reward 0.5"
