@@ -35,6 +35,7 @@ from caprl_utils import paths
 from caprl_utils.config import load_assembly, parse_overrides, read_yaml
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.files import ACCESS_LOG_ENV, appearing, full_disk_as_user_error, write_atomic, write_json
+from caprl_utils.image_sources import is_hub
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
 from caprl_utils.pretraining.pretrain import benchmarks_of
@@ -125,9 +126,9 @@ def _needs(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
     yield from _models(profile, chain, pretrains)
     if any(name.startswith("01_") for name in chain):
         source = profile.images.source
-        there = drawn_source(source) or (paths.HOME / source).exists() or _have(source, "dataset")
+        there = not is_hub(source) or _have(source.partition(":")[0], "dataset")
         what = "a folder, a parquet file, webdataset tars or a data set of the hub"
-        yield ("data", bool(there), f"images {source} (images.source): {what}")
+        yield ("data", there, f"images {source} (images.source): {what}")
     for training in all_trainings(profile.pretraining) if pretrains else ():
         source = getattr(profile.pretraining, training.stage).data
         file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
@@ -151,7 +152,7 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
     for url, (role, path) in served.items():
         try:
             there = bool(httpx.get(f"{url}/models", timeout=2.0).status_code)  # a refusal without a key is an answer
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):  # the last: of a wrong proxy or certificate
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):  # the last two: wrong proxy, certificate
             there = False
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
         yield ("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")

@@ -98,8 +98,8 @@ def test_the_workflow_and_the_image_run_commands_that_exist():
     assert f"FROM python:{PYTHON}-slim-bookworm\n" in text
 
 
-def plan(name):
-    return "\n".join(run.plan(load_profile(name)))
+def plan(name, **overrides):
+    return "\n".join(run.plan(load_profile(name, overrides)))
 
 
 def test_the_paper_profile_names_every_missing_thing_and_one_gpu_needs_no_server(monkeypatch, tmp_path):
@@ -119,7 +119,9 @@ def test_the_paper_profile_names_every_missing_thing_and_one_gpu_needs_no_server
 
 def test_nothing_is_missing_for_the_mini_world(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "ENVIRONMENT", tmp_path)
-    assert "nothing is missing" in plan("mini")
+    for source in ("mini-world", "s3://a/b", str(tmp_path)):
+        assert "nothing is missing" in plan("mini", images={"source": source})
+    assert "  - images no/such (images.source)" in plan("mini", images={"source": "no/such"})
     monkeypatch.setattr(run, "ENVIRONMENT", tmp_path / "none")
     assert "make setup-llamafactory" in plan("mini")
     run.check(load_profile("mini"), ["01_qa_curation", "03_caprl_rl_training"])  # these go without it
