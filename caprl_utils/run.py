@@ -298,26 +298,23 @@ def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
-class _OwnKernel(AsyncKernelManager):
-    """Starts the kernel of this interpreter, whatever kernels JUPYTER_PATH or a home folder offers."""
-
-    def _kernel_spec_manager_default(self) -> KernelSpecManager:
-        return KernelSpecManager(kernel_dirs=[], parent=self)
-
-
 def _execute(job: Job, monitor: "Monitor") -> None:
     """Run a job's notebook in place. Raises UserError naming cell and cause. The kernel dies with this process."""
     cells = job.notebook.cells
+    own = KernelSpecManager(kernel_dirs=[])  # this interpreter's, whatever JUPYTER_PATH or a home folder offers
     client = NotebookClient(
-        job.notebook, kernel_name=NATIVE_KERNEL_NAME, kernel_manager_class=_OwnKernel, raise_on_iopub_timeout=True,
-        startup_timeout=_KERNEL_START_SEC, resources={"metadata": {"path": str(job.source.parent)}},
+        job.notebook, AsyncKernelManager(kernel_name=NATIVE_KERNEL_NAME, kernel_spec_manager=own),
+        raise_on_iopub_timeout=True, startup_timeout=_KERNEL_START_SEC,
+        resources={"metadata": {"path": str(job.source.parent)}},
     )  # fmt: skip
     client.reset_execution_trackers()
     parent, log, started, position, place = os.getpid(), job.folder / f"{job.name}.kernel.log", 0, 0, ""
     try:
         with (
             full_disk_as_user_error(log), open(log, "wb") as file, monitor,
-            client.setup_kernel(stdout=file, stderr=file, preexec_fn=lambda: die_with_parent(parent)),
+            client.setup_kernel(
+                cleanup_kc=True, stdout=file, stderr=file, preexec_fn=lambda: die_with_parent(parent)
+            ),
         ):  # fmt: skip
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             for index, cell in enumerate(cells):
