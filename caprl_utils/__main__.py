@@ -162,7 +162,7 @@ def run(
     overrides: SetOption = [],
     chain: Annotated[str, Option(help="All copies that the caller will run.")] = "",
 ) -> None:
-    """Run notebooks in order; `make` runs only those that are out of date."""
+    """Run notebooks in order through papermill; `make` runs only those that are out of date."""
     from caprl_utils.run import run_all
 
     run_all(notebooks, settings_of(profile, overrides), parameter, chain.split())

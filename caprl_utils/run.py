@@ -1,8 +1,8 @@
-"""What a profile needs before it starts (`make plan`), and running its notebooks with papermill's parameters.
+"""What a profile needs before it starts (`make plan`), and running its notebooks through papermill.
 
-Whether a notebook is out of date is make's decision (Makefile). Its copy is written when it has succeeded, dated at its
-start, so that whatever was edited meanwhile is newer; a failed copy is NAME.failed.ipynb. NAME.files lists the records
-and reports that it read or wrote: when one is gone, make runs it again.
+Whether a notebook is out of date is make's decision (Makefile). It runs under a temporary name and gets its own when it
+has succeeded, dated at its start, so that whatever was edited meanwhile is newer; a failed copy is kept as
+NAME.failed.ipynb. NAME.files lists the records and reports that it read or wrote: when one is gone, make runs it again.
 """
 
 import os
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,19 +22,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-import nbformat
 import papermill
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
 from packaging.utils import canonicalize_name
-from papermill.parameterize import parameterize_notebook
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
 
 from caprl_utils import paths
 from caprl_utils.config import load_assembly, parse_overrides, read_yaml
 from caprl_utils.errors import UserError, did_you_mean
-from caprl_utils.files import ACCESS_LOG_ENV, appearing, full_disk_as_user_error, write_atomic, write_json
+from caprl_utils.files import ACCESS_LOG_ENV, full_disk_as_user_error, write_atomic, write_json
 from caprl_utils.image_sources import is_hub
 from caprl_utils.paths import shown
 from caprl_utils.pretraining.llamafactory import ENVIRONMENT
@@ -215,10 +215,10 @@ def check_environment() -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook to run, its parameters set. name: of its executed copy, as Makefile knows it; folder: its place."""
+    """A notebook to run. name: of its executed copy, as Makefile knows it; folder: where that goes."""
 
     source: Path
-    notebook: Any  # as nbformat reads it
+    parameters: dict[str, Any]
     name: str
     folder: Path
 
@@ -265,84 +265,101 @@ def _job(text: str, profile: Profile, items: Sequence[str]) -> Job:
         if value is not None and type(value) is not kind and (type(value), kind) != (int, float):
             raise UserError(f"{shown(source)}: parameter {name} is {kind.__name__}, got {value!r}")
     name = "-".join([source.stem, *(item.replace("/", "_").replace("=", "-") for item in sorted(items))])
-    as_is = papermill.iorw.load_notebook_node(str(source))
-    for cell in filter(_is_code, as_is.cells):
-        cell.update(outputs=[], execution_count=None)
-    notebook = parameterize_notebook(as_is, parameters, kernel_name=NATIVE_KERNEL_NAME, language="python")
-    return Job(source.resolve(), notebook, name, paths.RUNS / profile.name / "notebooks")
+    return Job(source.resolve(), parameters, name, paths.RUNS / profile.name / "notebooks")
 
 
 def _run(job: Job, profile: Profile, chain: Sequence[str]) -> None:
+    temporary, failed = job.side_file("tmp.ipynb"), job.folder / f"{job.name}.failed.ipynb"
     progress, access = job.side_file("progress"), job.side_file("access")
-    for file in (progress, access):
+    for file in (temporary, progress, access):
         file.unlink(missing_ok=True)
     os.environ |= {  # for the kernel, which inherits it
         "PYTHONPATH": python_path(), "CAPRL_RUNS": str(paths.RUNS), "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         PROGRESS_ENV: str(progress), ACCESS_LOG_ENV: str(access),
     }  # fmt: skip
-    start, failed = time.time(), job.folder / f"{job.name}.failed.ipynb"
+    start = time.time()
     try:
-        _execute(job, Monitor(job, chain, known_times(profile.name)))
+        _execute(job, temporary, Monitor(job, chain, known_times(profile.name)))
     except UserError as error:
-        write_atomic(failed, nbformat.writes(job.notebook))
+        if "cells" not in read_state(temporary):
+            temporary.unlink(missing_ok=True)
+            raise
+        os.replace(temporary, failed)
         raise UserError(f"{error}\nthe failed copy is {shown(failed)}") from None
     sec = time.time() - start
     files = sorted(set(access.read_text(encoding="utf-8").split("\n")) - {""}) if access.exists() else []
     write_atomic(job.folder / f"{job.name}.files", "".join(f"{file}\n" for file in files))
-    with appearing(job.folder / f"{job.name}.ipynb") as copy:
-        copy.write_text(nbformat.writes(job.notebook), encoding="utf-8")
-        os.utime(copy, (start, start))
+    os.utime(temporary, (start, start))
+    os.replace(temporary, job.folder / f"{job.name}.ipynb")
     failed.unlink(missing_ok=True)
     measured = read_state(job.folder / "times.json")  # a shorter time found some of its results made
     write_json(job.folder / "times.json", measured | {job.name: max(round(sec, 1), measured.get(job.name, 0.0))})
     print(f"{job.name}: done in {duration(sec)}", file=sys.stderr)
 
 
-def _execute(job: Job, monitor: "Monitor") -> None:
-    """Run a job's notebook in place. Raises UserError naming cell and cause. The kernel dies with this process."""
-    cells = job.notebook.cells
-    own = KernelSpecManager(kernel_dirs=[])  # this interpreter's, whatever JUPYTER_PATH or a home folder offers
-    client = NotebookClient(
-        job.notebook, AsyncKernelManager(kernel_name=NATIVE_KERNEL_NAME, kernel_spec_manager=own),
-        raise_on_iopub_timeout=True, startup_timeout=_KERNEL_START_SEC,
-        resources={"metadata": {"path": str(job.source.parent)}},
-    )  # fmt: skip
-    client.reset_execution_trackers()
-    parent, log, started, position, place = os.getpid(), job.folder / f"{job.name}.kernel.log", 0, 0, ""
-    try:
-        with (
-            full_disk_as_user_error(log), open(log, "wb") as file, monitor,
-            client.setup_kernel(
-                cleanup_kc=True, stdout=file, stderr=file, preexec_fn=lambda: die_with_parent(parent)
-            ),
-        ):  # fmt: skip
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            for index, cell in enumerate(cells):
-                position += "injected-parameters" not in cell.metadata.get("tags", [])  # as the source counts
-                if _is_code(cell):
-                    started, line = started + 1, first_line(cell.source)
-                    place = f"{shown(job.source)}, cell {position} (`{line}`)"
-                    monitor.tell(f"cell {started}/{sum(map(_is_code, cells))} {line}")
-                client.execute_cell(cell, index)
-            told = client.wait_for_reply(client.kc.kernel_info())
-            job.notebook.metadata.language_info = told["content"]["language_info"]
-            client.set_widgets_metadata()
-    except CellExecutionError as error:
-        if error.ename == "SystemExit" and error.evalue in ("", "0"):
-            raise UserError(f"{place}\nthe notebook ended here without an error: a cell must not call exit()") from None
-        lines = error.evalue.strip().splitlines()
-        told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
-        raise UserError(f"{place}\n{error.ename}: {told}") from None
-    except (DeadKernelError, RuntimeError) as error:
-        end = f"end of {shown(log)}:\n{tail(log)}"
-        if not place:
-            raise UserError(f"{shown(job.source)}\nthe kernel did not start; the {end}") from None
-        if not isinstance(error, DeadKernelError):
-            raise
-        raise UserError(
-            f"{place}\nthe kernel died: its process was killed (often the system being out of memory) or crashed. Stop "
-            f"other programs or use a smaller profile, then run again: it continues from what is saved.\nThe {end}"
-        ) from None
+class _OwnKernel(AsyncKernelManager):
+    """Starts the kernel of this interpreter, whatever kernels JUPYTER_PATH or a home folder offers."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[], parent=self)
+
+
+class _Engine(NBClientEngine):
+    """papermill's engine, telling of each code cell; the kernel logs to a file and dies with this process."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, on_cell: Callable[..., None], kernel_log: Path, **_: Any
+    ) -> Any:
+        options = {"startup_timeout": _KERNEL_START_SEC, "kernel_manager_class": _OwnKernel}
+        client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, on_cell_execute=on_cell, **options)
+        parent = os.getpid()
+        with open(kernel_log, "wb") as log:
+            return client.execute(stdout=log, stderr=log, preexec_fn=lambda: die_with_parent(parent))
+
+
+papermill_engines.register("caprl", _Engine)
+
+
+def _execute(job: Job, target: Path, monitor: "Monitor") -> None:
+    """Run a notebook into `target`, which exists even when a cell failed. Raises UserError naming cell and cause."""
+    kernel_log = job.folder / f"{job.name}.kernel.log"
+    log_end = f"{shown(kernel_log)}:\n"
+    cells = papermill.iorw.load_notebook_node(str(job.source)).cells
+    tagged = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    running: list[str] = []  # each code cell that was started, by its position in the source
+
+    def on_cell(cell: Any, cell_index: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # nbclient would report Ctrl-C as a dead kernel
+            signal.signal(number, signal.default_int_handler)
+        position = cell_index + (cell_index <= tagged)  # from 1; papermill puts its own cell behind the tagged one
+        running.append(f"{shown(job.source)}, cell {position} (`{first_line(cell.source)}`)")
+        monitor.tell(f"cell {len(running)}/{monitor.num_cells} {first_line(cell.source)}")
+
+    with full_disk_as_user_error(target), monitor:
+        try:
+            notebook = papermill.execute_notebook(
+                str(job.source), str(target), job.parameters, engine_name="caprl", progress_bar=False,
+                kernel_name=NATIVE_KERNEL_NAME, cwd=str(job.source.parent), on_cell=on_cell, kernel_log=kernel_log,
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            lines = str(error.evalue).strip().splitlines()
+            told = "\n".join(lines[:_MESSAGE_LINES] + ["..."] * (len(lines) > _MESSAGE_LINES))
+            raise UserError(f"{running[-1]}\n{error.ename}: {told}") from None
+        except (DeadKernelError, RuntimeError) as error:
+            if not running:
+                told = f"{shown(job.source)}\nthe kernel did not start; the end of {log_end}{tail(kernel_log)}"
+                raise UserError(told) from None
+            if not isinstance(error, DeadKernelError):
+                raise
+            raise UserError(
+                f"{running[-1]}\nthe kernel died: its process was killed (often the system being out of memory) or "
+                "crashed. Stop other programs or use a smaller profile, then run again: it continues from what is "
+                f"saved.\nThe end of {log_end}{tail(kernel_log)}"
+            ) from None
+    code = filter(_is_code, notebook.cells)  # one that calls exit() ends the notebook with success in papermill
+    if any(cell.execution_count is None or any(o.output_type == "error" for o in cell.outputs) for cell in code):
+        raise UserError(f"{running[-1]}\nthe notebook ended here without an error: a cell must not call exit()")
 
 
 def _is_code(cell: Any) -> bool:
@@ -363,6 +380,8 @@ class Monitor(AbstractContextManager):
 
     def __init__(self, job: Job, chain: Sequence[str], times: Mapping[str, float]):
         self.job, self.chain, self.times = job, chain, times
+        cells = papermill.iorw.load_notebook_node(str(job.source)).cells
+        self.num_cells = sum(map(_is_code, cells)) + 1  # one more: the cell that papermill adds
         self._start, self._terminal, self._end = time.monotonic(), sys.stderr.isatty(), threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 

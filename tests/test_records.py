@@ -7,13 +7,19 @@ from pydantic import ValidationError
 
 from caprl_utils.records import ImageQA, Question, text_key
 
-TEXT = st.text(min_size=1, max_size=9).map(str.strip).filter(text_key)
-OPTIONS = st.lists(TEXT, min_size=2, max_size=4, unique_by=text_key).map(tuple)
-QUESTIONS = st.builds(Question, question=TEXT, options=OPTIONS, answer=st.sampled_from("AB"))
+TEXT = st.text(min_size=1, max_size=20).map(str.strip).filter(bool)
+OPTIONS = st.lists(TEXT.filter(text_key), min_size=2, max_size=10, unique_by=text_key)
+
+
+@st.composite
+def questions(draw):
+    options = tuple(draw(OPTIONS))
+    answer = "ABCDEFGHIJ"[draw(st.integers(0, len(options) - 1))]
+    return Question(question=draw(TEXT), options=options, answer=answer)
 
 
 @settings(max_examples=40)
-@given(st.lists(QUESTIONS, max_size=2))
+@given(st.lists(questions(), max_size=3))
 def test_rows_go_to_the_released_layout_and_back(found):
     row = ImageQA(id="x", image=b"png", path=None, questions=tuple(found))
     assert ImageQA.from_row(row.to_row()) == row
