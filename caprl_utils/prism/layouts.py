@@ -31,10 +31,9 @@ _YES_NO_START = re.compile(  # CaptionQA's own list
 
 def samples_of(record: Record, facts: Benchmark) -> list[Sample]:
     """The samples of one row. Raises UserError for a row that cannot be used."""
-    several = facts.key == "captionqa"
-    own = {} if several or facts.key not in LAYOUTS else LAYOUTS[facts.key](record, facts)
-    found = captionqa(record, facts) if several else [build(record, facts, **own)]
-    if (most := max(len(sample.options) for sample in found)) > len(LETTERS) - several:
+    own = LAYOUTS[facts.key](record, facts) if facts.key in LAYOUTS else {}
+    found = [build(record, facts, **one) for one in (own if isinstance(own, list) else [own])]
+    if (most := max(len(sample.options) for sample in found)) > len(LETTERS) - (facts.key == "captionqa"):
         raise UserError(f"{most} options; there are letters for {len(LETTERS)}")
     return found
 
@@ -187,29 +186,28 @@ def mmbench(record: Record, facts: Benchmark) -> dict[str, Any]:
     return {"question": question, "id": str(index), "image_id": str(image), "rotation": rotation}
 
 
-LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any]]] = {
-    "chartqapro": chartqapro, "mmmu": mmmu, "mmmu_pro": mmmu, "charxiv": charxiv, "wemath": wemath, "mmstar": mmstar,
-    "mathvista": mathvista, "mme_realworld": mme_realworld, "mmbench": mmbench,
-}  # fmt: skip
-
-
-# --- CaptionQA, whose row holds an image (or several views of a thing) with all its questions ---
-
-
-def captionqa(record: Record, facts: Benchmark) -> list[Sample]:
-    """The questions of an entry, about all its views; options are shuffled later, over all rows in order."""
+def captionqa(record: Record, facts: Benchmark) -> list[dict[str, Any]]:
+    """A row holds an image (or several views of a thing) with all its questions; options are shuffled later, over all
+    rows in order.
+    """
     made = []
     for number, item in enumerate(record.get("questions", ())):
         choices, image = [str(choice) for choice in item.get("choices") or []], record.text("id")
         stripped, answer = [choice.strip() for choice in choices], str(item.get("answer") or "").strip()
         if len(choices) > 1 and answer in stripped:  # as the benchmark's own code, before it draws a shuffle
-            made.append(build(
-                record, facts, f"{image}-{number}", question=str(item.get("question") or ""), options=choices,
-                gold=ascii_uppercase[stripped.index(answer)], image_id=image, category=item.get("category"),
-            ))  # fmt: skip
+            made.append({
+                "id": f"{image}-{number}", "question": str(item.get("question") or ""), "options": choices,
+                "gold": ascii_uppercase[stripped.index(answer)], "image_id": image, "category": item.get("category"),
+            })  # fmt: skip
     if not made:
         raise UserError("no question with at least two choices and its answer among them")
     return made
+
+
+LAYOUTS: dict[str, Callable[[Record, Benchmark], dict[str, Any] | list[dict[str, Any]]]] = {
+    "chartqapro": chartqapro, "mmmu": mmmu, "mmmu_pro": mmmu, "charxiv": charxiv, "wemath": wemath, "mmstar": mmstar,
+    "mathvista": mathvista, "mme_realworld": mme_realworld, "mmbench": mmbench, "captionqa": captionqa,
+}  # fmt: skip
 
 
 def shuffle_captionqa(samples: Sequence[Sample]) -> list[Sample]:
