@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import Caption, Tally, caption_id, draw, failure_message, token_counter, tokenizer_of
@@ -27,9 +29,6 @@ from caprl_utils.progress import Progress
 from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore, Run, load_result
 from caprl_utils.schema import ModelConfig, Profile
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 CAPTIONS_STAGE = "captions"
 RECIPE = ["caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts"]
