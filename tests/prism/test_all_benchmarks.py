@@ -11,7 +11,7 @@ from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.sources import image_itself
 from tests.prism.test_prism import Captioner
-from tests.rows import copies
+from tests.rows import LAYOUTS, copies
 from tests.scripted import Says
 
 SAID = [  # after "The answer is", and without that start: one for each caption of an image
@@ -54,15 +54,30 @@ def judged(request):
     return f"Verdict: {'yes' if field['Correct answer'] in field['Answer'] else 'no'}"
 
 
-@pytest.mark.parametrize("looks", [False, True], ids=["caption", "image"])
-def test_a_perfect_reader_gets_every_benchmark_right(looks, tmp_path, monkeypatch):
-    places = copies(tmp_path / "data", 1)
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """A profile with all benchmarks in small copies, and their samples."""
+    places = copies(tmp_path_factory.mktemp("data"), 1)
     profile = load_profile("smoke", {
         "prompts": "authors", "prism.paths": places, "prism.benchmarks": [*places],
         "prism.captions_per_image": len(SAID), "prism.judge_model": {"path": "judge"},
     })  # fmt: skip
+    return profile, load_samples(profile)
+
+
+def test_rows_in_the_columns_of_their_data_set_become_samples(loaded):
+    firsts = {sample.benchmark: sample for sample in reversed(loaded[1])}
+    for key, (_, _, first) in LAYOUTS.items():
+        sample = firsts[key]
+        assert (sample.question, sample.options, sample.gold) == first, key
+        assert sample.meta["image_id"] and "secret" not in str(sample.meta) and sample.images[0]().size == (6, 4)
+
+
+@pytest.mark.parametrize("looks", [False, True], ids=["caption", "image"])
+def test_a_perfect_reader_gets_every_benchmark_right(looks, loaded, monkeypatch):
+    profile, samples = loaded
     monkeypatch.setattr(prism, "open_backend", lambda model, profile: Says(judged))
-    samples = [one for one in load_samples(profile) if not looks or len(one.images) == 1]
+    samples = [sample for sample in samples if not looks or len(sample.images) == 1]
     source, said = (image_itself(), SAID[::-1]) if looks else (Captioner(), SAID)
     record = prism.evaluate(profile, "all", source, Knows(samples, said), samples)
     means = {key: found["mean"] for key, found in record["values"]["benchmarks"].items()}
