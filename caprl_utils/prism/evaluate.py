@@ -122,10 +122,11 @@ def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, rea
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
     """Run name -> captioner of every finished training of the named experiments, seeds in order."""
-    runs = paths.RUNS / profile.name / "rl"
-    found = [[file.parent.name for file in runs.glob(f"{name}-seed*/result.json")] for name in experiments]
-    in_order = (name for names in found for name in sorted(names, key=lambda name: (len(name), name)))
-    return {name: trained_captioner(profile, name) for name in in_order}
+    runs, found = paths.RUNS / profile.name / "rl", []
+    for name in experiments:
+        names = (file.parent.name for file in runs.glob(f"{name}-seed*/result.json"))
+        found += sorted(names, key=lambda name: (len(name), name))
+    return {name: trained_captioner(profile, name) for name in found}
 
 
 def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
@@ -181,7 +182,7 @@ class Manner:
     by_words: bool = False  # letters stand for options that the reader is not shown
 
 
-def put(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> tuple[Manner, str]:
+def how_to_ask(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> tuple[Manner, str]:
     """A question as it is put, and how it is answered; with the authors' scorer a reader is asked for the layout that
     the scorer reads.
     """
@@ -219,7 +220,7 @@ def answer_all(
     """
     groups: dict[Manner, list[tuple[Task, str]]] = {}  # of what can be asked in one call
     for task in tasks:
-        how, text = put(task.sample, task.caption, mode, wording)
+        how, text = how_to_ask(task.sample, task.caption, mode, wording)
         groups.setdefault(how, []).append((task, text))
     chunks = [
         (how, groups[how][start : start + CHUNK_QUESTIONS])

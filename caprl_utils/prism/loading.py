@@ -93,8 +93,7 @@ def load(
     by_authors = files or facts.hub is None
     samples, bad, origin = _authors_samples(facts, path or files) if by_authors else _from_table(facts, path)
     _refuse(facts, bad, len(samples))
-    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
         told = f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations"
         raise UserError(f"{told} are mixed, or a file is there twice: {str(origin)[:500]}")
     if num_samples is not None and num_samples < len(samples):
@@ -391,8 +390,7 @@ def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> li
     if not files:
         raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
     names = {file: file.relative_to(folder) for file in files}
-    others = {name.parts[0] for name in names.values() if len(name.parts) > 1 and name.parts[0] != "data"}
-    others -= {*_SPLITS}
+    others = {name.parts[0] for name in names.values() if len(name.parts) > 1} - {"data", *_SPLITS}
     if others and (len(others) > 1 or (folder == path and config not in (None, "default"))):
         raise UserError(
             f"{path} holds {', '.join(sorted(others))}; {facts.name} is scored on the configuration "
@@ -404,8 +402,7 @@ def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> li
 
 
 def _chosen(splits: Mapping[str, Any], facts: Benchmark, path: Path) -> str:
-    wanted = facts.hub.split
-    same = ("validation", "val", "valid", "dev")
+    wanted, same = facts.hub.split, ("validation", "val", "valid", "dev")
     for name in (wanted, *(same if wanted in same[:2] else ())):
         if name in splits:
             return name

@@ -11,7 +11,7 @@ from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark, load_registry, overview
-from caprl_utils.prism.evaluate import put
+from caprl_utils.prism.evaluate import how_to_ask
 from caprl_utils.prism.layouts import CANNOT_ANSWER
 from caprl_utils.prism.loading import how_to_get, inside, load, load_samples
 from caprl_utils.schema import PRISM_BENCHMARKS
@@ -43,7 +43,7 @@ def test_what_a_row_tells_reaches_the_prompt(loaded):
     """Answer type, decimals, unit, hint, paragraph and earlier turns; options that stand in the question."""
 
     def asked(key, change, mode="choice", caption="A chart."):
-        return put(loaded(key, change)[0], caption, mode, "authors")[1]
+        return how_to_ask(loaded(key, change)[0], caption, mode, "authors")[1]
 
     assert asked("charxiv", {"reasoning_a_type": 4, "reasoning_a": "0.25"}) == (
         "Here is a detailed caption of an image: A chart.. Please answer the question based on the caption.\n"
@@ -240,7 +240,7 @@ def test_the_authors_files_bring_rows_and_prompts(tmp_path):
     found = load_samples(profile)
     assert [sample.gold for sample in found] == ["B", "3", ["x", "y"]]
     assert found[0].question == "Where?\nA. in\nB. on" and found[0].images[0]().size == (6, 4)
-    asked = put(found[0], "It is on.", "sampled", "authors")[1]
+    asked = how_to_ask(found[0], "It is on.", "sampled", "authors")[1]
     assert asked.endswith("based on the caption.\nWhere?\nA. in\nB. on")
     reasons = str(found.set_aside["seed2k"])
     assert all(word in reasons for word in ("vision slot", "the answer is None", "lies outside"))
