@@ -126,11 +126,6 @@ def test_captionqa_captions_all_views_and_copies_the_sequential_shuffle(tmp_path
         assert choices["ABCD".index(cannot)] == CANNOT_ANSWER if "green" in choices else cannot is None
 
 
-def test_rendered_benchmarks_come_from_their_maker(monkeypatch):
-    monkeypatch.setattr("caprl_utils.mini.source.benchmark", lambda key, num_samples, seed: [key, num_samples, seed])
-    assert load("mini-chart", num_samples=3, seed=1) == ["mini-chart", 3, 1]
-
-
 # --- what can be wrong ---
 
 

@@ -197,14 +197,10 @@ def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_one
     assert {row["num_tokens"] for row in rows_of("wordy")} == {17}  # as it was
 
 
-def test_letters_equally_likely_share_the_score_and_are_counted(profile, samples):
-    class Even(Reader):
-        def choice_logprobs(self, requests, choices, progress=None):
-            return [[-1.5, -1.5, -9.0, -9.0] for _ in requests]
-
-    record = evaluate(profile, "even", Captioner(), Even(), samples[:4])
-    found = record["values"]["benchmarks"]["mini-scene"]
-    assert found["mean"] == 0.25 and record["unparsed"] == {"mini-scene": 0}
+def test_letters_equally_likely_share_the_score_and_are_told(profile, samples, monkeypatch):
+    monkeypatch.setattr(Reader, "_letters", lambda *unused: [-1.5, -1.5, -9.0, -9.0])
+    record = evaluate(profile, "even", Captioner(), Reader(), samples[:4])
+    assert record["values"]["average"] == 0.25 and record["unparsed"] == {"mini-scene": 0}
     told = [(row["score"], row["parsed"], row["reason"]) for row in rows_of("even")[::2]]
     assert told == [(value, "A/B", "A/B equally likely") for value in (0.5, 0.5, 0.0, 0.0)]
 
@@ -230,9 +226,8 @@ def test_unscored_samples_are_counted_and_left_out():
 
 def test_the_guesser_says_the_commonest_answer_of_other_images():
     """Nine questions of one text, three of another kind (one with options); an image never counts for itself."""
-    golds = ["red", "red", "red", "blue", "blue", "blue", "blue", "green"]
-    asked = [("What colour?", gold, ()) for gold in golds]
-    asked += [("What is the value of Rome?", "7", ()), ("What is the value of Oslo?", "7", ())]
+    asked = [("What colour?", gold, ()) for gold in ["red"] * 3 + ["blue"] * 4 + ["green"]]
+    asked += [(f"What is the value of {city}?", "7", ()) for city in ("Rome", "Oslo")]
     asked += [("What is the value of Bern?", "B", ("9", "7"))]
     rows = [
         {"benchmark": "b", "image_id": f"i{n}", "sample_id": "s", "caption_index": 0, "question": question,
@@ -318,14 +313,9 @@ def test_a_circular_question_is_right_if_all_rotations_are(profile):
             meta = {"image_id": str(number), "rotation": turn}
             yield replace(base, id=str(number + 1_000_000 * turn), options=options, gold=gold, meta=meta)
 
-    class OnceWrong(Looker):
-        def generate(self, requests, sampling, progress=None):
-            found = super().generate(requests, sampling)
-            return [replace(c, text="white") if c.id == "mmbench/2000002#0" else c for c in found]
-
-    samples = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)]
-    record = evaluate_vqa(profile, "base", OnceWrong(), samples)
-    found = record["values"]["benchmarks"]["mmbench"]
+    samples, looker = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)], Looker()
+    looker.words = lambda request: "white" if request.id == "mmbench/2000002#0" else looker._see(request)
+    found = evaluate_vqa(profile, "base", looker, samples)["values"]["benchmarks"]["mmbench"]
     assert found["num_samples"] == 3 and found["mean"] == pytest.approx(2 / 3)
     row = rows_of("base", "vqa")[1]
     assert (row["sample_id"], row["score"], row["gold"]) == ("2", 0.0, '["C", "B", "A", "D"]')
@@ -337,14 +327,14 @@ def test_the_judge_is_named_and_its_replies_are_kept(profile, monkeypatch):
 
         def generate(self, requests, sampling, progress=None):
             Judge.asked += len(requests)
-            texts = [None if Judge.asked == 4 else "Grade: 0.5", *["Grade: 0.5"] * 3]  # one of the first call fails
-            return [Completion(r.id, 0, text, 1, "stop") for r, text in zip(requests, texts, strict=False)]
+            found = super().generate(requests, sampling)
+            return [replace(found[0], text=None), *found[1:]] if Judge.asked == 4 else found  # of the first call
 
     samples = [replace(make_sample(n, "mmvet", options=False), question=f"{n}?") for n in range(4)]
     without = evaluate_vqa(profile, "base", Looker(), samples)
     assert without["values"]["benchmarks"]["mmvet"]["unscored"] == 4 and without["values"]["average"] is None
     judged = load_profile("smoke", {"prism.judge_model": {"path": "x"}})
-    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge(None))
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge(lambda request: "Grade: 0.5"))
     with pytest.raises(UserError, match="judge failed on 1 of 4 prompts"):
         evaluate_vqa(judged, "base", Looker(), samples)
     record = evaluate_vqa(judged, "base", looker := Looker(), samples)
@@ -359,15 +349,14 @@ def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
     """Their rows, prompts, sampling and scorer; what cannot be used is told."""
     folder = collection(tmp_path / "files", [{"answer": "B"}, {"answer": "A"}, {"answer": None}])
 
-    class Thinker(Reader):
+    class Thinker(Says):
         def generate(self, requests, sampling, progress=None):
             assert (sampling.temperature, sampling.max_tokens) == (1.0, 2048)
             assert all(r.prompt.endswith("based on the caption.\nWhere?\nA. in\nB. on") for r in requests)
-            text = "<think>red</think> <answer>\\boxed{B}</answer>"
-            return [Completion(r.id, 0, text, 9, "stop") for r in requests]
+            return super().generate(requests, sampling)
 
-    opened = {"zoo:x": Captioner()}
-    monkeypatch.setattr(score, "open_backend", lambda model, profile: opened.get(model.path, Thinker()))
+    opened, reader = {"zoo:x": Captioner()}, Thinker(lambda request: "<think>a</think> <answer>\\boxed{B}</answer>")
+    monkeypatch.setattr(score, "open_backend", lambda model, profile: opened.get(model.path, reader))
     monkeypatch.setenv(SET_ENV, "")
     done = CliRunner().invoke(app, ["score", "zoo:x", "--authors", str(folder), "--profile", "smoke"])
     assert done.exit_code == 0, done.output
