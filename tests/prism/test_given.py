@@ -75,19 +75,25 @@ def test_a_model_gets_the_same_page_and_a_run_is_named_after_a_file_of_any_name(
 
 
 @pytest.mark.parametrize(("name", "text", "wrong"), [
-    ("none.jsonl", None, "no such file"), ("torn.json", '[{"image": ', "is no sound .json file"),
+    ("torn.json", '[{"image": ', "is no sound .json file"), ("a.json", "null", "names"),
     ("a.csv", "image,caption\na.png,x\nb.png,y\n", "It names a.png, b.png; its images are mini-scene/img0, mini"),
     ("a.csv", "image,caption\nimg1.png,x\nx/img1,y\n", "'img1.png' and 'x/img1' both mean mini-scene/img1"),
     ("a.csv", "image,caption\nimg1.png,red, green and blue\n", "row 1 has more cells than the head"),
-    ("a.csv", 'image,caption\nimg1.png,"red\nimg2.png,blue\n', "is no sound .csv file"), ("a.json", "null", "names"),
+    ("a.csv", 'image,caption\nimg1.png,"red\nimg2.png,blue\n', "is no sound .csv file"),
     ("a.csv", "image,description\nimg1.png,x\nimg2.png,y\n", "2 rows name an image and have no text under caption, te"),
 ])  # fmt: skip
-def test_what_cannot_be_matched_is_told_with_examples(name, text, wrong, run, tmp_path):
-    if text:
-        (tmp_path / name).write_text(text)
+def test_what_cannot_be_matched_is_told_with_examples(name, text, wrong, tmp_path):
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=wrong):
-        run(tmp_path / name)
-    assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
+        given_captions(tmp_path / name, images_of(SAMPLES))
+
+
+@pytest.mark.parametrize(("words", "wrong"), [
+    (["none.jsonl"], "no such file"), (["none.jsonl", "--direct"], "needs a model"), ([], "name a file of captions"),
+])  # fmt: skip
+def test_what_cannot_be_scored_is_told(words, wrong, run):
+    with pytest.raises(UserError, match=wrong):
+        run(*words)
 
 
 def as_csv(rows):

@@ -97,7 +97,7 @@ def samples(singles):
     return [*singles[:10], *(replace(sample, id=f"{sample.id}-again") for sample in singles[:10]), *singles[10:]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def profile():
     return load_profile("smoke")
 
