@@ -190,25 +190,22 @@ def how_to_ask(sample: Sample, caption: str | None, mode: Mode, wording: Wording
     if mode == "words":
         how = Manner(letters, prefill=prompts.WORDS_PREFILL, by_words=True)
         return how, prompts.read_question(caption, sample.question)
-    long = False
+    in_words = Manner("")
     if wording == "short" and caption is None:
         prompt = prompts.look_question(sample.question, sample.options)
     elif wording == "short":
         prompt = prompts.read_question(caption, sample.question, sample.options)
-    elif long := OWN_PROMPT in sample.meta:
-        prompt = prompts.ask(sample.question, (), "", caption)
+    elif OWN_PROMPT in sample.meta:
+        prompt, in_words = prompts.ask(sample.question, (), "", caption), Manner("", LONG, "")
     else:
         ask = get_benchmark(sample.benchmark).ask
         long, form = not letters and ask.reply == "long", prompts.LETTER_ONLY if letters else ask.text(sample.meta)
         form = f"{form}\n{prompts.THINK}".strip() if mode == "sampled" else form
         prompt = prompts.ask(sample.question, sample.options, form, caption)
+        in_words = Manner("", LONG, "") if long else Manner("", SHORT, one_line=True)
     if mode == "sampled":
         return Manner("", AUTHORS, ""), prompt
-    if mode == "choice" and letters:
-        return Manner(letters), prompt
-    if wording == "short":
-        return Manner(""), prompt
-    return Manner("", LONG, "") if long else Manner("", SHORT, one_line=True), prompt
+    return Manner(letters) if mode == "choice" and letters else in_words, prompt
 
 
 def answer_all(
@@ -263,8 +260,8 @@ def _ask(reader: Backend, how: Manner, chunk: Sequence[tuple[Task, str]], seed: 
     found: list[Answer | str] = []
     if how.by_words:
         places = reader.choose(requests, [task.sample.options for task, _ in chunk])
-        chosen = zip(requests, (how.letters[place] for place in places), strict=True)
-        return [Answer(id=request.id, text=letter, letters=letter) for request, letter in chosen]
+        chosen = {request.id: how.letters[place] for request, place in zip(requests, places, strict=True)}
+        return [Answer(id=name, text=letter, letters=letter) for name, letter in chosen.items()]
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
         for request, row in zip(requests, rows, strict=True):
@@ -280,5 +277,5 @@ def _ask(reader: Backend, how: Manner, chunk: Sequence[tuple[Task, str]], seed: 
             continue
         text = said.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()  # some write the prefill themselves
         text = text.split("\n")[0].strip() if how.one_line else text
-        found.append(Answer(id=said.id, text=text, finish_reason=said.finish_reason))
+        found.append(Answer(id=said.id, text=text))
     return found

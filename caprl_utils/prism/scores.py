@@ -69,7 +69,6 @@ class Answer(BaseModel):
     id: str
     text: str
     letters: str = ""
-    finish_reason: str = "stop"
     letter_mass: float | None = None
 
 
