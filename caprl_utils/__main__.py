@@ -198,7 +198,7 @@ def score(
 
         return print(overview())
     if vectors:
-        from caprl_utils.prism.vectors import check_vectors
+        from caprl_utils.prism.score import check_vectors
 
         passed, failures = check_vectors(vectors)
         print(*failures, f"{passed} passed, {len(failures)} failed", sep="\n")

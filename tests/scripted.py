@@ -1,4 +1,4 @@
-"""A model whose words are a function of what it is asked."""
+"""A model whose words are a function of what it is asked; a tokenizer whose tokens are words."""
 
 from caprl_utils.models.base import Completion
 
@@ -22,3 +22,13 @@ class Says:
             right = letters.index(said) if said in letters else options.index(said) if said in options else None
             rows.append([-0.1 if place == right else -5.0 for place in range(len(choices))])
         return rows
+
+
+class Words:
+    """A tokenizer whose tokens are words."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": text.split()}
+
+    def decode(self, ids, **options):
+        return " ".join(ids)

@@ -27,7 +27,7 @@ FORMS = ["{}", "{}.", "({})", "**{}**", "The answer is {}.", "The answer is {} b
 
 
 @given(st.permutations("abcdefgh"), st.integers(2, 8), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_stated_letter_is_a_letter_whatever_the_options_are(texts, count, data):
     letters, letter = "ABCDEFGH"[:count], data.draw(st.sampled_from("ABCDEFGH"[:count]))
     options = [text.upper() for text in texts[:count]] if data.draw(st.booleans()) else texts[:count]
@@ -40,9 +40,8 @@ def test_what_a_reading_tells():
     options = ["cat", "dog", "a red car"]
     assert read_letter("J", "ABCDEFGHIJ").letter == "J"
     assert read_letter("E", "ABCD").letter is None and read_letter("dog", "ABC").letter is None
-    assert read_letter(" Dog. ", "ABC", options).source == "option_text"
+    assert [read_letter(text, "ABC", options).source for text in (" Dog. ", "B")] == ["option_text", "letter"]
     assert read_letter("A red  car", "ABC", options).letter == "C"
-    assert read_letter("B", "ABC", options).source == "letter"
     assert "several letters: A, B" in read_letter("A or B", "ABC", options).reason
     assert "E" in read_letter("The answer is E", "ABC", options).reason
 
@@ -94,7 +93,7 @@ def test_short_answer_takes_the_frame_off_and_guesses_nothing():
 
 
 @given(st.text(max_size=60) | st.text(alphabet="\\boxed{}answer<>/think ABC.,()isnot text", max_size=80))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_text_gives_a_known_letter_or_none(text):
     assert (read_letter(text, "ABCD", ["a", "red", "", "A b"]).letter or "A") in "ABCD"
     assert (first_capital(text) or "A") in "ABCDEFGHI"
@@ -105,9 +104,9 @@ def test_any_text_gives_a_known_letter_or_none(text):
 @pytest.mark.parametrize("loop", ["\\boxed{", "B ", "the answer is ", "A, B or ", "not A is ", "B) - "])
 def test_a_completion_stuck_in_a_loop_is_read_in_linear_time(loop):
     start = time.process_time()
-    read_letter(loop * 3000, "ABCD", ["red", "blue", "green", "black"])
-    short_answer(loop * 3000)
-    assert time.process_time() - start < 3
+    read_letter(loop * 1000, "ABCD", ["red", "blue", "green", "black"])
+    short_answer(loop * 1000)
+    assert time.process_time() - start < 1
 
 
 def test_json_lines_end_at_line_feeds_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -111,11 +112,9 @@ def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
         items = TypeAdapter(dict[str, list[Benchmark]]).validate_python(content)["benchmarks"]
     except (ValidationError, yaml.YAMLError) as error:
         raise UserError(f"{paths.shown(path)} does not hold a valid registry: {error}") from error
-    found = {item.key: item for item in items}
-    if len(found) < len(items):
-        twice = sorted(key for key in found if sum(item.key == key for item in items) > 1)
+    if twice := [key for key, count in Counter(item.key for item in items).items() if count > 1]:
         raise UserError(f"{paths.shown(path)}: keys given twice: {', '.join(twice)}")
-    return found
+    return {item.key: item for item in items}
 
 
 def get_benchmark(key: str) -> Benchmark:

@@ -122,10 +122,11 @@ def preview(profile: Profile, samples: Sequence[Sample], captions: Captions, rea
 
 def trained_captioners(profile: Profile, experiments: Sequence[str]) -> dict[str, ModelConfig]:
     """Run name -> captioner of every finished training of the named experiments, seeds in order."""
-    runs = paths.RUNS / profile.name / "rl"
-    found = [[file.parent.name for file in runs.glob(f"{name}-seed*/result.json")] for name in experiments]
-    in_order = (name for names in found for name in sorted(names, key=lambda name: (len(name), name)))
-    return {name: trained_captioner(profile, name) for name in in_order}
+    runs, found = paths.RUNS / profile.name / "rl", []
+    for name in experiments:
+        names = (file.parent.name for file in runs.glob(f"{name}-seed*/result.json"))
+        found += sorted(names, key=lambda name: (len(name), name))
+    return {name: trained_captioner(profile, name) for name in found}
 
 
 def trained_captioner(profile: Profile, run_name: str) -> ModelConfig:
@@ -181,35 +182,30 @@ class Manner:
     by_words: bool = False  # letters stand for options that the reader is not shown
 
 
-def manner(sample: Sample, mode: Mode, wording: Wording) -> Manner:
-    if mode == "sampled":
-        return Manner("", AUTHORS, "")
+def how_to_ask(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> tuple[Manner, str]:
+    """A question as it is put, and how it is answered; with the authors' scorer a reader is asked for the layout that
+    the scorer reads.
+    """
+    letters = prompts.LETTERS[: len(sample.options)]
     if mode == "words":
-        return Manner(prompts.LETTERS[: len(sample.options)], prefill=prompts.WORDS_PREFILL, by_words=True)
-    if mode == "choice" and sample.options:
-        return Manner(prompts.LETTERS[: len(sample.options)])
-    if wording == "short":
-        return Manner("")
-    room = not sample.options and get_benchmark(sample.benchmark).ask.reply == "long"
-    if room or OWN_PROMPT in sample.meta:
-        return Manner("", LONG, "")
-    return Manner("", SHORT, one_line=True)
-
-
-def prompt_of(sample: Sample, caption: str | None, mode: Mode, wording: Wording) -> str:
-    """The question as it is put; with the authors' scorer a reader is asked for the layout that the scorer reads."""
-    if mode == "words":
-        return prompts.read_question(caption, sample.question)
-    if wording == "short":
-        if caption is None:
-            return prompts.look_question(sample.question, sample.options)
-        return prompts.read_question(caption, sample.question, sample.options)
-    if OWN_PROMPT in sample.meta:
-        return prompts.ask(sample.question, (), "", caption)
-    form = prompts.LETTER_ONLY if sample.options else get_benchmark(sample.benchmark).ask.text(sample.meta)
+        how = Manner(letters, prefill=prompts.WORDS_PREFILL, by_words=True)
+        return how, prompts.read_question(caption, sample.question)
+    in_words = Manner("")
+    if wording == "short" and caption is None:
+        prompt = prompts.look_question(sample.question, sample.options)
+    elif wording == "short":
+        prompt = prompts.read_question(caption, sample.question, sample.options)
+    elif OWN_PROMPT in sample.meta:
+        prompt, in_words = prompts.ask(sample.question, (), "", caption), Manner("", LONG, "")
+    else:
+        ask = get_benchmark(sample.benchmark).ask
+        long, form = not letters and ask.reply == "long", prompts.LETTER_ONLY if letters else ask.text(sample.meta)
+        form = f"{form}\n{prompts.THINK}".strip() if mode == "sampled" else form
+        prompt = prompts.ask(sample.question, sample.options, form, caption)
+        in_words = Manner("", LONG, "") if long else Manner("", SHORT, one_line=True)
     if mode == "sampled":
-        form = f"{form}\n{prompts.THINK}".strip()
-    return prompts.ask(sample.question, sample.options, form, caption)
+        return Manner("", AUTHORS, ""), prompt
+    return Manner(letters) if mode == "choice" and letters else in_words, prompt
 
 
 def answer_all(
@@ -219,9 +215,10 @@ def answer_all(
     question with rotations goes whole where one of them has none), all answers by id, and why others have none. Raises
     UserError when the reader failed on too many: the finished rows stay and the next call makes the rest.
     """
-    groups: dict[Manner, list[Task]] = {}  # of what can be asked in one call
+    groups: dict[Manner, list[tuple[Task, str]]] = {}  # of what can be asked in one call
     for task in tasks:
-        groups.setdefault(manner(task.sample, mode, wording), []).append(task)
+        how, text = how_to_ask(task.sample, task.caption, mode, wording)
+        groups.setdefault(how, []).append((task, text))
     chunks = [
         (how, groups[how][start : start + CHUNK_QUESTIONS])
         for how in sorted(groups, key=lambda how: (len(how.letters), how.sampling.max_tokens))
@@ -232,16 +229,16 @@ def answer_all(
         for attempt in range(sources.ATTEMPTS):
             failed: dict[str, str] = {}
             for number, (how, chunk) in enumerate(chunks):
-                if any(task.id not in store for task in chunk):  # whole chunks, so that a restart draws the same
-                    texts = [prompt_of(task.sample, task.caption, mode, wording) for task in chunk]
-                    answered = _ask(reader, how, chunk, texts, derive_seed(seed, "answers", number, bits=31))
-                    for task, found in zip(chunk, answered, strict=True):
-                        if task.id not in store and isinstance(found, Answer):
+                ids = [task.id for task, _ in chunk]
+                if any(one not in store for one in ids):  # whole chunks, so that a restart draws the same
+                    answered = _ask(reader, how, chunk, derive_seed(seed, "answers", number, bits=31))
+                    for one, found in zip(ids, answered, strict=True):
+                        if one not in store and isinstance(found, Answer):
                             store.append(found)
-                        elif task.id not in store:
-                            failed[task.id] = found
+                        elif one not in store:
+                            failed[one] = found
                 progress.update(0 if attempt else len(chunk))
-                if len(chunk) > 1 and all(task.id in failed for task in chunk):  # nothing works any more
+                if len(chunk) > 1 and failed.keys() >= {*ids}:  # nothing works any more
                     raise UserError(failure_message(told, failed, len(tasks), store))
             if not failed:
                 break
@@ -254,15 +251,17 @@ def answer_all(
     return [task for unit, task in zip(units, tasks, strict=True) if unit not in gone], answers, failed
 
 
-def _ask(reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[str], seed: int) -> list[Answer | str]:
+def _ask(reader: Backend, how: Manner, chunk: Sequence[tuple[Task, str]], seed: int) -> list[Answer | str]:
     """Of each task the answer, or the reason why there is none."""
-    images = [task.sample.images[0]() if task.caption is None else None for task in tasks]
-    requests = [Request(t.id, text, i, how.prefill) for t, text, i in zip(tasks, texts, images, strict=True)]
+    requests = [
+        Request(task.id, text, task.sample.images[0]() if task.caption is None else None, how.prefill)
+        for task, text in chunk
+    ]
     found: list[Answer | str] = []
     if how.by_words:
-        places = reader.choose(requests, [task.sample.options for task in tasks])
-        chosen = zip(requests, (how.letters[place] for place in places), strict=True)
-        return [Answer(id=request.id, text=letter, letters=letter) for request, letter in chosen]
+        places = reader.choose(requests, [task.sample.options for task, _ in chunk])
+        chosen = {request.id: how.letters[place] for request, place in zip(requests, places, strict=True)}
+        return [Answer(id=name, text=letter, letters=letter) for name, letter in chosen.items()]
     if how.letters:
         rows = reader.choice_logprobs(requests, [f" {letter}" for letter in how.letters])
         for request, row in zip(requests, rows, strict=True):
@@ -278,5 +277,5 @@ def _ask(reader: Backend, how: Manner, tasks: Sequence[Task], texts: Sequence[st
             continue
         text = said.text.strip().removeprefix(prompts.ANSWER_PREFILL).strip()  # some write the prefill themselves
         text = text.split("\n")[0].strip() if how.one_line else text
-        found.append(Answer(id=said.id, text=text, finish_reason=said.finish_reason))
+        found.append(Answer(id=said.id, text=text))
     return found

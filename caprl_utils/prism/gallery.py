@@ -9,7 +9,9 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from caprl_utils.files import write_atomic
 from caprl_utils.images import as_rgb
@@ -20,9 +22,6 @@ from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import sentences
 from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MAX_SIDE_PIXELS = 384  # ours: 2,000 images of this size stay near 30 MB
 SHOWN_PIXELS = 190

