@@ -9,9 +9,11 @@ import yaml
 
 from caprl_utils import paths
 from caprl_utils.config import load_experiment
+from caprl_utils.rl import train
 from caprl_utils.schema import Reward, Training
 
 STEPS = 4
+train._without_vllm()  # which takes longer to import than all else
 
 
 def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 140)) -> None:

@@ -30,7 +30,7 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
 
     ids = judge.loaded.tokenizer(" 4")["input_ids"]
     assert len(ids) == 2 and judge.loaded.tokenizer(f"{prompts.SCORE_PREFILL} 4")["input_ids"][-2:] == ids
-    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_MASS", 0.0)
     picture = Image.new("RGB", (140, 140), "red")
     rows = {"image": [picture] * 2, "id": ["a", "b"]}
     batch = vlm(Rollout(["A red square.", ""], [4, 0], rows), judge, RL())
@@ -52,7 +52,7 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_step_of_training(opened, term, parts, monkeypatch, qwen_vlm, qwen_reader):
-    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_MASS", 0.0)
     monkeypatch.setattr("caprl_utils.rl.rewards.UNIFIED_MAX_TOKENS", 4)
     models = {role: {"path": str(qwen_vlm)} for role in ("policy", "vlm_judge", "reward_judge")}
     models["reward_reader"] = {"path": str(qwen_reader)}

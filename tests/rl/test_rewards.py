@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 
@@ -126,7 +125,7 @@ def test_little_mass_on_letters_falls_back_to_sampling(monkeypatch):
     reader = ChanceReader(lambda request, options: {"nothing": 0.9, **dict.fromkeys(options, 0.02)})
     batch = qa_rewards([task()], reader, using())
     assert batch.metrics["fallback"] == 1.0 and batch.metrics["unparsed"] > 0
-    monkeypatch.setattr(rewards, "MIN_LETTER_MASS", 0.0)
+    monkeypatch.setattr(rewards, "MIN_MASS", 0.0)
     batch = qa_rewards([task()], reader, using())
     assert batch.metrics["fallback"] == 0.0 and 0 < batch.rewards[0] < 1
 
@@ -179,11 +178,10 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
 
     def call(max_failed_share):
         rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
-        return CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)(
-            completions=[[{"content": c}] for c in ("good", "gone", "good", "good")],
-            completion_ids=[[0] * n for n in (5, 5, 12, 15)], trainer_state=SimpleNamespace(global_step=3),
-            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["i"] * 4,
-        )  # fmt: skip
+        reward = CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)
+        captions = [[{"content": c}] for c in ("good", "gone", "good", "good")]
+        reward.begin(captions, [[0] * n for n in (5, 5, 12, 15)], {"id": ["a"] * 4, "image": ["i"] * 4}, step=3)
+        return reward(completions=captions, log_extra=extra.__setitem__, log_metric=metrics.__setitem__)
 
     assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.12), pytest.approx(1.0)]
     assert extra["num_tokens"] == [5, 5, 12, 15] and metrics["failed_share"] == pytest.approx(1 / 4)
