@@ -59,12 +59,6 @@ def load_processor(config: ModelConfig) -> hf.ProcessorMixin:
     return hf.AutoProcessor.from_pretrained(path, revision=config.revision, **sides)
 
 
-def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
-    """The dtype of a model's weights on disk, in which the trained ones are saved too: both caption alike."""
-    config = hf.AutoConfig.from_pretrained(resolve_model(config.path), revision=config.revision)
-    return config.dtype or torch.float32
-
-
 def longest_prompt(config: hf.PreTrainedConfig, room: int) -> int:
     """Tokens of a prompt that leave `room` for the caption."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
@@ -149,13 +143,14 @@ def _size(parameter: Any) -> int:
 
 
 def save_final(
-    model: Any, processor: hf.ProcessorMixin, folder: Path, dtype: torch.dtype,
+    model: Any, processor: hf.ProcessorMixin, folder: Path, start: ModelConfig,
     state_dict: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all.
-    state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
-    weights were written than the model has.
+    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all. start:
+    what was trained; the weights get the dtype that it has on disk, so both caption alike. state_dict: the weights
+    where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer were written than it has.
     """
+    dtype = hf.AutoConfig.from_pretrained(resolve_model(start.path), revision=start.revision).dtype or torch.float32
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model

@@ -69,8 +69,8 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, weights: 
     from caprl_utils.rl import policy
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    parameters, dtype = policy.counts(model), policy.checkpoint_dtype(run.profile.models.policy)
-    policy.save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
+    parameters, start = policy.counts(model), run.profile.models.policy
+    policy.save_final(model, trainer.processing_class, run.folder / "final", start, weights)
     curve = list(run.rows("curve").read())
 
     def mean(name: str, part: slice = slice(None)) -> float | None:

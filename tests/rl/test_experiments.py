@@ -1,6 +1,5 @@
 """Experiments: the YAMLs, what a profile trains, what a change retrains, how trainings are started and evaluated."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -44,12 +43,9 @@ def test_every_experiment_parses_with_the_real_class(name, tmp_path):
 
 
 def test_ablations_have_their_own_size_and_one_gpu_trains_adapters_by_its_preset():
-    profile = load_profile("mini")
-    (short, small), (_, main) = load_experiment("short", "mini"), load_experiment("caprl", "mini")
-    assert short.size == "ablation" and small.rl.steps == profile.ablations.steps
-    assert main.rl.steps == profile.rl.steps and small.rl.learning_rate == main.rl.learning_rate
+    profile, small = load_profile("mini"), load_experiment("short", "mini")[1]
+    assert small.rl.steps == profile.ablations.steps < load_experiment("caprl", "mini")[1].rl.steps == profile.rl.steps
     assert load_experiment("leaking", "mini")[0].data.num_images == profile.ablations.num_images
-    assert load_experiment("refined", "paper")[0].data.num_images == 20_000
     experiment, profile = load_experiment("rounds_1", "one_gpu")
     assert experiment.training.lora.rank == 64 and profile.rl.learning_rate == 1e-5 and profile.rl.rounds == 1
 
@@ -73,16 +69,14 @@ def test_layout_on_gpus_parses_with_the_real_class(profile, processes, rollout, 
     from trl import GRPOConfig
 
     monkeypatch.setattr(transformers.training_args, "is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setenv("CAPRL_SET", f"training.rollout={rollout}")
     experiment, resolved = load_experiment("caprl", profile)
-    training = experiment.training.model_copy(update={"rollout": rollout})
-    experiment = experiment.model_copy(update={"training": training})
     monkeypatch.setattr(GRPOConfig, "world_size", processes, raising=False)
     config = GRPOConfig(**grpo_arguments(resolved, experiment, 0, tmp_path, processes, on_gpu=True))
     captions = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     assert captions == resolved.rl.prompts_per_step * resolved.rl.group_size
-    assert config.bf16 and config.gradient_checkpointing
-    assert config.use_vllm is (rollout != "transformers")
-    assert not config.use_vllm or config.vllm_importance_sampling_mode == "token_truncate"
+    assert config.bf16 and config.gradient_checkpointing and config.use_vllm is (rollout != "transformers")
+    assert config.vllm_importance_sampling_mode == "token_truncate"
 
 
 @pytest.fixture
@@ -321,37 +315,38 @@ def test_several_nodes_start_by_srun_in_a_job_of_as_many(monkeypatch, tmp_path):
 ACCELERATE = sorted((paths.CONFIGS / "accelerate").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
-def test_accelerate_configs_parse(file):
+def test_accelerate_configs_parse():
     """By accelerate's own reader; what stands under deepspeed_config has to be an option of its launcher."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 
-    config = load_config_from_file(str(file))
-    assert str(config.distributed_type).endswith("DEEPSPEED") and config.num_processes == 8 * config.num_machines
-    assert set(config.deepspeed_config) <= {action.dest for action in launch_command_parser()._actions}
+    options = {action.dest for action in launch_command_parser()._actions}
+    for file in ACCELERATE:
+        config = load_config_from_file(str(file))
+        assert str(config.distributed_type).endswith("DEEPSPEED") and config.num_processes == 8 * config.num_machines
+        assert set(config.deepspeed_config) <= options, file
 
 
 DEEPSPEED = """
-import json, sys, yaml
+import sys, yaml
 from accelerate import DeepSpeedPlugin
 from deepspeed.runtime.config import DeepSpeedConfig
-given = yaml.safe_load(open(sys.argv[1]))["deepspeed_config"]
-given.pop("deepspeed_multinode_launcher", None)
-plugin = DeepSpeedPlugin(**given)
 batch = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 16,
          "gradient_clipping": 1.0}
-config = DeepSpeedConfig({**plugin.deepspeed_config, **batch})
-print(json.dumps([config.zero_optimization_stage, config.zero_config.gather_16bit_weights_on_model_save]))
+for file in sys.argv[1:]:
+    given = yaml.safe_load(open(file))["deepspeed_config"]
+    given.pop("deepspeed_multinode_launcher", None)
+    config = DeepSpeedConfig({**DeepSpeedPlugin(**given).deepspeed_config, **batch})
+    print(config.zero_optimization_stage, config.zero_config.gather_16bit_weights_on_model_save)
 """
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("file", ACCELERATE, ids=lambda file: file.stem)
-def test_deepspeed_takes_the_configs(file):
+def test_deepspeed_takes_the_configs():
     """By accelerate's plugin and DeepSpeed's own class, which the environment of LLaMA-Factory has."""
-    python, stage = paths.ROOT / ".venv-llamafactory" / "bin" / "python", 3 if "zero3" in file.stem else 2
-    done = subprocess.run([python, "-c", DEEPSPEED, file], capture_output=True, text=True)
+    python = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
+    done = subprocess.run([python, "-c", DEEPSPEED, *ACCELERATE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # else the last model could not be written
-    assert json.loads(done.stdout.splitlines()[-1]) == [stage, stage == 3]
+    stages = ["3 True" if "zero3" in file.stem else "2 False" for file in ACCELERATE]
+    assert done.stdout.splitlines()[-len(ACCELERATE) :] == stages

@@ -68,13 +68,14 @@ def test_lora_keeps_out_of_every_part_that_is_off_in_qwen3_vl(off):
     assert all(row["trainable"] < row["all"] / 2 for row in table.values())
 
 
-def test_a_final_model_that_lacks_weights_is_refused(model, tmp_path):
+def test_a_final_model_that_lacks_weights_is_refused(model, models, tmp_path):
     """As rank 0 alone would write it under ZeRO-3, where the other processes hold the rest."""
     state = {name: tensor for name, tensor in model.state_dict().items() if "visual" not in name}
+    parts = (model, build_processor(), tmp_path / "final", ModelConfig(path=str(models["policy"])))
     with pytest.raises(UserError, match=r"holds .* of the model's .* weights; the checkpoints are kept"):
-        save_final(model, build_processor(), tmp_path / "final", torch.float32, state)
+        save_final(*parts, state)
     assert not (tmp_path / "final").exists()
-    save_final(model, build_processor(), tmp_path / "final", torch.float32, model.state_dict())
+    save_final(*parts, model.state_dict())
     assert (tmp_path / "final" / "config.json").is_file()
 
 
@@ -88,9 +89,8 @@ def test_adapters_are_float32_on_bfloat16_weights_and_the_last_model_is_as_the_f
     assert {p.dtype for p in policy.parameters() if p.requires_grad} == {torch.float32}
     tokens = policy.generate(input_ids=torch.tensor([[1, 2, 3]]), max_new_tokens=3)  # not under autocast
     assert tokens.shape[1] > 3
-    for dtype in (policies.checkpoint_dtype(config), torch.bfloat16):
-        save_final(policy, SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "final", dtype)
-        assert AutoModelForImageTextToText.from_pretrained(tmp_path / "final", dtype="auto").dtype == dtype
+    save_final(policy, SimpleNamespace(save_pretrained=lambda folder: None), tmp_path / "final", config)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "final", dtype="auto").dtype == torch.float32
 
 
 def test_a_prompt_that_leaves_no_room_for_its_caption_is_refused(model):

@@ -11,7 +11,7 @@ from caprl_utils.rl import rewards
 from caprl_utils.rl.grpo import CaptionReward
 from caprl_utils.rl.rewards import CaptionTask, Rollout, draw_rounds, final_score, qa_rewards, repeated_share
 from caprl_utils.schema import RL, Reward
-from tests.rl.reader_fakes import ChanceReader, options_of
+from tests.rl.conftest import ChanceReader, options_of
 
 QUESTIONS = [
     Question(question="What is the value of Rome?", options=("17", "42", "5", "8"), answer="B"),
@@ -307,14 +307,6 @@ def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
     found = rewards.total(reward, models, rolled(BASE, BASE, *CHEATS.values()), SETTINGS).rewards
     paying = {cheat for cheat, value in zip(CHEATS, found[2:], strict=True) if value > found[0]}
     assert {(name, cheat) for cheat in paying} == {pair for pair in PAYS if pair[0] == name}
-
-
-def test_what_the_correctness_reward_is_hacked_by():
-    """One true sentence is all correct, a base caption is not: where the base errs much, silence on the rest pays."""
-    poor = " ".join([TRUE[0], *FALSE[1:]])
-    batch = rewards.total(Reward(terms={"qa": 1.0, "correct": 1.0}), {"qa": believes(), "correct": Looker()},
-                          rolled(poor, TRUE[0]), SETTINGS)  # fmt: skip
-    assert batch.rewards == [pytest.approx(1 / 3 + 1.3 / 3), pytest.approx(1 / 3 + 0.9)]
 
 
 def test_fluency_length_and_repeated_share_by_hand():

@@ -23,7 +23,7 @@ def test_rows_are_what_trl_takes(file):
     assert sorted(rows.column_names) == ["id", "image", "prompt", "questions"] and len(rows) == 6
     row, question = rows[0], rows[0]["questions"][0]
     assert row["prompt"] == [{"role": "user", "content": prompts.CAPTION}]
-    assert pictures(row["image"]).size == (140, 140)
+    assert pictures(row["image"]).size == (56, 56)
     assert question["options"] == ["1", "2", "3", "4"] and question["answer"] in "BCD"
 
 
