@@ -18,12 +18,17 @@ from caprl_utils.rl.readers import ListedPrompts, PackedPrompts, Reader, batches
 from caprl_utils.schema import ModelConfig
 from tests.models.fake_server import FakeServer
 
-pytestmark = pytest.mark.usefixtures("quick_client")
 CAPTIONS = ["The value of Rome is 42. The topic is sales.", "The value of Oslo is 7. The topic is sales.", ""]
 QUESTIONS = [
     "What is the topic?\nA) sales\nB) rain", "What is the value of Rome?\nA) 42\nB) 17\nC) 5", "What?"
 ]  # fmt: skip
 PREFILL = "The answer is"
+
+
+@pytest.fixture(autouse=True)
+def without_certificates(quick_client, monkeypatch):
+    """To read them, for every client anew, takes longer than all else."""
+    monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *unused, **unread: None)
 
 
 @pytest.fixture(scope="module")
