@@ -270,8 +270,8 @@ def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tup
 class References:
     """Greedy captions of the strong captioner: each image is described once, its caption is kept."""
 
-    def __init__(self, captioner: Backend):
-        self._captioner, self._kept = captioner, {}
+    def __init__(self, captioner: ModelConfig, profile: Profile):
+        self._captioner, self._kept = open_backend(captioner, profile), {}
 
     def of(self, rollout: Rollout, max_tokens: int) -> tuple[list[str | None], int]:
         """A reference for each caption, None where the captioner failed; and how many were made for it."""
@@ -280,11 +280,6 @@ class References:
         made = self._captioner.generate(new, Sampling(max_tokens)) if new else []
         self._kept |= {answer.id: answer.text for answer in made if answer.text}
         return [self._kept.get(name) for name in rollout.rows["id"]], len(new)
-
-
-def open_references(model: ModelConfig, profile: Profile) -> References:
-    """See `References`."""
-    return References(open_backend(model, profile))
 
 
 def precision(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
@@ -352,8 +347,8 @@ TERMS = {
     "vlm": Term(vlm, "vlm_judge", (prompts.RATE, prompts.SCORE_PREFILL)),
     "unified": Term(unified, "reward_judge", (prompts.UNIFIED,)),
     "correct": Term(correct, "vlm_judge", (prompts.VERIFY, prompts.ANSWER_PREFILL)),
-    "precision": Term(precision, "captioner_72b", (prompts.CAPTION,), open_references),
-    "recall": Term(recall, "captioner_72b", (prompts.CAPTION,), open_references),
+    "precision": Term(precision, "captioner_72b", (prompts.CAPTION,), References),
+    "recall": Term(recall, "captioner_72b", (prompts.CAPTION,), References),
     "fluency": Term(fluency),
     "length": Term(length),
     "within_length": Term(within_length, gate=True),

@@ -253,15 +253,21 @@ def test_correct_is_the_mean_chance_of_each_different_sentence():
     assert rewards.correct(rolled("", ""), None, SETTINGS).rewards == [0.0, 0.0]
 
 
-def test_precision_and_recall_against_one_reference_an_image():
+@pytest.fixture
+def references(monkeypatch):
+    """Call with a captioner."""
+    monkeypatch.setattr(rewards, "open_backend", lambda model, profile: model)
+    return lambda captioner: rewards.References(captioner, None)
+
+
+def test_precision_and_recall_against_one_reference_an_image(references):
     looker = Looker(text="A red bar, a blue bar")  # a, red, bar, blue
-    references, told = rewards.References(looker), rolled("The red bar", "A red bar a blue bar. Bar!", "", ids=[*"aab"])
-    assert rewards.precision(told, references, SETTINGS).rewards == [pytest.approx(2 / 3), 1.0, 0.0]
-    batch = rewards.recall(told, references, SETTINGS)
+    known, told = references(looker), rolled("The red bar", "A red bar a blue bar. Bar!", "", ids=[*"aab"])
+    assert rewards.precision(told, known, SETTINGS).rewards == [pytest.approx(2 / 3), 1.0, 0.0]
+    batch = rewards.recall(told, known, SETTINGS)
     assert batch.rewards == [0.5, 1.0, 0.0] and batch.calls == 0  # each image once, for both terms
     assert looker.prompts == [prompts.CAPTION] * 2
-    failing = rewards.References(Looker(text=None))
-    assert rewards.precision(told, failing, SETTINGS).rewards == [None] * 3
+    assert rewards.precision(told, references(Looker(text=None)), SETTINGS).rewards == [None] * 3
     opened = rewards.open_models(Reward(terms={"precision": 1, "fluency": 1, "recall": 1}), load_profile("mini"))
     assert list(opened) == ["precision", "recall"] and opened["precision"] is opened["recall"]
 
@@ -273,11 +279,11 @@ def test_a_gate_multiplies_and_none_stays_none():
     assert rewards.within_length(Rollout("ab", [36, 37], {}), None, SETTINGS).rewards == [1.0, 0.0]
 
 
-def test_terms_apart_count_alike_whatever_their_scale_and_within_their_image():
+def test_terms_apart_count_alike_whatever_their_scale_and_within_their_image(references):
     by_hand = rewards.within_groups([1.0, 3.0, 5.0, None, 5.0], ["a", "a", "b", "b", "b"])
     assert by_hand == [pytest.approx(-0.7071, abs=1e-3), pytest.approx(0.7071, abs=1e-3), 0.0, None, 0.0]
     told = rolled(TRUE[0], " ".join(TRUE), "", " ".join([TRUE[0]] * 4))
-    reward, models = Reward(terms={"recall": 0.001, "fluency": 1.0}), {"recall": rewards.References(Looker())}
+    reward, models = Reward(terms={"recall": 0.001, "fluency": 1.0}), {"recall": references(Looker())}
     apart = reward.model_copy(update={"apart": True, "terms": {"recall": 1.0, "fluency": 1.0}})
     summed, alike = (rewards.total(one, models, told, SETTINGS).rewards for one in (reward, apart))
     assert summed[1] == pytest.approx(1.001) and sum(alike) == pytest.approx(0, abs=1e-3)
@@ -298,12 +304,12 @@ PAYS |= {("reward_correct_3", "one fact, repeated")}  # one true sentence is all
     "name",
     ["short", "length_term", "reward_masked", "reward_correct", "reward_correct_3", "reward_balanced", "reward_judge"],
 )
-def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
+def test_which_cheat_earns_more_than_a_caption_of_the_base(name, references):
     reward = load_experiment(name, "mini")[0].reward
     judge = Judge({text: [1e-9, 1e-9, 1e-9, 0.5, 0.5] if len(text) > len(BASE) else [1.0, *[1e-9] * 4]
                    for text in sorted([BASE, *CHEATS.values()], key=len, reverse=True)})  # fmt: skip
-    references = rewards.References(Looker())
-    models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": references, "recall": references}
+    strong = references(Looker())
+    models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": strong, "recall": strong}
     found = rewards.total(reward, models, rolled(BASE, BASE, *CHEATS.values()), SETTINGS).rewards
     paying = {cheat for cheat, value in zip(CHEATS, found[2:], strict=True) if value > found[0]}
     assert {(name, cheat) for cheat in paying} == {pair for pair in PAYS if pair[0] == name}
