@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import BadImage, BadImageError, ImageItem, in_threads
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import no_letter_left
+from caprl_utils.rl.readers import askable
 from caprl_utils.schema import Data, Profile
 
 if TYPE_CHECKING:
@@ -24,37 +23,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-COLUMNS = ("id", "image", "reward_model")
+COLUMNS = ["id", "image", "reward_model"]
 Refusal = Callable[["Image"], str | None]  # why the model cannot take a picture; None when it can
 _rank = partial(derive_seed, bits=256)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Opens the pictures of a file's rows, scaled down to `max_pixels`: one limit for the trainer, vLLM and a judge."""
-
-    folder: Path  # of the file: a row without bytes names a picture below it
-    max_pixels: int | None = None
-
-    def __call__(self, image: dict[str, Any] | None) -> Image:
-        """RGB pixels of a cell {bytes, path}. Raises BadImageError."""
-        data, name = ((image or {}).get(key) for key in ("bytes", "path"))
-        if not data and name:
-            target = (self.folder / name).resolve()
-            if not target.is_relative_to(self.folder.resolve()):
-                raise BadImageError(BadImage.OUTSIDE)
-            try:
-                data = target.read_bytes()
-            except OSError:
-                raise BadImageError(BadImage.UNREADABLE, name) from None
-        return ImageItem("", lambda: data or b"").open(self.max_pixels)
 
 
 class TrainingSet(NamedTuple):
     """What a run trains on: its rows, how their pictures are opened, and the rows set aside with their reasons."""
 
     rows: Dataset
-    pictures: Pictures
+    pictures: Callable[[dict[str, Any] | None], Image]
     set_aside: dict[str, str]
 
 
@@ -84,8 +62,8 @@ def load_data(
     rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(paths.RUNS / ".cache" / "datasets"))
     if missing := [name for name in COLUMNS if name not in rows.column_names]:
         raise UserError(f"{paths.shown(file)} has no column {', '.join(missing)}; its columns: {rows.column_names}")
-    rows = rows.select_columns([*COLUMNS]).cast_column("image", datasets.Image(decode=False))
-    ids, bad, pictures = [str(name) for name in rows["id"]], {}, Pictures(file.parent, max_pixels)
+    rows = rows.select_columns(COLUMNS).cast_column("image", datasets.Image(decode=False))
+    ids, bad, pictures = [str(name) for name in rows["id"]], {}, partial(_picture, file.parent, max_pixels)
     questions = [_questions(ids[i], cell, data, bad) for i, cell in enumerate(rows["reward_model"])]
     patterns = data.ids or ["*"]
     wanted = [i for i, name in enumerate(ids) if questions[i] and any(fnmatchcase(name, p) for p in patterns)]
@@ -120,15 +98,28 @@ def load_data(
 def _questions(name: str, cell: dict[str, Any] | None, data: Data, bad: dict[str, str]) -> list[Question]:
     """The questions that a run takes of a row; none, with a reason in `bad`, when they cannot be read."""
     try:
-        questions = [Question.from_ground_truth(q) for q in cell["ground_truth"]]
+        questions = askable(cell["ground_truth"])
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = "; ".join(str(error).splitlines())
         bad[name] = f"reward_model.ground_truth is not in CapRL-QA-75K's schema ({problem})"
-        return []
-    if problem := no_letter_left(questions):
-        bad[name] = problem
         return []
     if len(questions) < data.min_questions:
         return []
     order = sorted(range(len(questions)), key=lambda i: _rank(f"{name}/{questions[i].question}"))
     return [questions[i] for i in sorted(order[: data.questions_per_image])]
+
+
+def _picture(folder: Path, max_pixels: int | None, image: dict[str, Any] | None) -> Image:
+    """RGB pixels of a cell {bytes, path}, scaled down to `max_pixels`: one limit for the trainer, vLLM and a judge. A
+    row without bytes names a picture below its file's folder. Raises BadImageError.
+    """
+    data, name = ((image or {}).get(key) for key in ("bytes", "path"))
+    if not data and name:
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise BadImageError(BadImage.OUTSIDE)
+        try:
+            data = target.read_bytes()
+        except OSError:
+            raise BadImageError(BadImage.UNREADABLE, name) from None
+    return ImageItem("", lambda: data or b"").open(max_pixels)

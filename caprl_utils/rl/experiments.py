@@ -243,7 +243,7 @@ def launch(
     if (record := Run.find(*identity(loaded, resolved, seed))) is not None:
         return record  # a process takes ten seconds to say so
     gpus = len(processes.visible_gpus())
-    count = num_processes(training.accelerate_config, gpus)
+    _, count = layout(training.accelerate_config, gpus)
     batch_layout(rl.prompts_per_step, rl.group_size, training.micro_batch_size, count, gpus > 0)
     if gpus:
         close_all()
@@ -252,15 +252,14 @@ def launch(
     state.unlink(missing_ok=True)
     env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
     process = processes.popen(command(experiment, profile, seed, gpus, training.accelerate_config), log, env=env)
-    running, last, stopping = True, (0, ""), stopping or threading.Event()
+    running, last, stopping = True, None, stopping or threading.Event()
     try:
         with nullcontext() if tell else SharedProgress("train", {name: rl.steps}) as bar:
             while running:
                 running = process.poll() is None and not stopping.wait(_POLL_SEC)
-                now = {"done": 0, "note": ""} | read_state(state)
-                if (now["done"], now["note"]) != last:
-                    last = now["done"], now["note"]
-                    (tell or partial(bar.at, name))(*last)
+                if (now := read_state(state)) and now != last:
+                    last = now
+                    (tell or partial(bar.at, name))(now["done"], now["note"])
     finally:
         processes.stop(process, _GRACE_SEC)
     if process.returncode:
@@ -271,14 +270,11 @@ def launch(
     return load_result(folder)
 
 
-def _layout(accelerate_config: str | None) -> dict[str, Any]:
-    return read_yaml(paths.CONFIGS / "accelerate" / accelerate_config) if accelerate_config else {}
-
-
-def num_processes(accelerate_config: str | None, num_gpus: int) -> int:
-    """How many processes train together: one per visible GPU, or those of a config for several nodes."""
-    config = _layout(accelerate_config)
-    return config["num_processes"] if config.get("num_machines", 1) > 1 else max(1, num_gpus)
+def layout(accelerate_config: str | None, num_gpus: int) -> tuple[int, int]:
+    """(nodes, processes) that train together: one per visible GPU, or those of a config for several nodes."""
+    config = read_yaml(paths.CONFIGS / "accelerate" / accelerate_config) if accelerate_config else {}
+    nodes = config.get("num_machines", 1)
+    return nodes, config["num_processes"] if nodes > 1 else max(1, num_gpus)
 
 
 def batch_layout(prompts: int, group: int, micro: int | None, num_processes: int, on_gpu: bool) -> tuple[int, int]:
@@ -301,19 +297,20 @@ def batch_layout(prompts: int, group: int, micro: int | None, num_processes: int
     return micro, share // micro
 
 
-def command(experiment: str, profile: str, seed: int, num_gpus: int, layout: str | None) -> list[str]:
+def command(experiment: str, profile: str, seed: int, num_gpus: int, accelerate_config: str | None) -> list[str]:
     """The command line of a training: plain Python, or `accelerate launch` with several GPUs or a config of it. With
     one for several nodes Slurm's srun starts it on each. Raises UserError outside of such a job.
     """
     module = ["caprl_utils.rl.train", "--experiment", experiment, "--profile", profile, "--seed", str(seed)]
-    if num_gpus <= 1 and layout is None:
+    if num_gpus <= 1 and accelerate_config is None:
         return [sys.executable, "-m", *module]
-    nodes = _layout(layout).get("num_machines", 1)
+    nodes, count = layout(accelerate_config, num_gpus)
     start = [sys.executable, "-m", "accelerate.commands.launch"]
-    how = ["--config_file", str(paths.CONFIGS / "accelerate" / layout)] if layout else []
+    how = ["--config_file", str(paths.CONFIGS / "accelerate" / accelerate_config)] if accelerate_config else []
     if nodes == 1:
-        return [*start, *how, "--num_processes", str(max(1, num_gpus)), "--module", *module]
-    processes.require_slurm(nodes, f"configs/accelerate/{layout} is for {nodes} nodes", "configs/slurm/grpo.slurm")
+        return [*start, *how, "--num_processes", str(count), "--module", *module]
+    asked = f"configs/accelerate/{accelerate_config} is for {nodes} nodes"
+    processes.require_slurm(nodes, asked, "configs/slurm/grpo.slurm")
     # what only a task of srun knows
     node = "--machine_rank $SLURM_NODEID --main_process_ip $MASTER_ADDR --main_process_port $MASTER_PORT"
     each = [f'exec "$@" {node} {shlex.join([*how, "--module", *module])}', "bash", *start]

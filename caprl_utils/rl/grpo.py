@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from caprl_utils.files import write_json
 from caprl_utils.models.local import process_once
 from caprl_utils.paths import shown
 from caprl_utils.rl import policy
-from caprl_utils.rl.data import Pictures, data_file, load_data
+from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.rl.experiments import batch_layout
 from caprl_utils.rl.rewards import RewardBatch, Rollout, open_models, repeated_share, total
 from caprl_utils.schema import RL, Experiment, Profile, Reward
@@ -115,13 +115,14 @@ class StepSampler(Sampler):
 
 
 class CaptionReward:
-    """The reward of a training as GRPOTrainer calls it, once a rollout. reward, models: see `rewards.total`."""
+    """The reward of a training as GRPOTrainer calls it, once a rollout that was begun. reward, models: see
+    `rewards.total`.
+    """
 
     def __init__(self, reward: Reward, models: Mapping[str, Any], rl: RL, seed: int):
         self.__name__ = "+".join(reward.terms)  # TRL names its metrics after it
         self.reward, self.models, self.rl, self.seed = reward, models, rl, seed
         self._pool = ThreadPoolExecutor(1, "caprl-reward")
-        self._begun: tuple[Rollout, Future] | None = None
 
     def begin(self, completions: Sequence[Any], completion_ids: Sequence[Any], rows: Mapping, step: int) -> None:
         """Start to score a rollout; the call that follows waits for what is left of it."""
@@ -136,14 +137,9 @@ class CaptionReward:
         except UserError as error:
             return RewardBatch([None] * len(rollout.captions)), str(error)
 
-    def __call__(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], trainer_state: Any,
-        log_extra: Any, log_metric: Any, **columns: Any,
-    ) -> list[float | None]:  # fmt: skip
+    def __call__(self, log_extra: Any, log_metric: Any, **unused: Any) -> list[float | None]:
         """As TRL calls it. Raises UserError, in every process, when of all their captions too many failed."""
-        if self._begun is None:
-            self.begin(completions, completion_ids, columns, trainer_state.global_step)
-        (rollout, future), self._begun = self._begun, None
+        rollout, future = self._begun
         batch, reason = future.result()
         found = gather_object([(batch.rewards.count(None), len(batch.rewards), reason)])  # of all processes
         failed, asked = (sum(part[i] for part in found) for i in (0, 1))
@@ -155,7 +151,7 @@ class CaptionReward:
                 f"{self.rl.max_failed_share}): {'; '.join(reasons) or hint}. Nothing was learned from them; run again "
                 "to go on from the last checkpoint."
             )
-        log_extra("image_id", list(columns["id"]))
+        log_extra("image_id", list(rollout.rows["id"]))
         log_extra("num_tokens", list(rollout.num_tokens))
         share = batch.rewards.count(None) / len(batch.rewards)
         repetition = sum(map(repeated_share, rollout.captions)) / len(rollout.captions)
@@ -170,7 +166,7 @@ class CaptionTrainer(GRPOTrainer):
     rollout_rows: captions that transformers samples together, all by default.
     """
 
-    pictures: Pictures
+    pictures: Callable[[Any], Any]
     rollout_rows: int | None = None
 
     def fit(self, checkpoint: Path | None) -> bool:

@@ -7,79 +7,65 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import transformers as hf
+from peft import LoraConfig
+from PIL.Image import Image
+from safetensors import safe_open
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from caprl_utils import prompts
 from caprl_utils.errors import UserError
 from caprl_utils.models.base import PARTS, part_of
 from caprl_utils.models.local import share_images
 from caprl_utils.paths import resolve_model, shown
+from caprl_utils.rl.data import Refusal
 from caprl_utils.schema import ModelConfig, Training
-
-if TYPE_CHECKING:
-    import torch
-    from peft import LoraConfig
-    from PIL.Image import Image
-    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
-
-    from caprl_utils.rl.data import Refusal
 
 WHOLE = "complete.json"  # written last into a checkpoint
 MAX_PROMPT_TOKENS = 4096  # author script: prompt, image tokens included
 
 
-def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> PreTrainedModel:
+def load_policy(config: ModelConfig, training: Training, on_gpu: bool = False) -> hf.PreTrainedModel:
     """The policy, the parts that do not train frozen. In float32: bfloat16 weights do not move at a learning rate of
     1e-6. Under adapters, which are float32 themselves, a GPU holds them in bfloat16, else rollouts would run in
     float32. Raises UserError for settings that do not work together.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
     if training.lora is not None and is_deepspeed_zero3_enabled():
         raise UserError(
             "training.lora with ZeRO-3: adapters cannot be merged into weights that lie in parts. Use ZeRO-2 "
             "(training.accelerate_config: one_node.yaml); adapters leave room for it."
         )
     options = {"dtype": torch.bfloat16 if training.lora and on_gpu else torch.float32, "revision": config.revision}
-    model = AutoModelForImageTextToText.from_pretrained(resolve_model(config.path), **options)
+    model = hf.AutoModelForImageTextToText.from_pretrained(resolve_model(config.path), **options)
     freeze(model, training)
     read_alike(model, on_gpu)
     return model
 
 
-def read_alike(model: PreTrainedModel, on_gpu: bool) -> None:
+def read_alike(model: hf.PreTrainedModel, on_gpu: bool) -> None:
     """Let a model, policy or reference, encode each image of a batch once, and its windows together."""
     share_images(model)
     if on_gpu:
         windows_together(model)
 
 
-def load_processor(config: ModelConfig) -> ProcessorMixin:
-    """The policy's processor, padding on the left as generation needs it; pictures come scaled (`data.Pictures`)."""
-    from transformers import AutoProcessor
-
+def load_processor(config: ModelConfig) -> hf.ProcessorMixin:
+    """The policy's processor, padding on the left as generation needs it; pictures come scaled (`data.load_data`)."""
     path, sides = resolve_model(config.path), {"truncation_side": "left", "padding_side": "left"}
-    return AutoProcessor.from_pretrained(path, revision=config.revision, **sides)
+    return hf.AutoProcessor.from_pretrained(path, revision=config.revision, **sides)
 
 
-def checkpoint_dtype(config: ModelConfig) -> torch.dtype:
-    """The dtype of a model's weights on disk, in which the trained ones are saved too: both caption alike."""
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(resolve_model(config.path), revision=config.revision)
-    return config.dtype or torch.float32
-
-
-def longest_prompt(config: PreTrainedConfig, room: int) -> int:
+def longest_prompt(config: hf.PreTrainedConfig, room: int) -> int:
     """Tokens of a prompt that leave `room` for the caption."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
     return min(MAX_PROMPT_TOKENS, positions - room)
 
 
-def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -> Refusal:
+def refusal_of(processor: hf.ProcessorMixin, config: hf.PreTrainedConfig, room: int) -> Refusal:
     """Says of a picture why the policy cannot caption it with `room` tokens; None when it can."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompts.CAPTION}]}
     text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
@@ -97,13 +83,10 @@ def refusal_of(processor: ProcessorMixin, config: PreTrainedConfig, room: int) -
     return refusal
 
 
-def windows_together(model: PreTrainedModel) -> None:
+def windows_together(model: hf.PreTrainedModel) -> None:
     """Let a Qwen2.5-VL tower attend within all windows of one size in one call. transformers calls attention once per
     window, some 2,000 times for an image of one megapixel.
     """
-    import torch
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
     if model.config.model_type != "qwen2_5_vl":
         return
 
@@ -123,7 +106,7 @@ def windows_together(model: PreTrainedModel) -> None:
     model.model.visual.config._attn_implementation = name
 
 
-def freeze(model: PreTrainedModel, training: Training) -> None:
+def freeze(model: hf.PreTrainedModel, training: Training) -> None:
     """Freeze the parts that `training` switches off. Raises UserError when nothing is left or a part is missing."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(getattr(training, part_of(name)))
@@ -134,14 +117,11 @@ def freeze(model: PreTrainedModel, training: Training) -> None:
         raise UserError(f"training switches off {', '.join(PARTS)}: nothing would train")
 
 
-def lora_config(training: Training, model: PreTrainedModel) -> LoraConfig | None:
+def lora_config(training: Training, model: hf.PreTrainedModel) -> LoraConfig | None:
     """Adapters on every linear layer of the parts of `model` that train; None for full fine-tuning."""
     if training.lora is None:
         return None
-    from peft import LoraConfig
-    from torch.nn import Linear
-
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     return LoraConfig(
         r=training.lora.rank, lora_alpha=training.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM",
         lora_dropout=0.0,  # ours: keeps the policy equal to its rollouts
@@ -163,15 +143,14 @@ def _size(parameter: Any) -> int:
 
 
 def save_final(
-    model: Any, processor: ProcessorMixin, folder: Path, dtype: torch.dtype,
+    model: Any, processor: hf.ProcessorMixin, folder: Path, start: ModelConfig,
     state_dict: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all.
-    state_dict: the weights where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer
-    weights were written than the model has.
+    """Write a whole model folder that from_pretrained loads, adapters merged; it appears at once or not at all. start:
+    what was trained; the weights get the dtype that it has on disk, so both caption alike. state_dict: the weights
+    where the model itself holds only a part of them (ZeRO-3). Raises UserError when fewer were written than it has.
     """
-    from safetensors import safe_open
-
+    dtype = hf.AutoConfig.from_pretrained(resolve_model(start.path), revision=start.revision).dtype or torch.float32
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model

@@ -38,10 +38,14 @@ MAX_ANSWER_TOKENS = 10
 """Author script."""
 
 
-def no_letter_left(questions: Sequence[Question]) -> str | None:
-    """Why questions cannot be asked as the reward does, with one option more; None where they can."""
-    many = any(len(question.options) >= len(ANSWERS) for question in questions)
-    return f"{len(ANSWERS)} options leave no letter for the extra option" if many else None
+def askable(rows: Sequence[Any]) -> list[Question]:
+    """Questions in CapRL-QA-75K's schema. Raises KeyError, TypeError or ValueError for other rows, and for questions
+    that cannot be asked as the reward does, with one option more.
+    """
+    questions = [Question.from_ground_truth(row) for row in rows]
+    if any(len(question.options) >= len(ANSWERS) for question in questions):
+        raise ValueError(f"{len(ANSWERS)} options leave no letter for the extra option")
+    return questions
 
 
 class Reader:

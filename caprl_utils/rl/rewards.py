@@ -30,10 +30,8 @@ from caprl_utils.records import Question
 from caprl_utils.rl.readers import Reader, open_reader
 from caprl_utils.schema import RL, ModelConfig, Profile, Reward
 
-MIN_LETTER_MASS = 0.5
-"""Ours: below it the option letters do not say what the reader would answer."""
-MIN_SCORE_MASS = 0.5
-"""Ours: below it the five digits do not say how the judge would rate."""
+MIN_MASS = 0.5
+"""Ours: below it the letters (or digits) that are asked about do not say what a model would answer."""
 SCORES = (1, 2, 3, 4, 5)
 UNIFIED_MAX_TOKENS = 512
 LENGTH_SHARES = (0.5, 0.75)
@@ -63,6 +61,21 @@ class RewardBatch:
 
 def _average(values: Collection[float]) -> float:
     return sum(values) / len(values) if values else math.nan
+
+
+def _chances(rows: Mapping[Any, Sequence[float] | None], temperature: float = 1.0) -> tuple[dict, dict]:
+    """Of each row of log-probabilities that is there: how likely the choices are among themselves at a temperature,
+    where they hold MIN_MASS of the probability; and their mass.
+    """
+    known = {key: row for key, row in rows.items() if row is not None}
+    masses, chances = {key: sum(map(math.exp, row)) for key, row in known.items()}, {}
+    for key, row in known.items():
+        if masses[key] >= MIN_MASS:
+            top = max(row)
+            weights = [math.exp((value - top) / temperature) for value in row]
+            total_weight = sum(weights)
+            chances[key] = [weight / total_weight for weight in weights]
+    return chances, masses
 
 
 # The QA reward
@@ -152,15 +165,13 @@ def sampled_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Sco
 
 def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Scores:
     """Probability of the right letter per round at the reader's temperature; None where the reader failed. A round
-    whose letters hold less than MIN_LETTER_MASS of the probability is sampled instead (`fallback`): there the letters
-    do not say what the reader would answer.
+    whose letters hold less than MIN_MASS of the probability is sampled instead (`fallback`).
     """
     widest = max((r.letters for r in rounds), key=len)
     logprobs = reader.letter_logprobs([r.request for r in rounds], widest)
     known = {i: row[: len(rounds[i].letters)] for i, row in enumerate(logprobs) if row is not None}
-    masses = {i: sum(map(math.exp, row)) for i, row in known.items()}
-    low = [i for i, mass in masses.items() if mass < MIN_LETTER_MASS]
-    chances = {i: _softmax(known[i], settings.reader_temperature) for i in known if masses[i] >= MIN_LETTER_MASS}
+    chances, masses = _chances(known, settings.reader_temperature)
+    low = [i for i in known if i not in chances]
     scores = {i: row[rounds[i].letters.index(rounds[i].gold)] for i, row in chances.items()}
     metrics = {
         "letter_mass": _average(masses.values()), "fallback": len(low) / len(rounds),
@@ -173,19 +184,12 @@ def expected_scores(rounds: Sequence[Round], reader: Reader, settings: RL) -> Sc
     return [scores.get(i) for i in range(len(rounds))], metrics
 
 
-def _softmax(logprobs: Sequence[float], temperature: float = 1.0) -> list[float]:
-    top = max(logprobs)
-    weights = [math.exp((value - top) / temperature) for value in logprobs]
-    total = sum(weights)
-    return [weight / total for weight in weights]
-
-
 # Judges, what the paper compares the QA reward with (Figure 1c): both rate from 1 to 5 and give (score - 1) / 4
 
 
 def vlm(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
     """A vision-language model's expected score over the digits 1 to 5, by one forward pass (ours; the paper does not
-    say how the score is read). `score_mass` is their probability; a caption with less than MIN_SCORE_MASS has None.
+    say how the score is read). `score_mass` is their probability; a caption with less than MIN_MASS has None.
     """
     requests = _about_images(rollout, prompts.RATE, prompts.SCORE_PREFILL)
     try:
@@ -193,12 +197,9 @@ def vlm(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
     except UserError:  # " 1" is no single token: Qwen has the space as a token of its own
         spaced = [replace(request, prefill=f"{request.prefill} ") for request in requests]
         rows = judge.choice_logprobs(spaced, [str(score) for score in SCORES])
-    masses = {i: sum(map(math.exp, row)) for i, row in enumerate(rows) if row is not None}
-    rewards: list[float | None] = [None] * len(rows)
-    for i, mass in masses.items():
-        if mass >= MIN_SCORE_MASS:
-            rewards[i] = _scaled(sum(s * p for s, p in zip(SCORES, _softmax(rows[i]), strict=True)))
-    return RewardBatch(rewards, {"score_mass": _average(masses.values())}, len(requests))
+    chances, masses = _chances(dict(enumerate(rows)))
+    rewards = {i: _scaled(sum(s * p for s, p in zip(SCORES, row, strict=True))) for i, row in chances.items()}
+    return RewardBatch([*map(rewards.get, range(len(rows)))], {"score_mass": _average(masses.values())}, len(rows))
 
 
 def unified(rollout: Rollout, judge: Backend, settings: RL) -> RewardBatch:
@@ -252,17 +253,15 @@ def sentences_of(caption: str) -> list[str]:
 
 def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tuple[dict, float]:
     """(image id, sentence) -> the verifier's chance of "Yes" by one forward pass, None where it failed or both letters
-    hold less than MIN_LETTER_MASS; and their mean mass. asked: the same -> pixels.
+    hold less than MIN_MASS; and their mean mass. asked: the same -> pixels.
     """
     requests = [
         Request("/".join(key), prompts.VERIFY.format(sentence=key[1]), image, prefill=prompts.ANSWER_PREFILL)
         for key, image in asked.items()
     ]
     rows = verifier.choice_logprobs(requests, [" A", " B"]) if requests else []  # yes and no
-    known = {key: row for key, row in zip(asked, rows, strict=True) if row is not None}
-    masses = {key: sum(map(math.exp, row)) for key, row in known.items()}
-    chances = {key: _softmax(row)[0] for key, row in known.items() if masses[key] >= MIN_LETTER_MASS}
-    return dict.fromkeys(asked) | chances, _average(masses.values())
+    chances, masses = _chances(dict(zip(asked, rows, strict=True)))
+    return dict.fromkeys(asked) | {key: row[0] for key, row in chances.items()}, _average(masses.values())
 
 
 # Against a reference caption (BalCapRL, 2605.07394, where an LLM compares atomic claims; words are ours: no model more)
@@ -271,8 +270,8 @@ def chances_true(asked: Mapping[tuple[str, str], Any], verifier: Backend) -> tup
 class References:
     """Greedy captions of the strong captioner: each image is described once, its caption is kept."""
 
-    def __init__(self, captioner: Backend):
-        self._captioner, self._kept = captioner, {}
+    def __init__(self, captioner: ModelConfig, profile: Profile):
+        self._captioner, self._kept = open_backend(captioner, profile), {}
 
     def of(self, rollout: Rollout, max_tokens: int) -> tuple[list[str | None], int]:
         """A reference for each caption, None where the captioner failed; and how many were made for it."""
@@ -281,11 +280,6 @@ class References:
         made = self._captioner.generate(new, Sampling(max_tokens)) if new else []
         self._kept |= {answer.id: answer.text for answer in made if answer.text}
         return [self._kept.get(name) for name in rollout.rows["id"]], len(new)
-
-
-def open_references(model: ModelConfig, profile: Profile) -> References:
-    """See `References`."""
-    return References(open_backend(model, profile))
 
 
 def precision(rollout: Rollout, references: References, settings: RL) -> RewardBatch:
@@ -353,8 +347,8 @@ TERMS = {
     "vlm": Term(vlm, "vlm_judge", (prompts.RATE, prompts.SCORE_PREFILL)),
     "unified": Term(unified, "reward_judge", (prompts.UNIFIED,)),
     "correct": Term(correct, "vlm_judge", (prompts.VERIFY, prompts.ANSWER_PREFILL)),
-    "precision": Term(precision, "captioner_72b", (prompts.CAPTION,), open_references),
-    "recall": Term(recall, "captioner_72b", (prompts.CAPTION,), open_references),
+    "precision": Term(precision, "captioner_72b", (prompts.CAPTION,), References),
+    "recall": Term(recall, "captioner_72b", (prompts.CAPTION,), References),
     "fluency": Term(fluency),
     "length": Term(length),
     "within_length": Term(within_length, gate=True),
@@ -393,7 +387,7 @@ def total(reward: Reward, models: Mapping[str, Any], rollout: Rollout, settings:
     sums = _of_each(lambda row: sum(w * r for w, r in zip(weights, row, strict=True)), *columns.values())
     metrics = {key: value for batch in found.values() for key, value in batch.metrics.items()}
     calls = sum(batch.calls for batch in found.values())
-    return RewardBatch(sums, metrics | {"reward_calls": calls}, calls)
+    return RewardBatch(sums, metrics | {"reward_calls": calls})
 
 
 def _of_each(combine: Callable[[Sequence[float]], float], *columns: Sequence[float | None]) -> list[float | None]:

@@ -23,7 +23,7 @@ from caprl_utils.hashing import text_hash
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import ZOO_PREFIX
 from caprl_utils.records import Question
-from caprl_utils.rl.readers import no_letter_left, open_reader
+from caprl_utils.rl.readers import askable, open_reader
 from caprl_utils.rl.rewards import CaptionTask, RewardBatch, qa_rewards
 from caprl_utils.schema import RL, ModelConfig, Profile
 
@@ -113,10 +113,10 @@ def questions_of(cell: Any) -> list[Question]:
             question, *choices = re.split(r"\n\s*-\s*(?=[A-J]\))", row[0])
             choices = [choice for choice in choices if prompts.CANNOT_ANSWER not in choice]
             row = {"question": question.strip(), "choices": choices, "answer": row[1].strip()}
-        found.append(Question.from_ground_truth(row))
-    if problem := no_letter_left(found) if found else "there are none":
-        raise ValueError(problem)
-    return found
+        found.append(row)
+    if not found:
+        raise ValueError("there are none")
+    return askable(found)
 
 
 def read_request(body: dict[str, Any]) -> tuple[list[str], list[Any]]:

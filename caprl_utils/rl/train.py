@@ -20,7 +20,6 @@ from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
 from caprl_utils.processes import die_with_parent
 from caprl_utils.rl.experiments import STAGE, identity, require_tracker, run_name
-from caprl_utils.rl.policy import checkpoint_dtype, counts, is_whole, save_final
 from caprl_utils.runs import Run, checkpoints_in, last_checkpoint
 from caprl_utils.schema import Experiment, Profile
 
@@ -47,6 +46,7 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
 
         from caprl_utils.rl.grpo import open_trainer
         from caprl_utils.rl.monitor import Monitor
+        from caprl_utils.rl.policy import is_whole
 
         with state.main_process_first():  # which deletes half-written ones
             checkpoint = last_checkpoint(folder, is_whole)
@@ -57,18 +57,20 @@ def train(experiment: Experiment, profile: Profile, seed: int) -> int:
         # under ZeRO-3 each process holds a part of them, and all have to ask
         weights = trainer.accelerator.get_state_dict(trainer.deepspeed) if is_deepspeed_zero3_enabled() else None
         if run:
-            _finish(run, trainer, experiment, seed, checkpoint_dtype(profile.models.policy), weights)
+            _finish(run, trainer, experiment, weights)
         return 0
     finally:
         if run:
             run.close()
 
 
-def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int, dtype: Any, weights: Any) -> None:
+def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, weights: Any) -> None:
     """Save the final model, write the record, drop the checkpoints: in this order, so a kill loses nothing."""
+    from caprl_utils.rl import policy
+
     model = trainer.accelerator.unwrap_model(trainer.model)
-    parameters = counts(model)
-    save_final(model, trainer.processing_class, run.folder / "final", dtype, weights)
+    parameters, start = policy.counts(model), run.profile.models.policy
+    policy.save_final(model, trainer.processing_class, run.folder / "final", start, weights)
     curve = list(run.rows("curve").read())
 
     def mean(name: str, part: slice = slice(None)) -> float | None:
@@ -79,7 +81,7 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, seed: int
     for name in ("reward", "completion_tokens"):  # ten steps at either end
         values |= {f"{name}_first": mean(name, slice(10)), f"{name}_last": mean(name, slice(-10, None))}
     values |= {name: mean(name) for name in ("seconds", "seconds_generate", "seconds_reward", "reward_calls")}
-    run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[seed],
+    run.finish(values=values, n=len(trainer.train_dataset), unit="image", seeds=[trainer.args.seed],
                parameters=parameters, experiment=experiment.model_dump(mode="json"))  # fmt: skip
     for checkpoint in checkpoints_in(run.folder):
         shutil.rmtree(checkpoint)

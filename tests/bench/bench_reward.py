@@ -9,7 +9,6 @@ import json
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -130,7 +129,7 @@ def noise(profile: Profile) -> list[dict[str, Any]]:
     the expected answer, questions drawn with replacement and each once.
     """
     reader, tasks = (open_reader(profile.models.reward_reader, profile), tasks_of(profile, IMAGES_NOISE, seed=0))
-    drawn = [replace(t, key=("noise", *t.key, n)) for t in tasks for n in range(DRAWS)]
+    drawn = [t._replace(key=("noise", *t.key, n)) for t in tasks for n in range(DRAWS)]
 
     def spread(kind: str, draw: str) -> float:
         rewards = qa_rewards(drawn, reader, _settings(profile, kind, draw)).rewards

@@ -1,7 +1,11 @@
 """A training in small: a fresh random policy of the mini world's shape, a handful of plain images and questions."""
 
+import gc
 import io
 import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +13,13 @@ import yaml
 
 from caprl_utils import paths
 from caprl_utils.config import load_experiment
+from caprl_utils.models.base import Request
+from caprl_utils.models.local import draw, uniforms
+from caprl_utils.rl import train
 from caprl_utils.schema import Reward, Training
 
-STEPS = 4
+STEPS = 3
+train._without_vllm()  # which takes longer to import than all else
 
 
 def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 140)) -> None:
@@ -38,10 +46,13 @@ def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 1
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, Path]:
     """Folders of a random policy and a random reader."""
+    import torch
+
     from caprl_utils.mini.tokenizer import build_tokenizer
     from caprl_utils.mini.zoo.models import build_language_model, build_processor, build_vlm
     from tests.models.conftest import saved
 
+    torch.set_num_threads(1)  # tests run side by side
     made = {"policy": (build_vlm(0), build_processor()), "reader": (build_language_model(1), build_tokenizer())}
     return {name: saved(*parts, tmp_path_factory.mktemp(name)) for name, parts in made.items()}
 
@@ -49,17 +60,18 @@ def models(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def world(models, tmp_path_factory) -> Path:
     """A folder with a profile `tiny.yaml`, an experiment `small.yaml` and the questions that its trainings need."""
+    gc.freeze()  # every training collects garbage, seconds where so much is imported
     folder = tmp_path_factory.mktemp("world")
     profile = {
         "extends": "mini", "torch_threads": 1, "models": {"policy": {"path": str(models["policy"])}},
         "rl": {
             "num_images": 6, "prompts_per_step": 4, "group_size": 2, "steps": STEPS, "warmup_steps": 1,
-            "max_completion_tokens": 10, "rounds": 2, "beta": 0.05, "learning_rate": 1.0e-3, "save_every": 2,
+            "max_completion_tokens": 6, "rounds": 2, "beta": 0.05, "learning_rate": 1.0e-3, "save_every": 2,
         },
     }  # fmt: skip
     (folder / "tiny.yaml").write_text(yaml.safe_dump(profile))
     (folder / "small.yaml").write_text("description: a test")
-    write_questions(folder / "runs" / "tiny" / "curation" / "main" / "qa.parquet", num_images=6)
+    write_questions(folder / "runs" / "tiny" / "curation" / "main" / "qa.parquet", 6, size=(56, 56))
     return folder
 
 
@@ -70,22 +82,24 @@ def runs(world, monkeypatch) -> Path:
     return world / "runs"
 
 
+def open_small(world: Path, folder: Path, models=(), rl=(), term="qa", prompts="short", **training):
+    """A trainer of the small world in a folder. models, rl: over those of its profile. training: section training."""
+    from caprl_utils.rl.grpo import open_trainer
+
+    profile = yaml.safe_load((world / "tiny.yaml").read_text()) | {"prompts": prompts}
+    profile["models"] |= models
+    profile["rl"] |= rl
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(profile))
+    experiment, resolved = load_experiment(str(world / "small.yaml"), str(folder / "tiny.yaml"))
+    update = {"training": Training(**training), "reward": Reward(terms={term: 1.0})}
+    return open_trainer(experiment.model_copy(update=update), resolved, 0, folder)
+
+
 @pytest.fixture
 def opened(world, runs, tmp_path):
-    """Call with the policy's models, values of section rl and of training: a trainer of the small world in tmp_path."""
-
-    def call(models=(), rl=(), term="qa", prompts="short", **training):
-        from caprl_utils.rl.grpo import open_trainer
-
-        profile = yaml.safe_load((world / "tiny.yaml").read_text()) | {"prompts": prompts}
-        profile["models"] |= models
-        profile["rl"] |= rl
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
-        experiment, resolved = load_experiment(str(world / "small.yaml"), str(tmp_path / "tiny.yaml"))
-        update = {"training": Training(**training), "reward": Reward(terms={term: 1.0})}
-        return open_trainer(experiment.model_copy(update=update), resolved, 0, tmp_path)
-
-    return call
+    """Call with more of `open_small`: a trainer in tmp_path."""
+    return partial(open_small, world, tmp_path)
 
 
 def curve_of(trainer) -> list[dict]:
@@ -96,3 +110,35 @@ def curve_of(trainer) -> list[dict]:
     with Monitor(trainer, folder, None):
         assert trainer.fit(None)
     return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def options_of(prompt: str) -> dict[str, str]:
+    """{letter: option} of a question as the reader sees it."""
+    return {line[0]: line[3:] for line in prompt.splitlines() if line[1:3] == ") "}
+
+
+class ChanceReader:
+    """A reader that answers with given probabilities of the option texts; `None` from `chances` is a failure."""
+
+    words = "short"
+
+    def __init__(self, chances: Callable[[Request, dict[str, str]], dict[str, float] | None]):
+        self.chances, self.prompts = chances, []
+
+    def _letters(self, request: Request) -> dict[str, float] | None:
+        self.prompts.append(request.prompt)
+        return self.chances(request, options_of(request.prompt))
+
+    def letter_logprobs(self, requests: Sequence[Request], letters: str) -> list[list[float] | None]:
+        rows = map(self._letters, requests)
+        return [row if row is None else [math.log(row.get(x, 0.0) or 1e-12) for x in letters] for row in rows]
+
+    def answers(self, requests: Sequence[Request], temperature: float) -> list[str | None]:
+        return [self._drawn(r, temperature) for r in requests]
+
+    def _drawn(self, request: Request, temperature: float) -> str | None:
+        row = self._letters(request)
+        known = {letter: math.log(p) for letter, p in (row or {}).items() if p}
+        if not known:
+            return None if row is None else " nothing"
+        return f" {[*known][draw([*known.values()], temperature, uniforms(0, request.id, 0, 1)[0])]}"

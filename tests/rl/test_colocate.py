@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 import pytest
 import torch
@@ -20,15 +21,22 @@ def plain_linear(layer, remove_weight):
 def on_cpu(monkeypatch):
     """vLLM's engine as the server has it on a CPU, in this process; what it leaves there goes with the test."""
     import trl.generation.vllm_generation as trls
-    from vllm import LLM
+
+    if sys.modules.get("mistral_common", trls) is None:  # see conftest
+        monkeypatch.delitem(sys.modules, "mistral_common")
+    from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.sampling_params import StructuredOutputsParams
 
     before = dict(os.environ)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # a CPU's weights are packed after loading and cannot be pushed again; a GPU's stay as they are
     monkeypatch.setattr("vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm", plain_linear)
     how = {"enforce_eager": True, "dtype": "float32", "enable_chunked_prefill": False}
-    monkeypatch.setattr(trls, "LLM", functools.partial(LLM, **how))
+    there = {"LLM": functools.partial(LLM, **how), "SamplingParams": SamplingParams,
+             "StructuredOutputsParams": StructuredOutputsParams, "is_vllm_available": lambda: True}  # fmt: skip
+    for name, value in there.items():
+        monkeypatch.setattr(trls, name, value, raising=False)
     yield
     cleanup_dist_env_and_memory()
     os.environ.clear()

@@ -11,15 +11,12 @@ from caprl_utils.models.base import Completion
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.rl import judge_trial
 
-
-@pytest.fixture(scope="module")
-def profile():
-    return load_profile("smoke")
+PROFILE = load_profile("smoke", {"prism.num_samples": 4})
 
 
 @pytest.fixture(scope="module")
-def samples(profile):
-    return load_samples(profile)
+def samples():
+    return load_samples(PROFILE)
 
 
 class Judge:
@@ -57,19 +54,18 @@ def length(text, facts):
 
 
 @pytest.mark.parametrize("role", ["vlm_judge", "reward_judge"])
-def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, profile, samples, monkeypatch, tmp_path):
+def test_a_judge_that_knows_passes_and_one_that_likes_length_does_not(role, samples, monkeypatch, tmp_path):
     found = {}
     for rate in (truth, length):
         monkeypatch.setattr("caprl_utils.paths.RUNS", tmp_path / rate.__name__)
         monkeypatch.setattr(judge_trial, "open_backend", lambda *unused, rate=rate: Judge(samples, rate))
-        record = judge_trial.trial(profile, role, samples)
+        record = judge_trial.trial(PROFILE, role, samples)
         assert record["n"] == len({s.meta["image_id"] for s in samples}) and record["unparsed"] == 0
-        assert judge_trial.trial(profile, role, samples)["finished"] == record["finished"]  # found complete
         found[rate] = record["values"]["pairs"]
     assert min(found[truth].values()) > 0.9
     likes = list(found[length].values())
     assert likes[2] == 1 and likes[3] == 0 and likes[4] == 0  # longer is better, whatever is said
-    assert judge_trial.trial(profile, role, [replace(samples[0], meta={})]) is None  # nothing is known
+    assert judge_trial.trial(PROFILE, role, [replace(samples[0], meta={})]) is None  # nothing is known
 
 
 def knows(sentence, facts):
@@ -78,14 +74,14 @@ def knows(sentence, facts):
     return 0.9 if key in facts and (key != "unit") == (facts[key] == value) else 0.1
 
 
-def test_the_verifier_s_error_on_true_and_false_sentences(profile, samples, monkeypatch):
+def test_the_verifier_s_error_on_true_and_false_sentences(samples, monkeypatch):
     judge = Judge(samples, knows)
     monkeypatch.setattr(judge_trial, "open_backend", lambda *unused: judge)
-    record = judge_trial.verify(profile, samples)
+    record = judge_trial.verify(PROFILE, samples)
     true, wrong, not_shown = record["values"].values()
     with_unit = sum("unit" in facts for facts in judge.facts.values())
     assert true["error"] == pytest.approx(with_unit / true["sentences"]) and not_shown["error"] == 0
     assert 0 < wrong["error"] <= with_unit / wrong["sentences"] and not_shown["sentences"] > record["n"]
     assert true["chance"] == pytest.approx(0.9 - true["error"] * 0.8, abs=2e-3)
-    assert judge_trial.verify(profile, samples)["finished"] == record["finished"]  # found complete
-    assert judge_trial.verify(profile, [replace(samples[0], meta={})]) is None
+    assert judge_trial.verify(PROFILE, samples)["finished"] == record["finished"]  # found complete
+    assert judge_trial.verify(PROFILE, [replace(samples[0], meta={})]) is None

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,14 +16,19 @@ from caprl_utils.models.local import LocalBackend
 from caprl_utils.rl import readers
 from caprl_utils.rl.readers import ListedPrompts, PackedPrompts, Reader, batches, open_reader, pack, tensors
 from caprl_utils.schema import ModelConfig
-from tests.rl.vllm_stub import BEFORE, MIDDLE, Server
+from tests.models.fake_server import FakeServer
 
-pytestmark = pytest.mark.usefixtures("quick_client")
 CAPTIONS = ["The value of Rome is 42. The topic is sales.", "The value of Oslo is 7. The topic is sales.", ""]
 QUESTIONS = [
     "What is the topic?\nA) sales\nB) rain", "What is the value of Rome?\nA) 42\nB) 17\nC) 5", "What?"
 ]  # fmt: skip
 PREFILL = "The answer is"
+
+
+@pytest.fixture(autouse=True)
+def without_certificates(quick_client, monkeypatch):
+    """To read them, for every client anew, takes longer than all else."""
+    monkeypatch.setattr("ssl.SSLContext.load_verify_locations", lambda *unused, **unread: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_same_numbers_as_plain_requests(real, backend, requests, request):
 
 
 def test_sampled_answers_repeat_and_follow_the_probabilities(packed, requests):
-    many = [Request(f"draw{i}", requests[0].prompt, prefill=PREFILL) for i in range(2000)]
+    many = [Request(f"draw{i}", requests[0].prompt, prefill=PREFILL) for i in range(1000)]
     first, again = (list(packed._fast.first_tokens(many, 1.0).values()) for _ in range(2))
     assert first == again
     chance = np.exp(packed.letter_logprobs(requests[:1], "A")[0][0])
@@ -94,6 +100,74 @@ def test_too_long_prompt_fails_alone_and_a_model_that_refuses_packs_is_asked_pla
     assert packed._same is False
 
 
+# A small stand-in for a vLLM server: what the reward asks of one, with numbers that are known
+
+BEFORE, MIDDLE = "<user>", "</user><assistant>"
+
+
+def templated(body: dict) -> str:
+    """The messages of a body in the chat template."""
+    last = body["messages"][-1]["content"] if len(body["messages"]) > 1 else ""
+    return BEFORE + body["messages"][0]["content"] + MIDDLE + last
+
+
+class Server(FakeServer):
+    """A server whose letters depend on the prompt alone; tokens are characters. lists_differ: by another number.
+
+    unsure: its letters hold half of the probability. longest: characters of a prompt that it takes. calls: "chat", or
+    how many prompts a list had.
+    """
+
+    def __init__(self, lists_differ: bool = False, longest: int = 10_000, unsure: bool = False):
+        super().__init__(models=("m",))
+        self.lists_differ, self.longest, self.unsure, self.calls = lists_differ, longest, unsure, []
+
+    def _routes(self):
+        lists = web.post("/v1/completions", self._complete)
+        return [*super()._routes(), web.post("/detokenize", self._detokenize), lists]
+
+    def _logprobs(self, text: str, ids: list[int], extra: float = 0.0) -> dict[str, float]:
+        right = sum(map(ord, text)) % 3
+        mass = 0.5 if self.unsure else 1.0
+        rest = mass * 0.1 / max(1, len(ids) - 1)
+        shares = [mass * 0.9 if i == right else rest for i in range(len(ids))]
+        return {f"token_id:{token}": math.log(p) + extra for token, p in zip(ids, shares, strict=True)}
+
+    async def _tokenize(self, request):
+        body = await request.json()
+        text = body.get("prompt")
+        tokens = [ord(c) for c in (templated(body) if text is None else text)]
+        return web.json_response({"tokens": tokens[-1:] if text and text.startswith(" ") else tokens})
+
+    async def _detokenize(self, request):
+        return web.json_response({"prompt": "".join(map(chr, (await request.json())["tokens"]))})
+
+    async def _chat(self, request):
+        body = await request.json()
+        self.calls.append("chat")
+        text = templated(body)
+        if len(text) > self.longest:
+            return web.json_response({"error": "too long"}, status=400)
+        choice = {"finish_reason": "length", "message": {"content": " Z"}}
+        if body.get("logprobs"):
+            top = self._logprobs(text, body["logprob_token_ids"])
+            entries = [{"token": token, "logprob": value} for token, value in top.items()]
+            choice["logprobs"] = {"content": [{"top_logprobs": entries}]}
+        return web.json_response({"choices": [choice], "usage": {"completion_tokens": 1}})
+
+    async def _complete(self, request):
+        body = await request.json()
+        self.calls.append(len(body["prompt"]))
+        if any(len(text) > self.longest for text in body["prompt"]):
+            return web.json_response({"error": "too long"}, status=400)
+        ids, extra = body["logprob_token_ids"], 0.5 if self.lists_differ else 0.0
+        choices = [
+            {"index": i, "logprobs": {"top_logprobs": [self._logprobs(text, ids, extra)]}}
+            for i, text in enumerate(body["prompt"])
+        ]
+        return web.json_response({"choices": choices[::-1]})
+
+
 def endpoint(server: Server, copies: int = 1) -> EndpointBackend:
     return EndpointBackend(ModelConfig(path="m", backend="endpoint", base_urls=[server.url] * copies))
 
@@ -106,32 +180,24 @@ def asked(count: int = 130) -> list[Request]:
     return [Request(f"r{i}", f"Question {i % 100}?", prefill=PREFILL) for i in range(count)]
 
 
-def test_same_numbers_in_few_requests():
-    with Server() as server:
-        served, plain = listed(server), Reader(endpoint(server))
-        found = served.letter_logprobs(asked(), "ABC")
-        calls = [call for call in server.calls if call != "chat"]
-        assert calls == [4, 64, 36] or calls == [4, 36, 64]  # the check, then 100 different prompts
-        for row, wanted in zip(found, plain.letter_logprobs(asked(), "ABC"), strict=True):
-            assert row == pytest.approx(wanted)
-
-
-def test_a_server_whose_lists_differ_is_asked_one_by_one(caplog):
-    with Server(lists_differ=True) as server:
-        served = listed(server)
-        rows = served.letter_logprobs(asked(8), "ABC")
-        assert rows == [pytest.approx(r) for r in Reader(endpoint(server)).letter_logprobs(asked(8), "ABC")]
-        assert server.calls.count(4) == 1 and "asking one by one" in caplog.text
+@pytest.mark.parametrize(("differ", "count", "calls"), [(False, 130, [4, 36, 64]), (True, 8, [4])])
+def test_same_numbers_in_few_requests_and_one_by_one_where_lists_differ(differ, count, calls, caplog):
+    """The check, then 100 different prompts."""
+    with Server(lists_differ=differ) as server:
+        found = listed(server).letter_logprobs(asked(count), "ABC")
+        assert sorted(call for call in server.calls if call != "chat") == calls
+        assert found == [pytest.approx(r) for r in Reader(endpoint(server)).letter_logprobs(asked(count), "ABC")]
+        assert ("asking one by one" in caplog.text) is differ
 
 
 def test_answers_are_drawn_here_as_often_as_the_letters_say_and_unsure_ones_by_the_server():
     with Server() as server, Server(unsure=True) as unsure:
         reader = listed(server)
-        many = [Request(f"draw{i}", "Question 0?", prefill=PREFILL) for i in range(3000)]
+        many = [Request(f"draw{i}", "Question 0?", prefill=PREFILL) for i in range(1000)]
         texts = reader.answers(many, temperature=1.0)
-        assert texts == reader.answers(many, temperature=1.0)
+        assert texts[:100] == reader.answers(many[:100], temperature=1.0)
         best = "ABC"[sum(map(ord, BEFORE + "Question 0?" + MIDDLE + PREFILL)) % 3]
-        assert sum(text == f" {best}" for text in texts) / 3000 == pytest.approx(0.9, abs=0.03)
+        assert sum(text == f" {best}" for text in texts) / 1000 == pytest.approx(0.9, abs=0.03)
         # no letter of an answer in the first token, so more are asked for
         assert listed(unsure).answers(asked(3), temperature=0.6) == [" Z Z"] * 3
 

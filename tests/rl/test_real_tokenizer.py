@@ -30,7 +30,7 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
 
     ids = judge.loaded.tokenizer(" 4")["input_ids"]
     assert len(ids) == 2 and judge.loaded.tokenizer(f"{prompts.SCORE_PREFILL} 4")["input_ids"][-2:] == ids
-    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_MASS", 0.0)
     picture = Image.new("RGB", (140, 140), "red")
     rows = {"image": [picture] * 2, "id": ["a", "b"]}
     batch = vlm(Rollout(["A red square.", ""], [4, 0], rows), judge, RL())
@@ -46,13 +46,10 @@ def test_digits_are_read_behind_their_space(judge, monkeypatch):
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("term", "parts"),
-    [
-        ("qa", {"lora": Lora(rank=2, alpha=4)}), ("qa", {"micro_batch_size": 2, "rollout_rows": 3}),
-        ("vlm", {"lora": Lora(rank=2, alpha=4)}), ("unified", {}),
-    ],
-)  # fmt: skip
+    [("qa", {"lora": Lora(rank=2, alpha=4), "micro_batch_size": 2, "rollout_rows": 3}), ("vlm", {}), ("unified", {})],
+)
 def test_a_step_of_training(opened, term, parts, monkeypatch, qwen_vlm, qwen_reader):
-    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_SCORE_MASS", 0.0)
+    monkeypatch.setattr("caprl_utils.rl.rewards.MIN_MASS", 0.0)
     monkeypatch.setattr("caprl_utils.rl.rewards.UNIFIED_MAX_TOKENS", 4)
     models = {role: {"path": str(qwen_vlm)} for role in ("policy", "vlm_judge", "reward_judge")}
     models["reward_reader"] = {"path": str(qwen_reader)}
@@ -102,6 +99,6 @@ def test_a_step_of_training_of_qwen3_vl(opened, tmp_path):
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}
     assert any("language_model" in n for n in moved)
     model, final = trainer.accelerator.unwrap_model(trainer.model), tmp_path / "final"
-    save_final(model, trainer.processing_class, final, torch.float32)
+    save_final(model, trainer.processing_class, final, ModelConfig(path=str(tmp_path / "policy")))
     load = transformers.AutoModelForImageTextToText.from_pretrained
     assert not any(load(final, output_loading_info=True)[1].values())

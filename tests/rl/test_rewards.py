@@ -1,5 +1,4 @@
 import math
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +11,7 @@ from caprl_utils.rl import rewards
 from caprl_utils.rl.grpo import CaptionReward
 from caprl_utils.rl.rewards import CaptionTask, Rollout, draw_rounds, final_score, qa_rewards, repeated_share
 from caprl_utils.schema import RL, Reward
-from tests.rl.reader_fakes import ChanceReader, options_of
+from tests.rl.conftest import ChanceReader, options_of
 
 QUESTIONS = [
     Question(question="What is the value of Rome?", options=("17", "42", "5", "8"), answer="B"),
@@ -126,7 +125,7 @@ def test_little_mass_on_letters_falls_back_to_sampling(monkeypatch):
     reader = ChanceReader(lambda request, options: {"nothing": 0.9, **dict.fromkeys(options, 0.02)})
     batch = qa_rewards([task()], reader, using())
     assert batch.metrics["fallback"] == 1.0 and batch.metrics["unparsed"] > 0
-    monkeypatch.setattr(rewards, "MIN_LETTER_MASS", 0.0)
+    monkeypatch.setattr(rewards, "MIN_MASS", 0.0)
     batch = qa_rewards([task()], reader, using())
     assert batch.metrics["fallback"] == 0.0 and 0 < batch.rewards[0] < 1
 
@@ -179,11 +178,10 @@ def test_reward_as_trl_calls_it_sums_its_terms_logs_and_stops_when_too_many_fail
 
     def call(max_failed_share):
         rl = RL(max_failed_share=max_failed_share, max_completion_tokens=20)
-        return CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)(
-            completions=[[{"content": c}] for c in ("good", "gone", "good", "good")],
-            completion_ids=[[0] * n for n in (5, 5, 12, 15)], trainer_state=SimpleNamespace(global_step=3),
-            log_extra=extra.__setitem__, log_metric=metrics.__setitem__, id=["a"] * 4, image=["i"] * 4,
-        )  # fmt: skip
+        reward = CaptionReward(Reward(terms={"vlm": 1.0, "length": 0.2}), {"vlm": judge}, rl, 0)
+        captions = [[{"content": c}] for c in ("good", "gone", "good", "good")]
+        reward.begin(captions, [[0] * n for n in (5, 5, 12, 15)], {"id": ["a"] * 4, "image": ["i"] * 4}, step=3)
+        return reward(completions=captions, log_extra=extra.__setitem__, log_metric=metrics.__setitem__)
 
     assert call(0.5) == [pytest.approx(1.2), None, pytest.approx(1.12), pytest.approx(1.0)]
     assert extra["num_tokens"] == [5, 5, 12, 15] and metrics["failed_share"] == pytest.approx(1 / 4)
@@ -255,15 +253,21 @@ def test_correct_is_the_mean_chance_of_each_different_sentence():
     assert rewards.correct(rolled("", ""), None, SETTINGS).rewards == [0.0, 0.0]
 
 
-def test_precision_and_recall_against_one_reference_an_image():
+@pytest.fixture
+def references(monkeypatch):
+    """Call with a captioner."""
+    monkeypatch.setattr(rewards, "open_backend", lambda model, profile: model)
+    return lambda captioner: rewards.References(captioner, None)
+
+
+def test_precision_and_recall_against_one_reference_an_image(references):
     looker = Looker(text="A red bar, a blue bar")  # a, red, bar, blue
-    references, told = rewards.References(looker), rolled("The red bar", "A red bar a blue bar. Bar!", "", ids=[*"aab"])
-    assert rewards.precision(told, references, SETTINGS).rewards == [pytest.approx(2 / 3), 1.0, 0.0]
-    batch = rewards.recall(told, references, SETTINGS)
+    known, told = references(looker), rolled("The red bar", "A red bar a blue bar. Bar!", "", ids=[*"aab"])
+    assert rewards.precision(told, known, SETTINGS).rewards == [pytest.approx(2 / 3), 1.0, 0.0]
+    batch = rewards.recall(told, known, SETTINGS)
     assert batch.rewards == [0.5, 1.0, 0.0] and batch.calls == 0  # each image once, for both terms
     assert looker.prompts == [prompts.CAPTION] * 2
-    failing = rewards.References(Looker(text=None))
-    assert rewards.precision(told, failing, SETTINGS).rewards == [None] * 3
+    assert rewards.precision(told, references(Looker(text=None)), SETTINGS).rewards == [None] * 3
     opened = rewards.open_models(Reward(terms={"precision": 1, "fluency": 1, "recall": 1}), load_profile("mini"))
     assert list(opened) == ["precision", "recall"] and opened["precision"] is opened["recall"]
 
@@ -275,11 +279,11 @@ def test_a_gate_multiplies_and_none_stays_none():
     assert rewards.within_length(Rollout("ab", [36, 37], {}), None, SETTINGS).rewards == [1.0, 0.0]
 
 
-def test_terms_apart_count_alike_whatever_their_scale_and_within_their_image():
+def test_terms_apart_count_alike_whatever_their_scale_and_within_their_image(references):
     by_hand = rewards.within_groups([1.0, 3.0, 5.0, None, 5.0], ["a", "a", "b", "b", "b"])
     assert by_hand == [pytest.approx(-0.7071, abs=1e-3), pytest.approx(0.7071, abs=1e-3), 0.0, None, 0.0]
     told = rolled(TRUE[0], " ".join(TRUE), "", " ".join([TRUE[0]] * 4))
-    reward, models = Reward(terms={"recall": 0.001, "fluency": 1.0}), {"recall": rewards.References(Looker())}
+    reward, models = Reward(terms={"recall": 0.001, "fluency": 1.0}), {"recall": references(Looker())}
     apart = reward.model_copy(update={"apart": True, "terms": {"recall": 1.0, "fluency": 1.0}})
     summed, alike = (rewards.total(one, models, told, SETTINGS).rewards for one in (reward, apart))
     assert summed[1] == pytest.approx(1.001) and sum(alike) == pytest.approx(0, abs=1e-3)
@@ -300,23 +304,15 @@ PAYS |= {("reward_correct_3", "one fact, repeated")}  # one true sentence is all
     "name",
     ["short", "length_term", "reward_masked", "reward_correct", "reward_correct_3", "reward_balanced", "reward_judge"],
 )
-def test_which_cheat_earns_more_than_a_caption_of_the_base(name):
+def test_which_cheat_earns_more_than_a_caption_of_the_base(name, references):
     reward = load_experiment(name, "mini")[0].reward
     judge = Judge({text: [1e-9, 1e-9, 1e-9, 0.5, 0.5] if len(text) > len(BASE) else [1.0, *[1e-9] * 4]
                    for text in sorted([BASE, *CHEATS.values()], key=len, reverse=True)})  # fmt: skip
-    references = rewards.References(Looker())
-    models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": references, "recall": references}
+    strong = references(Looker())
+    models = {"qa": believes(), "vlm": judge, "correct": Looker(), "precision": strong, "recall": strong}
     found = rewards.total(reward, models, rolled(BASE, BASE, *CHEATS.values()), SETTINGS).rewards
     paying = {cheat for cheat, value in zip(CHEATS, found[2:], strict=True) if value > found[0]}
     assert {(name, cheat) for cheat in paying} == {pair for pair in PAYS if pair[0] == name}
-
-
-def test_what_the_correctness_reward_is_hacked_by():
-    """One true sentence is all correct, a base caption is not: where the base errs much, silence on the rest pays."""
-    poor = " ".join([TRUE[0], *FALSE[1:]])
-    batch = rewards.total(Reward(terms={"qa": 1.0, "correct": 1.0}), {"qa": believes(), "correct": Looker()},
-                          rolled(poor, TRUE[0]), SETTINGS)  # fmt: skip
-    assert batch.rewards == [pytest.approx(1 / 3 + 1.3 / 3), pytest.approx(1 / 3 + 0.9)]
 
 
 def test_fluency_length_and_repeated_share_by_hand():

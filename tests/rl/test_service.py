@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,8 +15,7 @@ from caprl_utils import paths, prompts, qa_reward
 from caprl_utils.errors import UserError
 from caprl_utils.rl import service
 from caprl_utils.rl.service import questions_of, reward_server
-from tests.rl.conftest import write_questions
-from tests.rl.reader_fakes import ChanceReader
+from tests.rl.conftest import ChanceReader, write_questions
 
 ROWS = [
     {"question": "What is the value of Rome?", "choices": ["A) 17", "B) 42", "C) 5"], "answer": "B"},
@@ -178,11 +176,22 @@ def test_what_fails_is_503_and_never_0(post, body, told):
 
 @pytest.mark.integration
 def test_plain_trl_trains_the_zoos_base(tmp_path):
-    """TRL's own trainer, two steps."""
+    """TRL's own trainer, as its documents write it, with our reward: two steps."""
+    from datasets import Dataset, Image
+    from trl import GRPOConfig, GRPOTrainer
+
     write_questions(tmp_path / "qa.parquet", 4)
-    script, folder = Path(__file__).parent / "plain_trl.py", paths.zoo_folder("zoo:base")
-    command = [sys.executable, script, folder, "zoo:reader-reward", tmp_path / "qa.parquet", tmp_path / "out"]
-    done = subprocess.run([*map(str, command)], cwd=paths.ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [row for row in json.loads(done.stdout.splitlines()[-1]) if "reward" in row]
+    rows = Dataset.from_parquet(str(tmp_path / "qa.parquet")).cast_column("image", Image())
+    ask = [{"role": "user", "content": "Please describe this image in detail."}]
+    args = GRPOConfig(
+        output_dir=str(tmp_path / "out"), max_steps=2, num_generations=4, per_device_train_batch_size=4,
+        max_completion_length=40, learning_rate=1e-4, use_cpu=True, report_to="none", logging_steps=1,
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = GRPOTrainer(
+        str(paths.zoo_folder("zoo:base")), [qa_reward("zoo:reader-reward", rounds=2)], args,
+        train_dataset=rows.map(lambda row: {"prompt": ask}),
+    )  # fmt: skip
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "reward" in row]
     assert len(steps) == 2 and all(0 <= row["rewards/qa_reward/mean"] <= 1 for row in steps)

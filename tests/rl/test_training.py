@@ -15,31 +15,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, TrainerCallback
 from trl import GRPOTrainer
 
-from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.rl.grpo import StepSampler, open_trainer
+from caprl_utils.rl.grpo import StepSampler
 from caprl_utils.rl.monitor import Monitor, curve_row
 from caprl_utils.rl.policy import WHOLE, counts, is_whole, save_final
 from caprl_utils.runs import last_checkpoint
-from caprl_utils.schema import Lora
-from caprl_utils.schema import Training as Parts
+from caprl_utils.schema import Lora, ModelConfig
+from tests.rl.conftest import open_small
 
 SAME = ("loss", "grad_norm", "kl", "reward", "group_std", "completion_tokens", "entropy", "learning_rate")
 
 
 class Training:
-    """One run folder; `fit` goes on from what is there, as caprl_utils.rl.train does. parts: of section training."""
+    """One run folder; `fit` goes on from what is there, as caprl_utils.rl.train does. more: of `open_small`."""
 
-    def __init__(self, world: Path, folder: Path, **parts):
-        experiment, self.profile = load_experiment(str(world / "small.yaml"), str(world / "tiny.yaml"))
-        self.experiment = experiment.model_copy(update={"training": Parts(**parts)})
-        self.folder = folder
-        folder.mkdir(exist_ok=True)
+    def __init__(self, world: Path, folder: Path, **more):
+        self.folder, self.open = folder, partial(open_small, world, folder, **more)
 
     def fit(self, stop_after: int | None = None, fails=None) -> bool:
         """stop_after: the step at which a stop is asked for, as by SIGTERM. fails: see `Failing`."""
-        checkpoint = last_checkpoint(self.folder, is_whole)
-        self.trainer = open_trainer(self.experiment, self.profile, 0, self.folder)
+        checkpoint, self.trainer = last_checkpoint(self.folder, is_whole), self.open()
         if fails is not None:
             models = self.trainer.reward_funcs[0].models
             models["qa"] = Failing(models["qa"], partial(fails, self.trainer))
@@ -85,7 +80,7 @@ def uninterrupted(world, tmp_path_factory):
 
 
 def assert_same(a: Training, b: Training) -> None:
-    assert [row["step"] for row in b.curve] == [1, 2, 3, 4]
+    assert [row["step"] for row in b.curve] == [1, 2, 3]
     for one, other in zip(a.curve, b.curve, strict=True):
         for name in SAME:
             assert other[name] == pytest.approx(one[name], abs=1e-5), (one["step"], name)
@@ -96,10 +91,10 @@ def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, u
     """What kill -9 leaves: rows beyond the checkpoint, a torn row, a half-written checkpoint."""
     training = Training(world, tmp_path / "run")
     shutil.copytree(uninterrupted.folder, training.folder, dirs_exist_ok=True)
-    (training.folder / "checkpoint-4" / WHOLE).unlink()
-    shutil.copytree(training.folder / "checkpoint-4", training.folder / "checkpoint-10")
+    (training.folder / "checkpoint-3" / WHOLE).unlink()
+    shutil.copytree(training.folder / "checkpoint-3", training.folder / "checkpoint-10")
     with open(training.folder / "curve.jsonl", "a") as curve:
-        curve.write('{"id": "5", "st')
+        curve.write('{"id": "4", "st')
     assert last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
     assert training.fit() is True
     assert_same(uninterrupted, training)
@@ -107,28 +102,24 @@ def test_a_killed_training_goes_on_from_the_last_whole_checkpoint(world, runs, u
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "parts", [{"micro_batch_size": 2}, {"lora": Lora(rank=4, alpha=8), "vision_tower": False}], ids=["passes", "lora"]
-)
-def test_stopped_in_between_and_resumed_equals_uninterrupted(world, runs, tmp_path, parts):
-    """After step 3, between two regular checkpoints. As on a GPU a step's captions go through in several passes, or
-    adapters alone train; then the final folder needs no PEFT to load.
+def test_stopped_in_between_and_resumed_equals_uninterrupted(world, models, runs, tmp_path):
+    """After step 1, before a regular checkpoint. As on a GPU adapters alone train, and a step's captions go through in
+    several passes; the final folder needs no PEFT to load.
     """
+    parts = {"micro_batch_size": 2, "lora": Lora(rank=4, alpha=8), "vision_tower": False}
     whole, resumed = (Training(world, tmp_path / name, **parts) for name in ("whole", "resumed"))
     assert whole.fit()
-    assert resumed.fit(stop_after=3) is False
+    assert resumed.fit(stop_after=1) is False
     assert resumed.fit()
     assert_same(whole, resumed)
-    if "lora" not in parts:
-        assert whole.trainer.args.gradient_accumulation_steps == 4
-        return
-    assert whole.curve[-1]["kl"] > 0
+    assert whole.curve[-1]["kl"] > 0 and whole.trainer.args.gradient_accumulation_steps == 4
     model = whole.trainer.model
     assert counts(model)["vision_tower"]["trainable"] == 0 < counts(model)["language_model"]["trainable"]
-    save_final(model, whole.trainer.processing_class, tmp_path / "final", torch.float32)
+    start = ModelConfig(path=str(models["policy"]))
+    save_final(model, whole.trainer.processing_class, tmp_path / "final", start)
     loaded, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "final", output_loading_info=True)
     assert not any(report.values())
-    base = AutoModelForImageTextToText.from_pretrained(whole.profile.models.policy.path)
+    base = AutoModelForImageTextToText.from_pretrained(start.path)
     changed = [n for n, p in loaded.named_parameters() if not torch.equal(p, base.get_parameter(n))]
     assert any("language_model" in n for n in changed) and not any("visual.blocks" in n for n in changed)
 
@@ -136,7 +127,7 @@ def test_stopped_in_between_and_resumed_equals_uninterrupted(world, runs, tmp_pa
 def test_trls_own_loading_loads_nothing_and_ours_refuses_what_does_not_fit(opened, uninterrupted, tmp_path):
     """The reason for our override. When the first part fails, TRL and transformers were mended and it can go."""
     trainer = opened()
-    checkpoint = uninterrupted.folder / "checkpoint-4"
+    checkpoint = uninterrupted.folder / "checkpoint-3"
     before = copy.deepcopy(trainer.model.model.state_dict())
     GRPOTrainer._load_from_checkpoint(trainer, str(checkpoint))
     torch.testing.assert_close(dict(trainer.model.model.state_dict()), dict(before), atol=0, rtol=0)
@@ -160,8 +151,8 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
     """When the reader is back, the run goes on from the last checkpoint and equals any other."""
     training = Training(world, tmp_path / "run")
     with pytest.raises(UserError, match=r"8 of 8 captions.*Nothing was learned"):
-        training.fit(fails=lambda trainer, request: trainer.state.global_step >= 3)
-    assert len(training.curve) == 3 and last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
+        training.fit(fails=lambda trainer, request: trainer.state.global_step >= 2)
+    assert len(training.curve) == 2 and last_checkpoint(training.folder, is_whole).name == "checkpoint-2"
     assert training.fit()
     assert_same(uninterrupted, training)
 
@@ -169,9 +160,7 @@ def test_dead_reader_stops_training_and_teaches_nothing(world, runs, uninterrupt
 @pytest.mark.integration
 def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path):
     """The reader fails on every question about some captions: no reward, no zero, no part in the gradient."""
-    training = Training(world, tmp_path / "run")
-    rl = training.profile.rl.model_copy(update={"max_failed_share": 0.5})
-    training.profile = training.profile.model_copy(update={"rl": rl})
+    training = Training(world, tmp_path / "run", rl={"max_failed_share": 0.5})
 
     def fails(trainer, request):  # captions 0 and 3: the number behind the image in the request's name
         return "image-0" in request.id and request.id.split("/")[3] in ("0", "3")
@@ -187,7 +176,7 @@ def test_a_reward_that_is_missing_is_left_out_of_its_group(world, runs, tmp_path
 
 def test_curve_and_samples(uninterrupted):
     rows = uninterrupted.rows("samples")
-    assert len(rows) == 4 * 8 and {row["image_id"][:6] for row in rows} == {"image-"}
+    assert len(rows) == 3 * 8 and {row["image_id"][:6] for row in rows} == {"image-"}
     first = [row for row in rows if row["step"] == 1]
     mean = sum(row["reward"] for row in first) / len(first)
     assert mean == pytest.approx(uninterrupted.curve[0]["reward"], abs=1e-6)
@@ -197,7 +186,7 @@ def test_curve_and_samples(uninterrupted):
     assert uninterrupted.curve[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert uninterrupted.curve[0]["unparsed"] is None
     board = EventAccumulator(str(uninterrupted.folder / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("train/reward")] == [1, 2, 3, 4]
+    assert [event.step for event in board.Scalars("train/reward")] == [1, 2, 3]
     assert board.Scalars("train/kl")[-1].value == pytest.approx(uninterrupted.curve[-1]["kl"], rel=1e-5)
     shown = board.Tensors("caption 0/text_summary")[0].tensor_proto.string_val[0].decode()
     assert shown == f"{first[0]['reward']}: {first[0]['caption']}"
