@@ -331,6 +331,13 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: package {error.name!r} is missing in {sys.executable}; run `make setup`")
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        if not isinstance(error, ValidationError):
+            raise
+        told = (f"{'.'.join(map(str, one['loc']))} {one['input']!r}: {one['msg']}" for one in error.errors())
+        sys.exit(f"error: {'; '.join(told)}")
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise

@@ -57,7 +57,7 @@ def world_of(meta: Mapping[str, Any]) -> DrawnSource | None:
     return drawn_source(meta["world"]) if "facts" in meta else None
 
 
-def made_model(path: str) -> Path | None:
-    """The folder of a model that a plug-in makes on demand, or None for a path that it does not know."""
+def maker_of(path: str) -> Callable[[], Path] | None:
+    """What gives the folder of a model that a plug-in makes on demand, or None for a path that it does not know."""
     _load_plugins()
-    return MODELS[path]() if path in MODELS else None
+    return MODELS.get(path)

@@ -44,7 +44,7 @@ from caprl_utils.prism.benchmarks import get_benchmark
 from caprl_utils.prism.loading import COLLECTION
 from caprl_utils.processes import die_with_parent, python_path, tail, visible_gpus
 from caprl_utils.progress import PROGRESS_ENV, read_state
-from caprl_utils.registry import drawn_source
+from caprl_utils.registry import drawn_source, maker_of
 from caprl_utils.runs import Lock
 from caprl_utils.schema import Profile
 
@@ -157,7 +157,8 @@ def _models(profile: Profile, chain: Sequence[str], pretrains: bool) -> Iterator
         port = f" PORT={place}" if (place := urlsplit(url).port) else ""
         yield ("servers", there, f"server {url} ({role}): make serve MODEL={path}{port}")
     for path, purpose in loaded.items():
-        yield ("models", _have(path, "model"), f"model {path} ({purpose}): .venv/bin/hf download {path}")
+        how = "no such model in the zoo" if path.startswith(paths.ZOO_PREFIX) else f".venv/bin/hf download {path}"
+        yield ("models", _have(path, "model"), f"model {path} ({purpose}): {how}")
 
 
 def _benchmarks(profile: Profile, more: Sequence[str]) -> Iterator[Need]:
@@ -181,8 +182,10 @@ def _have(path: str, kind: str) -> bool:
     """A model of the zoo (in the repository, or made from what is), a folder, or a hub id that was downloaded."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    if path.startswith(paths.ZOO_PREFIX):
+        return maker_of(path) is not None or (paths.zoo_folder(path) / "config.json").is_file()
     cached = Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots"
-    return path.startswith(paths.ZOO_PREFIX) or Path(path).is_dir() or cached.is_dir()
+    return Path(path).is_dir() or cached.is_dir()
 
 
 def requirements(file: str) -> dict[str, str]:

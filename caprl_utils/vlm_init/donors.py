@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.paths import shown
-from caprl_utils.registry import made_model
+from caprl_utils.registry import maker_of
 from caprl_utils.schema import Assembly, Donor
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def require(condition: Any, message: str) -> None:
 
 def donor_folder(donor: Donor) -> Path:
     """A donor's folder on this machine, fetched from the hub if need be. Raises UserError when it cannot be had."""
-    if (made := made_model(donor.path)) is not None:
-        return made
+    if (maker := maker_of(donor.path)) is not None:
+        return maker()
     if donor.path.startswith(paths.ZOO_PREFIX) or Path(donor.path).is_dir():
         return Path(paths.resolve_model(donor.path))
     from huggingface_hub import snapshot_download
