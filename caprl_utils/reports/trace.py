@@ -7,7 +7,6 @@ says of its runs is enough; their files tell more where they are here.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.reports.items import NOTEBOOKS
-from caprl_utils.reports.numbers import fill, from_record_path, look_up
+from caprl_utils.reports.numbers import fill, from_record_path, look_up, read
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import Profile
 
@@ -84,7 +83,7 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
         where = f"{paths.shown(folder)} (there are: {known})"
         raise UserError(f"no report {report} in {where}; run `make reproduce`")
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read(file)
         runs = {run["file"]: run for run in content.get("runs", [])}
         for table, row in [(t, row) for t in content.get("tables", []) for row in t["rows"]]:
             for column, cell, sources in zip(table["columns"], row["cells"], sources_of(row), strict=True):
@@ -107,9 +106,8 @@ def describe(cell: Found) -> str:
         known = files.setdefault(file, {**about(file, cell.runs), "keys": {}})
         known["keys"][key], here = None, from_record_path(file)
         if key and not known["again"] and here.is_file() and here.suffix in (".json", ".csv"):
-            text = here.read_text(encoding="utf-8")
-            content = list(csv.DictReader(text.splitlines())) if here.suffix == ".csv" else json.loads(text)
-            known["keys"][key] = look_up(content, key)
+            lines = here.read_text(encoding="utf-8").splitlines() if here.suffix == ".csv" else ()
+            known["keys"][key] = look_up(list(csv.DictReader(lines)) if lines else read(here), key)
     return fill("trace.txt", cell=cell, files=list(files.values())).rstrip()
 
 
@@ -119,7 +117,7 @@ def about(file: str, runs: Runs) -> dict[str, Any]:
         return {"file": file, "run": None, "again": None}
     folder = file.rsplit("/", 1)[0]
     told, here = runs.get(f"{folder}/result.json", {}), from_record_path(f"{folder}/result.json")
-    record = json.loads(here.read_text(encoding="utf-8")) if here.is_file() else {}
+    record = read(here)
     again = record["key"] if record and told.get("key") not in (None, record["key"]) else None
     facts = {**dict.fromkeys(("key", "commit"), "not recorded"), "hashes": {}, **({} if again else record), **told}
     _, profile, stage, run = folder.split("/", 3)

@@ -20,7 +20,7 @@ def test_values_keep_their_difference_from_others_from_0_and_from_100_and_differ
     assert numbers.percents([1 / 3, 1 / 3 + 1e-14]) == ["33.3", "33.3"]
     assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"] and numbers.number(61.25) == "61.3"
     shown = {0.213: "+21.3", -0.004: "-0.4", 0.0: "0.0", 0.0002: "+0.02", -0.0002: "-0.02"}
-    assert {value: numbers.difference(value) for value in shown} == shown
+    assert {value: numbers.differences([value])[0] for value in shown} == shown
 
 
 def test_intervals_p_values_and_counts():

@@ -8,10 +8,10 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism import probes
-from caprl_utils.prism.scores import write_samples
 from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.runs import Run, load_result
+from caprl_utils.runs import load_result
+from tests.reports.finished import MINI, evaluation, row
 
 PAIR = "CapRL − base"
 
@@ -68,8 +68,8 @@ def test_what_has_no_score_is_a_dash_and_stays_out_of_averages(finished, prism_r
     results = results_of(finished)
     scores, gaps = tables.scores_table(results), tables.gaps_table(results)
     assert scores.columns[:4] == ["Mini Chart", "Mini Scene", "Mini Document", "Average"]
-    for table, row in ((scores, "CapRL"), (gaps, PAIR)):
-        missing = cell(table, row, "Mini Document")
+    for table, label in ((scores, "CapRL"), (gaps, PAIR)):
+        missing = cell(table, label, "Mini Document")
         assert missing.text == "–" and missing.value is None
     assert cell(scores, "CapRL", "Mini Chart").value == pytest.approx(27 / 39)
     assert cell(scores, "CapRL", "Average").value == pytest.approx((27 / 39 + 0.7) / 2)
@@ -167,16 +167,12 @@ def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(fin
 def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_of, cell):
     names = probes.names(finished)
     rows = [
-        {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
-         "caption": name, "num_tokens": 10 + index, "finish_reason": "stop", "question": "", "gold": "7",
-         "options": ["7", "8"] if benchmark == "mini-scene" else [], "answer": "7", "letter_mass": None, "parsed": "7",
-         "score": float(n % 10 < index), "reason": None}
-        for benchmark in ("mini-chart", "mini-scene") for n in range(20) for index, name in enumerate(names)
+        row(benchmark, n, float(n % 10 < index), caption_index=index, caption=name, num_tokens=10 + index,
+            options=["7", "8"] if benchmark == "mini-scene" else [])
+        for benchmark in MINI for n in range(20) for index, name in enumerate(names)
         if benchmark == "mini-scene" or name != probes.OPTIONS
     ]  # fmt: skip
-    with Run.open(finished, "readers", "prism_reader", {"r": 1}, ["caprl_utils.errors"]) as run:
-        write_samples(run.folder / "samples.parquet", rows, "probes")
-        run.finish(values={}, n=20, unit="sample")
+    evaluation(finished, "readers", "prism_reader", rows)
     content = tables.write(finished, "table3")
     table, reader = tables.readers_table(results_of(finished)), "Reader of the evaluation"
     assert [label for label, _ in table.rows] == names and len(table.columns) == 3
