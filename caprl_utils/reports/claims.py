@@ -21,7 +21,7 @@ from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import FOLLOW_UPS, GUESSER, Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, printed
+from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, printed_row
 from caprl_utils.reports.results import Mean, Results, keys_of
 from caprl_utils.schema import Profile
 
@@ -264,7 +264,7 @@ def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     """The paper's percentages of ours and theirs: averages, means of the claim's benchmarks, of two groups gains."""
     if item.paper is None or claim.kind in (*MEASURES, "reward"):
         return None
-    ours, theirs = (printed(item, label) for label in (claim.ours, claim.theirs))
+    ours, theirs = (printed_row(item, label) for label in (claim.ours, claim.theirs))
     if ours is None or theirs is None:
         return None
     if claim.kind == "larger gain":

@@ -33,7 +33,7 @@ from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
 from caprl_utils.reports.items import FOLLOW_UPS, NOTEBOOKS, Item, chosen, items
 from caprl_utils.reports.numbers import Cell, Table, record_path
-from caprl_utils.reports.paper import PRINTED_AVERAGE, printed
+from caprl_utils.reports.paper import PRINTED_AVERAGE, printed_row
 from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import run_all
@@ -312,7 +312,7 @@ def _printed(item: Item) -> str:
     if item.name.startswith("figure"):
         return "curves"
     ladders = [item.ladder] if item.ladder else [(theirs, ours) for ours, theirs in item.told_pairs.values()]
-    told = [[printed(item, label)[PRINTED_AVERAGE] for label in ladder] for ladder in ladders]
+    told = [[printed_row(item, label)[PRINTED_AVERAGE] for label in ladder] for ladder in ladders]
     return "; ".join(
         f"{(' to ' if len(row) == 2 else ', ').join(f'{value:.1f}' for value in row)} ({row[-1] - row[0]:+.1f})"
         for row in told

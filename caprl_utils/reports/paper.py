@@ -46,7 +46,7 @@ def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
     }
 
 
-def printed(item: Item, label: str) -> dict[str, float] | None:
+def printed_row(item: Item, label: str) -> dict[str, float] | None:
     """`paper_values` of an item's row, if it stands in the paper's table."""
     row = next((row for row in item.rows if row.label == label), None)
     return paper_values(item.paper).get(row.paper) if row else None

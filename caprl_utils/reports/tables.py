@@ -122,7 +122,8 @@ def _markdown(results: Results, tables: list, statements: Table, paper: Table | 
         "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
         warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
         counts={label: len(found.columns) for label, found in results.unbound.items() if found.row.seeds},
-        training=main_training(profile), captioners=captioners, signs=texts()["signs"], **told,
+        training=main_training(profile) if item.figures == ["curves"] else None,
+        captioners=captioners, signs=texts()["signs"], **told,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ says of its runs is enough; their files tell more where they are here.
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,8 +107,9 @@ def describe(cell: Found) -> str:
         known = files.setdefault(file, {**about(file, cell.runs), "keys": {}})
         known["keys"][key], here = None, from_record_path(file)
         if key and not known["again"] and here.is_file() and here.suffix in (".json", ".csv"):
-            lines = here.read_text(encoding="utf-8").splitlines() if here.suffix == ".csv" else ()
-            known["keys"][key] = look_up(list(csv.DictReader(lines)) if lines else read(here), key)
+            text = here.read_text(encoding="utf-8")
+            content = list(csv.DictReader(text.splitlines())) if here.suffix == ".csv" else json.loads(text)
+            known["keys"][key] = look_up(content, key)
     return fill("trace.txt", cell=cell, files=list(files.values())).rstrip()
 
 

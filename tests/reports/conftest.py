@@ -2,6 +2,7 @@
 
 import re
 from contextlib import contextmanager
+from functools import cache
 from unittest.mock import MagicMock
 
 import pytest
@@ -15,12 +16,17 @@ from caprl_utils.reports.results import load
 from tests.reports import finished as made
 
 
+@cache
+def profile_named(name):
+    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0, 1], "ablations.seeds": [0, 1], "pretraining.seeds": [0, 1]}
+    return load_profile(name, over)
+
+
 @pytest.fixture
 def profile(tmp_path, monkeypatch, request):
     """Profile mini, or the test's parameter, with two trainings a row; published reports are the test's own."""
     monkeypatch.setattr(paths, "REPORTS", tmp_path / "reports")
-    over = {"prism.bootstrap_draws": 500, "rl.seeds": [0, 1], "ablations.seeds": [0, 1], "pretraining.seeds": [0, 1]}
-    return load_profile(getattr(request, "param", "mini"), over)
+    return profile_named(getattr(request, "param", "mini"))
 
 
 @pytest.fixture
