@@ -224,7 +224,7 @@ def train(
     """Train captioners by RL, or VLMs on captions, and evaluate them; what is done is read, what stopped goes on."""
     from caprl_utils.notebook import prepare_process
     from caprl_utils.pretraining.pretrain import pretrain
-    from caprl_utils.reports.cards import Hub
+    from caprl_utils.reports import cards
     from caprl_utils.rl import experiments
 
     settings = settings_of(profile, overrides)
@@ -233,15 +233,16 @@ def train(
     items = [name for name in names if name in PRETRAINED]
     chosen = [name for name in names if name not in items] + (experiments.of_table_3(settings) if table3 else [])
     first = experiments.planned(settings, chosen)[0].name
-    hub = Hub(push) if push else None  # before an offline profile shuts the hub out of what trains
+    if push:  # before a long training, and before an offline profile shuts the hub out of what trains
+        cards.ask_hub("create_repo", push, private=True, exist_ok=True)
     prepare_process(settings)
     if chosen or not items:  # first: pretraining needs the captioner
         for row in experiments.run_all(profile, chosen):
             print("  ".join(f"{key} {_short(value)}" for key, value in row.items()))
     for name, record in pretrain(settings, items).items() if items else ():
         print(f"{name}  average {_short(record['values']['average'])}")
-    if hub:
-        print(f"{first}: {hub.push(settings, first)}")
+    if push:
+        print(f"{first}: {cards.push(settings, first, push)}")
 
 
 def _short(value: object) -> str:

@@ -153,7 +153,12 @@ def publish(profile: Profile) -> list[Path]:
     page in HTML, which needs no network; returns the pages. Raises UserError for a copy that is too large.
     """
     import nbformat
+    from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
+
+    def as_mathml(found: re.Match) -> str:
+        tex = (found[1] or found[2]).replace(r"\mathbb{1}", "𝟙")  # MathML has no such letter
+        return convert(tex, display="block" if found[1] else "inline")
 
     scripts = ("html_head_js_requirejs", "html_head_js_mathjax", "html_head_js_mermaidjs")
     without = "".join(f"{{% block {name} %}}{{% endblock %}}" for name in scripts)
@@ -167,27 +172,15 @@ def publish(profile: Profile) -> list[Path]:
         small, target = light(nbformat.read(file, 4)), paths.REPORTS / profile.name / "notebooks" / f"{name}.ipynb"
         text = f"{nbformat.writes(small)}\n"
         if len(text) > 1000 * MOST_KB:
-            raise UserError(
-                f"{shown(target)} would have {len(text) // 1000} kB, more than {MOST_KB}: show fewer pictures"
-            )
+            told = f"{shown(target)} would have {len(text) // 1000} kB, more than {MOST_KB}"
+            raise UserError(f"{told}: show fewer pictures")
         write_atomic(target, text)
         pages.append(file.with_name(f"{name}.html"))
         for cell in small.cells:
             if cell.cell_type == "markdown":
-                cell.source = _formulas(cell.source)
+                cell.source = re.sub(r"\$\$(.+?)\$\$|\$(.+?)\$", as_mathml, cell.source, flags=re.DOTALL)
         write_atomic(pages[-1], as_page.from_notebook_node(small, {"metadata": {"name": name}})[0])
     return pages
-
-
-def _formulas(text: str) -> str:
-    """Markdown, its TeX as MathML."""
-    from latex2mathml.converter import convert
-
-    def shown_by_browsers(found: re.Match) -> str:
-        tex = (found[1] or found[2]).replace(r"\mathbb{1}", "𝟙")  # MathML has no such letter
-        return convert(tex, display="block" if found[1] else "inline")
-
-    return re.sub(r"\$\$(.+?)\$\$|\$(.+?)\$", shown_by_browsers, text, flags=re.DOTALL)
 
 
 def light(notebook: Any) -> Any:

@@ -40,38 +40,33 @@ def write_all(profile: Profile) -> list[Path]:
     return list(cards)
 
 
-class Hub:
-    """A model repository of the hub, private when it is new. Opened before a long training, so that a missing login or
-    right shows at once. Raises UserError when the hub refuses or cannot be reached.
+def ask_hub(action: str, repository: str, **arguments: Any) -> Any:
+    """Have the client of the hub do something with a repository. Raises UserError when the hub refuses or cannot be
+    reached.
     """
+    from huggingface_hub import HfApi
 
-    def __init__(self, repository: str):
-        from huggingface_hub import HfApi
+    try:
+        return getattr(HfApi(), action)(repo_id=repository, **arguments)
+    except Exception as error:  # no login, no right, no network, no such name: the client has a class for each
+        told = f"the hub's {action} for {repository} failed: {error}"
+        raise UserError(f"{told}\nLog in by `hf auth login`, or set HF_TOKEN to a token that may write.") from None
 
-        self.repository, self.api = repository, HfApi()
-        self._ask("create_repo", private=True, exist_ok=True)
 
-    def push(self, profile: Profile, run: str) -> str:
-        """Upload a finished captioner, runs/<profile>/rl/<run>/final, with its card; returns the commit's address."""
-        folder, message = paths.RUNS / profile.name / "rl" / run, f"{profile.name} {run}"
-        card = model_card(profile, folder).encode()
-        self._ask("upload_folder", folder_path=folder / "final", commit_message=message)
-        return str(self._ask("upload_file", path_or_fileobj=card, path_in_repo="README.md", commit_message=message))
-
-    def _ask(self, action: str, **arguments: Any) -> Any:
-        try:
-            return getattr(self.api, action)(repo_id=self.repository, **arguments)
-        except Exception as error:  # no login, no right, no network, no such name: the client has a class for each
-            told = f"the hub's {action} for {self.repository} failed: {error}"
-            raise UserError(f"{told}\nLog in by `hf auth login`, or set HF_TOKEN to a token that may write.") from None
+def push(profile: Profile, run: str, repository: str) -> str:
+    """Upload a finished captioner, runs/<profile>/rl/<run>/final, with its card; returns the commit's address."""
+    folder, message = paths.RUNS / profile.name / "rl" / run, f"{profile.name} {run}"
+    card = {"path_or_fileobj": model_card(profile, folder).encode(), "path_in_repo": "README.md"}
+    ask_hub("upload_folder", repository, folder_path=folder / "final", commit_message=message)
+    return str(ask_hub("upload_file", repository, **card, commit_message=message))
 
 
 def qa_card(profile: Profile, folder: Path) -> str:
     """Of curated questions. folder: runs/<profile>/curation/<run>."""
     record = load_result(folder)
-    about = ["visual-question-answering", "image-to-text"], ["caprl", "reinforcement-learning"]
+    tasks, tags = ["visual-question-answering", "image-to-text"], ["caprl", "reinforcement-learning"]
     facts = {"record": record, "values": record["values"], "path": numbers.record_path(folder)}
-    return _data_card(profile, "questions", "Questions on images", "qa.parquet", *about, **facts)
+    return _card(profile, "questions", "Questions on images", tags, facts, "qa.parquet", task_categories=tasks)
 
 
 def captions_card(profile: Profile, file: Path) -> str:
@@ -85,18 +80,19 @@ def captions_card(profile: Profile, file: Path) -> str:
         model: numbers.record_path(Path(model)) for model, _ in models
         if any(Path(model).is_relative_to(folder) for folder in (paths.RUNS, paths.ROOT))
     }  # fmt: skip
-    return _data_card(
-        profile, "captions", f"Captions {file.stem}", file.name, ["image-to-text"], ["caprl"], record=None,
-        captions=len(rows), images=len({row["image_id"] for row in rows}), path=numbers.record_path(file),
-        models=sorted({f"`{inside.get(model, model)}` ({found})" for model, found in models}),
-        tokens=numbers.number(sum(tokens) / len(tokens) if tokens else None),
-        reasons=Counter("a loop" if row["looped"] else row["finish_reason"] for row in rows),
-    )  # fmt: skip
+    facts = {
+        "record": None, "captions": len(rows), "images": len({row["image_id"] for row in rows}),
+        "models": sorted({f"`{inside.get(model, model)}` ({found})" for model, found in models}),
+        "tokens": numbers.number(sum(tokens) / len(tokens) if tokens else None), "path": numbers.record_path(file),
+        "reasons": Counter("a loop" if row["looped"] else row["finish_reason"] for row in rows),
+    }  # fmt: skip
+    title, tasks = f"Captions {file.stem}", ["image-to-text"]
+    return _card(profile, "captions", title, ["caprl"], facts, file.name, task_categories=tasks)
 
 
 def model_card(profile: Profile, folder: Path) -> str:
     """Of a trained captioner (runs/<profile>/rl/<run>) or a VLM pretrained on captions (.../pretraining/<run>)."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import EvalResult
 
     record = load_result(folder)
     if folder.parent.name == "rl":
@@ -110,32 +106,28 @@ def model_card(profile: Profile, folder: Path) -> str:
     means = {key: part["mean"] for key, part in found["values"]["benchmarks"].items() if part["mean"] is not None}
     results = [EvalResult(task, key, title_of(key), "accuracy", round(100 * mean, 2)) for key, mean in means.items()]
     local = start.startswith((paths.ZOO_PREFIX, "/", ".")) or Path(start).exists()
-    data = ModelCardData(
-        license=about_models(profile)["licence"], language="en", library_name="transformers", pipeline_tag=task,
-        tags=tags, model_name=f"{profile.name}-{folder.name}", eval_results=results or None,
-        base_model=start if start.count("/") == 1 and not local else None,
-    )  # fmt: skip
     scores = [
         (title_of(key), f"{text} {numbers.interval(found['intervals'].get(key))}", found["n"][key])
         for key, text in zip(means, numbers.percents([*means.values()]), strict=True)
     ]
-    facts = {"record": record, "values": record["values"], "start": start, "scores": scores, "kind": kind}
-    path = numbers.record_path(folder)
-    return _fill(ModelCard, data, profile, title=f"{title} {folder.name}", path=path, **facts)
-
-
-def _data_card(
-    profile: Profile, kind: str, title: str, file: str, tasks: list[str], tags: list[str], **facts: Any
-) -> str:  # fmt: skip
-    from huggingface_hub import DatasetCard, DatasetCardData
-
-    data = DatasetCardData(
-        license=about_models(profile)["licence"], language="en", task_categories=tasks, tags=tags,
-        pretty_name=f"{title}, profile {profile.name}", configs=[{"config_name": "default", "data_files": file}],
+    facts = {"record": record, "values": record["values"], "start": start, "scores": scores}
+    return _card(
+        profile, kind, f"{title} {folder.name}", tags, facts | {"path": numbers.record_path(folder)},
+        model_name=f"{profile.name}-{folder.name}", library_name="transformers", pipeline_tag=task,
+        eval_results=results or None, base_model=start if start.count("/") == 1 and not local else None,
     )  # fmt: skip
-    return _fill(DatasetCard, data, profile, kind=kind, title=title, **facts)
 
 
-def _fill(card: Any, data: Any, profile: Profile, **facts: Any) -> str:
-    more = {"paper": PAPER, "count": numbers.count, "profile": profile, "about": about_models(profile)}
-    return str(card.from_template(data, template_path=str(TEMPLATE), **more, **facts))
+def _card(
+    profile: Profile, kind: str, title: str, tags: list[str], facts: dict[str, Any], file: str = "", **data: Any
+) -> str:  # fmt: skip
+    """A card from its template. file: of a data set. data: further entries of its head, which the hub reads."""
+    from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+
+    about, card, head = about_models(profile), ModelCard, ModelCardData
+    if file:
+        card, head, data["pretty_name"] = DatasetCard, DatasetCardData, f"{title}, profile {profile.name}"
+        data["configs"] = [{"config_name": "default", "data_files": file}]
+    facts |= {"paper": PAPER, "count": numbers.count, "profile": profile, "about": about, "kind": kind, "title": title}
+    read = head(license=about["licence"], language="en", tags=tags, **data)
+    return str(card.from_template(read, template_path=str(TEMPLATE), **facts))

@@ -7,7 +7,6 @@ Holm over all facts; it decides nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import figures, numbers
 from caprl_utils.reports.items import FOLLOW_UPS, GUESSER, Claim, Item, items, texts
 from caprl_utils.reports.numbers import Cell, Source, Table
-from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, paper_values
-from caprl_utils.reports.results import Results, keys_of, measure_of
+from caprl_utils.reports.paper import PRINTED_AVERAGE, all_average_notes, printed_row
+from caprl_utils.reports.results import Mean, Results, keys_of
 from caprl_utils.schema import Profile
 
 _UNITS = {"tokens": (1, " tokens"), "false count": (2, " statements a caption"), "reward": (3, "")}  # decimals, unit
@@ -53,6 +52,11 @@ class Statement:
     @property
     def verdict(self) -> str:
         return self.found["verdict"] if self.found else NOT_RUN
+
+    @property
+    def falls(self) -> bool:
+        """Whether its verdict would not stand after correction. p of "as good" and "no gain" only speaks for them."""
+        return self.corrected >= P_LEVEL and (self.verdict == SUPPORTED or self.claim.kind not in _BEYOND)
 
 
 def margin(kind: str) -> float | None:
@@ -88,22 +92,21 @@ def _test(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Sou
         return None
     trainings = [0 if None in side.columns else len(side.columns) for side in measured]
     if claim.kind in MEASURES:
-        part = results.said(claim.kind, sides, (claim.share, 1.0))
+        mean = results.said(claim.kind, sides, (claim.share, 1.0))
         sources = [source for side in measured for source in side.samples(MEASURES[claim.kind].column)]
-        return part and (results.contrast(part, *sides, measure_of(claim.kind)), trainings, sources)
+        return mean and (results.contrast(mean, *sides), trainings, sources)
     names = [name for name in (*claim.benchmarks, *claim.others) if name in results.parts] or [AVERAGE]
     sources = [source for side in measured for name in names for source in side.sources(*keys_of(name))]
     if claim.kind != "larger gain":
         gap = results.difference(*sides, claim.benchmarks, null=-beyond * margin(claim.kind), side=beyond)
         return gap, trainings, sources
-    first, second = (results.part_of(group) for group in groups)  # how much more ours gains on the first
-    values = [results.mean_on(group) for group in groups]
+    (first, of_first), (second, of_second) = map(results.accuracy, groups)  # how much more ours gains on the first
     both = replace(
         first, means=first.means - second.means, samples=first.samples - second.samples,
         num_clusters=first.num_clusters + second.num_clusters, num_rows=first.num_rows + second.num_rows,
     )  # fmt: skip
-    gap = results.contrast(both, *sides, lambda record: values[0](record) - values[1](record))
-    return gap, trainings, sources
+    mean = Mean(both, lambda record: of_first(record) - of_second(record))
+    return results.contrast(mean, *sides), trainings, sources
 
 
 def _reward(claim: Claim, results: Results) -> tuple[Interval, list[int], list[Source], int] | None:
@@ -169,13 +172,10 @@ def statements(item: Item, found: Sequence[Mapping[str, Any]]) -> list[Statement
 
 def _reported(item: Item, folder: Path, runs: dict[str, Mapping[str, Any]]) -> list[Statement]:
     """An item's statements, from its report where that is there; the runs behind it go to `runs`."""
-    file = folder / f"{item.name}.json"
-    if not file.is_file():
-        return statements(item, [])
-    note_access(file)
-    content = json.loads(file.read_text(encoding="utf-8"))
-    runs |= {run["file"]: run for run in content["runs"]}
-    return statements(item, content["facts"].get("claims", []))
+    if content := numbers.read(file := folder / f"{item.name}.json"):
+        note_access(file)
+        runs |= {run["file"]: run for run in content["runs"]}
+    return statements(item, content["facts"]["claims"] if content else [])
 
 
 def write_claims(profile: Profile) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     told = {
         "profile": profile.name, "statements": len(rows),
         "counts": {word: sum(row.verdict == word for row in facts) for word in VERDICTS}, "tests": len(corrected),
-        "large_p": {word: [row.id for row in facts if row.verdict == word and _falls(row)] for word in VERDICTS[:2]},
+        "large_p": {word: [row.id for row in facts if row.verdict == word and row.falls] for word in VERDICTS[:2]},
         "printed_averages": all_average_notes(),
     }  # fmt: skip
     tested = [row for row in facts if row.found]
@@ -215,11 +215,6 @@ def write_claims(profile: Profile) -> dict[str, Any]:
     return numbers.write(folder / "claims", told, tables, text, of_runs, [_line(row) for row in rows])
 
 
-def _falls(row: Statement) -> bool:
-    """Whether a verdict would not stand after correction. p of "as good" and "no gain" can only speak for them."""
-    return row.corrected >= P_LEVEL and (row.verdict == SUPPORTED or row.claim.kind not in _BEYOND)
-
-
 def _line(row: Statement) -> dict[str, Any]:
     """A statement in claims.csv: raw values, shares where they are accuracies, percentages of the paper."""
     claim, found, means = row.claim, row.found or {}, paper_means(row.item, row.claim) or (None, None)
@@ -240,16 +235,17 @@ def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequ
     body = []
     for row in rows:
         found, linked = row.found, f"; the fact of {row.claim.same_as}" if row.claim.same_as else ""
-        means, printed, printed_in = paper_means(row.item, row.claim), numbers.MISSING, ()
-        if means:
-            ours, theirs = numbers.percents([value / 100 for value in means])
-            gap, sign = round(means[0] - means[1], 2) / 100, "+" if row.claim.kind == "larger gain" else ""
-            printed = f"{sign}{ours} against {sign}{theirs} ({numbers.difference(gap)})"
-            printed_in = (Source(numbers.record_path(paths.PAPER / row.item.paper), ""),)
-        elif row.item.paper is None:
-            printed = "a curve"
         cells = dict.fromkeys(HEADS, Cell()) | {"Statement": Cell(row.claim.text), "Verdict": Cell(NOT_RUN + linked)}
-        cells[PAPER] = Cell(printed, None, None, printed_in)
+        if means := paper_means(row.item, row.claim):
+            ours, theirs = numbers.percents([value / 100 for value in means])
+            (gap,) = numbers.differences([round(means[0] - means[1], 2) / 100])
+            sign, file = (
+                "+" if row.claim.kind == "larger gain" else "",
+                numbers.record_path(paths.PAPER / row.item.paper),
+            )
+            cells[PAPER] = Cell(f"{sign}{ours} against {sign}{theirs} ({gap})", sources=(Source(file, ""),))
+        elif row.item.paper is None:
+            cells[PAPER] = Cell("a curve")
         if found:
             bounds, sources = tuple(found["interval"]), tuple(Source(**source) for source in found["sources"])
             what, p = "steps" if found["images"] is None else "images", row.corrected
@@ -268,8 +264,7 @@ def paper_means(item: Item, claim: Claim) -> tuple[float, float] | None:
     """The paper's percentages of ours and theirs: averages, means of the claim's benchmarks, of two groups gains."""
     if item.paper is None or claim.kind in (*MEASURES, "reward"):
         return None
-    values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
-    ours, theirs = (values.get(labels.get(label)) for label in (claim.ours, claim.theirs))
+    ours, theirs = (printed_row(item, label) for label in (claim.ours, claim.theirs))
     if ours is None or theirs is None:
         return None
     if claim.kind == "larger gain":

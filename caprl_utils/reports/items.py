@@ -106,9 +106,8 @@ class Item:
     @property
     def read_twice(self) -> list[str]:
         """Of these, those that the reader of the reward reads as well."""
-        return replace(
-            self, rows=[row for row in self.rows if row.runs and row.runs[0].endswith("-by-reward_reader")]
-        ).experiments
+        rows = [row for row in self.rows if row.runs and row.runs[0].endswith("-by-reward_reader")]
+        return replace(self, rows=rows).experiments
 
     @property
     def ours(self) -> bool:
@@ -221,33 +220,33 @@ def called(profile: Profile, captions: CaptionSet | None) -> str:
 
 
 def _of_pretraining(
-    name: str, title: str, rows: Sequence[Row], pairs: Sequence[tuple[str, str]], claims: Sequence[Claim],
-    *notes: str, **more: Any,
+    name: str, title: str, rows: Sequence[Row], claims: Sequence[Claim], *notes: str,
+    told_pairs: Mapping[str, tuple[str, str]], **more: Any,
 ) -> Item:  # fmt: skip
-    """An item of notebook 05: it needs all rows; a guesser stands below."""
+    """An item of notebook 05: it needs all rows, compares what it states or tells; a guesser stands below."""
     needed, sets_of = [row.label for row in rows], {row.captions[0]: row.paper for row in rows if row.captions}
+    pairs = list(dict.fromkeys([*((claim.ours, claim.theirs) for claim in claims), *told_pairs.values()]))
     named = ", ".join(f"{paper[1]} (here: {ours})" for ours, paper in sets_of.items() if paper and paper[1] != ours)
     first = texts()["paper_sets"].format(named=f"In the paper the sets are {named}. " if named else "")
-    return Item(name, title, [*rows, GUESSER], pairs, needed, claims, "pretraining", notes=[first, *notes], **more)
+    of_all = {"kind": "pretraining", "notes": [first, *notes], "told_pairs": told_pairs}
+    return Item(name, title, [*rows, GUESSER], pairs, needed, claims, **of_all, **more)
 
 
 def table1(profile: Profile) -> Item:
     """Table 1: every setting of the profile with every caption set."""
-    rows, pairs, claims, first = [], [], [], {}
+    rows, claims, first = [], [], {}
     name = {captions: called(profile, captions) for captions in sets.TABLE_1}
     for setting in profile.pretraining.settings:
         label = {captions: f"{setting}, {text}" for captions, text in name.items()}
         rows += [_pretrained(profile, setting, captions, f"{setting}, ") for captions in sets.TABLE_1]
         first[setting] = label[CAPRL_1M], label[None]
         for theirs in (None, sets.SHAREGPT4V, DENSEFUSION):
-            pairs.append((label[CAPRL_1M], label[theirs]))
             reason = _reason(profile, theirs.name) if theirs else ""
             told = f"{setting}: {name[CAPRL_1M]} are better than {name[theirs] if theirs else 'none'}"
-            claims.append(Claim(told, *pairs[-1], not_testable=reason))
-        pairs.append((label[sets.CAPRL_5M], label[CAPRL_1M]))
-        claims.append(Claim(f"{setting}: more of CapRL's pairs are better", *pairs[-1]))
+            claims.append(Claim(told, label[CAPRL_1M], label[theirs], not_testable=reason))
+        claims.append(Claim(f"{setting}: more of CapRL's pairs are better", label[sets.CAPRL_5M], label[CAPRL_1M]))
     return _of_pretraining(
-        "table1", "Table 1: VLMs pretrained on caption sets", rows, pairs, claims, figures=["dots"],
+        "table1", "Table 1: VLMs pretrained on caption sets", rows, claims, figures=["dots"],
         told=f"{name[CAPRL_1M]} against none:", told_pairs=first, paper="table1_pretraining.csv",
     )  # fmt: skip
 
@@ -263,9 +262,9 @@ def table2(profile: Profile) -> Item:
     ]
     rows = [_pretrained(profile, setting, captions) for captions in sets.TABLE_2]
     return _of_pretraining(
-        "table2", "Table 2: the same images, other captions", rows, [*pairs.values()], claims, f"Setting {setting}.",
+        "table2", "Table 2: the same images, other captions", rows, claims, f"Setting {setting}.", figures=["dots"],
         told="CapRL's captions against", told_pairs={pair[1]: pair for pair in pairs.values()},
-        paper="table2_image_sources.csv", figures=["dots"],
+        paper="table2_image_sources.csv",
     )  # fmt: skip
 
 
@@ -287,7 +286,7 @@ def figure4(profile: Profile) -> Item:
         for pair, text in stated.items()
     ]
     return _of_pretraining(
-        "figure4", "Figure 4: growing caption sets", rows, [*dict.fromkeys([*stated, *none_to_all.values()])], claims,
+        "figure4", "Figure 4: growing caption sets", rows, claims,
         f"Setting {setting}. {texts()['growing_sets']}", texts()["lines_apart"],
         told="no pairs to all:", told_pairs=none_to_all, figures=["sets"],
     )  # fmt: skip

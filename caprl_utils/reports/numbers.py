@@ -50,13 +50,8 @@ def numbers(values: Sequence[float | None], decimals: int = 1) -> list[str]:
     return _distinct([None if v is None else _exact(v) for v in values], decimals, anchors=(0,))
 
 
-def difference(value: float) -> str:
-    """A difference of shares in percentage points, with its sign: 0.213 -> "+21.3"."""
-    return differences([value])[0]
-
-
 def differences(values: Sequence[float]) -> list[str]:
-    """Differences of shares that are read beside each other."""
+    """Differences of shares that are read beside each other, in percentage points with their sign: 0.213 -> "+21.3"."""
     texts = _distinct([100 * _exact(value) for value in values], 1, anchors=(0,))
     return [f"+{text}" if value > EQUAL_BELOW else text for value, text in zip(values, texts, strict=True)]
 
@@ -74,7 +69,7 @@ def bounded(value: float, low: float, high: float) -> str:
 def gap(value: float, low: float, high: float, decimals: int | None = None, unit: str = "") -> str:
     """A difference with its interval, of shares in points: "+8.4 [+5.6, +11.2]"; decimals: of other numbers."""
     if decimals is None:
-        return f"{difference(value)}{unit} {interval((low, high), signed=True)}"
+        return f"{differences([value])[0]}{unit} {interval((low, high), signed=True)}"
     first, *ends = numbers([value, low, high], decimals)
     return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
 
@@ -134,11 +129,6 @@ class Cell:
 def sources(files: Iterable[str], *keys: str) -> tuple[Source, ...]:
     """The same place in several files."""
     return tuple(Source(file, "/".join(keys)) for file in files)
-
-
-def cells_of(values: Sequence, sources: Sequence[Sequence[Source]], texts: Sequence[str]) -> list[Cell]:
-    """Cells without intervals, printed beside each other."""
-    return [Cell(t, v, None, tuple(s)) for t, v, s in zip(texts, values, sources, strict=True)]
 
 
 def plain(value: Any, sources: Sequence[Source], print_as: Callable[[Any], str] = number) -> Cell:
@@ -224,6 +214,11 @@ def from_record_path(name: str) -> Path:
         return paths.RUNS.joinpath(profile, *inside)
     here = paths.reports_of(profile).joinpath(*inside)
     return here if here.is_file() else paths.PAPER.parent.joinpath(profile, *inside)
+
+
+def read(file: Path) -> Any:
+    """What a JSON file holds; nothing, {}, where it is not there."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def look_up(record: Any, key: str) -> Any:

@@ -7,7 +7,6 @@ Written from the Markdown and JSON reports that are there; the same reports give
 from __future__ import annotations
 
 import base64
-import json
 import re
 import shutil
 from collections import Counter
@@ -30,12 +29,11 @@ from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
 from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import counts, false, sentences
-from caprl_utils.records import Sample
 from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
 from caprl_utils.reports.items import FOLLOW_UPS, NOTEBOOKS, Item, chosen, items
 from caprl_utils.reports.numbers import Cell, Table, record_path
-from caprl_utils.reports.paper import PRINTED_AVERAGE, paper_values
+from caprl_utils.reports.paper import PRINTED_AVERAGE, printed_row
 from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import run_all
@@ -116,8 +114,8 @@ def write_examples(profile: Profile) -> Path | None:
     turns = zip_longest(*(found.values() for found in by_benchmark.values()))
     samples = list(islice((one for turn in turns for one in turn if one), NUM_PICTURES))
     folder, rows = paths.reports_of(profile.name), []
-    first = image_ids(samples[0])[0]
-    _draw_example(profile, samples[0], {label: captions[label][first] for label in WRITERS[:2]})
+    of_first = {label: captions[label][image_ids(samples[0])[0]] for label in WRITERS[:2]}
+    figures.plot_example(samples[0], of_first, profile, folder / "example")
     for sample in samples:
         image_id = image_ids(sample)[0]
         file = f"{EXAMPLES}/{re.sub(r'[^A-Za-z0-9-]+', '-', image_id)}.png"
@@ -133,20 +131,6 @@ def write_examples(profile: Profile) -> Path | None:
     records = {record_path(runs[label] / "result.json"): load_result(runs[label]) for label in captions}
     write_json(folder / f"{EXAMPLES}.json", {"runs": tables.runs_of(records)})
     return folder / f"{EXAMPLES}.md"
-
-
-def _draw_example(profile: Profile, sample: Sample, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """The strip of README: see `figures.plot_example`. rows: of each captioner, of its first caption of the picture."""
-    told = {
-        label: [(text, kind if kind in figures.EXAMPLE_LOOKS else "false")
-                for text, kind in sentences(some[0]["caption"], sample.meta) if kind]
-        for label, some in rows.items()
-    }  # fmt: skip
-    asked = [
-        (some[0]["question"].partition("\n")[0], [row["score"] == 1 for row in some])
-        for some in zip(*rows.values(), strict=False)
-    ]
-    figures.plot_example(sample.images[0](), told, asked, profile, paths.reports_of(profile.name) / "example")
 
 
 def marked(caption: str, meta: Mapping[str, Any]) -> str:
@@ -206,8 +190,7 @@ def chapter(file: Path, records: Records | None = None) -> tuple[str, Markup]:
     tokens, title = MARKDOWN.parse(file.read_text(encoding="utf-8")), ""
     if tokens and tokens[0].type == "heading_open" and tokens[0].tag == "h1":
         title, tokens = tokens[1].content, tokens[3:]
-    beside = file.with_suffix(".json")
-    content = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    content = numbers.read(file.with_suffix(".json"))
     runs, tables = (content.get(key, []) if isinstance(content, dict) else [] for key in ("runs", "tables"))
     by_caption = {f"**{table['caption']}**": table for table in tables}
     shown, known, every = _shown(tables), {run["file"]: run for run in runs}, [{"file": run["file"]} for run in runs]
@@ -308,15 +291,14 @@ def readme_map() -> str:
         profile = next((profile for profile, file in files.items() if file.is_file()), None)
         ours = ["not yet", ""]
         if profile:
-            content = json.loads(files[profile].read_text(encoding="utf-8"))
-            found = Counter(claim["verdict"] for claim in content["facts"].get("claims", []))
-            told = f"{profile}: [{content['facts']['summary']}](reports/{profile}/{item.name}.md)"
+            facts = numbers.read(files[profile])["facts"]
+            found = Counter(claim["verdict"] for claim in facts["claims"])
+            told = f"{profile}: [{facts['summary']}](reports/{profile}/{item.name}.md)"
             ours = [told, ", ".join(f"{number} {word}" for word, number in found.items())]
         rows.append([item.title, f"`{NOTEBOOKS[item.kind]}`", f"`make {item.target}`", _printed(item), *ours])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    file = paths.REPORTS / PUBLISHED / "claims.json"
-    facts = json.loads(file.read_text(encoding="utf-8"))["facts"] if file.is_file() else {}
-    if "tests" in facts:
+    if content := numbers.read(paths.REPORTS / PUBLISHED / "claims.json"):
+        facts = content["facts"]
         told = ", ".join(f"{number} {word}" for word, number in facts["counts"].items() if number)
         firm = [f"{facts['counts'][word] - len(ids)} of those {word}" for word, ids in facts["large_p"].items()]
         counted = f"{facts['statements']} statements of the paper are {sum(facts['counts'].values())} facts"
@@ -329,22 +311,18 @@ def _printed(item: Item) -> str:
     """The averages of the paper that stand beside our summary: "39.9 to 48.3"."""
     if item.name.startswith("figure"):
         return "curves"
-    values, labels = paper_values(item.paper), {row.label: row.paper for row in item.rows}
     ladders = [item.ladder] if item.ladder else [(theirs, ours) for ours, theirs in item.told_pairs.values()]
-    told = [[values[labels[label]][PRINTED_AVERAGE] for label in ladder] for ladder in ladders]
+    told = [[printed_row(item, label)[PRINTED_AVERAGE] for label in ladder] for ladder in ladders]
     return "; ".join(
         f"{(' to ' if len(row) == 2 else ', ').join(f'{value:.1f}' for value in row)} ({row[-1] - row[0]:+.1f})"
         for row in told
     )
 
 
-def update_readme(readme: Path, check: bool = False) -> bool:
-    """Put the map between its marks (or raise UserError); returns whether it was up to date. check: change nothing."""
+def update_readme(readme: Path) -> None:
+    """Put the map between its marks. Raises UserError where these are not there once each, in order."""
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
         raise UserError(f"{paths.shown(readme)} needs the lines {START} and {END}, once each, in this order")
     before, after = text.split(START)[0], text.split(END)[1]
-    wanted = f"{before}{START}\n{readme_map()}\n{END}{after}"
-    if wanted != text and not check:
-        write_atomic(readme, wanted)
-    return wanted == text
+    write_atomic(readme, f"{before}{START}\n{readme_map()}\n{END}{after}")

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from caprl_utils import paths
-from caprl_utils.reports.items import texts
+from caprl_utils.reports.items import Item, texts
 from caprl_utils.reports.numbers import Cell, Source, Table, record_path
 
 PRINTED_AVERAGE = "Average"  # column of the paper's tables
@@ -44,6 +44,12 @@ def paper_values(file: str) -> dict[tuple[str, ...], dict[str, float]]:
         tuple(row[name][0] for name in labels): {c: v for c, (_, v) in row.items() if isinstance(v, float)}
         for row in _rows(file)
     }
+
+
+def printed_row(item: Item, label: str) -> dict[str, float] | None:
+    """`paper_values` of an item's row, if it stands in the paper's table."""
+    row = next((row for row in item.rows if row.label == label), None)
+    return paper_values(item.paper).get(row.paper) if row else None
 
 
 def average_notes(file: str) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from caprl_utils import paths
 from caprl_utils.errors import UserError
@@ -27,6 +27,13 @@ Records = Mapping[str, Mapping[str, Any]]  # record_path -> record of a run
 Kin = Sequence[tuple[Row, Mapping[int, Mapping[str, Any]]]]  # as `kindred` finds them: row, seed -> record
 Value = Callable[[Mapping[str, Any]], float | None]  # of the record of an evaluation
 READERS = {"prism_reader": "Reader of the evaluation", "reward_reader": "Reader of the reward"}
+
+
+class Mean(NamedTuple):
+    """What rows are compared by: its resampled means over their runs, and how it is read from the record of a run."""
+
+    part: Bootstrap
+    value: Value
 
 
 @dataclass(frozen=True)
@@ -139,38 +146,30 @@ class Results:
 
     def interval(self, label: str, *benchmarks: str) -> Interval:
         """Mean and 95 % interval of a row on the average, or on the mean of some benchmarks; within 0 and 1."""
-        found = self.contrast(self.part_of(benchmarks), label, None, self.mean_on(benchmarks))
+        found = self.contrast(self.accuracy(benchmarks), label)
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(self, ours: str, theirs: str, benchmarks: Sequence[str] = (), **null: float) -> Interval:
-        """Difference of two rows, paired by image and seed, on what `part_of` gives. null: see `Bootstrap.contrast`."""
-        return self.contrast(self.part_of(benchmarks), ours, theirs, self.mean_on(benchmarks), **null)
+        """Difference of two rows in `accuracy`, paired by image and seed. null: see `Bootstrap.contrast`."""
+        return self.contrast(self.accuracy(benchmarks), ours, theirs, **null)
 
-    def contrast(self, part: Bootstrap, ours: str, theirs: str | None, value: Value, **null: float) -> Interval:
-        """A row, or its difference from another, on any means of the rows' runs. value: reads these from a record."""
+    def contrast(self, mean: Mean, ours: str, theirs: str | None = None, **null: float) -> Interval:
+        """A row, or its difference from another, in any mean of the rows' runs."""
         other = self.measured[theirs].columns if theirs else None
-        return part.contrast(self.measured[ours].columns, other, self.spread(value), **null)
+        return mean.part.contrast(self.measured[ours].columns, other, spread_of(self.kin, mean.value), **null)
 
-    def part_of(self, benchmarks: Sequence[str] = ()) -> Bootstrap:
-        """Resampled means over those of `benchmarks` that were measured; over all of them when none is."""
-        found = {name: self.parts[name] for name in benchmarks if name in self.parts}
-        return macro_average(found) if found else self.parts[AVERAGE]
-
-    def mean_on(self, benchmarks: Sequence[str] = ()) -> Value:
-        """What `part_of` is the mean of, read from a record."""
-        names = [name for name in benchmarks if name in self.scored] or averaged(self.scored)
+    def accuracy(self, benchmarks: Sequence[str] = ()) -> Mean:
+        """The mean over those of `benchmarks` that were measured; over all of them when none is."""
+        found = {name: self.parts[name] for name in benchmarks if name in self.scored}
+        names = list(found) or averaged(self.scored)
 
         def value(record: Mapping[str, Any]) -> float | None:
             means = [record["values"]["benchmarks"].get(name, {}).get("mean") for name in names]
             return None if None in means else sum(means) / len(means)
 
-        return value
+        return Mean(macro_average(found) if found else self.parts[AVERAGE], value)
 
-    def spread(self, value: Value) -> Spread | None:
-        """How much a value differs between trainings with another seed, over all rows of the kind."""
-        return spread_of(self.kin, value)
-
-    def said(self, measure: str, labels: Sequence[str], factors: Sequence[float] = ()) -> Bootstrap | None:
+    def said(self, measure: str, labels: Sequence[str], factors: Sequence[float] = ()) -> Mean | None:
         """What some rows' captions say (a key of `told.MEASURES`): the average over the benchmarks of each run,
         resampled by image; None where there is nothing to measure. factors: of the rows.
         """
@@ -179,13 +178,10 @@ class Results:
             runs = self.measured[label].by_run.items()
             values |= {run: by_image(rows, measure, factor) for run, rows in runs}
         common, draws = shared(values)[0], self.profile.prism.bootstrap_draws
-        parts = statistics.bootstrap_models(common, draws, self.profile.seed) if all(common.values()) else {}
-        return parts.get(AVERAGE)
-
-
-def measure_of(name: str) -> Value:
-    """Reads what `Results.said` is the mean of from a record."""
-    return lambda record: record["values"].get("said", {}).get(name)
+        if not all(common.values()):
+            return None
+        part = statistics.bootstrap_models(common, draws, self.profile.seed)[AVERAGE]
+        return Mean(part, lambda record: record["values"].get("said", {}).get(measure))
 
 
 def shared(scores: Mapping[str, Mapping[str, Scores]]) -> tuple[dict[str, dict[str, Scores]], dict[str, int]]:

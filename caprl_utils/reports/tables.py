@@ -21,15 +21,15 @@ from caprl_utils.files import note_access
 from caprl_utils.image_sources import open_images
 from caprl_utils.prism import statistics
 from caprl_utils.prism.benchmarks import averaged
-from caprl_utils.prism.statistics import AVERAGE, Bootstrap, Interval
+from caprl_utils.prism.statistics import AVERAGE, Interval
 from caprl_utils.prism.told import MEASURES, counts, false
 from caprl_utils.registry import drawn_source
 from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, FOLLOW_UPS, Item, about_models, budget_label, chosen, items, texts
-from caprl_utils.reports.numbers import Cell, Source, Table, cell_of, cells_of, from_record_path, plain, record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, cell_of, from_record_path, plain, record_path
 from caprl_utils.reports.paper import paper_table
-from caprl_utils.reports.results import READERS, Curve, Measured, Results, keys_of, measure_of, points, title_of
+from caprl_utils.reports.results import READERS, Curve, Mean, Measured, Results, keys_of, points, title_of
 from caprl_utils.rl import judge_trial
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.runs import load_result
@@ -76,19 +76,14 @@ def write(profile: Profile, name: str) -> dict[str, Any]:
         "training_seeds": {label: one.training_seeds for label, one in results.measured.items()},
         "missing": results.missing,
     }  # fmt: skip
-    text = _markdown(results, tables, statements, paper)
-    every = [*tables, *[statements] * bool(tested), *[paper] * bool(paper)]
-    return numbers.write(stem, facts, every, text, _runs_of(results, tables))
-
-
-def _runs_of(results: Results, tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """The runs behind an item, those of judges and their like among them."""
     records: dict[str, Any] = {}
-    for found in (*results.measured.values(), *results.readers.values()):
-        records |= {**found.records, **found.trainings, **found.more}
+    for one in (*results.measured.values(), *results.readers.values()):
+        records |= {**one.records, **one.trainings, **one.more}
     named = {source.file for table in tables for _, cells in table.rows for cell in cells for source in cell.sources}
-    more = {file for file in named - records.keys() if file.endswith("/result.json")}
-    return runs_of(records | {file: load_result(from_record_path(file)) for file in more})
+    more = {file for file in named - records.keys() if file.endswith("/result.json")}  # of judges and their like
+    runs = runs_of(records | {file: load_result(from_record_path(file)) for file in more})
+    every = [*tables, *[statements] * bool(tested), *[paper] * bool(paper)]
+    return numbers.write(stem, facts, every, _markdown(results, tables, statements, paper), runs)
 
 
 def runs_of(records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -127,7 +122,8 @@ def _markdown(results: Results, tables: list, statements: Table, paper: Table | 
         "item.md", item=item, profile=profile, tables=tables, statements=statements, paper=paper, numbers=numbers,
         warning=claims.SMOKE_WARNING, groups=_groups(results) if by_group else (), probed=results.readers,
         counts={label: len(found.columns) for label, found in results.unbound.items() if found.row.seeds},
-        training=main_training(profile), captioners=captioners, signs=texts()["signs"], **told,
+        training=main_training(profile) if item.figures == ["curves"] else None,
+        captioners=captioners, signs=texts()["signs"], **told,
     )  # fmt: skip
 
 
@@ -192,12 +188,9 @@ def draw(results: Results, stem: Path) -> None:
             named = [label.rpartition(", ")[0] for label in shown] if item.kind == "pretraining" else [""]
             settings, heads = list(dict.fromkeys(named)), [title_of(group) for group in groups]
             figures.plot_dots(series, heads, target, figures.counted(results), item.title, settings)
-        elif kind == "growth":
-            figures.plot_growth(results, target)
-        elif kind == "readers" and results.readers:
-            figures.plot_readers(results, target)
-        elif kind == "sets":
-            figures.plot_sets(results, target)
+        elif kind != "readers" or results.readers:
+            plot = {"growth": figures.plot_growth, "readers": figures.plot_readers, "sets": figures.plot_sets}[kind]
+            plot(results, target)
 
 
 def curves_of(results: Results) -> list[Curve]:
@@ -302,7 +295,7 @@ def gaps_table(results: Results) -> Table:
     for ours, theirs in results.pairs:
         gaps = {name: results.difference(ours, theirs, [name]) for name in (*results.scored, AVERAGE)}
         values = [gap.value for gap in gaps.values()]
-        printed = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
+        printed = numbers.differences(values) if table3 else [numbers.differences([v])[0] for v in values]
         ps = statistics.holm({name: gaps[name].p_value for name in results.scored}) if table3 else {}
         ps[AVERAGE] = gaps[AVERAGE].p_value
         cells = dict.fromkeys(results.groups, Cell())
@@ -315,7 +308,7 @@ def gaps_table(results: Results) -> Table:
     notes = [_note("gaps") + (_note("single") if table3 else "")]
     if any(found.row.seeds for found in results.measured.values()):
         notes.append(_note("no_spread"))
-        if spread := results.spread(results.mean_on()):
+        if spread := measuring.spread_of(results.kin, results.accuracy().value):
             facts = spread._asdict() | {"single": numbers.percent(sqrt(spread.single)), "own": statistics.OWN_SPREAD}
             facts["paired"] = numbers.percent(sqrt(2 * spread.paired))
             kind = "pretraining" if results.item.kind == "pretraining" else "reinforcement learning"
@@ -351,9 +344,9 @@ def curve_table(results: Results) -> Table:
     for curve in curves_of(results):
         rewards, lengths = claims.ends(curve.rewards), claims.ends(curve.lengths)
         printed = [*numbers.numbers(rewards, decimals=3), *numbers.numbers(lengths)]
-        keys = ("reward", "reward", "completion_tokens", "completion_tokens")
-        sources = [[Source(curve.file, key)] for key in keys]
-        rows.append((curve.label, cells_of([*rewards, *lengths], sources, printed)))
+        sources = [(Source(curve.file, key),) for key in ("reward", "reward", "completion_tokens", "completion_tokens")]
+        cells = zip(printed, (*rewards, *lengths), sources, strict=True)
+        rows.append((curve.label, [Cell(text, value, None, source) for text, value, source in cells]))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
@@ -369,8 +362,9 @@ def best_table(results: Results) -> Table:
             places = [("benchmarks", name, "best_of", k) for name in averaged(results.scored)]
             each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
-            sources.append([source for keys in places for source in found.sources(*keys)])
-        rows.append((label, cells_of(values, sources, numbers.percents(values))))
+            sources.append(tuple(source for keys in places for source in found.sources(*keys)))
+        cells = zip(numbers.percents(values), values, sources, strict=True)
+        rows.append((label, [Cell(text, value, None, source) for text, value, source in cells]))
     heads, caption = ["Mean", *(f"Best of {k}" for k in counts)], "Mean and best of n captions, average (%)"
     return Table("best_of", caption, "Captioner", heads, rows, [_note("best_of")])
 
@@ -401,19 +395,19 @@ def said_table(results: Results) -> Table:
     shown = results.unbound.keys() | {side for pair in results.pairs for side in pair}
     measured = ((label, found) for label, found in results.measured.items() if label in shown)
     labels = [label for label, found in measured if any(row["facts"] is not None for row in found.rows)]
-    parts = {name: results.said(name, labels) for name in MEASURES} if labels else {}
+    means = {name: results.said(name, labels) for name in MEASURES} if labels else {}
     sides = [*((label,) for label in labels), *(pair for pair in results.pairs if {*pair} <= {*labels})]
-    rows = [(" − ".join(side), [_cell(results, name, part, *side) for name, part in parts.items()]) for side in sides]
+    rows = [(" − ".join(side), [_said(results, name, mean, *side) for name, mean in means.items()]) for side in sides]
     heads = [measure.head for measure in MEASURES.values()]
     name = f"{results.item.name}_said"
     return Table(name, "What the captions say", "Captions of", heads, rows, [_note("said")])
 
 
-def _cell(results: Results, name: str, part: Bootstrap | None, ours: str, theirs: str | None = None) -> Cell:
+def _said(results: Results, name: str, mean: Mean | None, ours: str, theirs: str | None = None) -> Cell:
     """A row's value, its interval beside the raw number alone; or a difference, with its interval in print."""
-    if part is None:
+    if mean is None:
         return Cell()
-    measure, found = MEASURES[name], results.contrast(part, ours, theirs, measure_of(name))
+    measure, found = MEASURES[name], results.contrast(mean, ours, theirs)
     sources = [s for side in (ours, theirs) if side for s in results.measured[side].samples(measure.column)]
     if theirs:
         return cell_of(found, sources, partial(numbers.gap, decimals=measure.decimals))
@@ -483,15 +477,18 @@ def readers_table(results: Results) -> Table:
 
 def judges_table(results: Results) -> Table:
     """How often either judge scores the better of two captions higher, where that was tried (`rl.judge_trial`)."""
-    home = paths.RUNS / results.profile.name / judge_trial.STAGE
-    files = {name: home / role / "result.json" for role, name in JUDGES.items()}
-    files, cells = {name: file for name, file in files.items() if file.is_file()}, {}
-    for file in files.values():
-        for pair, share in load_result(file)["values"]["pairs"].items():
-            source = Source(record_path(file), f"values/pairs/{pair}")
-            cells.setdefault(pair, []).append(plain(share, [source], numbers.percent))
+    trials, cells = {name: found for role, name in JUDGES.items() if (found := _trial(results, role))}, {}
+    for file, values in trials.values():
+        for pair, share in values["pairs"].items():
+            cells.setdefault(pair, []).append(plain(share, [Source(file, f"values/pairs/{pair}")], numbers.percent))
     caption = "Are the judges valid? How often the better of two captions of known facts is scored higher (%)"
-    return Table("judges", caption, "Better and worse", [*files], list(cells.items()), [_note("judges")])
+    return Table("judges", caption, "Better and worse", [*trials], list(cells.items()), [_note("judges")])
+
+
+def _trial(results: Results, role: str) -> tuple[str, Mapping[str, Any]] | None:
+    """Record and values of the trial of a judge, if there was one."""
+    file = paths.RUNS / results.profile.name / judge_trial.STAGE / role / "result.json"
+    return (record_path(file), load_result(file)["values"]) if file.is_file() else None
 
 
 def footing_table(results: Results) -> Table:
@@ -501,7 +498,7 @@ def footing_table(results: Results) -> Table:
     rows = []
     for label, found in results.unbound.items():
         cells = [_average(results, label), _average(results, f"{label}{BY_REWARD}")]
-        cells += [_cell(results, name, results.said(name, [label]), label) for name in FOOTING]
+        cells += [_said(results, name, results.said(name, [label]), label) for name in FOOTING]
         for key in COSTS:
             values = [record["values"].get(key) for record in found.trainings.values()]
             known = bool(values) and None not in values
@@ -518,19 +515,17 @@ def trade_off(results: Results) -> dict[str, tuple[Interval, Interval, float]]:
     """Row -> (facts told, share of false statements, tokens a caption), of rows that state something."""
     found = {}
     for label, one in results.unbound.items():
-        parts = {name: results.said(name, [label]) for name in ("told", "false share")}
-        if None not in parts.values():
-            both = [results.contrast(part, label, None, measure_of(name)) for name, part in parts.items()]
-            found[label] = *both, one.mean_of("caption_tokens")
+        means = [results.said(name, [label]) for name in ("told", "false share")]
+        if None not in means:
+            found[label] = *(results.contrast(mean, label) for mean in means), one.mean_of("caption_tokens")
     return found
 
 
 def verifier_table(results: Results) -> Table:
     """How often the verifier of the correctness reward errs, where that was tried (`rl.judge_trial.verify`)."""
-    file = paths.RUNS / results.profile.name / judge_trial.STAGE / judge_trial.VERIFIER / "result.json"
-    record, rows = load_result(file)["values"] if file.is_file() else {}, []
-    for kind, found in record.items():
-        sentences, error = (Source(record_path(file), f"values/{kind}/{key}") for key in ("sentences", "error"))
+    (file, values), rows = _trial(results, judge_trial.VERIFIER) or ("", {}), []
+    for kind, found in values.items():
+        sentences, error = (Source(file, f"values/{kind}/{key}") for key in ("sentences", "error"))
         cells = [plain(found["sentences"], [sentences], numbers.count)]
         rows.append((kind, [*cells, plain(found["error"], [error], numbers.percent)]))
     caption = "The verifier's own error on held-out pictures: sentences that it takes for the opposite (%)"

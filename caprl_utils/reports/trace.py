@@ -17,7 +17,7 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.reports.items import NOTEBOOKS
-from caprl_utils.reports.numbers import fill, from_record_path, look_up
+from caprl_utils.reports.numbers import fill, from_record_path, look_up, read
 from caprl_utils.rl.experiments import MAIN
 from caprl_utils.schema import Profile
 
@@ -84,7 +84,7 @@ def cells_of(folder: Path, report: str = "*") -> Iterator[Found]:
         where = f"{paths.shown(folder)} (there are: {known})"
         raise UserError(f"no report {report} in {where}; run `make reproduce`")
     for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read(file)
         runs = {run["file"]: run for run in content.get("runs", [])}
         for table, row in [(t, row) for t in content.get("tables", []) for row in t["rows"]]:
             for column, cell, sources in zip(table["columns"], row["cells"], sources_of(row), strict=True):
@@ -119,7 +119,7 @@ def about(file: str, runs: Runs) -> dict[str, Any]:
         return {"file": file, "run": None, "again": None}
     folder = file.rsplit("/", 1)[0]
     told, here = runs.get(f"{folder}/result.json", {}), from_record_path(f"{folder}/result.json")
-    record = json.loads(here.read_text(encoding="utf-8")) if here.is_file() else {}
+    record = read(here)
     again = record["key"] if record and told.get("key") not in (None, record["key"]) else None
     facts = {**dict.fromkeys(("key", "commit"), "not recorded"), "hashes": {}, **({} if again else record), **told}
     _, profile, stage, run = folder.split("/", 3)

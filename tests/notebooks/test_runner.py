@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -16,10 +18,10 @@ from caprl_utils import run as runner
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.run import first_line, known_times, run_all
+from caprl_utils.run import known_times, run_all
 
 FIXTURES = Path(__file__).parent / "fixtures"
-GOOD, SLOW = str(FIXTURES / "good.ipynb"), str(FIXTURES / "slow.ipynb")
+GOOD = str(FIXTURES / "good.ipynb")
 pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(120)]
 
 
@@ -29,43 +31,33 @@ def copies(runs_folder):
 
 
 @pytest.fixture
-def start(runs_folder):
+def start():
     """Start the runner on the slow notebook as a process of its own; none of them outlives the test."""
-    started = []
+    command = [sys.executable, "-m", "caprl_utils", "run", str(FIXTURES / "slow.ipynb"), "--profile", "smoke"]
+    with ExitStack() as stack:
 
-    def call():
-        command = [sys.executable, "-m", "caprl_utils", "run", SLOW, "--profile", "smoke"]
-        started.append(subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True))
-        return started[-1]
+        def call():
+            process = subprocess.Popen(command, cwd=paths.ROOT, stderr=subprocess.PIPE, text=True)
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            return process
 
-    yield call
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield call
 
 
 @pytest.fixture
 def run(capsys, runs_folder):
     """Run a notebook in this process; gives what is told, and the error behind it."""
-    before = dict(os.environ)
 
-    def call(notebook, *parameters):
+    def call(notebook, *parameters, error=""):
         try:
             run_all([notebook], load_profile("smoke"), parameters)
-        except UserError as error:
-            return capsys.readouterr().err, str(error)
-        return capsys.readouterr().err, ""
+        except UserError as raised:
+            error = str(raised)
+        return capsys.readouterr().err, error
 
-    yield call
-    os.environ.clear()
-    os.environ.update(before)
-
-
-def pids_of_slow(runs_folder):
-    """The processes of the slow notebook, once it runs."""
-    while not (file := runs_folder / "pids").exists() or len(pids := file.read_text().split()) < 2:
-        time.sleep(0.1)
-    return [int(pid) for pid in pids]
+    with patch.dict(os.environ):
+        yield call
 
 
 def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_files(
@@ -75,16 +67,12 @@ def test_a_good_notebook_leaves_its_copy_dated_at_its_start_and_the_list_of_its_
     write_json(tmp_path / "kernels" / "python3" / "kernel.json", other)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))  # the kernel is that of this interpreter all the same
     before = time.time()
-    told, error = run(GOOD)
-    assert not error and "good: done in" in told and "cell 3/6" in told
-    assert not (copies / ".good.tmp.ipynb").exists()
-    record = runs_folder / "smoke" / "fixture" / "good" / "result.json"
-    assert before - 1 < (copies / "good.ipynb").stat().st_mtime < record.stat().st_mtime
-    assert (copies / "good.files").read_text() == f"{record}\n"
-
     told, error = run(GOOD, "lr=1e-5")
-    assert not error and "good-lr-1e-5: done in" in told
-    assert set(known_times("smoke")) >= {"good", "good-lr-1e-5"}
+    assert not error and "good-lr-1e-5: done in" in told and "cell 3/6" in told
+    assert not list(copies.glob(".*.ipynb")) and "good-lr-1e-5" in known_times("smoke")
+    record = runs_folder / "smoke" / "fixture" / "good" / "result.json"
+    assert before - 1 < (copies / "good-lr-1e-5.ipynb").stat().st_mtime < record.stat().st_mtime
+    assert (copies / "good-lr-1e-5.files").read_text() == f"{record}\n"
     assert json.loads(record.read_text())["values"] == {"lr": 1e-5}
 
 
@@ -123,28 +111,27 @@ def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected, tmp_pa
     assert not list(runs_folder.rglob("*.ipynb"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_or_killed_runner_takes_kernel_and_children_along(runs_folder, start, number):
-    process = start()
-    pids = pids_of_slow(runs_folder)
-    process.send_signal(number)
-    message = process.communicate(timeout=60)[1]
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and "stopped; run again to continue" in message
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
-        time.sleep(0.1)
+@pytest.mark.timeout(300)
+def test_a_killed_or_stopped_runner_takes_kernel_and_children_along_and_the_next_one_takes_over(runs_folder, start):
+    """Two runners of one notebook: the second waits until `kill -9` ends the first, and is stopped by Ctrl-C, which
+    SIGTERM is handled as.
+    """
+    working, pids = start(), runs_folder / "pids"
+    for number in (signal.SIGKILL, signal.SIGINT):
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            time.sleep(0.1)
+        children = [int(pid) for pid in pids.read_text().split()]
+        pids.unlink()
+        if number == signal.SIGKILL:
+            second = start()
+            assert f"waiting: slow (smoke) is in use by process {working.pid}" in second.stderr.readline()
+        working.send_signal(number)
+        message = working.communicate(timeout=60)[1]
+        while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in children):
+            time.sleep(0.1)
+        working, ended = second, working
+    assert ended.returncode == 130 and "stopped; run again to continue" in message
     assert not list(runs_folder.rglob("slow.ipynb"))
-
-
-def test_a_second_runner_waits_for_the_first(runs_folder, start):
-    first = start()
-    pids_of_slow(runs_folder)
-    assert f"waiting: slow (smoke) is in use by process {first.pid}" in start().stderr.readline()
-
-
-def test_the_first_telling_line_of_a_cell():
-    assert first_line("# why\n\nrun(1)\nx") == "run(1)" and first_line("") == "(empty)"
-    assert len(first_line("x" * 200)) == 60
 
 
 def test_what_a_chain_misses_is_told_whole_before_a_kernel_starts(runs_folder, monkeypatch):

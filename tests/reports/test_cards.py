@@ -15,8 +15,7 @@ from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.reports import cards
 from caprl_utils.runs import Run, load_result
-
-RECIPE = ["caprl_utils.errors"]
+from tests.reports.finished import RECIPE
 
 
 @pytest.fixture
@@ -29,11 +28,10 @@ def captioner(profile, trained):
 @pytest.fixture
 def made(profile):
     """The last stage of a pretraining, a curation, and a set of three captions of two images: folders and file."""
-    values = {"steps": 9, "loss_first": 2.0, "loss_last": 0.5}
     with Run.open(profile, "pretraining", "mini-qwen-3b-vanilla-sft", {"data": "d"}, RECIPE) as vlm:
         (vlm.folder / "final").mkdir()
         vlm.finish(
-            values=values, n=100, unit="row", setting="mini-qwen-3b", training_stage="sft", captions=None,
+            values={"steps": 9}, n=100, unit="row", setting="mini-qwen-3b", training_stage="sft", captions=None,
             start="runs/mini/pretraining/mini-qwen-3b-align/final", trains=["projector"],
         )  # fmt: skip
     values = {
@@ -51,17 +49,26 @@ def made(profile):
     return vlm.folder, questions.folder, file
 
 
-def test_every_finished_thing_gets_its_card_beside_it(profile, captioner, made):
+def test_everything_finished_gets_its_card_beside_it(profile, captioner, made):
     vlm, questions, captions = made
     with Run.open(profile, "rl", "short-seed0", {}, RECIPE):
         pass  # not finished
     before = (captioner / "result.json").read_bytes()
-    assert cards.write_all(profile) == [
-        questions / "README.md", captioner / "README.md", captioner.with_name("caprl-seed1") / "README.md",
-        vlm / "README.md", captions.with_name("sharegpt4v-by-caprl.md"),
-    ]  # fmt: skip
+    folders = (questions, captioner, captioner.with_name("caprl-seed1"), vlm)
+    files = [*(folder / "README.md" for folder in folders), captions.with_name("sharegpt4v-by-caprl.md")]
+    assert cards.write_all(profile) == files
     assert not (vlm / "final" / "README.md").exists()  # a file in there would change the model's key
     assert (captioner / "result.json").read_bytes() == before
+    told = {
+        vlm / "README.md": ("Not evaluated.", "configs/vlm_init/mini-qwen-3b.yaml", "sft; trained: projector"),
+        questions / "README.md": (
+            "318 kept of 320", "902 kept of 1,245", "answered without the image 291", "`zoo:strong`",
+        ),
+        files[-1]: ("3 of 2 images", "`zoo:base` (abc)", "20.0", "a loop 1, stop 2"),
+    }  # fmt: skip
+    for file, parts in told.items():
+        assert [part for part in parts if part not in file.read_text()] == []
+    assert ModelCard((vlm / "README.md").read_text()).data.eval_results is None
 
 
 def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_limits_and_its_licence(profile, captioner):
@@ -79,21 +86,6 @@ def test_a_captioner_s_card_tells_base_data_steps_seeds_scores_limits_and_its_li
     card = ModelCard(cards.model_card(real, captioner))
     assert card.data.base_model == real.models.policy.path and card.data.license == "other"
     assert "licences of the base model" in str(card)
-
-
-def test_a_vlm_without_an_evaluation_and_data_have_cards_too(profile, made):
-    vlm, questions, captions = made
-    text = cards.model_card(profile, vlm)
-    assert ModelCard(text).data.eval_results is None
-    told = {
-        text: ("Not evaluated.", "configs/vlm_init/mini-qwen-3b.yaml", "sft; trained: projector"),
-        cards.qa_card(profile, questions): (
-            "318 kept of 320", "902 kept of 1,245", "answered without the image 291", "`zoo:strong`",
-        ),
-        cards.captions_card(profile, captions): ("3 of 2 images", "`zoo:base` (abc)", "20.0", "a loop 1, stop 2"),
-    }  # fmt: skip
-    for card, parts in told.items():
-        assert [part for part in parts if part not in card] == []
 
 
 def test_a_captioner_goes_to_the_hub_with_its_card_and_a_refusal_shows_before_the_training(

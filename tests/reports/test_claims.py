@@ -15,8 +15,10 @@ from caprl_utils.reports import claims, paper, tables
 from caprl_utils.reports.items import items, texts
 
 
-def rows_of(content):
-    return {row["label"]: [cell["text"] for cell in row["cells"]] for row in content["tables"][1]["rows"]}
+def written(profile):
+    """What claims.json holds, and its statements: id -> texts of the cells."""
+    content = claims.write_claims(profile)
+    return content, {row["label"]: [cell["text"] for cell in row["cells"]] for row in content["tables"][1]["rows"]}
 
 
 @pytest.mark.parametrize(
@@ -82,10 +84,10 @@ def test_every_statement_stands_once_and_the_papers_own_numbers_carry_it():
     assert set(known.values()) == {setting for setting, _ in paper.paper_values("table1_pretraining.csv")}
 
 
-def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finished, trained, no_figures):
+def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finished, trained, no_figures, report):
     tables.write(finished, "table3")
-    content = claims.write_claims(finished)
-    counts, rows = content["facts"]["counts"], rows_of(content)
+    content, rows = written(finished)
+    counts = content["facts"]["counts"]
     assert counts["supported"] >= 1 and counts["not run"] >= 20
     linked = [row for row in rows.values() if "; the fact of " in row[1]]
     assert sum(counts.values()) + len(linked) == len(rows) == content["facts"]["statements"]
@@ -98,7 +100,7 @@ def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finish
     assert rows["Table 3 (4)"][1] == "**supported**; the fact of Table 3 (1)" and rows["Table 3 (4)"][5] == "–"
     headlines = [row["label"] for row in content["tables"][0]["rows"]]
     assert headlines[0] == "Table 3 (1)" and not {*headlines} & {"Table 3 (2)", "Table 3 (4)", "Table 5 (1)"}
-    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
+    text = report("claims.md")
     assert "| Table 3 (1) | CapRL's captions serve" in text and "](claims.svg)" in text
     with open(paths.reports_of("mini") / "claims.csv", encoding="utf-8", newline="") as file:
         lines = {line["item"]: line for line in csv.DictReader(file)}
@@ -115,10 +117,10 @@ def test_verdicts_come_from_the_reports_and_p_is_corrected_over_all_facts(finish
     content = json.loads(file.read_text())
     next(c for c in content["facts"]["claims"] if c["verdict"] == "supported")["p"] = 0.03
     file.write_text(json.dumps(content))
-    content = claims.write_claims(finished)
-    tested, facts = [row for row in rows_of(content).values() if row[5] != "–"], content["facts"]
+    content, rows = written(finished)
+    tested, facts = [row for row in rows.values() if row[5] != "–"], content["facts"]
     assert facts["tests"] == len(tested) >= 4 and facts["large_p"]["supported"] == ["Table 3 (1)"]
-    text = (paths.reports_of("mini") / "claims.md").read_text(encoding="utf-8")
+    text = report("claims.md")
     assert "1 has a corrected p of 0.05 or more: Table 3 (1)." in text
     assert "+30.0 points [" in text and ", p = 0.030 | 48.3 against" in text
 
@@ -132,7 +134,9 @@ def test_averages_that_are_not_the_mean_of_their_row_are_all_named():
     assert text.split("entries of their row: ")[1].split(". The SEED")[0].split("; ") == rows
 
 
-def test_what_the_models_cannot_test_is_counted_apart_and_the_same_fact_must_be_one(finished, no_figures, monkeypatch):
+def test_what_the_models_cannot_test_is_counted_apart_and_the_same_fact_must_be_one(
+    finished, no_figures, monkeypatch, report
+):
     def change(**keys):
         item = texts()["items"]["table3"]
         told = [{**item["claims"][0], **keys}, *item["claims"][1:]]
@@ -142,12 +146,12 @@ def test_what_the_models_cannot_test_is_counted_apart_and_the_same_fact_must_be_
     assert not items(finished)["table3"].claims[0].not_testable  # the models have no such reason
     monkeypatch.setitem(texts()["models"][0], "not_testable", {"why": "they were made so"})
     tables.write(finished, "table3")
-    content = claims.write_claims(finished)
+    content, rows = written(finished)
     assert content["facts"]["counts"]["not testable here"] == 1
-    _, verdict, gap, *_ = rows_of(content)["Table 3 (1)"]
+    _, verdict, gap, *_ = rows["Table 3 (1)"]
     assert verdict == "**not testable here**: they were made so"
     assert gap.startswith("+30.0 points [") and ", p" not in gap
-    text = (paths.reports_of("mini") / "table3.md").read_text()
+    text = report("table3.md")
     assert "trained from | **not testable here**: they were made so | +30.0 points" in text
     assert not any(claim.not_testable for claim in items(load_profile("paper"))["table3"].claims)
     change(**{"same as": "table3 (99)"})

@@ -25,11 +25,12 @@ def test_centred_mean_by_hand():
     assert figures.centred_mean([0.0, 3.0, 3.0, 0.0], width=3) == pytest.approx([1.5, 2, 2, 1.5])
 
 
-@pytest.mark.parametrize(("longest", "drawn"), [(30.0, True), (10.0, False)])
-def test_the_limit_is_drawn_where_captions_come_near_it(tmp_path, longest, drawn):
-    curve = Curve("CapRL", [1, 2, 3], [0.1, 0.2, 0.3], [5.0, 8.0, longest])
-    note = "profile mini, a step: 8 captions"
-    _, svg = figures.plot_curves([curve], tmp_path / "curve", limit=48, note=note)
-    text = svg.read_text(encoding="utf-8")
-    assert ("cut at 48" in text) == drawn and note in text
-    assert f"centred mean of {figures.SMOOTH_STEPS}" in text
+def test_the_limit_is_drawn_where_captions_come_near_it_and_the_same_numbers_give_the_same_bytes(tmp_path):
+    near, far = (Curve("CapRL", [1, 2, 3], [0.1, 0.2, 0.3], [5.0, 8.0, longest]) for longest in (30.0, 10.0))
+    for name, curve in {"near": near, "again": near, "far": far}.items():
+        figures.plot_curves([curve], tmp_path / name, limit=48, note="profile mini, a step: 8 captions")
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    assert files["near.svg"] == files["again.svg"] and files["near.png"] == files["again.png"]
+    text = files["near.svg"].decode()
+    assert "cut at 48" in text and "cut at 48" not in files["far.svg"].decode()
+    assert "profile mini, a step: 8 captions" in text and f"centred mean of {figures.SMOOTH_STEPS}" in text

@@ -1,5 +1,4 @@
 import csv
-import io
 import json
 
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ def test_values_keep_their_difference_from_others_from_0_and_from_100_and_differ
     assert numbers.percents([1 / 3, 1 / 3 + 1e-14]) == ["33.3", "33.3"]
     assert numbers.numbers([61.21, 61.24]) == ["61.21", "61.24"] and numbers.number(61.25) == "61.3"
     shown = {0.213: "+21.3", -0.004: "-0.4", 0.0: "0.0", 0.0002: "+0.02", -0.0002: "-0.02"}
-    assert {value: numbers.difference(value) for value in shown} == shown
+    assert {value: numbers.differences([value])[0] for value in shown} == shown
 
 
 def test_intervals_p_values_and_counts():
@@ -49,10 +48,12 @@ def test_a_table_as_markdown_csv_and_json(tmp_path):
     lines = "| Model | Chart | Tokens |\n| :--- | ---: | ---: |\n| a\\|b | 41.3 | – |"
     assert table.markdown() == f"**A caption**\n\n{lines}\n\n- a note\n"
     content = numbers.write(tmp_path / "t", {}, [table], "text", [])
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
-    assert rows[0]["value"] == "0.4125" and rows[0]["low"] == "0.38" and rows[0]["row"] == "a|b"
-    assert rows[1]["value"] == ""  # missing is missing
-    cell = content["tables"][0]["rows"][0]["cells"][0]
-    assert json.loads((tmp_path / "t.json").read_text())["facts"] == {}
+    first, second = csv.DictReader((tmp_path / "t.csv").read_text().splitlines())
+    assert (first["value"], first["low"], first["row"]) == ("0.4125", "0.38", "a|b")
+    assert second["value"] == ""  # missing is missing
+    assert numbers.read(tmp_path / "t.json") == json.loads(json.dumps(content)) and not numbers.read(
+        tmp_path / "u.json"
+    )
+    (found,) = numbers.look_up(content, "tables/0/rows/0/cells/0/sources")
+    assert found == {"file": "runs/mini/prism/x/result.json", "key": "values/average"}
     assert numbers.look_up({"pairs": [{"good / bad": 0.5}]}, "pairs/0/good / bad") == 0.5
-    assert list(cell["sources"]) == [{"file": "runs/mini/prism/x/result.json", "key": "values/average"}]

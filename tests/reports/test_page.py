@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
@@ -17,8 +18,6 @@ from tests.browser import CHROMIUM, WHY_SKIPPED, problems
 class Tags(HTMLParser):
     """Start tags with their attributes; asserts that elements close in order."""
 
-    VOID = {"meta", "img", "br", "hr"}
-
     def __init__(self, page):
         super().__init__()
         self.tags, self.open = [], []
@@ -27,12 +26,10 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
+        self.open += [tag] * (tag not in ("meta", "img", "br", "hr"))
 
     def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
+        assert tag in ("meta", "img", "br", "hr") or self.open.pop() == tag
 
 
 def test_every_report_is_a_chapter_figures_lie_inside_and_nothing_is_loaded(finished, no_figures, recorded):
@@ -89,9 +86,8 @@ def test_what_is_wrong_with_a_page_is_seen(tmp_path):
     ]
     (tmp_path / "page.html").write_text(f"<html><head></head><body>{''.join(wrong)}</body></html>")
     told = " ".join(problems(tmp_path / "page.html", 1280))
-    assert all(
-        part in told for part in ("px wide in a window", "stretched to 300 x 20", "broken picture", "lost", "cut: ")
-    )
+    parts = ("px wide in a window", "stretched to 300 x 20", "broken picture", "lost", "cut: ")
+    assert [part for part in parts if part not in told] == []
 
 
 def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_published(
@@ -100,19 +96,20 @@ def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_pu
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n\n{page.START}\nold\n{page.END}\n\nThe end.\n", encoding="utf-8")
     monkeypatch.setattr(paths, "ROOT", readme.parent)
-    assert not page.update_readme(readme, check=True) and "\nold\n" in readme.read_text(encoding="utf-8")
-    assert not page.update_readme(readme) and page.update_readme(readme, check=True)
+    page.update_readme(readme)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("# Title\n") and text.endswith("\n\nThe end.\n") and "\nold\n" not in text
     assert "`make table3` | 39.9 to 48.3 (+8.4) | not yet |" in text
     assert "| 55.5 to 59.7 (+4.2); 58.7 to 62.2 (+3.5); 55.6 to 59.6 (+4.0) |" in text  # all of Table 1's settings
     assert "| 47.3, 47.6, 48.4, 48.3 (+1.0) |" in text and "| Verdicts |\n" in text
-    with pytest.raises(UserError, match=r"no report in .*make reproduce PROFILE=mini"):
-        page.publish(finished)
-    with pytest.raises(UserError, match="table5 needs"):
-        page.write_all(finished, ["table5"])
-    with pytest.raises(UserError, match="no training of notebook 03 stands behind table1"):
-        page.train(finished, ["table1"])
+    for wrong, message in {
+        partial(page.publish, finished): r"no report in .*make reproduce PROFILE=mini",
+        partial(page.publish, load_profile("smoke")): "profile smoke none that mean anything",
+        partial(page.write_all, finished, ["table5"]): "table5 needs",
+        partial(page.train, finished, ["table1"]): "no training of notebook 03 stands behind table1",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            wrong()
     names = [file.name for file in page.write_all(finished)]
     assert names == ["table3.md", "claims.md", "report.html", "README.md", "README.md"]
     assert not paths.REPORTS.exists() and readme.read_text(encoding="utf-8") == text
@@ -121,15 +118,13 @@ def test_all_reports_are_written_in_one_go_and_stay_under_runs_until_they_are_pu
     row = r"\[CapRL against base: 40\.0 to 70\.0 \(\+30\.0 \[.*\]\)\]\(reports/mini/table3\.md\) \| [^|]*\d supported"
     assert re.search(f"mini: {row}", text := readme.read_text(encoding="utf-8"))
     assert re.search(r"\d+ statements of the paper are \d+ facts: 1 supported, .*1 of those supported .* stand", text)
-    with pytest.raises(UserError, match="profile smoke none that mean anything"):
-        page.publish(load_profile("smoke"))
     readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(UserError, match="map:start"):
         page.update_readme(readme)
 
 
-@pytest.mark.parametrize("profile", ["one_gpu", "paper"], indirect=True)
-def test_notebook_06_ends_at_other_sizes_with_scores_missing(profile, prism_run, trained, monkeypatch):
+@pytest.mark.parametrize("profile", ["one_gpu"], indirect=True)
+def test_notebook_06_ends_at_other_sizes_with_scores_missing(profile, prism_run, trained, monkeypatch, no_figures):
     """No 72B, no ceiling, a benchmark that nobody could score, a question that one captioner has no score for."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     prism_run("base-3b", right=8, unscored={"mmmu", ("chartqa", 0)})
@@ -147,4 +142,5 @@ def test_notebook_06_ends_at_other_sizes_with_scores_missing(profile, prism_run,
 
 
 def test_the_readme_of_the_repository_is_up_to_date():
-    assert page.update_readme(paths.ROOT / "README.md", check=True), "run: make publish"
+    part = f"{page.START}\n{page.readme_map()}\n{page.END}"
+    assert part in (paths.ROOT / "README.md").read_text(encoding="utf-8"), "run: make publish"

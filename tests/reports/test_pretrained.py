@@ -14,22 +14,22 @@ from caprl_utils.reports import claims, page, tables, trace
 from caprl_utils.reports.items import figure4, texts
 from caprl_utils.reports.numbers import from_record_path, look_up
 from caprl_utils.runs import Run
+from tests.reports.finished import RECIPE, answered
 
 RIGHT = {"vanilla": 4, "sharegpt4v-1m": 6, "densefusion-1m": 8, "caprl-1m": 12, "caprl-5m": 15,
          "caprl-sharegpt4v-1m": 11, "caprl-densefusion-1m": 12, "densefusion-1m-x0.5": 7,
          "caprl-1m-x0.5": 9}  # fmt: skip
-RECIPE = ["caprl_utils.errors"]
 CAPTIONS = {"count": 10, **dict.fromkeys(MEASURES, 0.6), "tokens": 12.3, "cut": 0.0, "looped": 0.1}
 AT_THE_FLOOR = claims.at_the_floor
 ITEMS = {"table1": 15, "table2": 5, "figure4": 5}  # rows
 
 
 @pytest.fixture
-def vqa_run(profile, evaluation):
+def vqa_run(profile):
     """Makes an evaluation of a VLM."""
 
     def make(name, right):
-        evaluation(profile, "vqa", name, right, benchmarks=("mini-chart", "mini-infographic"))
+        answered(profile, "vqa", name, right, benchmarks=("mini-chart", "mini-infographic"))
 
     return make
 
@@ -62,7 +62,7 @@ def pretrained(profile, vqa_run, made, monkeypatch):
     return profile
 
 
-def test_rows_at_the_floor_decide_nothing(pretrained, monkeypatch):
+def test_rows_at_the_floor_decide_nothing(pretrained, monkeypatch, no_figures):
     monkeypatch.setattr(claims, "at_the_floor", AT_THE_FLOOR)
     found = tables.write(pretrained, "table1")["facts"]["claims"]
     assert {claim["reason"] for claim in found} == {
@@ -71,7 +71,7 @@ def test_rows_at_the_floor_decide_nothing(pretrained, monkeypatch):
     assert {claim["verdict"] for claim in found} == {claims.NOT_TESTABLE} and not any(claim["p"] for claim in found)
 
 
-def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
+def test_every_number_has_its_source_and_its_verdict(pretrained, recorded, report, no_figures):
     facts, tables_of = {}, {}
     for name, num_rows in ITEMS.items():
         content = tables.write(pretrained, name)
@@ -97,18 +97,11 @@ def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
     assert vanilla[place]["value"] == pytest.approx(0.2) and ours[place]["value"] == pytest.approx(0.6)
     assert ours[-1]["value"] == pretrained.pretraining.further.num_rows and vanilla[-1]["text"] == "0"
     assert {claim["verdict"] for claim in facts["table1"]["claims"]} == {"supported"}
-    told = (
-        "40 questions about 40 images in each of the 2 benchmarks",
-        "DenseFusion-1M (here: mid captions)",
-        "the mid captioner",
-        "59.7",
-    )
-    assert [part for part in told if part not in (paths.reports_of("mini") / "table1.md").read_text()] == []
+    told = ("40 questions about 40 images in each of the 2 benchmarks", "DenseFusion-1M (here: mid captions)", "59.7")
+    assert [part for part in (*told, "the mid captioner") if part not in report("table1.md")] == []
     summary = facts["table1"]["summary"]
     assert summary.startswith("CapRL captions against none: ") and all(setting in summary for setting in settings)
 
-    drawn = (paths.reports_of("mini") / "figure4.svg").read_text()
-    assert "Mini Infographic" in drawn and "Average" in drawn and "Vanilla" in drawn
     summary = facts["figure4"]["summary"]
     assert summary.startswith("no pairs to all: CapRL captions +40.0 [") and ", mid captions +20.0 [" in summary
     # a comparison that Table 1 makes is counted there alone
@@ -122,8 +115,8 @@ def test_every_number_has_its_source_and_its_verdict(pretrained, recorded):
     assert all(f'<section id="{name}">' in text for name in ("claims", *ITEMS)) and recorded(text) > 300
     cells = list(trace.cells_of(paths.reports_of("mini")))
     assert {cell.name[0] for cell in cells} == {"claims", *ITEMS}
-    for told in map(trace.describe, cells):
-        assert "no source on record" not in told, told
+    assert all(cell.sources for cell in cells)
+    for told in map(trace.describe, {cell.name[:3]: cell for cell in cells}.values()):  # one of each row
         assert "    run      mini/" in told or "the paper's value as printed" in told, told
 
 
@@ -147,10 +140,11 @@ def test_a_row_is_the_mean_over_its_seeds_question_by_question(pretrained, vqa_r
     assert (printed["Cut (%)"], printed["Loops (%)"]) == ("0.0", "10.0")
 
 
-def test_with_a_users_captions_no_model_of_ours_is_named(pretrained):
+def test_with_a_users_captions_no_model_of_ours_is_named(pretrained, report):
     further = pretrained.pretraining.further.model_copy(update={"data": "own/{name}.json"})
     settings = pretrained.pretraining.model_copy(update={"further": further})
-    tables.write(pretrained.model_copy(update={"pretraining": settings}), "table2")
-    text = (paths.reports_of("mini") / "table2.md").read_text()
+    tables.write(pretrained.model_copy(update={"pretraining": settings}), "figure4")
+    text, drawn = report("figure4.md"), report("figure4.svg")
     assert "files of the user (own/{name}.json)" in text
-    assert "base captions" not in text and "| DenseFusion-1M |" in text
+    assert "mid captions" not in text and "| DenseFusion-1M |" in text
+    assert [name for name in ("Mini Infographic", "Average", "Vanilla", "DenseFusion-1M") if name not in drawn] == []

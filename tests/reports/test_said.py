@@ -8,13 +8,12 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.image_sources import open_images
 from caprl_utils.prism.loading import load_samples
-from caprl_utils.prism.scores import summarise, write_samples
 from caprl_utils.prism.sources import image_ids
 from caprl_utils.prism.told import counts
 from caprl_utils.reports import claims, numbers, page, tables
 from caprl_utils.reports.items import items
 from caprl_utils.reports.results import Curve
-from caprl_utils.runs import Run
+from tests.reports.finished import evaluation, row
 
 META = {"world": "mini-world", "facts": {"topic": "sales", "unit": "percent"}, "known": {}}
 BASE = "This is a chart. The topic is sales."
@@ -25,19 +24,14 @@ CHARTS = [f"mini-chart/i{n}" for n in range(8)]
 def run_of(profile, name, texts):
     """A Prism run with these captions (image id -> caption, meta) of each image; every second question is right."""
     rows = [
-        {"benchmark": image.partition("/")[0], "sample_id": f"s{n}", "image_id": image, "caption_index": 0,
-         "caption": caption, "num_tokens": len(caption.split()), "finish_reason": "stop", "question": "", "options": [],
-         "gold": "7", "answer": "7", "letter_mass": None, "parsed": "7", "score": float(n % 2), "reason": None,
-         "group": None, "model": name, **counts(caption, meta)}
+        row(image.partition("/")[0], n, float(n % 2), image_id=image, caption=caption,
+            num_tokens=len(caption.split())) | counts(caption, meta)
         for n, (image, (caption, meta)) in enumerate(texts.items())
     ]  # fmt: skip
-    with Run.open(profile, "prism", name, {"r": 1}, ["caprl_utils.errors"]) as run:
-        write_samples(run.folder / "samples.parquet", rows, name)
-        reader = {"name": "r", "mode": "choice"}
-        run.finish(**summarise(rows, 500, 0), unit="sample", captions_per_image=1, reader=reader)
+    evaluation(profile, "prism", name, rows)
 
 
-def test_the_table_and_the_statements(finished, results_of, cell, no_figures):
+def test_the_table_and_the_statements(finished, results_of, cell, no_figures, report):
     """CapRL tells as much, and more that is false or said before."""
     runs = {"caprl-seed0": OURS, "caprl-seed1": OURS, **dict.fromkeys(("base-3b", "base-72b", "floor-empty"), BASE)}
     for name, text in runs.items():
@@ -52,7 +46,7 @@ def test_the_table_and_the_statements(finished, results_of, cell, no_figures):
     found = {one["kind"]: one for one in tables.write(finished, "table3")["facts"]["claims"]}
     assert found["false share"]["value"] == pytest.approx(-1 / 3) and found["false count"]["value"] == -1.0
     assert found["false count"]["verdict"] == "not supported"
-    assert "-1.00 statements a caption" in (paths.reports_of("mini") / "table3.md").read_text()
+    assert "-1.00 statements a caption" in report("table3.md")
 
 
 def test_false_statements_over_a_training_are_of_the_kept_captions(finished):
@@ -90,7 +84,7 @@ def test_the_page_of_examples_marks_every_statement(finished, no_figures):
     assert before == {f.name: f.read_bytes() for f in file.parent.rglob("*") if f.is_file()}
 
 
-def test_rewards_on_one_footing(profile, prism_run, trained, cell, results_of, capsys):
+def test_rewards_on_one_footing(profile, prism_run, trained, cell, results_of, capsys, report):
     """Three rewards; correctness has nothing false, the last states nothing, the judge was not trained. Without known
     facts they have a figure of accuracy.
     """
@@ -100,7 +94,7 @@ def test_rewards_on_one_footing(profile, prism_run, trained, cell, results_of, c
     for name in texts:
         trained(name, 10)
     tables.write(profile, "extra_rewards")
-    assert "accuracy (%)" in (paths.reports_of("mini") / "extra_rewards.svg").read_text()
+    assert "accuracy (%)" in report("extra_rewards.svg")
     runs = {"base-3b": BASE} | {f"{name}-seed{seed}": text for name, text in texts.items() for seed in (0, 1)}
     for name, text in runs.items():
         for by in ("", "-by-reward_reader"):
@@ -117,10 +111,10 @@ def test_rewards_on_one_footing(profile, prism_run, trained, cell, results_of, c
     (checked,) = (one for text, one in found.items() if "checking sentences" in text)
     assert checked["verdict"] == "supported" and checked["value"] == pytest.approx(1 / 3)
     assert not any("linear penalty" in text for text in found)  # that row is not there
-    drawn = (paths.reports_of("mini") / "extra_rewards.svg").read_text()
+    drawn = report("extra_rewards.svg")
     assert "false statements (%), fewer is better" in drawn and correct in drawn and silent not in drawn
     of_paper = sum(len(item.claims) for item in items(profile).values() if not item.ours)
     assert claims.write_claims(profile)["facts"]["statements"] == of_paper  # those of later papers are not among them
-    text = (paths.reports_of("mini") / "claims.md").read_text()
+    text = report("claims.md")
     assert text.count("| CCCaption: checking sentences") == 1 and "## What follow-up papers state" in text
     assert "make it: make rewards" not in capsys.readouterr().err

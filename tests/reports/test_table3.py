@@ -8,10 +8,10 @@ from caprl_utils import paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.prism import probes
-from caprl_utils.prism.scores import write_samples
 from caprl_utils.reports import page, tables
 from caprl_utils.reports.numbers import from_record_path, look_up
-from caprl_utils.runs import Run, load_result
+from caprl_utils.runs import load_result
+from tests.reports.finished import MINI, evaluation, row
 
 PAIR = "CapRL − base"
 
@@ -44,14 +44,13 @@ def test_rows_values_differences_best_of_n_and_variance(finished, results_of, ce
     assert cell(variance, "CapRL", "Between captions").value == 0.0  # both captions score the same
 
 
-def test_the_report_is_the_same_for_the_same_results(finished, tmp_path):
+def test_the_report_is_the_same_for_the_same_results(finished, tmp_path, no_figures, report):
     content, folder = tables.write(finished, "table3"), paths.reports_of("mini")
     first = {file.name: file.read_bytes() for file in folder.iterdir()}
-    ends = ("_curves.png", "_curves.svg", "_dots.png", "_dots.svg", ".csv", ".json", ".md")
-    assert set(first) == {f"table3{end}" for end in ends}
+    assert set(first) == {f"table3{end}" for end in ("_curves.svg", "_dots.svg", ".csv", ".json", ".md")}
     tables.write(finished, "table3")
     assert first == {file.name: file.read_bytes() for file in folder.iterdir()}
-    text = first["table3.md"].decode()
+    text = report("table3.md")
     parts = ["**supported** | +30.0 points", "Qwen2.5-VL-72B", "(r, mode choice)", "in each of the 2 benchmarks"]
     parts.append("the printed average 48.3 lies 0.073 away from the mean of the printed entries")
     assert [part for part in parts if part not in text] == []
@@ -68,8 +67,8 @@ def test_what_has_no_score_is_a_dash_and_stays_out_of_averages(finished, prism_r
     results = results_of(finished)
     scores, gaps = tables.scores_table(results), tables.gaps_table(results)
     assert scores.columns[:4] == ["Mini Chart", "Mini Scene", "Mini Document", "Average"]
-    for table, row in ((scores, "CapRL"), (gaps, PAIR)):
-        missing = cell(table, row, "Mini Document")
+    for table, label in ((scores, "CapRL"), (gaps, PAIR)):
+        missing = cell(table, label, "Mini Document")
         assert missing.text == "–" and missing.value is None
     assert cell(scores, "CapRL", "Mini Chart").value == pytest.approx(27 / 39)
     assert cell(scores, "CapRL", "Average").value == pytest.approx((27 / 39 + 0.7) / 2)
@@ -104,15 +103,15 @@ def test_the_table_says_what_was_not_evaluated(profile, prism_run, trained, no_f
     prism_run("base-3b", right=8)
     trained("caprl", 14, seeds=[1])
     content = tables.write(profile, "table3")
-    first, found = content["tables"][0], content["facts"]["claims"][0]
-    gone = "Not evaluated, so not in the tables: mid captioner (base-7b); strong captioner (base-72b); rating"
-    assert first["notes"][0].startswith("In the paper: base: Qwen2.5-VL-3B; mid captioner: Qwen2.5-VL-7B; ")
+    first, facts = content["tables"][0], content["facts"]
+    in_paper, _, gone, short = first["notes"]
     assert [row["label"] for row in first["rows"]] == ["base", "CapRL"]
-    assert first["notes"][2].startswith(gone)
-    assert first["notes"][3] == "CapRL is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
-    assert content["facts"]["training_seeds"]["CapRL"] == [1]
-    assert content["facts"]["missing"]["CapRL"] == ["caprl-seed0"]
-    assert (found["verdict"], found["reason"], found["trainings"]) == ("undecided", "one training", [1, 0])
+    assert in_paper.startswith("In the paper: base: Qwen2.5-VL-3B; mid captioner: Qwen2.5-VL-7B; ")
+    assert gone.startswith("Not evaluated, so not in the tables: mid captioner (base-7b); strong captioner (base-72b);")
+    assert short == "CapRL is averaged over 1 of 2 training seeds; not evaluated: caprl-seed0."
+    assert facts["training_seeds"]["CapRL"] == [1] and facts["missing"]["CapRL"] == ["caprl-seed0"]
+    verdict = {key: facts["claims"][0][key] for key in ("verdict", "reason", "trainings")}
+    assert verdict == {"verdict": "undecided", "reason": "one training", "trainings": [1, 0]}
 
 
 def test_a_missing_run_a_missing_curve_and_a_record_unlike_its_rows_are_named(profile, prism_run, trained, results_of):
@@ -151,7 +150,7 @@ def test_captions_are_compared_at_equal_length(finished, prism_run, results_of, 
     assert joined in dict(tables.scores_table(results, bounds=True).rows) and "first 24 tokens" not in text
 
 
-def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures):
+def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(finished, no_figures, report):
     folders = {name: paths.zoo_folder(f"zoo:{name}") for name in ("base", "mid", "strong")}
     records = [json.loads((folder / "record.json").read_text()) for folder in folders.values()]
     assert {record["starts_from"] for record in records} == {"imaginer"}
@@ -160,23 +159,19 @@ def test_what_the_captioners_of_the_mini_world_are_is_what_their_records_say(fin
     real = finished.model_copy(update={"models": load_profile("paper").models})
     for profile, stand_ins in ((finished, True), (real, False)):
         tables.write(profile, "table3")
-        text = (paths.reports_of("mini") / "table3.md").read_text()
+        text = report("table3.md")
         assert ("one start: the base" in text and "million parameters" in text) == stand_ins
 
 
-def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_of, cell):
+def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_of, cell, no_figures):
     names = probes.names(finished)
     rows = [
-        {"benchmark": benchmark, "sample_id": f"s{n}", "image_id": f"{benchmark}/i{n}", "caption_index": index,
-         "caption": name, "num_tokens": 10 + index, "finish_reason": "stop", "question": "", "gold": "7",
-         "options": ["7", "8"] if benchmark == "mini-scene" else [], "answer": "7", "letter_mass": None, "parsed": "7",
-         "score": float(n % 10 < index), "reason": None}
-        for benchmark in ("mini-chart", "mini-scene") for n in range(20) for index, name in enumerate(names)
+        row(benchmark, n, float(n % 10 < index), caption_index=index, caption=name, num_tokens=10 + index,
+            options=["7", "8"] if benchmark == "mini-scene" else [])
+        for benchmark in MINI for n in range(20) for index, name in enumerate(names)
         if benchmark == "mini-scene" or name != probes.OPTIONS
     ]  # fmt: skip
-    with Run.open(finished, "readers", "prism_reader", {"r": 1}, ["caprl_utils.errors"]) as run:
-        write_samples(run.folder / "samples.parquet", rows, "probes")
-        run.finish(values={}, n=20, unit="sample")
+    evaluation(finished, "readers", "prism_reader", rows)
     content = tables.write(finished, "table3")
     table, reader = tables.readers_table(results_of(finished)), "Reader of the evaluation"
     assert [label for label, _ in table.rows] == names and len(table.columns) == 3
@@ -185,7 +180,6 @@ def test_what_readers_make_of_the_probes_is_tabled_and_drawn(finished, results_o
     assert cell(table, probes.OPTIONS, reader).text == "–"
     assert cell(table, probes.OPTIONS, f"{reader}, questions with options").value == pytest.approx(0.8)
     assert cell(table, "nothing", "Tokens").text == "10.0"
-    assert (paths.reports_of("mini") / "table3_readers.svg").is_file()
     assert "runs/mini/readers/prism_reader/result.json" in {run["file"] for run in content["runs"]}
     title, shown = page.chapter(paths.reports_of("mini") / "table3.md")
     assert title.startswith("Table 3: caption quality") and shown.count('src="data:image/svg+xml') == 3
