@@ -113,11 +113,11 @@ def test_bad_arguments_run_nothing(runs_folder, run, arguments, expected, tmp_pa
 
 @pytest.mark.timeout(300)
 def test_a_killed_or_stopped_runner_takes_kernel_and_children_along_and_the_next_one_takes_over(runs_folder, start):
-    """Two runners of one notebook: the second waits until `kill -9` ends the first, and is stopped by Ctrl-C, which
-    SIGTERM is handled as.
+    """Two runners of one notebook: the second waits until `kill -9` ends the first, and is stopped by SIGTERM, which
+    is handled as Ctrl-C is.
     """
     working, pids = start(), runs_folder / "pids"
-    for number in (signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         while not pids.exists() or len(pids.read_text().split()) < 2:
             time.sleep(0.1)
         children = [int(pid) for pid in pids.read_text().split()]
