@@ -66,6 +66,11 @@ class Training:
     captions: CaptionSet | None = None
     seed: int = 0
 
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that it reads."""
+        return self.captions.slug if self.captions else self.stage
+
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
         return self.captions.num_rows(settings) if self.captions else getattr(settings, self.stage).num_rows

@@ -158,8 +158,7 @@ def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> Pre
 # The kinds of model
 
 IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
-LANGUAGE_CLASSES = {"internlm2": "LlamaConfig", "llama": "LlamaConfig", "qwen2": "Qwen2Config",
-                    "mistral": "MistralConfig"}  # fmt: skip
+LANGUAGES = ("internlm2", "llama", "qwen2", "mistral")  # model types that a LLaVA is made of
 INTERNLM_NAMES = {
     "model.tok_embeddings": "model.embed_tokens", "output": "lm_head", "attention.wo": "self_attn.o_proj",
     "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
@@ -230,9 +229,9 @@ def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, 
     import transformers
 
     kind, path = language.get("model_type"), setting.language.path
-    require(kind in LANGUAGE_CLASSES, f"{path} is a {kind!r} model; a LLaVA takes {', '.join(LANGUAGE_CLASSES)}")
-    native = getattr(transformers, LANGUAGE_CLASSES[kind])
-    text = llama_config(language) if kind == "internlm2" else native.from_dict(language)
+    require(kind in LANGUAGES, f"{path} is a {kind!r} model; a LLaVA takes {', '.join(LANGUAGES)}")
+    is_internlm = kind == "internlm2"
+    text = llama_config(language) if is_internlm else transformers.CONFIG_MAPPING[kind].from_dict(language)
     kind, path = vision.get("model_type"), setting.vision.path
     values = vision if kind == "clip_vision_model" else vision.get("vision_config", {})
     known = kind == "clip" or values.get("model_type") == "clip_vision_model"
@@ -247,7 +246,7 @@ def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, 
     )  # fmt: skip
     notes = [f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
              for old, new in setting.rename_tokens.items()]  # fmt: skip
-    if language["model_type"] == "internlm2":
+    if is_internlm:
         notes += ["InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"]
     return config, notes
 
@@ -295,17 +294,15 @@ def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, 
     }
 
 
-# class_name: in transformers. stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a
-# CLIP tower under `vision_model.` only, and a model that transformers built itself is saved without that level.
+# stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a CLIP tower under
+# `vision_model.` only, and a model that transformers built itself is saved without that level.
 # config, processor, tensors raise UserError for donors of another class, size or vocabulary.
 ARCHITECTURES = {
     "qwen2_5_vl": SimpleNamespace(
-        class_name="Qwen2_5_VLForConditionalGeneration",
         stored={"model.visual.": "visual.", "model.language_model.": "model."},
         config=qwen_config, processor=qwen_processor, tensors=qwen_tensors,
     ),
     "llava": SimpleNamespace(
-        class_name="LlavaForConditionalGeneration",
         stored={
             "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
             "model.vision_tower.": "vision_tower.vision_model.",

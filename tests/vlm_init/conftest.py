@@ -18,6 +18,7 @@ from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors, models
 from caprl_utils.schema import Donor
 
+torch.set_num_threads(1)  # models this small gain nothing by a second one, which waits spinning on a busy core
 PADDED = torch.ones(3, 20, dtype=torch.long)
 PADDED[1, :7] = 0  # left padding, as in generation
 PADDED[2, 15:] = 0  # right padding, as in training

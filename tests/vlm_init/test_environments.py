@@ -25,6 +25,7 @@ TWIN = """
 import json, sys
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+torch.set_num_threads(1)  # as here
 folder, inputs, out = sys.argv[1:]
 given = torch.load(inputs, weights_only=True)
 model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -43,7 +44,7 @@ def folder(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory)
     home = tmp_path_factory.mktemp("out")
     settings = {"qwen": qwen_setting, "llava": llava_setting}
     setting = settings.get(request.param) or setting_with_head(True, vision_donor, home)
-    assert assemble(setting, home / "out", seed=5)["tied_head"] is (request.param == "qwen-tied")
+    assemble(setting, home / "out", seed=5)
     return home / "out"
 
 
