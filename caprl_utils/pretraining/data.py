@@ -14,7 +14,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ _NAMED = 5  # bad rows in a message
 class DataSet:
     """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
     "rows", "hash" (of rows and images), "longest" (tokens of a row, by setting), "set_aside" (lines on rows that cannot
-    be trained on), "left_out" (reason -> captions not trained on), "captions" (see `_captioned`).
+    be trained on), "left_out" (reason -> captions not trained on), "captions" (see `_pairs`).
     """
 
     name: str
@@ -74,14 +74,13 @@ def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str
     data set that is there already stays as it is.
     """
     settings, wanted = profile.pretraining, {training.dataset: training for training in trainings}
-    files: dict[str, Path | None] = dict.fromkeys(wanted)
+    files: dict[str, Path | None] = {}
     for name, training in wanted.items():  # a missing file is named before hours of work on the others
-        pattern = getattr(settings, training.stage).data
-        if drawn_source(pattern) is None:
-            file = files[name] = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
-            if not file.is_file():
-                named = f"{shown(file)} (pretraining.{training.stage}.data)"
-                raise UserError(f"no data file {named}; `make plan` says what belongs there")
+        source = training.source(settings)
+        file = files[name] = None if drawn_source(source) else paths.HOME / source
+        if file and not file.is_file():
+            named = f"{shown(file)} (pretraining.{training.stage}.data)"
+            raise UserError(f"no data file {named}; `make plan` says what belongs there")
     pairs = {name: t.captions.pairs_name for name, t in wanted.items() if t.captions and files[name] is None}
     written = {name: caption(profile, name) for name in dict.fromkeys(pairs.values())}
     files |= {name: written[pair] for name, pair in pairs.items()}
@@ -102,7 +101,7 @@ def _data_set(
     None where the rows are rendered.
     """
     settings, name = profile.pretraining, training.dataset
-    source = drawn_source(getattr(settings, training.stage).data)
+    source = drawn_source(training.source(settings))
     processors = {  # what counts tokens: everything of a model's folder but its weights
         setting: value_hash({f.name: file_hash(f) for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".txt")})
         for setting, folder in models.items()
@@ -147,34 +146,34 @@ def _rows(
     found = {"set_aside": [], "left_out": {}, "captions": None}
     if source is None:
         return read_rows(file, count, profile.seed, found["set_aside"]), found
-    images = chosen.images if chosen else training.stage
+    images, media, rows = chosen.images if chosen else training.stage, folder_of(profile, "media"), []
     _, seed = _number_and_seed(profile, images)
     folder = f"{images}-{value_hash([seed, code_hashes(source.recipe)])[:8]}"  # of another seed or renderer: another
-
-    def row_of(name: str, image: Image, turns: Sequence[tuple[str, str]]) -> Conversation:
+    if chosen:
+        drawn = _pairs(profile, chosen, file, source, found)
+    else:
+        drawn = track(source.training_rows(images, count, seed), images, count)
+    for name, image, turns in drawn:
         path = f"{folder}/{name}.png"
-        if not (folder_of(profile, "media") / path).is_file():
-            write_atomic(folder_of(profile, "media") / path, encode(image)[0])
-        return about_image(name, path, turns)
-
-    if chosen is None:
-        return [row_of(*one) for one in track(source.training_rows(images, count, seed), images, count)], found
-    rows, more = _captioned(profile, chosen, file, source, row_of)
-    return rows, found | more
+        if not (media / path).is_file():
+            write_atomic(media / path, encode(image)[0])
+        rows.append(about_image(name, path, turns))
+    return rows, found
 
 
-def _captioned(
-    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource, row_of: Callable[..., Conversation]
-) -> tuple[list[Conversation], dict[str, Any]]:
-    """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do. With
-    them "left_out" and "captions": of all of them the number, every measure of `prism.told`, shares cut and looped.
+def _pairs(
+    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource, found: dict[str, Any]
+) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
+    """Caption pairs of a set, as `DrawnSource.training_rows` gives rows: a seeded sample of the images; loops and cut
+    captions are left out, as exports do. found: takes "left_out" and "captions" at the end: of all of them the number,
+    every measure of `prism.told`, shares cut and looped.
     """
     from caprl_utils.captions.export import is_sound, read_captions
 
     written = {row["image_id"]: row for row in read_captions(file)}
     total, seed = _number_and_seed(profile, chosen.images)
     numbers = sample(range(total), min(chosen.num_rows(profile.pretraining), total), profile.seed)
-    rows, left_out, known = [], Counter(), []
+    left_out, known = Counter(), []
     for number in track(numbers, chosen.slug):
         name, image, _, meta = source.image_at(STAGE, number, None, seed)
         row = written.get(name)
@@ -187,10 +186,11 @@ def _captioned(
         elif mark_in(row["caption"]):
             left_out["holds a mark of a medium"] += 1
         else:
-            rows.append(row_of(name, image, [(prompts.CAPTION, row["caption"])]))
+            yield name, image, [(prompts.CAPTION, row["caption"])]
     ends = {"cut": [row["finish_reason"] == "length" for row in known], "looped": [row["looped"] for row in known]}
-    shares = {end: sum(found) / max(1, len(known)) for end, found in ends.items()}
-    return rows, {"left_out": dict(left_out), "captions": {"count": len(known), **told.summary(known), **shares}}
+    shares = {end: sum(so) / max(1, len(known)) for end, so in ends.items()}
+    captions = {"count": len(known), **told.summary(known), **shares}
+    found |= {"left_out": dict(left_out), "captions": captions}
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:

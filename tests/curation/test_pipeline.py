@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,9 +25,6 @@ from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question, text_key
 from caprl_utils.registry import drawn_source
 from caprl_utils.runs import load_result
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-import bench_curation
 
 
 class Knowing:
@@ -199,16 +195,6 @@ def test_a_source_without_any_image_is_named(profile, models, monkeypatch):
     monkeypatch.setattr(pipeline, "open_images", lambda *_, **__: iter(()))
     with pytest.raises(UserError, match=r"images\.source 'mini-world' holds no image"):
         pipeline.curate(pipeline.open_job(profile))
-
-
-@pytest.mark.integration
-@pytest.mark.timeout(3600)
-def test_time_is_linear_and_a_million_rows_fit_in_a_gigabyte():
-    small, large = 2000, 6000  # images; below, what is fixed (imports, buffers) hides what grows
-    few, many = bench_curation.measure(small), bench_curation.measure(large)
-    assert many["seconds"] / few["seconds"] < 1.5 * large / small
-    gb_per_image = (many["peak_gb"] - few["peak_gb"]) / (large - small)  # `make bench` measures the million itself
-    assert many["peak_gb"] + gb_per_image * (1_000_000 / bench_curation.QUESTIONS - large) < 1.0
 
 
 @pytest.mark.integration

@@ -3,6 +3,8 @@ sets to checked files, with captions that a test wrote and a counter of words.
 """
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -21,23 +23,11 @@ from caprl_utils.pretraining import data, llamafactory, pretrain, sets
 from caprl_utils.pretraining.data import prepare, read_rows
 from caprl_utils.pretraining.sets import Training
 from caprl_utils.records import about_image
+from caprl_utils.registry import SOURCES
 from caprl_utils.vlm_init import assembly
 from tests.pretraining.conftest import WordCounter
 
 TURNS = [("Please describe this image in detail.", "This is a chart."), ("What?", "The answer is 42")]
-
-
-def test_written_rows_come_back_and_are_entered(tmp_path):
-    rows = [about_image(f"image-{i}", f"set/image-{i}.png", TURNS) for i in range(3)]
-    data.write_rows(tmp_path, "align", rows)
-    data.write_rows(tmp_path, "sft", rows[:1])
-    info = json.loads((tmp_path / "dataset_info.json").read_text())
-    assert list(info) == ["align", "sft"]
-    assert info["align"]["formatting"] == "sharegpt"
-    assert info["align"]["columns"] == {"messages": "messages", "images": "images"}
-    assert read_rows(tmp_path / "align.jsonl") == rows
-    assert rows[0].messages[0].content.startswith("<image>Please")
-    assert "<image>" not in rows[0].messages[2].content
 
 
 GOOD = about_image("x", "x.png", TURNS[:1]).model_dump(mode="json")
@@ -172,15 +162,6 @@ def test_a_row_that_would_stop_the_training_is_named(media, name, said):
     data.refuse([*bad.values()], 2, "align", 0.5)
 
 
-def test_each_image_is_opened_once_for_all_models(media, monkeypatch):
-    opened = []
-    plain = data.image_size
-    monkeypatch.setattr(data, "image_size", lambda path: opened.append(path.name) or plain(path))
-    counters = {"one": WordCounter(), "other": WordCounter()}
-    _, longest = data.token_budgets([row("good"), row("photo.jpg")], media, counters, 64)
-    assert opened == ["good.png", "photo.jpg"] and longest == dict.fromkeys(counters, 54)
-
-
 def test_llama_factory_resizes_before_the_processor():
     assert data.resized(140, 140, 802816) == (140, 140)
     assert data.resized(2000, 1000, 802816) == (1267, 633)
@@ -209,10 +190,12 @@ def captioned(monkeypatch, tmp_path):
     """Captions of every rendered set, CapRL's true ones, each other naming its image and who wrote it; the first one is
     empty, and of DenseFusion's the next three are cut, a loop, and hold a mark.
     """
+    drawn = replace(SOURCES["mini-world"], image_at=cache(image_at))  # once, for captions and data
+    monkeypatch.setitem(SOURCES, "mini-world", drawn)
 
     def caption(profile, pairs_name):
         split, total, seed = data.image_source(profile, pairs_name.split("-by-")[0]).split(":")[1:]
-        shown = [image_at(split, number, None, int(seed)) for number in range(int(total))]
+        shown = [drawn.image_at(split, number, None, int(seed)) for number in range(int(total))]
         rows = [{"image_id": name, "num_tokens": 4, "looped": False, "finish_reason": "stop",
                  "caption": meta["true_caption"] if pairs_name == "caprl-by-caprl" else f"{pairs_name} {name}"}
                 for name, _, _, meta in shown]  # fmt: skip

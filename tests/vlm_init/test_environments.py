@@ -65,6 +65,7 @@ def test_both_environments_load_and_save_the_same_model(folder, tmp_path):
             assert torch.equal(ours[mask.bool()], logits[mask.bool()])
 
 
+@pytest.mark.parametrize("folder", ["qwen-tied", "llava"], indirect=True)  # tests/models serves an untied one
 def test_vllm_and_transformers_write_the_same_greedy_text(folder, tmp_path):
     model = ModelConfig(path=str(folder), batch_size=8)
     requests = [Request(f"image-{n}", CAPTION, render(picture("benchmark", n))) for n in range(3)]
