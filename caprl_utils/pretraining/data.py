@@ -98,7 +98,7 @@ def _data_set(
     counters: Callable[[], Mapping[str, TokenCounter]],
 ) -> DataSet:  # fmt: skip
     """Make one data set, or read back what was found when it was made. file: the user's, or captions of our models;
-    None where the rows are rendered.
+    None where the rows are rendered. Raises UserError naming bad rows when they are more than the allowed share.
     """
     settings, name = profile.pretraining, training.dataset
     source = drawn_source(training.source(settings))
@@ -116,8 +116,14 @@ def _data_set(
         if not run.complete:
             rows, found = _rows(profile, training, file, source)
             unfit, longest = token_budgets(rows, media, counters(), settings.cutoff_tokens)
-            bad = [*found["set_aside"], *unfit.values()]
-            refuse(bad, len(rows) + len(found["set_aside"]), name, settings.max_bad_share)
+            bad, total = [*found["set_aside"], *unfit.values()], len(rows) + len(found["set_aside"])
+            if len(bad) > settings.max_bad_share * total:
+                named = "; ".join([*bad[:_NAMED], f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else bad)
+                raise UserError(
+                    f"data set {name}: {len(bad)} of {total} rows cannot be trained on: {named}. Mend or remove them, "
+                    "lower pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets "
+                    "some be left."
+                )
             kept = [row for place, row in enumerate(rows) if place not in unfit]
             write_rows(run.folder, name, kept)
             images = [[i, (media / i).stat().st_size] for i in sorted({i for row in kept for i in row.images})]
@@ -364,16 +370,6 @@ def token_budgets(
             else:
                 longest[name] = max(longest[name], tokens)
     return bad, longest
-
-
-def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
-    """Raise UserError with the lines of the bad rows when they are more than the allowed share."""
-    if len(bad) > max_bad_share * num_rows:
-        named = "; ".join([*bad[:_NAMED], f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else bad)
-        raise UserError(
-            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {named}. Mend or remove them, lower "
-            "pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets some be left."
-        )
 
 
 def image_size(path: Path) -> tuple[int, int]:
