@@ -58,7 +58,7 @@ def plan_of(setting: Assembly) -> Plan:
     ends = [ids[token] for token in setting.end_tokens if token in ids]
     donors.require(ends, f"end_tokens: the tokenizer has none of {', '.join(setting.end_tokens)}")
     shapes = stored_shapes(config)
-    found = kind.tensors(config, *map(donors.read_weights, folders))
+    found = donors.donor_tensors(config, *map(donors.read_weights, folders))
     tensors = {name: found.get(name) for name in shapes if part_of(name) != "projector"}
     for name, tensor in tensors.items():
         place = shown(vision if part_of(name) == "vision_tower" else language)

@@ -175,7 +175,6 @@ _OF_QWEN = (
     "tie_word_embeddings",
 )  # fmt: skip
 _QWENS_MARKS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-_TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
 
 
 def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -216,12 +215,6 @@ def qwen_processor(setting: Assembly, config: Any, language: Path, vision: Path)
     most = setting.max_pixels or images.size["longest_edge"]
     images.size = dict(images.size) | {"longest_edge": most}
     return made, most // (images.patch_size * images.merge_size) ** 2
-
-
-def qwen_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
-    """All tensors of both donors under the new model's stored names."""
-    tower = {f"visual.{n.partition('visual.')[2]}": tensor for n, tensor in vision.items() if "visual." in n}
-    return {**language, **tower}
 
 
 def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -280,27 +273,15 @@ def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path
     return made, config.image_seq_length
 
 
-def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
-    """All tensors of both donors under the new model's stored names."""
-    first = "embeddings.class_embedding"
-    prefix = next((p for p in _TOWERS if p + first in vision), None)
-    require(prefix is not None, f"the vision donor has no CLIP tower ({first} under no known prefix)")
-    if "model.tok_embeddings.weight" in language:
-        language = llama_tensors(language, config.text_config)
-    tower = {name.removeprefix(prefix): tensor for name, tensor in vision.items() if name.startswith(prefix)}
-    return {
-        **{f"language_model.{name}": tensor for name, tensor in language.items()},
-        **{f"vision_tower.vision_model.{name}": tensor for name, tensor in tower.items()},
-    }
-
-
 # stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a CLIP tower under
 # `vision_model.` only, and a model that transformers built itself is saved without that level.
-# config, processor, tensors raise UserError for donors of another class, size or vocabulary.
+# language, tower: what the names of the donors' tensors there begin with; first: a tensor of any such tower.
+# config, processor raise UserError for donors of another class, size or vocabulary.
 ARCHITECTURES = {
     "qwen2_5_vl": SimpleNamespace(
         stored={"model.visual.": "visual.", "model.language_model.": "model."},
-        config=qwen_config, processor=qwen_processor, tensors=qwen_tensors,
+        language="", tower="visual.", first="patch_embed.proj.weight",
+        config=qwen_config, processor=qwen_processor,
     ),
     "llava": SimpleNamespace(
         stored={
@@ -308,9 +289,24 @@ ARCHITECTURES = {
             "model.vision_tower.": "vision_tower.vision_model.",
             "model.multi_modal_projector.": "multi_modal_projector.",
         },
-        config=llava_config, processor=llava_processor, tensors=llava_tensors,
+        language="language_model.", tower="vision_tower.vision_model.", first="embeddings.class_embedding",
+        config=llava_config, processor=llava_processor,
     ),
 }  # fmt: skip
+
+
+def donor_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
+    """All tensors of both donors under the stored names of the new model with this config."""
+    kind = ARCHITECTURES[config.model_type]
+    prefix = next((name.removesuffix(kind.first) for name in vision if name.endswith(kind.first)), None)
+    require(prefix is not None, f"the vision donor has no tower of this kind: none of its tensors is a {kind.first}")
+    if "model.tok_embeddings.weight" in language:
+        language = llama_tensors(language, config.text_config)
+    tower = {name.removeprefix(prefix): tensor for name, tensor in vision.items() if name.startswith(prefix)}
+    return {
+        **{f"{kind.language}{name}": tensor for name, tensor in language.items()},
+        **{f"{kind.tower}{name}": tensor for name, tensor in tower.items()},
+    }
 
 
 # InternLM2 as a Llama
