@@ -27,7 +27,7 @@ from caprl_utils.vlm_init.assembly import (
     verify_tensors,
 )
 from caprl_utils.vlm_init.donors import read_config
-from tests.vlm_init.conftest import PADDED, loaded, same_logits, setting_with_head
+from tests.vlm_init.conftest import PADDED, loaded, same_logits, tied_setting
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_heads_tied_or_not_are_as_the_language_models(tied, folder, vlm, languag
     donor = language_donor
     if tied:
         donor, folder = tmp_path / "language", tmp_path / "out"
-        assemble(setting_with_head(True, vision_donor, tmp_path), folder)
+        assemble(tied_setting(vision_donor, tmp_path), folder)
         vlm = loaded(folder)
     assert read_config(folder)["tie_word_embeddings"] is tied
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied

@@ -17,7 +17,7 @@ from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig
 from caprl_utils.vlm_init.assembly import assemble
-from tests.vlm_init.conftest import PADDED, loaded, setting_with_head
+from tests.vlm_init.conftest import PADDED, loaded, tied_setting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PYTHON = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
@@ -43,7 +43,7 @@ def folder(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory)
     """A model: a head of its own (the paper's 7B), tied to the embeddings (its 3B), and a LLaVA."""
     home = tmp_path_factory.mktemp("out")
     settings = {"qwen": qwen_setting, "llava": llava_setting}
-    setting = settings.get(request.param) or setting_with_head(True, vision_donor, home)
+    setting = settings.get(request.param) or tied_setting(vision_donor, home)
     assemble(setting, home / "out", seed=5)
     return home / "out"
 
