@@ -119,7 +119,7 @@ def check_images(job: Job) -> None:
                 yield item.id, str(item.problem) if row["reason"] == BadImage.UNREADABLE else row
 
     _make(job, CHECKED, rows, "check images", job.profile.images.num_images, "images cannot be read")
-    if not (len(job.rows(CHECKED)) or CHECKED in job.failures):
+    if not (len(job.rows(CHECKED)) or job.failures.get(CHECKED)):
         raise UserError(f"images.source {job.profile.images.source!r} holds no image")
 
 
@@ -204,8 +204,7 @@ def _make(
                 store.append(made)
             bar.update()
     write_json(job.run.folder / f"{stage}.failed.json", failed)
-    if failed:
-        job.failures[stage] = failed
+    job.failures[stage] = failed
     checked = store.read() if stage == CHECKED else ()
     bad = {row["id"]: row["reason"] for row in checked if row["reason"] in set(BadImage)} | failed
     count, limit = len(store) + len(failed), job.profile.curation.max_bad_share
@@ -276,7 +275,7 @@ def filter_questions(job: Job) -> dict[str, Any]:
         "images_read": len(job.rows(CHECKED)), "images_set_aside": dict(set_aside),
         "images_passed_over": dict(job.passed), "images_written_about": len(job.rows(WRITTEN)),
         "questions_asked_for": len(job.rows(EXTRACTED)) * NUM_QUESTIONS, "questions_extracted": extracted,
-        "rejected": dict(rejected), "failed": {stage: len(failed) for stage, failed in job.failures.items()},
+        "rejected": dict(rejected), "failed": {stage: len(bad) for stage, bad in job.failures.items() if bad},
         **write_tables(job.run.folder, open_images(job.profile), job.rows(ANSWERED), job.profile.curation),
     }  # fmt: skip
     if values["questions_kept"] == 0:

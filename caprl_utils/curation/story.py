@@ -45,14 +45,14 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     answered = job.rows(pipeline.ANSWERED).get(image_id, QuestionSet)
     question = next(one for one in answered.questions if one.number == number)
     options = dict(zip(prompts.LETTERS, (*question.options, pipeline.NONE), strict=False))
-    rounds = zip(pipeline.orders(job, image_id, question), question.visual, question.text, strict=True)
+    shown = zip(pipeline.orders(job, image_id, question), question.visual, question.text, strict=True)
     return [
         {
-            "round": number, "options shown": ", ".join(question.options[index] for index in order),
+            "round": round_, "options shown": ", ".join(question.options[index] for index in order),
             "with image": options.get(visual, "no letter"), "without image": options.get(text, "no letter"),
             "right": question.answer_text,
         }
-        for number, (order, visual, text) in enumerate(rounds, start=1)
+        for round_, (order, visual, text) in enumerate(shown, start=1)
     ]  # fmt: skip
 
 
