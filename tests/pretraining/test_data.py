@@ -172,8 +172,8 @@ SOME = data.DataSet("align", Path("data"), Path("media"), {"hash": "hash", "rows
 
 def profile_of(**changed):
     """Profile smoke with few rows. changed: more of the section `pretraining`."""
-    few = {"further": {"num_rows": 6, "num_rows_large": 8, "growth": [0.5]}, "align": {"num_rows": 3},
-           "sft": {"num_rows": 3}}  # fmt: skip
+    few = {"further": {"num_rows": 6, "num_rows_large": 7, "growth": [0.5]}, "align": {"num_rows": 2},
+           "sft": {"num_rows": 2}}  # fmt: skip
     return load_profile("smoke", {"pretraining": few | changed})
 
 
@@ -218,7 +218,7 @@ def test_every_data_set_is_written_and_a_smaller_one_is_part_of_the_larger(profi
     made = prepare(profile, trainings, captioned)
     assert set(made) == {t.dataset for t in trainings}
     rows = {name: read_rows(found.folder / f"{name}.jsonl") for name, found in made.items()}
-    assert len(rows["align"]) == len(rows["sft"]) == 3
+    assert len(rows["align"]) == len(rows["sft"]) == 2
     half, full = ({row.images for row in rows[name]} for name in ("caprl-1m-x0.5", "caprl-1m"))
     assert half < full
     media = made["sft"].media
