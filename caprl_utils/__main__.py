@@ -139,14 +139,13 @@ def curate(
     overrides: SetOption = [],
 ) -> None:
     """Write questions about the profile's images and keep those that only the image answers."""
-    from caprl_utils.curation import checks, keep, pipeline
+    from caprl_utils.curation import keep, pipeline
     from caprl_utils.prism.loading import load_samples
     from caprl_utils.prism.sources import images_of
 
     settings = settings_of(profile, overrides)
     held_out = [] if as_they_are else images_of(load_samples(settings))
-    hashes = [(image.id, checks.perceptual_hash(image.open())) for image in held_out]
-    job = pipeline.open_job(settings, seed, hashes)
+    job = pipeline.open_job(settings, seed, held_out)
     with job.run:
         values = pipeline.curate(job)["values"]
     for step, count in pipeline.funnel(values):

@@ -130,8 +130,8 @@ def _needs(profile: Profile, chain: Sequence[str]) -> Iterator[Need]:
         what = "a folder, a parquet file, webdataset tars or a data set of the hub"
         yield ("data", there, f"images {source} (images.source): {what}")
     for training in all_trainings(profile.pretraining) if pretrains else ():
-        source = getattr(profile.pretraining, training.stage).data
-        file = paths.HOME / source.format(name=training.captions.name if training.captions else "")
+        source = training.source(profile.pretraining)
+        file = paths.HOME / source
         told = f"data {shown(file)} (pretraining.{training.stage}.data): captions or conversations as a LLaVA file"
         yield ("data", drawn_source(source) is not None or file.is_file(), told)
     yield from _benchmarks(profile, benchmarks_of(profile) if pretrains else ())

@@ -7,7 +7,6 @@ Perceptual hashes find copies: scaled, recompressed or slightly edited, but not 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 import imagehash
@@ -20,15 +19,6 @@ MIN_SIDE = 56  # pixels; ours: two visual tokens of Qwen2.5-VL
 MIN_SPREAD = 4.0  # ours: standard deviation of the grey values (0 to 255); below it there is nothing to ask
 HASH_SIDE = 16  # ours: 256 bits; the usual 64 cannot tell two charts of one style apart
 MAX_DISTANCE = 8  # ours: bits of 256 in which copies may differ
-
-
-class Unwanted(StrEnum):
-    """Why a sound image is set aside."""
-
-    TOO_SMALL = "too small"
-    TOO_PLAIN = "too plain"
-    DUPLICATE = "near-duplicate"
-    BENCHMARK = "too close to a benchmark image"
 
 
 class DuplicateFinder:
@@ -72,12 +62,12 @@ def check_image(item: ImageItem, seen: DuplicateFinder, benchmarks: DuplicateFin
     if item.problem is not None:
         return row | {"reason": item.problem.reason, "detail": item.problem.detail}
     if min(width, height) < MIN_SIDE:
-        return row | {"reason": Unwanted.TOO_SMALL, "detail": f"{width} x {height}"}
+        return row | {"reason": "too small", "detail": f"{width} x {height}"}
     spread = float(np.asarray(item.image.convert("L"), dtype=np.float32).std())
     if spread < MIN_SPREAD:
-        return row | {"reason": Unwanted.TOO_PLAIN, "detail": f"grey values spread by {spread:.1f}"}
+        return row | {"reason": "too plain", "detail": f"grey values spread by {spread:.1f}"}
     row["phash"] = phash = perceptual_hash(item.image)
-    for finder, reason in ((benchmarks, Unwanted.BENCHMARK), (seen, Unwanted.DUPLICATE)):
+    for finder, reason in ((benchmarks, "too close to a benchmark image"), (seen, "near-duplicate")):
         if (copy := finder.nearest(phash)) is not None:
             return row | {"reason": reason, "detail": copy}
     seen.add(item.id, phash)

@@ -9,42 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from caprl_utils.records import Question, Row, text_key
 
 LETTERS = "ABCD"
 NUM_QUESTIONS = 5  # paper: questions per image; prompts.WRITE_QUESTIONS asks for so many
 _EXCERPT = 300  # characters of the rejected piece that are kept
-
-
-class Reason(StrEnum):
-    """Why a piece of text is no question; each piece gets one reason."""
-
-    EMPTY_TEXT = "empty text"
-    NO_QUESTION = "no numbered bold question in the text"
-    CUT_OFF = "cut off at the token limit"
-    NOT_BOLD = "question not bold"
-    NO_NUMBER = "question without number"
-    NUMBER_REPEATED = "number used twice"
-    EXTRA_QUESTION = "more questions than asked for"
-    EMPTY_QUESTION = "empty question"
-    UNREADABLE = "characters that are no text"
-    UNEXPECTED_LINE = "a line that is neither option nor answer"
-    NO_ANSWER = "no answer line"
-    SEVERAL_ANSWERS = "more than one answer"
-    ANSWER_TOO_EARLY = "options after the answer"
-    LETTER_REPEATED = "option letter used twice"
-    MISSING_OPTION = "fewer than four options"
-    TOO_MANY_OPTIONS = "more than four options"
-    WRONG_ORDER = "option letters out of order"
-    EMPTY_OPTION = "empty option"
-    OPTIONS_EQUAL = "two options with the same text"
-    OPTION_REFERS = "option that refers to other options"
-    ANSWER_WITHOUT_LETTER = "answer text without letter"
-    UNKNOWN_LETTER = "answer letter is no option"
-    ANSWER_DISAGREES = "answer text is not that of its letter"
-    QUESTION_REPEATED = "same question twice"
+_CUT_OFF, _NO_ANSWER, _SEVERAL = "cut off at the token limit", "no answer line", "more than one answer"
 
 
 class Rejection(Row):
@@ -106,7 +77,12 @@ class _Block:
     lines: list[str] = field(default_factory=list)
     options: list[tuple[str, str]] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    problem: Reason | None = None
+    problem: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The piece as it was written."""
+        return "\n".join([self.question, *self.lines])
 
     def is_prose(self) -> bool:
         """Whether it is no question at all, but a part of an introduction, a title or an explanation."""
@@ -130,12 +106,12 @@ class _Block:
             self.answers[-1] = line
         elif (match := _option(line)) and not (self.answers and match["letter"].islower()):
             if self.answers:
-                self.problem = self.problem or Reason.ANSWER_TOO_EARLY
+                self.problem = self.problem or "options after the answer"
             self.options.append((match["letter"].upper(), " ".join(match["text"].split())))
         elif not self.question and not self.options:
             self.question = line
         elif not self.answers and not _LABEL.match(line):  # what follows the answer is a remark
-            self.problem = self.problem or Reason.UNEXPECTED_LINE
+            self.problem = self.problem or "a line that is neither option nor answer"
 
 
 def _asks(text: str) -> bool:
@@ -152,26 +128,24 @@ def extract(text: str, finish_reason: str = "stop") -> tuple[list[Question], lis
     rejected: list[Rejection] = []
     numbers, statements = set[int](), set[str]()
 
-    def reject(reason: Reason, number: int | None, piece: str) -> None:
+    def reject(reason: str, number: int | None, piece: str) -> None:
         excerpt = piece[:_EXCERPT].encode("utf-8", "replace").decode()
         rejected.append(Rejection(reason=reason, number=number, text=excerpt))
 
     blocks, cut = _blocks(text), finish_reason == "length"
     blocks = [b for b in blocks if not b.is_prose() or (cut and b is blocks[-1] and b.number)]
     if not blocks:
-        reject(Reason.NO_QUESTION if text.strip() else Reason.EMPTY_TEXT, None, text)
+        reject("no numbered bold question in the text" if text.strip() else "empty text", None, text)
     for block in blocks:
         last = cut and block is blocks[-1]
         found = _question(block, numbers, whole=not last)
-        if isinstance(found, Question) and text_key(found.question) in statements:
-            found = Reason.QUESTION_REPEATED
-        elif isinstance(found, Reason) and last:
-            found = Reason.CUT_OFF
-        if isinstance(found, Reason):
-            reject(found, block.number, "\n".join([block.question, *block.lines]))
+        if isinstance(found, str):
+            reject(_CUT_OFF if last else found, block.number, block.text)
+        elif (statement := text_key(found.question)) in statements:
+            reject("same question twice", block.number, block.text)
         else:
             questions.append(found)
-            statements.add(text_key(found.question))
+            statements.add(statement)
         if block.number is not None and block.bold:
             numbers.add(block.number)
     return questions, rejected
@@ -201,7 +175,7 @@ def _blocks(text: str) -> list[_Block]:
     return blocks
 
 
-def _question(block: _Block, numbers: set[int], whole: bool) -> Question | Reason:
+def _question(block: _Block, numbers: set[int], whole: bool) -> Question | str:
     """The block as a question, or why it is none. numbers: of the blocks before it. whole: text follows, so that a
     letter alone is an answer.
     """
@@ -209,30 +183,31 @@ def _question(block: _Block, numbers: set[int], whole: bool) -> Question | Reaso
     keys, value = [text_key(text) for text in options], block.answers[0] if block.answers else ""
     match = _ANSWER_VALUE.match(value)
     letter, text = ((match["letter"] or match["alone"]).upper(), match["text"]) if match else ("", "")
+    named = dict(zip(LETTERS, keys, strict=False)).get(letter)
     checks = [
-        (not block.bold, Reason.NOT_BOLD),
-        (block.number is None, Reason.NO_NUMBER),
-        (block.number in numbers, Reason.NUMBER_REPEATED),
-        (block.number not in range(1, NUM_QUESTIONS + 1), Reason.EXTRA_QUESTION),
-        (not block.question, Reason.EMPTY_QUESTION),
-        (_UNREADABLE.search("\n".join([block.question, *block.lines])), Reason.UNREADABLE),
+        (not block.bold, "question not bold"),
+        (block.number is None, "question without number"),
+        (block.number in numbers, "number used twice"),
+        (block.number not in range(1, NUM_QUESTIONS + 1), "more questions than asked for"),
+        (not block.question, "empty question"),
+        (_UNREADABLE.search(block.text), "characters that are no text"),
         (block.problem, block.problem),
-        (not block.answers, Reason.NO_ANSWER),
-        (len(block.answers) > 1, Reason.SEVERAL_ANSWERS),
-        (len(set(letters)) < len(letters), Reason.LETTER_REPEATED),
-        (len(letters) < len(LETTERS), Reason.MISSING_OPTION),
-        (len(letters) > len(LETTERS), Reason.TOO_MANY_OPTIONS),
-        (letters != [*LETTERS], Reason.WRONG_ORDER),
-        (not all(keys), Reason.EMPTY_OPTION),
-        (len(set(keys)) < len(keys), Reason.OPTIONS_EQUAL),
+        (not block.answers, _NO_ANSWER),
+        (len(block.answers) > 1, _SEVERAL),
+        (len(set(letters)) < len(letters), "option letter used twice"),
+        (len(letters) < len(LETTERS), "fewer than four options"),
+        (len(letters) > len(LETTERS), "more than four options"),
+        (letters != [*LETTERS], "option letters out of order"),
+        (not all(keys), "empty option"),
+        (len(set(keys)) < len(keys), "two options with the same text"),
         # it would change its meaning when options are shuffled
-        (any(map(_REFERS.search, options)), Reason.OPTION_REFERS),
-        (not value, Reason.NO_ANSWER),
-        (_TWO_LETTERS.match(value) and text_key(value) not in keys, Reason.SEVERAL_ANSWERS),
-        (match is None, Reason.ANSWER_WITHOUT_LETTER),
-        (letter not in LETTERS, Reason.UNKNOWN_LETTER),
-        (not text and not whole, Reason.CUT_OFF),
-        (text and text_key(text) != dict(zip(LETTERS, keys, strict=False)).get(letter), Reason.ANSWER_DISAGREES),
+        (any(map(_REFERS.search, options)), "option that refers to other options"),
+        (not value, _NO_ANSWER),
+        (_TWO_LETTERS.match(value) and text_key(value) not in keys, _SEVERAL),
+        (match is None, "answer text without letter"),
+        (letter not in LETTERS, "answer letter is no option"),
+        (not text and not whole, _CUT_OFF),
+        (text and text_key(text) != named, "answer text is not that of its letter"),
     ]
     if reason := next((reason for is_so, reason in checks if is_so), None):
         return reason

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,15 @@ _QUESTIONS = pa.schema([
 # The rule
 
 
-class Verdict(StrEnum):
-    """What the filter says about a question."""
-
-    KEPT = "kept"
-    LEAKS = "answered without the image"
-    NOT_VISIBLE = "not answered with the image"
-    BOTH = "answered without the image, not with it"
+KEPT, LEAKS = "kept", "answered without the image"
 
 
-def verdict(visual: float, text: float, limits: Curation) -> Verdict:
-    """Both limits are strict: a question exactly at one is dropped."""
+def verdict(visual: float, text: float, limits: Curation) -> str:
+    """What the filter says about a question. Both limits are strict: one exactly at a limit is dropped."""
     visible, leaks = visual > limits.min_visual_accuracy, text >= limits.max_text_accuracy
     if visible:
-        return Verdict.LEAKS if leaks else Verdict.KEPT
-    return Verdict.BOTH if leaks else Verdict.NOT_VISIBLE
+        return LEAKS if leaks else KEPT
+    return "answered without the image, not with it" if leaks else "not answered with the image"
 
 
 def measured(image_id: str, question: Question) -> dict[str, Any]:
@@ -137,14 +130,14 @@ def write_tables(folder: Path, images: Iterable[ImageItem], answered: RowStore, 
         table_writer(folder / QUESTIONS_FILE, _QUESTIONS, _QUESTION_ROWS) as add_measured,
     ):
         for item in images:
-            chosen: dict[Verdict, list[Question]] = {}
+            chosen: dict[str, list[Question]] = {}
             for question in answered.get(item.id, QuestionSet).questions if item.id in answered else ():
                 row = measured(item.id, question)
                 said = verdict(row["visual_accuracy"], row["text_accuracy"], limits)
                 truth = _truth_of(question, item.meta) if "facts" in item.meta else None
-                add_measured(row | {"kind": item.kind, "verdict": said.value, "truth": truth})
+                add_measured(row | {"kind": item.kind, "verdict": said, "truth": truth})
                 chosen.setdefault(said, []).append(question)
-            for said, add in ((Verdict.KEPT, add_kept), (Verdict.LEAKS, add_leaking)):
+            for said, add in ((KEPT, add_kept), (LEAKS, add_leaking)):
                 if said in chosen:
                     picture = encode(item.open())[0]  # every program is to see what was asked about
                     qa = ImageQA(id=item.id, image=picture, path=item.path, questions=chosen[said])
@@ -164,23 +157,19 @@ def _truth_of(question: Question, meta: dict[str, Any]) -> str:
 def _counts(questions: Path) -> dict[str, Any]:
     """What a questions.parquet holds; truth: how the filter did where the source knows its images.
 
-    leaking_removed: share of the questions made to leak that are gone. sound_seen_kept: of the sound ones whose answer
-    the filter model names without options, the share that is kept. precision: share of sound ones among the kept.
+    leaking_removed: share of the questions made to leak that are gone. precision: share of sound ones among the kept.
     """
-    columns = ["image_id", "verdict", "truth", "open_correct", "unparsed"]
+    columns = ["image_id", "verdict", "truth", "unparsed"]
     rows = pd.read_parquet(questions, columns=columns, dtype_backend="pyarrow")
 
     def share(part: pd.Series, whole: pd.Series) -> float | None:
         return float(part[whole].mean()) if whole.any() else None
 
     known = rows["truth"].fillna("")  # missing where the source does not know its images
-    kept, leaking, sound = rows["verdict"] == Verdict.KEPT.value, known == "leaking", known == "sound"
-    seen = sound & rows["open_correct"].fillna(False)
+    kept, leaking, sound = rows["verdict"] == KEPT, known == "leaking", known == "sound"
     truth = {
         "leaking": int(leaking.sum()), "leaking_removed": share(~kept, leaking),
-        "sound_seen": int(seen.sum()), "sound_seen_kept": share(kept, seen),
-        "sound": int(sound.sum()), "sound_kept": share(kept, sound),
-        "kept": int(kept.sum()), "precision": share(sound, kept),
+        "sound": int(sound.sum()), "sound_kept": share(kept, sound), "precision": share(sound, kept),
     }  # fmt: skip
     return {
         "questions_kept": int(kept.sum()),

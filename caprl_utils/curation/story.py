@@ -45,15 +45,15 @@ def rounds(job: Job, image_id: str, number: int) -> list[dict[str, Any]]:
     answered = job.rows(pipeline.ANSWERED).get(image_id, QuestionSet)
     question = next(one for one in answered.questions if one.number == number)
     options = dict(zip(prompts.LETTERS, (*question.options, pipeline.NONE), strict=False))
-    table = []
-    for round_, (visual, text) in enumerate(zip(question.visual, question.text, strict=True)):
-        order = pipeline.shuffled(job.seed, image_id, number, round_, len(question.options))
-        table.append({
-            "round": round_ + 1, "options shown": ", ".join(question.options[index] for index in order),
+    shown = zip(pipeline.orders(job, image_id, question), question.visual, question.text, strict=True)
+    return [
+        {
+            "round": round_, "options shown": ", ".join(question.options[index] for index in order),
             "with image": options.get(visual, "no letter"), "without image": options.get(text, "no letter"),
             "right": question.answer_text,
-        })  # fmt: skip
-    return table
+        }
+        for round_, (order, visual, text) in enumerate(shown, start=1)
+    ]  # fmt: skip
 
 
 def draw_funnel(steps: Sequence[tuple[str, int]]) -> None:

@@ -14,7 +14,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,19 +53,14 @@ _NAMED = 5  # bad rows in a message
 @dataclass(frozen=True)
 class DataSet:
     """One checked data set. folder: of NAME.jsonl; media: where its image paths start. values: of the run that made it:
-    "rows", "hash" (of rows and images), "longest" and "tokens" by setting, "set_aside" (lines on rows that cannot be
-    trained on), "left_out" (reason -> captions not trained on), "captions" (see `described`).
+    "rows", "hash" (of rows and images), "longest" (tokens of a row, by setting), "set_aside" (lines on rows that cannot
+    be trained on), "left_out" (reason -> captions not trained on), "captions" (see `_pairs`).
     """
 
     name: str
     folder: Path
     media: Path
     values: Mapping[str, Any]
-
-
-def dataset_of(training: Training) -> str:
-    """Name of the data set that a training reads."""
-    return training.captions.slug if training.captions else training.stage
 
 
 def run_name(dataset: str) -> str:
@@ -78,15 +73,14 @@ def prepare(profile: Profile, trainings: Sequence[Training], models: Mapping[str
     models: as `pretrain.assemble` gives them; seeds share a processor. Raises UserError naming data set and rows. A
     data set that is there already stays as it is.
     """
-    settings, wanted = profile.pretraining, {dataset_of(training): training for training in trainings}
-    files: dict[str, Path | None] = dict.fromkeys(wanted)
+    settings, wanted = profile.pretraining, {training.dataset: training for training in trainings}
+    files: dict[str, Path | None] = {}
     for name, training in wanted.items():  # a missing file is named before hours of work on the others
-        pattern = getattr(settings, training.stage).data
-        if drawn_source(pattern) is None:
-            file = files[name] = paths.HOME / pattern.format(name=training.captions.name if training.captions else "")
-            if not file.is_file():
-                named = f"{shown(file)} (pretraining.{training.stage}.data)"
-                raise UserError(f"no data file {named}; `make plan` says what belongs there")
+        source = training.source(settings)
+        file = files[name] = None if drawn_source(source) else paths.HOME / source
+        if file and not file.is_file():
+            named = f"{shown(file)} (pretraining.{training.stage}.data)"
+            raise UserError(f"no data file {named}; `make plan` says what belongs there")
     pairs = {name: t.captions.pairs_name for name, t in wanted.items() if t.captions and files[name] is None}
     written = {name: caption(profile, name) for name in dict.fromkeys(pairs.values())}
     files |= {name: written[pair] for name, pair in pairs.items()}
@@ -104,10 +98,10 @@ def _data_set(
     counters: Callable[[], Mapping[str, TokenCounter]],
 ) -> DataSet:  # fmt: skip
     """Make one data set, or read back what was found when it was made. file: the user's, or captions of our models;
-    None where the rows are rendered.
+    None where the rows are rendered. Raises UserError naming bad rows when they are more than the allowed share.
     """
-    settings, name = profile.pretraining, dataset_of(training)
-    source = drawn_source(getattr(settings, training.stage).data)
+    settings, name = profile.pretraining, training.dataset
+    source = drawn_source(training.source(settings))
     processors = {  # what counts tokens: everything of a model's folder but its weights
         setting: value_hash({f.name: file_hash(f) for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".txt")})
         for setting, folder in models.items()
@@ -121,14 +115,20 @@ def _data_set(
         media = folder_of(profile, "media") if source else paths.HOME / settings.media_folder
         if not run.complete:
             rows, found = _rows(profile, training, file, source)
-            unfit, longest, tokens = token_budgets(rows, media, counters(), settings.cutoff_tokens)
-            bad = [*found["set_aside"], *unfit.values()]
-            refuse(bad, len(rows) + len(found["set_aside"]), name, settings.max_bad_share)
+            unfit, longest = token_budgets(rows, media, counters(), settings.cutoff_tokens)
+            bad, total = [*found["set_aside"], *unfit.values()], len(rows) + len(found["set_aside"])
+            if len(bad) > settings.max_bad_share * total:
+                named = "; ".join([*bad[:_NAMED], f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else bad)
+                raise UserError(
+                    f"data set {name}: {len(bad)} of {total} rows cannot be trained on: {named}. Mend or remove them, "
+                    "lower pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets "
+                    "some be left."
+                )
             kept = [row for place, row in enumerate(rows) if place not in unfit]
             write_rows(run.folder, name, kept)
             images = [[i, (media / i).stat().st_size] for i in sorted({i for row in kept for i in row.images})]
             whole = value_hash([file_hash(run.folder / f"{name}.jsonl"), images])
-            values = {"rows": len(kept), "set_aside": bad, "hash": whole, "longest": longest, "tokens": tokens}
+            values = {"rows": len(kept), "set_aside": bad, "hash": whole, "longest": longest}
             run.finish(values=found | values, n=len(kept), unit="row")
         return DataSet(name, run.folder, media, run.result["values"])
 
@@ -148,41 +148,43 @@ def _rows(
     profile: Profile, training: Training, file: Path | None, source: DrawnSource | None
 ) -> tuple[list[Conversation], dict[str, Any]]:
     """The rows of a data set, sampled by the profile's seed, and what the run tells of others. See `_data_set`."""
-    settings, found = profile.pretraining, {"set_aside": [], "left_out": {}, "captions": None}
-    count, chosen = training.num_rows(settings), training.captions
+    count, chosen = training.num_rows(profile.pretraining), training.captions
+    found = {"set_aside": [], "left_out": {}, "captions": None}
     if source is None:
-        drawn = read_rows(file, count, profile.seed)
-        rows = [row for row in drawn if isinstance(row, Conversation)]
-        return rows, found | {"set_aside": [row for row in drawn if isinstance(row, BadRow)]}
-    images = chosen.images if chosen else training.stage
+        return read_rows(file, count, profile.seed, found["set_aside"]), found
+    images, media, rows = chosen.images if chosen else training.stage, folder_of(profile, "media"), []
     _, seed = _number_and_seed(profile, images)
     folder = f"{images}-{value_hash([seed, code_hashes(source.recipe)])[:8]}"  # of another seed or renderer: another
-
-    def row_of(name: str, image: Image, turns: Sequence[tuple[str, str]]) -> Conversation:
+    if chosen:
+        drawn = _pairs(profile, chosen, file, source, found)
+    else:
+        drawn = track(source.training_rows(images, count, seed), images, count)
+    for name, image, turns in drawn:
         path = f"{folder}/{name}.png"
-        if not (folder_of(profile, "media") / path).is_file():
-            write_atomic(folder_of(profile, "media") / path, encode(image)[0])
-        return about_image(name, path, turns)
-
-    if chosen is None:
-        return [row_of(*one) for one in track(source.training_rows(images, count, seed), images, count)], found
-    return _captioned(profile, chosen, file, source, row_of)
+        if not (media / path).is_file():
+            write_atomic(media / path, encode(image)[0])
+        rows.append(about_image(name, path, turns))
+    return rows, found
 
 
-def _captioned(
-    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource, row_of: Callable[..., Conversation]
-) -> tuple[list[Conversation], dict[str, Any]]:
-    """Caption pairs of a set: a seeded sample of the images; loops and cut captions are left out, as exports do."""
+def _pairs(
+    profile: Profile, chosen: CaptionSet, file: Path, source: DrawnSource, found: dict[str, Any]
+) -> Iterator[tuple[str, Image, list[tuple[str, str]]]]:
+    """Caption pairs of a set, as `DrawnSource.training_rows` gives rows: a seeded sample of the images; loops and cut
+    captions are left out, as exports do. found: takes "left_out" and "captions" at the end: of all of them the number,
+    every measure of `prism.told`, shares cut and looped.
+    """
     from caprl_utils.captions.export import is_sound, read_captions
 
     written = {row["image_id"]: row for row in read_captions(file)}
     total, seed = _number_and_seed(profile, chosen.images)
     numbers = sample(range(total), min(chosen.num_rows(profile.pretraining), total), profile.seed)
-    rows, left_out, known = [], Counter(), []
+    left_out, known = Counter(), []
     for number in track(numbers, chosen.slug):
         name, image, _, meta = source.image_at(STAGE, number, None, seed)
         row = written.get(name)
-        known.append((meta, row))
+        if row is not None:
+            known.append(row | told.counts(row["caption"], meta))
         if row is None or not row["caption"].strip():
             left_out["no caption"] += 1
         elif not is_sound(row):
@@ -190,18 +192,11 @@ def _captioned(
         elif mark_in(row["caption"]):
             left_out["holds a mark of a medium"] += 1
         else:
-            rows.append(row_of(name, image, [(prompts.CAPTION, row["caption"])]))
-    return rows, {"set_aside": [], "left_out": dict(left_out), "captions": described(known)}
-
-
-def described(known: Iterable[tuple[Mapping[str, Any], Mapping[str, Any] | None]]) -> dict[str, float | None]:
-    """Captions of rendered images: their number, every measure of `prism.told`, shares cut and looped. known: what is
-    true of an image (see `registry.DrawnSource`) with its row.
-    """
-    rows = [(row, told.counts(row["caption"], meta)) for meta, row in known if row is not None]
-    measured = told.summary(found | {"num_tokens": row["num_tokens"]} for row, found in rows)
-    cut, looped = sum(row["finish_reason"] == "length" for row, _ in rows), sum(row["looped"] for row, _ in rows)
-    return {"count": len(rows), **measured, "cut": cut / max(1, len(rows)), "looped": looped / max(1, len(rows))}
+            yield name, image, [(prompts.CAPTION, row["caption"])]
+    ends = {"cut": [row["finish_reason"] == "length" for row in known], "looped": [row["looped"] for row in known]}
+    shares = {end: sum(so) / max(1, len(known)) for end, so in ends.items()}
+    captions = {"count": len(known), **told.summary(known), **shares}
+    found |= {"left_out": dict(left_out), "captions": captions}
 
 
 def caption(profile: Profile, pairs_name: str) -> Path:
@@ -242,13 +237,12 @@ def _number_and_seed(profile: Profile, images: str) -> tuple[int, int]:
 # Files
 
 
-class BadRow(str):
-    """A row that is set aside: a line that names it and says why."""
-
-
-def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conversation | BadRow]:
-    """The rows of a file in LLaVA's form or LLaMA-Factory's, a JSON list or lines; with a count only those drawn.
-    Others, or with other marks than their images', are BadRows. Raises UserError for no file, no JSON, too few rows.
+def read_rows(
+    file: Path, count: int | None = None, seed: int = 0, aside: list[str] | None = None
+) -> list[Conversation]:  # fmt: skip
+    """The rows of a file in LLaVA's form or LLaMA-Factory's, a JSON list or lines; with a count only those drawn. Rows
+    of another form, or with other marks than their images', are left out; aside: takes a line on each. Raises UserError
+    for no file, no JSON, too few rows.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig", "surrogateescape")  # a foreign byte spoils its row alone
@@ -256,16 +250,19 @@ def read_rows(file: Path, count: int | None = None, seed: int = 0) -> list[Conve
         raise UserError(f"no data file {shown(file)}; the profile's section `pretraining` names it") from None
     if re.match(r"\s*\[", text):
         try:
-            rows = list(enumerate(json.loads(text), start=1))
+            found = list(enumerate(json.loads(text), start=1))
         except ValueError as error:
             raise UserError(f"{shown(file)} is not valid JSON ({error})") from None
     else:
-        rows = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return [_parse(*row) for row in (rows if count is None else sample(rows, count, seed))]
+        found = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    parsed = [_parse(*row) for row in (found if count is None else sample(found, count, seed))]
+    if aside is not None:
+        aside += [row for row in parsed if isinstance(row, str)]
+    return [row for row in parsed if isinstance(row, Conversation)]
 
 
-def _parse(number: int, raw: Any) -> Conversation | BadRow:
-    """raw: a JSON value, or a line that holds one."""
+def _parse(number: int, raw: Any) -> Conversation | str:
+    """A row, or a line that names it and says why it is set aside. raw: a JSON value, or a line that holds one."""
     try:
         value = json.loads(raw) if isinstance(raw, str) else raw
         images, messages = value.get("images", value.get("image")) or [], value.get("messages")
@@ -285,8 +282,8 @@ def _parse(number: int, raw: Any) -> Conversation | BadRow:
         forms = "neither `image` and `conversations` (from, value) nor `images` and `messages`"
         reason = f"{forms} (role, content): {error!r}"
     else:
-        return BadRow(f"row {number} (id {row.id}): {row.mark_problem}") if row.mark_problem else row
-    return BadRow(f"row {number}: {reason}")
+        return f"row {number} (id {row.id}): {row.mark_problem}" if row.mark_problem else row
+    return f"row {number}: {reason}"
 
 
 def sample(rows: Sequence[Any], count: int, seed: int) -> list[Any]:
@@ -344,11 +341,11 @@ def resized(width: int, height: int, max_pixels: int) -> tuple[int, int]:
 
 def token_budgets(
     rows: Sequence[Conversation], media: Path, counters: Mapping[str, TokenCounter], cutoff: int
-) -> tuple[dict[int, str], dict[str, int], dict[str, int]]:
+) -> tuple[dict[int, str], dict[str, int]]:
     """Decode every image once and count every row's tokens for each model, of which `cutoff` are allowed. Returns place
-    of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest, and of all.
+    of a row (ids may repeat) -> why it cannot be trained on; model -> tokens of the longest.
     """
-    bad, longest, total = {}, dict.fromkeys(counters, 0), dict.fromkeys(counters, 0)
+    bad, longest = {}, dict.fromkeys(counters, 0)
 
     def sizes_of(row: Conversation) -> list[tuple[int, int]] | str:
         found = []
@@ -371,18 +368,8 @@ def token_budgets(
             if tokens > cutoff:
                 bad[place] = f"row {row.id}: {tokens} tokens ({images} of images) are over the cutoff {cutoff}"
             else:
-                longest[name], total[name] = max(longest[name], tokens), total[name] + tokens
-    return bad, longest, total
-
-
-def refuse(bad: Sequence[str], num_rows: int, name: str, max_bad_share: float) -> None:
-    """Raise UserError with the lines of the bad rows when they are more than the allowed share."""
-    if len(bad) > max_bad_share * num_rows:
-        named = "; ".join([*bad[:_NAMED], f"and {len(bad) - _NAMED} more"] if len(bad) > _NAMED else bad)
-        raise UserError(
-            f"data set {name}: {len(bad)} of {num_rows} rows cannot be trained on: {named}. Mend or remove them, lower "
-            "pretraining.max_pixels or raise pretraining.cutoff_tokens; pretraining.max_bad_share lets some be left."
-        )
+                longest[name] = max(longest[name], tokens)
+    return bad, longest
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -73,8 +73,8 @@ def train(
             if (checkpoint := last_checkpoint(work, is_whole)) is None:
                 shutil.rmtree(work, ignore_errors=True)
             write_atomic(run.folder / "train.yaml", train_yaml(profile, training, model, data, work, checkpoint))
-            counted = run_to_end(profile, training, model, run.folder, tell)
-            _finish(run, training, model, data, counted)
+            run_to_end(profile, training, model, run.folder, tell)
+            _finish(run, training, model, data)
         for name in ("work", _CACHE):  # a kill after the record was written leaves them
             shutil.rmtree(run.folder / name, ignore_errors=True)
         return run.result
@@ -195,11 +195,11 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
     return found | {"NPROC_PER_NODE": str(settings.gpus_per_node), "NNODES": str(settings.nodes)}
 
 
-def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, tell: Tell) -> dict[str, int]:
-    """Train by the train.yaml in `folder`; returns how many parameters train, which is checked when LLaMA-Factory has
-    counted them, days before the end. Raises UserError for a wrong count, and with the log's end when it fails.
+def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, tell: Tell) -> None:
+    """Train by the train.yaml in `folder`. How many parameters train is checked when LLaMA-Factory has counted them,
+    days before the end. Raises UserError for a wrong count, and with the log's end when it fails.
     """
-    log, counted, running = folder / "train.log", None, True
+    log, counted, running = folder / "train.log", False, True
     start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
     words = command(folder / "train.yaml", profile.pretraining.nodes)
     # guarded: torchrun's workers end with it, too
@@ -218,9 +218,8 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     if process.returncode:
         told = f"llamafactory-cli ended with status {process.returncode}; the end of {shown(log)}:"
         raise UserError(f"{told}\n{processes.tail(log)}\nRun it again to go on from its last checkpoint.")
-    if counted is None:
+    if not counted:
         raise UserError(f"{shown(log)} does not say how many parameters trained")
-    return counted
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -242,7 +241,7 @@ def is_whole(checkpoint: Path) -> bool:
 # What it made
 
 
-def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: dict[str, int]) -> None:
+def _finish(run: Run, training: Training, model: Path, data: DataSet) -> None:
     """Check what trained, keep the model and the curve, write the record: in this order."""
     work, final, half = (run.folder / name for name in ("work", "final", ".final"))
     moved = assert_changes(model, work, TRAINS[training.stage])
@@ -260,10 +259,7 @@ def _finish(run: Run, training: Training, model: Path, data: DataSet, counted: d
             os.link(file, half / file.name)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(half, final)
-    values = {
-        "steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"],
-        "parameters": counted, "moved": moved,
-    }  # fmt: skip
+    values = {"steps": len(curve), "loss_first": curve[0]["loss"], "loss_last": curve[-1]["loss"], "moved": moved}
     run.finish(
         values=values, n=data.values["rows"], unit="row", seeds=[training.seed],
         setting=training.setting, training_stage=training.stage, start=shown(model),
@@ -280,13 +276,13 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {".".join(part for part in name.split(".") if part not in _LAYOUT): one for name, one in found.items()}
 
 
-def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> dict[str, int] | None:
-    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train. Returns
-    {"trainable", "all"}, None while the log says nothing. Raises UserError when they differ.
+def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int = 0) -> bool:
+    """Compare LLaMA-Factory's last count in its log (from byte `start` on) with the parts that should train. False
+    while the log says nothing. Raises UserError when they differ.
     """
     logged = _LOGGED.findall(log.read_bytes()[start:].decode("utf-8", errors="replace"))
     if not logged:
-        return None
+        return False
     trained, everything = (int(text.replace(",", "")) for text in logged[-1])
     parts = dict.fromkeys(PARTS, 0)
     for name, tensor in tensors(model).items():
@@ -297,7 +293,7 @@ def assert_trainable(log: Path, model: Path, trains: Iterable[str], start: int =
             f"{shown(log)}: {trained:,} of {everything:,} parameters trained, expected {wanted:,} of {total:,} "
             f"({', '.join(sorted(trains))} of {shown(model)}: {parts})"
         )
-    return {"trainable": trained, "all": everything}
+    return True
 
 
 def assert_changes(before: Path, after: Path, trains: Iterable[str]) -> dict[str, float]:

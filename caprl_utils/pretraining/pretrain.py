@@ -18,7 +18,7 @@ from typing import Any
 from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.notebook import prepare_process
-from caprl_utils.pretraining.data import DataSet, dataset_of, prepare
+from caprl_utils.pretraining.data import DataSet, prepare
 from caprl_utils.pretraining.llamafactory import num_steps, stage_of, train
 from caprl_utils.pretraining.sets import Training, all_trainings, final_names, folder_of, model_name
 from caprl_utils.prism.benchmarks import benchmarks_of_table, get_benchmark
@@ -61,7 +61,7 @@ def train_all(
     when those that run have ended.
     """
     settings = profile.pretraining
-    sizes = {t.name: data[dataset_of(t)].values["rows"] for t in trainings}
+    sizes = {t.name: data[t.dataset].values["rows"] for t in trainings}
     steps = {t.name: num_steps(stage_of(settings, t.stage, t.setting), sizes[t.name]) for t in trainings}
     waiting, running, records = list(trainings), {}, {}
     with SharedProgress("pretraining steps", steps) as progress, ThreadPoolExecutor(settings.parallel_runs) as pool:
@@ -70,7 +70,7 @@ def train_all(
             first = models[model_name(training.setting, training.seed)]
             model = folder_of(profile, training.start) / "final" if training.start else first
             tell = functools.partial(progress.at, training.name)
-            record = train(profile, training, model, data[dataset_of(training)], tell)
+            record = train(profile, training, model, data[training.dataset], tell)
             tell(steps[training.name])
             return record
 

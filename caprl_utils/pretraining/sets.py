@@ -66,6 +66,15 @@ class Training:
     captions: CaptionSet | None = None
     seed: int = 0
 
+    @property
+    def dataset(self) -> str:
+        """Name of the data set that it reads."""
+        return self.captions.slug if self.captions else self.stage
+
+    def source(self, settings: Pretraining) -> str:
+        """Where its rows come from: a file, or a source that draws them."""
+        return getattr(settings, self.stage).data.format(name=self.captions.name if self.captions else "")
+
     def num_rows(self, settings: Pretraining) -> int:
         """Rows that it trains on."""
         return self.captions.num_rows(settings) if self.captions else getattr(settings, self.stage).num_rows

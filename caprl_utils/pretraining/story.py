@@ -15,7 +15,6 @@ from caprl_utils.pretraining.data import DataSet, image_source, read_rows
 from caprl_utils.pretraining.llamafactory import TRAINS
 from caprl_utils.pretraining.sets import CaptionSet, Training
 from caprl_utils.prism.gallery import card
-from caprl_utils.records import Conversation
 from caprl_utils.registry import drawn_source
 from caprl_utils.schema import Profile
 
@@ -29,7 +28,7 @@ def captions_side_by_side(
     captions: dict[str, dict[str, dict[str, str]]] = {}  # image set -> image -> caption set -> caption
     for chosen, found in data.items():
         for row in read_rows(found.folder / f"{found.name}.jsonl"):
-            if isinstance(row, Conversation) and row.images:
+            if row.images:
                 of_image = captions.setdefault(chosen.images, {}).setdefault(row.images[0], {})
                 of_image[names[chosen.slug]] = row.messages[-1].content
     media, cards = next(iter(data.values())).media, []

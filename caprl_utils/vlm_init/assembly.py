@@ -58,7 +58,7 @@ def plan_of(setting: Assembly) -> Plan:
     ends = [ids[token] for token in setting.end_tokens if token in ids]
     donors.require(ends, f"end_tokens: the tokenizer has none of {', '.join(setting.end_tokens)}")
     shapes = stored_shapes(config)
-    found = kind.tensors(config, *map(donors.read_weights, folders))
+    found = donors.donor_tensors(config, *map(donors.read_weights, folders))
     tensors = {name: found.get(name) for name in shapes if part_of(name) != "projector"}
     for name, tensor in tensors.items():
         place = shown(vision if part_of(name) == "vision_tower" else language)
@@ -106,28 +106,22 @@ def assemble(setting: str | Assembly, out: Path, seed: int = 0) -> dict[str, Any
     plan = plan_of(setting if isinstance(setting, Assembly) else load_assembly(setting))
     out, hashes = out.absolute(), [model_hash(folder) for folder in plan.folders]
     key = value_hash({"setting": plan.setting, "seed": seed, "donors": hashes, "format": FORMAT})
-    partial, lock = out.with_name(f".{out.name}.partial"), Lock(out.with_name(f".{out.name}.lock"), shown(out))
-    lock.acquire()
-    try:
-        if (out / FILE).is_file() and (made := record_of(out))["key"] == key:
+    partial = out.with_name(f".{out.name}.partial")
+    with Lock(out.with_name(f".{out.name}.lock"), shown(out)):
+        if (out / FILE).is_file() and (made := donors.read_config(out, FILE))["key"] == key:
             return made
         free = not out.exists() or not any(out.iterdir())
         donors.require(free, f"{shown(out)} is not empty and holds something else (another setting, seed or donor); "
                        "remove it or name another folder")  # fmt: skip
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        record = {"key": key, **_save(plan, partial, seed), "donor_hashes": hashes}
-        write_json(partial / FILE, record)
-        partial.rename(out)
+        try:
+            record = {"key": key, **_save(plan, partial, seed), "donor_hashes": hashes}
+            write_json(partial / FILE, record)
+            partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # what an error leaves
         return record
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # what an error leaves
-        lock.release()
-
-
-def record_of(folder: Path) -> dict[str, Any]:
-    """The record of an assembled model."""
-    return json.loads((folder / FILE).read_text(encoding="utf-8"))
 
 
 def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
@@ -136,12 +130,12 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
     import transformers
     from safetensors.torch import save
 
-    setting, architecture = plan.setting, donors.ARCHITECTURES[plan.setting.architecture].class_name
+    setting, made_as = plan.setting, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(plan.config)]
     language = Counter(tensor.dtype for name, tensor in plan.tensors.items() if part_of(name) == "language_model")
     ((commonest, _),) = language.most_common(1)
     dtype = commonest if setting.dtype == "auto" else getattr(torch, setting.dtype)
     fresh = {name: tensor.to(dtype) for name, tensor in fresh_projector(plan.shapes, seed).items()}
-    model, report = getattr(transformers, architecture).from_pretrained(
+    model, report = made_as.from_pretrained(
         None, config=plan.config, state_dict={**plan.tensors, **fresh}, dtype=dtype, output_loading_info=True
     )
     assert not any(report.values()), report  # transformers would draw what is missing
@@ -159,11 +153,10 @@ def _save(plan: Plan, folder: Path, seed: int) -> dict[str, Any]:
     sources = {"vision_tower": setting.vision.path, "projector": f"normal(0, {STD}), seed {seed}",
                "language_model": setting.language.path}  # fmt: skip
     return {
-        "setting": setting.model_dump(mode="json"), "seed": seed, "architecture": architecture,
+        "setting": setting.model_dump(mode="json"), "seed": seed, "architecture": made_as.__name__,
         "dtype": str(dtype).removeprefix("torch."), "projector_checksum": hashlib.sha256(save(fresh)).hexdigest()[:16],
         "parts": {p: {"source": sources[p], "tensors": counts[p], "parameters": sizes[p]} for p in PARTS},
-        "tied_head": plan.config.tie_word_embeddings, "max_image_tokens": plan.max_image_tokens,
-        "end_token_ids": plan.end_token_ids, "notes": plan.notes,
+        "max_image_tokens": plan.max_image_tokens, "end_token_ids": plan.end_token_ids, "notes": plan.notes,
         "versions": {name: versions()[name] for name in ("torch", "transformers")},
     }  # fmt: skip
 
@@ -184,6 +177,10 @@ def fresh_projector(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[st
     return drawn
 
 
+def _plan_behind(folder: Path) -> Plan:
+    return plan_of(Assembly.model_validate(donors.read_config(folder, FILE)["setting"]))
+
+
 def verify_tensors(folder: Path) -> dict[str, int]:
     """Compare an assembled model's tensors with its donors', one at a time, at any size; returns part -> how many.
     Raises UserError naming the first that differs, which a disk or a later change of the folder must have done.
@@ -191,7 +188,7 @@ def verify_tensors(folder: Path) -> dict[str, int]:
     import torch
 
     stored, compared = donors.read_weights(folder), Counter()
-    for name, tensor in plan_of(Assembly.model_validate(record_of(folder)["setting"])).tensors.items():
+    for name, tensor in _plan_behind(folder).tensors.items():
         same = torch.equal(stored[name], tensor.to(stored[name].dtype))
         donors.require(same, f"{name} in {shown(folder)} differs from its donor; assemble it again")
         compared[part_of(name)] += 1
@@ -205,7 +202,7 @@ def text_differences(folder: Path, input_ids: torch.Tensor, attention_mask: torc
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaForCausalLM
 
-    plan = plan_of(Assembly.model_validate(record_of(folder)["setting"]))
+    plan = _plan_behind(folder)
     weights, config = donors.read_weights(plan.folders[0]), plan.config.text_config
     if "model.tok_embeddings.weight" in weights:  # InternLM2's own class is remote code
         state = donors.llama_tensors(weights, config)

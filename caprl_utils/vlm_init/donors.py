@@ -158,8 +158,7 @@ def renamed(tokenizer: PreTrainedTokenizerFast, names: Mapping[str, str]) -> Pre
 # The kinds of model
 
 IMAGE_TOKEN = "<image>"  # what LLaMA-Factory's llava plugin writes
-LANGUAGE_CLASSES = {"internlm2": "LlamaConfig", "llama": "LlamaConfig", "qwen2": "Qwen2Config",
-                    "mistral": "MistralConfig"}  # fmt: skip
+LANGUAGES = ("internlm2", "llama", "qwen2", "mistral")  # model types that a LLaVA is made of
 INTERNLM_NAMES = {
     "model.tok_embeddings": "model.embed_tokens", "output": "lm_head", "attention.wo": "self_attn.o_proj",
     "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj", "feed_forward.w3": "mlp.up_proj",
@@ -176,7 +175,6 @@ _OF_QWEN = (
     "tie_word_embeddings",
 )  # fmt: skip
 _QWENS_MARKS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-_TOWERS = ("", "vision_model.", "vision_tower.vision_model.", "vision_tower.", "model.vision_tower.")
 
 
 def qwen_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -219,20 +217,14 @@ def qwen_processor(setting: Assembly, config: Any, language: Path, vision: Path)
     return made, most // (images.patch_size * images.merge_size) ** 2
 
 
-def qwen_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
-    """All tensors of both donors under the new model's stored names."""
-    tower = {f"visual.{n.partition('visual.')[2]}": tensor for n, tensor in vision.items() if "visual." in n}
-    return {**language, **tower}
-
-
 def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, Any]) -> tuple[Any, list[str]]:
     """The new model's config from both config.json, and notes."""
     import transformers
 
     kind, path = language.get("model_type"), setting.language.path
-    require(kind in LANGUAGE_CLASSES, f"{path} is a {kind!r} model; a LLaVA takes {', '.join(LANGUAGE_CLASSES)}")
-    native = getattr(transformers, LANGUAGE_CLASSES[kind])
-    text = llama_config(language) if kind == "internlm2" else native.from_dict(language)
+    require(kind in LANGUAGES, f"{path} is a {kind!r} model; a LLaVA takes {', '.join(LANGUAGES)}")
+    is_internlm = kind == "internlm2"
+    text = llama_config(language) if is_internlm else transformers.CONFIG_MAPPING[kind].from_dict(language)
     kind, path = vision.get("model_type"), setting.vision.path
     values = vision if kind == "clip_vision_model" else vision.get("vision_config", {})
     known = kind == "clip" or values.get("model_type") == "clip_vision_model"
@@ -247,7 +239,7 @@ def llava_config(setting: Assembly, language: dict[str, Any], vision: dict[str, 
     )  # fmt: skip
     notes = [f"{old} of the tokenizer is now {new}: its embedding is an unused row of the language model"
              for old, new in setting.rename_tokens.items()]  # fmt: skip
-    if language["model_type"] == "internlm2":
+    if is_internlm:
         notes += ["InternLM2's fused wqkv is split into Llama's q, k and v; dynamic rope scaling is left out"]
     return config, notes
 
@@ -281,39 +273,40 @@ def llava_processor(setting: Assembly, config: Any, language: Path, vision: Path
     return made, config.image_seq_length
 
 
-def llava_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
-    """All tensors of both donors under the new model's stored names."""
-    first = "embeddings.class_embedding"
-    prefix = next((p for p in _TOWERS if p + first in vision), None)
-    require(prefix is not None, f"the vision donor has no CLIP tower ({first} under no known prefix)")
-    if "model.tok_embeddings.weight" in language:
-        language = llama_tensors(language, config.text_config)
-    tower = {name.removeprefix(prefix): tensor for name, tensor in vision.items() if name.startswith(prefix)}
-    return {
-        **{f"language_model.{name}": tensor for name, tensor in language.items()},
-        **{f"vision_tower.vision_model.{name}": tensor for name, tensor in tower.items()},
-    }
-
-
-# class_name: in transformers. stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a
-# CLIP tower under `vision_model.` only, and a model that transformers built itself is saved without that level.
-# config, processor, tensors raise UserError for donors of another class, size or vocabulary.
+# stored: beginning of a name in the class -> in the hub's checkpoints. vLLM 0.31 reads a CLIP tower under
+# `vision_model.` only, and a model that transformers built itself is saved without that level.
+# language, tower: what the names of the donors' tensors there begin with; first: a tensor of any such tower.
+# config, processor raise UserError for donors of another class, size or vocabulary.
 ARCHITECTURES = {
     "qwen2_5_vl": SimpleNamespace(
-        class_name="Qwen2_5_VLForConditionalGeneration",
         stored={"model.visual.": "visual.", "model.language_model.": "model."},
-        config=qwen_config, processor=qwen_processor, tensors=qwen_tensors,
+        language="", tower="visual.", first="patch_embed.proj.weight",
+        config=qwen_config, processor=qwen_processor,
     ),
     "llava": SimpleNamespace(
-        class_name="LlavaForConditionalGeneration",
         stored={
             "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
             "model.vision_tower.": "vision_tower.vision_model.",
             "model.multi_modal_projector.": "multi_modal_projector.",
         },
-        config=llava_config, processor=llava_processor, tensors=llava_tensors,
+        language="language_model.", tower="vision_tower.vision_model.", first="embeddings.class_embedding",
+        config=llava_config, processor=llava_processor,
     ),
 }  # fmt: skip
+
+
+def donor_tensors(config: Any, language: Tensors, vision: Tensors) -> dict[str, torch.Tensor]:
+    """All tensors of both donors under the stored names of the new model with this config."""
+    kind = ARCHITECTURES[config.model_type]
+    prefix = next((name.removesuffix(kind.first) for name in vision if name.endswith(kind.first)), None)
+    require(prefix is not None, f"the vision donor has no tower of this kind: none of its tensors is a {kind.first}")
+    if "model.tok_embeddings.weight" in language:
+        language = llama_tensors(language, config.text_config)
+    tower = {name.removeprefix(prefix): tensor for name, tensor in vision.items() if name.startswith(prefix)}
+    return {
+        **{f"{kind.language}{name}": tensor for name, tensor in language.items()},
+        **{f"{kind.tower}{name}": tensor for name, tensor in tower.items()},
+    }
 
 
 # InternLM2 as a Llama

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from caprl_utils.curation.checks import MAX_DISTANCE, DuplicateFinder, Unwanted, check_image, perceptual_hash
+from caprl_utils.curation.checks import MAX_DISTANCE, DuplicateFinder, check_image, perceptual_hash
 from caprl_utils.images import ImageItem
 
 
@@ -25,12 +25,12 @@ def test_small_plain_and_copied_images():
     first = check_image(ImageItem("first", lambda: picture(0)), finder, benchmarks)
     assert first["reason"] is None
     cases = {
-        "copy": (picture(0), Unwanted.DUPLICATE, "first"),
-        "scaled": (picture(0, (256, 192)), Unwanted.DUPLICATE, "first"),
-        "jpeg": (jpeg(picture(0)), Unwanted.DUPLICATE, "first"),
-        "test image": (picture(5), Unwanted.BENCHMARK, "benchmark 7"),
-        "small": (picture(1, (40, 200)), Unwanted.TOO_SMALL, "40 x 200"),
-        "plain": (Image.new("RGB", (100, 100), "grey"), Unwanted.TOO_PLAIN, "grey values spread by 0.0"),
+        "copy": (picture(0), "near-duplicate", "first"),
+        "scaled": (picture(0, (256, 192)), "near-duplicate", "first"),
+        "jpeg": (jpeg(picture(0)), "near-duplicate", "first"),
+        "test image": (picture(5), "too close to a benchmark image", "benchmark 7"),
+        "small": (picture(1, (40, 200)), "too small", "40 x 200"),
+        "plain": (Image.new("RGB", (100, 100), "grey"), "too plain", "grey values spread by 0.0"),
         "other": (picture(2), None, None),
     }
     for name, (image, reason, detail) in cases.items():

@@ -1,30 +1,27 @@
 """The rule that keeps a question; CapRL-QA-75K's schema in and out: released files drop in, ours load elsewhere."""
 
-import io
-
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from caprl_utils.config import load_profile
-from caprl_utils.curation import keep
-from caprl_utils.curation.keep import measured, qa_schema, read_qa, table_writer, verdict
+from caprl_utils.curation.extract import QuestionSet
+from caprl_utils.curation.keep import LEAKING_FILE, QA_FILE, qa_schema, read_qa, table_writer, write_tables
 from caprl_utils.errors import UserError
+from caprl_utils.images import ImageItem
 from caprl_utils.records import ImageQA, Question
+from caprl_utils.runs import RowStore
+from tests.rows import png
 
-
-def png(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (60, 60), colour).save(buffer, format="PNG")
-    return buffer.getvalue()
+RED = png("red", (60, 60))
 
 
 @pytest.fixture
 def rows() -> list[ImageQA]:
     question = Question(question="Welche Farbe (x²)?", options=("rot", "50 %", "A) b", "青"), answer="D")
-    return [ImageQA(id=str(i), image=png(c), path=f"{c}.png", questions=(question,) * (i + 1))
+    return [ImageQA(id=str(i), image=png(c, (60, 60)), path=f"{c}.png", questions=(question,) * (i + 1))
             for i, c in enumerate(("red", "blue"))]  # fmt: skip
 
 
@@ -34,20 +31,31 @@ def write_qa(path, rows):
             add(row.to_row())
 
 
-@pytest.mark.parametrize(
-    ("visual", "text", "expected"),
-    [("AAAA", "BBBB", "kept"), ("AAAB", "BBBB", "not answered with the image"),
-     ("AAAA", "ABBB", "answered without the image"), ("AAAA", [None, "B", "C", "D"], "kept"),
-     ("ABBB", "AAAA", "answered without the image, not with it"), ([None] * 4, "BBBB", "not answered with the image")],
-)  # fmt: skip
-def test_kept_is_what_is_seen_and_not_guessed_and_both_limits_are_strict(visual, text, expected):
-    question = Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=2,
-                        visual=tuple(visual), text=tuple(text), open_answer="A.")  # fmt: skip
-    row = measured("image 7", question)
-    assert row["id"] == "image 7#2" and row["open_correct"] and row["other_accuracy"] is None
-    assert row["unparsed"] == [*visual, *text].count(None)
-    limits = load_profile("smoke").curation
-    assert verdict(row["visual_accuracy"], row["text_accuracy"], limits) == expected
+def test_kept_is_what_is_seen_and_not_guessed_and_both_limits_are_strict(tmp_path):
+    """Of images of which the source knows nothing: so nothing is said of the truth."""
+    cases = [
+        ("AAAA", "BBBB", "kept"), ("AAAB", "BBBB", "not answered with the image"),
+        ("AAAA", "ABBB", "answered without the image"), ("AAAA", [None, "B", "C", "D"], "kept"),
+        ("ABBB", "AAAA", "answered without the image, not with it"),
+        ([None] * 4, "BBBB", "not answered with the image"),
+    ]  # fmt: skip
+    questions = [
+        Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=number, visual=tuple(visual),
+                 text=tuple(text), open_answer="A.")
+        for number, (visual, text, _) in enumerate(cases, start=1)
+    ]  # fmt: skip
+    with RowStore(tmp_path / "answered.jsonl") as answered:
+        answered.append(QuestionSet(id="image 7", questions=questions))
+        items = [ImageItem(name, lambda: RED) for name in ("image 6", "image 7")]  # of one nothing is known
+        counts = write_tables(tmp_path, items, answered, load_profile("smoke").curation)
+    table = pd.read_parquet(tmp_path / "questions.parquet")
+    assert list(table["verdict"]) == [said for *_, said in cases]
+    assert table["id"][1] == "image 7#2" and table["open_correct"].all() and table["other_accuracy"].isna().all()
+    assert list(table["unparsed"]) == [[*visual, *text].count(None) for visual, text, _ in cases]
+    assert counts["truth"] is None and (counts["questions_kept"], counts["images_kept"]) == (2, 1)
+    for file, numbers in ((QA_FILE, (1, 4)), (LEAKING_FILE, (3,))):
+        (row,) = read_qa(tmp_path / file)
+        assert row.image == RED and len(row.questions) == len(numbers)
 
 
 def test_the_datasets_library_opens_the_images_and_finds_the_released_columns(rows, tmp_path):
@@ -84,12 +92,3 @@ def test_a_row_in_another_form_is_named(rows, tmp_path):
     pq.write_table(pa.Table.from_pylist([rows[0].to_row(), broken]), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=r"x\.parquet, row 2 \('1'\).*does not start with 'A\)'"):
         list(read_qa(tmp_path / "x.parquet"))
-
-
-def test_a_source_that_does_not_know_its_images_says_nothing_of_the_truth(tmp_path):
-    question = Question(question="Which?", options=("a", "b"), answer="A", number=1, visual=("A",), text=("B",),
-                        open_answer="a")  # fmt: skip
-    rows = [measured(f"i{n}", question) | {"verdict": "kept", "truth": None} for n in range(2)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=keep._QUESTIONS), file := tmp_path / "questions.parquet")
-    counts = keep._counts(file)
-    assert counts["truth"] is None and (counts["questions_kept"], counts["images_kept"]) == (2, 2)

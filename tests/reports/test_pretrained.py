@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from caprl_utils import paths
-from caprl_utils.pretraining.data import dataset_of, run_name
+from caprl_utils.pretraining.data import run_name
 from caprl_utils.pretraining.sets import all_trainings, final_names
 from caprl_utils.prism.told import MEASURES
 from caprl_utils.reports import claims, page, tables, trace
@@ -50,7 +50,7 @@ def pretrained(profile, vqa_run, made, monkeypatch):
         for training in all_trainings(settings):
             with Run.open(profile, "pretraining", training.name, {}, RECIPE) as run:
                 run.finish(values={"steps": 3}, n=training.num_rows(settings), unit="row")
-        for dataset in {dataset_of(training) for training in all_trainings(settings)}:
+        for dataset in {training.dataset for training in all_trainings(settings)}:
             with Run.open(profile, "pretraining", run_name(dataset), {}, RECIPE) as run:
                 run.finish(values={"rows": 10, "captions": CAPTIONS}, n=10, unit="row")
         for name in final_names(settings):

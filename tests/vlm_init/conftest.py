@@ -18,6 +18,7 @@ from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors, models
 from caprl_utils.schema import Donor
 
+torch.set_num_threads(1)  # models this small gain nothing by a second one, which waits spinning on a busy core
 PADDED = torch.ones(3, 20, dtype=torch.long)
 PADDED[1, :7] = 0  # left padding, as in generation
 PADDED[2, 15:] = 0  # right padding, as in training
@@ -49,14 +50,14 @@ def save_language(model, folder):
     return folder
 
 
-def setting_with_head(tied: bool, vision_donor, folder):
-    """A setting whose head is the embeddings (as the paper's 3B has it) or its own; the vision donor says the same."""
+def tied_setting(vision_donor, folder):
+    """A setting whose head is the embeddings, as the paper's 3B has it; the vision donor says the same."""
     shutil.copytree(vision_donor, folder / "vision")
     frame = Qwen2_5_VLConfig.from_pretrained(vision_donor)
-    frame.tie_word_embeddings = frame.text_config.tie_word_embeddings = tied
+    frame.tie_word_embeddings = frame.text_config.tie_word_embeddings = True
     frame.save_pretrained(folder / "vision")
     torch.manual_seed(6)
-    config = Qwen2Config(**models.text_config() | {"tie_word_embeddings": tied}, rope_parameters=ROPE)
+    config = Qwen2Config(**models.text_config() | {"tie_word_embeddings": True}, rope_parameters=ROPE)
     language = save_language(stirred(Qwen2ForCausalLM(config)), folder / "language")
     return setting_of("mini-qwen-3b", language, folder / "vision")
 

@@ -17,7 +17,7 @@ from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.prompts import CAPTION
 from caprl_utils.schema import ModelConfig
 from caprl_utils.vlm_init.assembly import assemble
-from tests.vlm_init.conftest import PADDED, loaded, setting_with_head
+from tests.vlm_init.conftest import PADDED, loaded, tied_setting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 PYTHON = paths.ROOT / ".venv-llamafactory" / "bin" / "python"
@@ -25,6 +25,7 @@ TWIN = """
 import json, sys
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+torch.set_num_threads(1)  # as here
 folder, inputs, out = sys.argv[1:]
 given = torch.load(inputs, weights_only=True)
 model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -42,8 +43,8 @@ def folder(request, qwen_setting, llava_setting, vision_donor, tmp_path_factory)
     """A model: a head of its own (the paper's 7B), tied to the embeddings (its 3B), and a LLaVA."""
     home = tmp_path_factory.mktemp("out")
     settings = {"qwen": qwen_setting, "llava": llava_setting}
-    setting = settings.get(request.param) or setting_with_head(True, vision_donor, home)
-    assert assemble(setting, home / "out", seed=5)["tied_head"] is (request.param == "qwen-tied")
+    setting = settings.get(request.param) or tied_setting(vision_donor, home)
+    assemble(setting, home / "out", seed=5)
     return home / "out"
 
 
@@ -64,6 +65,7 @@ def test_both_environments_load_and_save_the_same_model(folder, tmp_path):
             assert torch.equal(ours[mask.bool()], logits[mask.bool()])
 
 
+@pytest.mark.parametrize("folder", ["qwen-tied", "llava"], indirect=True)  # tests/models serves an untied one
 def test_vllm_and_transformers_write_the_same_greedy_text(folder, tmp_path):
     model = ModelConfig(path=str(folder), batch_size=8)
     requests = [Request(f"image-{n}", CAPTION, render(picture("benchmark", n))) for n in range(3)]

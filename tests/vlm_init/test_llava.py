@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPVisionModel, Qwen2ForCausalLM
+from transformers import AutoProcessor, CLIPConfig, CLIPModel, CLIPVisionModel, LlamaForCausalLM, Qwen2ForCausalLM
 
 from caprl_utils.config import load_assembly
 from caprl_utils.errors import UserError
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import donors
-from caprl_utils.vlm_init.assembly import assemble, record_of, text_differences, verify_tensors
-from caprl_utils.vlm_init.donors import fast_tokenizer, llama_config, llama_tensors, renamed
-from tests.vlm_init.conftest import PADDED, at, loaded, same_logits, setting_of
+from caprl_utils.vlm_init.assembly import FILE, assemble, plan_of
+from caprl_utils.vlm_init.donors import fast_tokenizer, llama_config, llama_tensors, read_config, read_weights, renamed
+from tests.vlm_init.conftest import at, loaded, same_logits
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +47,35 @@ def test_the_fused_projection_is_read_as_internlm2_reads_it(internlm_donor):
     torch.testing.assert_close(value, fused[:, :, -1].reshape(7, heads * width))
 
 
-def test_an_internlm2_with_biases_computes_what_its_qwen2_did(clip_donor, tmp_path, language_donor):
-    donors.write_internlm2(language_donor, tmp_path / "donor")
-    assemble(setting_of("mini-internlm-clip", tmp_path / "donor", clip_donor), tmp_path / "out")
-    same_logits(loaded(tmp_path / "out"), Qwen2ForCausalLM.from_pretrained(language_donor).eval())
+def test_an_internlm2_with_biases_computes_what_its_qwen2_did(tmp_path, language_donor):
+    donors.write_internlm2(language_donor, tmp_path)
+    config = llama_config(read_config(tmp_path))
+    state = llama_tensors(read_weights(tmp_path), config)
+    llama = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
+    same_logits(llama, Qwen2ForCausalLM.from_pretrained(language_donor).eval())
 
 
 def test_features_before_the_projector_equal_the_donors(vlm, clip_donor):
     donor = CLIPVisionModel.from_pretrained(clip_donor, dtype=torch.float32).eval()
-    pixels = torch.randn(2, 3, 196, 196)
+    pixels = torch.randn(1, 3, 196, 196)
     with torch.no_grad():
         ours = vlm.model.vision_tower(pixels, output_hidden_states=True).hidden_states
         theirs = donor(pixels, output_hidden_states=True).hidden_states
     assert len(ours) == len(theirs) == 6 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_whole_clip_gives_its_image_half(llava_setting, clip_donor, folder, tmp_path):
+def test_a_whole_clip_gives_its_image_half(llava_setting, clip_donor, tmp_path):
     tower = CLIPVisionModel.from_pretrained(clip_donor)
     text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=tower.config.to_dict(), projection_dim=64))
     clip.vision_model.load_state_dict(tower.state_dict())
     clip.save_pretrained(tmp_path / "clip")
     shutil.copy(clip_donor / "preprocessor_config.json", tmp_path / "clip")
-    assemble(llava_setting.model_copy(update={"vision": at(tmp_path / "clip")}), tmp_path / "out", seed=5)
-    ours, other = (load_file(f / "model.safetensors") for f in (tmp_path / "out", folder))
-    assert ours.keys() == other.keys() and all(torch.equal(ours[name], other[name]) for name in ours)
+    whole, half = (llava_setting.model_copy(update={"vision": at(f)}) for f in (tmp_path / "clip", clip_donor))
+    ours, other = plan_of(whole), plan_of(half)
+    assert ours.config.vision_config.image_size == other.config.vision_config.image_size
+    assert ours.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(ours.tensors[name], other.tensors[name]) for name in ours.tensors)
 
 
 def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm):
@@ -80,7 +84,9 @@ def test_an_image_becomes_as_many_tokens_as_the_model_gives_features(folder, vlm
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>What is the topic?<|im_end|>\n<|im_start|>assistant\n"
     inputs = processor(text=[text], images=[Image.new("RGB", (200, 100), "red")], return_tensors="pt")
-    assert (inputs["input_ids"] == vlm.config.image_token_id).sum() == 49 == record_of(folder)["max_image_tokens"]
+    assert (
+        (inputs["input_ids"] == vlm.config.image_token_id).sum() == 49 == read_config(folder, FILE)["max_image_tokens"]
+    )
     corner, centre = inputs["pixel_values"][0, :, 0, 0], inputs["pixel_values"][0, :, 98, 98]
     assert corner.abs().max() < 0.05 < centre.abs().min()  # padded with the mean colour, nothing cut off
     assert vlm(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
@@ -94,17 +100,6 @@ def test_it_is_stored_and_saved_under_the_names_that_servers_read(folder, vlm, t
     assert starts == {"language_model.model", "vision_tower.vision_model.encoder"}
     vlm.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == stored
-
-
-@pytest.mark.parametrize("kind", ["llava", "qwen"])
-def test_what_was_written_is_the_donors_and_says_the_same(kind, folder, qwen_setting, tmp_path):
-    if kind == "qwen":
-        folder = tmp_path / "out"
-        assemble(qwen_setting, folder)
-    copied = {n: row["tensors"] for n, row in record_of(folder)["parts"].items() if n != "projector"}
-    assert verify_tensors(folder) == copied and all(copied.values())
-    ids = torch.randint(9, 500, PADDED.shape, generator=torch.Generator().manual_seed(1))
-    assert set(text_differences(folder, ids, PADDED).values()) == {0.0}
 
 
 @pytest.mark.parametrize("space_first", [True, False])
