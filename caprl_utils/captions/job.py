@@ -254,27 +254,21 @@ def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) ->
 
 def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally, listed: str) -> CaptionSet:
     """Count captions and, where `out` is a NAME.parquet, write them into it, a table in memory at a time."""
-    totals = Counter[str]()
+    totals = Counter(images=0, captions=0, tokens=0, cut=0, looped=0)
 
     def counted() -> Iterator[pa.Table]:
-        last = ""
+        last = None  # an image's captions stand together
         for table in tables:
             yield table
-            rows = table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pandas()
-            if rows.empty:
-                continue
-            names = rows["image_id"]  # an image's captions stand together
-            begun, last = names != names.shift(fill_value=last), names.iloc[-1]
-            totals.update(
-                images=int(begun.sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
-                cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
-            )  # fmt: skip
+            for row in table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pylist():
+                name, tokens, ended, looped = row.values()
+                totals.update(images=name != last, captions=1, tokens=tokens, cut=ended == "length", looped=looped)
+                last = name
 
     if out.endswith(".parquet"):
         write_parquet(Path(out), counted(), schema)
     else:
         deque(counted(), maxlen=0)
-    totals.update(images=0, captions=0, tokens=0, cut=0, looped=0)  # where there is no table
     return CaptionSet(out, **totals, looked=tally.looked, bad=tally.bad, failed=tally.failed,
                       passed=dict(tally.passed), listed=listed)  # fmt: skip
 
@@ -316,7 +310,8 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
             f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
             "it; name a place outside (--out)"
         )
-    state = _state(job["source"])
+    # tells this source from another of its name
+    state = str(home.stat().st_size) if home.is_file() else fingerprint(job["source"]) if home.is_dir() else None
     try:
         _check_folder(job, folder, shards, state)
         if single and Path(out).exists() and not Path(f"{folder}/job.json").exists():
@@ -327,12 +322,6 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
         message = f"{folder} cannot be written ({error.strerror or error}); take another --out"
         raise UserError(message) from None
     return folder
-
-
-def _state(source: str) -> str | None:
-    """What tells a source here from another of its name; None elsewhere."""
-    here = Path(source)
-    return str(here.stat().st_size) if here.is_file() else fingerprint(source) if here.is_dir() else None
 
 
 def _check_folder(job: Mapping[str, Any], folder: str, shards: bool, state: str | None) -> None:
