@@ -38,7 +38,7 @@ def test_letters_and_frame_of_a_reader(qwen_reader, profile):
     assert len(row) == 9 and all(value < 0 for value in row)
 
 
-def test_an_image_is_captioned(qwen_vlm, profile):
+def test_an_image_is_seen_within_the_limit(qwen_vlm, profile):
     backend = open_backend(ModelConfig(path=str(qwen_vlm)), profile)
     request = Request("x", "Describe.", Image.new("RGB", (640, 480), "red"))
     inputs = backend.loaded.encode([request])
@@ -46,8 +46,6 @@ def test_an_image_is_captioned(qwen_vlm, profile):
     large = backend.loaded.encode([Request("x", "Describe.", Image.new("RGBA", (4000, 3000)))])
     assert 1200 < (large["input_ids"] == 151_655).sum() <= 1280  # 15,301 without a limit
     assert large["pixel_values"].min() > 1.9  # transparent is white
-    (done,) = backend.generate([request], Sampling(max_tokens=4, temperature=1.0))
-    assert done.error is None and done.num_tokens <= 4
 
 
 def test_a_folder_is_captioned(qwen_vlm, photos, tmp_path):
@@ -82,15 +80,17 @@ def test_a_vlm_is_put_together_and_loads_again(qwen_reader, qwen_vlm, tmp_path, 
 
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_server_answers_as_this_process_and_refuses_one_image_alone(qwen_vlm, profile, tmp_path):
+def test_a_server_answers_as_this_process_and_refuses_one_image_alone(qwen_vlm, profile):
     config, options = ModelConfig(path=str(qwen_vlm)), server.Options(max_model_len=4096)
     photo = Image.effect_noise((640, 480), 90).convert("RGB")
     asked = [Request("photo", "Describe.", photo), Request("large", "Describe.", photo.resize((4000, 3000))),
              Request("blind", "What is it?", None, "The answer is"),
              Request("strip", "Describe.", Image.new("RGB", (2500, 10)))]  # fmt: skip
     local = open_backend(config, profile)
-    with server.serve(config, options=options, log=tmp_path / "server.log") as running:
+    sampling = Sampling(max_tokens=24, temperature=1.5, repetition_penalty=1.1, n=2, seed=3)
+    with server.serve(config, options=options) as running:
         served = EndpointBackend(running.config)
+        assert served.generate(asked, sampling) == served.generate(asked, sampling)
         rows = [served.choice_logprobs(asked, LETTERS), local.choice_logprobs(asked, LETTERS)]
         texts = [one.generate(asked, Sampling(max_tokens=12)) for one in (served, local)]
     assert rows[0][3] is rows[1][3] is None
