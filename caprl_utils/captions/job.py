@@ -31,7 +31,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, fingerprint, local_path, passed_over, read_source, unique
 from caprl_utils.images import BadImageError, ImageItem, in_threads
-from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash
+from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash, open_backend
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import shown
 from caprl_utils.processes import visible_gpus
@@ -52,16 +52,14 @@ log = logging.getLogger(__name__)
 
 def open_captioner(captioner: Captioner, engine: str | None, gpus: int, stack: ExitStack) -> Backend:
     """The captioner (see `caption_source`); a vLLM server of its own runs until the stack is left."""
-    from caprl_utils.models.local import LocalBackend
     from caprl_utils.models.server import Options, serve
 
     if not isinstance(captioner, ModelConfig):
         return captioner
-    if captioner.base_urls:
-        return EndpointBackend(captioner)
-    if engine == "vllm" or (engine is None and visible_gpus() and find_spec("vllm")):
-        return EndpointBackend(stack.enter_context(serve(captioner, options=Options(gpus=gpus))).config)
-    return LocalBackend(captioner)
+    here = captioner.backend == "local"
+    if here and (engine == "vllm" or (engine is None and visible_gpus() and find_spec("vllm"))):
+        captioner = stack.enter_context(serve(captioner, options=Options(gpus=gpus))).config
+    return open_backend(captioner)
 
 
 def token_limit(model: ModelConfig) -> int:
@@ -69,7 +67,7 @@ def token_limit(model: ModelConfig) -> int:
 
     Raises UserError for a model that is neither here nor to be had, and when its servers do not answer.
     """
-    if model.base_urls:
+    if model.backend == "endpoint":
         context = EndpointBackend(model).context
     else:
         from huggingface_hub import HfApi, try_to_load_from_cache

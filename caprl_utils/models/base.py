@@ -83,7 +83,7 @@ class Backend(Protocol):
         """Log-probability of each choice (one token) as the next token; None for a request without an answer."""
 
 
-def open_backend(model: ModelConfig, profile: Profile) -> Backend:
+def open_backend(model: ModelConfig, profile: Profile | None = None) -> Backend:
     """The backend asked for, loaded at the first request. Raises UserError for a local folder without a model."""
     if model.backend == "endpoint":
         from caprl_utils.models.endpoint import EndpointBackend
@@ -91,7 +91,7 @@ def open_backend(model: ModelConfig, profile: Profile) -> Backend:
         return EndpointBackend(model)
     from caprl_utils.models.local import LocalBackend
 
-    return LocalBackend(model, torch_threads=profile.torch_threads)
+    return LocalBackend(model, profile.torch_threads if profile else None)
 
 
 # What makes a model folder: weights, config, tokenizer and processor

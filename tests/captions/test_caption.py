@@ -202,14 +202,14 @@ def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
     fill(images, CHUNK_IMAGES + 1)
     job = captioning.make_job(images, Scripted(), SAMPLING)
     hashes = np.arange(len(silent), dtype=np.uint64)
-    units = scale._units(hashes, hashes[:2], 40, 2)
+    units = scale._units(hashes, hashes[:2], 40)
     assert [unit["numbers"] for unit in units] == [[*range(2, 42)], [*range(42, 65)]]
     for broken, dead in ((["p064.png"], False), (silent, True)):
         scripted = Scripted(broken=broken)
-        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False, 40)
+        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False)
         told = []
         for part in ([64], [*range(30)], [*range(30, 64)]):
-            table = pa.Table.from_pylist([{"numbers": part, "again": [], "part": 0, "of": 1}])
+            table = pa.Table.from_pylist([{"numbers": part, "again": []}])
             told += [json.loads(one["told"][0].as_py()) for one in actor(table)]
         assert told[0]["failed"] == {"p064.png": "server said no"} and ("error" in told[-1]) == dead
 
