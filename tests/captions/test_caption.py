@@ -214,16 +214,11 @@ def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
         assert told[0]["failed"] == {"p064.png": "server said no"} and ("error" in told[-1]) == dead
 
 
-def test_a_job_that_captioned_nothing_gives_way_to_another(images, tmp_path):
+def test_other_settings_are_refused_unless_nothing_is_captioned(images, tmp_path):
     out = tmp_path / "c.parquet"
     with pytest.raises(UserError, match=r"none of 11 images was captioned; p000.png: server said no"):
-        caption(images, out, Scripted(broken=[file.name for file in images.iterdir()]))
-    assert caption(images, out, prompt="Say it.").images == IMAGES
-
-
-def test_other_settings_are_refused(images, tmp_path):
-    out = tmp_path / "c.parquet"
-    caption(images, out)
+        caption(images, out, Scripted(broken=[file.name for file in images.iterdir()]), prompt="Say.")
+    assert caption(images, out).images == IMAGES
     with pytest.raises(UserError, match=r"made otherwise .prompt: .*now 'Say it.'"):
         caption(images, out, prompt="Say it.")
     other = Scripted()

@@ -11,13 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from caprl_utils.__main__ import app
-from caprl_utils.captions import export, job
+from caprl_utils.captions import export
 from caprl_utils.captions.job import caption_source
 from caprl_utils.errors import UserError
 from caprl_utils.images import open_image
 from caprl_utils.models.base import Sampling
 from caprl_utils.pretraining.data import read_rows
-from caprl_utils.schema import ModelConfig
 from tests.captions.scripted_captioner import LOOP, Scripted, fill, picture
 from tests.models.fake_server import FakeServer
 
@@ -245,16 +244,6 @@ def test_a_folder_is_captioned_by_a_server(images, tmp_path, monkeypatch):
     assert "written: captions-images.parquet" in said and pq.read_table("captions-images.parquet").num_rows == 18
     status, said, _ = told("caption", images, "--check")
     assert status == 0 and "10 images, 9 good" in said and "set aside: broken.jpg: not an image" in said
-
-
-def test_the_limit_of_a_caption_fits_the_model_and_a_model_that_is_not_to_be_had_is_told(images, tmp_path, monkeypatch):
-    config = tmp_path / "model" / "config.json"
-    config.parent.mkdir()
-    for context, limit in ((1024, 512), (100_000, 2048)):
-        config.write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": context}))
-        assert job.token_limit(ModelConfig(path=str(config.parent))) == limit
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
-    assert "or for a trial --model zoo:base" in told("caption", images, "--model", "no/such-model")[2]
 
 
 def test_errors_of_captioning_are_one_line(images, tmp_path, monkeypatch):
