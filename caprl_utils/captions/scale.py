@@ -48,8 +48,10 @@ def caption_shards(
     job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], gpus: int, workers: int, batch: int,
     tally: Tally, check: Callable[[], None],
 ) -> Iterator[pa.Table]:  # fmt: skip
-    """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
-    done = _done(folder)
+    """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each. Raises
+    UserError for a damaged shard.
+    """
+    done = np.unique(id_hashes(_shards(folder, ["image_id"])))  # of the images that have captions
     ids = (derive_seed(item.id, bits=64) for item in track(read_job(job, tally.passed), "images found"))
     hashes = np.fromiter(ids, np.uint64)
     tally.looked = tally.made = len(done)
@@ -66,11 +68,6 @@ def caption_shards(
                 check()
     _drop_repeats(folder)
     return _shards(folder)
-
-
-def _done(folder: str) -> np.ndarray:
-    """Hashes of the ids that have captions. Raises UserError for a damaged shard."""
-    return np.unique(id_hashes(_shards(folder, ["image_id"])))
 
 
 def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:

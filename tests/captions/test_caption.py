@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -194,6 +194,22 @@ def test_failed_images_and_empty_captions_are_named_and_tried_again_by_the_next_
     result = caption(images, out, again)
     assert result.failed == {} and again.asked == ["p001.png"] * 2
     assert rows(result) == rows(caption(images, tmp_path / "whole.parquet"))
+
+
+def test_workers_write_what_one_process_writes_and_do_nothing_twice(images, tmp_path, monkeypatch):
+    """Without Ray, which the integration tests have: units one after the other."""
+
+    def told(actor, units, workers, gpus):
+        one = scale._Actor(*actor)
+        return (json.loads(told["told"][0].as_py()) for unit in units for told in one(pa.Table.from_pylist([unit])))
+
+    monkeypatch.setattr(scale, "_ray", lambda workers: nullcontext())
+    monkeypatch.setattr(scale, "_told", told)
+    whole, out = rows(caption(images, tmp_path / "whole.parquet")), tmp_path / "c.parquet"
+    for captioner, broken in ((Scripted(broken=["p003.png"]), 1), (Scripted(), 0)):
+        made = caption(images, out, captioner, workers=2, shard_images=4)
+        assert len(made.failed) == broken and made.captions == 2 * (IMAGES - broken)
+    assert sorted(rows(made), key=lambda row: row.id) == whole and captioner.asked == ["p003.png"] * 2
 
 
 def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
