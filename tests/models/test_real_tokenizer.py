@@ -28,6 +28,11 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def vlm(qwen_vlm, profile):
+    return open_backend(ModelConfig(path=str(qwen_vlm)), profile)
+
+
 def test_letters_and_frame_of_a_reader(qwen_reader, profile):
     backend = open_backend(ModelConfig(path=str(qwen_reader)), profile)
     request = Request("x", "What?", prefill="The answer is")
@@ -38,27 +43,24 @@ def test_letters_and_frame_of_a_reader(qwen_reader, profile):
     assert len(row) == 9 and all(value < 0 for value in row)
 
 
-def test_an_image_is_seen_within_the_limit(qwen_vlm, profile):
-    backend = open_backend(ModelConfig(path=str(qwen_vlm)), profile)
-    request = Request("x", "Describe.", Image.new("RGB", (640, 480), "red"))
-    inputs = backend.loaded.encode([request])
+def test_an_image_is_seen_within_the_limit(vlm):
+    inputs = vlm.loaded.encode([Request("x", "Describe.", Image.new("RGB", (640, 480), "red"))])
     assert (inputs["input_ids"] == 151_655).sum() == 23 * 17
-    large = backend.loaded.encode([Request("x", "Describe.", Image.new("RGBA", (4000, 3000)))])
+    large = vlm.loaded.encode([Request("x", "Describe.", Image.new("RGBA", (4000, 3000)))])
     assert 1200 < (large["input_ids"] == 151_655).sum() <= 1280  # 15,301 without a limit
     assert large["pixel_values"].min() > 1.9  # transparent is white
 
 
-def test_a_folder_is_captioned(qwen_vlm, photos, tmp_path):
+def test_a_folder_is_captioned(vlm, photos, tmp_path):
     out = tmp_path / "captions.parquet"
-    sampling = Sampling(max_tokens=6, temperature=1.0)
-    made = caption_source(photos, out, ModelConfig(path=str(qwen_vlm)), sampling, engine="transformers")
+    made = caption_source(photos, out, vlm, Sampling(max_tokens=6, temperature=1.0))
     assert made.captions == len(pd.read_parquet(out)) == 4 and not made.bad and not made.failed
 
 
 def test_a_folder_is_curated_though_a_random_writer_writes_nothing(qwen_vlm, photos):
     model = {"path": str(qwen_vlm), "backend": "local"}
     profile = load_profile("smoke", {
-        "images": {"source": str(photos), "num_images": 4, "kinds": None}, "curation.max_tokens": 8,
+        "images": {"source": str(photos), "num_images": 2, "kinds": None}, "curation.max_tokens": 8,
         "models": {"question_writer": model, "question_filter": model}, "curation.max_bad_share": 1.0,
     })  # fmt: skip
     job = pipeline.open_job(profile, 0, [])
