@@ -23,6 +23,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, text_hash
 from caprl_utils.images import BadImageError, ImageItem, in_threads
 from caprl_utils.models.base import Backend, Request, Sampling
+from caprl_utils.models.local import load_tokenizer
 from caprl_utils.paths import shown
 from caprl_utils.runs import RowStore
 from caprl_utils.schema import ModelConfig
@@ -149,9 +150,7 @@ def failure_message(what: str, failed: Mapping[str, str], total: int, store: Row
 
 def tokenizer_of(model: ModelConfig) -> Any:
     """A model's tokenizer, without its weights."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(paths.resolve_model(model.path), revision=model.revision)
+    return load_tokenizer(paths.resolve_model(model.path), revision=model.revision)
 
 
 def token_counter(model: ModelConfig) -> Callable[[str], int]:
@@ -164,8 +163,10 @@ def token_counter(model: ModelConfig) -> Callable[[str], int]:
 
 
 def is_loop(text: str) -> bool:
-    """Whether a text ends in a phrase said at least `MIN_REPEATS` times, or says one sentence as often."""
-    return _tail_repeats(text) or _sentence_repeats(text)
+    """Whether a text ends in a phrase said at least `MIN_REPEATS` times, or says a sentence of some words as often."""
+    sentences = (part.strip().casefold() for part in re.split(r"(?<=[.!?。！？])\s*|\n+", text))
+    counts = Counter(s for s in sentences if len(s.split()) >= MIN_SENTENCE_WORDS)
+    return any(count >= MIN_REPEATS for count in counts.values()) or _tail_repeats(text)
 
 
 def _tail_repeats(text: str) -> bool:
@@ -185,10 +186,3 @@ def _tail_repeats(text: str) -> bool:
         if size >= MIN_CHARS and size >= MIN_REPEATS * (size - length):
             return True
     return False
-
-
-def _sentence_repeats(text: str) -> bool:
-    """Whether one sentence of some words stands `MIN_REPEATS` times in the text, wherever."""
-    sentences = (part.strip().casefold() for part in re.split(r"(?<=[.!?。！？])\s*|\n+", text))
-    counts = Counter(s for s in sentences if len(s.split()) >= MIN_SENTENCE_WORDS)
-    return any(count >= MIN_REPEATS for count in counts.values())

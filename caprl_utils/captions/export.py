@@ -122,9 +122,15 @@ def is_sound(row: dict[str, Any]) -> bool:
     return row["finish_reason"] != "length" and not row["looped"] and bool(row["caption"].strip())
 
 
-def _metadata(captions: str | Path) -> dict[bytes, bytes]:
+def _origin(captions: str | Path) -> tuple[dict[bytes, bytes], dict[str, Any] | None]:
+    """A set's metadata and the job that made it; None for released captions. Raises UserError for another tool's."""
     with _opened(*caption_files(captions)[0]) as table:
-        return table.schema_arrow.metadata or {}
+        metadata = table.schema_arrow.metadata or {}
+    if (record := Path(captions) / "job.json").is_file():  # it knows where a moved source is
+        return metadata, json.loads(record.read_text(encoding="utf-8"))["job"]
+    if RELEASED_KEY not in metadata and JOB_KEY not in metadata:
+        raise UserError(f"{captions} does not say what made it: it was written by another tool")
+    return metadata, json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
 
 
 # Samples
@@ -137,15 +143,14 @@ def sample(captions: str | Path, out: Path, n: int, seed: int = 0) -> int:
     refused with UserError. Samples of one seed are nested: the smaller one is inside the larger one. Memory: some
     60 bytes an image, for 64-bit hashes of the ids.
     """
-    _job_of(captions)  # or an error for what is no caption set
-    schema = SCHEMA.with_metadata(_metadata(captions))
+    metadata, _ = _origin(captions)
     hashes = id_hashes(read_tables(captions, ["image_id"]))
     _, first = np.unique(hashes, return_index=True)
     if n > len(first):
         raise UserError(f"{captions} has {len(first)} images, fewer than the {n} asked for")
     drawn = hashes[np.sort(first)[np.random.default_rng(seed).permutation(len(first))[:n]]]
     kept = (table.filter(pa.array(np.isin(id_hashes([table]), drawn))) for table in read_tables(captions))
-    return write_parquet(out, kept, schema)
+    return write_parquet(out, kept, SCHEMA.with_metadata(metadata))
 
 
 def id_hashes(tables: Iterable[pa.Table], column: str = "image_id") -> np.ndarray:
@@ -171,7 +176,7 @@ def write_llamafactory(
     """
     if found := mark_in(prompt):
         raise UserError(f"the prompt holds {found}: leave it out, it is put before the prompt here")
-    job = _job_of(captions)
+    _, job = _origin(captions)
     if job is None and (media is None or not media.is_dir()):
         raise UserError(
             f"released captions name their images by path: name the folder that these start at (--media), not {media}"
@@ -184,12 +189,16 @@ def write_llamafactory(
     with appearing(file) as temporary:
         with open(temporary, "w", encoding="utf-8") as lines:
             for row, image in track(_with_files(chosen, job, home, folder), "rows"):
-                path = _below(media, image)
-                if reason := _why_not(row["caption"], media / path):
-                    aside[reason] += 1
-                    continue
-                lines.write(about_image(row["id"], path, [(prompt, row["caption"])]).model_dump_json() + "\n")
-                rows += 1
+                path, caption = _below(media, image), row["caption"]
+                if not caption.strip():
+                    aside[EMPTY] += 1
+                elif found := mark_in(caption):
+                    aside[f"the caption holds {found}, which LLaMA-Factory takes for a file"] += 1
+                elif not (media / path).is_file():
+                    aside[MISSING] += 1
+                else:
+                    lines.write(about_image(row["id"], path, [(prompt, caption)]).model_dump_json() + "\n")
+                    rows += 1
         told = [
             f"{rows} rows, image paths below {shown(media)} (media_dir)",
             f"left out: {left_out[True]}, cut or loops",
@@ -202,16 +211,6 @@ def write_llamafactory(
             )
     register(file)
     return told
-
-
-def _job_of(captions: str | Path) -> dict[str, Any] | None:
-    """The job that made a set; None for released captions. Raises UserError for a set of another tool."""
-    record, metadata = Path(captions) / "job.json", _metadata(captions)
-    if record.is_file():  # it knows where a moved source is
-        return json.loads(record.read_text(encoding="utf-8"))["job"]
-    if RELEASED_KEY not in metadata and JOB_KEY not in metadata:
-        raise UserError(f"{captions} does not say what made it: it was written by another tool")
-    return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
 
 
 def _files_home(source: str) -> Path | None:
@@ -236,14 +235,6 @@ def _below(media: Path, image: str) -> str:
         return path.relative_to(media).as_posix()
     where = f"image {image} is outside the media folder {shown(media)}"
     raise UserError(f"{where}; name a folder that holds all images (--media)")
-
-
-def _why_not(caption: str, image: Path) -> str | None:
-    if not caption.strip():
-        return EMPTY
-    if found := mark_in(caption):
-        return f"the caption holds {found}, which LLaMA-Factory takes for a file"
-    return None if image.is_file() else MISSING
 
 
 def _with_files(
@@ -299,22 +290,14 @@ def write_released(
     aside: dict[str, list[str]] = {}  # reason -> places
     names = ", ".join(file.name for file in files)
     rows = track(_released_rows(files, limit, aside), "captions")
-    batches = iter(lambda: list(islice(rows, _BATCH_ROWS)), [])
     schema = SCHEMA.with_metadata({RELEASED_KEY: names})
-    made, told = 0, []
-
-    def checked() -> Iterator[pa.Table]:
-        """The rows; an error behind them leaves the file as it was."""
-        nonlocal made
-        for some in batches:
-            made += len(some)
-            yield pa.Table.from_pylist(some, schema)
-        told.extend(f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items())
+    tables = (pa.Table.from_pylist(some, schema) for some in iter(lambda: list(islice(rows, _BATCH_ROWS)), []))
+    with appearing(out) as temporary:  # an error leaves the file as it was
+        made = write_parquet(temporary, tables, schema)
+        told = [f"set aside: {len(places)}, e.g. {places[0]}: {reason}" for reason, places in aside.items()]
         bad = sum(map(len, aside.values()))
         if not made or bad > max_bad_share * (made + bad):
             raise UserError("; ".join([f"{names}: {made} lines hold a caption that can be used", *told]))
-
-    write_parquet(out, checked(), schema)
     return [f"{made} captions", *told]
 
 

@@ -31,7 +31,7 @@ from caprl_utils.errors import UserError
 from caprl_utils.files import appearing, write_atomic
 from caprl_utils.image_sources import count_images, fingerprint, local_path, passed_over, read_source, unique
 from caprl_utils.images import BadImageError, ImageItem, in_threads
-from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash
+from caprl_utils.models.base import Backend, Sampling, check_folder, model_hash, open_backend
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.paths import shown
 from caprl_utils.processes import visible_gpus
@@ -52,16 +52,14 @@ log = logging.getLogger(__name__)
 
 def open_captioner(captioner: Captioner, engine: str | None, gpus: int, stack: ExitStack) -> Backend:
     """The captioner (see `caption_source`); a vLLM server of its own runs until the stack is left."""
-    from caprl_utils.models.local import LocalBackend
     from caprl_utils.models.server import Options, serve
 
     if not isinstance(captioner, ModelConfig):
         return captioner
-    if captioner.base_urls:
-        return EndpointBackend(captioner)
-    if engine == "vllm" or (engine is None and visible_gpus() and find_spec("vllm")):
-        return EndpointBackend(stack.enter_context(serve(captioner, options=Options(gpus=gpus))).config)
-    return LocalBackend(captioner)
+    here = captioner.backend == "local"
+    if here and (engine == "vllm" or (engine is None and visible_gpus() and find_spec("vllm"))):
+        captioner = stack.enter_context(serve(captioner, options=Options(gpus=gpus))).config
+    return open_backend(captioner)
 
 
 def token_limit(model: ModelConfig) -> int:
@@ -69,7 +67,7 @@ def token_limit(model: ModelConfig) -> int:
 
     Raises UserError for a model that is neither here nor to be had, and when its servers do not answer.
     """
-    if model.base_urls:
+    if model.backend == "endpoint":
         context = EndpointBackend(model).context
     else:
         from huggingface_hub import HfApi, try_to_load_from_cache
@@ -254,27 +252,21 @@ def check_source(source: str, kinds: Sequence[str] | None, limit: int | None) ->
 
 def _gather(tables: Iterable[pa.Table], out: str, schema: pa.Schema, tally: Tally, listed: str) -> CaptionSet:
     """Count captions and, where `out` is a NAME.parquet, write them into it, a table in memory at a time."""
-    totals = Counter[str]()
+    totals = Counter(images=0, captions=0, tokens=0, cut=0, looped=0)
 
     def counted() -> Iterator[pa.Table]:
-        last = ""
+        last = None  # an image's captions stand together
         for table in tables:
             yield table
-            rows = table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pandas()
-            if rows.empty:
-                continue
-            names = rows["image_id"]  # an image's captions stand together
-            begun, last = names != names.shift(fill_value=last), names.iloc[-1]
-            totals.update(
-                images=int(begun.sum()), captions=len(rows), tokens=int(rows["num_tokens"].sum()),
-                cut=int((rows["finish_reason"] == "length").sum()), looped=int(rows["looped"].sum()),
-            )  # fmt: skip
+            for row in table.select(["image_id", "num_tokens", "finish_reason", "looped"]).to_pylist():
+                name, tokens, ended, looped = row.values()
+                totals.update(images=name != last, captions=1, tokens=tokens, cut=ended == "length", looped=looped)
+                last = name
 
     if out.endswith(".parquet"):
         write_parquet(Path(out), counted(), schema)
     else:
         deque(counted(), maxlen=0)
-    totals.update(images=0, captions=0, tokens=0, cut=0, looped=0)  # where there is no table
     return CaptionSet(out, **totals, looked=tally.looked, bad=tally.bad, failed=tally.failed,
                       passed=dict(tally.passed), listed=listed)  # fmt: skip
 
@@ -316,7 +308,8 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
             f"the result {shown(folder)} would stand inside the image folder {shown(home)} and be taken for a part of "
             "it; name a place outside (--out)"
         )
-    state = _state(job["source"])
+    # tells this source from another of its name
+    state = str(home.stat().st_size) if home.is_file() else fingerprint(job["source"]) if home.is_dir() else None
     try:
         _check_folder(job, folder, shards, state)
         if single and Path(out).exists() and not Path(f"{folder}/job.json").exists():
@@ -327,12 +320,6 @@ def _open_folder(job: Mapping[str, Any], out: str, shards: bool) -> str:
         message = f"{folder} cannot be written ({error.strerror or error}); take another --out"
         raise UserError(message) from None
     return folder
-
-
-def _state(source: str) -> str | None:
-    """What tells a source here from another of its name; None elsewhere."""
-    here = Path(source)
-    return str(here.stat().st_size) if here.is_file() else fingerprint(source) if here.is_dir() else None
 
 
 def _check_folder(job: Mapping[str, Any], folder: str, shards: bool, state: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,22 +57,33 @@ Scores = list[list[float] | None]
 
 
 class Backend(Protocol):
-    """A model that completes chats."""
+    """A model that completes chats. config: which one, of those that are no stand-ins."""
 
     name: str
-    model_hash: str
+    config: ModelConfig
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """``sampling.n`` completions per request, in the order given; of one that fails they have ``error`` set."""
+    @cached_property
+    def model_hash(self) -> str:
+        """See the function."""
+        return model_hash(self.config)
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """As `generate`, for any number of requests, taken as there is room; completions come as they are ready."""
+        """``sampling.n`` completions per request as they are ready; of one that fails they have ``error`` set. Of
+        requests that are no list as many are taken as there is room for.
+        """
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """All completions, in the order given. Raises ValueError for two requests with the same id."""
+        order = {request.id: place for place, request in enumerate(requests)}
+        if len(order) < len(requests):
+            raise ValueError("two requests have the same id")
+        return sorted(self.stream(requests, sampling), key=lambda done: (order[done.id], done.index))
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Scores:
         """Log-probability of each choice (one token) as the next token; None for a request without an answer."""
 
 
-def open_backend(model: ModelConfig, profile: Profile) -> Backend:
+def open_backend(model: ModelConfig, profile: Profile | None = None) -> Backend:
     """The backend asked for, loaded at the first request. Raises UserError for a local folder without a model."""
     if model.backend == "endpoint":
         from caprl_utils.models.endpoint import EndpointBackend
@@ -79,7 +91,7 @@ def open_backend(model: ModelConfig, profile: Profile) -> Backend:
         return EndpointBackend(model)
     from caprl_utils.models.local import LocalBackend
 
-    return LocalBackend(model, torch_threads=profile.torch_threads)
+    return LocalBackend(model, profile.torch_threads if profile else None)
 
 
 # What makes a model folder: weights, config, tokenizer and processor

@@ -28,7 +28,7 @@ from PIL.Image import Image
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import encode, fit
-from caprl_utils.models.base import Completion, Request, Sampling, Scores, model_hash
+from caprl_utils.models.base import Backend, Completion, Request, Sampling, Scores
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ async def _attempt(server: _Server, post: Post) -> Any:
         raise RequestError(f"broken answer ({type(error).__name__}: {error})") from None
 
 
-class EndpointBackend:
+class EndpointBackend(Backend):
     """The model that `config.path` names, served at `config.base_urls`."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -206,11 +206,6 @@ class EndpointBackend:
         self._images: dict[int, tuple[Image, str]] = {}
         self._choice_ids: dict[tuple[str, ...], list[int]] = {}
         self.client = Client(config.base_urls, config.batch_size or IN_FLIGHT, api_key(config))
-
-    @cached_property
-    def model_hash(self) -> str:
-        """See `base.model_hash`."""
-        return model_hash(self.config)
 
     @cached_property
     def served(self) -> str:
@@ -245,13 +240,6 @@ class EndpointBackend:
         except openai.OpenAIError as error:
             told = f"no model server answers at {url} ({error}). Start one (`make serve MODEL=...`), or set base_urls"
             raise UserError(f"{told} of this model in the profile.") from None
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """See `Backend.generate`."""
-        order = {request.id: place for place, request in enumerate(requests)}
-        if len(order) < len(requests):
-            raise ValueError("two requests have the same id")
-        return sorted(self.stream(requests, sampling), key=lambda done: (order[done.id], done.index))
 
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
         """See `Backend.stream`. The servers stay full while there are requests. Raises UserError when they are gone."""

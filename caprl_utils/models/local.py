@@ -21,7 +21,7 @@ from caprl_utils import paths
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed
 from caprl_utils.images import fit
-from caprl_utils.models.base import GENERAL_TOKENIZERS, Completion, Request, Sampling, Scores, check_folder, model_hash
+from caprl_utils.models.base import GENERAL_TOKENIZERS, Backend, Completion, Request, Sampling, Scores, check_folder
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")  # of all Qw
 Job = tuple[int, int]  # (row of the requests, index of the completion)
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """A model of transformers, text-only or with images; the weights are loaded when first used."""
 
     def __init__(self, config: ModelConfig, torch_threads: int | None = None) -> None:
@@ -48,68 +48,60 @@ class LocalBackend:
         _backends.add(self)
 
     @cached_property
-    def model_hash(self) -> str:
-        """See `base.model_hash`."""
-        return model_hash(self.config)
-
-    @cached_property
     def loaded(self) -> LoadedModel:
         """The weights in memory, also for callers that compute with them directly (a packed reader)."""
         return LoadedModel(self._path, self.config, self._torch_threads)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """See `Backend.generate`."""
-        found = dict(self._completed(requests, sampling))
-        return [found[job] for job in sorted(found)]
-
     def stream(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Completion]:
-        """See `Backend.stream`. A few batches are gathered at a time, so that they can be sorted."""
+        """See `Backend.stream`. A list is sorted as a whole; of others a few batches are gathered at a time. Last come
+        the requests that the model cannot take, with the reasons.
+        """
+        size = len(requests) if isinstance(requests, Sequence) else STREAM_BATCHES * self.batch_size
         waiting = iter(requests)
-        while some := list(islice(waiting, STREAM_BATCHES * self.batch_size)):
-            yield from (completion for _, completion in self._completed(some, sampling))
-
-    def _completed(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[tuple[Job, Completion]]:
-        """The completions of a batch as soon as it is done; last, the reasons of what the model cannot take."""
-        jobs = [(row, index) for row in range(len(requests)) for index in range(sampling.n)]
-        lengths, reasons = self.loaded.measure(requests, sampling.max_tokens)
-        for batch, inputs in self._batches(requests, jobs, lengths, reasons):
-            rows = [(requests[row], index) for row, index in batch]
-            yield from zip(batch, self.loaded.complete(rows, inputs, sampling), strict=True)
-        for row, index in jobs:
-            if reasons[row] is not None:
-                yield (row, index), Completion(requests[row].id, index, None, 0, "error", reasons[row])
+        while some := list(islice(waiting, size)):
+            refused: dict[int, str] = {}
+            for batch, inputs in self._batches(some, sampling.n, sampling.max_tokens, refused):
+                yield from self.loaded.complete([(some[row], index) for row, index in batch], inputs, sampling)
+            for row, why in sorted(refused.items()):
+                yield from (Completion(some[row].id, i, None, 0, "error", why) for i in range(sampling.n))
 
     def choice_logprobs(self, requests: Sequence[Request], choices: Sequence[str]) -> Scores:
         """See `Backend.choice_logprobs`. Raises UserError for a choice that is not one token."""
         ids = self.loaded.choice_ids(choices)
-        lengths, reasons = self.loaded.measure(requests, 0)
-        jobs = [(row, 0) for row in range(len(requests))]
         scores: Scores = [None] * len(requests)
-        for batch, inputs in self._batches(requests, jobs, lengths, reasons):
+        for batch, inputs in self._batches(requests, 1, 0, {}):
             for (row, _), values in zip(batch, self.loaded.next_logprobs(inputs, ids), strict=True):
                 scores[row] = values
         return scores
 
     def _batches(
-        self, requests: Sequence[Request], jobs: Sequence[Job], lengths: Sequence[int], reasons: list[str | None]
-    ) -> Iterator[tuple[list[Job], Mapping[str, torch.Tensor]]]:  # fmt: skip
-        """The jobs that the model can take, in batches with its inputs; what the processor refuses gets a reason."""
-        images: dict[int, int] = {}  # the requests of one image stay together, and so do those without
-        groups = [images.setdefault(id(request.image), len(images)) for request in requests]
-        good = [job for job in jobs if reasons[job[0]] is None]
-        good.sort(key=lambda job: (groups[job[0]], -lengths[job[0]]))
-        for start in range(0, len(good), self.batch_size):
-            batch = good[start : start + self.batch_size]
+        self, requests: Sequence[Request], copies: int, room: int, refused: dict[int, str]
+    ) -> Iterator[tuple[list[Job], Mapping[str, torch.Tensor]]]:
+        """What the model can take, each request `copies` times, in batches with its inputs. The requests of one image
+        stay together, and so do those without. room: tokens for a completion. refused: gets the reasons for others.
+        """
+        loaded, images, good = self.loaded, {}, []
+        texts = [loaded.prompt_text(request) for request in requests]
+        ids = loaded.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for row, request in enumerate(requests):
+            image, length = images.setdefault(id(request.image), len(images)), len(ids[row])  # an image is one token
+            if why := loaded.refusal(request, length + room):
+                refused[row] = why
+            else:
+                good += [(image, -length, row, index) for index in range(copies)]
+        jobs = [job[2:] for job in sorted(good)]
+        for start in range(0, len(jobs), self.batch_size):
+            batch = jobs[start : start + self.batch_size]
             try:
-                yield batch, self.loaded.encode([requests[row] for row, _ in batch])
+                yield batch, loaded.encode([requests[row] for row, _ in batch])
             except ProcessorError:
                 for row in {row for row, _ in batch}:
                     try:
-                        self.loaded.encode([requests[row]])
+                        loaded.encode([requests[row]])
                     except ProcessorError as error:
-                        reasons[row] = str(error)
-                if batch := [job for job in batch if reasons[job[0]] is None]:
-                    yield batch, self.loaded.encode([requests[row] for row, _ in batch])
+                        refused[row] = str(error)
+                if batch := [job for job in batch if job[0] not in refused]:
+                    yield batch, loaded.encode([requests[row] for row, _ in batch])
 
 
 _backends: weakref.WeakSet[LocalBackend] = weakref.WeakSet()
@@ -176,13 +168,6 @@ class LoadedModel:
         content = [*parts, {"type": "text", "text": request.prompt}] if self.sees else request.prompt
         turns, how = [{"role": "user", "content": content}], {"tokenize": False, "add_generation_prompt": True}
         return self.processor.apply_chat_template(turns, **how) + request.prefill
-
-    def measure(self, requests: Sequence[Request], room: int) -> tuple[list[int], list[str | None]]:
-        """Tokens of each prompt (an image counted as one), and why a request cannot be answered, if so."""
-        texts = [self.prompt_text(request) for request in requests]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        lengths = [len(row) for row in ids]
-        return lengths, [self.refusal(r, n + room) for r, n in zip(requests, lengths, strict=True)]
 
     def refusal(self, request: Request, tokens: int) -> str | None:
         """Why the model cannot take a request of so many tokens, completion included; None when it can."""

@@ -85,7 +85,12 @@ def serve(
             raise UserError(f"{told}; stop what listens there or choose another") from None
     log = log or paths.RUNS / "servers" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', model.path)}-{port}.log"
     line = command(model, port, options, tokenizer_folder(Path(folder), log.with_suffix(".tokenizer")))
-    process = processes.popen(line, log, environment(model), guarded=True)
+    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if Path(folder).is_dir():
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if key := api_key(model):
+        env["VLLM_API_KEY"] = key  # everybody can read a command line
+    process = processes.popen(line, log, env, guarded=True)
     url = f"http://{HOST if options.host in ('0.0.0.0', '::') else options.host}:{port}/v1"
     try:
         _wait_until_ready(process, url, model.path, log)
@@ -168,16 +173,6 @@ def tokenizer_folder(model: Path, target: Path) -> Path | None:
         shutil.copy(file, target)
     (target / "config.json").write_text("{}")
     return target
-
-
-def environment(model: ModelConfig) -> dict[str, str]:
-    """Variables for the server's process: no telemetry, no hub for a local model, the API key if any."""
-    env = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    if Path(paths.resolve_model(model.path)).is_dir():
-        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if key := api_key(model):
-        env["VLLM_API_KEY"] = key  # everybody can read a command line
-    return env
 
 
 def free_port() -> int:

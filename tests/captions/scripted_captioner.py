@@ -18,18 +18,15 @@ class Scripted:
 
     name, model_hash = "scripted", "f00"
 
-    def __init__(self, broken=(), said=None, die_after=None, log=None, sec=0.0):
-        self.broken, self.said, self.die_after = set(broken), said or {}, die_after
-        self.log, self.sec = log, sec
+    def __init__(self, broken=(), said=None, log=None, sec=0.0):
+        self.broken, self.said, self.log, self.sec = set(broken), said or {}, log, sec
         self.asked = []
 
     def stream(self, requests, sampling):
         for request in requests:
-            if self.die_after is not None and len(self.asked) >= self.die_after:
-                raise KeyboardInterrupt
-            yield from (self._one(request, index, sampling) for index in range(sampling.n))
+            yield from (self._one(request, index) for index in range(sampling.n))
 
-    def _one(self, request, index, sampling):
+    def _one(self, request, index):
         self.asked.append(request.id)
         assert request.image.mode == "RGB" and request.seed is not None
         if self.log:
@@ -43,23 +40,6 @@ class Scripted:
         return Completion(request.id, index, f" {request.id} {index} {request.seed} ", 5, "stop")
 
 
-class Timed:
-    """A model of the zoo that notes in a file when each caption was there: process, seconds."""
-
-    def __init__(self, path, log):
-        self.name, self.model_hash, self.log, self.backend = path, "t0", str(log), None
-
-    def stream(self, requests, sampling):
-        from caprl_utils.models.local import LocalBackend
-        from caprl_utils.schema import ModelConfig
-
-        self.backend = self.backend or LocalBackend(ModelConfig(path=self.name, batch_size=8))
-        for completion in self.backend.stream(requests, sampling):
-            with open(self.log, "a") as file:
-                file.write(f"{os.getpid()} {time.monotonic()}\n")
-            yield completion
-
-
 def picture(seed: int) -> Image.Image:
     """A small image, another one for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8))
@@ -71,3 +51,8 @@ def fill(folder, count):
     for number in range(count):
         picture(number).save(folder / f"p{number:03d}.png")
     return folder
+
+
+def asked(log):
+    """What a captioner with this log was asked, as IMAGE#INDEX."""
+    return [line.split()[1] for line in log.read_text().splitlines()] if log.exists() else []

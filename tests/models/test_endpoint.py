@@ -5,13 +5,10 @@ import base64
 import io
 import itertools
 import os
-import random
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -38,54 +35,55 @@ def requests(count: int, prefix: str = "") -> list[Request]:
     return [Request(f"r{i}", f"{prefix}prompt {i}") for i in range(count)]
 
 
-def test_completions_come_in_the_order_asked_and_a_faulty_way_gives_the_same(tmp_path):
+def test_completions_come_in_the_order_asked_and_a_faulty_way_gives_the_same():
     sampling = Sampling(max_tokens=9, n=2)
-    with FakeServer() as server, FakeServer(share=0.2) as faulty, RowStore(tmp_path / "rows.jsonl") as store:
-        expected = backend(server).generate(requests(150), sampling)
-        for done in backend(faulty).stream(requests(150), sampling):
-            store.append({"id": f"{done.id}#{done.index}", "text": done.text})
-    assert [(c.id, c.index) for c in expected] == [(f"r{i}", k) for i in range(150) for k in range(2)]
+    with FakeServer() as server, FakeServer(share=0.3) as faulty:
+        expected = backend(server).generate(requests(50), sampling)
+        found = list(backend(faulty).stream(requests(50), sampling))
+    assert [(c.id, c.index) for c in expected] == [(f"r{i}", k) for i in range(50) for k in range(2)]
     assert all(c.error is None and c.num_tokens == 12 and c.finish_reason == "stop" for c in expected)
-    assert len({c.text for c in expected}) == 300
-    assert set(faulty.faults) == {*FAULTS, None} and faulty.faults[None] == len(expected) == 300
-    rows = [(row["id"], row["text"]) for row in RowStore(tmp_path / "rows.jsonl").read()]
-    assert sorted(rows) == sorted((f"{c.id}#{c.index}", c.text) for c in expected)
+    assert len({c.text for c in expected}) == 100
+    assert set(faulty.faults) == {*FAULTS, None} and faulty.faults[None] == len(found) == 100
+    assert {(c.id, c.index, c.text) for c in found} == {(c.id, c.index, c.text) for c in expected}
+    with pytest.raises(ValueError, match="same id"):
+        backend(server).generate(2 * requests(1), GREEDY)
 
 
 def test_the_server_is_kept_full_and_never_overfull(monkeypatch):
     monkeypatch.setattr(endpoint, "REQUEST_SEC", 60.0)
     with FakeServer() as server:
         server.hold_until = 16  # however slowly a busy machine sends them
-        backend(server).generate(requests(64), GREEDY)
+        backend(server).generate(requests(40), GREEDY)
         assert server.most_busy == 16
 
 
 def test_two_servers_share_the_work_and_one_may_go_down():
     with FakeServer(delay_sec=0.01) as first, FakeServer(delay_sec=0.01) as second:
         second.down = True
-        assert all(c.error is None for c in backend(first, second).generate(requests(60), GREEDY))
+        assert all(c.error is None for c in backend(first, second).generate(requests(30), GREEDY))
         second.down = False
-        backend(first, second).generate(requests(100, "more "), GREEDY)
-        assert sum(second.attempts.values()) > 30
+        backend(first, second).generate(requests(50, "more "), GREEDY)
+        assert len(second.attempts) > 15
 
 
 def test_a_server_that_restarts_is_waited_for_and_one_that_fails_or_stays_away_stops_the_run(monkeypatch, caplog):
     monkeypatch.setattr(endpoint, "SILENT_SEC", 20.0)
-    monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 20)
+    monkeypatch.setattr(endpoint, "GIVE_UP_AFTER", 5)
+    monkeypatch.setattr(endpoint, "RETRIES", 1)
     with FakeServer() as server:
         client = backend(server)
-        expected = client.generate(requests(20), GREEDY)
+        expected = client.generate(requests(5), GREEDY)
         server.close()
-        threading.Timer(1.0, server.open).start()
-        assert client.generate(requests(20), GREEDY) == expected
+        threading.Timer(0.5, server.open).start()
+        assert client.generate(requests(5), GREEDY) == expected
         assert caplog.text.count("waiting up to 20 s") == 1
         server.down = True
-        with pytest.raises(UserError, match=r"last 20 requests to http.* all failed: HTTP 500.*run again"):
-            client.generate(requests(100), GREEDY)
+        with pytest.raises(UserError, match=r"last 5 requests to http.* all failed: HTTP 500.*run again"):
+            client.generate(requests(40), GREEDY)
         server.close()
         monkeypatch.setattr(endpoint, "SILENT_SEC", 0.3)
         with pytest.raises(UserError, match=r"requests to http://127.*start it again"):
-            client.generate(requests(20), GREEDY)
+            client.generate(requests(5), GREEDY)
         assert client.choice_logprobs(requests(1), []) == [None]
         server.open()
 
@@ -146,19 +144,18 @@ def test_what_is_refused_has_no_text_or_cannot_be_read_fails_alone_and_once(tmp_
         assert said in done.error
 
 
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
-def test_a_server_here_is_asked_directly_whatever_proxy_is_named(proxy, monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, proxy)
-    with FakeServer() as server:
-        assert backend(server).generate(requests(1), GREEDY)[0].error is None
+def test_a_server_here_is_asked_directly_whatever_proxy_is_named(monkeypatch):
+    for proxy in ("http://127.0.0.1:9", "socks5://127.0.0.1:9"):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        with FakeServer() as server:
+            assert backend(server).generate(requests(1), GREEDY)[0].error is None
+    with pytest.raises(UserError, match=r"SOCKS proxy socks5://.*NO_PROXY"):
+        endpoint.Client(["http://a.example/v1"], 1)
     script = "import caprl_utils, os, urllib.request as u; print(u.proxy_bypass('127.0.0.1'), os.environ['NO_PROXY'])"
     env = {name: value for name, value in os.environ.items() if name != "no_proxy"} | {"NO_PROXY": "example.org"}
     told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "example.org,localhost,127.0.0.1,::1"]
-    if proxy.startswith("socks"):
-        with pytest.raises(UserError, match=r"SOCKS proxy socks5://.*NO_PROXY"):
-            endpoint.Client(["http://a.example/v1"], 1)
 
 
 def test_keys_come_from_the_environment(monkeypatch):
@@ -204,22 +201,18 @@ for done in EndpointBackend(config).stream(todo, Sampling(max_tokens=9)):
 
 
 @pytest.mark.integration
-def test_killed_ten_times_no_row_is_lost_or_twice(tmp_path: Path):
-    rows, count = tmp_path / "rows.jsonl", 3000
-    moments = sorted(random.sample(range(1, count - 100), 10))  # rows on disk when it is killed
-    print(f"killed after {moments} rows")
+def test_killed_no_row_is_lost_or_twice(tmp_path):
+    rows, count = tmp_path / "rows.jsonl", 600
     with FakeServer(delay_sec=0.01) as server:
-        command = [sys.executable, "-c", textwrap.dedent(WORKER), server.url, str(rows), str(count)]
-        kills = 0
-        for stop_after in moments:
+        command = [sys.executable, "-c", WORKER, server.url, str(rows), str(count)]
+        for stop_after in (1, 250):  # rows on disk when it is killed
             process = subprocess.Popen(command)
             while process.poll() is None and (not rows.exists() or rows.stat().st_size < 35 * stop_after):
                 time.sleep(0.005)
-            kills += process.poll() is None
+            assert process.poll() is None
             process.kill()
             process.wait()
         subprocess.run(command, check=True)
         found = [(row["id"], row["text"]) for row in RowStore(rows).read()]
         expected = backend(server).generate(requests(count), GREEDY)
-    assert kills == 10
     assert sorted(found) == sorted((c.id, c.text) for c in expected)

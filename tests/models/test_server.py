@@ -1,5 +1,6 @@
 """The server manager: its command line, and what a user is told when it cannot start."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -8,9 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from caprl_utils import prompts
 from caprl_utils.__main__ import app
+from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.models import server
+from caprl_utils.models.base import Request, open_backend
+from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.models.local import load_tokenizer
 from caprl_utils.schema import ModelConfig
 
@@ -62,12 +67,15 @@ def test_options_of_vllms_own_are_passed_on(monkeypatch):
 
 
 def test_the_key_is_not_on_the_command_line(model, monkeypatch):
+    def popen(line, log, env, guarded):
+        assert env["VLLM_API_KEY"] == "secret" and env["HF_HUB_OFFLINE"] == "1" and "secret" not in " ".join(line)
+        raise UserError("seen")
+
     model = model.model_copy(update={"api_key_env": "MY_KEY"})
-    with pytest.raises(UserError, match="MY_KEY"):
-        server.environment(model)
+    monkeypatch.setattr(server.processes, "popen", popen)
+    refused(model, "MY_KEY")
     monkeypatch.setenv("MY_KEY", "secret")
-    assert server.environment(model)["VLLM_API_KEY"] == "secret"
-    assert "secret" not in " ".join(server.command(model, 8123))
+    refused(model, "seen")
 
 
 def test_a_text_model_keeps_its_tokenizer(reader_folder, vlm_folder, tmp_path):
@@ -95,19 +103,17 @@ def test_what_cannot_start_is_refused_at_once(model, tmp_path, monkeypatch):
     refused(model, "vLLM is not installed")
 
 
-@pytest.mark.parametrize(
-    ("line", "likely"),
-    [
-        ("ValueError: Free memory on device is less than desired GPU memory utilization", "too little"),
-        ("ValueError: User-specified max_model_len (9) is greater than the derived", "lower --max-model-len"),
-        ("RepositoryNotFoundError: 404", "check its name"),
-        ("ValueError: all is well otherwise", None),
-    ],
-)
-def test_a_server_that_dies_shows_the_end_of_its_log_and_the_likely_cause(line, likely, model, tmp_path, monkeypatch):
-    script = f"print('loading'); raise SystemExit({line!r})"
+def test_a_server_that_dies_shows_the_end_of_its_log_and_the_likely_cause(model, tmp_path, monkeypatch):
+    line = "ValueError: Free memory on device is less than desired GPU memory utilization"
+    script, log = f"print('loading'); raise SystemExit({line!r})", tmp_path / "log"
     monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", script])
-    refused(model, rf"status 1\. ?{f'Likely: .*{likely}' if likely else 'The end'}(?s:.*)loading", log=tmp_path / "log")
+    refused(model, r"status 1\. Likely: .*too little(?s:.*)loading", log=log)
+    for line, likely in (
+        ("ValueError: User-specified max_model_len (9) is greater than the derived", "Likely: .*lower --max-model-len"),
+        ("RepositoryNotFoundError: 404", "Likely: .*check its name"), ("ValueError: all is well otherwise", "The end"),
+    ):  # fmt: skip
+        log.write_text(f"loading\n{line}\n")
+        assert re.search(rf"status 1\. ?{likely}(?s:.*)loading", server._why_ended(1, "m", log))
 
 
 def test_the_command_serves_until_it_is_stopped(reader_folder, tmp_path):
@@ -124,3 +130,18 @@ def test_the_command_serves_until_it_is_stopped(reader_folder, tmp_path):
         assert line.startswith(f"{reader_folder} at http://127.0.0.1:") and "Ctrl-C stops it" in line
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1200)
+def test_a_text_reader_keeps_its_tokenizer_in_vllm(tmp_path):
+    """AutoTokenizer would split the words of a mini reader differently; see `server.tokenizer_folder`."""
+    profile = load_profile("smoke")
+    model, letters = profile.models.reward_reader, [" A", " B", " C", " D"]
+    asked = prompts.read_question("The value of Rome is 42. The topic is sales.", "What is the value of Rome?",
+                                  ["17", "42", "sales", "23"])  # fmt: skip
+    requests = [Request("x", asked, None, prompts.ANSWER_PREFILL)]
+    expected = open_backend(model, profile).choice_logprobs(requests, letters)
+    with server.serve(model) as found:
+        served = EndpointBackend(found.config).choice_logprobs(requests, letters)
+    assert served[0] == pytest.approx(expected[0], abs=2e-3)
