@@ -67,17 +67,12 @@ def peak_gb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def results_file() -> Path:
-    """Where the rows are kept."""
-    return paths.REPORTS / "bench" / "bench.json"
-
-
 def record(rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to reports/bench; a row replaces the one of the same name. The machine and the commit are added.
 
     Raises UserError for a file there that is not ours.
     """
-    file = results_file()
+    file = paths.REPORTS / "bench" / "bench.json"
     try:
         known = {row["name"]: row for row in json.loads(file.read_text("utf-8"))} if file.exists() else {}
     except (ValueError, KeyError, TypeError) as error:

@@ -47,15 +47,16 @@ def test_the_median_of_the_rounds_counts_and_the_ratio_says_how_much_better():
 def test_rows_are_merged_by_name_on_one_page_that_says_what_was_met():
     harness.record([row("b"), row("a", goal=None), row("slow", 1.0)])
     harness.record([row("a", 3972.3, 1.0, lower=True, target=True, goal=None)])
-    rows = json.loads(harness.results_file().read_text())
+    file = paths.REPORTS / "bench" / "bench.json"
+    rows = json.loads(file.read_text())
     assert [(r["name"], r["ours"]) for r in rows] == [("a", 3972.3), ("b", 2.0), ("slow", 1.0)]
     assert "load" in rows[0]["machine"] and "commit" in rows[0]
-    page = harness.results_file().with_suffix(".md").read_text()
+    page = file.with_suffix(".md").read_text()
     assert "| a | 3,970 | target 1 | lower |" in page and "1.5, missed |" in page
     assert "| b | 2.00 | measured 1.00 | higher | 2.00 | 1.5, met |" in page
     digits = {0.36161: "0.362", 6.504: "6.50", 1e6: "1,000,000", None: "–"}
     assert {value: harness.three_digits(value) for value in digits} == digits
-    harness.results_file().write_text("[{]")
+    file.write_text("[{]")
     with pytest.raises(UserError, match=r"bench\.json is damaged"):
         harness.record([row()])
 

@@ -85,19 +85,6 @@ def test_a_reader_is_taught_to_read_what_stands_there():
     assert examples.read_answer(rng, usual, [other], None) == usual.value  # everybody guesses it
 
 
-def test_long_captions_repeat_contradict_and_wander():
-    rng, level = random.Random(0), READING_LEVELS[-1]
-    found = {"long": 0, "repeats": 0, "foreign": 0, "false": 0}
-    for index in range(200):
-        shown = picture("zoo", index)
-        told, facts = examples.told_statements(rng, shown, level), {f.key: f.value for f in shown.facts}
-        found["long"] += len(told) > 13
-        found["repeats"] += len({f.key for f in told}) < len(told)
-        found["foreign"] += any(f.key not in facts for f in told)
-        found["false"] += any(facts.get(f.key, f.value) != f.value for f in told)
-    assert min(found.values()) > 20
-
-
 def test_alt_texts_tell_little_and_dense_captions_all():
     rng, told, false, total = random.Random(0), 0, 0, 0
     for index in range(400):
@@ -108,15 +95,6 @@ def test_alt_texts_tell_little_and_dense_captions_all():
         false += sum(facts[key] != value for key, value in said)
         assert dict(statements(examples.described(rng, shown, recipes.DENSE))) == facts
     assert 0.15 < told / total < 0.3 and false / told < 0.03
-
-
-def test_raters_prefer_what_is_told_and_true():
-    shown = picture("zoo", 0)
-    half = shown.facts[:4]
-    false = [examples.spoiled(random.Random(0), fact) for fact in half]
-    assert examples.utility(shown.facts, shown) == 1.0 > examples.utility(half, shown) > 0
-    assert examples.utility([*half, *half], shown) == examples.utility(half, shown) > examples.utility([], shown)
-    assert examples.utility(false, shown) == -1.0
 
 
 def test_a_judge_is_told_of_every_statement_whether_it_is_true():
@@ -143,24 +121,20 @@ def test_an_ideal_token_holds_three_words():
     assert not seen[1].any()
 
 
-def test_weights_are_at_most_40_megabytes_in_16_bit():
+def curve(folder):
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def test_models_in_git_are_those_of_the_recipes_and_small():
     files = [f for f in paths.ZOO.rglob("*.safetensors") if not f.is_symlink()]  # a shared tower counts once
     trained_by_notebook_03 = {"caprl"}
     assert {f.parent.name for f in files} == {n for n, r in RECIPES.items() if r.shipped} | trained_by_notebook_03
-    assert sum(f.stat().st_size for f in files) < 40 * 2**20
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_every_model_has_a_record_and_a_curve_that_fell(recipe):
-    record = json.loads((recipe.weights_folder / "record.json").read_text())
-    lines = (recipe.weights_folder / "curve.jsonl").read_text().splitlines()
-    first, last = (json.loads(line) for line in (lines[0], lines[-1]))
-    assert record["steps"] == recipe.schedule.steps == last["step"] + 1
-    assert last["loss"] < first["loss"]
-
-
-def curve(folder):
-    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert sum(f.stat().st_size for f in files) < 40 * 2**20  # in 16 bit
+    for recipe in RECIPES.values():
+        rows = curve(recipe.weights_folder)
+        record = json.loads((recipe.weights_folder / "record.json").read_text())
+        assert record["steps"] == recipe.schedule.steps == rows[-1]["step"] + 1
+        assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_a_short_retraining_follows_the_curve_on_record(tmp_path):

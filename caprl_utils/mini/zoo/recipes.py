@@ -16,6 +16,7 @@ from caprl_utils.mini.zoo.examples import Style
 
 ALT_TEXT = Style(stop=0.45, false=0.01)
 DENSE = Style()
+WARMUP = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,14 @@ class Schedule:
 
     steps: int
     learning_rate: float = 1e-3
-    warmup: int = 50
     floor: float = 0.1
     muon: float | None = None  # rate of the matrices between layers, as a multiple; they are Muon's then
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if step < WARMUP:
+            return self.learning_rate * (step + 1) / WARMUP
+        done = (step - WARMUP) / max(1, self.steps - WARMUP)
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(done * math.pi)) / 2)
 
 

@@ -124,14 +124,14 @@ def build(recipe: Recipe):
     if recipe.vision and not RECIPES[recipe.starts_from].vision:
         start = {k.replace("model.", "model.language_model.", 1): v for k, v in start.items()}
     tower = _trained(recipe.tower) if recipe.tower else start
-    language = {k: v for k, v in start.items() if "visual." not in k}
     seeing = {k: v for k, v in tower.items() if "visual." in k}
-    if unexpected := model.load_state_dict(language | seeing, strict=False).unexpected_keys:
+    given = {k: v for k, v in start.items() if "visual." not in k} | seeing
+    if unexpected := model.load_state_dict(given, strict=False).unexpected_keys:
         raise ValueError(f"weights that do not fit: {unexpected}")
     silent = ("o_proj.weight", "attn.proj.weight", "attn.proj.bias", "down_proj.weight", "down_proj.bias")
     for name, weight in model.named_parameters():
-        added = (".layers." in name and name not in language) or (seeing and ".blocks." in name and name not in seeing)
-        if added and name.endswith(silent):
+        grows = ".layers." in name or (seeing and ".blocks." in name)
+        if grows and name not in given and name.endswith(silent):
             torch.nn.init.zeros_(weight)
     if recipe.lesson == "spelling":
         see_everything(model)
