@@ -1,7 +1,6 @@
 """The harness of the benches, and the one page of results."""
 
 import importlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,10 +12,6 @@ from caprl_utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))  # the benches import each other as programs do
 import harness
-
-spec = importlib.util.spec_from_file_location("bench_main", Path(__file__).parent / "__main__.py")
-bench_main = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench_main)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +57,7 @@ def test_rows_are_merged_by_name_on_one_page_that_says_what_was_met():
 
 
 def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch, capsys):
-    modules = {name: importlib.import_module(f"bench_{name}") for name in bench_main.BENCHES}
+    modules = {name: importlib.import_module(f"bench_{name}") for name in harness.BENCHES}
     assert all(callable(module.rows) for module in modules.values())
 
     def fails():
@@ -70,10 +65,10 @@ def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch
 
     monkeypatch.setattr(modules["client"], "rows", fails)
     monkeypatch.setattr(modules["bootstrap"], "rows", lambda: [row("bootstrap")])
-    assert bench_main.main(["client", "bootstrap"]) == 1
+    assert harness.main(["client", "bootstrap"]) == 1
     shown = capsys.readouterr()
     assert "bench client: no model" in shown.err and "bootstrap" in shown.out
-    assert bench_main.main(["nothing"]) == 2
+    assert harness.main(["nothing"]) == 2
 
 
 def test_halves_of_a_rows_trainings_are_each_compared_once():
