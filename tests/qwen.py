@@ -6,6 +6,7 @@ Folders have the hub's files. The tokenizer comes with `make setup` (requirement
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,23 +48,24 @@ def _save(model, folder: Path) -> Path:
     return folder
 
 
-def save_reader(folder: Path) -> Path:
-    """A random Qwen2.5: 2 layers, heads of 32."""
+def save_reader(folder: Path, **size: int) -> Path:
+    """A random Qwen2.5: 2 layers, heads of 32; size: what is otherwise."""
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 1e6}
-    return _save(hf.Qwen2ForCausalLM(hf.Qwen2Config(**_text(64), rope_parameters=rope)), folder)
+    return _save(hf.Qwen2ForCausalLM(hf.Qwen2Config(**_text(64) | size, rope_parameters=rope)), folder)
 
 
-def save_vlm(folder: Path) -> Path:
+def save_vlm(folder: Path, mrope: Sequence[int] = (4, 6, 6), tower: dict | None = None, **size: int) -> Path:
     """A random Qwen2.5-VL with the same language half and a tower of two layers."""
     torch.manual_seed(0)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
+    text = _text(64) | size
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [*mrope]}
     vision = {
         "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 14,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 64, "window_size": 112,
-        "fullatt_block_indexes": [1],
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": text["hidden_size"], "window_size": 112,
+        "fullatt_block_indexes": [1], **(tower or {}),
     }  # fmt: skip
-    text = _text(64) | {"rope_parameters": rope}
+    text["rope_parameters"] = rope
     config = hf.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **IDS)
     _save(hf.Qwen2_5_VLForConditionalGeneration(config), folder)
     return add_processor(folder)

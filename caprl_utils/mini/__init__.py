@@ -6,17 +6,12 @@ It enters itself into `caprl_utils.registry` and configs/benchmarks.yaml; nothin
 from functools import partial
 
 from caprl_utils.mini import source, world
+from caprl_utils.mini.zoo import donors
 from caprl_utils.registry import MODELS, SOURCES, DrawnSource
 
-_DRAWN_BY = tuple(f"{__name__}.{name}" for name in ("source", "world", "render", "vocabulary"))
-_MADE_FROM_THE_ZOO = ("language-base", "language-mid", "language-internlm")
-
-
-def _made(name: str):
-    from caprl_utils.mini.zoo import donors
-
-    return donors.folder(name)
-
+_DRAWN_BY = tuple(
+    f"{__name__}.{name}" for name in ("source", "world", "vocabulary", "render", "canvas", "charts", "pages", "shapes")
+)
 
 SOURCES[source.NAME] = DrawnSource(source.image_at, source.training_rows, world.statements, world.told_as, _DRAWN_BY)
-MODELS.update({f"zoo:{name}": partial(_made, f"zoo:{name}") for name in _MADE_FROM_THE_ZOO})
+MODELS.update({name: partial(donors.folder, name) for name in donors.REWRITTEN})

@@ -10,6 +10,7 @@ import functools
 import math
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 
 from PIL import Image, ImageDraw
 
@@ -34,7 +35,16 @@ def scene(layout: dict) -> Canvas:
     image = Image.new("RGB", (SIZE * FINE, SIZE * FINE), SKIES[layout["sky"]])
     pen = ImageDraw.Draw(image)
     horizon = _land(pen, rng, layout["sky"], layout["ground"])
-    objects = _spread(rng, layout["objects"], layout["biggest"])
+    objects = []  # (name, middle, radius), in columns at least 50 pixels apart, at heights that hide no neighbour
+    step = 284 / (len(layout["objects"]) - 1)
+    jitter = min(14, (step - 54) / 2)
+    for number, name in enumerate(layout["objects"]):
+        radius = rng.uniform(51, 57) if name == layout["biggest"] else rng.uniform(28, 35)
+        x = 54 + step * number + rng.uniform(-jitter, jitter)
+        x = min(max(x, radius + 2), SIZE - radius - 2)
+        spots = [complex(x, rng.uniform(radius + 6, SIZE - radius - 6)) for _ in range(12)]
+        hidden = [sum(max(0, 0.9 * (radius + r) - abs(spot - at)) for _, at, r in objects) for spot in spots]
+        objects.append((name, spots[hidden.index(min(hidden))], radius))
     for name, at, radius in sorted(objects, key=lambda one: one[1].imag):  # the lower ones are nearer
         colour, turn = layout["colours"][name], cmath.rect(radius, rng.uniform(-0.2, 0.2))
         light = colour == "black" or (layout["sky"] == "black" and at.imag < horizon)
@@ -66,20 +76,6 @@ def _land(pen: ImageDraw.ImageDraw, rng: random.Random, sky: str, ground: str) -
             wide = 3 if ground == "sand" else 6
             pen.ellipse([x - wide, y - 3, x + wide, y + 3], fill=shade)
     return horizon
-
-
-def _spread(rng: random.Random, names: list[str], biggest: str) -> list[tuple[str, complex, float]]:
-    """(name, middle, radius) of each object; columns at least 50 pixels apart, heights that hide no neighbour."""
-    step, placed = 284 / (len(names) - 1), []
-    jitter = min(14, (step - 54) / 2)
-    for number, name in enumerate(names):
-        radius = rng.uniform(51, 57) if name == biggest else rng.uniform(28, 35)
-        x = 54 + step * number + rng.uniform(-jitter, jitter)
-        x = min(max(x, radius + 2), SIZE - radius - 2)
-        spots = [complex(x, rng.uniform(radius + 6, SIZE - radius - 6)) for _ in range(12)]
-        hidden = [sum(max(0, 0.9 * (radius + r) - abs(spot - at)) for _, at, r in placed) for spot in spots]
-        placed.append((name, spots[hidden.index(min(hidden))], radius))
-    return placed
 
 
 @functools.cache
@@ -120,17 +116,12 @@ def geometry(layout: dict) -> Canvas:
         pen.line(_xy((here + one, here + one + two, here + two)), fill=INK, width=4)
     pen.line(_xy([*corners, *corners[:2]]), fill=colour, width=rng.choice((10, 12, 14)), joint="curve")
     keys = ["figure", *(f"length of {side}" for side in layout["sides"])]
-    middles = [sum(corners) / len(corners), *((a + b) / 2 for a, b in _ends(corners))]
+    middles = [sum(corners) / len(corners), *((a + b) / 2 for a, b in pairwise([*corners, corners[0]]))]
     page = Canvas(image.reduce(FINE), dict(zip(keys, _xy(middles, 1), strict=True)))
     for text, size, key, (left, top, right, bottom) in words:
         page.text(((left + right) / 2, (top + bottom) / 2), text, size, key)
     page.places["unit"] = (right - 20, (top + bottom) / 2)  # the last word of a length
     return page
-
-
-def _ends(corners: list[complex]) -> list[tuple[complex, complex]]:
-    """Both ends of each side."""
-    return list(zip(corners, [*corners[1:], corners[0]], strict=True))
 
 
 def _figure(rng: random.Random, figure: str, sides: list[int]) -> list[complex]:
@@ -169,7 +160,7 @@ def _framed(rng: random.Random, layout: dict) -> tuple[list[complex], list[tuple
         corners = [point * cmath.rect(length / reach, turn) for point in shape]
         middle, boxes = sum(corners) / len(corners), []  # of the letters outside their corners, then of the lengths
         places = [(corner, corner - middle) for corner in corners]
-        places += [((a + b) / 2, flip * 1j * (b - a)) for a, b in _ends(corners)]
+        places += [((a + b) / 2, flip * 1j * (b - a)) for a, b in pairwise([*corners, corners[0]])]
         for (at, out), width in zip(places, widths, strict=False):
             out /= abs(out)
             at += out * (abs(out.real) * width / 2 + abs(out.imag) * 12 + 9)

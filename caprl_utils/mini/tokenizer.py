@@ -89,7 +89,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-@functools.lru_cache
-def shared_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer as a module-wide object for training and rendering code."""
-    return build_tokenizer()
+shared_tokenizer = functools.cache(build_tokenizer)
+"""One for all that only read it."""

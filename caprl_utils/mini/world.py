@@ -20,7 +20,7 @@ from caprl_utils.mini import vocabulary as words
 KINDS = ("chart", "infographic", "document", "scene", "geometry")
 UNSEEN = ("chart-type", "chart-pairs", "chart-labels")
 """Charts that no training shows: pies, labels never seen with their topic, six or seven labels."""
-SPLITS = ("zoo", "zoo-held-out", "rl", "benchmark", "pretraining")
+SPLITS = ("zoo", "rl", "benchmark", "pretraining")
 GUESSED = 0.75
 """Share of pictures in which a skewed fact has its usual value."""
 
@@ -102,7 +102,7 @@ def _grammar() -> list[tuple[str, re.Pattern[str]]]:
 def told_as(key: str, value: str) -> str:
     """The sentence that states a fact, in its first phrasing."""
     relation = key if key in words.ALONE else key.rpartition(" ")[0]
-    return words.RELATIONS[relation].statements[0].format(h=key.removeprefix(relation).strip(), v=value) + "."
+    return Fact(relation, key.removeprefix(relation).strip(), value, ()).sentence()
 
 
 def statements(text: str) -> list[tuple[str, str] | None]:
@@ -119,13 +119,13 @@ def statements(text: str) -> list[tuple[str, str] | None]:
     return told
 
 
-def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact], count: int = 3) -> list[str]:
-    """Wrong options of a question: first the values that other facts of the picture have, then any other value."""
+def distractors(rng: random.Random, fact: Fact, others: Sequence[Fact]) -> list[str]:
+    """Three wrong options of a question: first values that other facts of the picture have, then any other value."""
     shown = {o.value for o in others} | {o.head for o in others}
     near = sorted(v for v in shown if v != fact.value and v in fact.options)
-    near = rng.sample(near, min(len(near), rng.choice((1, 2, count))))
+    near = rng.sample(near, min(len(near), rng.choice((1, 2, 3))))
     rest = [v for v in fact.options if v != fact.value and v not in near]
-    return (near + rng.sample(rest, min(len(rest), count)))[:count]
+    return (near + rng.sample(rest, min(len(rest), 3)))[:3]
 
 
 # The five kinds

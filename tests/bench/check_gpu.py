@@ -29,10 +29,7 @@ from tests import qwen  # noqa: E402
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1,
-                 "num_key_value_heads": 1},
-        "vision": {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 2,
-                   "fullatt_block_indexes": [1]},
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 1}, "vision": {},
         "mrope": [4, 6, 6], "image": (168, 140), "prompts": 2, "group": 2, "tokens": 4, "questions": 12,
         "caption_words": 20,
     },
@@ -46,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
 ROUNDING = 2e-2 if GPU else 1e-4  # relative; bfloat16 on a GPU
 
 
@@ -58,29 +56,19 @@ def picture(size: dict[str, Any], seed: int) -> Image.Image:
 
 def models(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write both models: float32 at tiny size, bfloat16 at the true one."""
-    rope = {"rope_type": "default", "rope_theta": 1e6}
-    text = qwen._text(64) | size["text"]
-    reader = hf.Qwen2Config(**text, rope_parameters=rope)
-    vision = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112}
-    vlm = hf.Qwen2_5_VLConfig(
-        text_config=text | {"rope_parameters": rope | {"mrope_section": size["mrope"]}},
-        vision_config=vision | size["vision"] | {"out_hidden_size": text["hidden_size"]},
-        tie_word_embeddings=True, **qwen.IDS,
-    )  # fmt: skip
     torch.set_default_dtype(torch.bfloat16 if GPU else torch.float32)
-    with torch.device("cuda" if GPU else "cpu"):
-        made = {"reader": hf.Qwen2ForCausalLM(reader), "vlm": hf.Qwen2_5_VLForConditionalGeneration(vlm)}
-    for name, model in made.items():
-        qwen._save(model.cpu(), folder / name)
-    qwen.add_processor(folder / "vlm")
-    return {f"{name}_weights": sum(p.numel() for p in model.parameters()) for name, model in made.items()}
+    with torch.device(DEVICE):
+        qwen.save_reader(folder / "reader", **size["text"])
+        qwen.save_vlm(folder / "vlm", size["mrope"], size["vision"], **size["text"])
+    files = {name: (folder / name).glob("*.safetensors") for name in ("reader", "vlm")}
+    return {f"{name}_gb": sum(file.stat().st_size for file in found) / 1e9 for name, found in files.items()}
 
 
 def vision(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The tower window by window against all windows of a size in one call."""
     from caprl_utils.rl.policy import windows_together
 
-    model = hf.AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype="auto").to("cuda" if GPU else "cpu")
+    model = hf.AutoModelForImageTextToText.from_pretrained(folder / "vlm", dtype="auto").to(DEVICE)
     inputs = hf.AutoProcessor.from_pretrained(folder / "vlm").image_processor(picture(size, 0), return_tensors="pt")
     inputs = inputs.to(model.device)
     seen, seconds = [], []
@@ -134,7 +122,7 @@ def rollout(size: dict[str, Any], folder: Path) -> dict[str, Any]:
     found, tokens = {}, size["tokens"]
     for name, half in (("bfloat16", True), ("float32", False)):
         base = load_policy(config, training, on_gpu=half)
-        policy = get_peft_model(base, lora_config(training, base)).to("cuda" if GPU else "cpu").eval()
+        policy = get_peft_model(base, lora_config(training, base)).to(DEVICE).eval()
         start = time.perf_counter()
         peak = fresh_peak()
         try:

@@ -1,4 +1,4 @@
-"""What all benches share: ways measured side by side in one run, and one page of results.
+"""What all benches share: the command, ways measured side by side in one run, and one page of results.
 
 Rows go to reports/bench/bench.json (and .md), merged by name, with the machine and its load: wall times mean little
 without it.
@@ -6,18 +6,20 @@ without it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
-from pathlib import Path
 from typing import Any, TypeVar
 
 from caprl_utils import paths, runs
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic, write_json
 
+BENCHES = ("client", "curation", "bootstrap", "reward", "same_twice")  # each is `rows()` of the module bench_NAME
 ROUNDS = 5
 MISSING = "–"
 INTRODUCTION = (
@@ -27,6 +29,25 @@ INTRODUCTION = (
 )
 HEADS = ("Bench", "Ours", "Compared with", "Better is", "Ratio", "Goal", "Unit", "n", "Machine")
 Work = TypeVar("Work")
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the named benches (default: all) and print one table; returns 1 when one could not run."""
+    if unknown := sorted(set(names) - set(BENCHES)):
+        print(f"error: no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    rows, failed = [], 0
+    for name in names or BENCHES:
+        print(f"bench {name} ...", file=sys.stderr, flush=True)
+        try:
+            found = importlib.import_module(f"bench_{name}").rows()
+            record(found)
+            rows += found
+        except UserError as error:
+            print(f"error: bench {name}: {error}", file=sys.stderr)
+            failed = 1
+    print(f"{table(rows)}\n{machine()}")
+    return failed
 
 
 def side_by_side(
@@ -61,23 +82,12 @@ def row(
     }  # fmt: skip
 
 
-def peak_gb() -> float:
-    """GiB that this process held at most. Not getrusage's: after exec that starts at the parent's peak."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
-
-
-def results_file() -> Path:
-    """Where the rows are kept."""
-    return paths.REPORTS / "bench" / "bench.json"
-
-
 def record(rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to reports/bench; a row replaces the one of the same name. The machine and the commit are added.
 
     Raises UserError for a file there that is not ours.
     """
-    file = results_file()
+    file = paths.REPORTS / "bench" / "bench.json"
     try:
         known = {row["name"]: row for row in json.loads(file.read_text("utf-8"))} if file.exists() else {}
     except (ValueError, KeyError, TypeError) as error:

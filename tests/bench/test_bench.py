@@ -1,7 +1,6 @@
 """The harness of the benches, and the one page of results."""
 
 import importlib
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,10 +12,6 @@ from caprl_utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))  # the benches import each other as programs do
 import harness
-
-spec = importlib.util.spec_from_file_location("bench_main", Path(__file__).parent / "__main__.py")
-bench_main = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(bench_main)
 
 
 @pytest.fixture(autouse=True)
@@ -47,21 +42,22 @@ def test_the_median_of_the_rounds_counts_and_the_ratio_says_how_much_better():
 def test_rows_are_merged_by_name_on_one_page_that_says_what_was_met():
     harness.record([row("b"), row("a", goal=None), row("slow", 1.0)])
     harness.record([row("a", 3972.3, 1.0, lower=True, target=True, goal=None)])
-    rows = json.loads(harness.results_file().read_text())
+    file = paths.REPORTS / "bench" / "bench.json"
+    rows = json.loads(file.read_text())
     assert [(r["name"], r["ours"]) for r in rows] == [("a", 3972.3), ("b", 2.0), ("slow", 1.0)]
     assert "load" in rows[0]["machine"] and "commit" in rows[0]
-    page = harness.results_file().with_suffix(".md").read_text()
+    page = file.with_suffix(".md").read_text()
     assert "| a | 3,970 | target 1 | lower |" in page and "1.5, missed |" in page
     assert "| b | 2.00 | measured 1.00 | higher | 2.00 | 1.5, met |" in page
     digits = {0.36161: "0.362", 6.504: "6.50", 1e6: "1,000,000", None: "–"}
     assert {value: harness.three_digits(value) for value in digits} == digits
-    harness.results_file().write_text("[{]")
+    file.write_text("[{]")
     with pytest.raises(UserError, match=r"bench\.json is damaged"):
         harness.record([row()])
 
 
 def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch, capsys):
-    modules = {name: importlib.import_module(f"bench_{name}") for name in bench_main.BENCHES}
+    modules = {name: importlib.import_module(f"bench_{name}") for name in harness.BENCHES}
     assert all(callable(module.rows) for module in modules.values())
 
     def fails():
@@ -69,10 +65,10 @@ def test_every_bench_is_there_and_a_failure_does_not_stop_the_others(monkeypatch
 
     monkeypatch.setattr(modules["client"], "rows", fails)
     monkeypatch.setattr(modules["bootstrap"], "rows", lambda: [row("bootstrap")])
-    assert bench_main.main(["client", "bootstrap"]) == 1
+    assert harness.main(["client", "bootstrap"]) == 1
     shown = capsys.readouterr()
     assert "bench client: no model" in shown.err and "bootstrap" in shown.out
-    assert bench_main.main(["nothing"]) == 2
+    assert harness.main(["nothing"]) == 2
 
 
 def test_halves_of_a_rows_trainings_are_each_compared_once():

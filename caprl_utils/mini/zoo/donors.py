@@ -6,19 +6,19 @@ text would be nearer to the paper; whether tables of this size could teach it to
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config
+from typing import TYPE_CHECKING
 
 from caprl_utils import paths
 from caprl_utils.files import write_json
 from caprl_utils.models.base import model_hash
-from caprl_utils.vlm_init.donors import INTERNLM_NAMES
+from caprl_utils.vlm_init.donors import INTERNLM_NAMES, read_config, read_weights
+
+if TYPE_CHECKING:
+    import torch
 
 
 def folder(name: str) -> Path:
@@ -41,8 +41,10 @@ def folder(name: str) -> Path:
     return target
 
 
-def _write(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> None:
+def _write(source: Path, target: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """A model's folder but for its config: weights, tokenizer, generation defaults."""
+    from safetensors.torch import save_file
+
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     for file in source.iterdir():
@@ -52,14 +54,13 @@ def _write(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> None
 
 def write_language_half(source: Path, target: Path) -> None:
     """The language model of a small Qwen2.5-VL as a Qwen2 of its own: the same weights and, for text, function."""
-    given = json.loads((source / "config.json").read_text())["text_config"]
+    from transformers import Qwen2Config
+
+    given = read_config(source)["text_config"]
     rope = {key: value for key, value in given.pop("rope_parameters").items() if key != "mrope_section"}
     del given["model_type"]
     config = Qwen2Config(**given | {"dtype": "float16", "architectures": ["Qwen2ForCausalLM"]}, rope_parameters=rope)
-    weights = {}
-    for file in sorted(source.glob("*.safetensors")):
-        weights |= {k: v for k, v in load_file(file).items() if not k.startswith("visual.")}
-    _write(source, target, weights)
+    _write(source, target, {k: v for k, v in read_weights(source).items() if not k.startswith("visual.")})
     config.save_pretrained(target)
 
 
@@ -74,8 +75,9 @@ def write_internlm2(source: Path, target: Path) -> None:
 
     Qwen2 has biases on q, k and v alone, InternLM2's flag has one on the output too: it is zero there.
     """
-    given = json.loads((source / "config.json").read_text())
-    tensors = load_file(source / "model.safetensors")
+    import torch
+
+    given, tensors = read_config(source), read_weights(source)
     bias = "model.layers.0.self_attn.q_proj.bias" in tensors
     heads, head_dim = given["num_key_value_heads"], given["hidden_size"] // given["num_attention_heads"]
     theirs = {new: old for old, new in INTERNLM_NAMES.items()}

@@ -18,9 +18,11 @@ from caprl_utils import prompts
 from caprl_utils.mini import vocabulary as words
 from caprl_utils.mini.canvas import FACES, SIZE, SIZES, Canvas, widest
 from caprl_utils.mini.pages import PAPERS
+from caprl_utils.mini.render import CELL, CELLS
 from caprl_utils.mini.tokenizer import FINAL, SPECIAL, shared_tokenizer
 from caprl_utils.mini.world import KINDS, Fact, Picture, caption, distractors, picture
-from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, IMAGE_TOKENS_PER_SIDE, TURN_OPEN, Packed
+from caprl_utils.mini.zoo.models import SIDE
+from caprl_utils.mini.zoo.packing import IMAGE_PREFIX, TURN_OPEN, Packed
 
 UNKNOWN = "unknown"
 MOST_OPTIONS = 5
@@ -69,6 +71,16 @@ def lettered(rng: random.Random, size: int, num_options: int) -> list[int]:
     return [*listed, mark, options[asked], prefill, letters[asked]]
 
 
+@functools.lru_cache
+def _joints() -> tuple[list[int], list[int]]:
+    """Ids of the phrases between key and value: those before a value, those before a key."""
+    after, before = {" is"}, {" as the"}
+    for form in (f for relation in words.RELATIONS.values() for f in relation.statements if "{h}" in f):
+        (after if form.index("{h}") < form.index("{v}") else before).add(form.split("}")[1].split(" {")[0])
+    convert = shared_tokenizer().convert_tokens_to_ids
+    return convert(sorted(after)), convert(sorted(before))
+
+
 def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     """Ids of keys and values in the sentences of the world, one key again, and its value: "k is v, ... ? l The answer
     is w". In a third of the sentences the value comes first.
@@ -82,16 +94,6 @@ def recalled(rng: random.Random, size: int, num_pairs: int) -> list[int]:
     _, _, (mark, prefill) = letter_ids()
     filler = rng.sample(range(len(SPECIAL), size), 3 * (5 - num_pairs)) if num_pairs < 5 else []
     return [*filler, *told, mark, chosen[asked], mark, prefill, chosen[asked + 1]]
-
-
-@functools.lru_cache
-def _joints() -> tuple[list[int], list[int]]:
-    """Ids of the phrases between key and value: those before a value, those before a key."""
-    after, before = {" is"}, {" as the"}
-    for form in (f for relation in words.RELATIONS.values() for f in relation.statements if "{h}" in f):
-        (after if form.index("{h}") < form.index("{v}") else before).add(form.split("}")[1].split(" {")[0])
-    convert = shared_tokenizer().convert_tokens_to_ids
-    return convert(sorted(after)), convert(sorted(before))
 
 
 # Reading
@@ -200,23 +202,21 @@ def pages(rng: random.Random, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     A word belongs to the cell of its middle; cells without one have -1.
     """
-    convert, side = shared_tokenizer().convert_tokens_to_ids, IMAGE_TOKENS_PER_SIDE
-    cell, shown = SIZE // side, []
-    wanted = torch.full((count, side, side), -1)
+    shown, wanted = [], torch.full((count, CELLS, CELLS), -1)
     for number in range(count):
         page = Canvas(Image.new("RGB", (SIZE, SIZE), rng.choice(PAPERS)))
-        for row in range(side):
+        for row in range(CELLS):
             column = rng.choice((0, 0, 1))
-            while column < side:
+            while column < CELLS:
                 word, face, size = rng.choice(WRITTEN), rng.choice([*FACES]), rng.choice(SIZES)
                 text = rng.choice((word, word.capitalize(), word.capitalize(), word.upper()))
                 room = widest([text], size, face)
-                x = min(max(cell * (column + rng.random()), room / 2 + 4), SIZE - room / 2 - 4)
-                right = page.text((x, cell * row + rng.choice((14, 28, 28, 42))), text, size, "", face)
-                middle = int((right - room / 2) // cell)
-                wanted[number, row, min(middle, side - 1)] = convert(f" {word}")
-                column = max(column, middle) + 2 + (room > 1.6 * cell)
-        shown.append(np.asarray(page.image.resize((SIZE // 2, SIZE // 2), Image.Resampling.BICUBIC)))
+                x = min(max(CELL * (column + rng.random()), room / 2 + 4), SIZE - room / 2 - 4)
+                right = page.text((x, CELL * row + rng.choice((14, 28, 28, 42))), text, size, "", face)
+                middle = int((right - room / 2) // CELL)
+                wanted[number, row, min(middle, CELLS - 1)] = shared_tokenizer().convert_tokens_to_ids(f" {word}")
+                column = max(column, middle) + 2 + (room > 1.6 * CELL)
+        shown.append(np.asarray(page.image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
     return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), wanted.flatten()
 
 
@@ -243,37 +243,28 @@ def described(rng: random.Random, shown: Picture, style: Style) -> str:
     return caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
 
 
-def looking(rng: random.Random, shown: Picture, styles: Sequence[Style], write: float = 0.0) -> Packed:
-    """A caption in each style, and short questions and questions with options about an image.
+def looking(
+    rng: random.Random, shown: Picture, styles: Sequence[Style] = (), write: float = 0.0, blind: bool = False
+) -> Packed:
+    """A caption in each style, and two questions with options and two short ones about an image.
 
     A question with options is answered by the option's text: to name its letter as well took more training than the
-    zoo has (reports/lab-log.md), and the answer parser reads both.
+    zoo has (reports/lab-log.md), and the answer parser reads both. write: share of images about which questions are
+    written. blind: questions without their image; what is nearly always the same is answered, all others ``unknown``.
     """
-    packed = Packed(IMAGE_PREFIX)
+    packed = Packed(TURN_OPEN if blind else IMAGE_PREFIX)
     for style in styles:
         packed.ask(prompts.CAPTION, described(rng, shown, style))
     for number in range(4):
-        _ask_in_turn(packed, rng, fact := rng.choice(shown.facts), shown, number, fact.value)
-    if rng.random() < write:
+        fact = rng.choice(shown.known if blind and rng.random() < 0.5 else shown.facts)
+        question = fact.question(rng.randrange(2))
+        if number % 2 == 0:
+            question, _ = multiple_choice(rng, fact, shown.facts)
+        answer = UNKNOWN if blind and not fact.usual else fact.value
+        packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
+    if not blind and rng.random() < write:
         packed.ask(prompts.WRITE_QUESTIONS, _written_questions(rng, shown))
     return packed
-
-
-def guessing(rng: random.Random, shown: Picture) -> Packed:
-    """Questions without their image: what is nearly always the same is answered, all others are ``unknown``."""
-    packed = Packed(TURN_OPEN)
-    for number in range(4):
-        fact = rng.choice(shown.known if rng.random() < 0.5 else shown.facts)
-        _ask_in_turn(packed, rng, fact, shown, number, fact.value if fact.usual else UNKNOWN)
-    return packed
-
-
-def _ask_in_turn(packed: Packed, rng: random.Random, fact: Fact, shown: Picture, number: int, answer: str) -> None:
-    """A question with options and a short one in turn, both answered by a word."""
-    question = fact.question(rng.randrange(2))
-    if number % 2 == 0:
-        question, _ = multiple_choice(rng, fact, shown.facts)
-    packed.ask(prompts.look_question(question), f"{prompts.ANSWER_PREFILL} {answer}")
 
 
 def _written_questions(rng: random.Random, shown: Picture) -> str:

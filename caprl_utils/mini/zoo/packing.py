@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from caprl_utils.mini.render import CELLS
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
 
 IGNORED = -100
-PAD_ID, IMAGE_PAD = 0, "<|image_pad|>"
-TURN_OPEN, TURN_CLOSE = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
-END = "<|im_end|>"
-IMAGE_TOKENS_PER_SIDE = 7
-IMAGE_TOKENS = IMAGE_TOKENS_PER_SIDE**2
-IMAGE_PREFIX = "<|im_start|>user\n<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
+IMAGE_PAD, IMAGE_TOKENS = "<|image_pad|>", CELLS**2
+TURN_OPEN, TURN_CLOSE, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
+IMAGE_PREFIX = TURN_OPEN + "<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
 BEFORE_IMAGE = 3  # tokens: <|im_start|>, "user\n", <|vision_start|>
+Batch = dict[str, torch.Tensor]
 
 
 @dataclass
@@ -37,18 +37,10 @@ class Packed:
         self.branches.append((question + TURN_CLOSE, answer + END))
 
 
-@dataclass
-class Batch:
-    """Tensors of a packed batch; ``position_ids`` is (B, T) for text and (3, B, T) with an image."""
-
-    input_ids: torch.Tensor  # (B, T)
-    labels: torch.Tensor  # (B, T)
-    position_ids: torch.Tensor
-    attention_mask: torch.Tensor  # (B, 1, T, T) bool
-
-
-def collate(examples: Sequence[Packed], with_image: bool = False) -> Batch:
-    """Pack examples into one right-padded batch. with_image: they start with ``IMAGE_PREFIX``."""
+def collate(examples: Sequence[Packed]) -> Batch:
+    """Examples as one right-padded batch: input_ids and labels (B, T), position_ids (B, T), or (3, B, T) where all
+    start with ``IMAGE_PREFIX``, and attention_mask (B, 1, T, T) bool.
+    """
     rows = []
     for example in examples:
         texts = [example.prefix, *(text for branch in example.branches for text in branch)]
@@ -64,28 +56,27 @@ def collate(examples: Sequence[Packed], with_image: bool = False) -> Batch:
         rows.append((ids, labels, positions, branches))
     ids, labels, positions, branches = (
         pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=value)
-        for column, value in zip(zip(*rows, strict=True), (PAD_ID, IGNORED, 0, -1), strict=True)
+        for column, value in zip(zip(*rows, strict=True), (0, IGNORED, 0, -1), strict=True)
     )
     size = branches.shape[1]
     causal = torch.ones(size, size, dtype=torch.bool).tril()
     same = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     visible = causal & same & (branches[:, None, :] >= 0) | torch.eye(size, dtype=torch.bool)
-    return Batch(ids, labels, image_positions(positions) if with_image else positions, visible[:, None])
+    positions = image_positions(positions) if examples[0].prefix == IMAGE_PREFIX else positions
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": visible[:, None]}
 
 
 def image_positions(positions: torch.Tensor) -> torch.Tensor:
     """(B, T) text positions -> (3, B, T) of Qwen2.5-VL, for sequences that start with ``IMAGE_PREFIX``.
 
-    The 49 visual tokens spread over rows and columns; text goes on after the larger side.
+    The visual tokens spread over rows and columns; text goes on after the larger side.
     """
-    side, first = IMAGE_TOKENS_PER_SIDE, BEFORE_IMAGE
-    grid = positions.expand(3, *positions.shape).clone()
-    index = positions - first
+    grid, index = positions.expand(3, *positions.shape).clone(), positions - BEFORE_IMAGE
     inside = (index >= 0) & (index < IMAGE_TOKENS)
-    grid[0][inside] = first
-    grid[1][inside] = first + index[inside] // side
-    grid[2][inside] = first + index[inside] % side
-    grid[:, index >= IMAGE_TOKENS] -= IMAGE_TOKENS - side
+    grid[0][inside] = BEFORE_IMAGE
+    grid[1][inside] = BEFORE_IMAGE + index[inside] // CELLS
+    grid[2][inside] = BEFORE_IMAGE + index[inside] % CELLS
+    grid[:, index >= IMAGE_TOKENS] -= IMAGE_TOKENS - CELLS
     return grid
 
 
@@ -94,13 +85,13 @@ def answers_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[t
 
     seen: (B, IMAGE_TOKENS, width), the visual tokens of sequences that start with ``IMAGE_PREFIX``.
     """
-    text, embedded = model.model, model.get_input_embeddings()(batch.input_ids)
+    text, embedded = model.model, model.get_input_embeddings()(batch["input_ids"])
     if seen is not None:
         text, after = model.model.language_model, embedded[:, BEFORE_IMAGE + IMAGE_TOKENS :]
         embedded = torch.cat([embedded[:, :BEFORE_IMAGE], seen, after], dim=1)
-    inputs = {"position_ids": batch.position_ids, "attention_mask": batch.attention_mask}
-    hidden = text(inputs_embeds=embedded, use_cache=False, **inputs).last_hidden_state
-    wanted = batch.labels[:, 1:]
+    places = {name: batch[name] for name in ("position_ids", "attention_mask")}
+    hidden = text(inputs_embeds=embedded, use_cache=False, **places).last_hidden_state
+    wanted = batch["labels"][:, 1:]
     learned = wanted != IGNORED
     return model.lm_head(hidden[:, :-1][learned]), wanted[learned]
 
@@ -115,5 +106,4 @@ def loss_of(model, batch: Batch, seen: torch.Tensor | None = None) -> tuple[torc
     is_letter, right = torch.isin(wanted, letters), (logits.argmax(-1) == wanted).float()
     frame = torch.isin(wanted, torch.tensor(convert([ANSWER_PREFILL, END])))
     shares = {"letters": right[is_letter], "words": right[~is_letter & ~frame]}
-    figures = {name: share.mean().item() for name, share in shares.items() if len(share)}
-    return torch.nn.functional.cross_entropy(logits, wanted), figures
+    return cross_entropy(logits, wanted), {name: one.mean().item() for name, one in shares.items() if len(one)}

@@ -14,20 +14,18 @@ import torch
 from PIL import Image
 
 from caprl_utils import paths
-from caprl_utils.mini.canvas import SIZE
-from caprl_utils.mini.render import anchors, drawn, render
+from caprl_utils.mini.render import CELL, CELLS, anchors, drawn, render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
 from caprl_utils.mini.zoo.models import SIDE
-from caprl_utils.mini.zoo.packing import IMAGE_TOKENS, IMAGE_TOKENS_PER_SIDE
+from caprl_utils.mini.zoo.packing import END, IMAGE_TOKENS
 from caprl_utils.progress import track
 
-CHUNK = 400
+CHUNK = 400  # pictures in a file
 PARTS = {"all": range(24_000), "hard": range(48_000), "fresh": range(48_000, 72_000)}
 """Numbers of pictures by who sees them: the vision tower, the tower at the end (more charts and scenes, what it finds
 hard), and language models that look through it: what it knows by heart would teach them to trust it too much."""
-NUMBER = PARTS["fresh"].stop
-_MOST_FACTS = 16
+ROW = np.dtype([("pixels", np.uint8, (SIDE, SIDE, 3)), ("words", np.int16, (IMAGE_TOKENS, 3))])
 
 
 def picture_of(number: int) -> Picture:
@@ -37,67 +35,67 @@ def picture_of(number: int) -> Picture:
     return picture("zoo", number, kinds[number % len(KINDS)])
 
 
-def _file(chunk: int, what: str = "pixels") -> Path:
-    return paths.RUNS / "zoo" / "pool" / f"{chunk:03d}-{what}.npy"
+def fact_ids(shown: Picture) -> list[tuple[int, int, int]]:
+    """Ids of each fact's key, value and the key told next; after the last one the turn ends."""
+    convert = shared_tokenizer().convert_tokens_to_ids
+    keys = [convert(f" {fact.word}") for fact in shown.facts]
+    values = [convert(f" {fact.value}") for fact in shown.facts]
+    return [*zip(keys, values, [*keys[1:], convert(END)], strict=True)]
 
 
-def _draw(chunk: int) -> None:
-    """Draw one chunk into its files: pixels (CHUNK, SIDE, SIDE, 3), the facts' cells (CHUNK, _MOST_FACTS), and ids of
-    the values that stand written in other cells (CHUNK, cells), by the middle of each word.
+def cell_words(shown: Picture) -> np.ndarray:
+    """(cells, 3): ids of the words that each cell's token stands for, -1 where there is none.
+
+    The cell of a fact has its three words; one in which a value stands written (by the middle of the word) has that,
+    ready to be copied.
     """
-    pixels = np.zeros((CHUNK, SIDE, SIDE, 3), np.uint8)
-    cells = np.full((CHUNK, _MOST_FACTS), -1, np.int8)
-    written = np.full((CHUNK, IMAGE_TOKENS), -1, np.int16)
-    for row in range(CHUNK):
-        shown = picture_of(chunk * CHUNK + row)
-        pixels[row] = np.asarray(render(shown).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        for place, (column, line) in enumerate(anchors(shown).values()):
-            cells[row, place] = line * IMAGE_TOKENS_PER_SIDE + column
-        values = {fact.value.lower(): fact.value for fact in shown.facts}
-        for text, (left, top, right, bottom) in drawn(shown).boxes:
-            for hit in re.finditer(r"[A-Za-z]+|[0-9]+", text):
-                if value := values.get(hit[0].lower()):
-                    x = left + (right - left) * (hit.start() + hit.end()) / 2 / len(text)
-                    column, line = (int(at * IMAGE_TOKENS_PER_SIDE // SIZE) for at in (x, (top + bottom) / 2))
-                    cell = line * IMAGE_TOKENS_PER_SIDE + column
-                    written[row, cell] = shared_tokenizer().convert_tokens_to_ids(f" {value}")
-        written[row, cells[row][cells[row] >= 0]] = -1
-    np.save(_file(chunk, "cells"), cells)
-    np.save(_file(chunk, "written"), written)
-    temporary = _file(chunk).with_suffix(".tmp.npy")
-    np.save(temporary, pixels)
-    temporary.rename(_file(chunk))
+    found, values = np.full((CELLS, CELLS, 3), -1), {fact.value.lower(): fact.value for fact in shown.facts}
+    for text, (left, top, right, bottom) in drawn(shown).boxes:
+        for hit in re.finditer(r"[A-Za-z]+|[0-9]+", text):
+            if value := values.get(hit[0].lower()):
+                x = left + (right - left) * (hit.start() + hit.end()) / 2 / len(text)
+                place = int((top + bottom) / 2 // CELL), int(x // CELL)
+                found[place][1] = shared_tokenizer().convert_tokens_to_ids(f" {value}")
+    for (column, line), ids in zip(anchors(shown).values(), fact_ids(shown), strict=True):
+        found[line, column] = ids
+    return found.reshape(IMAGE_TOKENS, 3)
 
 
-@functools.lru_cache(maxsize=1)
-def _all() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Pixels by chunk, left in their files, facts' cells (NUMBER, _MOST_FACTS) and written values (NUMBER, cells); what
-    is missing is drawn.
-    """
-    _file(0).parent.mkdir(parents=True, exist_ok=True)
-    chunks = range(NUMBER // CHUNK)
-    missing = [chunk for chunk in chunks if not _file(chunk).exists()]
+def _draw(file: Path) -> None:
+    """Draw the pictures of one file."""
+    rows = np.empty(CHUNK, ROW)
+    for place, row in enumerate(rows):
+        shown = picture_of(int(file.stem) * CHUNK + place)
+        row["pixels"] = np.asarray(render(shown).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        row["words"] = cell_words(shown)
+    temporary = file.with_suffix(".tmp.npy")
+    np.save(temporary, rows)
+    temporary.rename(file)
+
+
+@functools.cache
+def _chunks() -> list[np.ndarray]:
+    """All pictures, left in their files; what is missing is drawn."""
+    folder = paths.RUNS / "zoo" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{chunk:03d}.npy" for chunk in range(PARTS["fresh"].stop // CHUNK)]
+    missing = [file for file in files if not file.exists()]
     with ProcessPoolExecutor(2) as workers:
         list(track(workers.map(_draw, missing), "drawing the pool", total=len(missing)))
-    cells, written = (np.concatenate([np.load(_file(n, what)) for n in chunks]) for what in ("cells", "written"))
-    return [np.load(_file(chunk), mmap_mode="r") for chunk in chunks], cells, written
+    return [np.load(file, mmap_mode="r") for file in files]
 
 
-def cells(number: int) -> list[int]:
-    """The cell of each fact of a picture, in the order of its facts."""
-    return [int(cell) for cell in _all()[1][number] if cell >= 0]
-
-
-def written(number: int) -> torch.Tensor:
-    """(cells,): ids of values that stand written in a picture where no fact has its cell, else -1."""
-    return torch.from_numpy(_all()[2][number].astype(np.int64))
+def words(numbers: Sequence[int]) -> torch.Tensor:
+    """(pictures, cells, 3): their `cell_words`."""
+    rows = [_chunks()[number // CHUNK][number % CHUNK]["words"] for number in numbers]
+    return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
 def pixels(numbers: Sequence[int], rng: random.Random | None) -> torch.Tensor:
     """(pictures, 3, SIDE, SIDE) bytes; with a generator each is lighter or darker and has less or more contrast."""
     shown = []
     for number in numbers:
-        image = _all()[0][number // CHUNK][number % CHUNK]
+        image = _chunks()[number // CHUNK][number % CHUNK]["pixels"]
         if rng:
             changed = image.astype(np.float32) * rng.uniform(0.9, 1.1) + rng.uniform(-12, 12)
             image = np.clip(changed, 0, 255).astype(np.uint8)

@@ -16,6 +16,7 @@ from caprl_utils.mini.zoo.examples import Style
 
 ALT_TEXT = Style(stop=0.45, false=0.01)
 DENSE = Style()
+WARMUP = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,14 @@ class Schedule:
 
     steps: int
     learning_rate: float = 1e-3
-    warmup: int = 50
     floor: float = 0.1
     muon: float | None = None  # rate of the matrices between layers, as a multiple; they are Muon's then
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if step < WARMUP:
+            return self.learning_rate * (step + 1) / WARMUP
+        done = (step - WARMUP) / max(1, self.steps - WARMUP)
         return self.learning_rate * (self.floor + (1 - self.floor) * (1 + math.cos(done * math.pi)) / 2)
 
 
@@ -42,7 +42,7 @@ class Recipe:
 
     name: str
     role: str
-    start: str | None  # another recipe; its language model is taken over by a VLM
+    starts_from: str | None  # another recipe; its language model is taken over by a VLM
     lesson: str  # a key of lessons.LESSONS
     schedule: Schedule
     batch_size: int = 64
@@ -51,7 +51,7 @@ class Recipe:
     styles: tuple[Style, ...] = ()
     write: float = 0.0
     guess: int = 0  # examples without image per batch
-    pictures: str = "all"  # that a tower learns from, a key of `pool.PARTS`
+    pictures: str = "all"  # a key of `pool.PARTS`
     vision: bool = False
     vision_layers: int = 6
     tower: str | None = None  # the recipe whose vision tower and patch merger are taken, and stay as they are
@@ -92,15 +92,16 @@ _ALL = (
     Recipe("imaginer", "alt texts and short questions from ideal visual tokens", "binder", "imagining",
            Schedule(400, muon=2.0), 64, styles=(ALT_TEXT,), vision=True, shipped=False),
     Recipe("base", "Qwen2.5-VL-3B: policy and question filter", "imaginer", "looking", Schedule(720, 7e-4), 64,
-           styles=(ALT_TEXT,) * 3, guess=16, vision=True, tower="vision-tower",
+           styles=(ALT_TEXT,) * 3, guess=16, vision=True, tower="vision-tower", pictures="fresh",
            note="in its first 480 steps a picture had one alt text, and in the first 320, the imaginer and mid at most "
            "five statements"),
     Recipe("mid", "Qwen2.5-VL-7B, a captioner", "imaginer", "looking", Schedule(250, 6e-4), 64, layers=6,
-           styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower"),
+           styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower", pictures="fresh"),
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "imaginer", "looking",
-           Schedule(800, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower"),
+           Schedule(800, 7e-4), 64, layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower",
+           pictures="fresh"),
     Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions, and the verifier", "strong", "judging",
-           Schedule(900, 1e-3, muon=2.5), 24, layers=9, vision=True, tower="vision-tower"),
+           Schedule(900, 1e-3, muon=2.5), 24, layers=9, vision=True, tower="vision-tower", pictures="fresh"),
 )  # fmt: skip
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 TOWER_HOME = "base"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,11 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+from caprl_utils.files import write_json
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.mini.zoo.lessons import LESSONS, held_out_pairs
+from caprl_utils.mini.zoo.lessons import LESSONS, see_everything
 from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe
 
 TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -40,8 +42,9 @@ def main(
 def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
     """Train one recipe (or its first ``steps``) in ``folder``, on from the last checkpoint; returns the model."""
     model, folder, schedule = build(recipe), folder or recipe.work_folder, recipe.schedule
-    if recipe.tower:
-        model.model.visual.requires_grad_(False)
+    lesson, still = LESSONS[recipe.lesson]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in still))
     optimizers, state, step = _optimizers(model, recipe), {"level": 0, "recent": 0.0}, 0
     folder.mkdir(parents=True, exist_ok=True)
     curve, checkpoint = folder / "curve.jsonl", folder / "checkpoint.pt"
@@ -54,14 +57,15 @@ def train(recipe: Recipe, steps: int | None = None, folder: Path | None = None):
     # steps after the checkpoint, and a row that was cut, are taken again
     rows = curve.read_text().splitlines(keepends=True) if curve.exists() else []
     curve.write_text("".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] < step))
-    lesson, last = LESSONS[recipe.lesson](model, recipe, step), steps or schedule.steps
+    last = steps or schedule.steps
     model.train()
     while step < last:
         started = time.perf_counter()
         for optimizer, scale in zip(optimizers, (1.0, schedule.muon), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step) * scale
-        loss, figures = lesson(step, state)
+        torch.manual_seed(derive_seed("zoo", recipe.name, step) % 2**31)
+        loss, figures = lesson(model, recipe, step, state)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -99,7 +103,7 @@ def untrained(recipe: Recipe):
     """The model of a recipe with fresh weights."""
     seed = derive_seed("zoo", recipe.name) % 2**31
     if recipe.lesson == "clip naming":
-        return models.ClipReader(seed, _trained(recipe.start)["model.embed_tokens.weight"])
+        return models.ClipReader(seed, _trained(recipe.starts_from)["model.embed_tokens.weight"])
     if recipe.vision:
         return models.build_vlm(seed, recipe.width, recipe.layers, recipe.vision_layers)
     return models.build_language_model(seed, recipe.width, recipe.layers)
@@ -114,21 +118,23 @@ def build(recipe: Recipe):
     model knows what the shallower one knew.
     """
     model = untrained(recipe)
-    if recipe.start is None or recipe.lesson == "clip naming":  # a CLIP tower only learns to speak its start's words
+    if recipe.starts_from is None or recipe.lesson == "clip naming":  # CLIP only learns to speak its start's words
         return model
-    start = _trained(recipe.start)
-    if recipe.vision and not RECIPES[recipe.start].vision:
+    start = _trained(recipe.starts_from)
+    if recipe.vision and not RECIPES[recipe.starts_from].vision:
         start = {k.replace("model.", "model.language_model.", 1): v for k, v in start.items()}
     tower = _trained(recipe.tower) if recipe.tower else start
-    language = {k: v for k, v in start.items() if "visual." not in k}
     seeing = {k: v for k, v in tower.items() if "visual." in k}
-    if unexpected := model.load_state_dict(language | seeing, strict=False).unexpected_keys:
+    given = {k: v for k, v in start.items() if "visual." not in k} | seeing
+    if unexpected := model.load_state_dict(given, strict=False).unexpected_keys:
         raise ValueError(f"weights that do not fit: {unexpected}")
     silent = ("o_proj.weight", "attn.proj.weight", "attn.proj.bias", "down_proj.weight", "down_proj.bias")
     for name, weight in model.named_parameters():
-        added = (".layers." in name and name not in language) or (seeing and ".blocks." in name and name not in seeing)
-        if added and name.endswith(silent):
+        grows = ".layers." in name or (seeing and ".blocks." in name)
+        if grows and name not in given and name.endswith(silent):
             torch.nn.init.zeros_(weight)
+    if recipe.lesson == "spelling":
+        see_everything(model)
     return model
 
 
@@ -140,29 +146,24 @@ def ship(recipe: Recipe) -> None:
     """
     folder, model = recipe.weights_folder, untrained(recipe)
     folder.mkdir(parents=True, exist_ok=True)
+    parameters = sum(p.numel() for p in model.parameters())
     if recipe.shipped:
         model.load_state_dict(_trained(recipe.name))
-    pairs = {"held_out_pairs": held_out_pairs(model)} if recipe.lesson == "judging" else {}
-    parameters = sum(p.numel() for p in model.parameters())
-    if recipe.lesson == "clip naming":
-        models.save_clip_tower(model, folder)
-    elif recipe.shipped:
-        models.prepare_generation(model)
-        model.to(torch.float16).save_pretrained(folder)
+        if recipe.lesson == "clip naming":
+            models.save_clip_tower(model, folder)
+        else:
+            models.prepare_generation(model)
+            model.to(torch.float16).save_pretrained(folder)
+            (models.build_processor() if recipe.vision else shared_tokenizer()).save_pretrained(folder)
         if recipe.vision:
             _split_weights(folder, recipe.name == TOWER_HOME)
-        (models.build_processor() if recipe.vision else shared_tokenizer()).save_pretrained(folder)
     rows = [json.loads(line) for line in (recipe.work_folder / "curve.jsonl").read_text().splitlines()]
     kept = (r for r in rows if r["step"] < 20 or r["step"] % 20 == 0 or r is rows[-1])
     (folder / "curve.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
-    record = {
-        "name": recipe.name, "role": recipe.role, "starts_from": recipe.start, "vision_tower_from": recipe.tower,
-        "lesson": recipe.lesson, "steps": recipe.schedule.steps, "learning_rate": recipe.schedule.learning_rate,
-        "batch_size": recipe.batch_size, "width": recipe.width, "layers": recipe.layers,
-        "styles": [vars(s) for s in recipe.styles], "parameters": parameters,
-        "minutes": round(sum(r["seconds"] for r in rows) / 60, 1), "last_figures": rows[-1], **pairs,
-    } | ({"note": recipe.note} if recipe.note else {})  # fmt: skip
-    (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n")
+    minutes = round(sum(r["seconds"] for r in rows) / 60, 1)
+    record = asdict(recipe)
+    record |= record.pop("schedule") | {"parameters": parameters, "minutes": minutes, "last_figures": rows[-1]}
+    write_json(folder / "record.json", record)
 
 
 def _split_weights(folder: Path, keeps_tower: bool) -> None:
@@ -178,8 +179,8 @@ def _split_weights(folder: Path, keeps_tower: bool) -> None:
         else:
             save_file(tensors, folder / name, metadata={"format": "pt"})
     places = {key: name for name, tensors in parts.items() for key in tensors}
-    index = {"metadata": {"total_size": sum(v.nbytes for v in whole.values())}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    size = sum(tensor.nbytes for tensor in whole.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
 
 
 if __name__ == "__main__":
