@@ -164,10 +164,10 @@ lint: environment ## style, also of the notebooks, and which room imports which
 	$(dir $(PY))lint-imports --no-cache
 
 test-fast: environment ## unit tests, offline
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -p no:nbval
 
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
-	$(PY) -m pytest -m integration $(TESTS)
+	$(PY) -m pytest -m integration -p no:nbval $(TESTS)
 
 test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_05.py tests/rl \
 	tests/vlm_init tests/curation/test_pipeline.py tests/bench/test_check_gpu.py
@@ -178,7 +178,7 @@ test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
 test-notebooks: environment ## the smoke chain from nothing, then nbval over the notebooks
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
-	$(PY) -m pytest -p nbval --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
+	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
 		$(EXTRA:%=notebooks/%.ipynb) $(CHAIN:%=notebooks/%.ipynb)
 
 clean: ## remove what PROFILE computed (published reports stay)

@@ -12,6 +12,7 @@ from caprl_utils.config import load_profile
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and a second thread would wait spinning
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of addresses takes seconds to load
 
 

@@ -53,8 +53,12 @@ def test_help_fits_a_screen_and_explains_every_option(caprl, command):
         (["score", "zoo:base", "--benchmark", "mini-chart", "--num-samples", "1"], 1, "1 samples of each"),
         (["serve", "zoo:nothing"], 1, "no model 'zoo:nothing'"),
         (["serve", ""], 1, "error: path '': String should have at least 1 character"),
-        (["caption", "mini-world:nope:3", "--check"], 1, "no split 'nope'"),
-        (["plan", "--profile", "smoke", "--set", "models.policy.path=zoo:bas"], 0, "model zoo:bas (policy): no such model in the zoo"),
+        (["caption", "mini-world:nope:3", "--check"], 1, "the mini world has no split 'nope'"),
+        (
+            ["plan", "--profile", "smoke", "--set", "models.policy.path=zoo:bas"],
+            0,
+            "model zoo:bas (policy): no such model in the zoo",
+        ),
     ],
 )
 def test_settings_are_shown_and_what_can_be_mended_is_told_in_one_line(caprl, arguments, status, told):

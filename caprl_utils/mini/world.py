@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini import vocabulary as words
 
 KINDS = ("chart", "infographic", "document", "scene", "geometry")
 UNSEEN = ("chart-type", "chart-pairs", "chart-labels")
 """Charts that no training shows: pies, labels never seen with their topic, six or seven labels."""
-SPLITS = ("zoo", "rl", "benchmark", "pretraining")
+SPLITS = ("zoo", "zoo-held-out", "rl", "benchmark", "pretraining")
 GUESSED = 0.75
 """Share of pictures in which a skewed fact has its usual value."""
 
@@ -74,7 +75,7 @@ def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> P
     Splits have seeds of their own, so that benchmarks never show a training image.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+        raise UserError(f"the mini world has no split {split!r}{did_you_mean(split, SPLITS)}; it has {', '.join(SPLITS)}")
     kind = kind or KINDS[index % len(KINDS)]
     rng = random.Random(derive_seed("mini-world", seed, split, kind, index))
     plain = kind.partition("-")[0]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -32,6 +32,8 @@ from caprl_utils.models.base import Backend, Completion, Request, Sampling, Scor
 from caprl_utils.schema import ModelConfig
 
 if TYPE_CHECKING:
+    import ssl
+
     import openai
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ class Client:
         options = {"timeout": openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC), "max_retries": RETRIES}
         servers = []
         for url in self.base_urls:
-            http = openai.DefaultAioHttpClient(follow_redirects=False)  # which would send a GET without body
+            http = openai.DefaultAioHttpClient(follow_redirects=False, verify=_certificates())  # which would send a GET without body
             api = openai.AsyncOpenAI(base_url=url, api_key=self.api_key, http_client=http, **options)
             servers.append(_Server(url, api, asyncio.Semaphore(self.in_flight)))
         loop = asyncio.new_event_loop()
@@ -175,6 +177,14 @@ class Client:
                 return post.key, found
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Those that a server may show; to read them takes 50 ms, and each reward is asked for by a client of its own."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
 async def _attempt(server: _Server, post: Post) -> Any:
     """One post with the library's retries. Raises RequestError."""
     import aiohttp
@@ -226,7 +236,7 @@ class EndpointBackend(Backend):
         """The models that a server has, each with its context where it tells."""
         import openai
 
-        options = {"max_retries": 0, "http_client": openai.DefaultHttpxClient(timeout=10)}
+        options = {"max_retries": 0, "http_client": openai.DefaultHttpxClient(timeout=10, verify=_certificates())}
         try:
             with openai.OpenAI(base_url=url, api_key=self.client.api_key, **options) as api:
                 found = {model.id: getattr(model, "max_model_len", None) for model in api.models.list()}

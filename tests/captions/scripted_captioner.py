@@ -40,6 +40,23 @@ class Scripted:
         return Completion(request.id, index, f" {request.id} {index} {request.seed} ", 5, "stop")
 
 
+class Timed:
+    """A model of the zoo that notes in a file when each caption was there: process, seconds."""
+
+    def __init__(self, path, log):
+        self.name, self.model_hash, self.log, self.backend = path, "t0", str(log), None
+
+    def stream(self, requests, sampling):
+        from caprl_utils.models.local import LocalBackend
+        from caprl_utils.schema import ModelConfig
+
+        self.backend = self.backend or LocalBackend(ModelConfig(path=self.name, batch_size=8))
+        for completion in self.backend.stream(requests, sampling):
+            with open(self.log, "a") as file:
+                file.write(f"{os.getpid()} {time.monotonic()}\n")
+            yield completion
+
+
 def picture(seed: int) -> Image.Image:
     """A small image, another one for each seed."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8))

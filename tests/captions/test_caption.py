@@ -266,14 +266,14 @@ def test_sources_and_results_that_cannot_be_are_named(images, tmp_path):
 
 
 def _killed(images, out, log):
-    caption(images, out, Scripted(log=log, sec=0.05))
+    caption(images, out, Scripted(log=log, sec=0.02))
 
 
-def test_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(images, tmp_path):
+def test_ten_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(images, tmp_path):
     whole = rows(caption(images, tmp_path / "whole.parquet"))
     out, log = tmp_path / "c.parquet", tmp_path / "asked.txt"
     kills = 0
-    for count in (3, 12):
+    for count in range(1, 20, 2):
         process = multiprocessing.get_context("fork").Process(target=_killed, args=(images, out, log))
         process.start()
         while process.is_alive() and len(asked(log)) < count:
@@ -283,7 +283,7 @@ def test_kills_lose_nothing_and_caption_at_most_what_was_in_flight_twice(images,
         kills += process.exitcode == -signal.SIGKILL
     assert rows(caption(images, out)) == whole
     # an image whose first caption is on disk and whose second is not is asked about as a whole
-    assert kills and len(asked(log)) - len(set(asked(log))) <= 2 * kills
+    assert kills >= 8 and len(asked(log)) - len(set(asked(log))) <= 2 * kills
 
 
 def test_who_runs_a_model(monkeypatch):

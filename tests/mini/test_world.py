@@ -46,7 +46,7 @@ def test_benchmark_samples_are_answerable_and_seeded(name):
 
 
 def test_wrong_names_are_named():
-    with pytest.raises(ValueError, match="unknown split 'test'"):
+    with pytest.raises(UserError, match="no split 'test'"):
         picture("test", 0)
     with pytest.raises(UserError, match="no mini benchmark 'mini-maps'"):
         source.benchmark("mini-maps")

@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from caprl_utils.hashing import derive_seed
+from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
 from caprl_utils.mini.vocabulary import INTRODUCTION
 from caprl_utils.mini.world import KINDS, picture
@@ -297,19 +298,39 @@ def judging(model, recipe: Recipe, step: int, state: State) -> Figures:
 
     The score is the mean of the digits 1 to 5 under the model's probabilities, as `rl.rewards` reads it. The words
     around the digit, and the verifier's letters, are learned as any other, and the end of every statement that is
-    judged is to say the same; without that neither was learned in 80 steps (reports/lab-log.md). `short` and `long`:
-    pairs of either pool told as the raters told them; `verified`: sentences rightly found true or false.
+    judged is to say the same; without that neither was learned in 80 steps (reports/lab-log.md).
     """
     rng, numbers = _pictures(recipe, step)
     made = [examples.preferred(rng, pool.picture_of(number)) for number in numbers]
+    return _judged(model, made, _seen(recipe, numbers, step), mark=True)
+
+
+@torch.no_grad()
+def held_out_pairs(model, batches: int = 10, pictures: int = 50) -> dict[str, float]:
+    """The figures of a judge on pictures that no model of the zoo has seen."""
+    found = []
+    for number in range(batches):
+        shown = [picture("zoo-held-out", number * pictures + i) for i in range(pictures)]
+        rng = random.Random(derive_seed("held-out pairs", number))
+        images = torch.from_numpy(np.stack([np.asarray(render(one)) for one in shown])).permute(0, 3, 1, 2)
+        seen = _looked_at(model, _process(images)).view(pictures, packing.IMAGE_TOKENS, -1)
+        found.append(_judged(model, [examples.preferred(rng, one) for one in shown], seen, mark=False)[1])
+    return {name: round(sum(one[name] for one in found) / batches, 4) for name in found[0]}
+
+
+def _judged(model, made: list[tuple], seen: torch.Tensor, mark: bool) -> Figures:
+    """Loss and figures of pairs. `short` and `long`: pairs of either pool told as the raters told them; `verified`:
+    sentences rightly found true or false. mark: whether the ends of statements count.
+    """
     convert = shared_tokenizer().convert_tokens_to_ids
     digits, letters = torch.tensor(convert([f" {n}" for n in range(1, 6)])), torch.tensor(convert([" A", " B"]))
     packed, first_wins, true = zip(*made, strict=True)
     first_wins = torch.tensor(first_wins)  # (pictures, 2 pools)
     batch = packing.collate(packed)
     answer = batch["labels"][:, 1:] != packing.IGNORED
-    mark_statements(batch, true, letters)
-    logits, wanted = packing.answers_of(model, batch, _seen(recipe, numbers, step))
+    if mark:
+        mark_statements(batch, true, letters)
+    logits, wanted = packing.answers_of(model, batch, seen)
     answer = answer[batch["labels"][:, 1:] != packing.IGNORED]  # of the learned tokens, those of answers
     scored, verified = answer & torch.isin(wanted, digits), torch.isin(wanted, letters)
     chances = logits[scored][:, digits].log_softmax(-1)
@@ -321,8 +342,8 @@ def judging(model, recipe: Recipe, step: int, state: State) -> Figures:
     words = cross_entropy(logits[~scored], wanted[~scored])
     other = (logits[scored].logsumexp(-1) - logits[scored][:, digits].logsumexp(-1)).mean()  # than a digit
     right = (logits.argmax(-1) == wanted).float()
-    figures = {"short": told[0], "long": told[1], "verified": right[verified & answer].mean(),
-               "marked": right[verified & ~answer].mean()}  # fmt: skip
+    figures = {"short": told[0], "long": told[1], "verified": right[verified & answer].mean()}
+    figures |= {"marked": right[verified & ~answer].mean()} if mark else {}
     return unequal + within + words + other, {name: value.item() for name, value in figures.items()}
 
 

@@ -17,7 +17,7 @@ from caprl_utils.files import write_json
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
-from caprl_utils.mini.zoo.lessons import LESSONS, see_everything
+from caprl_utils.mini.zoo.lessons import LESSONS, held_out_pairs, see_everything
 from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe
 
 TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -163,6 +163,7 @@ def ship(recipe: Recipe) -> None:
     minutes = round(sum(r["seconds"] for r in rows) / 60, 1)
     record = asdict(recipe)
     record |= record.pop("schedule") | {"parameters": parameters, "minutes": minutes, "last_figures": rows[-1]}
+    record |= {"held_out_pairs": held_out_pairs(model)} if recipe.lesson == "judging" else {}
     write_json(folder / "record.json", record)
 
 
