@@ -75,7 +75,7 @@ def picture(split: str, index: int, kind: str | None = None, seed: int = 0) -> P
     Splits have seeds of their own, so that benchmarks never show a training image.
     """
     if split not in SPLITS:
-        raise UserError(f"the mini world has no split {split!r}{did_you_mean(split, SPLITS)}; it has {', '.join(SPLITS)}")
+        raise UserError(f"the mini world has no split {split!r}{did_you_mean(split, SPLITS)}; its: {', '.join(SPLITS)}")
     kind = kind or KINDS[index % len(KINDS)]
     rng = random.Random(derive_seed("mini-world", seed, split, kind, index))
     plain = kind.partition("-")[0]

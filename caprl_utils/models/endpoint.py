@@ -122,7 +122,8 @@ class Client:
         options = {"timeout": openai.Timeout(REQUEST_SEC, connect=CONNECT_SEC), "max_retries": RETRIES}
         servers = []
         for url in self.base_urls:
-            http = openai.DefaultAioHttpClient(follow_redirects=False, verify=_certificates())  # which would send a GET without body
+            # a redirect would be followed by a GET without body
+            http = openai.DefaultAioHttpClient(follow_redirects=False, verify=_certificates())
             api = openai.AsyncOpenAI(base_url=url, api_key=self.api_key, http_client=http, **options)
             servers.append(_Server(url, api, asyncio.Semaphore(self.in_flight)))
         loop = asyncio.new_event_loop()
