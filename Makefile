@@ -164,7 +164,7 @@ lint: environment ## style, also of the notebooks, and which room imports which
 	$(dir $(PY))lint-imports --no-cache
 
 test-fast: environment ## unit tests, offline
-	$(PY) -m pytest -n 2 --dist loadfile -p no:nbval
+	$(PY) -m pytest -n 2 --dist loadfile -p no:nbval -m "not integration and not notebooks"
 
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
 	$(PY) -m pytest -m integration -p no:nbval $(TESTS)
@@ -175,7 +175,8 @@ test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.
 test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
-test-notebooks: environment ## the smoke chain from nothing, then nbval over the notebooks
+test-notebooks: environment ## the runner, the smoke chain from nothing, then nbval over the notebooks
+	$(PY) -m pytest -p no:nbval -m notebooks tests/notebooks
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \

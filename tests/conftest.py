@@ -1,5 +1,6 @@
 """For all tests: run folders of their own, no network, patience on a loaded machine."""
 
+import gc
 import os
 import sys
 
@@ -14,6 +15,11 @@ hypothesis.settings.load_profile("patient")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and a second thread would wait spinning
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of addresses takes seconds to load
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: garbage is looked for elsewhere, which takes seconds otherwise."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from caprl_utils import paths
+from caprl_utils.config import read_yaml
 from caprl_utils.errors import UserError, did_you_mean
 
 REGISTRY = paths.CONFIGS / "benchmarks.yaml"
@@ -108,9 +108,8 @@ class Benchmark(_Facts):
 def load_registry(path: Path = REGISTRY) -> dict[str, Benchmark]:
     """All benchmarks by key, in the file's order. Raises UserError naming the entry that is wrong."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        items = TypeAdapter(dict[str, list[Benchmark]]).validate_python(content)["benchmarks"]
-    except (ValidationError, yaml.YAMLError) as error:
+        items = TypeAdapter(dict[str, list[Benchmark]]).validate_python(read_yaml(path))["benchmarks"]
+    except ValidationError as error:
         raise UserError(f"{paths.shown(path)} does not hold a valid registry: {error}") from error
     if twice := [key for key, count in Counter(item.key for item in items).items() if count > 1]:
         raise UserError(f"{paths.shown(path)}: keys given twice: {', '.join(twice)}")

@@ -287,7 +287,7 @@ def test_every_benchmark_tells_where_it_is_and_unknown_ones_name_the_nearest():
     ("benchmarks: [{key: x, name: X, answer: short, metric: anls, colour: red}]", "colour"),
     ("benchmarks: [{key: x, name: X, answer: sometimes, metric: anls}]", "answer"),
     ("benchmarks: [&b {key: x, name: X, answer: short, metric: a}, *b]", "keys given twice: x"),
-    ("benchmarks: [", "valid registry"),
+    ("benchmarks: [", "not valid YAML"),
 ])  # fmt: skip
 def test_a_wrong_registry_is_named(tmp_path, text, message):
     file = tmp_path / "benchmarks.yaml"

@@ -1,6 +1,5 @@
 """A training in small: a fresh random policy of the mini world's shape, a handful of plain images and questions."""
 
-import gc
 import io
 import json
 import math
@@ -60,7 +59,6 @@ def models(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def world(models, tmp_path_factory) -> Path:
     """A folder with a profile `tiny.yaml`, an experiment `small.yaml` and the questions that its trainings need."""
-    gc.freeze()  # every training collects garbage, seconds where so much is imported
     folder = tmp_path_factory.mktemp("world")
     profile = {
         "extends": "mini", "torch_threads": 1, "models": {"policy": {"path": str(models["policy"])}},
