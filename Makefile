@@ -167,10 +167,11 @@ test-fast: environment ## unit tests, offline
 	$(PY) -m pytest -n 2 --dist loadfile -p no:nbval -m "not integration and not notebooks"
 
 test-integration: environment ## tests that train or start servers (TESTS="tests/rl ...": only these)
-	$(PY) -m pytest -m integration -p no:nbval $(TESTS)
+	$(PY) -m pytest -m integration -p no:nbval $(WORKERS) $(TESTS)
 
 test-engines: TESTS := tests/models tests/pretraining/test_llamafactory.py tests/pretraining/test_notebook_05.py tests/rl \
 	tests/vlm_init tests/curation/test_pipeline.py tests/bench/test_check_gpu.py
+test-engines: WORKERS := -n 2 --dist loadfile
 test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL, and what the sizes that need GPUs run
 
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.

@@ -37,6 +37,18 @@ def test_rows_differences_and_verdicts(table5, no_figures, report):
     assert "Natural images:" not in first  # no statement here is about a group of benchmarks
 
 
+def test_a_row_is_the_mean_over_its_trainings(table5, trained, no_figures):
+    three = table5.model_copy(update={"ablations": table5.ablations.model_copy(update={"seeds": [0, 1, 2]})})
+    trained("rounds_1", 16, seeds=[2])
+    content = tables.write(three, "table5")
+    scores, facts = content["tables"][0], content["facts"]
+    one = next(row for row in scores["rows"] if row["label"] == "N = 1")["cells"]
+    assert one[scores["columns"].index("Average")]["value"] == pytest.approx(0.6)  # of 10, 10 and 16 of 20
+    assert one[-1]["value"] == 3 and facts["training_seeds"]["N = 1"] == [0, 1, 2]
+    assert facts["claims"][0]["trainings"] == [2, 3]
+    assert facts["claims"][0]["value"] == pytest.approx(0.2)  # over the seeds that both have
+
+
 def test_claims_about_groups_of_benchmarks(profile, prism_run, trained, report):
     prism_run("base-3b", right=8)
     trained("documents", 12)
