@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -62,9 +61,7 @@ def measure_here(count: int) -> dict[str, float]:
     kept = pipeline.filter_questions(job)["values"]["questions_kept"]
     if kept != QUESTIONS * count:
         raise UserError(f"the filter kept {kept} of {QUESTIONS * count} sound questions")
-    seconds, status = time.process_time() - start, Path("/proc/self/status").read_text()
-    # not getrusage's peak: after exec that starts at the parent's
-    return {"seconds": seconds, "peak_gb": int(status.split("VmHWM:")[1].split()[0]) / 2**20}
+    return {"seconds": time.process_time() - start, "peak_gb": harness.peak_gb()}
 
 
 def measure(count: int) -> dict[str, float]:

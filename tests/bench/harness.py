@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import floor, log10
+from pathlib import Path
 from typing import Any, TypeVar
 
 from caprl_utils import paths, runs
@@ -48,6 +49,12 @@ def main(names: Sequence[str]) -> int:
             failed = 1
     print(f"{table(rows)}\n{machine()}")
     return failed
+
+
+def peak_gb() -> float:
+    """GiB that this process held at most. Not getrusage's: after exec that starts at the parent's peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def side_by_side(
