@@ -1,9 +1,8 @@
 """Captions of millions of images: Ray Data gives the numbers of those that are not done to a pool of model actors.
 
-The driver reads the source once to number its images, and holds some 50 bytes an image. An actor reads its images
-itself and writes each batch as a shard under a name that follows from the batch: one that Ray gives out again after a
-death replaces its own. Done is what stands in the shards, whatever is killed and when. RAY_ADDRESS names a cluster,
-whose nodes must see the folders.
+An actor reads its images itself and writes each batch as a shard under a name that follows from the batch: one that Ray
+gives out again after a death replaces its own. Done is what stands in the shards, whatever is killed and when. The
+driver holds some 50 bytes an image. RAY_ADDRESS names a cluster, whose nodes must see the folders.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caprl_utils.captions.caption import Tally, draw
+from caprl_utils.captions.caption import CHUNK_IMAGES, Tally, draw
 from caprl_utils.captions.export import caption_files, id_hashes, read_tables
 from caprl_utils.captions.job import JOB_KEY, SCHEMA, read_job, write_file
 from caprl_utils.errors import UserError
 from caprl_utils.hashing import derive_seed, value_hash
-from caprl_utils.image_sources import repeated
+from caprl_utils.image_sources import is_hub, repeated
 from caprl_utils.images import ImageItem
 from caprl_utils.models.base import Backend, Sampling
 from caprl_utils.models.endpoint import EndpointBackend
 from caprl_utils.processes import python_path
-from caprl_utils.progress import Progress, track
+from caprl_utils.progress import Progress
 
 _STARTS = 3  # Ray gives itself half a minute to start, which a loaded machine does not keep
 _SETTINGS = {  # reports that nobody reads here cost time; and actors are nice by 15, so that any other work goes first
@@ -48,18 +47,17 @@ def caption_shards(
     job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], gpus: int, workers: int, batch: int,
     tally: Tally, check: Callable[[], None],
 ) -> Iterator[pa.Table]:  # fmt: skip
-    """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each. Raises
-    UserError for a damaged shard.
-    """
-    done = np.unique(id_hashes(_shards(folder, ["image_id"])))  # of the images that have captions
-    ids = (derive_seed(item.id, bits=64) for item in track(read_job(job, tally.passed), "images found"))
-    hashes = np.fromiter(ids, np.uint64)
+    """Caption what the shards in `folder` lack, `batch` images a shard; all captions. check: called after each."""
+    hashes, done = None, _done(folder)
+    if not is_hub(job["source"]):  # which is streamed, and not counted before
+        ids = (derive_seed(item.id, bits=64) for item in read_job(job, tally.passed))
+        hashes = np.fromiter(ids, np.uint64)
     tally.looked = tally.made = len(done)
-    if not np.isin(hashes, done).all():
-        with _ray(workers), Progress("captions", len(hashes)) as bar:
+    if hashes is None or not np.isin(hashes, done).all():
+        with _ray(workers), Progress("captions", None if hashes is None else len(hashes)) as bar:
             bar.update(len(done))
-            actor = dict(job), folder, opener, len(done) > 0
-            for told in _told(actor, _units(hashes, done, batch), workers, gpus):
+            actor = dict(job), folder, opener, len(done) > 0, batch
+            for told in _told(actor, _units(hashes, done, batch, workers), workers, gpus):
                 bar.update(told["images"])
                 tally.looked += told["images"]
                 tally.made += told["made"]
@@ -68,6 +66,11 @@ def caption_shards(
                 check()
     _drop_repeats(folder)
     return _shards(folder)
+
+
+def _done(folder: str) -> np.ndarray:
+    """Hashes of the ids that have captions. Raises UserError for a damaged shard."""
+    return np.unique(id_hashes(_shards(folder, ["image_id"])))
 
 
 def _shards(folder: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -153,21 +156,25 @@ def _told(actor: tuple, units: list[dict[str, Any]], workers: int, gpus: int) ->
             yield told
 
 
-def _units(hashes: np.ndarray, done: np.ndarray, batch: int) -> list[dict[str, list[int]]]:
-    """What an actor gets at a time: numbers of images; again: those whose id an earlier one has."""
+def _units(hashes: np.ndarray | None, done: np.ndarray, batch: int, workers: int) -> list[dict[str, Any]]:
+    """What an actor gets at a time: numbers of images (again: those whose id an earlier one has), or, of a source that
+    cannot be counted, every `of`-th chunk.
+    """
+    if hashes is None:
+        return [{"numbers": [], "again": [], "part": part, "of": workers} for part in range(workers)]
     again = np.setdiff1d(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
     todo = np.union1d(np.flatnonzero(~np.isin(hashes, done)), again)
     cuts = np.split(todo, range(batch, len(todo), batch))
-    return [{"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist()} for cut in cuts]
+    return [{"numbers": cut.tolist(), "again": np.intersect1d(cut, again).tolist(), "part": 0, "of": 1} for cut in cuts]
 
 
 class _Actor:
     """One model, and the batches that it is given. proven: earlier batches were captioned well."""
 
     def __init__(
-        self, job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], proven: bool
+        self, job: Mapping[str, Any], folder: str, opener: Callable[[ExitStack], Backend], proven: bool, batch: int
     ) -> None:
-        self.job, self.folder, self.opener, self.made = job, folder, opener, int(proven)
+        self.job, self.folder, self.opener, self.batch, self.made = job, folder, opener, batch, int(proven)
         self.silent: dict[str, str] = {}  # images about which nothing was said, of earlier batches
         self.stack, self.lock = ExitStack(), Lock()  # a server of its own ends with this process
         self.place, self.source = 0, iter(())
@@ -185,11 +192,12 @@ class _Actor:
         """Caption units, write their shards, and tell of each; of an exception Ray would keep no more than its text."""
         try:
             for unit in table.to_pylist():
-                yield pa.table({"told": [json.dumps(self._caption(self._numbered(**unit)))]})
+                for items in [self._numbered(**unit)] if unit["numbers"] else self._chunks(**unit):
+                    yield pa.table({"told": [json.dumps(self._caption(items))]})
         except UserError as error:
             yield pa.table({"told": [json.dumps({"error": str(error)})]})
 
-    def _numbered(self, numbers: list[int], again: list[int]) -> list[tuple[int, ImageItem]]:
+    def _numbered(self, numbers: list[int], again: list[int], **_: int) -> list[tuple[int, ImageItem]]:
         """The images of a unit; the source is read on from where the last one ended."""
         found = []
         with self.lock:
@@ -200,6 +208,16 @@ class _Actor:
                 self.place = number + 1
                 found.append((number, repeated(item) if number in again else item))
         return found
+
+    def _chunks(self, part: int, of: int, **_: list[int]) -> Iterator[list[tuple[int, ImageItem]]]:
+        done = set(_done(self.folder).tolist())
+        mine = (
+            (number, item)
+            for number, item in enumerate(read_job(self.job))
+            if number // CHUNK_IMAGES % of == part and derive_seed(item.id, bits=64) not in done
+        )
+        while found := list(islice(mine, self.batch)):
+            yield found
 
     def _caption(self, items: list[tuple[int, ImageItem]]) -> dict[str, Any]:
         """How many images were seen, and which have no caption, and why. Images with some of theirs are made again."""

@@ -196,8 +196,10 @@ def test_failed_images_and_empty_captions_are_named_and_tried_again_by_the_next_
     assert rows(result) == rows(caption(images, tmp_path / "whole.parquet"))
 
 
-def test_workers_write_what_one_process_writes_and_do_nothing_twice(images, tmp_path, monkeypatch):
-    """Without Ray, which the integration tests have: units one after the other."""
+@pytest.mark.parametrize("streamed", [False, True])
+def test_workers_write_what_one_process_writes_and_do_nothing_twice(images, tmp_path, monkeypatch, streamed):
+    """Without Ray, which the integration tests have: units one after the other. streamed: as a data set of the hub."""
+    monkeypatch.setattr(scale, "is_hub", lambda source: streamed)
 
     def told(actor, units, workers, gpus):
         one = scale._Actor(*actor)
@@ -218,14 +220,14 @@ def test_a_small_shard_without_captions_is_no_dead_captioner(images, tmp_path):
     fill(images, CHUNK_IMAGES + 1)
     job = captioning.make_job(images, Scripted(), SAMPLING)
     hashes = np.arange(len(silent), dtype=np.uint64)
-    units = scale._units(hashes, hashes[:2], 40)
+    units = scale._units(hashes, hashes[:2], 40, 2)
     assert [unit["numbers"] for unit in units] == [[*range(2, 42)], [*range(42, 65)]]
     for broken, dead in ((["p064.png"], False), (silent, True)):
         scripted = Scripted(broken=broken)
-        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False)
+        actor = scale._Actor(job, str(tmp_path / "set"), lambda _, scripted=scripted: scripted, False, 40)
         told = []
         for part in ([64], [*range(30)], [*range(30, 64)]):
-            table = pa.Table.from_pylist([{"numbers": part, "again": []}])
+            table = pa.Table.from_pylist([{"numbers": part, "again": [], "part": 0, "of": 1}])
             told += [json.loads(one["told"][0].as_py()) for one in actor(table)]
         assert told[0]["failed"] == {"p064.png": "server said no"} and ("error" in told[-1]) == dead
 
