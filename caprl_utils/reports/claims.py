@@ -238,11 +238,9 @@ def claims_table(rows: Sequence[Statement], name: str, caption: str, heads: Sequ
         cells = dict.fromkeys(HEADS, Cell()) | {"Statement": Cell(row.claim.text), "Verdict": Cell(NOT_RUN + linked)}
         if means := paper_means(row.item, row.claim):
             ours, theirs = numbers.percents([value / 100 for value in means])
-            (gap,) = numbers.differences([round(means[0] - means[1], 2) / 100])
-            sign, file = (
-                "+" if row.claim.kind == "larger gain" else "",
-                numbers.record_path(paths.PAPER / row.item.paper),
-            )
+            gap = numbers.difference(round(means[0] - means[1], 2) / 100)
+            sign = "+" if row.claim.kind == "larger gain" else ""
+            file = numbers.record_path(paths.PAPER / row.item.paper)
             cells[PAPER] = Cell(f"{sign}{ours} against {sign}{theirs} ({gap})", sources=(Source(file, ""),))
         elif row.item.paper is None:
             cells[PAPER] = Cell("a curve")

@@ -50,8 +50,13 @@ def numbers(values: Sequence[float | None], decimals: int = 1) -> list[str]:
     return _distinct([None if v is None else _exact(v) for v in values], decimals, anchors=(0,))
 
 
+def difference(value: float) -> str:
+    """A difference of shares in percentage points, with its sign: 0.213 -> "+21.3"."""
+    return differences([value])[0]
+
+
 def differences(values: Sequence[float]) -> list[str]:
-    """Differences of shares that are read beside each other, in percentage points with their sign: 0.213 -> "+21.3"."""
+    """Differences of shares that are read beside each other."""
     texts = _distinct([100 * _exact(value) for value in values], 1, anchors=(0,))
     return [f"+{text}" if value > EQUAL_BELOW else text for value, text in zip(values, texts, strict=True)]
 
@@ -69,7 +74,7 @@ def bounded(value: float, low: float, high: float) -> str:
 def gap(value: float, low: float, high: float, decimals: int | None = None, unit: str = "") -> str:
     """A difference with its interval, of shares in points: "+8.4 [+5.6, +11.2]"; decimals: of other numbers."""
     if decimals is None:
-        return f"{differences([value])[0]}{unit} {interval((low, high), signed=True)}"
+        return f"{difference(value)}{unit} {interval((low, high), signed=True)}"
     first, *ends = numbers([value, low, high], decimals)
     return f"{'+' if value > 0 else ''}{first}{unit} [{', '.join(ends)}]"
 
@@ -134,6 +139,11 @@ def sources(files: Iterable[str], *keys: str) -> tuple[Source, ...]:
 def plain(value: Any, sources: Sequence[Source], print_as: Callable[[Any], str] = number) -> Cell:
     """A value without an interval; a dash for None."""
     return Cell(print_as(value), value, None, tuple(sources))
+
+
+def cells_of(values: Sequence, sources: Sequence[Sequence[Source]], texts: Sequence[str]) -> list[Cell]:
+    """Cells without intervals, printed beside each other."""
+    return [Cell(t, v, None, tuple(s)) for t, v, s in zip(texts, values, sources, strict=True)]
 
 
 def cell_of(part: Any, sources: Sequence[Source], print_as: Callable = bounded) -> Cell:

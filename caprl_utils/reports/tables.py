@@ -27,7 +27,7 @@ from caprl_utils.registry import drawn_source
 from caprl_utils.reports import claims, figures, numbers
 from caprl_utils.reports import results as measuring
 from caprl_utils.reports.items import CAPTIONERS, FOLLOW_UPS, Item, about_models, budget_label, chosen, items, texts
-from caprl_utils.reports.numbers import Cell, Source, Table, cell_of, from_record_path, plain, record_path
+from caprl_utils.reports.numbers import Cell, Source, Table, cell_of, cells_of, from_record_path, plain, record_path
 from caprl_utils.reports.paper import paper_table
 from caprl_utils.reports.results import READERS, Curve, Mean, Measured, Results, keys_of, points, title_of
 from caprl_utils.rl import judge_trial
@@ -295,7 +295,7 @@ def gaps_table(results: Results) -> Table:
     for ours, theirs in results.pairs:
         gaps = {name: results.difference(ours, theirs, [name]) for name in (*results.scored, AVERAGE)}
         values = [gap.value for gap in gaps.values()]
-        printed = numbers.differences(values) if table3 else [numbers.differences([v])[0] for v in values]
+        printed = numbers.differences(values) if table3 else [numbers.difference(value) for value in values]
         ps = statistics.holm({name: gaps[name].p_value for name in results.scored}) if table3 else {}
         ps[AVERAGE] = gaps[AVERAGE].p_value
         cells = dict.fromkeys(results.groups, Cell())
@@ -344,9 +344,8 @@ def curve_table(results: Results) -> Table:
     for curve in curves_of(results):
         rewards, lengths = claims.ends(curve.rewards), claims.ends(curve.lengths)
         printed = [*numbers.numbers(rewards, decimals=3), *numbers.numbers(lengths)]
-        sources = [(Source(curve.file, key),) for key in ("reward", "reward", "completion_tokens", "completion_tokens")]
-        cells = zip(printed, (*rewards, *lengths), sources, strict=True)
-        rows.append((curve.label, [Cell(text, value, None, source) for text, value, source in cells]))
+        sources = [[Source(curve.file, key)] for key in ("reward", "reward", "completion_tokens", "completion_tokens")]
+        rows.append((curve.label, cells_of([*rewards, *lengths], sources, printed)))
     heads = ["Reward, first steps", "last steps", "Caption tokens, first steps", "last steps"]
     notes = [_note("curves", steps=claims.WINDOW_STEPS)]
     return Table(f"{results.item.name}_curves", "The trainings", "Reward", heads, rows, notes)
@@ -362,9 +361,8 @@ def best_table(results: Results) -> Table:
             places = [("benchmarks", name, "best_of", k) for name in averaged(results.scored)]
             each = [found.mean_of(*keys) for keys in places]
             values.append(None if None in each else sum(each) / len(each))
-            sources.append(tuple(source for keys in places for source in found.sources(*keys)))
-        cells = zip(numbers.percents(values), values, sources, strict=True)
-        rows.append((label, [Cell(text, value, None, source) for text, value, source in cells]))
+            sources.append([source for keys in places for source in found.sources(*keys)])
+        rows.append((label, cells_of(values, sources, numbers.percents(values))))
     heads, caption = ["Mean", *(f"Best of {k}" for k in counts)], "Mean and best of n captions, average (%)"
     return Table("best_of", caption, "Captioner", heads, rows, [_note("best_of")])
 

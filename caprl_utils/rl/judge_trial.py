@@ -77,7 +77,7 @@ def verify(profile: Profile, samples: Sequence[Sample]) -> dict[str, Any] | None
             return run.result
         of_all, kinds, pixels = _values(known), {}, {image: sample.images[0]() for image, sample in known.items()}
         for image, sample in known.items():
-            facts, rng = sample.meta["facts"], random.Random(derive_seed(profile.seed, "judges", image))
+            facts, rng = sample.meta["facts"], _random(profile, image)
             others = sorted(of_all.keys() - facts.keys())
             elsewhere = rng.sample(others, min(len(others), len(facts)))
             not_shown = {key: rng.choice(sorted(of_all[key])) for key in elsewhere}
@@ -105,6 +105,10 @@ def _values(known: Mapping[str, Sample]) -> dict[str, set[str]]:
     return values
 
 
+def _random(profile: Profile, image: str) -> random.Random:
+    return random.Random(derive_seed(profile.seed, "judges", image))
+
+
 def _wrong(facts: Mapping[str, str], values: Mapping[str, set[str]], rng: random.Random) -> dict[str, str]:
     """Key -> a value that another image has for the same thing, where there is one."""
     return {key: rng.choice(sorted(values[key] - {value})) for key, value in facts.items() if values[key] - {value}}
@@ -112,7 +116,7 @@ def _wrong(facts: Mapping[str, str], values: Mapping[str, set[str]], rng: random
 
 def _captions(profile: Profile, image: str, sample: Sample, values: Mapping[str, set[str]]) -> dict[str, str]:
     """The captions of one image by name."""
-    rng, facts = random.Random(derive_seed(profile.seed, "judges", image)), sample.meta["facts"]
+    rng, facts = _random(profile, image), sample.meta["facts"]
     wrong, sentence = _wrong(facts, values, rng), world_of(sample.meta).sentence
     can = rng.sample([*wrong], len(wrong))  # in this order they are told falsely
     opening, keys = sample.meta["true_caption"].partition(".")[0], [*facts]
