@@ -22,6 +22,9 @@ from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe
 
 TOWER_FILE, LANGUAGE_FILE = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 SAVE_EVERY = 100  # steps
+SHARPER = 2.0
+"""Ours: the output layer of a finished captioner is scaled by this, so that temperature 1 is 0.5 of its training: as it
+was, 6.4 % of what the strong one said was false, and 3.8 % of its likeliest captions. Post-trained models are as sure."""
 
 
 def main(
@@ -149,6 +152,8 @@ def ship(recipe: Recipe) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     if recipe.shipped:
         model.load_state_dict(_trained(recipe.name))
+        if recipe.lesson == "finishing":
+            model.lm_head.weight.data *= SHARPER
         if recipe.lesson == "clip naming":
             models.save_clip_tower(model, folder)
         else:
