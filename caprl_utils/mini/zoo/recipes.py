@@ -104,7 +104,7 @@ _ALL = (
     Recipe("mid", "Qwen2.5-VL-7B, a captioner", "mid-draft", "finishing", Schedule(200, 2e-4), layers=6,
            styles=(ALT_TEXT, DENSE), vision=True, tower="vision-tower", pictures="last"),
     Recipe("strong", "Qwen2.5-VL-72B: question writer and strongest captioner", "strong-draft", "finishing",
-           Schedule(200, 2e-4), layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower",
+           Schedule(400, 4e-4), layers=7, styles=(DENSE,), write=0.35, vision=True, tower="vision-tower",
            pictures="last"),
     Recipe("judge", "Qwen2.5-VL-3B and UnifiedReward as judges of captions, and the verifier", "strong-draft",
            "judging", Schedule(900, 1e-3, muon=2.5), 24, layers=9, vision=True, tower="vision-tower", pictures="fresh"),
