@@ -305,6 +305,19 @@ class RowSampler:
 # separate passes, gradients add up, and on a CPU the vision tower would take a third of a training step.
 
 
+def distinct(images: Sequence[torch.Tensor]) -> tuple[list[int], list[int]]:
+    """Of each image its place among the distinct ones; the indices of these."""
+    import torch
+
+    sums = torch.stack([image.sum() for image in images]).tolist()
+    rows, first = [], []
+    for i, image in enumerate(images):
+        same = (p for p, j in enumerate(first) if sums[j] == sums[i] and torch.equal(images[j], image))
+        rows.append(next(same, len(first)))
+        first += [i] * (rows[-1] == len(first))
+    return rows, first
+
+
 def share_images(model: Any) -> None:
     """Make a model of SHARED_FAMILIES encode each distinct image of a batch once; others stay as they are."""
     if model.config.model_type not in SHARED_FAMILIES:
@@ -315,12 +328,7 @@ def share_images(model: Any) -> None:
         import torch
 
         images = torch.split(pixel_values, image_grid_thw.prod(-1).tolist())
-        sums = torch.stack([image.sum() for image in images]).tolist()
-        rows, first = [], []  # of each image its place among the distinct ones; the indices of these
-        for i, image in enumerate(images):
-            same = (p for p, j in enumerate(first) if sums[j] == sums[i] and torch.equal(images[j], image))
-            rows.append(next(same, len(first)))
-            first += [i] * (rows[-1] == len(first))
+        rows, first = distinct(images)
         if len(first) == len(rows):
             return inner(pixel_values, image_grid_thw, **options)
         seen = inner(torch.cat([images[i] for i in first]), image_grid_thw[first], **options)

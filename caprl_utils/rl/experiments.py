@@ -38,7 +38,7 @@ BASE_RUN = "base-3b"  # Prism run of the captioner that training starts from, as
 SWAPPED = ("short", "other_reader")  # also read by the reward's reader: the swap of readers
 RECIPE = [
     "caprl_utils.rl.rewards", "caprl_utils.rl.readers", "caprl_utils.rl.grpo", "caprl_utils.rl.policy",
-    "caprl_utils.rl.data", "caprl_utils.models.local", "caprl_utils.answers",
+    "caprl_utils.rl.data", "caprl_utils.rl.packed", "caprl_utils.models.local", "caprl_utils.answers",
 ]  # fmt: skip
 """The modules that compute a training's weights and curve; prompts and settings are in the key by their values."""
 GPU_MICRO_BATCH = 4

@@ -11,7 +11,8 @@ How it departs from TRL 1.16, each on purpose:
 6. vLLM in this process gets an image's place once: TRL's prompts hold its tokens, and vLLM puts them in again
    (huggingface/trl#6294). What it read has to equal what is trained on.
 7. An image is opened once a rollout, transformers samples a part of a rollout at a time on a GPU, and every forward
-   pass is cut to its own longest prompt and caption; TRL pads all to the rollout's longest.
+   pass is cut to its own longest prompt and caption; TRL pads all to the rollout's longest. On a CPU the captions of
+   an image lie side by side behind one prompt.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from trl import GRPOConfig, GRPOTrainer
 
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_json
-from caprl_utils.models.local import process_once
+from caprl_utils.models.local import SHARED_FAMILIES, process_once
 from caprl_utils.paths import shown
 from caprl_utils.rl import policy
 from caprl_utils.rl.data import data_file, load_data
 from caprl_utils.rl.experiments import batch_layout
+from caprl_utils.rl.packed import packed_logps
 from caprl_utils.rl.rewards import RewardBatch, Rollout, open_models, repeated_share, total
 from caprl_utils.schema import RL, Experiment, Profile, Reward
 
@@ -163,11 +165,13 @@ class CaptionReward:
 
 class CaptionTrainer(GRPOTrainer):
     """GRPO on captions; see the module's docstring. Use `fit`, not `train`. pictures: opens the data set's images.
-    rollout_rows: captions that transformers samples together, all by default.
+    rollout_rows: captions that transformers samples together, all by default. positions_of: the `get_rope_index` of a
+    model whose captions are scored side by side.
     """
 
     pictures: Callable[[Any], Any]
     rollout_rows: int | None = None
+    positions_of: Callable[..., tuple] | None = None
 
     def fit(self, checkpoint: Path | None) -> bool:
         """Train to the last step, or on from a checkpoint. False when a signal stopped it (a checkpoint is there).
@@ -205,7 +209,12 @@ class CaptionTrainer(GRPOTrainer):
         batch_size: int | None = None, compute_entropy: bool = False, compute_aux_loss: bool = False,
         **fields: Any,
     ) -> tuple:  # fmt: skip
-        """As TRL's, each batch without the columns that are padding in all of its rows (0 stands there)."""
+        """As TRL's, each batch without the columns that are padding in all of its rows (0 stands there); where the
+        model allows it, each prompt once.
+        """
+        if self.positions_of is not None:
+            logps, entropies = packed_logps(model, self.positions_of, input_ids, attention_mask, logits_to_keep, fields)
+            return logps, entropies, None
         size, width, found = batch_size or len(input_ids), input_ids.shape[1], []
         for start in range(0, len(input_ids), size):
             rows, some = slice(start, start + size), rows_of(fields, start, start + size)
@@ -320,6 +329,8 @@ def open_trainer(experiment: Experiment, profile: Profile, seed: int, folder: Pa
     )  # fmt: skip
     trainer.pictures, trainer.set_aside = data.pictures, data.set_aside
     trainer.rollout_rows = training.rollout_rows or (GPU_ROLLOUT_ROWS if on_gpu else None)
+    if model.config.model_type in SHARED_FAMILIES and not on_gpu:
+        trainer.positions_of = model.model.get_rope_index
     if trainer.use_vllm:
         vllm = trainer.vllm_generation
         vllm.generate = partial(same_prompts, vllm.generate, model.config.image_token_id)

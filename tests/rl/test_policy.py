@@ -116,9 +116,11 @@ def test_vllm_is_given_one_token_an_image_has_to_read_what_is_trained_on_and_wri
     assert kept_out(model.config)["logit_bias"].items() >= marks.items()
 
 
-def test_passes_without_padding_give_the_same_loss_and_gradients(opened, monkeypatch):
-    """In float64; micro-batches hold two captions, and every image has another size."""
-    trainer = opened(micro_batch_size=2, rollout_rows=3)
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_passes_without_padding_give_the_same_loss_and_gradients(opened, monkeypatch, side_by_side):
+    """In float64; micro-batches hold two captions or eight, and every image has another size."""
+    trainer = opened(micro_batch_size=8 if side_by_side else 2, rollout_rows=3)
+    trainer.positions_of = trainer.positions_of if side_by_side else None
     sizes = iter([(140, 140), (28, 140), (84, 56), (280, 140)])  # each is opened once
     trainer.pictures = lambda image: Image.effect_noise(next(sizes), 80).convert("RGB")
     trainer.current_gradient_accumulation_steps = 4
@@ -134,11 +136,11 @@ def test_passes_without_padding_give_the_same_loss_and_gradients(opened, monkeyp
     monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", watched)
     trainer.model.train()
     first = trainer._prepare_inputs([trainer.train_dataset[i] for i in range(4) for _ in range(2)])
-    assert len(trainer._buffered_inputs) == 4
+    assert len(trainer._buffered_inputs) == (1 if side_by_side else 4)
 
     def numbers() -> list[torch.Tensor]:
         found = []
-        for batch in (first, trainer._buffered_inputs[2]):
+        for batch in (first, trainer._buffered_inputs[-1]):
             trainer.model.zero_grad()
             loss = trainer._compute_loss(trainer.model, copy.copy(batch))
             loss.backward()
@@ -149,7 +151,7 @@ def test_passes_without_padding_give_the_same_loss_and_gradients(opened, monkeyp
     monkeypatch.setattr(CaptionTrainer, "_get_per_token_logps_and_entropies", plain)
     for a, b in zip(cut, numbers(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-8, rtol=0)
-    assert len(set(widths)) > 2
+    assert len(set(widths)) > 2 or side_by_side
 
 
 def test_windows_together_see_what_single_ones_see(qwen_vlm):

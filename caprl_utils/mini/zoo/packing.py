@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from caprl_utils.mini.render import CELLS
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.prompts import ANSWER_PREFILL, LETTERS
+from caprl_utils.rl.packed import IGNORED, visible
 
-IGNORED = -100
 IMAGE_PAD, IMAGE_TOKENS = "<|image_pad|>", CELLS**2
 TURN_OPEN, TURN_CLOSE, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 IMAGE_PREFIX = TURN_OPEN + "<|vision_start|>" + IMAGE_PAD * IMAGE_TOKENS + "<|vision_end|>"
@@ -58,12 +58,9 @@ def collate(examples: Sequence[Packed]) -> Batch:
         pad_sequence([torch.tensor(row) for row in column], batch_first=True, padding_value=value)
         for column, value in zip(zip(*rows, strict=True), (0, IGNORED, 0, -1), strict=True)
     )
-    size = branches.shape[1]
-    causal = torch.ones(size, size, dtype=torch.bool).tril()
-    same = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-    visible = causal & same & (branches[:, None, :] >= 0) | torch.eye(size, dtype=torch.bool)
+    seen = visible(branches)[:, None]
     positions = image_positions(positions) if examples[0].prefix == IMAGE_PREFIX else positions
-    return {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": visible[:, None]}
+    return {"input_ids": ids, "labels": labels, "position_ids": positions, "attention_mask": seen}
 
 
 def image_positions(positions: torch.Tensor) -> torch.Tensor:
