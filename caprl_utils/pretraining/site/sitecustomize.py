@@ -2,12 +2,14 @@
 
 LLaMA-Factory 0.9.5 writes LLaVA's images only into Vicuna's turns ("USER: ... ASSISTANT:"), which no InternLM2.5 was
 taught. It shows transparent places black, cuts 16-bit greys off at white, and leaves a photo on its side; captions are
-made of what a viewer shows. Python imports this module by its name from a folder of PYTHONPATH, also in the processes
-that torchrun starts; it waits for LLaMA-Factory's modules and changes them when they are there.
+made of what a viewer shows. Packages that CAPRL_LEAVE_OUT names are not imported. Python imports this module by its
+name from a folder of PYTHONPATH, also in the processes that torchrun starts; it waits for LLaMA-Factory's modules and
+changes them when they are there.
 """
 
 import importlib.abc
 import importlib.machinery
+import os
 import sys
 
 
@@ -53,3 +55,5 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _Finder())
+for _name in os.environ.get("CAPRL_LEAVE_OUT", "").split():  # looked for and not found
+    sys.modules[_name] = None
