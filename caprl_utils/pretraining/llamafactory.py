@@ -187,7 +187,7 @@ def environment(profile: Profile, cache: Path) -> dict[str, str]:
         "MPLBACKEND": "Agg",  # a notebook's own names a module that is not in that environment
         "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
     }  # fmt: skip
-    if settings.deepspeed is None:  # transformers would import it wherever it is installed: 3 of 12 seconds of a start
+    if settings.deepspeed is None:  # transformers would import it wherever it is installed: 3 of 15 seconds of a start
         found["CAPRL_LEAVE_OUT"] = "deepspeed"
     if settings.gpus_per_node == 0:
         threads = max(1, (profile.torch_threads or 1) // settings.parallel_runs)

@@ -212,12 +212,13 @@ class CaptionTrainer(GRPOTrainer):
         """As TRL's, each batch without the columns that are padding in all of its rows (0 stands there); where the
         model allows it, each prompt once.
         """
-        if self.positions_of is not None:
-            logps, entropies = packed_logps(model, self.positions_of, input_ids, attention_mask, logits_to_keep, fields)
-            return logps, entropies, None
         size, width, found = batch_size or len(input_ids), input_ids.shape[1], []
         for start in range(0, len(input_ids), size):
             rows, some = slice(start, start + size), rows_of(fields, start, start + size)
+            if self.positions_of is not None:
+                batch = input_ids[rows], attention_mask[rows], logits_to_keep
+                found.append(packed_logps(model, self.positions_of, *batch, some))
+                continue
             used = attention_mask[rows].any(0).nonzero().flatten().tolist()
             columns, cut = slice(used[0], used[-1] + 1), width - used[-1] - 1
             for name, value in some.items():

@@ -151,7 +151,7 @@ def test_passes_without_padding_give_the_same_loss_and_gradients(opened, monkeyp
     monkeypatch.setattr(CaptionTrainer, "_get_per_token_logps_and_entropies", plain)
     for a, b in zip(cut, numbers(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-8, rtol=0)
-    assert len(set(widths)) > 2 or side_by_side
+    assert not widths if side_by_side else len(set(widths)) > 2  # TRL's own pass has its part in one of them
 
 
 def test_windows_together_see_what_single_ones_see(qwen_vlm):
