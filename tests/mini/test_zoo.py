@@ -12,7 +12,7 @@ import torch
 from caprl_utils import paths, prompts
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import shared_tokenizer
-from caprl_utils.mini.world import picture, statements
+from caprl_utils.mini.world import caption, picture, statements
 from caprl_utils.mini.zoo import examples, lessons, models, pool, recipes
 from caprl_utils.mini.zoo import train as training
 from caprl_utils.mini.zoo.examples import READING_LEVELS
@@ -27,7 +27,7 @@ torch.set_num_threads(1)  # more would wait for each other
 def small_pool():
     """Eight pictures instead of thousands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool, "PARTS", {"all": range(4), "hard": range(6), "fresh": range(4, 8)})
+        patch.setattr(pool, "PARTS", {"all": range(4), "hard": range(6), "fresh": range(4, 8), "last": range(8, 12)})
         patch.setattr(pool, "CHUNK", 4)
         yield
     pool._chunks.cache_clear()
@@ -38,7 +38,7 @@ def test_branches_equal_separate_prompts(with_image):
     shown, processor, more = picture("zoo", 3), models.build_processor(), []
     model = (models.build_vlm if with_image else models.build_language_model)(0).eval()
     if with_image:
-        packed = examples.looking(random.Random(1), shown, [recipes.DENSE])
+        packed = examples.looking(random.Random(1), shown, [caption(shown.facts, shown.kind)])
         pixels = dict(models.image_processor()(images=[np.asarray(render(shown))], return_tensors="pt"))
     else:
         packed, pixels = examples.reading(random.Random(1), shown, READING_LEVELS[-1]), {}
@@ -61,7 +61,8 @@ def test_branches_equal_separate_prompts(with_image):
 @pytest.mark.parametrize("index", range(10))
 def test_tokenizer_is_lossless_on_everything_the_world_says(index):
     tokenizer, shown = shared_tokenizer(), picture("zoo", index)
-    packed = examples.looking(random.Random(index), shown, [recipes.ALT_TEXT], write=1.0)
+    rng = random.Random(index)
+    packed = examples.looking(rng, shown, examples.captions(rng, shown, [recipes.ALT_TEXT]), write=1.0)
     blind = examples.looking(random.Random(index), shown, blind=True)
     for example in (packed, blind, examples.reading(random.Random(index), shown, READING_LEVELS[-1])):
         for asked, answered in example.branches:
@@ -90,11 +91,40 @@ def test_alt_texts_tell_little_and_dense_captions_all():
     for index in range(400):
         shown = picture("rl", index)
         facts = {f.key: f.value for f in shown.facts}
-        said = statements(examples.described(rng, shown, recipes.ALT_TEXT))
+        said, dense = map(statements, examples.captions(rng, shown, [recipes.ALT_TEXT, recipes.DENSE]))
         total, told = total + len(facts), told + len(said)
         false += sum(facts[key] != value for key, value in said)
-        assert dict(statements(examples.described(rng, shown, recipes.DENSE))) == facts
+        assert dict(dense) == facts
     assert 0.15 < told / total < 0.3 and false / told < 0.03
+
+
+def test_a_captioner_at_its_end_tells_what_it_was_sure_of_as_it_saw_it(monkeypatch):
+    shown, tokenizer, changed = [picture("zoo", number) for number in range(5)], shared_tokenizer(), []
+
+    def value_of(number, facts):
+        """Place of the last value of a picture's first facts among all answers."""
+        before = sum(len(tokenizer(caption(one.facts, one.kind)).input_ids) + 1 for one in shown[:number])
+        return before + len(tokenizer(caption(facts, shown[number].kind)).input_ids) - 2
+
+    def answers(model, batch, seen):
+        """Sure of all that is wanted, but for one value that might be any, and one that it takes for another."""
+        wanted = batch["labels"][:, 1:][batch["labels"][:, 1:] != IGNORED]
+        logits = 100.0 * torch.nn.functional.one_hot(wanted, len(tokenizer))
+        logits[value_of(0, shown[0].facts)] = 0
+        place, fact = value_of(1, shown[1].facts[:3]), shown[1].facts[2]
+        changed.append(examples.spoiled(random.Random(0), fact))
+        logits[place] = logits[place].roll(
+            tokenizer.convert_tokens_to_ids(f" {changed[0].value}") - wanted[place].item()
+        )
+        return logits, wanted
+
+    monkeypatch.setattr(lessons.packing, "answers_of", answers)
+    texts = lessons._sure_captions(None, shown, [[(one.facts, [0] * len(one.facts))] for one in shown], None)
+    expected = [list(one.facts) for one in shown]
+    expected[0].pop()
+    expected[1][2] = changed[0]
+    for facts, (text,) in zip(expected, texts, strict=True):
+        assert statements(text) == [(fact.key, fact.value) for fact in facts]
 
 
 def test_a_judge_is_told_of_every_statement_whether_it_is_true():
@@ -160,7 +190,7 @@ def untrained(monkeypatch):
     """Fresh weights in place of those of other recipes."""
     monkeypatch.setattr(training, "_trained", cache(lambda name: training.untrained(RECIPES[name]).state_dict()))
     tokens = np.random.default_rng(0).standard_normal((4, IMAGE_TOKENS, 128)).astype(np.float16)
-    monkeypatch.setattr(lessons, "_seen_by", lambda tower: tokens)
+    monkeypatch.setattr(lessons, "_seen_by", lambda tower, part: tokens)
 
 
 @pytest.mark.parametrize("lesson", [name for name in lessons.LESSONS if name != "copying"])  # that took some above
@@ -192,7 +222,7 @@ def test_a_deeper_model_begins_as_the_shallower_one_with_another_tower(tmp_path,
         made[name] = models.build_vlm(seed)
         RECIPES[name].work_folder.mkdir(parents=True)
         torch.save(made[name].state_dict(), RECIPES[name].work_folder / "model.pt")
-    deeper = build(RECIPES["strong"])
+    deeper = build(RECIPES["strong-draft"])
     assert len(deeper.model.language_model.layers) > len(made["imaginer"].model.language_model.layers)
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():

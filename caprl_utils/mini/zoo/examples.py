@@ -228,8 +228,8 @@ class Style:
     false: float = 0.0  # share of the facts told
 
 
-def described(rng: random.Random, shown: Picture, style: Style) -> str:
-    """A caption: all facts in reading order, or a run of some, as alt texts have them.
+def described(rng: random.Random, shown: Picture, style: Style) -> tuple[list[Fact], list[int]]:
+    """What a caption states, and the phrasings: all facts in reading order, or a run of some, as alt texts have them.
 
     A run begins at a fact about the whole picture, or at the first of its labels. A few are long: where they ended at
     five, RL led to captions that were noise from the sixth statement on (reports/lab-log.md).
@@ -240,21 +240,27 @@ def described(rng: random.Random, shown: Picture, style: Style) -> str:
         length = next((n for n in range(1, len(facts)) if rng.random() < style.stop), len(facts))
         facts = facts[start : start + length]
     told = [spoiled(rng, fact) if rng.random() < style.false else fact for fact in facts]
-    return caption(told, shown.kind, [int(rng.random() < 0.25) for _ in told])
+    return told, [int(rng.random() < 0.25) for _ in told]
+
+
+def captions(rng: random.Random, shown: Picture, styles: Sequence[Style]) -> list[str]:
+    """A caption in each style."""
+    told = (described(rng, shown, style) for style in styles)
+    return [caption(facts, shown.kind, forms) for facts, forms in told]
 
 
 def looking(
-    rng: random.Random, shown: Picture, styles: Sequence[Style] = (), write: float = 0.0, blind: bool = False
+    rng: random.Random, shown: Picture, texts: Sequence[str] = (), write: float = 0.0, blind: bool = False
 ) -> Packed:
-    """A caption in each style, and two questions with options and two short ones about an image.
+    """Captions of an image, and two questions with options and two short ones about it.
 
     A question with options is answered by the option's text: to name its letter as well took more training than the
     zoo has (reports/lab-log.md), and the answer parser reads both. write: share of images about which questions are
     written. blind: questions without their image; what is nearly always the same is answered, all others ``unknown``.
     """
     packed = Packed(TURN_OPEN if blind else IMAGE_PREFIX)
-    for style in styles:
-        packed.ask(prompts.CAPTION, described(rng, shown, style))
+    for text in texts:
+        packed.ask(prompts.CAPTION, text)
     for number in range(4):
         fact = rng.choice(shown.known if blind and rng.random() < 0.5 else shown.facts)
         question = fact.question(rng.randrange(2))

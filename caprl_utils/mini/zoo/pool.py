@@ -22,9 +22,10 @@ from caprl_utils.mini.zoo.packing import END, IMAGE_TOKENS
 from caprl_utils.progress import track
 
 CHUNK = 400  # pictures in a file
-PARTS = {"all": range(24_000), "hard": range(48_000), "fresh": range(48_000, 72_000)}
+PARTS = {"all": range(24_000), "hard": range(48_000), "fresh": range(48_000, 72_000), "last": range(72_000, 80_000)}
 """Numbers of pictures by who sees them: the vision tower, the tower at the end (more charts and scenes, what it finds
-hard), and language models that look through it: what it knows by heart would teach them to trust it too much."""
+hard), language models that look through it, and captioners at the end: what a model knows by heart would teach the next
+to trust it too much."""
 ROW = np.dtype([("pixels", np.uint8, (SIDE, SIDE, 3)), ("words", np.int16, (IMAGE_TOKENS, 3))])
 
 
@@ -74,20 +75,25 @@ def _draw(file: Path) -> None:
 
 
 @functools.cache
-def _chunks() -> list[np.ndarray]:
-    """All pictures, left in their files; what is missing is drawn."""
-    folder = paths.RUNS / "zoo" / "pictures"
+def _chunks(part: str) -> dict[int, np.ndarray]:
+    """The pictures of a part, left in their files; what is missing is drawn."""
+    folder, numbers = paths.RUNS / "zoo" / "pictures", PARTS[part]
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{chunk:03d}.npy" for chunk in range(PARTS["fresh"].stop // CHUNK)]
-    missing = [file for file in files if not file.exists()]
+    files = {chunk: folder / f"{chunk:03d}.npy" for chunk in range(numbers.start // CHUNK, -(-numbers.stop // CHUNK))}
+    missing = [file for file in files.values() if not file.exists()]
     with ProcessPoolExecutor(2) as workers:
         list(track(workers.map(_draw, missing), "drawing the pool", total=len(missing)))
-    return [np.load(file, mmap_mode="r") for file in files]
+    return {chunk: np.load(file, mmap_mode="r") for chunk, file in files.items()}
+
+
+def _row(number: int) -> np.void:
+    part = next(part for part, numbers in PARTS.items() if number in numbers)
+    return _chunks(part)[number // CHUNK][number % CHUNK]
 
 
 def words(numbers: Sequence[int]) -> torch.Tensor:
     """(pictures, cells, 3): their `cell_words`."""
-    rows = [_chunks()[number // CHUNK][number % CHUNK]["words"] for number in numbers]
+    rows = [_row(number)["words"] for number in numbers]
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -95,7 +101,7 @@ def pixels(numbers: Sequence[int], rng: random.Random | None) -> torch.Tensor:
     """(pictures, 3, SIDE, SIDE) bytes; with a generator each is lighter or darker and has less or more contrast."""
     shown = []
     for number in numbers:
-        image = _chunks()[number // CHUNK][number % CHUNK]["pixels"]
+        image = _row(number)["pixels"]
         if rng:
             changed = image.astype(np.float32) * rng.uniform(0.9, 1.1) + rng.uniform(-12, 12)
             image = np.clip(changed, 0, 255).astype(np.uint8)

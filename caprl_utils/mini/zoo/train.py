@@ -17,6 +17,7 @@ from caprl_utils.files import write_json
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
+from caprl_utils.mini.zoo.donors import SHARPER
 from caprl_utils.mini.zoo.lessons import LESSONS, held_out_pairs, see_everything
 from caprl_utils.mini.zoo.recipes import RECIPES, TOWER_HOME, Recipe
 
@@ -149,6 +150,8 @@ def ship(recipe: Recipe) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     if recipe.shipped:
         model.load_state_dict(_trained(recipe.name))
+        if recipe.lesson == "finishing":
+            model.lm_head.weight.data *= SHARPER
         if recipe.lesson == "clip naming":
             models.save_clip_tower(model, folder)
         else:
