@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from caprl_utils import paths, processes
+from caprl_utils import paths, processes, warm
 from caprl_utils.errors import UserError
 from caprl_utils.files import write_atomic
 from caprl_utils.hashing import file_hash
@@ -44,6 +44,7 @@ SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1}  # author script
 QWEN, LLAVA = "qwen2_vl", "caprl_llava"
 """Templates: LLaMA-Factory's own, and ours for LLaVA models with ChatML turns (site/sitecustomize.py)."""
 _LOCK, _CACHE, _POLL_SEC = paths.ROOT / "requirements" / "llamafactory.lock", ".datasets", 0.5
+_WARM = ("llamafactory.train.tuner",)
 _SHARED = ("cutoff_tokens", "max_pixels", "precision")
 _LAYOUT = ("model", "language_model", "vision_model")  # levels that one layout has and another has not
 _CURVE = ("step", "epoch", "loss", "grad_norm", "learning_rate")
@@ -128,6 +129,7 @@ def train_yaml(
         "freeze_language_model": "language_model" not in trains,
         **chat_of(model),
         "dataset": data.name, "dataset_dir": str(data.folder), "media_dir": str(data.media),
+        "cache_dir": str(work.parent / _CACHE),  # of its data sets, of no use after the run
         "cutoff_len": settings.cutoff_tokens, "packing": False, "output_dir": str(work),
         "per_device_train_batch_size": stage.micro_batch_size,
         "gradient_accumulation_steps": stage.batch_size // at_once,
@@ -177,13 +179,13 @@ def command(config: Path, nodes: int = 1) -> list[str]:
     return ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", *each, *words]
 
 
-def environment(profile: Profile, cache: Path) -> dict[str, str]:
-    """Variables on top of ours. cache: where its data sets go; they are of no use after the run."""
+def environment(profile: Profile) -> dict[str, str]:
+    """Variables on top of ours."""
     settings = profile.pretraining
     found = {
         "PYTHONPATH": os.pathsep.join([str(SITE), str(paths.ROOT)]),
         "PATH": os.pathsep.join([str(ENVIRONMENT / "bin"), os.environ.get("PATH", "")]),  # torchrun
-        "HF_DATASETS_CACHE": str(cache), "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true",
+        "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true",
         "MPLBACKEND": "Agg",  # a notebook's own names a module that is not in that environment
         "PYTHONDONTWRITEBYTECODE": "",  # ours: where it is set, each start compiles everything again, 17 s of CPU
     }  # fmt: skip
@@ -203,9 +205,11 @@ def run_to_end(profile: Profile, training: Training, model: Path, folder: Path, 
     """
     log, counted, running = folder / "train.log", False, True
     start = log.stat().st_size if log.is_file() else 0  # an earlier attempt's count lies before
-    words = command(folder / "train.yaml", profile.pretraining.nodes)
-    # guarded: torchrun's workers end with it, too
-    process = processes.popen(words, log, environment(profile, folder / _CACHE), guarded=True)
+    words, env = command(folder / "train.yaml", profile.pretraining.nodes), environment(profile)
+    if profile.pretraining.gpus_per_node == 0:
+        process = warm.popen(str(ENVIRONMENT / "bin" / "python"), _WARM, "llamafactory.cli:main", words[1:], log, env)
+    else:  # guarded: torchrun's workers end with it, too
+        process = processes.popen(words, log, env, guarded=True)
     try:
         while running:
             running = process.poll() is None

@@ -20,7 +20,7 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from caprl_utils import paths, processes, prompts
+from caprl_utils import paths, processes, prompts, warm
 from caprl_utils.config import load_experiment, load_profile, names_of, read_yaml
 from caprl_utils.errors import UserError, did_you_mean
 from caprl_utils.hashing import file_hash
@@ -44,6 +44,7 @@ RECIPE = [
 GPU_MICRO_BATCH = 4
 """Ours: captions of 1-2k tokens per forward and backward of a 3B model on 80 GB, with gradient checkpointing."""
 log = logging.getLogger(__name__)
+_WARM = ("caprl_utils.rl.train:leave_out_vllm", "caprl_utils.rl.grpo", "caprl_utils.rl.monitor")
 _POLL_SEC, _GRACE_SEC = 0.5, 600.0  # the second: to end a step and save
 
 
@@ -250,8 +251,12 @@ def launch(
     folder = paths.RUNS / resolved.name / STAGE / name
     log, state = (folder.parent / ".logs" / f"{name}.{end}" for end in ("log", "progress.json"))
     state.unlink(missing_ok=True)
-    env = {PROGRESS_ENV: str(state), "PYTHONPATH": processes.python_path()}
-    process = processes.popen(command(experiment, profile, seed, gpus, training.accelerate_config), log, env=env)
+    words = command(experiment, profile, seed, gpus, training.accelerate_config)
+    env, own = {"PYTHONPATH": processes.python_path()}, {PROGRESS_ENV: str(state)}
+    if gpus or training.accelerate_config or training.rollout != "transformers":
+        process = processes.popen(words, log, env=env | own)
+    else:
+        process = warm.popen(sys.executable, _WARM, "caprl_utils.rl.train:run", words[3:], log, env, own)
     running, last, stopping = True, None, stopping or threading.Event()
     try:
         with nullcontext() if tell else SharedProgress("train", {name: rl.steps}) as bar:

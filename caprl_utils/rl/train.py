@@ -87,7 +87,7 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, weights: 
         shutil.rmtree(checkpoint)
 
 
-def _without_vllm() -> None:
+def leave_out_vllm() -> None:
     """Tell TRL that there is no vLLM, and transformers that there is none of mistral_common, which came with it: both
     are imported wherever they are installed, 8 and 5 of 22 seconds of a start. Once transformers is there (under
     DeepSpeed) it has looked already.
@@ -112,12 +112,17 @@ def main(argv: list[str]) -> int:
     require_tracker(profile.rl)
     prepare_process(profile)
     if experiment.training.rollout == "transformers":
-        _without_vllm()
+        leave_out_vllm()
     return train(experiment, profile, arguments.seed)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """This process as the command line."""
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    run()

@@ -46,6 +46,6 @@ def kill_at(work, step):
     while not (work / f"checkpoint-{step}" / "trainer_state.json").exists():
         time.sleep(0.02)
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # the guard dies with what it guards, and it with the guard
-            if any("llamafactory-cli" in part for part in child.cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # the training dies with the server that it is a fork of
+            if "llamafactory.train.tuner" in child.cmdline():
                 child.kill()

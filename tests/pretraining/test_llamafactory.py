@@ -44,7 +44,6 @@ def write_yaml(folder, profile, name, model, rows):
 
 def probe(kind, config, *overrides, distributed=False):
     env = {"PYTHONPATH": str(llamafactory.SITE), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    env["HF_DATASETS_CACHE"] = str(config.parent / "cache")
     if distributed:
         env |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613"}

@@ -112,17 +112,22 @@ def test_a_setting_may_align_at_its_own_pace():
 # The process
 
 
-def program(monkeypatch, folder, text):
-    """A script that stands for llamafactory-cli."""
-    file = folder / "environment" / "bin" / "llamafactory-cli"
-    file.parent.mkdir(parents=True)
-    file.write_text(text.format(python=sys.executable))
-    file.chmod(0o755)
-    monkeypatch.setattr(llamafactory, "ENVIRONMENT", file.parents[1])
+def program(monkeypatch, folder, text=""):
+    """An environment with a package that stands for LLaMA-Factory; text: what its command line does."""
+    scripts, package = folder / "environment" / "bin", folder / "site" / "llamafactory"
+    (package / "train").mkdir(parents=True)
+    (package / "train" / "tuner.py").touch()
+    (package / "cli.py").write_text(f"def main():\n    {text or 'pass'}\n")
+    scripts.mkdir(parents=True)
+    for name, line in (("llamafactory-cli", ""), ("python", f'exec {sys.executable} "$@"')):
+        (scripts / name).write_text(f"#!/bin/sh\n{line}\n")
+        (scripts / name).chmod(0o755)
+    monkeypatch.setattr(llamafactory, "ENVIRONMENT", scripts.parent)
+    monkeypatch.setattr(llamafactory, "SITE", package.parent)
 
 
 def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
-    program(monkeypatch, tmp_path, "")
+    program(monkeypatch, tmp_path)
     paper = load_profile("paper")
     monkeypatch.delenv("SLURM_JOB_NUM_NODES", raising=False)
     with pytest.raises(UserError, match=r"2 nodes \(here: none\).*configs/slurm/llamafactory\.slurm"):
@@ -133,14 +138,14 @@ def test_several_nodes_are_started_by_slurm(monkeypatch, tmp_path):
     assert len(pretrain.assemble(paper)) == 3
     started = llamafactory.command(tmp_path / "train.yaml", 2)
     assert started[:2] == ["srun", "--nodes=2"] and started[-2:] == ["train", str(tmp_path / "train.yaml")]
-    found = llamafactory.environment(paper, tmp_path)
+    found = llamafactory.environment(paper)
     assert (found["NNODES"], found["NPROC_PER_NODE"], found["FORCE_TORCHRUN"]) == ("2", "8", "1")
     assert str(llamafactory.SITE) in found["PYTHONPATH"]
     subprocess.run(["bash", "-n", str(paths.CONFIGS / "slurm" / "llamafactory.slurm")], check=True)
 
 
 def test_what_a_training_on_a_cpu_is_started_with(tmp_path, monkeypatch):
-    found = llamafactory.environment(load_profile("mini"), tmp_path)
+    found = llamafactory.environment(load_profile("mini"))
     assert found["OMP_NUM_THREADS"] == "1"  # side by side the threads are shared
     assert found["MPLBACKEND"] == "Agg"  # a notebook's way of plotting stays in the notebook
     monkeypatch.setattr(llamafactory, "ENVIRONMENT", tmp_path)
@@ -150,7 +155,7 @@ def test_what_a_training_on_a_cpu_is_started_with(tmp_path, monkeypatch):
 
 def test_a_wrong_count_ends_the_training_when_it_is_logged(monkeypatch, tmp_path):
     said = "print('trainable params: 10 || all params: 15', flush=True)"
-    program(monkeypatch, tmp_path, f"#!{{python}}\nimport time\n{said}\ntime.sleep(300)\n")
+    program(monkeypatch, tmp_path, f"import time; {said}; time.sleep(300)")
     (tmp_path / "train.log").write_text("trainable params: 5 || all params: 15\n")  # of an earlier attempt
     start, first = time.monotonic(), model(tmp_path / "model", NEW)
     with pytest.raises(UserError, match="10 of 15 parameters trained, expected 5 of 15"):

@@ -18,7 +18,7 @@ from caprl_utils.rl import train
 from caprl_utils.schema import Reward, Training
 
 STEPS = 3
-train._without_vllm()  # which takes longer to import than all else
+train.leave_out_vllm()  # which takes longer to import than all else
 
 
 def write_questions(file: Path, num_images: int, size: tuple[int, int] = (140, 140)) -> None:
