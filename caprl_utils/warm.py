@@ -11,6 +11,7 @@ import json
 import os
 import pkgutil
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -96,7 +97,7 @@ class _Server:
         with self._lock:
             while not self.ended and select.select([self._process.stdout], [], [], 0)[0]:
                 self._read()
-            return self._statuses.pop(pid, -9 if self.ended else None)
+            return self._statuses.pop(pid, -signal.SIGKILL if self.ended else None)
 
     def _read(self) -> dict[str, int]:
         line = self._process.stdout.readline()

@@ -256,7 +256,8 @@ def launch(
     if gpus or training.accelerate_config or training.rollout != "transformers":
         process = processes.popen(words, log, env=env | own)
     else:
-        process = warm.popen(sys.executable, _WARM, "caprl_utils.rl.train:run", words[3:], log, env, own)
+        python, _, module, *words = words
+        process = warm.popen(python, _WARM, f"{module}:run", words, log, env, own)
     running, last, stopping = True, None, stopping or threading.Event()
     try:
         with nullcontext() if tell else SharedProgress("train", {name: rl.steps}) as bar:

@@ -253,8 +253,11 @@ def test_launch_returns_the_record_shows_progress_and_tells_what_failed_or_was_s
     def work(how: str, **options):
         """`launch` on the small world, with a stand-in for the training's process."""
         line = [sys.executable, "-c", WORK, how, str(tmp_path / "tiny" / "rl" / "small-seed0")]
-        start = experiments.processes.popen
-        monkeypatch.setattr(experiments.warm, "popen", lambda *_: start(line, _[-3], {**_[-2], **_[-1]}))
+
+        def popen(python, imports, run, words, log, env, own):
+            return experiments.processes.popen(line, log, env | own)
+
+        monkeypatch.setattr(experiments.warm, "popen", popen)
         return experiments.launch(str(world / "small.yaml"), str(world / "tiny.yaml"), **options)
 
     assert work("well")["values"] == {"steps": 4} and (3, "small-seed0 reward 0.5") in seen
