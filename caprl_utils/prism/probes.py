@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from caprl_utils import paths
@@ -153,8 +154,10 @@ class WordsReader:
         return [places[0] for places in alive]
 
 
-def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
-    """Let the reader from outside, if there, read finished runs' first captions, true and empty ones; the runs made."""
+def read_outside(profile: Profile, runs: Sequence[str], more: Mapping[str, Source] = MappingProxyType({})) -> list[str]:
+    """Let the reader from outside, if there, read the first captions of finished runs and of `more`, true and empty
+    ones; the runs made.
+    """
     config = profile.models.outside_reader
     folder = config and _unpacked(profile, paths.HOME / config.path)
     if folder is None:
@@ -172,6 +175,11 @@ def read_outside(profile: Profile, runs: Sequence[str]) -> list[str]:
         if (home := paths.RUNS / profile.name / "prism" / run).joinpath("result.json").is_file():
             captioner = load_result(home)["captioner"]
             known[run] = sources.captions_of_run(home, captioner, lambda rows: rows[:1], source="kept", captions=1)
+    for name, source in more.items():
+        known[name] = replace(
+            source, fingerprint={**source.fingerprint, "captions": 1},
+            captions=lambda images, of=source.captions: {image: rows[:1] for image, rows in of(images).items()},
+        )  # fmt: skip
     known["floor-empty"] = sources.empty_captions()
     if all(sample.meta.get("true_caption") for sample in samples):
         known["ceiling-true-facts"] = sources.true_captions(token_counter(profile.models.policy))

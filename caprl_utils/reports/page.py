@@ -23,11 +23,13 @@ from caprl_utils import notebook, paths
 from caprl_utils.config import load_profile
 from caprl_utils.errors import UserError
 from caprl_utils.files import note_access, write_atomic, write_json
+from caprl_utils.models.base import open_backend
 from caprl_utils.prism import probes
+from caprl_utils.prism.evaluate import evaluate, trained_captioners
 from caprl_utils.prism.gallery import save_png
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
-from caprl_utils.prism.sources import image_ids
+from caprl_utils.prism.sources import Source, image_ids, joined_captions
 from caprl_utils.prism.told import counts, false, sentences
 from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
@@ -36,10 +38,11 @@ from caprl_utils.reports.numbers import Cell, Table, record_path
 from caprl_utils.reports.paper import PRINTED_AVERAGE, printed_row
 from caprl_utils.reports.trace import Records, sources_of
 from caprl_utils.rl import judge_trial
-from caprl_utils.rl.experiments import run_all
+from caprl_utils.rl.experiments import BASE_RUN, MAIN, prism_name, run_all
 from caprl_utils.runs import load_result
 from caprl_utils.schema import Profile
 
+JOINED = f"{BASE_RUN}-joined"  # the run of captions of the base joined to the length of the trained captioner's
 OUTSIDE = "extra_outside"  # the item that needs a reader which none of ours trained
 PUBLISHED = "mini"  # the profile whose items README's map lists
 APART = ("deviations", "lab-log", "bench/bench")  # reports with a page of their own
@@ -61,8 +64,8 @@ _MARKS = {None: "{}", "true": "{} ✓", "repeat": "~~{}~~"}  # kind of a sentenc
 
 def train(profile: Profile, names: Sequence[str]) -> list[str]:
     """Make the trainings of notebook 03 behind items (without names: all), test the verifier where it is asked, and let
-    a reader from outside read; returns the items, without its own where there is no such reader. Raises UserError where
-    there is no training.
+    the reward's reader and one from outside read what further rows need; returns the items, without the latter's own
+    where there is no such reader. Raises UserError where there is no training.
     """
     wanted = chosen(profile, names)
     experiments = [name for item in wanted for name in item.experiments]
@@ -73,14 +76,27 @@ def train(profile: Profile, names: Sequence[str]) -> list[str]:
     run_all(profile.name, experiments, [name for item in wanted for name in item.read_twice])
     if FOLLOW_UPS in names:
         judge_trial.verify(profile, load_samples(profile))
+    runs = [Path(run).name for item in wanted for row in item.rows for run in row.runs]
+    joined = _joined(profile) if any(run.startswith(JOINED) for run in runs) else None
+    if joined and prism_name(JOINED, "reward_reader") in runs:
+        reader = open_backend(profile.models.reward_reader, profile)
+        evaluate(profile, prism_name(JOINED, "reward_reader"), joined, reader, load_samples(profile))
     if OUTSIDE not in names:
         return list(names)
-    rows = (row for item in chosen(profile, [OUTSIDE]) for row in item.rows)
-    runs = [Path(run).name.removesuffix(f"-by-{probes.OUTSIDE}") for row in rows for run in row.runs]
-    if probes.read_outside(profile, runs):
+    ending = f"-by-{probes.OUTSIDE}"
+    kept = [run.removesuffix(ending) for run in runs if run.endswith(ending) and not run.startswith(JOINED)]
+    if probes.read_outside(profile, kept, {JOINED: joined} if joined else {}):
         return list(names)
     print(probes.HOW_TO_GET)
     return [name for name in names if name != OUTSIDE]
+
+
+def _joined(profile: Profile) -> Source | None:
+    """Notebook 04's control for length, which is drawn already, where base and trained captioner were evaluated."""
+    longer, home = list(trained_captioners(profile, [MAIN])), paths.RUNS / profile.name / "prism"
+    if not longer or not all((home / run / "result.json").is_file() for run in (BASE_RUN, *longer)):
+        return None
+    return joined_captions(profile, open_backend(profile.models.policy, profile), BASE_RUN, longer)
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:

@@ -127,6 +127,24 @@ def test_without_such_a_reader_the_extra_is_left_out_and_a_line_says_how_to_get_
     assert "make setup" in capsys.readouterr().out
 
 
+def test_captions_joined_to_the_length_of_the_trained_ones_are_read_by_the_other_readers_too(monkeypatch, reader):
+    def two(images):
+        return {i.id: written_captions(i.id, ["A cat.", "A cat. A dog."], "base", len) for i in images}
+
+    monkeypatch.setattr(page, "_joined", lambda profile: Source("base joined", {"s": 1}, two))
+    monkeypatch.setattr(page, "run_all", lambda *unused: None)
+    monkeypatch.setattr(page.notebook, "prepare_process", lambda *unused: None)
+    monkeypatch.setattr(page, "open_backend", lambda *unused: Says(lambda request: "unknown"))
+    monkeypatch.setattr(probes, "_unpacked", lambda *unused: "a folder")
+    monkeypatch.setattr(probes, "WordsReader", lambda *unused: reader)
+    monkeypatch.setattr("caprl_utils.models.local.LocalBackend", lambda *unused: None)
+    assert page.train(load_profile("smoke"), ["extra_readers", "extra_outside"]) == ["extra_readers", "extra_outside"]
+    folder = paths.RUNS / "smoke" / "prism"
+    ours, outside = (read_samples(folder / f"base-3b-joined-by-{role}") for role in ("reward_reader", "outside_reader"))
+    assert {row["caption"] for row in ours} == {"A cat.", "A cat. A dog."}
+    assert {row["caption"] for row in outside} == {"A cat."}  # the first of each picture
+
+
 @pytest.mark.integration
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(
