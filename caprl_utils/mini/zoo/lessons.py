@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from caprl_utils import prompts
+from caprl_utils.files import appearing
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.render import render
 from caprl_utils.mini.tokenizer import SPECIAL, shared_tokenizer
@@ -261,7 +262,8 @@ def _seen_by(tower: str, part: str) -> np.ndarray:
             with torch.no_grad():
                 images = _process(pool.pixels(range(first, min(first + 60, numbers.stop)), None))
                 rows += [tokens.half().numpy() for tokens in model.model.get_image_features(**images).pooler_output]
-        np.save(file, np.stack(rows))
+        with appearing(file, "tmp.npy") as temporary:
+            np.save(temporary, np.stack(rows))
     return np.load(file, mmap_mode="r")
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from caprl_utils import paths
+from caprl_utils.files import appearing
 from caprl_utils.mini.render import CELL, CELLS, anchors, drawn, render
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.world import KINDS, Picture, picture
@@ -69,9 +70,8 @@ def _draw(file: Path) -> None:
         shown = picture_of(int(file.stem) * CHUNK + place)
         row["pixels"] = np.asarray(render(shown).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         row["words"] = cell_words(shown)
-    temporary = file.with_suffix(".tmp.npy")
-    np.save(temporary, rows)
-    temporary.rename(file)
+    with appearing(file, "tmp.npy") as temporary:
+        np.save(temporary, rows)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from caprl_utils.files import write_json
+from caprl_utils.files import appearing, write_json
 from caprl_utils.hashing import derive_seed
 from caprl_utils.mini.tokenizer import shared_tokenizer
 from caprl_utils.mini.zoo import models
@@ -36,7 +36,9 @@ def main(
     for recipe in (RECIPES[name] for name in names or RECIPES):
         done = recipe.work_folder / "model.pt"
         if not done.exists():
-            torch.save(train(recipe).state_dict(), done)
+            weights = train(recipe).state_dict()
+            with appearing(done) as temporary:
+                torch.save(weights, temporary)
         ship(recipe)
 
 
