@@ -11,6 +11,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from caprl_utils.prism.evaluate import evaluate, trained_captioners
 from caprl_utils.prism.gallery import save_png
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
-from caprl_utils.prism.sources import Source, image_ids, joined_captions
+from caprl_utils.prism.sources import Source, image_ids, images_of, joined_captions
 from caprl_utils.prism.told import counts, false, sentences
 from caprl_utils.reports import cards, claims, figures, numbers, tables
 from caprl_utils.reports.claims import write_claims
@@ -96,7 +98,10 @@ def _joined(profile: Profile) -> Source | None:
     longer, home = list(trained_captioners(profile, [MAIN])), paths.RUNS / profile.name / "prism"
     if not longer or not all((home / run / "result.json").is_file() for run in (BASE_RUN, *longer)):
         return None
-    return joined_captions(profile, open_backend(profile.models.policy, profile), BASE_RUN, longer)
+    source = joined_captions(profile, open_backend(profile.models.policy, profile), BASE_RUN, longer)
+    # of all images, as notebook 04 asks for them: captions of some only would take the place of these
+    found = cache(lambda: source.captions(images_of(load_samples(profile))))
+    return replace(source, captions=lambda images: found())
 
 
 def write_all(profile: Profile, names: Sequence[str] = ()) -> list[Path]:

@@ -16,7 +16,7 @@ from caprl_utils.prism import probes
 from caprl_utils.prism.evaluate import evaluate
 from caprl_utils.prism.loading import load_samples
 from caprl_utils.prism.scores import read_samples
-from caprl_utils.prism.sources import Source, written_captions
+from caprl_utils.prism.sources import Source, images_of, written_captions
 from caprl_utils.reports import page
 from tests.scripted import Says, Words
 
@@ -143,6 +143,20 @@ def test_captions_joined_to_the_length_of_the_trained_ones_are_read_by_the_other
     ours, outside = (read_samples(folder / f"base-3b-joined-by-{role}") for role in ("reward_reader", "outside_reader"))
     assert {row["caption"] for row in ours} == {"A cat.", "A cat. A dog."}
     assert {row["caption"] for row in outside} == {"A cat."}  # the first of each picture
+
+
+def test_joined_captions_are_asked_for_all_images_as_notebook_04_does(monkeypatch):
+    profile, asked = load_profile("smoke"), []
+    monkeypatch.setattr(page, "trained_captioners", lambda *unused: {"caprl-seed0": None})
+    monkeypatch.setattr(page, "open_backend", lambda *unused: None)
+    monkeypatch.setattr(page, "joined_captions", lambda *unused: Source("j", {}, lambda all_of: asked.append(all_of)))
+    assert page._joined(profile) is None  # nothing was evaluated
+    for run in ("base-3b", "caprl-seed0"):
+        (folder := paths.RUNS / "smoke" / "prism" / run).mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    found = page._joined(profile)
+    assert not asked and found.captions([]) is found.captions([])
+    assert [len(images) for images in asked] == [len(images_of(load_samples(profile)))]
 
 
 @pytest.mark.integration
