@@ -2,7 +2,7 @@
 
 Every row with several trainings is split into two halves in every way (of three trainings, one against one), and these
 are compared as two rows are. The pooled spread is of the other rows, so that a row does not vouch for itself. More
-seeds than mini has: SET="ablations.seeds=[0,1,2,3]".
+trainings of a row: `make table4 table5 SET="ablations.seeds=[0,1,2,3,4,5]"`, and the bench with the same SET.
 """
 
 from collections.abc import Iterator, Sequence
