@@ -180,7 +180,7 @@ test-notebooks: environment ## the runner, the smoke chain from nothing, then nb
 	$(PY) -m pytest -p no:nbval -m notebooks tests/notebooks
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
-	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
+	$(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \
 		$(EXTRA:%=notebooks/%.ipynb) $(CHAIN:%=notebooks/%.ipynb)
 
 clean: ## remove what PROFILE computed (published reports stay)
