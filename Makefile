@@ -177,7 +177,7 @@ test-engines: test-integration ## of these, the real vLLM, LLaMA-Factory and TRL
 # The chain from nothing in a folder of its own, then nbval: every cell again, saved outputs compared where marked.
 test-notebooks: export CAPRL_RUNS := $(CURDIR)/runs/test
 test-notebooks: environment ## the runner, the smoke chain from nothing, then nbval over the notebooks
-	$(PY) -m pytest -p no:nbval -m notebooks tests/notebooks
+	$(PY) -m pytest -n 2 --dist loadfile -p no:nbval -m notebooks tests/notebooks
 	rm -rf "$$CAPRL_RUNS"
 	$(MAKE) --no-print-directory reproduce PROFILE=smoke
 	$(PY) -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -o timeout=900 \

@@ -9,12 +9,19 @@ import pytest
 
 from caprl_utils import paths
 from caprl_utils.config import load_profile
+from caprl_utils.rl.train import leave_out_vllm
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and a second thread would wait spinning
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's check of addresses takes seconds to load
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only the integration tier runs vLLM; TRL would import it for all, 11 seconds in each process."""
+    if "not integration" in config.option.markexpr:
+        leave_out_vllm()
 
 
 def pytest_collection_finish() -> None:

@@ -13,6 +13,7 @@ from tests.browser import CHROMIUM, WHY_SKIPPED, problems
 COPIES = sorted((paths.ROOT / "reports" / "mini" / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.notebooks
 @pytest.mark.skipif(CHROMIUM is None, reason=WHY_SKIPPED)
 @pytest.mark.parametrize("file", COPIES, ids=lambda file: file.stem)
 def test_its_page_shows_all_of_it_without_a_network(file, tmp_path, monkeypatch):
