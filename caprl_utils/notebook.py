@@ -79,10 +79,10 @@ def start(profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, s
     return Context(loaded, seed)
 
 
-def prepare_process(profile: Profile, vllm_inside: bool = False) -> None:
-    """Environment variables and thread counts for this process and those it starts. vllm_inside: vLLM, which needs
-    mistral_common, will run in this very process. Else, and off the hub, transformers is told that there is none: it
-    imports it wherever it is installed, 4 of 13 seconds of a first model.
+def prepare_process(profile: Profile, any_model: bool = False) -> None:
+    """Environment variables and thread counts for this process and those it starts. any_model: one of which the profile
+    knows nothing may be opened, or vLLM run, in this very process. Else, and off the hub, transformers is told that
+    there is no mistral_common: it imports it wherever it is installed, 4 of 13 seconds of a first model.
     """
     os.environ.update(QUIET)
     os.environ.update(OFFLINE if profile.offline else {})
@@ -90,7 +90,7 @@ def prepare_process(profile: Profile, vllm_inside: bool = False) -> None:
         os.environ["OMP_NUM_THREADS"] = str(profile.torch_threads)
         if "torch" in sys.modules:  # it has read the variable already
             sys.modules["torch"].set_num_threads(profile.torch_threads)
-    if profile.offline and not vllm_inside and "transformers" not in sys.modules:
+    if profile.offline and not any_model and "transformers" not in sys.modules:
         sys.modules.setdefault("mistral_common", None)
 
 

@@ -54,7 +54,7 @@ def score(
     """Score a model or a captions file on benchmarks (the profile's if none; KEY=PATH for local data); a model by VQA
     if `direct`. Writes score.md into the run's folder and returns it with the folder's name.
     """
-    prepare_process(profile)
+    prepare_process(profile, any_model=True)
     file = Path(captioner) if captioner.endswith(SUFFIXES) else None
     if file and (direct or not file.is_file()):
         raise UserError(f"{captioner}: " + ("--direct needs a model that looks" if direct else "no such file"))

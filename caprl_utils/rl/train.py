@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
         die_with_parent()
     experiment, profile = load_experiment(arguments.experiment, arguments.profile)
     require_tracker(profile.rl)
-    prepare_process(profile, vllm_inside=experiment.training.rollout != "transformers")
+    prepare_process(profile, any_model=experiment.training.rollout != "transformers")
     if experiment.training.rollout == "transformers":
         leave_out_vllm()
     return train(experiment, profile, arguments.seed)
