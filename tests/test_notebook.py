@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import sys
 from unittest.mock import patch
 
 import nbformat
@@ -74,6 +75,17 @@ def test_published_copies_are_light(runs_folder, tmp_path, monkeypatch):
     (folder / "05_large.ipynb").write_text(executed(stdout="x" * 300_000))
     with pytest.raises(UserError, match=r"05_large.ipynb would have \d{3} kB, more than 250"):
         notebook.publish(load_profile("smoke"))
+
+
+@pytest.mark.parametrize(
+    ("profile", "any_model", "spared"), [("smoke", False, True), ("smoke", True, False), ("paper", False, False)]
+)
+def test_off_the_hub_no_mistral_common_is_imported_unless_any_model_may_come(profile, any_model, spared):
+    with patch.dict(sys.modules):
+        for name in ("transformers", "mistral_common"):
+            sys.modules.pop(name, None)
+        notebook.prepare_process(load_profile(profile), any_model)
+        assert (sys.modules.get("mistral_common", "importable") is None) == spared
 
 
 def test_start_prepares_the_process_and_only_offline_profiles_lose_the_hub():
