@@ -81,8 +81,7 @@ def start(profile: str, seed: int = 0, needs: Mapping[str, str] | None = None, s
 
 def prepare_process(profile: Profile, any_model: bool = False) -> None:
     """Environment variables and thread counts for this process and those it starts. any_model: one of which the profile
-    knows nothing may be opened, or vLLM run, in this very process. Else, and off the hub, transformers is told that
-    there is no mistral_common: it imports it wherever it is installed, 4 of 13 seconds of a first model.
+    knows nothing may be opened in this very process, or vLLM run; else, off the hub, mistral_common is left out.
     """
     os.environ.update(QUIET)
     os.environ.update(OFFLINE if profile.offline else {})
@@ -90,7 +89,15 @@ def prepare_process(profile: Profile, any_model: bool = False) -> None:
         os.environ["OMP_NUM_THREADS"] = str(profile.torch_threads)
         if "torch" in sys.modules:  # it has read the variable already
             sys.modules["torch"].set_num_threads(profile.torch_threads)
-    if profile.offline and not any_model and "transformers" not in sys.modules:
+    if profile.offline and not any_model:
+        leave_out_mistral()
+
+
+def leave_out_mistral() -> None:
+    """Tell transformers that there is no mistral_common, which came with vLLM: it imports it wherever that is, 4
+    of 13 seconds of a first model. Where transformers is there (under DeepSpeed) it has looked already.
+    """
+    if "transformers" not in sys.modules:
         sys.modules.setdefault("mistral_common", None)
 
 

@@ -79,7 +79,7 @@ def train(profile: Profile, names: Sequence[str]) -> list[str]:
     if FOLLOW_UPS in names:
         judge_trial.verify(profile, load_samples(profile))
     runs = [Path(run).name for item in wanted for row in item.rows for run in row.runs]
-    joined = _joined(profile) if any(run.startswith(JOINED) for run in runs) else None
+    joined = _joined(profile) if any(run.startswith(f"{JOINED}-by-") for run in runs) else None
     if joined and prism_name(JOINED, "reward_reader") in runs:
         reader = open_backend(profile.models.reward_reader, profile)
         evaluate(profile, prism_name(JOINED, "reward_reader"), joined, reader, load_samples(profile))

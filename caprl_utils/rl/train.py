@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from caprl_utils import paths
 from caprl_utils.config import load_experiment
 from caprl_utils.errors import UserError
-from caprl_utils.notebook import prepare_process
+from caprl_utils.notebook import leave_out_mistral, prepare_process
 from caprl_utils.processes import die_with_parent
 from caprl_utils.rl.experiments import STAGE, identity, require_tracker, run_name
 from caprl_utils.runs import Run, checkpoints_in, last_checkpoint
@@ -88,12 +88,10 @@ def _finish(run: Run, trainer: CaptionTrainer, experiment: Experiment, weights: 
 
 
 def leave_out_vllm() -> None:
-    """Tell TRL that there is no vLLM, and transformers that there is none of mistral_common, which came with it: both
-    are imported wherever they are installed, 8 and 5 of 22 seconds of a start. Once transformers is there (under
-    DeepSpeed) it has looked already.
+    """Tell TRL that there is no vLLM, and transformers that there is none of what came with it: both are imported
+    wherever they are installed, 8 and 5 of 22 seconds of a start.
     """
-    if "transformers" not in sys.modules:
-        sys.modules["mistral_common"] = None
+    leave_out_mistral()
     from trl import import_utils
 
     import_utils.is_vllm_available = lambda min_version=None: False
@@ -110,7 +108,7 @@ def main(argv: list[str]) -> int:
         die_with_parent()
     experiment, profile = load_experiment(arguments.experiment, arguments.profile)
     require_tracker(profile.rl)
-    prepare_process(profile, any_model=experiment.training.rollout != "transformers")
+    prepare_process(profile, any_model=True)
     if experiment.training.rollout == "transformers":
         leave_out_vllm()
     return train(experiment, profile, arguments.seed)
